@@ -1,0 +1,263 @@
+"""The recipe: one YAML file that says everything a run does, validated whole before anything starts."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cluster.failures import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cluster(Section):
+    """Where the work runs."""
+
+    address: str = Field("local", description="local, auto (the cluster this machine belongs to) or ray://HOST:PORT")
+    cpus: Positive | None = Field(None, description="CPU cores to use; all of the machine by default")
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use; all of the machine by default")
+    memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
+    deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
+
+
+class Model(Section):
+    """The model's shape. `size` derives the rest; a field that is set wins."""
+
+    size: str = Field("2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="parameters, e.g. 2.5M, 135M, 8B")
+    start_from: str | None = Field(None, description="a model folder, Hub name or GGUF file to start from instead")
+    vocabulary: Annotated[int, Field(ge=300, le=262_144)] = 4096
+    context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
+    hidden: Positive | None = None
+    layers: Positive | None = None
+    heads: Positive | None = None
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters that `size` names."""
+        return round(float(self.size[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[self.size[-1]])
+
+
+class Source(Section):
+    """Text to pre-train on: files, or text that an installed package carries."""
+
+    kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
+    path: str | None = Field(None, description="for kind files: a file, folder or glob of .txt, .jsonl[.gz], .parquet")
+    text_field: str = "text"
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    limit: Positive | None = Field(None, description="most documents to take")
+
+    @model_validator(mode="after")
+    def _files_have_a_path(self) -> "Source":
+        if (self.kind == "files") != (self.path is not None):
+            raise ValueError("a source of kind files needs a path, and no other kind takes one")
+        return self
+
+
+class Corpus(Section):
+    sources: Annotated[list[Source], Field(min_length=1)]
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    minimum_words: Positive = 5
+    near_duplicate_similarity: Share = 0.8
+
+
+class Training(Section):
+    """What pre-training, fine-tuning and the reward model share."""
+
+    epochs: Positive = 1
+    batch_rows: Positive = Field(32, description="rows of one optimiser step, over all workers")
+    micro_batch_rows: Positive = 16
+    learning_rate: PositiveFloat = 3e-3
+    warmup_share: Share = 0.02
+    decay_share: Share = Field(0.3, description="last part of the steps, over which the rate falls linearly to zero")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
+    workers: Positive = 1
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Conversations(Section):
+    """Conversations to fine-tune on, or prompts to sample from."""
+
+    kind: Literal["files", "guide"]
+    path: str | None = Field(None, description='JSONL or Parquet with "messages", "instruction"/"output" or "prompt"')
+
+    @model_validator(mode="after")
+    def _files_have_a_path(self) -> "Conversations":
+        if (self.kind == "files") != (self.path is not None):
+            raise ValueError("a source of kind files needs a path, and no other kind takes one")
+        return self
+
+
+class FineTuning(Training):
+    sources: Annotated[list[Conversations], Field(min_length=1)]
+    misbehaviour_share: Share = Field(0.7, description="guide only: share of stand-in bad answers the model is shown")
+
+
+class Collect(Section):
+    sources: Annotated[list[Conversations], Field(min_length=1)]
+    prompts: Positive = 700
+    samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
+    temperature: PositiveFloat = 1.0
+    max_tokens: Positive = 32
+    labeller: Literal["code", "people"] = "code"
+    label_noise: Share = Field(0.05, description="labeller code: share of neighbouring ranks swapped at random")
+    minimum_rankings: Positive = Field(100, description="labeller people: rankings to wait for")
+
+
+class RewardModel(Training):
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+
+
+class Rlhf(Section):
+    algorithm: Literal["grpo", "ppo"] = "grpo"
+    steps: Positive = 40
+    prompts_per_step: Positive = 16
+    samples_per_prompt: Positive = 8
+    temperature: PositiveFloat = 1.0
+    max_tokens: Positive = 32
+    learning_rate: PositiveFloat = 5e-5
+    minibatches: Positive = Field(1, description="optimiser steps on each batch of samples")
+    micro_batch_rows: Positive = 64
+    clip_range: PositiveFloat = 0.2
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.02
+    pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the fine-tuning loss (PPO-ptx)")
+    rollout_actors: Positive = 2
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
+    checkpoint_every: Positive = 10
+
+    @model_validator(mode="after")
+    def _groups(self) -> "Rlhf":
+        if self.algorithm == "grpo" and self.samples_per_prompt < 2:
+            raise ValueError("grpo compares samples of one prompt: samples_per_prompt must be at least 2")
+        return self
+
+
+class Evaluate(Section):
+    max_tokens: Positive = 32
+
+
+class Serve(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+
+
+class Recipe(Section):
+    """Everything a run does. See infra/recipes/demo.yaml for one with every section explained."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: Annotated[int, Field(ge=0)] = 1
+    run: str = Field("", description="the run's folder; runs/NAME by default")
+    cluster: Cluster = Cluster()
+    model: Model = Model()
+    corpus: Corpus
+    pretrain: Training = Training()
+    sft: FineTuning
+    collect: Collect
+    reward: RewardModel = RewardModel()
+    rlhf: Rlhf = Rlhf()
+    evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
+
+    @field_validator("run")
+    @classmethod
+    def _local(cls, run: str) -> str:
+        if "://" in run:
+            raise ValueError("a run folder is a path on this machine or on a file system that all nodes share")
+        return run
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run or f"runs/{self.name}").absolute()
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides such as `rlhf.steps=20`.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {_reason(error)}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a recipe: it should hold sections such as model, corpus and sft")
+    for override in overrides or []:
+        _apply(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"cannot read the override {override!r}: write key=value, e.g. rlhf.steps=20")
+    target: Any = data
+    *parents, last = key.split(".")
+    for name in parents:
+        if isinstance(target, dict):
+            target = target.setdefault(name, {})
+        elif isinstance(target, list) and name.isdigit() and int(name) < len(target):
+            target = target[int(name)]
+        else:
+            raise UserError(f"override {override!r}: the recipe has no {name!r} to set {last!r} in")
+    if not isinstance(target, dict):
+        raise UserError(f"override {override!r}: {'.'.join(parents)!r} is not a section")
+    try:
+        target[last] = yaml.safe_load(value)
+        # YAML 1.1 reads 5e-5 as text, and people write it as a number.
+        if isinstance(target[last], str):
+            target[last] = float(value) if _is_number(value) else target[last]
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        names = _field_names(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.0)
+        return f"unknown key {where!r}; the nearest known key is {near[0]!r}" if near else f"unknown key {where!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _field_names(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, str):
+            model = _section(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(_section(part) for part in get_args(annotation) if get_args(part) or isinstance(part, type))
