@@ -1,9 +1,9 @@
 """A run's folder: one subfolder a stage, built to the side and renamed when whole.
 
-    runs/demo/
-        sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
-        .partial/rlhf/       a stage in progress, resumed by the same command
-        feedback.db          what people said; no stage ever removes it
+runs/demo/
+    sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
+    .partial/rlhf/       a stage in progress, resumed by the same command
+    feedback.db          what people said; no stage ever removes it
 """
 
 import json
