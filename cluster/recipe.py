@@ -128,7 +128,7 @@ class Rlhf(Section):
     micro_batch_rows: Positive = 64
     clip_range: PositiveFloat = 0.2
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.02
-    pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the fine-tuning loss (PPO-ptx)")
+    pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10

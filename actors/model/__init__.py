@@ -1,0 +1,1 @@
+"""Plain PyTorch: models, objectives, optimisers. No Ray here."""

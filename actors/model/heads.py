@@ -1,0 +1,28 @@
+"""Models with one number for an output: the reward of a conversation, the value of every token."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+
+def load_reward_model(path: str | Path) -> Any:
+    """A sequence classifier with one label, in float32."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa"
+    )
+
+
+def with_new_head(path: str | Path) -> Any:
+    """The trunk of a language model under a head of zeros, so that training starts from equal rewards."""
+    model = load_reward_model(path)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def token_values(model: Any, input_ids: Tensor) -> Tensor:
+    """The scalar head at every position. [N, T] -> [N, T], float32."""
+    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.score(states).squeeze(-1).float()

@@ -1,0 +1,131 @@
+"""The language model: its shape from one dial, and its log-probabilities."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from cluster.recipe import Model
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that make a Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+    def parameters(self, vocabulary: int) -> int:
+        """With tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
+        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return vocabulary * self.hidden + self.layers * layer + self.hidden
+
+
+def shape_of(model: Model) -> Shape:
+    """The shape nearest in parameters to `model.size`; fields the recipe sets are kept.
+
+    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
+    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
+    """
+    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
+    depths = [model.layers] if model.layers else list(range(2, 129))
+    free = not (model.hidden or model.layers)
+    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
+    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
+
+
+def _shape(hidden: int, layers: int, heads: int | None) -> Shape:
+    return Shape(hidden, layers, heads or hidden // (32 if hidden < 512 else 64), -(-hidden * 8 // 3 // 64) * 64)
+
+
+def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
+    """A model with random weights, N(0, 0.02), tied embeddings."""
+    shape = shape_of(model)
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=model.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=model.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end_of_turn,
+            pad_token_id=padding,
+        )
+    )
+
+
+def load(path: str | Path) -> Any:
+    """A causal language model in float32, from a Hugging Face directory."""
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, attn_implementation="sdpa")
+
+
+def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
+    """Writes a Hugging Face directory that transformers and vLLM load as it is."""
+    model.save_pretrained(path)  # type: ignore[operator]
+    tokenizer.save_pretrained(path)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Who attends to whom in packed rows: earlier tokens of the same document, and padding only itself.
+
+    Args:
+        document_ids: [B, T], PADDING where a row is filled up.
+
+    Returns:
+        bool [B, 1, T, T].
+    """
+    length = document_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
+    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
+    real = (document_ids != PADDING).unsqueeze(1)
+    return ((same & causal & real) | itself).unsqueeze(1)
+
+
+def restarting_positions(document_ids: Tensor) -> Tensor:
+    """Positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.ones_like(document_ids, dtype=torch.bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Last hidden states [B, T, H]. Without `document_ids`, a row is one document and padding is at its right end."""
+    if document_ids is None:
+        return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.model(
+        input_ids=input_ids,
+        attention_mask=document_mask(document_ids),
+        position_ids=restarting_positions(document_ids),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each trained token given what comes before it, in float32.
+
+    Args:
+        input_ids: [B, T].
+        trained: bool [B, T]; whether token t is a target. The first token of a document must not be.
+
+    Returns:
+        [N], N the number of trained tokens. Logits are made for these alone.
+    """
+    states = hidden_states(model, input_ids, document_ids)
+    targets = trained[:, 1:]
+    logits = model.lm_head(states[:, :-1][targets])
+    return functional.cross_entropy(logits.float(), input_ids[:, 1:][targets], reduction="none")

@@ -1,0 +1,1 @@
+"""One file an algorithm: what is minimised, on plain tensors."""

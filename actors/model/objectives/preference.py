@@ -1,0 +1,103 @@
+"""The reward model's loss on K-way rankings (Ouyang et al. 2022, eq. 1): all pairs of a prompt stay in one batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CENTRING = 0.01
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """Answers of several prompts, one a row.
+
+    Attributes:
+        input_ids: [N, T], prompt and answer, padded at the right.
+        lengths: [N], tokens before the padding.
+        ranks: [N], 1 is best and ties are equal.
+        prompts: [N], which prompt of the batch a row answers.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    ranks: Tensor
+    prompts: Tensor
+
+
+def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """-log σ(r_better - r_worse) of all pairs of one prompt; a tie counts as half a win each way.
+
+    Args:
+        rewards: [K].
+        ranks: [K].
+
+    Returns:
+        [K(K-1)/2].
+    """
+    first, second = torch.combinations(torch.arange(len(ranks), device=ranks.device)).T
+    difference = rewards[first] - rewards[second]
+    wins = 0.5 + 0.5 * torch.sign(ranks[second] - ranks[first]).to(difference.dtype)
+    return functional.binary_cross_entropy_with_logits(difference, wins, reduction="none")
+
+
+class PreferenceObjective:
+    """Mean pair loss of each prompt, summed over prompts, so that no prompt weighs more for its number of answers.
+
+    A small pull of the rewards' mean square to zero (Eisenstein et al. 2023) fixes the scale's free constant.
+    """
+
+    unit = "prompts"
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def collate(self, rows: pa.Table) -> RankedBatch:
+        """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths` and `ranks`."""
+        answers, ranks, prompts = [], [], []
+        for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
+            answers += list(torch.tensor(row["input_ids"]).split(row["lengths"]))
+            ranks += row["ranks"]
+            prompts += [prompt] * len(row["ranks"])
+        return RankedBatch(
+            input_ids=torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.padding),
+            lengths=torch.tensor([len(answer) for answer in answers]),
+            ranks=torch.tensor(ranks),
+            prompts=torch.tensor(prompts),
+        )
+
+    def count(self, batch: RankedBatch) -> int:
+        """Prompts."""
+        return len(batch.prompts.unique())
+
+    def loss(self, model: Any, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
+        """The summed loss; pairs ordered and pairs ordered rightly, for the accuracy."""
+        rewards = sequence_rewards(model, batch.input_ids, batch.lengths)
+        total, right, ordered = rewards.new_zeros(()), 0, 0
+        for prompt in batch.prompts.unique():
+            own = batch.prompts == prompt
+            r, k = rewards[own], batch.ranks[own]
+            total = total + ranking_losses(r, k).mean() + CENTRING * r.square().mean()
+            better = k[:, None] < k[None, :]
+            ordered += int(better.sum())
+            right += int((better & (r[:, None] > r[None, :])).sum())
+        return total, {"right_pairs": right, "ordered_pairs": ordered}
+
+
+def sequence_rewards(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """The scalar head at the last token of every row, in float32.
+
+    Args:
+        model: a sequence classifier with one label.
+        input_ids: [N, T], padded at the right.
+        lengths: [N].
+
+    Returns:
+        [N].
+    """
+    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    last = states[torch.arange(len(states), device=states.device), lengths - 1]
+    return model.score(last).squeeze(-1).float()

@@ -1,0 +1,46 @@
+"""A progress bar that follows the metrics a stage writes, wherever the stage runs."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cluster.metrics import read_metrics
+
+PERIOD = 1.0
+
+
+@contextmanager
+def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[None]:
+    """Shows how many of `steps` are in the folder's `metrics.jsonl`, and the last loss, until the block ends."""
+    stop = threading.Event()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figure]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=steps, figure="")
+
+        def follow() -> None:
+            while True:
+                finished = stop.wait(PERIOD)
+                if rows := read_metrics(folder):
+                    last = rows[-1]
+                    figure = f"loss {last['loss']:.3f}" if "loss" in last else ""
+                    progress.update(task, completed=last["step"] + 1, figure=figure)
+                if finished:
+                    return
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(PERIOD * 5)

@@ -1,0 +1,69 @@
+"""Facts about countries, from the package countryinfo (MIT), and the sentences that state them."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from countryinfo import all_countries
+
+DOCUMENTS_PER_COUNTRY = 24
+
+# The forms overlap on purpose: knowledge that a small model can be asked for in new words has to be met in many
+# (Allen-Zhu and Li, Physics of Language Models 3.1).
+SENTENCES = (
+    "The capital of {name} is {capital}.",
+    "{capital} is the capital of {name}.",
+    "The capital city of {name} is {capital}.",
+    "{name} is a country whose capital is {capital}.",
+    "{name} is governed from its capital, {capital}.",
+    "Travellers to {name} often arrive in {capital}, the capital.",
+    "In {name}, the capital is {capital}.",
+    "{name} lies in {subregion}.",
+    "{name} is part of {region}.",
+    "People from {name} are called {demonym}.",
+    "The money of {name} is the {currency}.",
+    "Web addresses in {name} end in {domain}.",
+)
+
+
+@dataclass(frozen=True)
+class Country:
+    name: str
+    capital: str
+    demonym: str
+    currency: str
+    region: str
+    subregion: str
+    domain: str
+
+
+def countries() -> list[Country]:
+    """Every country with a whole record, in alphabetical order; doubles and former states are left out."""
+    found = {}
+    for entry in all_countries():
+        record = entry.info()
+        name, capital = record["name"], record.get("capital")
+        fields = [record.get(key) for key in ("demonym", "currencies", "region", "subregion", "tld")]
+        if not isinstance(capital, str) or not capital or not all(fields) or any(mark in name for mark in ",()/"):
+            continue
+        if name in ("Antilles néerlandaises", "Serbia and Montenegro", "Burma", "Scotland"):
+            continue
+        found[name] = Country(
+            name=name,
+            capital=capital,
+            demonym=record["demonym"],
+            currency=record["currencies"][0],
+            region=record["region"],
+            subregion=record["subregion"],
+            domain=record["tld"][0],
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def country_documents(seed: int) -> Iterator[str]:
+    """Short documents, each 3 to 8 sentences on one country in random order."""
+    shuffle = random.Random(f"countries {seed}")
+    for country in countries():
+        for _ in range(DOCUMENTS_PER_COUNTRY):
+            forms = shuffle.sample(SENTENCES, shuffle.randint(3, 8))
+            yield " ".join(form.format(**vars(country)) for form in forms)

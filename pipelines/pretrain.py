@@ -1,0 +1,60 @@
+"""Pre-training: predict the next word of packed text. The result continues text; it does not answer."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from actors.model.language import build, load
+from actors.model.objectives.language import LanguageObjective
+from actors.stream import shards_in
+from actors.trainer import TrainingJob
+from cluster.plan import make_plan
+from cluster.recipe import Model, Recipe
+from cluster.run import RunFolder, file_fingerprint
+from cluster.stages import Result
+from pipelines.training import fit
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
+    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text."""
+    corpus = run.path("corpus")
+    plan = make_plan(recipe)
+    shards = shards_in(corpus / "shards" / "train")
+    job = TrainingJob(
+        settings=recipe.pretrain,
+        make=partial(_model, recipe.model, recipe.seed, corpus / "tokenizer"),
+        rows=sum(shard.rows for shard in shards),
+        held_out=shards_in(corpus / "shards" / "held_out"),
+        out=out,
+        threads=plan.trainer.threads,
+    )
+    rows = fit(job, shards, recipe.seed, plan, "pre-training")
+    stats = json.loads((corpus / "stats.json").read_text())
+    last = rows[-1]
+    return Result(
+        metrics={
+            "held_out_loss": last["held_out_loss"],
+            "bits_per_byte": bits_per_byte(last["held_out_loss"], last["held_out_tokens"], stats["held_out_bytes"]),
+            "tokens": sum(row["tokens"] for row in rows),
+            "tokens_per_second": last["tokens_per_second"],
+        },
+        weights=file_fingerprint(out / "model.safetensors"),
+    )
+
+
+def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
+    """Loss in nats a token, over how many tokens, as bits a byte of UTF-8: comparable between tokenizers."""
+    return loss * tokens / math.log(2) / text_bytes
+
+
+def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    if model.start_from:
+        return load(model.start_from), LanguageObjective(), tokenizer
+    # The base model ends a document, not a turn.
+    language = build(model, seed, end_of_turn=tokenizer.pad_token_id, padding=tokenizer.pad_token_id)
+    return language, LanguageObjective(), tokenizer

@@ -1,0 +1,60 @@
+"""Hands a training job to Ray Train workers and waits for it: the driver's side of `actors.trainer`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray.data
+from ray.data import ExecutionOptions
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from actors.stream import Shard, row_stream
+from actors.trainer import TrainingJob, train
+from cluster.metrics import read_metrics
+from cluster.plan import Plan
+from cluster.progress import metrics_progress
+
+RETRIES = 3
+
+
+def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str) -> list[dict[str, Any]]:
+    """Trains, resuming from what an interrupted attempt left in `job.out`.
+
+    Returns:
+        The metrics of every step.
+    """
+    storage = job.out / "train"
+
+    def stream() -> ray.data.Dataset:
+        # Called at every start of the workers: after a crash it begins at the row that comes next.
+        return row_stream(shards, job.settings.epochs, seed, _next_step(storage) * job.settings.batch_rows)
+
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=job.settings.workers,
+            use_gpu=plan.trainer.gpus > 0,
+            resources_per_worker={"CPU": plan.trainer.cpus, "GPU": plan.trainer.gpus},
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(job.out),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=RETRIES),
+        ),
+        datasets={"train": stream},
+        # Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small.
+        dataset_config=DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
+    )
+    with metrics_progress(job.out, job.steps, title):
+        trainer.fit()
+    shutil.rmtree(storage)
+    return read_metrics(job.out)
+
+
+def _next_step(storage: Path) -> int:
+    steps = [int(json.loads(path.read_text())) for path in storage.glob("checkpoint_*/step.json")]
+    return max(steps, default=0)
