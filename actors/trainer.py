@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from actors.model.optimiser import adamw, learning_rate_factor
+from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.sharding import WithLoss, shard
 from actors.stream import Shard
 from cluster.failures import StageError
@@ -71,27 +71,28 @@ def train(config: dict[str, Any]) -> None:
 
     plain, objective, tokenizer = job.make()
     model = shard(WithLoss(plain.to(device), objective), workers, device)
-    optimiser = adamw(model, settings.learning_rate, settings.weight_decay)
-    start = _restore(model, optimiser)
+    steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
+    start = _restore(model, steppers)
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     clock, counted = time.monotonic(), 0
 
     for step, rows in _global_batches(start, settings.batch_rows):
         total = objective.count(objective.collate(rows))
-        _set_learning_rate(optimiser, settings, step, job.steps)
+        learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
         loss, figures = _accumulate(model, objective, rows, rank, workers, total, settings, device)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)
         loss, figures = _sum_over_workers(loss, figures, workers, device)
         if not math.isfinite(loss):
             raise StageError(f"the loss is {loss} at step {step}: lower the learning rate ({settings.learning_rate})")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
         counted += total
         last = step + 1 == job.steps
         if metrics:
             values = {
                 "loss": loss,
-                "learning_rate": optimiser.param_groups[0]["lr"],
+                "learning_rate": learning_rate,
                 "gradient_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm),
                 objective.unit: total,
                 f"{objective.unit}_per_second": counted / (time.monotonic() - clock),
@@ -103,7 +104,7 @@ def train(config: dict[str, Any]) -> None:
                 metrics.write(step, **values, **{f"held_out_{name}": value for name, value in held_out.items()})
             if last:
                 _export(model, plain, tokenizer, job.out, rank)
-            _checkpoint(model, optimiser, step + 1, job.out, rank)
+            _checkpoint(model, steppers, step + 1, job.out, rank)
         elif metrics:
             metrics.write(step, **values)
 
@@ -176,10 +177,11 @@ def _accumulate(
     return loss, figures
 
 
-def _set_learning_rate(optimiser: Optimizer, settings: Training, step: int, steps: int) -> None:
-    factor = learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share)
-    for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate * factor
+def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
+    rate = settings.learning_rate * learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share)
+    for group in (group for stepper in steppers for group in stepper.param_groups):
+        group["lr"] = rate
+    return rate
 
 
 def _precision(settings: Training, device: torch.device) -> AbstractContextManager[Any]:
@@ -203,8 +205,8 @@ def _to(batch: Any, device: torch.device) -> Any:
     return type(batch)(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
 
 
-def _checkpoint(model: WithLoss, optimiser: Optimizer, step: int, out: Path, rank: int) -> None:
-    weights, state = get_state_dict(model, optimiser)
+def _checkpoint(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
+    weights, state = get_state_dict(model, steppers)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         dcp.save({"model": weights, "optimiser": state}, checkpoint_id=folder)
         if rank == 0:
@@ -212,14 +214,14 @@ def _checkpoint(model: WithLoss, optimiser: Optimizer, step: int, out: Path, ran
         ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _restore(model: WithLoss, optimiser: Optimizer) -> int:
+def _restore(model: WithLoss, steppers: list[Optimizer]) -> int:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        weights, state = get_state_dict(model, optimiser)
+        weights, state = get_state_dict(model, steppers)
         dcp.load({"model": weights, "optimiser": state}, checkpoint_id=folder)
-        set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=state)
+        set_state_dict(model, steppers, model_state_dict=weights, optim_state_dict=state)
         return int(json.loads((Path(folder) / "step.json").read_text()))
 
 

@@ -74,6 +74,7 @@ class Training(Section):
     epochs: Positive = 1
     batch_rows: Positive = Field(32, description="rows of one optimiser step, over all workers")
     micro_batch_rows: Positive = 16
+    optimiser: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     learning_rate: PositiveFloat = 3e-3
     warmup_share: Share = 0.02
     decay_share: Share = Field(0.3, description="last part of the steps, over which the rate falls linearly to zero")

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: user message in, trainer's response as the target."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from actors.model.chat import Chat
+from actors.model.language import load
+from actors.model.objectives.language import LanguageObjective
+from actors.stream import shards_in
+from actors.trainer import TrainingJob
+from cluster.plan import make_plan
+from cluster.recipe import Recipe
+from cluster.run import RunFolder, file_fingerprint
+from cluster.stages import Result
+from pipelines.training import fit
+
+HELD_OUT_SHARE = 0.02
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
+    """Trains the base model on the assistant's tokens of every conversation."""
+    base = run.path("base")
+    plan = make_plan(recipe)
+    figures = _prepare(recipe, Chat.of(base), out)
+    shards = shards_in(out / "shards" / "train")
+    job = TrainingJob(
+        settings=recipe.sft,
+        make=partial(_model, base),
+        rows=sum(shard.rows for shard in shards),
+        held_out=shards_in(out / "shards" / "held_out"),
+        out=out,
+        threads=plan.trainer.threads,
+    )
+    rows = fit(job, shards, recipe.seed, plan, "fine-tuning")
+    return Result(
+        metrics={**figures, "held_out_loss": rows[-1]["held_out_loss"], "tokens": sum(row["tokens"] for row in rows)},
+        weights=file_fingerprint(out / "model.safetensors"),
+    )
+
+
+def _model(base: Path) -> tuple[Any, Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = load(base)
+    # From here on the model ends its turn, where the base model ended a document.
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, LanguageObjective(), tokenizer
