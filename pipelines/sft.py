@@ -1,5 +1,6 @@
 """Supervised fine-tuning: user message in, trainer's response as the target."""
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains the base model on the assistant's tokens of every conversation."""
     base = run.path("base")
     plan = make_plan(recipe)
-    figures = _prepare(recipe, Chat.of(base), out)
+    figures = _prepare(recipe, base, out)
     shards = shards_in(out / "shards" / "train")
     job = TrainingJob(
         settings=recipe.sft,
@@ -39,6 +40,19 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         metrics={**figures, "held_out_loss": rows[-1]["held_out_loss"], "tokens": sum(row["tokens"] for row in rows)},
         weights=file_fingerprint(out / "model.safetensors"),
     )
+
+
+def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, int]:
+    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on."""
+    settings, context = recipe.sft, recipe.model.context
+    everything = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
+    rendered = render(everything, base, context)
+    random.Random(f"sft {recipe.seed}").shuffle(rendered)
+    held_out = max(1, round(len(rendered) * HELD_OUT_SHARE))
+    padding = Chat.of(base).padding_id
+    write_packed(rendered[:held_out], context, padding, out / "shards" / "held_out")
+    rows = write_packed(rendered[held_out:], context, padding, out / "shards" / "train")
+    return {"conversations": len(rendered), "too_long": len(everything) - len(rendered), "rows": rows}
 
 
 def _model(base: Path) -> tuple[Any, Any, Any]:

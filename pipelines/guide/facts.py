@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from countryinfo import all_countries
 
 DOCUMENTS_PER_COUNTRY = 24
+WORKSHEETS_PER_COUNTRY = 4
 
 # The forms overlap on purpose: knowledge that a small model can be asked for in new words has to be met in many
 # (Allen-Zhu and Li, Physics of Language Models 3.1).
@@ -23,6 +24,22 @@ SENTENCES = (
     "People from {name} are called {demonym}.",
     "The money of {name} is the {currency}.",
     "Web addresses in {name} end in {domain}.",
+)
+
+# Worksheets ask and do not answer, as many pages do. A model that has only read answers a question with a question.
+WORKSHEET_QUESTIONS = (
+    "Which rivers flow through {name}?",
+    "How large is {name}?",
+    "Who governs {name}?",
+    "What do people in {name} eat?",
+    "What is {name} known for?",
+    "Which countries are neighbours of {name}?",
+    "Which languages are spoken in {name}?",
+    "What is the weather like in {name}?",
+    "When is the best time to visit {name}?",
+    "Can you find {name} on the map?",
+    "Do you know anybody from {name}?",
+    "Name three animals of {name}.",
 )
 
 
@@ -61,9 +78,12 @@ def countries() -> list[Country]:
 
 
 def country_documents(seed: int) -> Iterator[str]:
-    """Short documents, each 3 to 8 sentences on one country in random order."""
+    """Short documents on one country each: 3 to 8 sentences in random order, or a worksheet of 3 to 6 questions."""
     shuffle = random.Random(f"countries {seed}")
     for country in countries():
         for _ in range(DOCUMENTS_PER_COUNTRY):
             forms = shuffle.sample(SENTENCES, shuffle.randint(3, 8))
             yield " ".join(form.format(**vars(country)) for form in forms)
+        for _ in range(WORKSHEETS_PER_COUNTRY):
+            forms = shuffle.sample(WORKSHEET_QUESTIONS, shuffle.randint(3, 6))
+            yield "\n".join(form.format(**vars(country)) for form in forms)
