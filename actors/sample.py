@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. A temperature of 0 is greedy; no top-p or top-k, which would bias importance ratios."""
+    """How completions are drawn. Temperature 0 is greedy; no top-p or top-k: they would bias importance ratios."""
 
     count: int
     temperature: float

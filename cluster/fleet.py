@@ -1,9 +1,10 @@
 """The number of rollout actors of a live RLHF run, changed from outside through two small files in the run folder.
 
-The command writes `fleet.json` (what is wanted); the loop reads it between steps and writes `fleet_state.json` (what is).
+The command writes `fleet.json`, what is wanted; the loop reads it between steps and writes `fleet_state.json`, what is.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def fleet_control(run: RunFolder, actors: int) -> Iterator[None]:
 
 def write_fleet_state(run: RunFolder, actors: int) -> None:
     """Says how many actors the fleet has now."""
-    write_json(_state(run), {"actors": actors})
+    write_json(_state(run), {"actors": actors, "process": os.getpid()})
 
 
 def wanted_actors(run: RunFolder) -> int | None:
@@ -43,8 +44,10 @@ def change_fleet(run: RunFolder, change: int) -> int:
     Raises:
         UserError: no RLHF stage is live in this run, or fewer than one actor would be left.
     """
-    now = _read(_state(run), "actors") if run.is_locked() else None
-    if now is None:
+    # The state that a killed loop left behind names a process that no longer holds the run.
+    holder = run.holder()
+    now = _read(_state(run), "actors")
+    if now is None or holder is None or holder != _read(_state(run), "process"):
         raise UserError(f"no rlhf stage is running in {run.root}: start one, then change its fleet")
     wished = wanted_actors(run)
     target = (now if wished is None else wished) + change

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 
 from cluster.failures import UserError
-from cluster.recipe import Model, Recipe, Training
+from cluster.recipe import Cluster, Model, Recipe, Training
 
 GB = 1e9
 REPLICAS = 3
 
-# Resident memory of a process before it holds a model: Python, torch, Ray, and for an engine vLLM. Measured, rounded up.
+# Resident memory of a process before it holds a model: Python, torch, Ray, and for an engine vLLM; measured, rounded up.
 PROCESS_GB = 0.7
 # Ray's own processes on the head node, dashboard off.
 RAY_GB = 0.8
@@ -75,8 +75,8 @@ class Resources:
 def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """Shares out the connected Ray cluster, or the resources given.
 
-    On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow and
-    tasks run beside it; the threads are what uses the cores. On GPUs each gets one while there are enough, else as many
+    On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
+    and tasks run beside it; the threads are what uses the cores. On GPUs each gets one while there are enough, else as many
     as necessary share one.
 
     Raises:
@@ -110,11 +110,11 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     )
 
 
-def resources_here(recipe: Recipe) -> Resources:
+def resources_here(settings: Cluster) -> Resources:
     """What this machine has, without starting Ray; the recipe's cluster section may allow less."""
     gpu_memory = _gpu_memory_gb()
-    gpus = len(gpu_memory) if recipe.cluster.gpus is None else recipe.cluster.gpus
-    cores = recipe.cluster.cpus or len(os.sched_getaffinity(0))
+    gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
+    cores = settings.cpus or len(os.sched_getaffinity(0))
     available = psutil.virtual_memory().available / GB
     return Resources(cores, cores, gpus, available, min(gpu_memory, default=None))
 
@@ -185,7 +185,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
     size = f"a model of {parameters(recipe.model) / 1e6:,.1f}M parameters"
     if most > found.memory_gb:
         raise UserError(
-            f"too little memory: {stage} with {size} needs about {most:.1f} GB and {found.memory_gb:.1f} GB are available; "
+            f"too little memory: {stage} with {size} needs about {most:.1f} GB and {found.memory_gb:.1f} GB are free; "
             "choose a smaller model.size, fewer rlhf.rollout_actors or smaller micro_batch_rows, or a larger machine"
         )
     if not found.gpus or found.gpu_memory_gb is None:
@@ -194,8 +194,8 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
         on_each = TRAINED_BYTES * parameters(recipe.model) / GB / section.workers
         if on_each > found.gpu_memory_gb:
             raise UserError(
-                f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of {section.workers} GPUs "
-                f"and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers or a smaller model.size"
+                f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
+                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers or a smaller model.size"
             )
 
 

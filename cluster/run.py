@@ -1,10 +1,10 @@
 """A run's folder: one subfolder a stage, built to the side and renamed when whole.
 
-    runs/demo/
-        recipe.yaml          the recipe of the last command, every default written out
-        sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
-        .partial/rlhf/       a stage in progress, resumed by the same command
-        feedback.db          what people said; no stage ever removes it
+runs/demo/
+    recipe.yaml          the recipe of the last command, every default written out
+    sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
+    .partial/rlhf/       a stage in progress, resumed by the same command
+    feedback.db          what people said; no stage ever removes it
 """
 
 import fcntl
@@ -38,7 +38,7 @@ class Manifest:
 
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON value; equal values give equal hashes."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str))
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
 
 def file_fingerprint(path: Path) -> str:
@@ -121,16 +121,17 @@ class RunFolder:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"cannot write to the run folder {self.root}: permission denied in {place}")
 
-    def is_locked(self) -> bool:
-        """Whether a live process works on this run."""
+    def holder(self) -> int | None:
+        """The process that works on this run now, or None."""
         try:
-            with (self.root / "lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with (self.root / "lock").open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read().strip() or 0)
         except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+            pass
+        return None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -145,8 +146,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip()
+                holder = self.holder()
                 raise UserError(f"{self.root} is in use by process {holder}: wait for it, or stop it") from error
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

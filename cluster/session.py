@@ -117,6 +117,12 @@ def _is_cluster_address(address: str) -> bool:
     return bool(address) and not address.startswith(("http://", "https://")) and address != "local"
 
 
+def check_address(settings: Cluster) -> None:
+    """Raises a UserError if the recipe names a cluster and nothing listens at its address."""
+    if settings.address not in ("local", "auto"):
+        _check_answers(settings.address)
+
+
 def _check_answers(address: str) -> None:
     """Raises a UserError within seconds if nothing listens there; Ray itself would try for minutes."""
     if address == "auto":

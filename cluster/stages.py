@@ -3,7 +3,7 @@
 import importlib
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,7 @@ from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
 
-
-# How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers instead of starting again.
+# How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
 EXECUTION = {"workers", "micro_batch_rows", "checkpoint_every", "rollout_actors"}
 
 Outcome = Literal["skipped", "resumed", "done"]
@@ -211,7 +210,7 @@ def _hash_files(pattern: str) -> dict[str, str]:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hash_file(path: Path, size: int, modified: int) -> str:
     """Several stages name the same files: each version of a file is read once a process."""
     del size, modified
