@@ -28,7 +28,8 @@ app = typer.Typer(
     help="""Text and human judgement in; a served, aligned language model out.
 
 [bold]The flow[/bold]: corpus → pretrain → sft → collect → reward → rlhf → evaluate → serve. A recipe, one YAML
-file, says everything; any field of it can be set on the command line. What is finished is skipped, what was interrupted goes on.
+file, says everything; any field of it can be set on the command line. What is finished is skipped, what was
+interrupted goes on.
 
 [bold]Examples[/bold]
 

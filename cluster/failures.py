@@ -45,7 +45,7 @@ def wait_for(refs: Any, seconds: float, what: str) -> Any:
 def known_failure(error: BaseException) -> UserError | StageError | None:
     """The `UserError` or `StageError` behind an exception, also when Ray carried it from another process; else None."""
     for found in _behind(error):
-        # Ray raises a class that is both RayTaskError and the cause's: its text is a traceback, the cause has the message.
+        # Ray raises a class that is both RayTaskError and the cause's: its text is a traceback.
         if isinstance(found, UserError | StageError) and not hasattr(found, "cause"):
             return found
     return _written_in(str(error)) if type(error).__module__.startswith("ray") else None

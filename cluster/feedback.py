@@ -1,7 +1,7 @@
 """What people said: prompts, the completions they saw, and how they ranked them.
 
 SQLite by default, in write-ahead mode so that the pages, a stage and a labeller can write at once; any SQLAlchemy URL,
-such as PostgreSQL's, works. Rankings are stored as they were given (K-way, ties, skips, the order shown); pairs are derived.
+such as PostgreSQL's, works. Rankings are stored as given (K-way, ties, skips, the order shown); pairs are derived.
 Adding is idempotent: what is there already, by its unique key, is left as it is and its id is given back.
 """
 

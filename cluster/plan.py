@@ -15,7 +15,7 @@ from cluster.recipe import Cluster, Model, Recipe, Training
 GB = 1e9
 REPLICAS = 3
 
-# Resident memory of a process before it holds a model: Python, torch, Ray, and for an engine vLLM; measured, rounded up.
+# Resident memory of a process before it holds a model: Python, torch, Ray, and vLLM in an engine; measured, rounded up.
 PROCESS_GB = 0.7
 # Ray's own processes on the head node, dashboard off.
 RAY_GB = 0.8
@@ -76,8 +76,8 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """Shares out the connected Ray cluster, or the resources given.
 
     On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
-    and tasks run beside it; the threads are what uses the cores. On GPUs each gets one while there are enough, else as many
-    as necessary share one.
+    and tasks run beside it; the threads are what uses the cores. On GPUs each gets one while there are enough,
+    else as many as necessary share one.
 
     Raises:
         UserError: it does not fit; the message says what is short and what to do.
@@ -195,7 +195,8 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
         if on_each > found.gpu_memory_gb:
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
-                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers or a smaller model.size"
+                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers "
+                "or a smaller model.size"
             )
 
 
