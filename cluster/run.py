@@ -34,7 +34,7 @@ class Manifest:
 
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON value; equal values give equal hashes."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str))
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
 
 def file_fingerprint(path: Path) -> str:

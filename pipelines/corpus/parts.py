@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from cluster.failures import UserError
+from cluster.failures import DeadlineError, UserError
 from cluster.run import write_json
 
 Report = dict[str, Any]
@@ -52,6 +52,7 @@ def run_parts(
 
     Raises:
         UserError: of the first part, in order, that raised one.
+        DeadlineError: no part finished in time.
     """
     bar = progress.add_task(phase, total=len(parts))
     reports = {index: report for index, part in enumerate(parts) if (report := _finished(folder, part)) is not None}
@@ -60,7 +61,7 @@ def run_parts(
     if pending:
         folder.mkdir(parents=True, exist_ok=True)
         errors: dict[int, str] = {}
-        for row in _execute(pending, partial(_run_part, function, folder, tuple(parts)), deadline):
+        for row in _execute(phase, pending, partial(_run_part, function, folder, tuple(parts)), deadline):
             if row["error"]:
                 errors[row["part"]] = row["error"]
             else:
@@ -80,8 +81,9 @@ def written_to_the_side(path: Path) -> Iterator[Path]:
     side.replace(path)
 
 
-def _execute(pending: Sequence[int], task: Callable[[Report], Report], deadline: float) -> Iterator[Report]:
+def _execute(phase: str, pending: Sequence[int], task: Callable[[Report], Report], deadline: float) -> Iterator[Report]:
     import ray.data
+    from ray.data.exceptions import ExecutionTimeoutError
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -90,7 +92,12 @@ def _execute(pending: Sequence[int], task: Callable[[Report], Report], deadline:
     context.execution_no_progress_timeout_s = deadline
     with ray.data.DataContext.current(context):
         rows = ray.data.from_items([{"part": index} for index in pending], override_num_blocks=len(pending))
-        yield from rows.map(task).iter_rows()
+        try:
+            yield from rows.map(task).iter_rows()
+        except ExecutionTimeoutError as error:
+            raise DeadlineError(
+                f"waited {deadline:.0f} s for a task of the phase {phase!r}; see the Ray logs"
+            ) from error
 
 
 def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Part, ...], row: Report) -> Report:

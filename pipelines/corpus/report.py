@@ -37,14 +37,12 @@ def statistics(
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
     total = {split: _sum(tokenised, split) for split in SPLITS}
     return {
-        "gathered": {key: sum(source["gathered"][key] for source in sources.values()) for key in ("documents", "bytes")},
+        "gathered": {
+            key: sum(source["gathered"][key] for source in sources.values()) for key in ("documents", "bytes")
+        },
         "dropped": dict(sum((Counter(source["dropped"]) for source in sources.values()), Counter())),
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
-        **{
-            f"{split}_{key}": total[split][key]
-            for split in SPLITS
-            for key in ("documents", "bytes", "tokens", "rows")
-        },
+        **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},
         "crop_rate": {split: _ratio(total[split]["cut"], total[split]["documents"]) for split in SPLITS},
@@ -94,7 +92,7 @@ def print_summary(stats: Report, console: Console) -> None:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(stats["dropped"].items())) or "nothing"
     console.print(f"dropped by rules: {reasons}")
     console.print(
-        f"{stats['train_rows']:,} rows of {stats['context']} tokens to train on and {stats['held_out_rows']:,} held out; "
+        f"{stats['train_rows']:,} rows of {stats['context']} tokens to train on, {stats['held_out_rows']:,} held out; "
         f"{stats['padding_rate']['train']:.2%} padding, {stats['crop_rate']['train']:.2%} of the documents cut; "
         f"{stats['vocabulary']:,} tokens in the vocabulary; {sum(stats['seconds'].values()):.1f} s"
     )

@@ -1,10 +1,10 @@
 """The corpus stage: gather, clean and judge -> drop duplicates -> train the tokenizer -> tokenise and pack -> shard.
 
-    documents/part-*.parquet                 the text that is used: id, source, split, text
-    tokenizer/                               a Hugging Face tokenizer directory with the chat template
-    shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
-    stats.json                               what went in, what came out, where the rest went
-    work/                                    what the phases hand on, until the last one is through
+documents/part-*.parquet                 the text that is used: id, source, split, text
+tokenizer/                               a Hugging Face tokenizer directory with the chat template
+shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
+stats.json                               what went in, what came out, where the rest went
+work/                                    what the phases hand on, until the last one is through
 """
 
 import json
@@ -72,7 +72,12 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
         with _timed("tokenise", seconds):
             tokenisation = Tokenisation(
-                files, choices, out / "tokenizer" / "tokenizer.json", work / "rows", out / "documents", recipe.model.context
+                files,
+                choices,
+                out / "tokenizer" / "tokenizer.json",
+                work / "rows",
+                out / "documents",
+                recipe.model.context,
             )
             tokenised = _tokenise(tokenisation, recipe, work, progress)
         with _timed("shards", seconds):
@@ -106,9 +111,7 @@ def _save_choices(selection: Selection, splits: Sequence[Split], folder: Path) -
     return files
 
 
-def _tokenizer(
-    recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path
-) -> int:
+def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path) -> int:
     """Trains the tokenizer unless it is there; returns how many tokens it knows."""
     if not folder.exists():
         share = min(1.0, SAMPLE_BYTES / train_bytes)

@@ -1,4 +1,4 @@
-"""The second phase, part by part: encode the chosen documents and pack them into rows, still in the order of the part."""
+"""The second phase, part by part: encode the chosen documents and pack them into rows, not shuffled yet."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
 
 
 def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Token ids of documents. A document that spells a special token gets the tokens of its characters, never the id."""
+    """Token ids of documents. One that spells a special token gets the tokens of its characters, never the id."""
     for encoding in _plain_encoder(file).encode_batch(list(texts), add_special_tokens=False):
         yield encoding.ids
 
