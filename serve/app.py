@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -26,6 +25,7 @@ MODEL_FOLDERS = ("base", "sft", "policy")
 REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
+STOP_SECONDS = 5.0
 
 
 def serve_run(models: dict[str, Path], host: str, port: int, share: Share, context: int, deadline: float) -> None:
@@ -56,44 +56,41 @@ def serve_run(models: dict[str, Path], host: str, port: int, share: Share, conte
 
 def application(models: dict[str, Path], share: Share, context: int) -> serve.Application:
     """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
-    replicas = {
-        name: serve.deployment(Replica)
-        .options(
-            name=name,
-            max_ongoing_requests=REQUESTS_AT_ONCE,
-            max_constructor_retry_count=1,
-            graceful_shutdown_timeout_s=5,
-            graceful_shutdown_wait_loop_s=0.1,
-            ray_actor_options={
-                "num_cpus": share.cpus,
-                "num_gpus": share.gpus,
-                "runtime_env": {"env_vars": engine_environment(share)},
-            },
-        )
-        .bind(name, path, context, share)
-        for name, path in models.items()
-    }
-    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+    replica = serve.deployment(
+        max_ongoing_requests=REQUESTS_AT_ONCE,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=STOP_SECONDS,
+        graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        ray_actor_options={
+            "num_cpus": share.cpus,
+            "num_gpus": share.gpus,
+            "runtime_env": {"env_vars": engine_environment(share)},
+        },
+    )(Replica)
+    gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
-        graceful_shutdown_timeout_s=5,
-        graceful_shutdown_wait_loop_s=0.1,
-        # It only passes bytes on; a share of its own would be taken from the models.
+        graceful_shutdown_timeout_s=STOP_SECONDS,
+        graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        # It only passes text on; a share of its own would be taken from the models.
         ray_actor_options={"num_cpus": 0},
-    )
-    return gateway.bind(replicas)
+    )(serve.ingress()(Gateway))
+    handles = {name: replica.options(name=name).bind(name, path, context, share) for name, path in models.items()}
+    return gateway.bind(handles)
 
 
 def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | None = None) -> None:
     """Serves a run's finished models on the connected Ray until SIGINT or SIGTERM. Runs in the main thread.
 
     Raises:
-        UserError: the run has no finished model, or the port is taken.
+        UserError: the run has no finished model, the port is taken, or the cluster serves something already.
     """
     console = console or Console()
     host, port = recipe.serve.host, recipe.serve.port
     models = finished_models(run)
     require_free_port(host, port)
+    if others := serve.status().applications:
+        raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
     with _signals_interrupt():
         try:
             with console.status(f"starting {', '.join(models)}"):
@@ -112,14 +109,7 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            stop()
-
-
-def stop() -> None:
-    """Ends the application, and Ray Serve with it unless the cluster serves something else too."""
-    serve.delete(APPLICATION)
-    if not serve.status().applications:
-        serve.shutdown()
+            serve.shutdown()
 
 
 def finished_models(run: RunFolder) -> dict[str, Path]:
@@ -140,6 +130,9 @@ def require_free_port(host: str, port: int) -> None:
     Raises:
         UserError: another program listens there, or the address is not one of this machine's.
     """
+    advice = "stop the program that uses it, or choose another port (serve.port=… or --port …)"
+    if not 0 < port < 65536:
+        raise UserError(f"port {port} is none: choose one from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -148,10 +141,7 @@ def require_free_port(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen()
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; "
-            f"stop the program that uses it or choose another one with serve.port={port + 1}"
-        ) from error
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}; {advice}") from error
 
 
 def url_host(host: str) -> str:
@@ -193,7 +183,7 @@ def _watch() -> None:
 def _signals_interrupt() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt

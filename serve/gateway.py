@@ -3,16 +3,15 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.exceptions import HTTPException
 
 from serve.page import page
@@ -20,16 +19,13 @@ from serve.replica import Endpoint, Reply
 
 logger = logging.getLogger("ray.serve")
 
+EVENTS = "text/event-stream"
 HEALTH_SECONDS = 5.0
-REPLICA_ERRORS = (RayError, RayServeException, TimeoutError)
 
 
 def error_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it; the same shape that vLLM answers with."""
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
-UNAVAILABLE = error_body(503, "the model cannot be reached; it is being restarted, try again", "ServiceUnavailableError")
 
 
 class RequestError(Exception):
@@ -46,8 +42,6 @@ def gateway_app(models: Mapping[str, DeploymentHandle]) -> FastAPI:
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
     app.exception_handler(RequestError)(_request_error)
     app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(RayError)(_replica_error)
-    app.exception_handler(RayServeException)(_replica_error)
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
@@ -56,17 +50,16 @@ def gateway_app(models: Mapping[str, DeploymentHandle]) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         states = dict(zip(models, await asyncio.gather(*(_state(handle) for handle in models.values())), strict=True))
-        healthy = all(state == "ok" for state in states.values())
+        healthy = all(state["status"] == "ok" for state in states.values())
         return JSONResponse({"status": "ok" if healthy else "unhealthy", "models": states}, 200 if healthy else 503)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        cards = await asyncio.gather(*(handle.card.remote() for handle in models.values()))
-        return {"object": "list", "data": cards}
+        return {"object": "list", "data": await asyncio.gather(*(_card(handle) for handle in models.values()))}
 
     @app.get("/v1/models/{name}")
     async def get_model(name: str) -> dict[str, Any]:
-        return await _model_named(models, name).card.remote()
+        return await _card(_model_named(models, name))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -96,14 +89,17 @@ async def _pass_on(models: Mapping[str, DeploymentHandle], endpoint: Endpoint, r
     if isinstance(first, Reply):
         await parts.aclose()
         return JSONResponse(first.body, first.status)
-    return StreamingResponse(_events(first, parts), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        _events(first, parts), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 async def _parts(handle: DeploymentHandle, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Reply | str]:
-    stream = handle.options(stream=True).answer.remote(endpoint, body)
+    stream = cast(DeploymentResponseGenerator, handle.options(stream=True).answer.remote(endpoint, body))
     try:
-        async for part in stream:
-            yield part
+        with _unreachable():
+            async for part in stream:
+                yield part
     finally:
         # Reached early when the client has gone; the replica then aborts the request in its engine.
         stream.cancel()
@@ -115,9 +111,27 @@ async def _events(first: str, rest: AsyncGenerator[Reply | str]) -> AsyncIterato
         try:
             async for event in rest:
                 yield str(event)
-        except (RayError, RayServeException):
+        except RequestError as error:
             # The status line has been sent: an error event is the only way left to say that the answer is not whole.
-            yield f"data: {json.dumps(UNAVAILABLE)}\n\n"
+            yield f"data: {json.dumps(error.body)}\n\n"
+
+
+async def _card(handle: DeploymentHandle) -> dict[str, Any]:
+    with _unreachable():
+        return await handle.card.remote()
+
+
+@contextmanager
+def _unreachable() -> Iterator[None]:
+    """Turns the failure of a replica into an answer that clients understand and may retry."""
+    try:
+        yield
+    except TaskCancelledError:
+        raise
+    except (RayError, RayServeException) as error:
+        logger.exception("a replica did not answer")
+        message = "the model cannot be reached just now; try again"
+        raise RequestError(503, message, "ServiceUnavailableError") from error
 
 
 async def _json_body(request: Request) -> dict[str, Any]:
@@ -142,12 +156,12 @@ def _model_named(models: Mapping[str, DeploymentHandle], name: Any) -> Deploymen
     return models[name]
 
 
-async def _state(handle: DeploymentHandle) -> str:
+async def _state(handle: DeploymentHandle) -> dict[str, Any]:
     try:
-        await asyncio.wait_for(handle.check_health.remote(), HEALTH_SECONDS)
-    except REPLICA_ERRORS as error:
-        return f"unreachable ({type(error).__name__})"
-    return "ok"
+        requests = await asyncio.wait_for(handle.requests.remote(), HEALTH_SECONDS)
+    except (RayError, RayServeException, TimeoutError) as error:
+        return {"status": f"unreachable ({type(error).__name__})"}
+    return {"status": "ok", "requests": requests}
 
 
 async def _request_error(_: Request, error: RequestError) -> JSONResponse:
@@ -157,8 +171,3 @@ async def _request_error(_: Request, error: RequestError) -> JSONResponse:
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
     return JSONResponse(error_body(error.status_code, message, "NotFoundError"), error.status_code)
-
-
-async def _replica_error(_: Request, error: Exception) -> JSONResponse:
-    logger.error("a replica did not answer: %s", error)
-    return JSONResponse(UNAVAILABLE, 503)

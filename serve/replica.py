@@ -35,7 +35,7 @@ class Replica:
 
     engine: "Engine"
 
-    async def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
         from serve.engine import Engine
 
         self.engine = Engine(name, model, context, share)
@@ -53,8 +53,13 @@ class Replica:
         return await self.engine.card()
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, which replaces a replica that raises, and by `/health`."""
+        """Called by Ray Serve, which replaces a replica that raises."""
         await self.engine.check_health()
+
+    async def requests(self) -> int:
+        """How many requests the engine is working on. Raises when it cannot answer any more."""
+        await self.engine.check_health()
+        return self.engine.requests()
 
     def __del__(self) -> None:
         # Ray Serve's hook at shutdown. The engine core is a process of its own: it has to be told.
