@@ -140,7 +140,8 @@ def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[f
 
 def verdict(sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
     """Whether reinforcement learning made the model better, in words. Only what chance does not explain counts."""
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for figure in FIGURES:
         low, high = difference(sft[figure.name], policy[figure.name])
         if low <= 0 <= high:
