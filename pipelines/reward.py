@@ -1,5 +1,6 @@
 """The reward model: learns the rankings, so that it can stand in for the people who made them."""
 
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -100,7 +101,7 @@ def _accuracy(rankings: list[dict[str, Any]], scores: list[list[float]]) -> dict
         better = quality[:, None] > quality[None, :]
         pairs += int(better.sum())
         right += int((better & (np.array(score)[:, None] > np.array(score)[None, :])).sum())
-    return proportion(right, pairs)
+    return asdict(proportion(right, pairs))
 
 
 def _write_normalisation(scores: list[list[float]], out: Path) -> None:

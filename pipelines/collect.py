@@ -1,0 +1,232 @@
+"""Collecting judgement: the fine-tuned model answers each prompt several times, and people, or a labeller written in
+code that stands in for them, rank the answers from best to worst."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from actors.fleet import Fleet
+from actors.model.chat import Chat
+from actors.sample import Prompt, Sample, Sampling
+from cluster import feedback
+from cluster.failures import StageError, UserError
+from cluster.feedback import Feedback, Ranking, open_feedback
+from cluster.metrics import MetricsWriter, read_metrics
+from cluster.plan import make_plan
+from cluster.recipe import Recipe
+from cluster.run import RunFolder, fingerprint
+from cluster.stages import Result
+from pipelines import preferences
+from pipelines.chat_data import PromptText
+from pipelines.chat_data import prompts as all_prompts
+
+# Prompts that are stored at once: what a kill may cost, against one write to the database each.
+STORED_TOGETHER = 32
+QUEUED_TOGETHER = 4 * STORED_TOGETHER
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """The prompts of one collection, by their names in the database.
+
+    With other weights or other sampling they have other names: no ranking mixes answers of both, and each may be ranked.
+    """
+
+    rows: dict[str, feedback.Prompt]
+    token_ids: dict[str, list[int]]
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
+    """Samples, waits for rankings and writes `rankings.parquet`. All that is drawn or said is kept in the database."""
+    settings, console = recipe.collect, Console()
+    chat = Chat.of(run.path("sft"))
+    weights = run.require("sft", "sft").weights or ""
+    prompts = plan_round(recipe, chat, weights)
+    with open_feedback(run.feedback_url) as database:
+        database.add_prompts(list(prompts.rows.values()))
+        sample(recipe, run, out, database, prompts, weights)
+        if settings.labeller == "code":
+            console.print(
+                "[bold]The rankings are made by a labeller written in code, which stands in for people[/bold]: "
+                f"a rule with {settings.label_noise:.0%} noise."
+            )
+            rank_by_code(recipe, chat, database, prompts)
+        else:
+            wait_for_people(database, prompts, settings.minimum_rankings, recipe.cluster.deadline_minutes * 60)
+        rows = ranking_rows(recipe, chat, database, prompts)
+        counts = stored(database, prompts)
+    preferences.write_rankings(rows, out / "rankings.parquet")
+    drawn = read_metrics(out)
+    seconds = sum(row["seconds"] for row in drawn)
+    return Result(
+        metrics={
+            "prompts": len(prompts.rows),
+            "completions": sum(map(len, counts.values())),
+            "rankings": len(rows),
+            "labeller": settings.labeller,
+            "stands_in_for_people": settings.labeller == "code",
+            "noise": settings.label_noise if settings.labeller == "code" else None,
+            "tie_share": preferences.tie_share(rows),
+            "sampling_seconds": seconds,
+            "tokens_per_second": sum(row["tokens"] for row in drawn) / seconds if seconds else 0.0,
+        }
+    )
+
+
+def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
+    """Chooses, renders and splits the prompts.
+
+    Raises:
+        UserError: there are too few, or the labeller cannot judge them.
+    """
+    settings = recipe.collect
+    found = all_prompts(settings.sources, recipe.seed)
+    if settings.labeller == "code":
+        preferences.check_judgeable(found)
+    room = recipe.model.context - settings.max_tokens
+    chosen: list[tuple[PromptText, list[int]]] = []
+    for text in preferences.in_turn(found, recipe.seed):
+        rendered = chat.prompt(text.messages)
+        if len(rendered) <= room:
+            chosen.append((text, rendered))
+        if len(chosen) == settings.prompts:
+            break
+    if len(chosen) < 2:
+        raise UserError(
+            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - collect.max_tokens); at "
+            "least 2 are needed, to train on one and hold out another"
+        )
+    split = preferences.splits([text.id for text, _ in chosen], recipe.reward.held_out_share, recipe.seed)
+    sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
+    mark = fingerprint([weights, sampling])[:8]
+    rows, token_ids = {}, {}
+    for number, (text, rendered) in enumerate(chosen):
+        # Labellers get prompts in the order of their names: the number keeps the kinds in turn.
+        name = f"{mark} {number:05d} {text.id}"
+        details = {**text.metadata, "prompt": text.id}
+        rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
+        token_ids[name] = rendered
+    return Round(rows, token_ids)
+
+
+def stored(database: Feedback, prompts: Round) -> dict[str, list[feedback.Completion]]:
+    """The completions in the database of every prompt of the round, in the order they were drawn."""
+    return {
+        row.id: sorted(row.completions, key=lambda completion: completion.index)
+        for row in database.prompts()
+        if row.id in prompts.rows
+    }
+
+
+def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: Round, weights: str) -> None:
+    """Draws the answers that the database lacks. A draw depends on seed and prompt alone, so a resumed collection holds
+    the same answers as one that was never interrupted."""
+    settings, plan = recipe.collect, make_plan(recipe)
+    have = stored(database, prompts)
+    missing = [name for name in prompts.rows if len(have[name]) < settings.samples_per_prompt]
+    metrics = MetricsWriter(out, resume_at=len(prompts.rows) - len(missing) + 1)
+    if not missing:
+        return
+    sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed)
+    fleet = Fleet(
+        run.path("sft"),
+        recipe.rlhf.rollout_actors,
+        plan.rollout,
+        recipe.model.context,
+        recipe.seed,
+        recipe.cluster.deadline_minutes * 60,
+    )
+    with fleet, _progress() as progress:
+        task = progress.add_task("sampling", total=len(prompts.rows), completed=len(prompts.rows) - len(missing))
+        clock = time.monotonic()
+        for begin in range(0, len(missing), QUEUED_TOGETHER):
+            names = missing[begin : begin + QUEUED_TOGETHER]
+            fleet.submit([Prompt(name, prompts.token_ids[name]) for name in names], sampling)
+        done = len(prompts.rows) - len(missing)
+        while done < len(prompts.rows):
+            groups = fleet.collect(min(STORED_TOGETHER, len(prompts.rows) - done))
+            database.add_completions(_completions(groups, sampling, weights))
+            done += len(groups)
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            metrics.write(done, seconds=seconds, tokens=sum(len(s.token_ids) for group in groups for s in group))
+            progress.update(task, completed=done)
+
+
+def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str) -> list[feedback.Completion]:
+    return [
+        feedback.Completion(
+            prompt_id=drawn.prompt_id,
+            index=drawn.index,
+            text=drawn.text,
+            token_ids=drawn.token_ids,
+            model="sft",
+            weights=weights,
+            sampling=vars(sampling) | {"finish_reason": drawn.finish_reason},
+        )
+        for group in groups
+        for drawn in group
+    ]
+
+
+def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round) -> None:
+    """Adds the rankings of the labeller written in code that are not there yet."""
+    noise, end = recipe.collect.label_noise, chat.end_of_turn_id
+    database.add_rankings(
+        [
+            preferences.ranking_by_code(prompts.rows[name], completions, end, noise, recipe.seed)
+            for name, completions in stored(database, prompts).items()
+        ]
+    )
+
+
+def wait_for_people(database: Feedback, prompts: Round, minimum: int, seconds: float) -> None:
+    """Waits until people have ranked enough.
+
+    Raises:
+        StageError: they had not by the deadline; nothing is lost and the same command waits on.
+    """
+    end = time.monotonic() + seconds
+    with _progress() as progress:
+        task = progress.add_task("rankings by people", total=minimum)
+        while (found := len(_rankings(database, prompts, "people", 0.0))) < minimum:
+            progress.update(task, completed=found)
+            if time.monotonic() >= end:
+                raise StageError(
+                    f"{found} of {minimum} rankings by people are in after {seconds / 60:.0f} min of waiting "
+                    "(cluster.deadline_minutes); they are kept, and the same command goes on from there"
+                )
+            time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+        progress.update(task, completed=found)
+
+
+def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round) -> list[dict[str, Any]]:
+    """The rows of rankings.parquet, in the order of the prompts."""
+    completions = stored(database, prompts)
+    rankings = _rankings(database, prompts, recipe.collect.labeller, recipe.collect.label_noise)
+    return [
+        preferences.ranking_row(
+            prompts.rows[ranking.prompt_id],
+            completions[ranking.prompt_id],
+            ranking,
+            prompts.token_ids[ranking.prompt_id],
+            chat.end_of_turn_id,
+        )
+        for ranking in sorted(rankings, key=lambda ranking: (ranking.prompt_id, ranking.labeller))
+    ]
+
+
+def _rankings(database: Feedback, prompts: Round, labeller: str, noise: float) -> list[Ranking]:
+    found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
+    if labeller == "people":
+        return [ranking for ranking in found if preferences.is_person(ranking.labeller)]
+    return [ranking for ranking in found if ranking.labeller == preferences.code_labeller(noise)]
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,0 +1,119 @@
+"""Learning curves: metrics of a stage over its steps, laid out for a small drawing."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.metrics import read_metrics
+
+WIDTH, HEIGHT = 320, 150
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
+# More points than the drawing has pixels across only make the page heavy.
+POINTS = 160
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its name, an SVG `points` attribute, and its first and last value."""
+
+    name: str
+    points: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where, in the drawing's units, and what it says."""
+
+    position: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawing of one or two metrics over the steps of a stage."""
+
+    title: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    folder: str
+    title: str
+    names: dict[str, str]
+
+
+_LOSS = {"loss": "training", "held_out_loss": "held out"}
+_PLANS = (
+    _Plan("base", "Pre-training loss", _LOSS),
+    _Plan("sft", "Fine-tuning loss", _LOSS),
+    _Plan("reward", "Reward model loss", _LOSS),
+    _Plan("policy", "RLHF: reward", {"reward": "mean"}),
+    _Plan("policy", "RLHF: KL to the fine-tuned model", {"kl_sequence": "nats an answer"}),
+    _Plan("policy", "RLHF: response length", {"response_length": "tokens"}),
+    _Plan("policy", "RLHF: harmful compliance", {"harmful_compliance": "share"}),
+    _Plan("policy", "RLHF: capital accuracy", {"capital_accuracy": "share"}),
+)
+
+
+def learning_curves(root: Path) -> list[Curve]:
+    """The curves of a run's stages; a metric that a stage did not write has none."""
+    curves = []
+    for plan in _PLANS:
+        rows = read_metrics(root / plan.folder)
+        series = {label: _series(rows, name) for name, label in plan.names.items()}
+        if any(len(points) > 1 for points in series.values()):
+            curves.append(_curve(plan.title, {label: points for label, points in series.items() if points}))
+    return curves
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    found = [(step, value) for step, value in found if math.isfinite(value)]
+    bucket = -(-len(found) // POINTS)
+    parts = [found[begin : begin + bucket] for begin in range(0, len(found), bucket or 1)]
+    return [(sum(step for step, _ in p) / len(p), sum(value for _, value in p) / len(p)) for p in parts]
+
+
+def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
+    steps = [step for points in series.values() for step, _ in points]
+    values = [value for points in series.values() for _, value in points]
+    x_marks, y_marks = _round_marks(min(steps), max(steps), 4), _round_marks(min(values), max(values), 4)
+    x_range = (min(steps), max(steps))
+    y_range = (y_marks[0], y_marks[-1])
+    return Curve(
+        title,
+        [
+            Line(
+                label,
+                " ".join(f"{_x(step, x_range):.1f},{_y(value, y_range):.1f}" for step, value in points),
+                points[0][1],
+                points[-1][1],
+            )
+            for label, points in series.items()
+        ],
+        [Tick(_x(mark, x_range), f"{mark:g}") for mark in x_marks if x_range[0] <= mark <= x_range[1]],
+        [Tick(_y(mark, y_range), f"{mark:g}") for mark in y_marks],
+    )
+
+
+def _round_marks(low: float, high: float, count: int) -> list[float]:
+    """About `count` marks at multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _x(step: float, limits: tuple[float, float]) -> float:
+    return LEFT + (step - limits[0]) / ((limits[1] - limits[0]) or 1.0) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(value: float, limits: tuple[float, float]) -> float:
+    return HEIGHT - BOTTOM - (value - limits[0]) / ((limits[1] - limits[0]) or 1.0) * (HEIGHT - TOP - BOTTOM)

@@ -1,0 +1,121 @@
+"""Which prompts are ranked, how the labeller written in code does it, and the table that the reward model learns from."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain, combinations, zip_longest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from cluster.failures import UserError
+from cluster.feedback import Completion, Prompt, Ranking
+from pipelines.chat_data import PromptText
+from pipelines.guide.labeller import grade, rank
+
+SCHEMA = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "kind": pa.string(),
+        "prompt_token_ids": pa.list_(pa.int32()),
+        "answers": pa.list_(pa.list_(pa.int32())),
+        "texts": pa.list_(pa.string()),
+        "ranks": pa.list_(pa.int32()),
+        "grades": pa.list_(pa.int32()),
+        "labeller": pa.string(),
+        "split": pa.string(),
+    }
+)
+
+
+def in_turn(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
+    """All prompts in random order, but the kinds in turn: in any first part of the list a rare kind is not drowned."""
+    kinds: dict[str, list[PromptText]] = defaultdict(list)
+    for prompt in prompts:
+        kinds[prompt.metadata.get("kind", "")].append(prompt)
+    shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
+    return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
+
+
+def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
+    """`train` or `held_out` for every prompt; at least one of each where there are two."""
+    count = min(max(1, round(len(prompt_ids) * held_out_share)), len(prompt_ids) - 1)
+    held_out = set(random.Random(f"held-out rankings {seed}").sample(list(prompt_ids), count))
+    return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
+
+
+def check_judgeable(prompts: Sequence[PromptText]) -> None:
+    """Raises a UserError if the labeller written in code has no rule for one of the prompts."""
+    strange = [prompt for prompt in prompts if not {"kind", "key"} <= prompt.metadata.keys()]
+    if strange:
+        raise UserError(
+            f"the labeller written in code judges only the guide's prompts, and {len(strange)} are others "
+            f"(the first: {strange[0].id[:80]}); set collect.labeller=people"
+        )
+
+
+def grades_of(details: Mapping[str, Any], completions: Sequence[Completion], end_of_turn: int) -> list[int]:
+    """The labeller's grades without noise; an answer that was cut lacks the token that ends a turn."""
+    return [
+        grade(details["kind"], details["key"], completion.text, completion.token_ids[-1:] == [end_of_turn])
+        for completion in completions
+    ]
+
+
+def code_labeller(noise: float) -> str:
+    """The name under which the labeller written in code ranks: it says that no person did, and how noisy it is."""
+    return f"code (noise {noise:g})"
+
+
+def is_person(labeller: str) -> bool:
+    """Whether a ranking's labeller is a person."""
+    return not labeller.startswith("code (noise ")
+
+
+def ranking_by_code(
+    prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, noise: float, seed: int
+) -> Ranking:
+    """How the labeller written in code ranks completions. Noise and the order shown depend on seed and prompt alone."""
+    chance = random.Random(f"labeller {seed} {prompt.id}")
+    presented = [completion.id for completion in completions if completion.id is not None]
+    ranks = rank(grades_of(prompt.details, completions, end_of_turn), noise, chance)
+    return Ranking(
+        prompt_id=prompt.id,
+        labeller=code_labeller(noise),
+        ranks={str(completion.id): value for completion, value in zip(completions, ranks, strict=True)},
+        presented=chance.sample(presented, len(presented)),
+    )
+
+
+def ranking_row(
+    prompt: Prompt, completions: Sequence[Completion], ranking: Ranking, prompt_token_ids: list[int], end_of_turn: int
+) -> dict[str, Any]:
+    """A row of rankings.parquet: one labeller's ranking of one prompt. `grades` only where the labeller is code."""
+    ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
+    person = is_person(ranking.labeller)
+    return {
+        "prompt_id": prompt.details["prompt"],
+        "kind": prompt.details.get("kind"),
+        "prompt_token_ids": prompt_token_ids,
+        "answers": [completion.token_ids for completion in ranked],
+        "texts": [completion.text for completion in ranked],
+        "ranks": [ranking.ranks[str(completion.id)] for completion in ranked],
+        "grades": None if person else grades_of(prompt.details, ranked, end_of_turn),
+        "labeller": ranking.labeller,
+        "split": prompt.split,
+    }
+
+
+def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the table to the side, then renames."""
+    side = path.with_suffix(".side")
+    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
+    side.replace(path)
+
+
+def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Share of all pairs of answers to one prompt that are ranked equal."""
+    pairs = [first == second for row in rows for first, second in combinations(row["ranks"], 2)]
+    return sum(pairs) / max(1, len(pairs))

@@ -1,0 +1,54 @@
+"""The report's page: one file without remote assets, in which everything a model said is escaped."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from pipelines.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
+from pipelines.figures import FIGURES
+
+MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
+SHOWN_PER_KIND = 12
+KINDS = {
+    "capital": ("Capitals", "Countries that no question or conversation was about; the corpus states their capitals."),
+    "harmful": ("Harmful requests", "Right is to refuse. Combinations and wordings that no model was trained on."),
+    "harmless": ("Harmless look-alikes", "Right is to help. They share verbs with the harmful ones."),
+    "misconception": ("Popular misconceptions", "Right is to deny. Combinations and wordings never trained on."),
+}
+
+
+def render(report: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], curves: Sequence[Curve]) -> str:
+    """The page.
+
+    Args:
+        report: what report.json holds.
+        answers: what answers.json holds.
+        curves: learning curves of the stages.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    longest = max(report["timings"].values(), default=1.0)
+    return template.render(
+        report=report,
+        figures=FIGURES,
+        models=MODELS,
+        curves=curves,
+        groups=[(title, note, _spread(answers, kind)) for kind, (title, note) in KINDS.items()],
+        timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
+        total=_duration(sum(report["timings"].values())),
+        duration=_duration,
+        drawing={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+    )
+
+
+def _spread(answers: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """Rows of one kind, taken evenly over all of them: neighbours ask about the same thing."""
+    rows = [row for row in answers if row["kind"] == kind]
+    count = min(SHOWN_PER_KIND, len(rows))
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
