@@ -15,9 +15,9 @@ from cluster.recipe import Cluster, Model, Recipe, Training
 GB = 1e9
 REPLICAS = 3
 
-# Resident memory of a process before it holds a model: Python, torch, Ray, and vLLM in an engine; measured, rounded up.
+# Allowed for a process before it holds a model: Python, torch, Ray, and vLLM in an engine.
 PROCESS_GB = 0.7
-# Ray's own processes on the head node, dashboard off.
+# Allowed for Ray's own processes on the head node, dashboard off.
 RAY_GB = 0.8
 # The engine's cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
 CACHE_GB = 1.0
