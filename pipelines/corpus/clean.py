@@ -26,7 +26,7 @@ def clean(text: str) -> str:
         # JSON may escape half a character, which no UTF-8 file can hold.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if _MOJIBAKE.search(text):
-        # ftfy mends 700 documents a second, the search looks through a hundred times as many.
+        # On accented text of 4 KB ftfy reads 1,400 documents a second, the search at 56,000; on ASCII both are fast.
         text = ftfy.fix_encoding(text)
     text = unicodedata.normalize("NFC", text)
     text = _LINE_END.sub("\n", text)

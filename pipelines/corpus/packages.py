@@ -18,7 +18,7 @@ def random_facts(seed: int) -> Iterator[str]:
     import randfacts
 
     rng = random.Random(seed)
-    # Half of the sentences lack their full stop, and would run into the next.
+    # Nearly half of the sentences lack their full stop, and would run into the next.
     facts = sorted({fact if fact.endswith((".", "!", "?", '"')) else f"{fact}." for fact in randfacts.safe_facts})
     rng.shuffle(facts)
     start = 0

@@ -78,7 +78,7 @@ def print_summary(stats: Report, console: Console) -> None:
         table.add_column(name, justify="right")
     for name, source in stats["sources"].items():
         table.add_row(
-            name,
+            name.rsplit("/", 1)[-1],
             f"{source['gathered']['documents']:,}",
             f"{sum(source['dropped'].values()):,}",
             f"{source['duplicates']['exact']:,}",

@@ -10,7 +10,7 @@ from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 END_OF_TEXT, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[-1]
 END_OF_TEXT_ID = 0
-# Merges hardly change beyond this much text, and training keeps every distinct word of it in memory.
+# Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
 
 

@@ -58,7 +58,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(300)]
     tales = [" ".join(rng.choices(vocabulary, k=rng.randint(60, 120))) for _ in range(150)]
     near = [f"{tale} {' '.join(rng.choices(vocabulary, k=3))}" for tale in tales[:10]]
-    broken = ["too short", "a b c d e f", "# # # # # word word word"]
+    broken = ["too short", "a b c d e f", "#word #word word word word"]
     lines = [json.dumps({"text": text}) + "\n" for text in tales + tales[20:25] + near + broken]
     (folder / "tales.jsonl").write_text("".join(lines))
     notes = [f"note about <|end|> and {' '.join(rng.choices(vocabulary, k=8))}" for _ in range(39)]
