@@ -1,5 +1,6 @@
 """A model replica: what the gateway calls on a model. Importing this file does not import vLLM."""
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Replica:
     engine: "Engine"
 
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+        # It would override the size of the cache that the engine's arguments set.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         from serve.engine import Engine
 
         self.engine = Engine(name, model, context, share)
