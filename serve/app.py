@@ -1,5 +1,6 @@
 """Puts finished models behind one HTTP address and keeps them there."""
 
+import logging
 import signal
 import socket
 import time
@@ -85,7 +86,8 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
     Raises:
         UserError: the run has no finished model, the port is taken, or the cluster serves something already.
     """
-    console = console or Console()
+    console = console or Console(soft_wrap=True)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = recipe.serve.host, recipe.serve.port
     models = finished_models(run)
     require_free_port(host, port)
@@ -109,7 +111,10 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            serve.shutdown()
+            serve.delete(APPLICATION)
+            # A local cluster ends with the command, and Serve's controller with it.
+            if recipe.cluster.address != "local":
+                serve.shutdown()
 
 
 def finished_models(run: RunFolder) -> dict[str, Path]:

@@ -23,6 +23,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.plan import Share
+from serve.in_process import start_in_process
 from serve.replica import Endpoint, Reply
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
@@ -59,7 +60,8 @@ class Engine:
     """Answers OpenAI requests about one model. Must be made inside a running event loop."""
 
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        self.engine = AsyncLLM.from_engine_args(engine_arguments(model, context, share))
+        start = AsyncLLM.from_engine_args if share.gpus else start_in_process
+        self.engine = start(engine_arguments(model, context, share))
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
         self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])

@@ -1,5 +1,6 @@
 """A model replica: what the gateway calls on a model. Importing this file does not import vLLM."""
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def engine_environment(share: Share) -> dict[str, str]:
     common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
     if share.gpus:
         return common
-    # One process fewer for every engine, and engines that share the cores instead of each binding all of them.
+    # No process of its own for vLLM's worker, and engines that share the cores instead of each binding all of them.
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -36,6 +37,8 @@ class Replica:
     engine: "Engine"
 
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+        # It would override the size of the cache that the engine's arguments set.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         from serve.engine import Engine
 
         self.engine = Engine(name, model, context, share)
@@ -62,5 +65,5 @@ class Replica:
         return self.engine.requests()
 
     def __del__(self) -> None:
-        # Ray Serve's hook at shutdown. The engine core is a process of its own: it has to be told.
+        # Ray Serve's hook at shutdown. On GPUs the engine core is a process of its own: it has to be told.
         self.engine.shutdown()

@@ -173,7 +173,8 @@ def test_the_engine_stops_when_the_client_goes(server: Server, client: openai.Op
         request = http.build_request("POST", f"{server.url}/v1/completions", json=body, timeout=1.0)
         if stream:
             response = http.send(request, stream=True)
-            assert next(response.iter_lines()).startswith("data: ")
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
             assert wait_until(server, requests=4, seconds=1)
             response.close()
         else:
