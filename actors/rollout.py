@@ -1,5 +1,6 @@
 """The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,7 @@ class RolloutActor:
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
+            use_tqdm_on_load=False,
             **_memory(engine.share),
         )
         self._context = engine.context
@@ -73,6 +75,10 @@ class RolloutActor:
 
     def ready(self) -> None:
         """Returns once the engine has been started."""
+
+    def process(self) -> int:
+        """The id of the engine's process on its node."""
+        return os.getpid()
 
     def version(self) -> int:
         """The version of the weights in the engine; 0 is what lay in the model's folder."""
