@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.rollout import Engine, RolloutActor, environment
@@ -272,7 +273,7 @@ class Fleet:
             return
         member.due.pop(what, None)
         error = future.exception()
-        if isinstance(error, ValueError):
+        if isinstance(error, RayTaskError) and isinstance(error.cause, ValueError):
             # The engine is well and refuses the request, as any other would.
             raise EngineError(f"{what}: {_last_line(error)}") from error
         if error is not None:

@@ -90,7 +90,8 @@ class RolloutActor:
         With `sampling.seed`, a draw depends on it and on the prompt's id, not on the actor or the rest of the batch.
 
         Raises:
-            ValueError: a prompt is longer than the context, or several greedy completions are asked for.
+            ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
+                is above 2, which vLLM refuses.
         """
         from vllm import TokensPrompt
 
@@ -144,15 +145,19 @@ class RolloutActor:
         seed = None
         if sampling.seed is not None:
             seed = xxhash.xxh3_64_intdigest(f"{sampling.seed}:{prompt.id}".encode()) >> 2
-        return SamplingParams(
-            n=sampling.count,
-            temperature=sampling.temperature,
-            max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
-            stop_token_ids=[self._tokenizer.eos_token_id],
-            logprobs=0,
-            seed=seed,
-            detokenize=False,
-        )
+        try:
+            return SamplingParams(
+                n=sampling.count,
+                temperature=sampling.temperature,
+                max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
+                stop_token_ids=[self._tokenizer.eos_token_id],
+                logprobs=0,
+                seed=seed,
+                detokenize=False,
+            )
+        except ValueError as error:
+            # vLLM's own class does not survive the way through Ray.
+            raise ValueError(str(error)) from None
 
     def _samples(self, prompt: Prompt, completions: list[Any]) -> list[Sample]:
         texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)

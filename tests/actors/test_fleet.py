@@ -117,14 +117,6 @@ def test_a_sync_that_did_not_happen_is_found(tiny: Tiny, ray_session: None):
     until(lambda: not psutil.pid_exists(process), "the actor's process to end")
 
 
-def test_a_request_that_engines_refuse_ends_the_fleet_with_the_reason(tiny: Tiny, ray_session: None):
-    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=60) as one:
-        with pytest.raises(EngineError, match=r"prompt hot-0 and 1 more: .*temperature must be in"):
-            one.generate(prompts("hot", 4), Sampling(1, 9.0, 4))
-        with pytest.raises(EngineError, match="temperature must be in"):
-            one.collect(1)
-
-
 def test_a_folder_without_a_model_is_the_users_to_mend(tmp_path: Path, ray_session: None):
     with pytest.raises(UserError, match="holds no model"):
         Fleet(tmp_path, 1, SHARE, CONTEXT, seed=1, deadline=60)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 from transformers import LlamaForCausalLM
 
 from actors.fleet import Fleet
@@ -73,3 +74,13 @@ def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tin
     assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
     for handle in fleet.handles():
         assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=60)) is None
+
+
+def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fleet: Fleet):
+    (actor, *_) = fleet.handles()
+    for sampling, reason in ((Sampling(1, 9.0, 4), "temperature"), (Sampling(2, 0.0, 4), "greedy")):
+        error = actor.generate.remote(prompts("refused", 1), sampling).future().exception(timeout=60)
+        assert isinstance(error, RayTaskError)
+        assert isinstance(error.cause, ValueError)
+        assert reason in str(error.cause)
+    assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=60)[0][0].token_ids
