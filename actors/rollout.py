@@ -14,7 +14,8 @@ from cluster.plan import Share
 
 # Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
 _SEQUENCES = 128
-_CPU_CACHE_BYTES = 1 << 30
+# vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
+_MOST_CPU_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RolloutActor:
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
             use_tqdm_on_load=False,
-            **_memory(engine.share),
+            **_memory(engine),
         )
         self._context = engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
@@ -141,6 +142,7 @@ class RolloutActor:
 
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         seed = None
         if sampling.seed is not None:
@@ -155,9 +157,8 @@ class RolloutActor:
                 seed=seed,
                 detokenize=False,
             )
-        except ValueError as error:
-            # vLLM's own class does not survive the way through Ray.
-            raise ValueError(str(error)) from None
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from error
 
     def _samples(self, prompt: Prompt, completions: list[Any]) -> list[Sample]:
         texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)
@@ -189,7 +190,11 @@ def environment(share: Share) -> dict[str, str]:
     }
 
 
-def _memory(share: Share) -> dict[str, Any]:
-    if share.gpus:
-        return {"gpu_memory_utilization": 0.9 * min(share.gpus, 1.0)}
-    return {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
+def _memory(engine: Engine) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    if engine.share.gpus:
+        return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
+    config = AutoConfig.from_pretrained(engine.model)
+    token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
+    return {"kv_cache_memory_bytes": min(_MOST_CPU_CACHE_BYTES, token * engine.context * _SEQUENCES)}
