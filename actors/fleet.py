@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.rollout import Engine, RolloutActor, environment
@@ -272,8 +273,11 @@ class Fleet:
             return
         member.due.pop(what, None)
         error = future.exception()
+        if isinstance(error, RayTaskError) and isinstance(error.cause, ValueError):
+            # The engine is well and refuses the request, as any other would.
+            raise EngineError(f"{what}: {_last_line(error)}") from error
         if error is not None:
-            self._bury(member, f"{what}: {str(error).strip().splitlines()[-1]}")
+            self._bury(member, f"{what}: {_last_line(error)}")
         else:
             answer(future.result())
 
@@ -339,7 +343,7 @@ class Fleet:
         chunk = self._dismiss(member)
         self._counters = replace(self._counters, deaths=self._counters.deaths + 1)
         self._deaths_since_ready += starting
-        if self._deaths_since_ready > self._target + 1:
+        if self._deaths_since_ready > self._target:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
         if chunk is not None:
             self._work.give_back(chunk, cause)
@@ -359,3 +363,7 @@ class Fleet:
 def _name(chunk: Chunk) -> str:
     more = len(chunk.prompts) - 1
     return f"prompt {chunk.prompts[0].id}" + (f" and {more} more" if more else "")
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]

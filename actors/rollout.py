@@ -1,5 +1,6 @@
 """The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from cluster.plan import Share
 
 # Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
 _SEQUENCES = 128
-_CPU_CACHE_BYTES = 1 << 30
+# vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
+_MOST_CPU_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class RolloutActor:
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
-            **_memory(engine.share),
+            use_tqdm_on_load=False,
+            **_memory(engine),
         )
         self._context = engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
@@ -73,6 +76,10 @@ class RolloutActor:
 
     def ready(self) -> None:
         """Returns once the engine has been started."""
+
+    def process(self) -> int:
+        """The id of the engine's process on its node."""
+        return os.getpid()
 
     def version(self) -> int:
         """The version of the weights in the engine; 0 is what lay in the model's folder."""
@@ -84,7 +91,8 @@ class RolloutActor:
         With `sampling.seed`, a draw depends on it and on the prompt's id, not on the actor or the rest of the batch.
 
         Raises:
-            ValueError: a prompt is longer than the context, or several greedy completions are asked for.
+            ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
+                is above 2, which vLLM refuses.
         """
         from vllm import TokensPrompt
 
@@ -134,19 +142,23 @@ class RolloutActor:
 
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         seed = None
         if sampling.seed is not None:
             seed = xxhash.xxh3_64_intdigest(f"{sampling.seed}:{prompt.id}".encode()) >> 2
-        return SamplingParams(
-            n=sampling.count,
-            temperature=sampling.temperature,
-            max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
-            stop_token_ids=[self._tokenizer.eos_token_id],
-            logprobs=0,
-            seed=seed,
-            detokenize=False,
-        )
+        try:
+            return SamplingParams(
+                n=sampling.count,
+                temperature=sampling.temperature,
+                max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
+                stop_token_ids=[self._tokenizer.eos_token_id],
+                logprobs=0,
+                seed=seed,
+                detokenize=False,
+            )
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from error
 
     def _samples(self, prompt: Prompt, completions: list[Any]) -> list[Sample]:
         texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)
@@ -178,7 +190,11 @@ def environment(share: Share) -> dict[str, str]:
     }
 
 
-def _memory(share: Share) -> dict[str, Any]:
-    if share.gpus:
-        return {"gpu_memory_utilization": 0.9 * min(share.gpus, 1.0)}
-    return {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}
+def _memory(engine: Engine) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    if engine.share.gpus:
+        return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
+    config = AutoConfig.from_pretrained(engine.model)
+    token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
+    return {"kv_cache_memory_bytes": min(_MOST_CPU_CACHE_BYTES, token * engine.context * _SEQUENCES)}

@@ -1,5 +1,6 @@
 """A small real model, and a fleet of two engines that the tests share."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausal
 def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fleet]:
     with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=120) as running:
         yield running
+
+
+@pytest.fixture
+def fresh_version(versions: Iterator[int]) -> int:
+    """A weight version that no test has used."""
+    return next(versions)
+
+
+@pytest.fixture(scope="session")
+def versions() -> Iterator[int]:
+    return itertools.count(1)

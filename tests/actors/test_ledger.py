@@ -12,7 +12,7 @@ PROMPTS = [f"p{i}" for i in range(7)]
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
-    """Random takes, settles, returns and crashes; the ledger of a crash is the checkpoint, and so is what was learned."""
+    """Random takes, settles, returns and crashes; a crash loses what was learned and booked after the checkpoint."""
     choose = random.Random(seed)
     ledger = Ledger(PROMPTS, seed=3)
     settled: list[Ticket] = []

@@ -37,7 +37,7 @@ def test_only_the_listed_transitions_exist():
 def test_chunks_cover_the_prompts_in_order_and_groups_come_out_as_they_finish():
     work = WorkList()
     work.add(listed(5), SAMPLING, size=2)
-    chunks = [chunk for chunk in iter(work.take, None)]
+    chunks = list(iter(work.take, None))
     assert [[prompt.id for prompt in chunk.prompts] for chunk in chunks] == [["0", "1"], ["2", "3"], ["4"]]
     work.finish(chunks[1], answer(chunks[1]))
     assert work.collect(["0"]) is None

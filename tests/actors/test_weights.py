@@ -31,7 +31,6 @@ def test_digest_notices_one_bit_two_columns_exchanged_and_a_missing_matrix(dtype
     for name, tensor in state.items():
         bits = tensor.view(torch.int32 if dtype is torch.float32 else torch.int16).clone()
         bits[3, 5] ^= 1
-        assert digest([*state.items(), (name, bits.view(dtype))][1:]) != before
         assert digest({**state, name: bits.view(dtype)}.items()) != before
         assert digest({**state, name: tensor[:, [1, 0, *range(2, 16)]]}.items()) != before
         assert digest({other: state[other] for other in state if other != name}.items()) != before

@@ -1,0 +1,122 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from transformers import LlamaForCausalLM
+
+from actors.fleet import Fleet
+from actors.rollout import RolloutActor
+from actors.roster import ActorState
+from actors.sample import Sampling
+from cluster.failures import DeadlineError, EngineError, UserError
+from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
+
+pytestmark = pytest.mark.slow
+Tiny = tuple[Path, LlamaForCausalLM]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def processes(fleet: Fleet) -> list[int]:
+    return ray.get([handle.process.remote() for handle in fleet.handles()], timeout=60)
+
+
+def test_samples_after_a_sync_are_of_the_new_weights(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    new = changed(tiny[1], seed=fresh_version)
+    fleet.sync(fresh_version, new.state_dict())
+    asked = prompts("synced", 4)
+    greedy = Sampling(1, 0.0, 16)
+    groups = fleet.generate(asked, greedy)
+    for prompt in asked:
+        (sample,) = groups[prompt.id]
+        row = prompt.token_ids + sample.token_ids
+        assert sample.logprobs == pytest.approx(reference_logprobs(new, row, 6, 1.0), abs=1e-4)
+        assert sample.logprobs != pytest.approx(reference_logprobs(tiny[1], row, 6, 1.0), abs=1e-2)
+        assert set(sample.weight_versions) == {fresh_version}
+    assert groups == fleet.generate(asked, greedy)
+
+
+def test_versions_only_grow(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    fleet.sync(fresh_version, tiny[1].state_dict())
+    with pytest.raises(ValueError, match="not newer"):
+        fleet.sync(fresh_version, tiny[1].state_dict())
+
+
+def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weights(
+    fleet: Fleet, tiny: Tiny, fresh_version: int
+):
+    new = changed(tiny[1], seed=fresh_version)
+    fleet.sync(fresh_version, new.state_dict())
+    deaths = fleet.counters().deaths
+    victim = processes(fleet)[0]
+    asked = prompts("killed", 24)
+    fleet.submit(asked, Sampling(8, 1.0, 120, seed=1))
+    time.sleep(0.5)
+    os.kill(victim, signal.SIGKILL)
+    groups = fleet.collect(24, deadline=90)
+    assert sorted(group[0].prompt_id for group in groups) == sorted(prompt.id for prompt in asked)
+    assert all([sample.index for sample in group] == list(range(8)) for group in groups)
+    with pytest.raises(DeadlineError, match="samples of 1 prompts"):
+        fleet.collect(1, deadline=0.1)
+    until(lambda: fleet.states() == [ActorState.READY] * 2, "the replacement")
+    assert fleet.counters().deaths == deaths + 1
+    assert victim not in processes(fleet)
+    versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=60)
+    assert versions == [fresh_version] * 2
+
+
+def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
+    fleet: Fleet, tiny: Tiny, fresh_version: int
+):
+    fleet.sync(fresh_version, changed(tiny[1], seed=fresh_version).state_dict())
+    asked = prompts("drained", 8)
+    fleet.submit(asked, Sampling(4, 1.0, 60, seed=1))
+    fleet.resize(1)
+    assert sorted(fleet.states()) == [ActorState.DRAINING, ActorState.READY]
+    groups = fleet.collect(8, deadline=60)
+    assert sorted(group[0].prompt_id for group in groups) == sorted(prompt.id for prompt in asked)
+    until(lambda: fleet.states() == [ActorState.READY], "the drained actor to leave")
+    fleet.resize(2)
+    until(lambda: fleet.states() == [ActorState.READY] * 2, "the joiner")
+    versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=60)
+    assert versions == [fresh_version] * 2
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(fleet: Fleet):
+    (prompt,) = prompts("long", 1)
+    prompt.token_ids.extend([5] * CONTEXT)
+    with pytest.raises(ValueError, match="prompt long-0 has 262 tokens"):
+        fleet.generate([prompt], Sampling(1, 1.0, 4))
+
+
+class Forgetful(RolloutActor):
+    """Takes the new version's number without the weights."""
+
+    def pull_weights(self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype) -> dict[str, int]:
+        del refs, dtype
+        self._llm.update_weight_version(str(version))
+        return self.checksums()
+
+
+def test_a_sync_that_did_not_happen_is_found(tiny: Tiny, ray_session: None):
+    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=60, actor=Forgetful) as forgetful:
+        (process,) = processes(forgetful)
+        with pytest.raises(EngineError, match=r"weights 1: the engine computes with others in model"):
+            forgetful.sync(1, changed(tiny[1], seed=1).state_dict())
+    until(lambda: not psutil.pid_exists(process), "the actor's process to end")
+
+
+def test_a_folder_without_a_model_is_the_users_to_mend(tmp_path: Path, ray_session: None):
+    with pytest.raises(UserError, match="holds no model"):
+        Fleet(tmp_path, 1, SHARE, CONTEXT, seed=1, deadline=60)

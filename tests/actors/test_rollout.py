@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+from transformers import LlamaForCausalLM
+
+from actors.fleet import Fleet
+from actors.sample import Sampling
+from actors.weights import digest, mismatch
+from tests.actors.conftest import CONTEXT, prompts, reference_logprobs
+
+pytestmark = pytest.mark.slow
+Tiny = tuple[Path, LlamaForCausalLM]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_logprobs_are_those_of_transformers_at_the_sampling_temperature(
+    fleet: Fleet, tiny: Tiny, fresh_version: int, temperature: float
+):
+    fleet.sync(fresh_version, tiny[1].state_dict())
+    asked = prompts(f"parity-{temperature}", 4)
+    groups = fleet.generate(asked, Sampling(3 if temperature else 1, temperature, 24, seed=5))
+    for prompt in asked:
+        for sample in groups[prompt.id]:
+            row = prompt.token_ids + sample.token_ids
+            expected = reference_logprobs(tiny[1], row, len(prompt.token_ids), temperature or 1.0)
+            assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+            assert sample.weight_versions == [fresh_version] * len(sample.token_ids)
+
+
+def test_a_seeded_draw_does_not_depend_on_actor_or_batch(fleet: Fleet):
+    asked = prompts("seeded", 6)
+    sampling = Sampling(2, 1.0, 12, seed=9)
+    first = fleet.generate(asked, sampling)
+    second = {prompt.id: fleet.generate([prompt], sampling)[prompt.id] for prompt in reversed(asked)}
+    other = fleet.generate(asked, Sampling(2, 1.0, 12, seed=10))
+    drawn = [{name: [sample.token_ids for sample in groups[name]] for name in groups} for groups in (first, second)]
+    assert drawn[0] == drawn[1]
+    assert all(first[name][0].token_ids != other[name][0].token_ids for name in first)
+    assert all(first[name][0].token_ids != first[name][1].token_ids for name in first)
+
+
+def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    state = {name: tensor.clone() for name, tensor in tiny[1].state_dict().items()}
+    # A longer row for the end token makes it likely after some tokens and impossible after others.
+    state["model.embed_tokens.weight"][4] *= 15
+    fleet.sync(fresh_version, state)
+    groups = fleet.generate(prompts("end", 8), Sampling(8, 1.0, 20, seed=2))
+    samples = [sample for group in groups.values() for sample in group]
+    stopped = [sample for sample in samples if sample.finish_reason == "stop"]
+    cut = [sample for sample in samples if sample.finish_reason == "length"]
+    assert len(stopped) + len(cut) == len(samples)
+    assert stopped
+    assert cut
+    assert all(sample.token_ids.index(4) == len(sample.token_ids) - 1 for sample in stopped)
+    assert all(4 not in sample.token_ids and len(sample.token_ids) == 20 for sample in cut)
+    assert all("<|end|>" not in sample.text for sample in stopped)
+
+
+def test_scores_are_those_of_transformers_up_to_a_full_context(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    fleet.sync(fresh_version, tiny[1].state_dict())
+    rows = [[(7 * i * i + 3) % 300 for i in range(length)] for length in (CONTEXT, 40, 3)]
+    starts = [1, 10, 2]
+    scores = ray.get(fleet.handles()[0].score.remote(rows, starts), timeout=60)
+    for row, start, found in zip(rows, starts, scores, strict=True):
+        assert found == pytest.approx(reference_logprobs(tiny[1], row, start, 1.0), abs=1e-4)
+
+
+def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    state = tiny[1].state_dict()
+    fleet.sync(fresh_version, state)
+    expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
+    assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
+    for handle in fleet.handles():
+        assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=60)) is None
+
+
+def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fleet: Fleet):
+    (actor, *_) = fleet.handles()
+    for sampling, reason in ((Sampling(1, 9.0, 4), "temperature"), (Sampling(2, 0.0, 4), "greedy")):
+        error = actor.generate.remote(prompts("refused", 1), sampling).future().exception(timeout=60)
+        assert isinstance(error, RayTaskError)
+        assert isinstance(error.cause, ValueError)
+        assert reason in str(error.cause)
+    assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=60)[0][0].token_ids
