@@ -99,7 +99,7 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
             break
     if len(chosen) < 2:
         raise UserError(
-            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - collect.max_tokens), "
+            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
             "and two are the least: one to train on and one to hold out"
         )
     split = preferences.splits([text.id for text, _ in chosen], recipe.reward.held_out_share, recipe.seed)
