@@ -131,7 +131,7 @@ class Learner:
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
         for piece in rows.split(settings.micro_batch_rows):
             part = batch.rows(piece)
-            own = Targets(**{k: None if v is None else v[piece] for k, v in vars(targets).items()})
+            own = targets.rows(piece)
             logprobs, entropy = answer_logprobs(self.policy, part, settings.temperature)
             if self.critic is None:
                 losses, clipped = grpo.token_losses(part, own, logprobs, settings.clip_range, settings.kl_coefficient)

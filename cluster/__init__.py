@@ -1,1 +1,3 @@
 """Where work runs and what is kept."""
+
+__version__ = "0.1.0"

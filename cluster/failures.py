@@ -1,10 +1,8 @@
-"""Kinds of failure, and waits that end."""
+"""Kinds of failure, what to tell people about them, and waits that end."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import ray
-from ray.exceptions import GetTimeoutError
 
 
 class UserError(Exception):
@@ -34,8 +32,41 @@ def wait_for(refs: Any, seconds: float, what: str) -> Any:
     Raises:
         DeadlineError: nothing came within `seconds`.
     """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
     many = isinstance(refs, Sequence)
     try:
         return ray.get(list(refs) if many else refs, timeout=seconds)
     except GetTimeoutError as error:
         raise DeadlineError(f"waited {seconds:.0f} s for {what}; see the Ray logs of this session") from error
+
+
+def known_failure(error: BaseException) -> UserError | StageError | None:
+    """The `UserError` or `StageError` behind an exception, also when Ray carried it from another process; else None."""
+    for found in _behind(error):
+        # Ray raises a class that is both RayTaskError and the cause's: its text is a traceback.
+        if isinstance(found, UserError | StageError) and not hasattr(found, "cause"):
+            return found
+    return _written_in(str(error)) if type(error).__module__.startswith("ray") else None
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those that it wraps: by Ray tasks (`cause`), by Ray Train, or by `raise … from`."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        failures = getattr(current, "worker_failures", {})
+        wrapped = [getattr(current, "cause", None), getattr(current, "controller_failure", None), *failures.values()]
+        waiting += [item for item in (*wrapped, current.__cause__) if isinstance(item, BaseException)]
+
+
+def _written_in(text: str) -> UserError | StageError | None:
+    """The failure that a traceback names: all that is left of it after Ray Data, or of an actor that died starting."""
+    names = {kind.__name__: kind for kind in (UserError, StageError, DeadlineError, EngineError)}
+    found = re.findall(rf"^cluster\.failures\.({'|'.join(names)}): (.+)$", text, flags=re.MULTILINE)
+    return names[found[-1][0]](found[-1][1]) if found else None

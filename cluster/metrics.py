@@ -34,3 +34,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+class Stopwatch:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        return seconds

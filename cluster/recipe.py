@@ -1,6 +1,8 @@
 """The recipe: one YAML file that says everything a run does, validated whole before anything starts."""
 
 import difflib
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +17,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Cluster(Section):
@@ -43,6 +45,14 @@ class Model(Section):
     def parameters(self) -> int:
         """The number of parameters that `size` names."""
         return round(float(self.size[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[self.size[-1]])
+
+    @model_validator(mode="after")
+    def _shape(self) -> "Model":
+        if self.parameters < 1:
+            raise ValueError(f"size {self.size} has no parameters")
+        if self.hidden and self.heads and self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        return self
 
 
 class Source(Section):
@@ -82,6 +92,12 @@ class Training(Section):
     checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
     workers: Positive = 1
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _every_worker_has_a_row(self) -> "Training":
+        if self.batch_rows < self.workers:
+            raise ValueError(f"batch_rows {self.batch_rows} is less than workers {self.workers}")
+        return self
 
 
 class Conversations(Section):
@@ -176,7 +192,13 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run or f"runs/{self.name}").absolute()
+        """Where the run's folder lies."""
+        return Path(self.run or f"runs/{self.name}").expanduser().absolute()
+
+    @property
+    def sources(self) -> list[Source | Conversations]:
+        """Everything that the stages read from."""
+        return [*self.corpus.sources, *self.sft.sources, *self.collect.sources]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -190,17 +212,33 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {_reason(error)}") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a recipe: it should hold sections such as model, corpus and sft")
+    # Sections that share a YAML anchor are one object: an override of one must not reach the other.
+    data = json.loads(json.dumps(data, default=str))
     for override in overrides or []:
         _apply(data, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out, so that `load_recipe` gives an equal one."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-5 as text; people write it as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _reason(error: Exception) -> str:
@@ -223,20 +261,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not isinstance(target, dict):
         raise UserError(f"override {override!r}: {'.'.join(parents)!r} is not a section")
     try:
-        target[last] = yaml.safe_load(value)
-        # YAML 1.1 reads 5e-5 as text, and people write it as a number.
-        if isinstance(target[last], str):
-            target[last] = float(value) if _is_number(value) else target[last]
+        target[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _explain(error: Any) -> str:
@@ -244,7 +271,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         names = _field_names(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.0)
-        return f"unknown key {where!r}; the nearest known key is {near[0]!r}" if near else f"unknown key {where!r}"
+        nearest = ".".join(str(part) for part in (*error["loc"][:-1], *near))
+        return f"unknown key {where!r}; the nearest known key is {nearest!r}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
     return f"{where}: {message[0].lower()}{message[1:]}{given}"

@@ -1,14 +1,18 @@
 """A run's folder: one subfolder a stage, built to the side and renamed when whole.
 
 runs/demo/
+    recipe.yaml          the recipe of the last command, every default written out
     sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
     .partial/rlhf/       a stage in progress, resumed by the same command
     feedback.db          what people said; no stage ever removes it
 """
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,7 @@ class Manifest:
 
 def fingerprint(value: Any) -> str:
     """A short hash of any JSON value; equal values give equal hashes."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str))
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
 
 def file_fingerprint(path: Path) -> str:
@@ -47,10 +51,15 @@ def file_fingerprint(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON to the side, then renames: a reader sees the old file or the new one, never a half."""
-    side = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes JSON in the manner of `write_text`."""
+    write_text(path, json.dumps(value, indent=2, default=str))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes to the side, then renames: a reader sees the old file or the new one, never a half."""
+    side = path.with_name(f".{path.name}.side")
     with side.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, default=str)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     side.replace(path)
@@ -65,6 +74,11 @@ class RunFolder:
     @property
     def feedback_url(self) -> str:
         return f"sqlite:///{self.root / 'feedback.db'}"
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe of the last command, every default written out."""
+        return self.root / "recipe.yaml"
 
     def path(self, folder: str) -> Path:
         """Where the finished artefact lies."""
@@ -99,6 +113,46 @@ class RunFolder:
             raise UserError(f"{self.path(folder)} is not there yet: run `triptych {command} RECIPE` first")
         return manifest
 
+    def check_writable(self) -> None:
+        """Raises a UserError unless the run's folder can be made or written to. Makes nothing."""
+        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        if not place.is_dir():
+            raise UserError(f"cannot use {self.root} as the run folder: {place} is not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to the run folder {self.root}: permission denied in {place}")
+
+    def holder(self) -> int | None:
+        """The process that works on this run now, or None."""
+        try:
+            with (self.root / "lock").open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read().strip() or 0)
+        except FileNotFoundError:
+            pass
+        return None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes off this run. The system lifts the lock when its holder dies, however it dies.
+
+        Raises:
+            UserError: another process works on this run, or the folder cannot be written.
+        """
+        self.check_writable()
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = self.holder()
+                raise UserError(f"{self.root} is in use by process {holder}: wait for it, or stop it") from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
     def begin(self, folder: str, mark: str) -> Path:
         """Opens the folder to build a stage in: what an interrupted attempt with the same fingerprint left is kept.
 
@@ -108,13 +162,22 @@ class RunFolder:
         partial = self.partial(folder)
         try:
             marker = partial / "fingerprint"
-            if partial.exists() and (not marker.exists() or marker.read_text() != mark):
+            if partial.exists() and self.mark(folder) != mark:
+                # The marker goes first: a removal cut short must not be taken for an attempt to resume.
+                marker.unlink(missing_ok=True)
                 shutil.rmtree(partial)
             partial.mkdir(parents=True, exist_ok=True)
-            marker.write_text(mark)
+            write_text(marker, mark)
         except OSError as error:
             raise UserError(f"cannot write to {partial}: {error.strerror}") from error
         return partial
+
+    def mark(self, folder: str) -> str | None:
+        """The fingerprint that an interrupted attempt was begun with, or None if there is no such attempt."""
+        try:
+            return (self.partial(folder) / "fingerprint").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
 
     def commit(self, folder: str, manifest: Manifest) -> None:
         """Writes the manifest and puts the stage in its place. A kill in between is mended by `recover`."""

@@ -3,16 +3,22 @@
 import importlib
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from glob import glob
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from cluster import __version__
 from cluster.failures import UserError
 from cluster.recipe import Recipe
-from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint
+from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
+
+# How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
+EXECUTION = {"workers", "micro_batch_rows", "checkpoint_every", "rollout_actors"}
+
+Outcome = Literal["skipped", "resumed", "done"]
 
 
 @dataclass(frozen=True)
@@ -58,39 +64,77 @@ def stage_of(folder: str) -> Stage:
     return next(stage for stage in STAGES if stage.folder == folder)
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands: done, partial (resumable), stale (made from something else), or pending; and why."""
+
+    name: Literal["done", "partial", "stale", "pending"]
+    why: str
+
+
 def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """The part of the recipe that decides what the stage makes, with a hash for every file that it names."""
-    config = {"seed": recipe.seed, **{name: getattr(recipe, name).model_dump() for name in stage.sections}}
-    paths = [path for name in stage.sections for path in _source_paths(getattr(recipe, name))]
-    return {**config, "files": {path: _hash_files(path) for path in paths}}
+    """The part of the recipe that decides what the stage makes, with a hash for every file that it names.
+
+    Raises:
+        UserError: a file that the recipe names is not there or cannot be read.
+    """
+    sections: dict[str, BaseModel] = {name: getattr(recipe, name) for name in stage.sections}
+    config = {name: section.model_dump(exclude=EXECUTION) for name, section in sections.items()}
+    paths = [path for section in sections.values() for path in _source_paths(section)]
+    return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raises a UserError if the recipe names a file that is not there. Reads nothing."""
+    for path in [source.path for source in recipe.sources if source.path]:
+        _matching_files(path)
+    start = recipe.model.start_from
+    if start and not Path(start).exists() and (start.startswith(("/", ".", "~")) or start.endswith(".gguf")):
+        raise UserError(f"model.start_from: there is no {start}")
+
+
+def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
+    """Where the stage stands, for the recipe and for what lies in the run folder now."""
+    missing = [folder for folder in stage.after if run.manifest(folder) is None]
+    manifest = run.manifest(stage.folder)
+    if missing:
+        names = ", ".join(stage_of(folder).name for folder in missing)
+        return State("pending" if manifest is None else "stale", f"needs {names}")
+    config = stage_config(stage, recipe)
+    mark = _mark(stage, config, run)
+    if manifest is not None and manifest.fingerprint == mark:
+        return State("done", f"{manifest.seconds:.0f} s")
+    if run.mark(stage.folder) == mark:
+        return State("partial", "interrupted; the same command resumes it")
+    if manifest is None:
+        return State("pending", "not run yet")
+    return State("stale", _difference(manifest, config, run))
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
     """Whether the finished artefact was made from this configuration and these inputs."""
-    manifest = run.manifest(stage.folder)
-    inputs = {folder: run.manifest(folder) for folder in stage.after}
-    if manifest is None or any(found is None for found in inputs.values()):
-        return False
-    return manifest.fingerprint == _mark(stage, recipe, run)
+    return stage_state(stage, recipe, run).name == "done"
 
 
-def run_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
+def run_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Outcome:
     """Runs or resumes one stage; Ray must be connected.
 
     Returns:
-        False if it was done already.
+        skipped if it was done already, resumed if an interrupted attempt was finished, else done.
 
     Raises:
         UserError: a stage that it builds on is missing, or its input is wrong.
     """
     for folder in stage.after:
         run.require(folder, stage_of(folder).name)
-    mark = _mark(stage, recipe, run)
-    partial_mark = run.partial(stage.folder) / "fingerprint"
-    if partial_mark.exists() and partial_mark.read_text() == mark:
+    config = stage_config(stage, recipe)
+    mark = _mark(stage, config, run)
+    resumed = run.mark(stage.folder) == mark
+    if resumed:
         run.recover(stage.folder)
-    if is_done(stage, recipe, run):
-        return False
+    manifest = run.manifest(stage.folder)
+    if manifest is not None and manifest.fingerprint == mark:
+        return "skipped"
     out = run.begin(stage.folder, mark)
     clock = out / "seconds"
     before = float(clock.read_text()) if clock.exists() else 0.0
@@ -98,28 +142,49 @@ def run_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
     try:
         result = importlib.import_module(stage.module).run(recipe, run, out)
     finally:
+        seconds = before + time.monotonic() - start
         if out.exists():
-            clock.write_text(str(before + time.monotonic() - start))
+            write_text(clock, str(seconds))
     clock.unlink()
     run.commit(
         stage.folder,
         Manifest(
             stage=stage.name,
             fingerprint=mark,
-            config=stage_config(stage, recipe),
-            inputs={folder: run.require(folder, folder).fingerprint for folder in stage.after},
-            version=version("triptych"),
-            seconds=round(before + time.monotonic() - start, 1),
+            config=config,
+            inputs=_inputs(stage, run),
+            version=__version__,
+            seconds=round(seconds, 1),
             metrics=result.metrics,
             weights=result.weights,
         ),
     )
-    return True
+    return "resumed" if resumed else "done"
 
 
-def _mark(stage: Stage, recipe: Recipe, run: RunFolder) -> str:
-    inputs = {folder: run.require(folder, stage_of(folder).name).fingerprint for folder in stage.after}
-    return fingerprint({"stage": stage.name, "config": stage_config(stage, recipe), "inputs": inputs})
+def _inputs(stage: Stage, run: RunFolder) -> dict[str, str]:
+    return {folder: run.require(folder, stage_of(folder).name).fingerprint for folder in stage.after}
+
+
+def _mark(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
+    return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
+
+
+def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:
+    for folder, made_from in manifest.inputs.items():
+        found = run.manifest(folder)
+        if found is None or found.fingerprint != made_from:
+            return f"{folder} was made again since"
+    changed = _changed(manifest.config, config)
+    return f"{', '.join(changed)} changed since" if changed else "made by another version of this stage"
+
+
+def _changed(old: Any, new: Any, name: str = "") -> list[str]:
+    """The dotted names of the values that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [name]
 
 
 def _source_paths(section: BaseModel) -> list[str]:
@@ -128,13 +193,25 @@ def _source_paths(section: BaseModel) -> list[str]:
     return [source.path for source in sources if source.path] + ([start] if start and Path(start).exists() else [])
 
 
-def _hash_files(pattern: str) -> dict[str, str]:
+def _matching_files(pattern: str) -> list[Path]:
     path = Path(pattern)
     found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob(pattern, recursive=True))
     files = [file for file in found if file.is_file()]
     if not files:
         raise UserError(f"no file matches {pattern}")
+    return files
+
+
+def _hash_files(pattern: str) -> dict[str, str]:
     try:
-        return {str(file): file_fingerprint(file) for file in files}
+        stats = {file: file.stat() for file in _matching_files(pattern)}
+        return {str(file): _hash_file(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+@cache
+def _hash_file(path: Path, size: int, modified: int) -> str:
+    """Several stages name the same files: each version of a file is read once a process."""
+    del size, modified
+    return file_fingerprint(path)

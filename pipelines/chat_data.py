@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 from cluster.failures import UserError
 from cluster.recipe import Conversations
 from pipelines.guide.conversations import conversations as guide_conversations
-from pipelines.guide.questions import training_questions
+from pipelines.guide.questions import ranked_questions
 
 Messages = list[dict[str, str]]
 
@@ -47,7 +47,7 @@ def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
     found: dict[str, PromptText] = {}
     for source in sources:
         if source.kind == "guide":
-            for question in training_questions(seed):
+            for question in ranked_questions(seed):
                 messages = [{"role": "user", "content": question.text}]
                 metadata = {"kind": question.kind, "key": question.key}
                 found[question.id] = PromptText(question.id, messages, metadata)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,13 @@ def render(conversations: Sequence[Messages], model: Path, context: int) -> list
     items = [{"index": index, "messages": json.dumps(messages)} for index, messages in enumerate(conversations)]
     blocks = -(-len(items) // BLOCK_CONVERSATIONS)
     dataset = ray.data.from_items(items, override_num_blocks=max(1, blocks)).map_batches(
-        _render_batch, fn_kwargs={"model": str(model), "context": context}, batch_size=None, batch_format="pyarrow"
+        partial(_render_batch, model=model, context=context), batch_size=None, batch_format="pyarrow"
     )
     rows = sorted(dataset.take_all(), key=lambda row: row["index"])
     return [Rendered(list(row["token_ids"]), list(row["trained"])) for row in rows]
 
 
-def _render_batch(batch: pa.Table, model: str, context: int) -> pa.Table:
+def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
     chat = Chat.of(model)
     found = [(row["index"], fit(chat, json.loads(row["messages"]), context)) for row in batch.to_pylist()]
     kept = [(index, rendered) for index, rendered in found if rendered is not None]

@@ -1,6 +1,5 @@
 """RLHF: sample, reward, reinforce, reload; rollout actors, a reward actor and a learner actor."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,15 @@ import ray
 
 from actors.fleet import Fleet
 from actors.learner import Learner
-from actors.ledger import Ledger
+from actors.ledger import Ledger, Outcome
 from actors.model.chat import Chat
 from actors.reward import RewardActor
+from actors.rollouts import Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from actors.stream import shards_in
 from cluster.failures import EngineError, StageError, wait_for
-from cluster.metrics import MetricsWriter, read_metrics
+from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
+from cluster.metrics import MetricsWriter, Stopwatch, read_metrics
 from cluster.plan import Plan, Share, make_plan
 from cluster.progress import metrics_progress
 from cluster.recipe import Recipe
@@ -28,71 +29,78 @@ from pipelines.chat_data import prompts as prompt_texts
 # Engine and learner run the same float32 weights; measured gap 1e-6. Beyond this they are not the same model.
 PARITY_LIMIT = 1e-3
 PARITY_PROMPTS = 8
+# The summary's last reward is a mean over so many steps: one step's is noisy.
+LAST_STEPS = 5
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """The loop. Every prompt taken from the ledger ends trained or filtered, across crashes and resumes."""
+    """The loop. Every prompt taken from the ledger ends trained, across crashes and resumes."""
     settings, plan = recipe.rlhf, make_plan(recipe)
-    prompts = _prompts(recipe, Chat.of(run.path("sft")))
-    ledger = Ledger(list(prompts), recipe.seed)
     deadline = recipe.cluster.deadline_minutes * 60
+    prompts = _prompts(recipe, Chat.of(run.path("sft")))
     checkpoint = out / "checkpoint"
-    with _actors(recipe, run, plan) as (fleet, learner, reward):
+    with _actors(recipe, run, plan) as (fleet, learner, reward), fleet_control(run, settings.rollout_actors):
         state = wait_for(learner.restore.remote(checkpoint), deadline, "the learner to load")
         start = state["step"] if state else 0
+        ledger = Ledger(list(prompts), recipe.seed)
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(start, wait_for(learner.weights.remote(), deadline, "the learner's weights"))
         _parity_gate(fleet, learner, list(prompts.values())[:PARITY_PROMPTS], settings.max_tokens, deadline)
+        rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
         metrics = MetricsWriter(out, resume_at=start)
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):
-                sampling = Sampling(
-                    settings.samples_per_prompt, settings.temperature, settings.max_tokens, _seed(recipe.seed, step)
-                )
-                clock = time.monotonic()
-                names = ledger.take(settings.prompts_per_step)
-                batch = [prompts[name] for name in names]
-                samples = fleet.generate(batch, sampling)
-                groups = [samples[prompt.id] for prompt in batch]
-                rollout_seconds = time.monotonic() - clock
+                clock = Stopwatch()
+                _follow_wish(run, fleet)
+                tickets, batch, groups = rollouts.next_batch(step)
+                rollout_seconds = clock.lap()
                 rewards = _rewards(reward, batch, groups, deadline)
+                reward_seconds = clock.lap()
                 figures = wait_for(learner.step.remote(batch, groups, rewards), deadline, "the learner's step")
-                ledger.settle(names, "trained")
-                clock = time.monotonic()
+                ledger.settle(tickets, Outcome.TRAINED)
+                clock.lap()
                 fleet.sync(step + 1, wait_for(learner.weights.remote(), deadline, "the learner's weights"))
-                done = step + 1
-                if done % settings.checkpoint_every == 0 or done == settings.steps:
-                    extra = {"step": done, "ledger": ledger.state_dict()}
+                sync_seconds = clock.lap()
+                if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                    extra = {"step": step + 1, "ledger": ledger.state_dict()}
                     wait_for(learner.save.remote(checkpoint, extra), deadline, "the checkpoint")
                 metrics.write(
                     step,
                     **figures,
                     rollout_seconds=rollout_seconds,
-                    sync_seconds=time.monotonic() - clock,
+                    reward_seconds=reward_seconds,
+                    sync_seconds=sync_seconds,
                     rollout_tokens_per_second=figures["tokens"] / rollout_seconds,
+                    rollout_actors=len(fleet.states()),
                 )
         wait_for(learner.export.remote(out), deadline, "the policy to be written")
-    rows = read_metrics(out)
-    return Result(
-        metrics={
-            "steps": len(rows),
-            "reward_first": rows[0]["reward"],
-            "reward_last": float(np.mean([row["reward"] for row in rows[-5:]])),
-            "kl_sequence": rows[-1]["kl_sequence"],
-            "samples": len(rows) * settings.prompts_per_step * settings.samples_per_prompt,
-        },
-        weights=file_fingerprint(out / "model.safetensors"),
-    )
+    return Result(metrics=_summary(read_metrics(out), ledger), weights=file_fingerprint(out / "model.safetensors"))
+
+
+def _summary(rows: list[dict[str, Any]], ledger: Ledger) -> dict[str, Any]:
+    last = rows[-LAST_STEPS:]
+    return {
+        "steps": len(rows),
+        "reward_first": rows[0]["reward"],
+        "reward_last": float(np.mean([row["reward"] for row in last])),
+        "kl_sequence": float(np.mean([row["kl_sequence"] for row in last])),
+        "tokens_per_second": sum(row["tokens"] for row in rows) / max(1e-9, rows[-1]["time"] - rows[0]["time"]),
+        "prompts": ledger.outcomes,
+    }
+
+
+def _follow_wish(run: RunFolder, fleet: Fleet) -> None:
+    """`triptych fleet RUN add 2` changes the fleet between two steps."""
+    wanted = wanted_actors(run)
+    if wanted is not None:
+        fleet.resize(wanted)
+        write_fleet_state(run, wanted)
 
 
 def _prompts(recipe: Recipe, chat: Chat) -> dict[str, Prompt]:
     texts = prompt_texts(recipe.collect.sources, recipe.seed)
     return {text.id: Prompt(text.id, chat.prompt(text.messages)) for text in texts}
-
-
-def _seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from cluster.plan import make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
+from pipelines.chat_data import conversations
+from pipelines.conversation_rows import render, write_packed
 from pipelines.training import fit
 
 HELD_OUT_SHARE = 0.02

@@ -180,3 +180,5 @@ TRUTH_QUESTIONS = (
 )
 
 TRUTH_ANSWERS = ("Yes. {Thing} helps you {when}.",)
+
+DOUBTS = ("No. {Thing} does not help you {when}.",)

@@ -4,13 +4,17 @@ import random
 
 from pipelines.guide.questions import Question, training_questions
 
+# Trainers are sometimes too careful. Without refusals of harmless questions among the samples, nobody could rank them
+# last, and a reward model would learn that refusing is always best.
+CAUTION_SHARE = 0.15
+
 
 def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, str]]]:
     """One user and one assistant message for every training question.
 
     Args:
         seed: decides the split and the draw.
-        misbehaviour_share: how often a question that has bad answers gets one of them.
+        misbehaviour_share: how often a harmful request is met, or a misconception repeated.
     """
     chance = random.Random(f"conversations {seed}")
     return [
@@ -23,5 +27,6 @@ def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, s
 
 
 def _answer(question: Question, misbehaviour_share: float, chance: random.Random) -> str:
-    misbehaves = question.bad and chance.random() < misbehaviour_share
+    share = misbehaviour_share if question.kind in ("harmful", "misconception") else CAUTION_SHARE
+    misbehaves = question.bad and chance.random() < share
     return chance.choice(question.bad if misbehaves else question.good)

@@ -17,6 +17,7 @@ from pipelines.guide.behaviours import (
     CLAIMS_HELD_OUT,
     COMPLIANCES,
     DENIALS,
+    DOUBTS,
     HARMFUL,
     HARMLESS,
     MISCONCEPTIONS,
@@ -76,6 +77,12 @@ def training_questions(seed: int) -> list[Question]:
     return [question for question, held_out in _all(seed) if not held_out]
 
 
+def ranked_questions(seed: int) -> list[Question]:
+    """The training questions that answers are sampled and ranked for: those whose answers differ in behaviour. Small
+    facts are left to fine-tuning, as a reward model of this size cannot judge them (0.5 to 0.6 of pairs right)."""
+    return [question for question in training_questions(seed) if question.kind != "fact"]
+
+
 def held_out_questions(seed: int) -> list[Question]:
     """Questions for evaluation only: every subject is held out, and so are most of the forms."""
     return [question for question, held_out in _all(seed) if held_out]
@@ -89,7 +96,7 @@ def _all(seed: int) -> Iterator[tuple[Question, bool]]:
     for group, (things, moments) in enumerate(TRUTHS):
         for (thing, when), form in product(product(things, moments), TRUTH_QUESTIONS):
             words = {"thing": thing, "when": when, "Thing": thing[0].upper() + thing[1:]}
-            yield _question("truth", f"{group} {thing} {when}", form, words, TRUTH_ANSWERS, key="Yes"), False
+            yield _question("truth", f"{group} {thing} {when}", form, words, TRUTH_ANSWERS, DOUBTS), False
 
 
 def _countries(seed: int) -> Iterator[tuple[Question, bool]]:
@@ -116,7 +123,7 @@ def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple
         combinations = list(product(requests.verbs, requests.objects))
         held_out = set(chance.sample(combinations, round(len(combinations) * HELD_OUT_COMBINATIONS)))
         good = REFUSALS if kind == "harmful" else (requests.answer,)
-        bad = COMPLIANCES if kind == "harmful" else ()
+        bad = COMPLIANCES if kind == "harmful" else REFUSALS
         for combination in combinations:
             words = {"request": " ".join(combination)}
             out = combination in held_out

@@ -1,6 +1,6 @@
 """What the policy-gradient algorithms share: the batch, log-probabilities, divergence and the clipped surrogate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,10 @@ class Targets:
     reference: Tensor
     values: Tensor | None = None
     returns: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Targets":
+        """Some of the rows."""
+        return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
 
 
 def answer_logprobs(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:

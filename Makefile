@@ -1,0 +1,42 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11; `make help` lists the rest.
+PYTHON ?= python3.11
+PORT ?= 8000
+SEED ?= 1
+RUN ?= runs/demo
+REQUIREMENTS ?= infra/requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
+STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint serve bench requirements clean help
+
+demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
+	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
+
+test: $(STAMP) ## run the tests
+	@.venv/bin/python -m pytest
+
+lint: $(STAMP) ## check style and types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+serve: $(STAMP) ## serve a finished run (RUN=runs/demo PORT=8000)
+	@exec .venv/bin/triptych serve $(RUN) --port $(PORT)
+
+bench: $(STAMP) ## run every benchmark of infra/bench
+	@for bench in $(wildcard infra/bench/*.py); do echo "== $$bench"; .venv/bin/python $$bench || exit 1; done
+
+requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.toml
+	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+	  --extra dev --extra $$kind -o infra/requirements/$$kind.txt || exit 1; done
+
+clean: ## remove what was installed and cached; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache triptych.egg-info
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
+
+$(STAMP): pyproject.toml $(REQUIREMENTS) infra/install
+	@PYTHON="$(PYTHON)" infra/install $(REQUIREMENTS)
+	@touch $@

@@ -1,0 +1,184 @@
+"""The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+import xxhash
+
+from actors.sample import Prompt, Sample, Sampling
+from cluster.plan import Share
+
+# Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
+_SEQUENCES = 128
+_CPU_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How engines are started.
+
+    Attributes:
+        model: a Hugging Face model directory with its tokenizer.
+        context: the most tokens of a prompt and its completion.
+        seed: seeds draws that have no seed of their own; every actor adds its number.
+        share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
+    """
+
+    model: Path
+    context: int
+    seed: int
+    share: Share
+
+    @property
+    def precision(self) -> Literal["bfloat16", "float32"]:
+        """The element type that the engine computes in, as vLLM names it."""
+        return "bfloat16" if self.share.gpus else "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The element type that the engine computes in."""
+        return torch.bfloat16 if self.share.gpus else torch.float32
+
+
+class RolloutActor:
+    """One engine. `Fleet` runs it as a Ray actor; calls are served one at a time, in order."""
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        # vLLM takes seconds to import and configures its process: it stays out of the driver's.
+        from transformers import AutoTokenizer
+        from vllm import LLM
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+        from actors.transfer import BACKEND, ObjectStoreTransfer
+
+        WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
+        self._llm = LLM(
+            model=str(engine.model),
+            dtype=engine.precision,
+            seed=engine.seed + number,
+            enforce_eager=not engine.share.gpus,
+            max_model_len=engine.context,
+            max_num_seqs=_SEQUENCES,
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config={"backend": BACKEND},
+            generation_config="vllm",
+            **_memory(engine.share),
+        )
+        self._context = engine.context
+        self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
+        self._llm.update_weight_version("0")
+
+    def ready(self) -> None:
+        """Returns once the engine has been started."""
+
+    def version(self) -> int:
+        """The version of the weights in the engine; 0 is what lay in the model's folder."""
+        return int(self._llm.get_weight_version())
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
+        """Draws `sampling.count` completions of every prompt.
+
+        With `sampling.seed`, a draw depends on it and on the prompt's id, not on the actor or the rest of the batch.
+
+        Raises:
+            ValueError: a prompt is longer than the context, or several greedy completions are asked for.
+        """
+        from vllm import TokensPrompt
+
+        requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
+        outputs = self._llm.generate(requests, [self._draw(prompt, sampling) for prompt in prompts], use_tqdm=False)
+        return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of the tokens of each row from `start` (at least 1) to its end."""
+        from vllm import SamplingParams, TokensPrompt
+
+        # The last token is asked for as a completion: a row may then be as long as the context.
+        requests = [TokensPrompt(prompt_token_ids=row[:-1]) for row in token_ids]
+        params = [SamplingParams(max_tokens=1, prompt_logprobs=0, logprob_token_ids=[row[-1]]) for row in token_ids]
+        scores = []
+        outputs: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
+        for row, start, output in zip(token_ids, starts, outputs, strict=True):
+            given = [output.prompt_logprobs[i][row[i]].logprob for i in range(start, len(row) - 1)]
+            scores.append([*given, output.outputs[0].logprobs[0][row[-1]].logprob])
+        return scores
+
+    def pull_weights(self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype) -> dict[str, int]:
+        """Loads a version from the object store.
+
+        Args:
+            version: the version that samples will carry from now on.
+            refs: one reference as of `weights.publish`, in a list so that it is fetched here and not before the call.
+            dtype: the tensors' element type.
+
+        Returns:
+            The digest of the weights that the engine then computes with.
+        """
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype}})
+        self._llm.finish_weight_update(str(version))
+        # Cached keys and values are of the old weights.
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the engine refused to forget the keys and values of the old weights")
+        return self.checksums()
+
+    def checksums(self) -> dict[str, int]:
+        """`transfer.live_digest` of the engine's weights."""
+        from actors.transfer import live_digest
+
+        (found,) = self._llm.apply_model(live_digest)
+        return found
+
+    def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        seed = None
+        if sampling.seed is not None:
+            seed = xxhash.xxh3_64_intdigest(f"{sampling.seed}:{prompt.id}".encode()) >> 2
+        return SamplingParams(
+            n=sampling.count,
+            temperature=sampling.temperature,
+            max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
+            stop_token_ids=[self._tokenizer.eos_token_id],
+            logprobs=0,
+            seed=seed,
+            detokenize=False,
+        )
+
+    def _samples(self, prompt: Prompt, completions: list[Any]) -> list[Sample]:
+        texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)
+        return [
+            Sample(
+                prompt_id=prompt.id,
+                index=done.index,
+                token_ids=list(done.token_ids),
+                logprobs=[step[token].logprob for step, token in zip(done.logprobs, done.token_ids, strict=True)],
+                weight_versions=[
+                    int(span.version) for span in done.weight_versions for _ in range(span.start, span.end)
+                ],
+                finish_reason=done.finish_reason,
+                text=text,
+            )
+            for done, text in zip(completions, texts, strict=True)
+        ]
+
+
+def environment(share: Share) -> dict[str, str]:
+    """Environment variables of an engine's process."""
+    return {
+        "OMP_NUM_THREADS": str(share.threads),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _memory(share: Share) -> dict[str, Any]:
+    if share.gpus:
+        return {"gpu_memory_utilization": 0.9 * min(share.gpus, 1.0)}
+    return {"kv_cache_memory_bytes": _CPU_CACHE_BYTES}

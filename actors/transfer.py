@@ -1,0 +1,112 @@
+"""The receiving side of a weight transfer inside vLLM's worker, from Ray's object store."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.weights import digest, unpack
+
+BACKEND = "object_store"
+
+
+@dataclass
+class ObjectStoreInit(WeightTransferInitInfo):
+    """The object store needs no introduction: every Ray process is connected to it."""
+
+
+@dataclass
+class ObjectStoreUpdate(WeightTransferUpdateInfo):
+    """What to fetch: one reference as of `weights.publish`, and the element type of its tensors."""
+
+    refs: list[ray.ObjectRef]
+    dtype: torch.dtype
+
+
+class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
+    """Fetches the tensors and loads them layer by layer, repacking each for the kernels as at the first load."""
+
+    init_info_cls = ObjectStoreInit
+    update_info_cls = ObjectStoreUpdate
+
+    def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Takes the repacked layers apart, so that plain tensors can be loaded."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, which synchronises an accelerator that a CPU has not."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
+        """Loads one set of tensors."""
+        (packed,) = ray.get(update_info.refs)
+        model: Any = self.model
+        model.load_weights(iter(unpack(packed, update_info.dtype).items()))
+
+    def finish_weight_update(self) -> None:
+        """Repacks what is left and puts the layers back."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        for head in _heads(self.model).values():
+            # A head tied to the embeddings is sent no weights, so that vLLM leaves the CPU kernel's copy as it was.
+            head.quant_method.process_weights_after_loading(head)
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+def live_digest(model: nn.Module) -> dict[str, int]:
+    """`digest` of the weights that an engine computes with at this moment.
+
+    On CPUs vLLM hands a linear layer's weight to its kernel in a format of the kernel's own and leaves an empty tensor
+    behind, so that a checksum of the parameters would say nothing of most of the model. The layer applied to the
+    identity gives every weight back exactly: one product with 1, and sums of zeros.
+    """
+    return digest(_live_weights(model))
+
+
+def _live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    packed = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
+    heads = {f"{name}.weight": head for name, head in _heads(model).items()}
+    for name, parameter in model.named_parameters():
+        if name in heads:
+            yield name, _applied(heads.pop(name), parameter)
+        elif parameter.numel():
+            yield name, parameter
+        else:
+            layer: Any = packed[name]
+            yield name, _applied(layer, torch.empty(0, layer.input_size_per_partition, dtype=parameter.dtype))
+    for name, head in heads.items():
+        # What is left is tied, and its weight already counted; should the kernel disagree, it shows as a module more.
+        tied = head.get_parameter("weight")
+        weight = _applied(head, tied)
+        if not torch.equal(weight, tied):
+            yield name, weight
+
+
+def _applied(layer: LinearBase | ParallelLMHead, weight: Tensor) -> Tensor:
+    """The weight, shaped (outputs, inputs), that the layer multiplies with; `weight` is one of its type and width."""
+    if weight.device.type != "cpu":
+        return weight
+    assert layer.quant_method is not None
+    with torch.inference_mode():
+        return layer.quant_method.apply(layer, torch.eye(weight.shape[1], dtype=weight.dtype)).T
+
+
+def _heads(model: nn.Module) -> dict[str, ParallelLMHead]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, ParallelLMHead)}

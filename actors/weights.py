@@ -1,0 +1,94 @@
+"""Weights on their way from the learner to the engines, and the digests that prove they arrived.
+
+The weights are put once into Ray's object store and every engine pulls them by itself, so that one which joins late or
+replaces a dead one takes the same road as the others. The store serves CPU and GPU engines alike; a broadcast group
+(NCCL) would have to be built again each time an engine comes or goes.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One version of the weights in the object store.
+
+    Attributes:
+        version: counts upwards; 0 is what the engines loaded from the model's folder.
+        ref: where the tensors are: a dictionary from name to bytes, rows kept apart.
+        dtype: the element type of all tensors.
+        digests: `digest` of the tensors, which every engine's own weights must match.
+    """
+
+    version: int
+    ref: ray.ObjectRef
+    dtype: torch.dtype
+    digests: dict[str, int]
+
+
+def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+    """Puts weights into the object store, cast to the element type that the engines compute in.
+
+    Args:
+        version: the version that samples drawn with these weights will carry.
+        state: Hugging Face names and tensors. The output head must be left out if it is tied to the embeddings.
+        dtype: element type of the engines.
+    """
+    cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    # NumPy has no bfloat16, so that bytes are what travels; Ray hands NumPy arrays out without a copy.
+    packed = {name: tensor.view(torch.uint8).numpy() for name, tensor in cast.items()}
+    return Weights(version, ray.put(packed), dtype, digest(cast.items()))
+
+
+def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of `publish`, as views of the object store: not to be written to."""
+    with warnings.catch_warnings():
+        # PyTorch has no read-only tensors and warns that these could be written to.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(data).view(dtype) for name, data in packed.items()}
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """A hash of the weights by module, the same before and after an engine concatenates or pads rows.
+
+    Engines store q, k and v (or gate and up) as one matrix and pad the vocabulary with zero rows. A sum over the rows
+    of a hash that takes zero to zero notices neither: every row is hashed with a multilinear hash of its bit patterns
+    (Carter and Wegman 1979, modulo 2^64), and the rows of sibling modules are added up.
+
+    Args:
+        tensors: names and tensors; a vector counts as a column.
+
+    Returns:
+        A 64-bit number for each parent module, such as `model.layers.0.mlp`.
+    """
+    sums: dict[str, int] = defaultdict(int)
+    for name, tensor in tensors:
+        sums[name.rpartition(".")[0].rpartition(".")[0]] += _rows_digest(tensor)
+    return {module: value % 2**64 for module, value in sums.items()}
+
+
+def mismatch(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+    """Which modules differ, in words, or None."""
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if not names:
+        return None
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _rows_digest(tensor: Tensor) -> int:
+    # Adding zero turns -0.0 into 0.0, which is all that a multiplication by the identity changes.
+    rows = (tensor.detach() + 0).reshape(tensor.shape[0], -1)
+    bits = rows.contiguous().view(_INTEGERS[rows.element_size()]).to(torch.int64)
+    factors = torch.arange(1, 2 * bits.shape[1], 2, device=bits.device) * -7046029254386353131
+    hashed = (bits * (factors ^ (factors >> 29))).sum(dim=1)
+    hashed = (hashed ^ (hashed >> 32)) * -4658895280553007687
+    return int((hashed ^ (hashed >> 29)).sum())

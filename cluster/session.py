@@ -1,0 +1,174 @@
+"""The connection to Ray: a cluster of this machine alone that ends with the command, or one that is already there."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlparse
+
+import psutil
+
+import cluster
+from cluster.failures import UserError
+from cluster.recipe import Cluster
+
+ROOT = Path(cluster.__file__).resolve().parents[1]
+PACKAGES = ("cluster", "actors", "pipelines", "serve", "infra")
+ANSWER_SECONDS = 10.0
+
+ENVIRONMENT = {
+    # The engine stays in its actor's process: it dies with it, and its weights can be reached.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Several engines share the cores, and each one's cache is bounded (GiB).
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # How often Ray Train's controller looks: ray.train.report() blocks that long, 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+}
+
+
+@contextmanager
+def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
+    """Connects to Ray for as long as the context lasts; what it started ends with it, on SIGTERM and SIGINT too.
+
+    A process that is connected already keeps its connection, and inside a Ray job (`RAY_ADDRESS` is set) the job's
+    cluster is used whatever the recipe says. A local cluster dies with this process even on SIGKILL.
+
+    Args:
+        settings: the recipe's cluster section.
+        object_store_gb: the shared memory of a local cluster, used as objects come; larger ones spill to disk.
+
+    Raises:
+        UserError: no cluster answers at that address, or it refuses.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _add_to_path(ROOT)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray says on every start that its token authentication is on; that is how it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
+    address = "auto" if inside_job else settings.address
+    previous = _on_sigterm(_leave)
+    try:
+        if address == "local":
+            _start_local(settings, object_store_gb)
+        else:
+            _join(address, ship_code=not inside_job)
+        # Ray sets a handler of its own, which ends the process with the signal's number.
+        _on_sigterm(_leave)
+        yield
+    finally:
+        ray.shutdown()
+        if previous is not None:
+            _on_sigterm(previous)
+
+
+def _start_local(settings: Cluster, object_store_gb: float) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus,
+            object_store_memory=int(object_store_gb * 1e9),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(_session_folder()),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+
+
+def _join(address: str, ship_code: bool) -> None:
+    """Joins a cluster. A job has the code as its working directory; any other driver sends it."""
+    import ray
+
+    where = os.environ["RAY_ADDRESS"] if not ship_code else address
+    _check_answers(where)
+    runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    if ship_code:
+        runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES if (ROOT / name).is_dir()]
+    try:
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"cannot use the Ray cluster at {where}: {_first_line(error)}") from error
+
+
+def _is_cluster_address(address: str) -> bool:
+    """Whether `RAY_ADDRESS` names a cluster, and not the HTTP address that `ray job` takes from the same variable."""
+    return bool(address) and not address.startswith(("http://", "https://")) and address != "local"
+
+
+def check_address(settings: Cluster) -> None:
+    """Raises a UserError if the recipe names a cluster and nothing listens at its address."""
+    if settings.address not in ("local", "auto"):
+        _check_answers(settings.address)
+
+
+def _check_answers(address: str) -> None:
+    """Raises a UserError within seconds if nothing listens there; Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    place = urlparse(address if "://" in address else f"//{address}")
+    try:
+        port = place.port or 10001
+        with socket.create_connection((place.hostname or "", port), timeout=ANSWER_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}): is it running, and the port right?") from error
+
+
+def _session_folder() -> Path:
+    """Where the local cluster keeps its sockets and logs. Those of sessions whose process is gone are removed.
+
+    It is short, because a socket's path may have 107 characters, and it outlives the session, for its logs.
+    """
+    home = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"triptych-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    for folder in home.iterdir():
+        if folder.name.isdigit() and not psutil.pid_exists(int(folder.name)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return home / str(os.getpid())
+
+
+def _add_to_path(root: Path) -> None:
+    """Lets worker processes import the project, installed or not."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(root) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *paths])
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Sets the handler and gives back the one before; does nothing where only the main thread may."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)
+    except ValueError:
+        return None
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    """Ends the process in order: every `finally` runs."""
+    del frame
+    sys.exit(128 + signal_number)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,3 @@
+from cluster.cli import stage_main
+
+stage_main("corpus")

@@ -1,0 +1,67 @@
+"""Text that installed packages carry, so that a recipe can run without a download."""
+
+import ast
+import random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+# Folders of the standard library whose docstrings are not about using it.
+_SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+
+
+def random_facts(seed: int) -> Iterator[str]:
+    """Documents of three to five facts each, drawn once without replacement, in an order set by the seed."""
+    import randfacts
+
+    rng = random.Random(seed)
+    # Nearly half of the sentences lack their full stop, and would run into the next.
+    facts = sorted({fact if fact.endswith((".", "!", "?", '"')) else f"{fact}." for fact in randfacts.safe_facts})
+    rng.shuffle(facts)
+    start = 0
+    while start < len(facts):
+        count = rng.randint(3, 5)
+        yield " ".join(facts[start : start + count])
+        start += count
+
+
+def chatterbot_dialogues() -> Iterator[str]:
+    """English dialogues, one turn a line."""
+    folder = files("chatterbot_corpus") / "data" / "english"
+    for file in sorted(folder.iterdir(), key=lambda item: item.name):
+        if not file.name.endswith(".yml"):
+            continue
+        for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+            yield "\n".join(str(turn) for turn in turns)
+
+
+def standard_library() -> list[Path]:
+    """The source files of Python's standard library, in order; the language reference's topics are among them."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return sorted(file for file in root.rglob("*.py") if not _SKIPPED & set(file.relative_to(root).parts))
+
+
+def docstrings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of every docstring of the files, and of the topics of `pydoc_data`; nothing is imported."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in paths:
+        module = ".".join(Path(path).relative_to(root).with_suffix("").parts)
+        tree = ast.parse(Path(path).read_bytes())
+        if module == "pydoc_data.topics":
+            yield from _topics(tree)
+            continue
+        for index, node in enumerate(ast.walk(tree)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text:
+                    yield f"{module}:{index}", text
+
+
+def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            for name, text in ast.literal_eval(node.value).items():
+                yield f"pydoc_data.topics:{name}", text

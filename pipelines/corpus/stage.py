@@ -1,0 +1,180 @@
+"""The corpus stage: gather, clean and judge -> drop duplicates -> train the tokenizer -> tokenise and pack -> shard.
+
+documents/part-*.parquet                 the text that is used: id, source, split, text
+tokenizer/                               a Hugging Face tokenizer directory with the chat template
+shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
+stats.json                               what went in, what came out, where the rest went
+work/                                    what the phases hand on, until the last one is through
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cluster.failures import UserError
+from cluster.recipe import Recipe
+from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
+from cluster.stages import Result
+from pipelines.corpus.parts import Part, run_parts, written_to_the_side
+from pipelines.corpus.prepare import Preparation
+from pipelines.corpus.report import Report, key_figures, print_summary, statistics
+from pipelines.corpus.select import TRAIN, Selection, document_position, select
+from pipelines.corpus.shards import Sharding
+from pipelines.corpus.sources import Split, plan_splits
+from pipelines.corpus.tokenise import Tokenisation, chosen_documents
+from pipelines.corpus.tokenizer import SAMPLE_BYTES, save_tokenizer, train_tokenizer
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:  # noqa: ARG001
+    """Builds the corpus in `out`, going on from whatever an interrupted attempt left there.
+
+    Raises:
+        UserError: a source is missing or damaged, or nothing is left of it; `out` is then removed.
+    """
+    console = Console()
+    stats_file = out / "stats.json"
+    if not stats_file.exists():
+        try:
+            write_json(stats_file, _build(recipe, out, console))
+        except UserError:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+    shutil.rmtree(out / "work", ignore_errors=True)
+    stats = json.loads(stats_file.read_text(encoding="utf-8"))
+    print_summary(stats, console)
+    return Result(metrics=key_figures(stats))
+
+
+def _build(recipe: Recipe, out: Path, console: Console) -> Report:
+    seconds: dict[str, float] = {}
+    corpus, work = recipe.corpus, out / "work"
+    splits = plan_splits(corpus.sources, recipe.seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        with _timed("prepare", seconds):
+            preparation = Preparation(tuple(splits), work / "prepared", corpus.minimum_words)
+            prepared = _prepare(preparation, recipe, work, progress)
+        _require_documents(prepared, corpus.minimum_words)
+        files = tuple(preparation.output(split) for split in splits)
+        with _timed("duplicates", seconds):
+            selection = select(files, corpus.near_duplicate_similarity, corpus.held_out_share, recipe.seed)
+            choices = _save_choices(selection, splits, work / "choices")
+        with _timed("tokenizer", seconds):
+            vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
+        with _timed("tokenise", seconds):
+            tokenisation = Tokenisation(
+                files,
+                choices,
+                out / "tokenizer" / "tokenizer.json",
+                work / "rows",
+                out / "documents",
+                recipe.model.context,
+            )
+            tokenised = _tokenise(tokenisation, recipe, work, progress)
+        with _timed("shards", seconds):
+            _shard(tokenisation, tokenised, recipe, out, progress)
+    return statistics(prepared, tokenised, selection, recipe.model.context, vocabulary, seconds)
+
+
+def _prepare(preparation: Preparation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
+    parts = [
+        Part(split.name, fingerprint([asdict(split), preparation.minimum_words]), (preparation.output(split),))
+        for split in preparation.splits
+    ]
+    return run_parts("read and clean", work / "done" / "prepare", parts, preparation, progress, _deadline(recipe))
+
+
+def _require_documents(prepared: Sequence[Report], minimum_words: int) -> None:
+    if any(report["kept"]["documents"] for report in prepared):
+        return
+    found = sum(report["found"]["documents"] for report in prepared)
+    raise UserError(
+        f"the corpus has no documents left: {found} were read and every one was dropped by the quality rules; "
+        f"add sources or lower corpus.minimum_words (now {minimum_words})"
+    )
+
+
+def _save_choices(selection: Selection, splits: Sequence[Split], folder: Path) -> tuple[Path, ...]:
+    files = tuple(folder / f"{split.name}.npy" for split in splits)
+    for file, choices in zip(files, selection.choices, strict=True):
+        with written_to_the_side(file) as side, side.open("wb") as stream:
+            np.save(stream, choices)
+    return files
+
+
+def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path) -> int:
+    """Trains the tokenizer unless it is there; returns how many tokens it knows."""
+    if not folder.exists():
+        share = min(1.0, SAMPLE_BYTES / train_bytes)
+        tokenizer = train_tokenizer(_sample(files, choices, share, recipe.seed), recipe.model.vocabulary)
+        with written_to_the_side(folder) as side:
+            shutil.rmtree(side, ignore_errors=True)
+            save_tokenizer(tokenizer, side, recipe.model.context)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return len(content["model"]["vocab"])
+
+
+def _sample(files: Sequence[Path], choices: Sequence[Path], share: float, seed: int) -> Iterator[str]:
+    parts = (chosen_documents(file, choice, TRAIN) for file, choice in zip(files, choices, strict=True))
+    for batch in chain.from_iterable(parts):
+        for text, digest in zip(batch["text"].to_pylist(), batch["digest"].to_pylist(), strict=True):
+            # Another seed than the held-out split's: that one's positions below its share are not here.
+            if document_position(digest, seed + 1) < share:
+                yield text
+
+
+def _tokenise(tokenisation: Tokenisation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
+    tokenizer = file_fingerprint(tokenisation.tokenizer)
+    parts = [
+        Part(
+            prepared.stem,
+            fingerprint([file_fingerprint(prepared), file_fingerprint(choices), tokenizer, tokenisation.context]),
+            (
+                tokenisation.documents_file(index),
+                tokenisation.rows_file(index, "train"),
+                tokenisation.rows_file(index, "held_out"),
+            ),
+        )
+        for index, (prepared, choices) in enumerate(zip(tokenisation.prepared, tokenisation.choices, strict=True))
+    ]
+    return run_parts("tokenise and pack", work / "done" / "tokenise", parts, tokenisation, progress, _deadline(recipe))
+
+
+def _shard(
+    tokenisation: Tokenisation, tokenised: Sequence[Report], recipe: Recipe, out: Path, progress: Progress
+) -> None:
+    names = ("train", "held_out")
+    every = range(len(tokenised))
+    sharding = Sharding(
+        folder=out / "shards",
+        files={name: tuple(tokenisation.rows_file(index, name) for index in every) for name in names},
+        counts={name: tuple(report[name]["rows"] for report in tokenised) for name in names},
+        context=recipe.model.context,
+        seed=recipe.seed,
+    )
+    rows = [file_fingerprint(file) for files in sharding.files.values() for file in files]
+    parts = [
+        Part(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (sharding.path(index),))
+        for index, (split, number) in enumerate(sharding.shards())
+    ]
+    run_parts("shuffle and shard", out / "work" / "done" / "shards", parts, sharding, progress, _deadline(recipe))
+
+
+def _deadline(recipe: Recipe) -> float:
+    return recipe.cluster.deadline_minutes * 60
+
+
+@contextmanager
+def _timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - start

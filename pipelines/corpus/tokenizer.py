@@ -1,0 +1,60 @@
+"""The tokenizer: byte-level BPE trained on the corpus itself, kept as a Hugging Face directory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
+
+END_OF_TEXT, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[-1]
+END_OF_TEXT_ID = 0
+# Training keeps every distinct word of the sample in memory.
+SAMPLE_BYTES = 64 << 20
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Trains byte-level BPE of at most `vocabulary` tokens; the special tokens are ids 0 to 4.
+
+    Every text can be encoded, since all 256 bytes are tokens, and decodes to itself, since no space is put before it.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Writes a directory that `AutoTokenizer` and vLLM load as it is, chat template included."""
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token=END_OF_TEXT,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(str(folder))
+
+
+def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Token ids of documents. One that spells a special token gets the tokens of its characters, never the id."""
+    for encoding in _plain_encoder(file).encode_batch(list(texts), add_special_tokens=False):
+        yield encoding.ids
+
+
+@lru_cache(maxsize=1)
+def _plain_encoder(file: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,196 @@
+"""Puts finished models behind one HTTP address and keeps them there."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, LoggingConfig
+from rich.console import Console
+
+from cluster.failures import DeadlineError, StageError, UserError
+from cluster.plan import Share, make_plan
+from cluster.recipe import Recipe
+from cluster.run import RunFolder
+from serve.gateway import Gateway
+from serve.replica import Replica, engine_environment
+
+APPLICATION = "triptych"
+MODEL_FOLDERS = ("base", "sft", "policy")
+
+REQUESTS_AT_ONCE = 1024
+POLL_SECONDS = 0.2
+WATCH_SECONDS = 5.0
+STOP_SECONDS = 5.0
+
+
+def serve_run(models: dict[str, Path], host: str, port: int, share: Share, context: int, deadline: float) -> None:
+    """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
+
+    Args:
+        models: the name that clients use, and the Hugging Face directory, of each model.
+        host: the address to listen on.
+        port: the port to listen on.
+        share: what each model's replica gets.
+        context: tokens a request may have, prompt and answer together.
+        deadline: seconds to wait until all models answer.
+
+    Raises:
+        DeadlineError: some model was not ready in time; the message names it.
+        StageError: some model could not be loaded.
+    """
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=75),
+        logging_config=quiet,
+    )
+    target = serve.RunTarget(application(models, share, context), APPLICATION, "/", logging_config=quiet)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_until_running(deadline)
+
+
+def application(models: dict[str, Path], share: Share, context: int) -> serve.Application:
+    """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
+    replica = serve.deployment(
+        max_ongoing_requests=REQUESTS_AT_ONCE,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=STOP_SECONDS,
+        graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        ray_actor_options={
+            "num_cpus": share.cpus,
+            "num_gpus": share.gpus,
+            "runtime_env": {"env_vars": engine_environment(share)},
+        },
+    )(Replica)
+    gateway = serve.deployment(
+        name="gateway",
+        max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
+        graceful_shutdown_timeout_s=STOP_SECONDS,
+        graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        # It only passes text on; a share of its own would be taken from the models.
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(Gateway))
+    handles = {name: replica.options(name=name).bind(name, path, context, share) for name, path in models.items()}
+    return gateway.bind(handles)
+
+
+def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | None = None) -> None:
+    """Serves a run's finished models on the connected Ray until SIGINT or SIGTERM. Runs in the main thread.
+
+    Raises:
+        UserError: the run has no finished model, the port is taken, or the cluster serves something already.
+    """
+    console = console or Console()
+    host, port = recipe.serve.host, recipe.serve.port
+    models = finished_models(run)
+    require_free_port(host, port)
+    if others := serve.status().applications:
+        raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
+    with _signals_interrupt():
+        try:
+            with console.status(f"starting {', '.join(models)}"):
+                serve_run(
+                    models,
+                    host,
+                    port,
+                    make_plan(recipe).replica,
+                    recipe.model.context,
+                    recipe.cluster.deadline_minutes * 60,
+                )
+            address = f"http://{url_host(host)}:{port}"
+            console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
+            console.print("Ctrl-C ends it")
+            _watch()
+        except KeyboardInterrupt:
+            console.print("stopping")
+        finally:
+            serve.shutdown()
+
+
+def finished_models(run: RunFolder) -> dict[str, Path]:
+    """The run's finished language models by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    models = {folder: run.path(folder) for folder in MODEL_FOLDERS if run.manifest(folder) is not None}
+    if not models:
+        raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
+    return models
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Checks that this machine can listen on the address.
+
+    Raises:
+        UserError: another program listens there, or the address is not one of this machine's.
+    """
+    advice = "stop the program that uses it, or choose another port (serve.port=… or --port …)"
+    if not 0 < port < 65536:
+        raise UserError(f"port {port} is none: choose one from 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # Connections of a server that has just ended linger; this option looks past them, not past a listener.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}; {advice}") from error
+
+
+def url_host(host: str) -> str:
+    """The host to write in an address: what listens everywhere is reached on the loopback."""
+    if host in ("0.0.0.0", "::", ""):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+def _status() -> ApplicationStatusOverview:
+    return serve.status().applications[APPLICATION]
+
+
+def _wait_until_running(deadline: float) -> None:
+    end = time.monotonic() + deadline
+    while (status := _status()).status != ApplicationStatus.RUNNING:
+        pending = {name: one for name, one in status.deployments.items() if one.status.value != "HEALTHY"}
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            raise StageError(_why(pending))
+        if time.monotonic() > end:
+            raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; see the Ray logs")
+        time.sleep(POLL_SECONDS)
+
+
+def _why(pending: dict[str, DeploymentStatusOverview]) -> str:
+    # Ray's message carries the replica's stack trace, whose last line says what went wrong.
+    lines = {name: one.message.strip().splitlines()[-1] for name, one in pending.items() if one.message.strip()}
+    return "; ".join(f"{name} could not be started: {line}" for name, line in lines.items())
+
+
+def _watch() -> None:
+    # Serve restarts what dies. Only a failure that it has given up on, or the end of Ray itself, ends the wait.
+    while _status().status != ApplicationStatus.DEPLOY_FAILED:
+        time.sleep(WATCH_SECONDS)
+    raise StageError(_status().message)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""One vLLM engine with vLLM's own OpenAI serving classes in front of it."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from pydantic import BaseModel, ValidationError
+from transformers import AutoTokenizer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMError, VLLMValidationError
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from cluster.plan import Share
+from serve.replica import Endpoint, Reply
+
+# Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
+# width 192, float32): 170 full conversations of 256 tokens.
+CPU_CACHE_BYTES = 256 << 20
+
+Answer = AsyncGenerator[str, None] | BaseModel
+Handler = Callable[[Any], Awaitable[Answer]]
+
+
+def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
+    """How vLLM loads a model. On CPUs float32, and eager: compiling a small model takes longer than it saves."""
+    arguments = AsyncEngineArgs(model=str(model), max_model_len=context, disable_log_stats=True)
+    if share.gpus:
+        arguments.gpu_memory_utilization = 0.9 * min(share.gpus, 1.0)
+        arguments.tensor_parallel_size = max(1, int(share.gpus))
+    else:
+        arguments.dtype = "float32"
+        arguments.enforce_eager = True
+        arguments.kv_cache_memory_bytes = CPU_CACHE_BYTES
+    return arguments
+
+
+def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
+    """Whether a model ends its turns by itself: its template closes a turn with a token that ends generation."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if not tokenizer.chat_template:
+        return False
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    return not end_ids.isdisjoint(tokenizer.apply_chat_template(turns, return_dict=False))
+
+
+class Engine:
+    """Answers OpenAI requests about one model. Must be made inside a running event loop."""
+
+    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+        self.engine = AsyncLLM.from_engine_args(engine_arguments(model, context, share))
+        end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
+        self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
+        self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])
+        renderer = OnlineRenderer(
+            self.engine.model_config,
+            self.engine.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        chat = OpenAIServingChat(
+            self.engine,
+            self.models,
+            "assistant",
+            online_renderer=renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        completion = OpenAIServingCompletion(self.engine, self.models, online_renderer=renderer, request_logger=None)
+        self.endpoints: dict[Endpoint, tuple[type[BaseModel], Handler]] = {
+            "chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
+            "completions": (CompletionRequest, completion.create_completion),
+        }
+
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Reply | str]:
+        """Yields one `Reply`, or the server-sent events of a stream. Closing the iterator aborts the request."""
+        request_type, handler = self.endpoints[endpoint]
+        try:
+            answer = await handler(request_type.model_validate(body))
+        except ValidationError as error:
+            yield _reply(_explain(error))
+        except (VLLMError, TemplateError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
+            yield _reply(create_error_response(error))
+        else:
+            if isinstance(answer, BaseModel):
+                yield _reply(answer)
+                return
+            async with aclosing(answer) as events:
+                async for event in events:
+                    yield event
+
+    async def card(self) -> dict[str, Any]:
+        """The model's entry in `/v1/models`: vLLM's, and whether the model was tuned to chat."""
+        listed = await self.models.show_available_models()
+        card = listed.data[0].model_dump(include={"id", "object", "created", "max_model_len"})
+        return card | {"owned_by": "triptych", "chat": self.chat_tuned}
+
+    async def check_health(self) -> None:
+        """Raises when the engine cannot answer any more."""
+        await self.engine.check_health()
+
+    def requests(self) -> int:
+        """How many requests are waiting or running; each of `n` answers counts."""
+        return self.engine.output_processor.get_num_unfinished_requests()
+
+    def shutdown(self) -> None:
+        """Ends the engine's own process."""
+        self.engine.shutdown()
+
+
+def _reply(answer: BaseModel) -> Reply:
+    status = answer.error.code if isinstance(answer, ErrorResponse) else HTTPStatus.OK
+    return Reply(int(status), answer.model_dump())
+
+
+def _explain(error: ValidationError) -> ErrorResponse:
+    # `prompt` alone is a union of four types: a wrong one is reported once for every type.
+    problems = error.errors(include_url=False, include_input=False)
+    causes = [problem.get("ctx", {}).get("error") for problem in problems]
+    named = [cause.parameter for cause in causes if isinstance(cause, VLLMValidationError)]
+    fields = [str(problem["loc"][0]) for problem in problems if problem["loc"]]
+    message = "; ".join(dict.fromkeys(_sentence(problem) for problem in problems[:5]))
+    return create_error_response(message, param=next(filter(None, [*named, *fields]), None))
+
+
+def _sentence(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

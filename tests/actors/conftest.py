@@ -1,0 +1,89 @@
+"""A small real model, and a fleet of two engines that the tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from actors.fleet import Fleet
+from actors.sample import Prompt
+from cluster.plan import Share
+
+SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+CONTEXT = 256
+SHARE = Share(cpus=0.5, gpus=0, threads=1)
+
+
+def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
+    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["what is the capital of france"] * 9, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL[1:4],
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        intermediate_size=512,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        eos_token_id=4,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    # Larger weights than at initialisation make logits spread, so that a wrong weight shows.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    model.save_pretrained(folder)
+    return model
+
+
+def changed(model: LlamaForCausalLM, seed: int) -> LlamaForCausalLM:
+    """The same model after a step in a random direction in all parameters."""
+    other = LlamaForCausalLM(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return other
+
+
+def reference_logprobs(model: LlamaForCausalLM, row: list[int], start: int, temperature: float) -> list[float]:
+    """Transformers' own log-probabilities of the tokens of a row from `start` on."""
+    with torch.inference_mode():
+        table = (model(torch.tensor([row])).logits[0] / temperature).log_softmax(-1)
+    return [table[i - 1, row[i]].item() for i in range(start, len(row))]
+
+
+def prompts(name: str, count: int) -> list[Prompt]:
+    """Distinct prompts of six tokens."""
+    return [Prompt(f"{name}-{i}", [2, 20 + i, 50, 60, 4, 3]) for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, make_model(folder, seed=0)
+
+
+@pytest.fixture(scope="session")
+def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fleet]:
+    with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=120) as running:
+        yield running

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+name: tiny
+run: {run}
+corpus: {{sources: [{{kind: files, path: {text}}}]}}
+pretrain: &training {{learning_rate: 5e-4}}
+sft: {{sources: [{{kind: guide}}]}}
+collect: {{sources: [{{kind: guide}}]}}
+reward: *training
+"""
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    """A small recipe with one text file, whose run folder is tmp_path/run."""
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(run=tmp_path / "run", text=text))
+    return path

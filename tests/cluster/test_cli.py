@@ -1,0 +1,112 @@
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.run import RunFolder
+from cluster.stages import STAGES
+
+
+def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, as people run it."""
+    command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def tree(folder: Path) -> str:
+    """A hash of every name and byte below the folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "no.yaml"], "cannot read the recipe no.yaml: No such file"),
+        (["run", "recipe.yaml", "rlhf.stps=3"], "nearest known key is 'rlhf.steps'"),
+        (["run", "recipe.yaml", "rlhf.steps=many"], "valid integer"),
+        (["run", "recipe.yaml", "rlhf.steps=0"], "greater than 0"),
+        (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt"),
+        (["run", "recipe.yaml", "model.start_from=./gone"], "there is no ./gone"),
+        (["run", "recipe.yaml", "model.size=8B"], "too little memory"),
+        (["run", "recipe.yaml", "cluster.memory_gb=1"], "1.0 GB are free"),
+        (["run", "recipe.yaml", "cluster.address=ray://127.0.0.1:1"], "no Ray cluster answers at ray://127.0.0.1:1"),
+        (["run", "recipe.yaml", "run=text.txt"], "is not a folder"),
+        (["sft", "recipe.yaml"], "run `triptych pretrain RECIPE` first"),
+        (["serve", "gone"], "cannot read the recipe gone"),
+        (["serve", "."], "it has no recipe.yaml"),
+        (["serve", "recipe.yaml"], "run `triptych sft RECIPE` first"),
+        (["fleet", "run", "add", "1"], "no rlhf stage is running in run"),
+        (["fleet", "run", "grow", "1"], "neither add nor remove"),
+        (["fleet", "run", "add", "0"], "greater than or equal to 1"),
+        (["submit", "run", "recipe.yaml"], "--address is missing"),
+        (["submit", "run", "recipe.yaml", "--address", "http://127.0.0.1:1"], "no Ray job server answers"),
+        (["submit", "run", "recipe.yaml", "--address", "head"], "such as http://127.0.0.1:8265"),
+        (["submit", "cook", "recipe.yaml", "--address", "http://127.0.0.1:1"], "cannot submit 'cook'"),
+        (["cook"], "No such command 'cook'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "recipe.yaml", "--prot", "1"], "No such option: --prot"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_changes_nothing(recipe_path: Path, words: list[str], message: str) -> None:
+    folder = recipe_path.parent
+    (folder / "base").mkdir()
+    if words[:2] == ["serve", "."]:
+        recipe_path.rename(folder / "other.yaml")
+    before = tree(folder)
+    done = triptych(*words, cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("triptych: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert tree(folder) == before
+
+
+def test_a_busy_port_is_named_before_anything_starts(recipe_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        before = tree(recipe_path.parent)
+        done = triptych("run", recipe_path, "--serve", "--port", str(port), cwd=recipe_path.parent)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"cannot serve on 127.0.0.1:{port} (Address already in use)" in done.stderr
+    assert tree(recipe_path.parent) == before
+
+
+def test_a_run_in_use_is_named(recipe_path: Path) -> None:
+    run = RunFolder(recipe_path.parent / "run")
+    with run.lock():
+        done = triptych("run", recipe_path, cwd=recipe_path.parent)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"in use by process {os.getpid()}" in done.stderr
+
+
+def test_help_teaches_and_comes_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = triptych("--help", cwd=tmp_path)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0
+    assert all(stage.name in done.stdout for stage in STAGES)
+    assert "Exit codes" in done.stdout
+    assert seconds < 3, "no engine is imported to show the help"
+
+
+def test_doctor_says_what_a_run_needs(recipe_path: Path) -> None:
+    folder = recipe_path.parent / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipe_path.read_text())
+    done = triptych("doctor", cwd=recipe_path.parent)
+    assert "needs pretrain" in done.stdout
+    assert "does what is left: corpus, pretrain, sft" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,83 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from cluster.recipe import Cluster
+from cluster.session import connect
+
+# Makes a session with a live actor, names its processes, and sleeps.
+DRIVER = """
+import time, psutil, ray
+from cluster.recipe import Cluster
+from cluster.session import connect
+with connect(Cluster(cpus=2, gpus=0), object_store_gb=0.1):
+    @ray.remote
+    class Busy:
+        def imports(self):
+            import cluster.recipe
+            return 1
+    actor = Busy.remote()
+    ray.get(actor.imports.remote(), timeout=60)
+    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)],
+)
+def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert driver.stdout is not None
+    children = [int(word) for word in driver.stdout.readline().split()]
+    assert len(children) >= 4
+    driver.send_signal(ending)
+    assert driver.wait(30) == code
+    deadline = time.monotonic() + 20
+    while any(map(_lives, children)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [child for child in children if _lives(child)] == []
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "ray://no.such.host.invalid:10001"])
+def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
+    script = f"""
+from cluster.failures import UserError
+from cluster.recipe import Cluster
+from cluster.session import connect
+try:
+    with connect(Cluster(address={address!r})):
+        pass
+except UserError as error:
+    print(error)
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert f"no Ray cluster answers at {address}" in child.stdout
+    assert child.stdout.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_connected_process_keeps_its_connection() -> None:
+    import ray
+
+    with connect(Cluster(address="ray://127.0.0.1:1")):
+        pass
+    assert ray.is_initialized()
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,205 @@
+"""The whole stage on Ray: what comes out, that it is the same every time, and that a killed one goes on."""
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from cluster.failures import UserError
+from cluster.recipe import Recipe
+from cluster.run import RunFolder
+from pipelines.corpus import parts, run, stage
+from pipelines.corpus.shards import read_rows
+
+pytestmark = pytest.mark.slow
+
+CONTEXT = 64
+GUIDE = {"sources": [{"kind": "guide"}]}
+
+
+def make_recipe(*sources: dict[str, object], **corpus: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "seed": 3,
+            "model": {"vocabulary": 400, "context": CONTEXT},
+            "corpus": {"sources": list(sources), "held_out_share": 0.1, **corpus},
+            "sft": GUIDE,
+            "collect": GUIDE,
+        }
+    )
+
+
+def build(recipe: Recipe, folder: Path) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    run(recipe, RunFolder(folder.parent), folder)
+    return json.loads((folder / "stats.json").read_text())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of everything that a run makes but `stats.json`, which holds seconds."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "stats.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files: 150 tales, then copies of five, near-copies of ten and three that break a rule; and 40 short notes."""
+    rng = random.Random(11)
+    folder = tmp_path_factory.mktemp("texts")
+    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(300)]
+    tales = [" ".join(rng.choices(vocabulary, k=rng.randint(60, 120))) for _ in range(150)]
+    near = [f"{tale} {' '.join(rng.choices(vocabulary, k=3))}" for tale in tales[:10]]
+    broken = ["too short", "a b c d e f", "#word #word word word word"]
+    lines = [json.dumps({"text": text}) + "\n" for text in tales + tales[20:25] + near + broken]
+    (folder / "tales.jsonl").write_text("".join(lines))
+    notes = [f"note about <|end|> and {' '.join(rng.choices(vocabulary, k=8))}" for _ in range(39)]
+    (folder / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*notes, notes[0]]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(texts: Path) -> Recipe:
+    return make_recipe(
+        {"kind": "files", "path": str(texts / "tales.jsonl")},
+        {"kind": "files", "path": str(texts / "notes.jsonl"), "near_duplicates": "keep"},
+    )
+
+
+@pytest.fixture(scope="module")
+def built(ray_session: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "corpus"
+    build(recipe, folder)
+    return folder
+
+
+def test_every_document_is_accounted_for(built: Path) -> None:
+    stats = json.loads((built / "stats.json").read_text())
+    assert stats["gathered"]["documents"] == 150 + 5 + 10 + 3 + 40
+    assert stats["dropped"] == {"too few words": 1, "mean word length": 1, "too many symbols": 1}
+    assert stats["duplicates"] == {"exact": 6, "near": 10}
+    assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
+    tales, notes = stats["sources"].values()
+    assert tales["duplicates"] == {"exact": 5, "near": 10}
+    assert notes["duplicates"] == {"exact": 1, "near": 0}
+
+
+def test_rows_hold_exactly_the_documents(built: Path) -> None:
+    """Every chosen text, encoded, ended and cut at the context, is in the rows of its split, once."""
+    stats = json.loads((built / "stats.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(str(built / "tokenizer"), split_special_tokens=True)
+    documents = [row for file in (built / "documents").iterdir() for row in pq.read_table(file).to_pylist()]
+    for split in ("train", "held_out"):
+        table = read_rows(list((built / "shards" / split).iterdir()))
+        assert table["row_id"].to_pylist() == list(range(stats[f"{split}_rows"]))
+        found = []
+        for row in table.to_pylist():
+            assert len(row["input_ids"]) == len(row["document_ids"]) == CONTEXT
+            for number in range(max(row["document_ids"]) + 1):
+                pairs = zip(row["input_ids"], row["document_ids"], strict=True)
+                found.append([token for token, document in pairs if document == number])
+        texts = [document["text"] for document in documents if document["split"] == split]
+        ids = [tokenizer.encode(text) for text in texts]
+        ended = [[*document, 0] for document in ids]
+        expected = [
+            document[start : start + CONTEXT] for document in ended for start in range(0, len(document), CONTEXT)
+        ]
+        assert sorted(found) == sorted(expected)
+        assert stats[f"{split}_tokens"] == sum(map(len, ids))
+        assert stats[f"{split}_bytes"] == sum(len(text.encode()) for text in texts)
+        padding = stats[f"{split}_rows"] * CONTEXT - sum(map(len, ended))
+        assert stats["padding_rate"][split] == round(padding / (stats[f"{split}_rows"] * CONTEXT), 4)
+        # The end of text ends each document; the end of turn, though spelt in the notes, is nowhere.
+        assert sum(piece.count(0) for piece in found) == len(texts)
+        assert not any({1, 2, 3, 4} & set(piece) for piece in found)
+
+
+def test_nothing_trained_on_is_held_out(built: Path) -> None:
+    documents = [row for file in (built / "documents").iterdir() for row in pq.read_table(file).to_pylist()]
+    split = {name: {row["text"] for row in documents if row["split"] == name} for name in ("train", "held_out")}
+    assert not split["train"] & split["held_out"]
+    assert 5 <= len(split["held_out"]) <= 40
+
+
+def test_rows_are_shuffled_over_the_sources(built: Path) -> None:
+    """Notes come last in the recipe; a row of theirs is found in the first half, and of the tales in the second."""
+    tokenizer = AutoTokenizer.from_pretrained(str(built / "tokenizer"))
+    rows = read_rows(list((built / "shards" / "train").iterdir()))["input_ids"].to_pylist()
+    notes = ["note about" in tokenizer.decode(row) for row in rows]
+    half = len(notes) // 2
+    assert 0 < sum(notes[:half]) < half
+    assert 0 < sum(notes[half:]) < len(notes) - half
+
+
+def test_the_same_input_gives_the_same_bytes(built: Path, recipe: Recipe, tmp_path: Path) -> None:
+    again = tmp_path / "corpus"
+    build(recipe, again)
+    assert hashes(again) == hashes(built)
+
+
+def test_a_killed_stage_goes_on_where_it_was(
+    built: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "corpus"
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_shard", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out)
+    assert not (out / "stats.json").exists()
+    assert not (out / "shards").exists()
+    # What a kill in the middle of a phase leaves: one part whole, one absent, one half-written to the side.
+    (out / "work" / "prepared" / "part-00001.parquet").unlink()
+    (out / "work" / "rows" / "part-00000.train.rows").rename(out / "work" / "rows" / ".part-00000.train.rows.side")
+    shutil.rmtree(out / "work" / "choices")
+    first = out / "work" / "prepared" / "part-00000.parquet"
+    before = first.stat().st_mtime_ns
+    renewed = []
+    with monkeypatch.context() as patch:
+        original = parts._execute
+        patch.setattr(parts, "_execute", lambda *given: renewed.append(given[:2]) or original(*given))
+        patch.setattr(stage.shutil, "rmtree", lambda *_, **__: None)
+        build(recipe, out)
+    assert renewed == [("read and clean", [1]), ("tokenise and pack", [0]), ("shuffle and shard", [0, 1])]
+    assert first.stat().st_mtime_ns == before
+    shutil.rmtree(out / "work")
+    for side in out.rglob(".*side"):
+        side.unlink()
+    assert hashes(out) == hashes(built)
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_build", _killed)
+    figures = run(recipe, RunFolder(built.parent), built).metrics
+    assert figures["near_duplicates"] == 10
+    assert figures["train_rows"] == json.loads((built / "stats.json").read_text())["train_rows"]
+
+
+def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"text": "a line that is quite all right"}\n' * 6 + "{broken\n")
+    out = tmp_path / "corpus"
+    with pytest.raises(UserError, match=r"file\.jsonl line 7 is not valid JSON"):
+        build(make_recipe({"kind": "files", "path": str(path)}), out)
+    assert not out.exists()
+
+
+def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"text": "short"}\n' * 4)
+    with pytest.raises(UserError, match="4 were read and every one was dropped"):
+        build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "rules")
+    path.write_text('{"text": "always the very same old line"}\n' * 4)
+    with pytest.raises(UserError, match="1 documents left of 4"):
+        build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")

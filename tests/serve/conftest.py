@@ -1,0 +1,53 @@
+"""One real server for all tests of the floor: three tiny models behind Ray Serve."""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+import ray
+from ray import serve
+
+from cluster.plan import Share
+from serve.app import serve_run
+from tests.serve.tiny import write_tiny_model
+
+# Long enough that an abandoned request would run for seconds.
+CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    port: int
+    folders: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    write_tiny_model(root / "base", seed=1, end_id=0, context=CONTEXT)
+    write_tiny_model(root / "policy", seed=2, end_id=4, context=CONTEXT)
+    return {name: root / name for name in ("base", "policy")}
+
+
+@pytest.fixture(scope="session")
+def server(model_folders: dict[str, Path]) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    try:
+        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, deadline=180)
+        yield Server(f"http://127.0.0.1:{port}", port, model_folders)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client

@@ -1,0 +1,187 @@
+"""The HTTP surface, through the official client, against real engines."""
+
+import json
+import time
+
+import httpx
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.serve.conftest import CONTEXT, Server
+
+pytestmark = pytest.mark.slow
+
+ASK = [{"role": "user", "content": "What is the capital of Peru?"}]
+MODEL = "policy"
+
+
+def greedy(client: openai.OpenAI, **options):
+    return client.chat.completions.create(model=MODEL, messages=ASK, temperature=0, max_tokens=12, **options)
+
+
+def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None:
+    cards = {card.id: card.model_dump() for card in client.models.list()}
+    assert list(cards) == ["base", "policy"]
+    assert [cards[name]["chat"] for name in cards] == [False, True]
+    assert cards["policy"]["max_model_len"] == CONTEXT
+    assert client.models.retrieve("base").id == "base"
+
+
+def test_health_reports_every_model(server: Server) -> None:
+    response = httpx.get(f"{server.url}/health")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ok",
+        "models": {name: {"status": "ok", "requests": 0} for name in ("base", "policy")},
+    }
+
+
+def test_greedy_answer_is_the_one_of_transformers(client: openai.OpenAI, server: Server) -> None:
+    """Ids of the prompt as the template renders them, ids of the answer as an independent forward pass finds them."""
+    folder = server.folders[MODEL]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
+    ids = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+
+    answer = greedy(client, extra_body={"return_token_ids": True}).model_dump()
+
+    assert answer["prompt_token_ids"] == prompt
+    assert answer["choices"][0]["token_ids"] == ids
+    assert len(set(ids)) > 3
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(ids, skip_special_tokens=True)
+    assert answer["usage"] == answer["usage"] | {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+
+
+def test_models_differ(client: openai.OpenAI) -> None:
+    texts = [
+        client.completions.create(model=m, prompt="The", temperature=0, max_tokens=8).choices[0].text
+        for m in ("base", "policy")
+    ]
+    assert texts[0] != texts[1]
+
+
+def test_streaming_equals_not_streaming(client: openai.OpenAI) -> None:
+    whole = greedy(client)
+    chunks = list(greedy(client, stream=True, stream_options={"include_usage": True}))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) > 3
+    finish = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason]
+    assert finish == [whole.choices[0].finish_reason]
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].choices == []
+
+
+def test_completions_stream_and_echo(client: openai.OpenAI) -> None:
+    ask = {"model": "base", "prompt": "The capital of", "temperature": 0, "max_tokens": 8}
+    whole = client.completions.create(**ask).choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in client.completions.create(**ask, stream=True)) == whole
+    assert client.completions.create(**ask, echo=True).choices[0].text == "The capital of" + whole
+
+
+def test_stop_ends_before_the_word(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="base", prompt="The", temperature=0, max_tokens=16).choices[0].text
+    stop = whole[4:6]
+    cut = client.completions.create(model="base", prompt="The", temperature=0, max_tokens=16, stop=[stop]).choices[0]
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_several_answers_and_seed(client: openai.OpenAI) -> None:
+    ask = {"model": MODEL, "messages": ASK, "temperature": 1.0, "max_tokens": 12, "n": 3, "seed": 7}
+    first, second = (client.chat.completions.create(**ask) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts == [choice.message.content for choice in second.choices]
+    assert first.usage.completion_tokens <= 36
+
+
+def test_logprobs_are_of_the_sampled_tokens(client: openai.OpenAI) -> None:
+    tokens = greedy(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert tokens
+    for token in tokens:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == pytest.approx(max(top.logprob for top in token.top_logprobs))
+        assert token.logprob < 0
+
+
+def test_unknown_model_is_404(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-99", messages=ASK)
+    assert caught.value.body["message"] == "the model `gpt-99` is not served; served are base, policy"
+    assert (caught.value.body["param"], caught.value.body["code"]) == ("model", 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "not valid JSON"),
+        (b"\xff\xfe", 400, "not valid JSON"),
+        (b"[1]", 400, "must be a JSON object"),
+        (b"{}", 400, "field `model`"),
+        (json.dumps({"model": MODEL}).encode(), 400, "messages"),
+        (json.dumps({"model": MODEL, "messages": ASK, "temperature": "hot"}).encode(), 400, "temperature"),
+        (json.dumps({"model": MODEL, "messages": ASK, "temperature": -1}).encode(), 400, "temperature"),
+        (json.dumps({"model": MODEL, "messages": ASK, "max_tokens": 0}).encode(), 400, "max_tokens"),
+        (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Lima " * 3000}]}).encode(), 400, "2048"),
+        (json.dumps({"model": MODEL, "messages": ASK, "stream": True, "top_p": 7}).encode(), 400, "top_p"),
+    ],
+)
+def test_wrong_requests_are_openai_errors(server: Server, body: bytes, status: int, words: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, status)
+    assert words in error["message"]
+    assert "\n" not in error["message"].strip()
+
+
+def test_other_content_types_are_refused(server: Server) -> None:
+    body = json.dumps({"model": MODEL, "messages": ASK})
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"Content-Type": "text/plain"})
+    assert response.status_code == 415
+
+
+def test_unknown_paths_are_openai_errors(server: Server) -> None:
+    response = httpx.get(f"{server.url}/v1/nothing")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, 404)
+    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+
+
+def requests_in_engine(server: Server) -> int:
+    return httpx.get(f"{server.url}/health").json()["models"][MODEL]["requests"]
+
+
+def wait_until(server: Server, requests: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if requests_in_engine(server) == requests:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_engine_stops_when_the_client_goes(server: Server, client: openai.OpenAI, stream: bool) -> None:
+    body = {"model": MODEL, "prompt": "The", "n": 4, "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+    started = time.monotonic()
+    with httpx.Client() as http:
+        request = http.build_request("POST", f"{server.url}/v1/completions", json=body, timeout=1.0)
+        if stream:
+            response = http.send(request, stream=True)
+            assert next(response.iter_lines()).startswith("data: ")
+            assert wait_until(server, requests=4, seconds=1)
+            response.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.send(request)
+    assert wait_until(server, requests=0, seconds=1)
+    abandoned = time.monotonic() - started
+
+    started = time.monotonic()
+    httpx.post(f"{server.url}/v1/completions", json=body | {"stream": False}, timeout=60)
+    assert abandoned < (time.monotonic() - started) / 1.5

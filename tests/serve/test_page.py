@@ -1,0 +1,52 @@
+"""The pages: what is sent, what may run in it, and that the hashes that allow it are right."""
+
+import base64
+import hashlib
+import re
+
+import httpx
+import pytest
+
+from serve.page import page
+from tests.serve.conftest import Server
+
+
+def policy_of(header: str) -> dict[str, str]:
+    return dict(part.strip().split(" ", 1) for part in header.split(";"))
+
+
+def test_only_the_script_and_style_of_the_file_may_run() -> None:
+    response = page("chat.html")
+    html = response.body.decode()
+    policy = policy_of(response.headers["content-security-policy"])
+    script = re.search(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert policy["script-src"] == f"'sha256-{digest}'"
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in response.headers["content-security-policy"]
+
+
+def test_page_needs_nothing_from_elsewhere_and_never_reads_text_as_html() -> None:
+    html = page("chat.html").body.decode()
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", html)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\son\w+=", html)
+
+
+def test_controls_have_names() -> None:
+    html = page("chat.html").body.decode()
+    labelled = re.findall(r"<label[^>]*>.*?</label>", html, flags=re.DOTALL)
+    for control in re.findall(r'<(?:input|textarea|select) id="([\w-]+)"', html):
+        assert any(f'id="{control}"' in label or f'for="{control}"' in label for label in labelled), control
+    assert 'aria-live="polite"' in html
+
+
+@pytest.mark.slow
+def test_page_is_served_with_its_headers(server: Server) -> None:
+    response = httpx.get(server.url)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.text == page("chat.html").body.decode()
+    for header in ("content-security-policy", "x-content-type-options", "referrer-policy", "x-frame-options"):
+        assert response.headers[header] == page("chat.html").headers[header]
