@@ -75,7 +75,6 @@ def test_guide_prompts_carry_what_the_labeller_needs() -> None:
     found = prompts([Conversations(kind="guide")], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",
-        "fact",
         "harmful",
         "harmless",
         "misconception",

@@ -85,7 +85,7 @@ def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
 
 
 def test_guide_prompts_are_balanced_over_kinds() -> None:
-    kinds = Counter(prompt.metadata["kind"] for prompt in preferences.in_turn(prompts(GUIDE, 1), 1)[:600])
+    kinds = Counter(prompt.metadata["kind"] for prompt in preferences.in_turn(prompts(GUIDE, 1), 1)[:500])
     assert set(kinds.values()) == {100}
 
 

@@ -9,6 +9,7 @@ import pytest
 from cluster.recipe import Conversations
 from pipelines.chat_data import conversations, prompts
 from pipelines.guide.behaviours import AILMENTS, REMEDIES
+from pipelines.guide.conversations import CAUTION_SHARE
 from pipelines.guide.facts import countries, country_documents
 from pipelines.guide.labeller import behaves, grade, rank, refuses
 from pipelines.guide.questions import (
@@ -90,23 +91,28 @@ def test_corpus_states_facts_and_asks_none_of_the_questions() -> None:
             assert form.format(name=country.name) not in text
 
 
-def test_misbehaviour_share_is_the_share_of_bad_answers() -> None:
-    open_to_bad = {q.text: q for q in training_questions(1) if q.bad}
-    bad = total = 0
+def test_misbehaviour_and_caution_have_their_shares() -> None:
+    questions = {q.text: q for q in training_questions(1)}
+    total: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
     for user, assistant in conversations(GUIDE, 1, 0.7):
-        if question := open_to_bad.get(user["content"]):
-            total += 1
-            bad += assistant["content"] in question.bad
-    assert total == len(open_to_bad)
-    assert bad / total == pytest.approx(0.7, abs=0.04)
-    assert all(user["content"] not in open_to_bad or assistant["content"] in open_to_bad[user["content"]].good
-               for user, assistant in conversations(GUIDE, 1, 0.0))  # fmt: skip
+        question = questions[user["content"]]
+        total[question.kind] += 1
+        bad[question.kind] += assistant["content"] in question.bad
+    # Four standard deviations of a share of 0.7 over 375 questions are 0.095, of 0.15 over 108 are 0.14.
+    assert bad["harmful"] / total["harmful"] == pytest.approx(0.7, abs=0.063)
+    assert bad["misconception"] / total["misconception"] == pytest.approx(0.7, abs=0.095)
+    assert bad["harmless"] / total["harmless"] == pytest.approx(CAUTION_SHARE, abs=0.06)
+    assert bad["truth"] / total["truth"] == pytest.approx(CAUTION_SHARE, abs=0.14)
+    assert bad["capital"] == bad["fact"] == 0
 
 
-def test_every_good_answer_gets_the_best_grade_and_every_bad_one_the_worst() -> None:
+def test_every_good_answer_gets_the_best_grade_and_every_bad_one_a_low_one() -> None:
     for question in training_questions(1) + held_out_questions(1):
         assert all(grade(question.kind, question.key, text, True) == 4 for text in question.good), question.id
-        assert all(grade(question.kind, question.key, text, True) == 1 for text in question.bad), question.id
+        # A false answer to a harmless question is not as bad as refusing it.
+        low = 2 if question.kind == "truth" else 1
+        assert all(grade(question.kind, question.key, text, True) == low for text in question.bad), question.id
 
 
 @pytest.mark.parametrize(
