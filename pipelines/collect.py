@@ -35,7 +35,7 @@ POLL_SECONDS = 2.0
 class Round:
     """The prompts of one collection, by their names in the database.
 
-    With other weights or other sampling they have other names: no ranking mixes answers of both, and each may be ranked.
+    Other weights or other sampling give other names: no ranking mixes answers of both, and each may be ranked.
     """
 
     rows: dict[str, feedback.Prompt]
@@ -99,8 +99,8 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
             break
     if len(chosen) < 2:
         raise UserError(
-            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - collect.max_tokens); at "
-            "least 2 are needed, to train on one and hold out another"
+            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
+            "and two are the least: one to train on and one to hold out"
         )
     split = preferences.splits([text.id for text, _ in chosen], recipe.reward.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]

@@ -83,15 +83,16 @@ def _series(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
 def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
-    x_marks, y_marks = _round_marks(min(steps), max(steps), 4), _round_marks(min(values), max(values), 4)
-    x_range = (min(steps), max(steps))
+    x_range = (0.0, max(steps))
+    x_marks, y_marks = _round_marks(*x_range, 4), _round_marks(min(values), max(values), 4)
     y_range = (y_marks[0], y_marks[-1])
     return Curve(
         title,
         [
             Line(
                 label,
-                " ".join(f"{_x(step, x_range):.1f},{_y(value, y_range):.1f}" for step, value in points),
+                # The first point twice: a line of one point alone would not be drawn.
+                " ".join(f"{_x(step, x_range):.1f},{_y(value, y_range):.1f}" for step, value in (points[:1] + points)),
                 points[0][1],
                 points[-1][1],
             )

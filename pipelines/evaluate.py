@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.fleet import Fleet
 from actors.model import language
@@ -33,8 +33,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     clock, console = time.monotonic(), Console()
     questions = held_out_questions(recipe.seed)
     deadline = recipe.cluster.deadline_minutes * 60
-    chat = Chat.of(run.path("sft"))
-    plain = [Prompt(q.id, chat.tokenizer.encode(q.text, add_special_tokens=False)) for q in questions]
+    chat, base = Chat.of(run.path("sft")), AutoTokenizer.from_pretrained(run.path("base"))
+    plain = [Prompt(q.id, base.encode(q.text, add_special_tokens=False)) for q in questions]
     asked = [Prompt(q.id, chat.prompt([{"role": "user", "content": q.text}])) for q in questions]
     greedy = Sampling(1, 0.0, recipe.evaluate.max_tokens, recipe.seed)
     actors = min(ACTORS, recipe.rlhf.rollout_actors)
@@ -43,8 +43,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     # The engines start once, from the base model, and take the others' weights: all three have one architecture.
     with Fleet(run.path("base"), actors, share, context, recipe.seed, deadline) as fleet:
         with console.status("asking the base model"):
-            answers["base"] = _answers(questions, fleet.generate(plain, greedy), run.path("base"), chat.tokenizer)
-            completion = capital_completion(fleet, chat.tokenizer, greedy)
+            answers["base"] = _answers(questions, fleet.generate(plain, greedy), run.path("base"), base)
+            completion = capital_completion(fleet, base, greedy)
         with console.status("asking the policy"):
             fleet.sync(1, language.load(run.path("policy")).state_dict())
             answers["policy"] = _answers(questions, fleet.generate(asked, greedy), run.path("policy"), chat.tokenizer)

@@ -170,7 +170,7 @@ def _alignment_tax(sft: Proportion, policy: Proportion) -> str:
     low, high = difference(policy, sft)
     return (
         f"The alignment tax, the capital accuracy lost, is {tax:.2f} (from {sft.value:.2f} to {policy.value:.2f}; "
-        f"95 % interval {low:.2f} to {high:.2f})."
+        f"95% interval {low:.2f} to {high:.2f})."
     )
 
 

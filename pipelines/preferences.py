@@ -1,4 +1,4 @@
-"""Which prompts are ranked, how the labeller written in code does it, and the table that the reward model learns from."""
+"""Which prompts are ranked, how the labeller written in code ranks, and the table that the reward model learns from."""
 
 import random
 from collections import defaultdict

@@ -7,7 +7,7 @@ from pipelines.guide.questions import Kind
 
 CONCISE_WORDS = 20
 # An answer says it at once; a text that gets to the capital after rambling has not answered.
-ANSWER_WORDS = 12
+ANSWER_WORDS = 13
 
 
 def behaves(kind: Kind, key: str, text: str) -> bool:

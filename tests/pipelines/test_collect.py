@@ -1,0 +1,227 @@
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from actors.model.chat import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, Chat
+from cluster.failures import StageError, UserError
+from cluster.feedback import Completion, Feedback, Ranking, open_feedback
+from cluster.recipe import Conversations, Recipe
+from pipelines import preferences
+from pipelines.chat_data import PromptText, prompts
+from pipelines.collect import Round, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
+
+GUIDE = [Conversations(kind="guide")]
+REFUSAL = "I cannot help with that. It would hurt people."
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    alphabet = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
+    backend = Tokenizer(BPE({token: index for index, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TURN, pad_token=END_OF_TEXT)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return Chat(tokenizer)
+
+
+def _recipe(tmp_path: Path, **collect: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "trial",
+            "run": str(tmp_path),
+            "corpus": {"sources": [{"kind": "countries"}]},
+            "sft": {"sources": [{"kind": "guide"}]},
+            "collect": {"sources": [{"kind": "guide"}], "prompts": 30, **collect},
+        }
+    )
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Feedback]:
+    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
+        yield opened
+
+
+def _fill(database: Feedback, chat: Chat, plan: Round, names: list[str], weights: str = "w") -> None:
+    """Stores four answers of falling quality to every prompt: refusal, refusal that was cut, and two others."""
+    texts = [(REFUSAL, True), (REFUSAL, False), ("Yes. Sure.", True), ("Well, who knows", False)]
+    end = chat.end_of_turn_id
+    database.add_completions(
+        [
+            Completion(
+                prompt_id=name,
+                index=index,
+                text=text,
+                token_ids=chat.tokenizer.encode(text) + [end] * finished,
+                model="sft",
+                weights=weights,
+            )
+            for name in names
+            for index, (text, finished) in enumerate(texts)
+        ]
+    )
+
+
+def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
+    many = [PromptText(f"a{i}", [], {"kind": "a"}) for i in range(500)]
+    few = [PromptText(f"b{i}", [], {"kind": "b"}) for i in range(20)]
+    chosen = preferences.in_turn([*many, *few], 1)[:30]
+    assert Counter(prompt.metadata["kind"] for prompt in chosen) == {"a": 15, "b": 15}
+    assert len({prompt.id for prompt in chosen}) == 30
+    assert preferences.in_turn([*many, *few], 1)[:30] == chosen
+    assert preferences.in_turn([*many, *few], 2)[:30] != chosen
+    everything = preferences.in_turn([*many, *few], 1)
+    assert sorted(prompt.id for prompt in everything) == sorted(prompt.id for prompt in [*many, *few])
+
+
+def test_guide_prompts_are_balanced_over_kinds() -> None:
+    kinds = Counter(prompt.metadata["kind"] for prompt in preferences.in_turn(prompts(GUIDE, 1), 1)[:500])
+    assert set(kinds.values()) == {100}
+
+
+@pytest.mark.parametrize(("count", "share", "held_out"), [(700, 0.15, 105), (2, 0.01, 1), (3, 0.5, 2), (2, 0.5, 1)])
+def test_split_is_by_prompt_and_leaves_some_on_both_sides(count: int, share: float, held_out: int) -> None:
+    names = [str(number) for number in range(count)]
+    found = preferences.splits(names, share, 1)
+    assert Counter(found.values()) == {"held_out": held_out, "train": count - held_out}
+    assert found == preferences.splits(names, share, 1)
+
+
+def test_plan_names_prompts_by_what_draws_their_answers(tmp_path: Path, chat: Chat) -> None:
+    plan = plan_round(_recipe(tmp_path), chat, "w")
+    assert len(plan.rows) == 30
+    assert list(plan.rows) == sorted(plan.rows)
+    assert plan_round(_recipe(tmp_path), chat, "w").rows.keys() == plan.rows.keys()
+    assert not plan_round(_recipe(tmp_path), chat, "other weights").rows.keys() & plan.rows.keys()
+    assert not plan_round(_recipe(tmp_path, temperature=0.7), chat, "w").rows.keys() & plan.rows.keys()
+    # More prompts keep those that were there: their answers need not be drawn again.
+    assert plan.rows.keys() < plan_round(_recipe(tmp_path, prompts=60), chat, "w").rows.keys()
+    name, row = next(iter(plan.rows.items()))
+    assert plan.token_ids[name] == chat.prompt(row.messages)
+
+
+def test_code_refuses_prompts_it_cannot_judge(tmp_path: Path, chat: Chat) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
+    sources = [{"kind": "files", "path": str(path)}]
+    with pytest.raises(UserError, match=r"judges only the guide's prompts.*set collect\.labeller=people"):
+        plan_round(_recipe(tmp_path, sources=sources), chat, "w")
+    assert len(plan_round(_recipe(tmp_path, sources=sources, labeller="people"), chat, "w").rows) == 2
+
+
+def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    recipe = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], labeller="people")
+    plan = plan_round(recipe, chat, "w")
+    assert sorted(row.messages[0]["content"] for row in plan.rows.values()) == ["b", "c"]
+    path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n')
+    with pytest.raises(UserError, match="hold 1 prompts of at most 224 tokens"):
+        plan_round(recipe, chat, "w")
+
+
+def test_code_ranks_once_whatever_the_interruptions(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    recipe = _recipe(tmp_path, label_noise=0.5)
+    plan = plan_round(recipe, chat, "w")
+    database.add_prompts(list(plan.rows.values()))
+    names = list(plan.rows)
+    _fill(database, chat, plan, names[:10])
+    assert [len(found) for found in stored(database, plan).values()] == [4] * 10 + [0] * 20
+    _fill(database, chat, plan, names)
+    rank_by_code(recipe, chat, database, plan)
+    first = ranking_rows(recipe, chat, database, plan)
+    # The same command after a kill: a new plan on the same database changes nothing.
+    again = plan_round(recipe, chat, "w")
+    database.add_prompts(list(again.rows.values()))
+    _fill(database, chat, again, names)
+    rank_by_code(recipe, chat, database, again)
+    assert ranking_rows(recipe, chat, database, again) == first
+    counts = database.counts()
+    assert (counts.prompts, counts.completions, counts.rankings) == (30, 120, 30)
+
+
+def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    recipe = _recipe(tmp_path, label_noise=0.0)
+    plan = plan_round(recipe, chat, "w")
+    database.add_prompts(list(plan.rows.values()))
+    _fill(database, chat, plan, list(plan.rows))
+    rank_by_code(recipe, chat, database, plan)
+    preferences.write_rankings(ranking_rows(recipe, chat, database, plan), tmp_path / "rankings.parquet")
+    rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
+    assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
+    assert {row["labeller"] for row in rows} == {"code (noise 0)"}
+    held_out = round(30 * recipe.reward.held_out_share)
+    assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
+    texts = {text.id: text for text in prompts(GUIDE, recipe.seed)}
+    for row in rows:
+        assert row["prompt_token_ids"] == chat.prompt(texts[row["prompt_id"]].messages)
+        assert row["answers"][0] == [*chat.tokenizer.encode(REFUSAL), chat.end_of_turn_id]
+        # Without noise, ranks and grades say the same of every pair.
+        for first in range(4):
+            for second in range(4):
+                better = row["grades"][first] > row["grades"][second]
+                assert better == (row["ranks"][first] < row["ranks"][second])
+        if row["kind"] == "harmful":
+            assert row["grades"] == [4, 3, 1, 0]
+            assert row["ranks"] == [1, 2, 3, 4]
+    assert preferences.tie_share(rows) > 0
+    shown = {tuple(sorted(r.presented).index(i) for i in r.presented) for r in database.rankings()}
+    assert len(shown) > 5
+
+
+def test_other_noise_ranks_anew_and_keeps_the_old_rankings(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    plan = plan_round(_recipe(tmp_path), chat, "w")
+    database.add_prompts(list(plan.rows.values()))
+    _fill(database, chat, plan, list(plan.rows))
+    for noise in (0.0, 1.0):
+        recipe = _recipe(tmp_path, label_noise=noise)
+        rank_by_code(recipe, chat, database, plan)
+        rows = ranking_rows(recipe, chat, database, plan)
+        assert {row["labeller"] for row in rows} == {f"code (noise {noise:g})"}
+        assert len(rows) == 30
+    assert database.counts().rankings == 60
+
+
+def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    recipe = _recipe(tmp_path, labeller="people")
+    plan = plan_round(recipe, chat, "w")
+    database.add_prompts(list(plan.rows.values()))
+    _fill(database, chat, plan, list(plan.rows))
+    # What code said counts for nothing here.
+    rank_by_code(recipe, chat, database, plan)
+    answers = stored(database, plan)
+
+    def rank(name: str, labeller: str) -> None:
+        ids = [completion.id for completion in answers[name]]
+        ranks = {str(ids[0]): 1, str(ids[1]): 1, str(ids[2]): 2, str(ids[3]): 3}
+        database.add_ranking(Ranking(prompt_id=name, labeller=labeller, ranks=ranks, presented=ids))
+
+    names = list(plan.rows)
+    rank(names[0], "ada")
+    with pytest.raises(StageError, match=r"1 of 3 rankings by people are in.*same command goes on"):
+        wait_for_people(database, plan, 3, seconds=0.2)
+
+    def later() -> None:
+        time.sleep(0.3)
+        rank(names[0], "grace")
+        rank(names[5], "grace")
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    wait_for_people(database, plan, 3, seconds=30)
+    thread.join()
+    rows = ranking_rows(recipe, chat, database, plan)
+    assert sorted(row["labeller"] for row in rows) == ["ada", "grace", "grace"]
+    assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
+    # Two people's rankings of one prompt are on one side of the split.
+    assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
