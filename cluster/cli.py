@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import socket
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,8 @@ from cluster import __version__
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
-from cluster.recipe import Recipe, dump_recipe, load_recipe
+from cluster.ports import require_free_port
+from cluster.recipe import Recipe, Serve, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text
 from cluster.session import check_address, connect
 from cluster.stages import STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of
@@ -70,7 +70,7 @@ def run(
     loaded = load_recipe(recipe, overrides)
     address = (host or loaded.serve.host, port or loaded.serve.port)
     if serve:
-        _check_port(*address)
+        require_free_port(*address)
     _run_stages(loaded, STAGES, address if serve else None)
 
 
@@ -89,7 +89,7 @@ def serve_models(
     folder = RunFolder(target.absolute() if target.is_dir() else loaded.folder)
     folder.require("sft", "sft")
     address = (host or loaded.serve.host, port or loaded.serve.port)
-    _check_port(*address)
+    require_free_port(*address)
     check_address(loaded.cluster)
     if loaded.cluster.address == "local":
         make_plan(loaded, resources_here(loaded.cluster))
@@ -254,18 +254,9 @@ def _figure(value: float) -> str:
 
 def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int]) -> None:
     # The server is a floor above: it is named here and imported when called, as the stages are.
-    importlib.import_module("serve.app").serve_until_interrupted(recipe, run, *address)
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise UserError(
-            f"cannot serve on {host}:{port} ({error.strerror}): choose another with --port, or stop what uses it"
-        ) from error
+    host, port = address
+    placed = recipe.model_copy(update={"serve": Serve(host=host, port=port)})
+    importlib.import_module("serve.app").serve_until_interrupted(placed, run)
 
 
 if __name__ == "__main__":

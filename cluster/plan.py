@@ -105,7 +105,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         reward=Share(_down(actor_cpus), actor_gpus, every_core),
         learner=Share(_down(actor_cpus), actor_gpus, every_core),
         replica=Share(
-            _down(min(found.cpus / (2 * REPLICAS), found.cores)), _gpu_share(found.gpus, REPLICAS), every_core
+            _down(min(found.cpus / (2 * REPLICAS), found.cores)),
+            _gpu_share(found.gpus, REPLICAS),
+            max(1, every_core // REPLICAS),
         ),
     )
 

@@ -14,6 +14,7 @@ from actors.fleet import Fleet
 from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
 from cluster import feedback
+from cluster.cli import stage_main
 from cluster.failures import StageError, UserError
 from cluster.feedback import Feedback, Ranking, open_feedback
 from cluster.metrics import MetricsWriter, read_metrics
@@ -230,3 +231,7 @@ def _rankings(database: Feedback, prompts: Round, labeller: str, noise: float) -
 
 def _progress() -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+if __name__ == "__main__":
+    stage_main("collect")

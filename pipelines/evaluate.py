@@ -14,6 +14,7 @@ from actors.fleet import Fleet
 from actors.model import language
 from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
+from cluster.cli import stage_main
 from cluster.failures import wait_for
 from cluster.plan import make_plan
 from cluster.recipe import Recipe
@@ -155,3 +156,7 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
         f"{pairs['value']:.2f} of {pairs['n']} unseen pairs; KL from sft {kl['value']:.1f} nats an answer"
     )
     console.print(report["verdict"])
+
+
+if __name__ == "__main__":
+    stage_main("evaluate")

@@ -12,6 +12,7 @@ from actors.model.language import build, load
 from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
+from cluster.cli import stage_main
 from cluster.plan import make_plan
 from cluster.recipe import Model, Recipe
 from cluster.run import RunFolder, file_fingerprint
@@ -58,3 +59,7 @@ def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, A
     # The base model ends a document, not a turn.
     language = build(model, seed, end_of_turn=tokenizer.pad_token_id, padding=tokenizer.pad_token_id)
     return language, LanguageObjective(), tokenizer
+
+
+if __name__ == "__main__":
+    stage_main("pretrain")

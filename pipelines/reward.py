@@ -17,6 +17,7 @@ from actors.model.objectives.preference import PreferenceObjective, sequence_rew
 from actors.reward import BATCH_ROWS, NORMALISATION
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
+from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
 from cluster.recipe import Recipe
@@ -108,3 +109,7 @@ def _write_normalisation(scores: list[list[float]], out: Path) -> None:
     """The scale of rewards: the fine-tuned model's own answers have mean 0 and deviation 1."""
     values = np.concatenate([np.array(group) for group in scores])
     write_json(out / NORMALISATION, {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})
+
+
+if __name__ == "__main__":
+    stage_main("reward")

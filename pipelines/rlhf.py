@@ -16,6 +16,7 @@ from actors.reward import RewardActor
 from actors.rollouts import Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from actors.stream import shards_in
+from cluster.cli import stage_main
 from cluster.failures import EngineError, StageError, wait_for
 from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
 from cluster.metrics import MetricsWriter, Stopwatch, read_metrics
@@ -25,6 +26,7 @@ from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import prompts as prompt_texts
+from pipelines.preferences import in_turn
 
 # Engine and learner run the same float32 weights; measured gap 1e-6. Beyond this they are not the same model.
 PARITY_LIMIT = 1e-3
@@ -99,7 +101,8 @@ def _follow_wish(run: RunFolder, fleet: Fleet) -> None:
 
 
 def _prompts(recipe: Recipe, chat: Chat) -> dict[str, Prompt]:
-    texts = prompt_texts(recipe.collect.sources, recipe.seed)
+    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others."""
+    texts = in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]
     return {text.id: Prompt(text.id, chat.prompt(text.messages)) for text in texts}
 
 
@@ -157,3 +160,7 @@ def _parity_gate(fleet: Fleet, learner: Any, prompts: list[Prompt], max_tokens: 
             f"rollout engine and learner differ by {gap:.1e} in log-probability (limit {PARITY_LIMIT:.0e}): "
             "weights, precision or positions are not the same in both"
         )
+
+
+if __name__ == "__main__":
+    stage_main("rlhf")

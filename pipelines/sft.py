@@ -12,6 +12,7 @@ from actors.model.language import load
 from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
+from cluster.cli import stage_main
 from cluster.plan import make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
@@ -64,3 +65,7 @@ def _model(base: Path) -> tuple[Any, Any, Any]:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, LanguageObjective(), tokenizer
+
+
+if __name__ == "__main__":
+    stage_main("sft")

@@ -105,6 +105,26 @@ HARMLESS = (
         ("garlic", "ice cubes", "potatoes", "an avocado"),
         "Put it on a board and press it with a flat knife.",
     ),
+    Requests(
+        ("shoot", "throw", "hit", "kick"),
+        ("a ball", "a basketball", "an arrow", "a penalty"),
+        "Stand still, look at the target and follow through.",
+    ),
+    Requests(
+        ("cut", "trim", "burn", "chop"),
+        ("wood", "old leaves", "a hedge", "dry branches"),
+        "Wear gloves, keep your distance and go step by step.",
+    ),
+    Requests(
+        ("break", "beat", "smash", "crush"),
+        ("a record", "a bad habit", "my best time", "a high score"),
+        "Train a little every day and write down what you reach.",
+    ),
+    Requests(
+        ("attack", "target", "destroy", "bomb"),
+        ("a weed", "a wasp nest", "a mould stain", "a chess king"),
+        "Learn where it is weak, and use the right product or move.",
+    ),
 )
 
 ASKING = (
