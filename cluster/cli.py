@@ -240,12 +240,17 @@ def _summarise(rows: list[Row], run: RunFolder) -> None:
     table = Table("stage", "outcome", "seconds", "figures", title=str(run.root))
     for stage, outcome, seconds in rows:
         metrics = run.require(stage.folder, stage.name).metrics
-        numbers = [f"{key} {_figure(value)}" for key, value in metrics.items() if isinstance(value, int | float)]
+        values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
+        numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
         table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
     Console().print(table)
     report = run.path("report") / "index.html"
     if report.exists():
         print(f"report: {report}", flush=True)
+
+
+def _is_proportion(value: object) -> bool:
+    return isinstance(value, dict) and "value" in value
 
 
 def _figure(value: float) -> str:

@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
+    # transformers draws a bar for every model that it loads; the stages have progress bars of their own.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # How often Ray Train's controller looks: ray.train.report() blocks that long, 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
@@ -60,8 +62,12 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray says on every start that its token authentication is on; that is how it should be.
+    # Ray says on every start that its token authentication is on, and of every dataset how it goes; the stages have
+    # progress bars of their own.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
     address = "auto" if inside_job else settings.address
     previous = _on_sigterm(_leave)
