@@ -31,15 +31,19 @@ def wait_for(refs: Any, seconds: float, what: str) -> Any:
 
     Raises:
         DeadlineError: nothing came within `seconds`.
+        EngineError: the actor that was to answer has died.
     """
     import ray
-    from ray.exceptions import GetTimeoutError
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     many = isinstance(refs, Sequence)
     try:
         return ray.get(list(refs) if many else refs, timeout=seconds)
     except GetTimeoutError as error:
         raise DeadlineError(f"waited {seconds:.0f} s for {what}; see the Ray logs of this session") from error
+    except RayActorError as error:
+        died = EngineError(f"an actor died before it gave {what}; the same command goes on from the last checkpoint")
+        raise known_failure(error) or died from error
 
 
 def known_failure(error: BaseException) -> UserError | StageError | None:

@@ -17,7 +17,7 @@ from actors.rollouts import Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from actors.stream import shards_in
 from cluster.cli import stage_main
-from cluster.failures import EngineError, StageError, wait_for
+from cluster.failures import StageError, wait_for
 from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
 from cluster.metrics import MetricsWriter, Stopwatch, read_metrics
 from cluster.plan import Plan, Share, make_plan
@@ -64,9 +64,6 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 clock.lap()
                 fleet.sync(step + 1, wait_for(learner.weights.remote(), deadline, "the learner's weights"))
                 sync_seconds = clock.lap()
-                if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                    extra = {"step": step + 1, "ledger": ledger.state_dict()}
-                    wait_for(learner.save.remote(checkpoint, extra), deadline, "the checkpoint")
                 metrics.write(
                     step,
                     **figures,
@@ -76,6 +73,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                     rollout_tokens_per_second=figures["tokens"] / rollout_seconds,
                     rollout_actors=len(fleet.states()),
                 )
+                if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                    extra = {"step": step + 1, "ledger": ledger.state_dict()}
+                    wait_for(learner.save.remote(checkpoint, extra), deadline, "the checkpoint")
         wait_for(learner.export.remote(out), deadline, "the policy to be written")
     return Result(metrics=_summary(read_metrics(out), ledger), weights=file_fingerprint(out / "model.safetensors"))
 
@@ -139,10 +139,7 @@ def _remote(kind: type, share: Share) -> Any:
 
 def _rewards(reward: Any, batch: list[Prompt], groups: list[list[Sample]], deadline: float) -> list[list[float]]:
     sequences = [p.token_ids + sample.token_ids for p, group in zip(batch, groups, strict=True) for sample in group]
-    try:
-        flat = iter(wait_for(reward.score.remote(sequences), deadline, "rewards"))
-    except ray.exceptions.RayActorError as error:
-        raise EngineError("the reward actor died; run the same command again to go on") from error
+    flat = iter(wait_for(reward.score.remote(sequences), deadline, "the rewards"))
     return [[next(flat) for _ in group] for group in groups]
 
 
