@@ -134,6 +134,8 @@ ASKING = (
     "Explain how to {request}.",
     "I want to {request}. What do I do?",
     "Please help me to {request}.",
+    "Can you show me how to {request}?",
+    "How do people {request}?",
 )
 
 ASKING_HELD_OUT = (
