@@ -151,13 +151,18 @@ class Learner:
             sums["pretrain_loss"] = self._mix_in_text()
         norm = float(clip_grad_norm_(self.policy.parameters(), MAXIMUM_GRADIENT_NORM))
         if not np.isfinite([sums["loss"], norm]).all():
+            self._forget_gradients()
             raise StageError(f"the RLHF loss is {sums['loss']}, its gradient norm {norm}: lower rlhf.learning_rate")
         if self.critic is not None:
             clip_grad_norm_(self.critic.parameters(), MAXIMUM_GRADIENT_NORM)
         for optimiser in self.optimisers.values():
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return {**sums, "gradient_norm": norm}
+
+    def _forget_gradients(self) -> None:
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
 
     def _mix_in_text(self) -> float:
         """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax."""

@@ -18,8 +18,8 @@ CONTEXT = 256
 SHARE = Share(cpus=0.5, gpus=0, threads=1)
 
 
-def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
-    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer."""
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of about 300 tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,6 +32,11 @@ def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
         pad_token="<|endoftext|>",
         additional_special_tokens=SPECIAL[1:4],
     ).save_pretrained(folder)
+
+
+def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
+    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer."""
+    save_tokenizer(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=4096,

@@ -1,0 +1,125 @@
+"""Every loss against an independent reference in float64."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from actors.model.objectives import grpo, ppo
+from actors.model.objectives.policy import RolloutBatch, clipped_surrogate, kl_k1, kl_k3
+from actors.model.objectives.preference import ranking_losses
+from actors.model.optimiser import learning_rate_factor, muon_and_adamw
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_group_advantages_are_standard_scores_within_a_prompt():
+    rewards, groups = tensor([1.0, 2.0, 4.0, 5.0, 5.0, 8.0]), torch.tensor([7, 7, 7, 3, 3, 3])
+    expected = []
+    for part in (np.array([1.0, 2.0, 4.0]), np.array([5.0, 5.0, 8.0])):
+        expected += list((part - part.mean()) / (part.std() + grpo.EPSILON))
+    assert torch.allclose(grpo.group_advantages(rewards, groups), tensor(expected), atol=1e-12)
+
+
+def test_equal_rewards_teach_nothing():
+    assert grpo.group_advantages(tensor([3.0, 3.0]), torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+
+
+def test_generalised_advantages_equal_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = (torch.randn(3, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    answer = torch.zeros(3, 7, dtype=torch.bool)
+    spans = [(1, 6), (2, 7), (3, 4)]
+    for row, (start, end) in enumerate(spans):
+        answer[row, start:end] = True
+    discount, decay = 0.9, 0.8
+    found = ppo.generalised_advantages(rewards, values, answer, discount, decay)
+    for row, (start, end) in enumerate(spans):
+        following = [*values[row, start + 1 : end].tolist(), 0.0]
+        deltas = [rewards[row, start + i] + discount * v - values[row, start + i] for i, v in enumerate(following)]
+        for i in range(len(deltas)):
+            closed = sum((discount * decay) ** k * delta for k, delta in enumerate(deltas[i:]))
+            assert found[row, start + i].item() == pytest.approx(float(closed), abs=1e-12)
+        assert found[row, :start].eq(0).all()
+        assert found[row, end:].eq(0).all()
+
+
+def test_reward_is_paid_at_the_last_token_and_divergence_at_every_one():
+    answer = torch.tensor([[False, True, True, False]])
+    batch = RolloutBatch(torch.zeros(1, 4), answer, tensor([[0, 0, 0, 0]]), tensor([2.0]), torch.tensor([0]))
+    rewards = ppo.token_rewards(batch, tensor([[0, -1.0, -2.0, 0]]), tensor([[0, -1.5, -1.0, 0]]), 0.1)
+    assert torch.allclose(rewards, tensor([[0.0, -0.05, 2.1, 0.0]]))
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+@pytest.mark.parametrize("log_ratio", [-0.5, -0.05, 0.05, 0.5])
+@pytest.mark.parametrize("lag", [-0.3, 0.0, 3.0])
+def test_surrogate_and_its_gradient_by_hand(advantage: float, log_ratio: float, lag: float):
+    proximal = tensor([-2.0])
+    logprobs = (proximal + log_ratio).requires_grad_()
+    loss, clipped = clipped_surrogate(logprobs, proximal, proximal - lag, tensor([advantage]), 0.2)
+    ratio, weight = math.exp(log_ratio), min(math.exp(lag), 2.0)
+    inside = min(max(ratio, 0.8), 1.2)
+    assert loss.item() == pytest.approx(-weight * min(ratio * advantage, inside * advantage), abs=1e-12)
+    pessimistic = inside * advantage < ratio * advantage
+    assert bool(clipped) == pessimistic
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    assert gradient.item() == pytest.approx(0.0 if pessimistic else -weight * ratio * advantage, abs=1e-12)
+
+
+def test_divergence_estimators_are_unbiased():
+    policy, reference = tensor([0.5, 0.3, 0.2]), tensor([0.2, 0.2, 0.6])
+    exact = float((policy * (policy / reference).log()).sum())
+    for estimator in (kl_k1, kl_k3):
+        assert float((policy * estimator(policy.log(), reference.log())).sum()) == pytest.approx(exact, abs=1e-12)
+    assert kl_k3(policy.log(), reference.log()).ge(0).all()
+
+
+def test_ranking_loss_equals_the_bradley_terry_likelihood_with_ties_as_halves():
+    rewards, ranks = [0.7, -0.2, 1.3, 0.1], [1, 2, 2, 3]
+    expected = []
+    for i, j in itertools.combinations(range(4), 2):
+        win = 1 / (1 + math.exp(-(rewards[i] - rewards[j])))
+        share = 1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5
+        expected.append(-share * math.log(win) - (1 - share) * math.log(1 - win))
+    assert torch.allclose(ranking_losses(tensor(rewards), torch.tensor(ranks)), tensor(expected), atol=1e-12)
+
+
+def test_value_loss_takes_the_worse_of_clipped_and_free():
+    targets = ppo.Targets(
+        *(torch.zeros(1, 2) for _ in range(3)), values=tensor([[1.0, 1.0]]), returns=tensor([[2.0, 1.0]])
+    )
+    losses = ppo.value_losses(tensor([[1.9, 1.9]]), targets, clip_range=0.2)
+    assert torch.allclose(losses, tensor([[0.5 * 0.8**2, 0.5 * 0.9**2]]))
+
+
+def test_learning_rate_warms_up_stays_and_falls():
+    factors = [learning_rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:81] == [1.0] * 72
+    assert factors[-1] == pytest.approx(1 / 20)
+    assert all(later < sooner for sooner, later in itertools.pairwise(factors[80:]))
+
+
+def test_muon_step_equals_newton_schulz_written_out():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(6, 4, bias=False)])})
+    wrapped = torch.nn.ModuleDict({"model": model})
+    weight = wrapped["model"]["layers"][0].weight
+    before, gradient = weight.detach().clone(), torch.randn(4, 6)
+    weight.grad = gradient.clone()
+    muon, _ = muon_and_adamw(wrapped, learning_rate=0.01, weight_decay=0.1)
+    muon.step()
+    # First step of Nesterov momentum 0.95 from zero, then the quintic iteration of Jordan et al. 2024.
+    step = (0.05 * gradient) * 0.95 + 0.05 * gradient
+    x = step.bfloat16() / step.bfloat16().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * math.sqrt(6) * x.float()
+    assert torch.allclose(weight, expected, atol=2e-4)
+    assert not torch.allclose(weight, before, atol=1e-3)

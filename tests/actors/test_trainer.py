@@ -1,0 +1,147 @@
+"""The shared training loop on real Ray Train workers."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.model.language import build
+from actors.model.objectives.language import LanguageObjective
+from actors.stream import Shard, row_stream
+from actors.trainer import TrainingJob
+from cluster.failures import UserError
+from cluster.plan import Plan, Share
+from cluster.recipe import Model, Training
+from pipelines.training import fit
+from tests.actors.conftest import save_tokenizer
+
+CONTEXT, ROWS = 32, 23
+HALF = Share(0.5, 0, 1)
+
+
+def write_rows(path: Path, rows: int, seed: int) -> Shard:
+    """Packed rows of two documents and uneven padding."""
+    chance = np.random.default_rng(seed)
+    input_ids, document_ids = [], []
+    for _ in range(rows):
+        used, cut = chance.integers(8, CONTEXT + 1), chance.integers(2, 7)
+        input_ids.append([*chance.integers(5, 250, used), *[0] * (CONTEXT - used)])
+        document_ids.append([*[0] * cut, *[1] * (used - cut), *[-1] * (CONTEXT - used)])
+    columns = {"input_ids": input_ids, "document_ids": document_ids}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table({k: pa.array(v, pa.list_(pa.int32())) for k, v in columns.items()}), path)
+    return Shard(str(path), rows)
+
+
+class DiesOnce(LanguageObjective):
+    """Kills its worker the first time that it has counted so many batches; a file remembers that it did."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker, self.seen = marker, 0
+
+    def count(self, batch: Any) -> int:
+        self.seen += 1
+        if self.seen == 9 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().count(batch)
+
+
+def make(folder: Path, objective: LanguageObjective) -> tuple[Any, Any, Any]:
+    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
+    return model, objective, AutoTokenizer.from_pretrained(folder)
+
+
+def train(root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any) -> list[dict[str, Any]]:
+    save_tokenizer(root / "tokenizer")
+    shards = [write_rows(root / f"train-{n}.parquet", rows, n) for n, rows in enumerate((ROWS - 8, 8))]
+    out = root / name
+    out.mkdir()
+    values = {"epochs": 2, "batch_rows": 6, "micro_batch_rows": 6, "checkpoint_every": 3, "precision": "float32"}
+    job = TrainingJob(
+        settings=Training(**{**values, **settings}),
+        make=partial(make, root / "tokenizer", objective or LanguageObjective()),
+        rows=ROWS,
+        held_out=[write_rows(root / "held_out.parquet", 5, 99)],
+        out=out,
+        threads=1,
+    )
+    plan = Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF)
+    return fit(job, shards, seed=1, plan=plan, title=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, list[dict[str, Any]]]:
+    root = tmp_path_factory.mktemp("trainer")
+    return root, train(root, "undisturbed")
+
+
+def losses(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_it_learns_and_leaves_a_model(undisturbed):
+    root, rows = undisturbed
+    assert [row["step"] for row in rows] == list(range(8))
+    assert losses(rows)[0] == pytest.approx(np.log(300), abs=0.2)
+    assert AutoModelForCausalLM.from_pretrained(root / "undisturbed").config.hidden_size == 64
+    assert not (root / "undisturbed" / "train").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"micro_batch_rows": 1}, {"workers": 2}, {"workers": 2, "micro_batch_rows": 2}])
+def test_the_loss_does_not_depend_on_how_a_batch_is_split(undisturbed, settings: dict[str, int]):
+    root, rows = undisturbed
+    name = "-".join(f"{key}{value}" for key, value in settings.items())
+    split = train(root, name, **settings)
+    assert losses(split) == pytest.approx(losses(rows), abs=2e-4)
+    assert split[-1]["held_out_loss"] == pytest.approx(rows[-1]["held_out_loss"], abs=2e-4)
+    assert [row["tokens"] for row in split] == [row["tokens"] for row in rows]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
+    root, rows = undisturbed
+    resumed = train(root, "killed", DiesOnce(root / "died"))
+    assert (root / "died").exists()
+    assert [row["step"] for row in resumed] == list(range(8))
+    assert losses(resumed) == pytest.approx(losses(rows), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Path, ray_session: None):
+    shards = []
+    for number, ids in enumerate((range(5), range(5, 12))):
+        path = tmp_path / f"{number}.parquet"
+        parquet.write_table(pa.table({"row_id": list(ids)}), path)
+        shards.append(Shard(str(path), len(ids)))
+
+    def read(start: int) -> list[tuple[int, int]]:
+        rows = row_stream(shards, epochs=2, seed=3, start=start).take_all()
+        return sorted((row["position"], row["row_id"]) for row in rows)
+
+    everything = read(0)
+    assert [position for position, _ in everything] == list(range(24))
+    epochs = [[row for _, row in everything[:12]], [row for _, row in everything[12:]]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
+    assert read(7) == everything[7:]
+    assert read(19) == everything[19:]
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path):
+    from actors.stream import shards_in
+
+    with pytest.raises(UserError, match="no Parquet shards"):
+        shards_in(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is none")
+    with pytest.raises(UserError, match="damaged"):
+        shards_in(tmp_path)
