@@ -1,0 +1,125 @@
+"""The whole loop on real engines, small enough for a test; and the same command after a kill."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from cluster.metrics import read_metrics
+from cluster.recipe import load_recipe
+from cluster.run import RunFolder, file_fingerprint
+from cluster.stages import STAGES, run_stage, stage_named
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
+SMALL = [
+    "model.hidden=64",
+    "model.layers=2",
+    "model.vocabulary=1024",
+    "corpus.sources.0.limit=1500",
+    "corpus.sources.1.limit=100",
+    "pretrain.epochs=1",
+    "pretrain.checkpoint_every=10",
+    "sft.epochs=1",
+    "collect.prompts=40",
+    "reward.epochs=1",
+    "rlhf.steps=3",
+    "rlhf.prompts_per_step=4",
+    "rlhf.samples_per_prompt=4",
+    "rlhf.checkpoint_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    recipe = load_recipe(RECIPE, [*SMALL, f"run={folder}"])
+    run = RunFolder(recipe.folder)
+    assert [run_stage(stage, recipe, run) for stage in STAGES] == ["done"] * len(STAGES)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_stage_leaves_a_whole_artefact(finished: RunFolder):
+    for stage in STAGES:
+        manifest = finished.require(stage.folder, stage.name)
+        assert set(manifest.inputs) == set(stage.after)
+    for name in ("base", "sft", "policy"):
+        model = AutoModelForCausalLM.from_pretrained(finished.path(name))
+        assert model.config.hidden_size == 64
+        assert finished.require(name, name).weights == file_fingerprint(finished.path(name) / "model.safetensors")
+    reward = AutoModelForSequenceClassification.from_pretrained(finished.path("reward"))
+    assert reward.config.num_labels == 1
+    assert not list((finished.root / ".partial").iterdir())
+
+
+@pytest.mark.slow
+def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
+    report = json.loads((finished.path("report") / "report.json").read_text())
+    sizes = {"capital_accuracy": 40, "harmful_compliance": 50, "over_refusal": 50, "misconception_rate": 30}
+    for model in ("base", "sft", "policy"):
+        for name, least in {**sizes, "stop_rate": 200}.items():
+            figure = report[model][name]
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+            assert figure["n"] >= least
+    assert report["reward_model"]["pair_accuracy"]["n"] > 0
+    assert report["kl_from_sft"]["n"] == report["policy"]["stop_rate"]["n"]
+    assert set(report["timings"]) == {stage.name for stage in STAGES}
+    assert report["seed"] == 1
+
+
+@pytest.mark.slow
+def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFolder):
+    rows = read_metrics(finished.path("policy"))
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert [row["version"] for row in rows] == [1, 2, 3]
+    # The engines' log-probabilities are those of the learner's weights, and of the newest version.
+    assert max(row["behaviour_gap"] for row in rows) < 1e-3
+    assert {row["staleness"] for row in rows} == {0.0}
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert finished.require("policy", "rlhf").metrics["prompts"] == {"trained": 12, "filtered": 0, "failed": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_ppo_with_stale_samples_runs_too(finished: RunFolder):
+    settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", f"run={finished.root}"]
+    recipe = load_recipe(RECIPE, [*SMALL, *settings])
+    assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
+    rows = read_metrics(finished.path("policy"))
+    assert rows[0]["value_loss"] > 0
+    assert max(row["staleness"] for row in rows) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_kill_of_everything_in_mid_reinforcement_loses_nothing(finished: RunFolder, tmp_path: Path):
+    overrides = [*SMALL, "rlhf.steps=6", "rlhf.learning_rate=1e-5", f"run={finished.root}"]
+    command = [sys.executable, "-m", "cluster.cli", "rlhf", str(RECIPE), *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    partial = finished.partial("policy")
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + 150
+        while len(read_metrics(partial)) < 3:
+            assert first.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, "no third step within 150 s"
+            time.sleep(0.05)
+        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        first.wait(timeout=30)
+        psutil.wait_procs(family, timeout=30)
+        assert not [process for process in family if process.is_running()]
+        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True, timeout=200)
+    rows = read_metrics(finished.path("policy"))
+    assert [row["step"] for row in rows] == list(range(6))
+    assert [row["version"] for row in rows] == list(range(1, 7))
+    assert finished.require("policy", "rlhf").metrics["prompts"]["trained"] == 24
