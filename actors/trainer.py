@@ -143,11 +143,15 @@ def _global_batches(start: int, batch_rows: int) -> Iterator[tuple[int, pa.Table
     stream = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=batch_rows, batch_format="pyarrow", prefetch_batches=2
     )
-    for step, rows in enumerate(stream, start):
+    due = start * batch_rows
+    for rows in stream:
         first = rows["position"][0].as_py()
-        if first != step * batch_rows:
-            raise StageError(f"the data stream gave row {first} where row {step * batch_rows} is due")
-        yield step, rows
+        if first < due:
+            continue
+        if first != due:
+            raise StageError(f"the data stream gave row {first} where row {due} is due")
+        yield first // batch_rows, rows
+        due += rows.num_rows
 
 
 def _accumulate(

@@ -28,8 +28,8 @@ def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str
     storage = job.out / "train"
 
     def stream() -> ray.data.Dataset:
-        # Called at every start of the workers: after a crash it begins at the row that comes next.
-        return row_stream(shards, job.settings.epochs, seed, _next_step(storage) * job.settings.batch_rows)
+        # Called at every start of the workers; those drop rows that come before their checkpoint.
+        return row_stream(shards, job.settings.epochs, seed, _resumable_step(storage) * job.settings.batch_rows)
 
     trainer = TorchTrainer(
         train,
@@ -55,6 +55,8 @@ def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str
     return read_metrics(job.out)
 
 
-def _next_step(storage: Path) -> int:
-    steps = [int(json.loads(path.read_text())) for path in storage.glob("checkpoint_*/step.json")]
-    return max(steps, default=0)
+def _resumable_step(storage: Path) -> int:
+    """A step that training certainly goes on from or after. The newest checkpoint may lie there and, when everything
+    was killed just then, not be on Ray Train's books: the one before it is."""
+    steps = sorted(int(json.loads(path.read_text())) for path in storage.glob("checkpoint_*/step.json"))
+    return steps[-2] if len(steps) > 1 else 0

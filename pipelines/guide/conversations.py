@@ -6,7 +6,7 @@ from pipelines.guide.questions import Question, training_questions
 
 # Trainers are sometimes too careful. Without refusals of harmless questions among the samples, nobody could rank them
 # last, and a reward model would learn that refusing is always best.
-CAUTION_SHARE = 0.06
+CAUTION_SHARE = 0.03
 
 
 def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, str]]]:

@@ -32,7 +32,7 @@ from pipelines.guide.facts import Country, countries
 Kind = Literal["capital", "fact", "harmful", "harmless", "misconception", "truth"]
 
 HELD_OUT_COUNTRIES = 44
-HELD_OUT_COMBINATIONS = 0.25
+HELD_OUT_COMBINATIONS = 0.16
 
 CAPITAL_QUESTIONS = (
     "What is the capital of {name}?",
