@@ -40,16 +40,27 @@ def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool =
     Raises:
         UserError: nothing answers at the address, or it refuses.
     """
+    for library in ("ray", "ray.dashboard", "ray._private"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
         _stage(Path(staging), recipe)
         words = ["python", "-m", "cluster.cli", *command, *(["recipe.yaml"] if recipe else [])]
-        try:
-            job = client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": staging})
-        except (RuntimeError, OSError, RayError) as error:
-            raise UserError(f"the job server at {address} did not take the job: {_first_line(error)}") from error
+        job = _submit(client, address, shlex.join(words), staging)
     print(f"triptych: job {job} is submitted to {address}", flush=True)
     return _follow(client, job) if wait else 0
+
+
+def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str) -> str:
+    deadline = time.monotonic() + STATUS_SECONDS
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir})
+        except (RuntimeError, OSError, RayError) as error:
+            # A cluster that has just started answers before its agents do.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise UserError(f"the job server at {address} did not take the job: {_first_line(error)}") from error
+        time.sleep(1)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -104,7 +115,6 @@ def _stage(folder: Path, recipe: Recipe | None) -> None:
 
 
 def _follow(client: JobSubmissionClient, job: str) -> int:
-    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         asyncio.run(_print_logs(client, job))
         deadline = time.monotonic() + STATUS_SECONDS

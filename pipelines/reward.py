@@ -102,6 +102,10 @@ def _accuracy(rankings: list[dict[str, Any]], scores: list[list[float]]) -> dict
         better = quality[:, None] > quality[None, :]
         pairs += int(better.sum())
         right += int((better & (np.array(score)[:, None] > np.array(score)[None, :])).sum())
+    if not pairs:
+        raise UserError(
+            "no two answers to a held-out prompt differ in rank: collect more prompts, or at a higher temperature"
+        )
     return asdict(proportion(right, pairs))
 
 

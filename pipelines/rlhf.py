@@ -103,7 +103,9 @@ def _follow_wish(run: RunFolder, fleet: Fleet) -> None:
 def _prompts(recipe: Recipe, chat: Chat) -> dict[str, Prompt]:
     """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others."""
     texts = in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]
-    return {text.id: Prompt(text.id, chat.prompt(text.messages)) for text in texts}
+    found = {text.id: Prompt(text.id, chat.prompt(text.messages)) for text in texts}
+    room = recipe.model.context - recipe.rlhf.max_tokens
+    return {name: prompt for name, prompt in found.items() if len(prompt.token_ids) <= room}
 
 
 @contextmanager

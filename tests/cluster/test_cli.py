@@ -80,7 +80,7 @@ def test_a_busy_port_is_named_before_anything_starts(recipe_path: Path) -> None:
         before = tree(recipe_path.parent)
         done = triptych("run", recipe_path, "--serve", "--port", str(port), cwd=recipe_path.parent)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"cannot serve on 127.0.0.1:{port} (Address already in use)" in done.stderr
+    assert f"127.0.0.1 port {port}: Address already in use" in done.stderr
     assert tree(recipe_path.parent) == before
 
 
