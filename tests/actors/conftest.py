@@ -15,7 +15,8 @@ from cluster.plan import Share
 
 SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CONTEXT = 256
-SHARE = Share(cpus=0.5, gpus=0, threads=1)
+# Small, so that training beside the shared fleet gets its CPUs.
+SHARE = Share(cpus=0.1, gpus=0, threads=1)
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -83,13 +84,13 @@ def prompts(name: str, count: int) -> list[Prompt]:
     return [Prompt(f"{name}-{i}", [2, 20 + i, 50, 60, 4, 3]) for i in range(count)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
     folder = tmp_path_factory.mktemp("tiny")
     return folder, make_model(folder, seed=0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fleet]:
     with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=120) as running:
         yield running
@@ -101,6 +102,6 @@ def fresh_version(versions: Iterator[int]) -> int:
     return next(versions)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def versions() -> Iterator[int]:
     return itertools.count(1)

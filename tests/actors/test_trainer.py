@@ -23,7 +23,7 @@ from pipelines.training import fit
 from tests.actors.conftest import save_tokenizer
 
 CONTEXT, ROWS = 32, 23
-HALF = Share(0.5, 0, 1)
+HALF = Share(0.25, 0, 1)
 
 
 def write_rows(path: Path, rows: int, seed: int) -> Shard:
