@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from actors.model.optimiser import learning_rate_factor, optimisers
@@ -80,10 +81,11 @@ def train(config: dict[str, Any]) -> None:
         total = objective.count(objective.collate(rows))
         learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
         loss, figures = _accumulate(model, objective, rows, rank, workers, total, settings, device)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)
+        norm = _whole(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM))
         loss, figures = _sum_over_workers(loss, figures, workers, device)
-        if not math.isfinite(loss):
-            raise StageError(f"the loss is {loss} at step {step}: lower the learning rate ({settings.learning_rate})")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"the loss is {loss} and the gradient norm {norm} at step {step}"
+            raise StageError(f"{what}: lower the learning rate ({settings.learning_rate})")
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
@@ -93,7 +95,7 @@ def train(config: dict[str, Any]) -> None:
             values = {
                 "loss": loss,
                 "learning_rate": learning_rate,
-                "gradient_norm": float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm),
+                "gradient_norm": norm,
                 objective.unit: total,
                 f"{objective.unit}_per_second": counted / (time.monotonic() - clock),
                 **figures,
@@ -130,10 +132,11 @@ def evaluate(
                 own = rows.take(list(range(rank, rows.num_rows, workers)) or [0])
                 batch = _to(objective.collate(own), device)
                 part_loss, part_figures = model(batch)
-                if rank < rows.num_rows:
+                own_rows = rank < rows.num_rows
+                figures = {n: figures.get(n, 0.0) + (value if own_rows else 0.0) for n, value in part_figures.items()}
+                if own_rows:
                     loss += float(part_loss)
                     count += objective.count(batch)
-                    figures = {name: figures.get(name, 0.0) + value for name, value in part_figures.items()}
     model.train()
     loss, figures = _sum_over_workers(loss, {**figures, objective.unit: count}, workers, device)
     return {"loss": loss / figures[objective.unit], **figures} if figures[objective.unit] else {}
@@ -175,9 +178,10 @@ def _accumulate(
         with _precision(settings, device):
             part, part_figures = model(batch)
         (part * ((workers if own else 0) / max(1, total))).backward()
+        # Every worker names the same figures, so that they can be summed.
+        figures = {name: figures.get(name, 0.0) + (value if own else 0.0) for name, value in part_figures.items()}
         if own:
             loss += float(part.detach()) / max(1, total)
-            figures = {name: figures.get(name, 0.0) + value for name, value in part_figures.items()}
     return loss, figures
 
 
@@ -205,13 +209,19 @@ def _sum_over_workers(
     return float(values[0]), dict(zip(names, values[1:].tolist(), strict=True))
 
 
+def _whole(norm: torch.Tensor) -> float:
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
 def _to(batch: Any, device: torch.device) -> Any:
     return type(batch)(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
 
 
 def _checkpoint(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
     weights, state = get_state_dict(model, steppers)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    # Below Ray Train's own folder, which goes when the stage is done, with what a kill leaves in it.
+    (out / "train").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out / "train") as folder:
         dcp.save({"model": weights, "optimiser": state}, checkpoint_id=folder)
         if rank == 0:
             (Path(folder) / "step.json").write_text(json.dumps(step))
