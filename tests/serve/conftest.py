@@ -7,7 +7,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import ray
 from ray import serve
 
 from cluster.plan import Share
@@ -33,21 +32,19 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("base", "policy")}
 
 
-@pytest.fixture(scope="session")
-def server(model_folders: dict[str, Path]) -> Iterator[Server]:
+@pytest.fixture(scope="package")
+def server(model_folders: dict[str, Path], ray_session: None) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     try:
         serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, deadline=180)
         yield Server(f"http://127.0.0.1:{port}", port, model_folders)
     finally:
         serve.shutdown()
-        ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
