@@ -1,4 +1,4 @@
-"""The whole loop on real engines, small enough for a test; and the same command after a kill."""
+"""The whole loop on real engines, small enough for a test."""
 
 import json
 from pathlib import Path
