@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
+from cluster.section import Positive, PositiveFloat, Section, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+# vLLM refuses more.
+Temperature = Annotated[float, Field(gt=0, le=2)]
 
 
 class Cluster(Section):
@@ -29,12 +26,21 @@ class Cluster(Section):
     memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
     deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
 
+    @property
+    def deadline_seconds(self) -> float:
+        return self.deadline_minutes * 60
+
+
+def head_size(hidden: int) -> int:
+    """The width of an attention head, unless the recipe sets their number."""
+    return 32 if hidden < 512 else 64
+
 
 class Model(Section):
     """The model's shape. `size` derives the rest; a field that is set wins."""
 
     size: str = Field("2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="parameters, e.g. 2.5M, 135M, 8B")
-    start_from: str | None = Field(None, description="a model folder, Hub name or GGUF file to start from instead")
+    start_from: str | None = Field(None, description="a Hugging Face folder or Hub name to start from instead")
     vocabulary: Annotated[int, Field(ge=300, le=262_144)] = 4096
     context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
     hidden: Positive | None = None
@@ -52,30 +58,9 @@ class Model(Section):
             raise ValueError(f"size {self.size} has no parameters")
         if self.hidden and self.heads and self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        if self.hidden and not self.heads and self.hidden % head_size(self.hidden):
+            raise ValueError(f"hidden {self.hidden} is not a multiple of {head_size(self.hidden)}: set heads too")
         return self
-
-
-class Source(Section):
-    """Text to pre-train on: files, or text that an installed package carries."""
-
-    kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
-    path: str | None = Field(None, description="for kind files: a file, folder or glob of .txt, .jsonl[.gz], .parquet")
-    text_field: str = "text"
-    near_duplicates: Literal["drop", "keep"] = "drop"
-    limit: Positive | None = Field(None, description="most documents to take")
-
-    @model_validator(mode="after")
-    def _files_have_a_path(self) -> "Source":
-        if (self.kind == "files") != (self.path is not None):
-            raise ValueError("a source of kind files needs a path, and no other kind takes one")
-        return self
-
-
-class Corpus(Section):
-    sources: Annotated[list[Source], Field(min_length=1)]
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
-    minimum_words: Positive = 5
-    near_duplicate_similarity: Share = 0.8
 
 
 class Training(Section):
@@ -122,29 +107,51 @@ class Collect(Section):
     sources: Annotated[list[Conversations], Field(min_length=1)]
     prompts: Positive = 700
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     max_tokens: Positive = 32
     labeller: Literal["code", "people"] = "code"
     label_noise: Share = Field(0.05, description="labeller code: share of neighbouring ranks swapped at random")
     minimum_rankings: Positive = Field(100, description="labeller people: rankings to wait for")
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
 
 
-class RewardModel(Training):
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+class Reward(Section):
+    """What answers are rewarded for: the reward model, or a Python function that checks them."""
+
+    kind: Literal["model", "function"] = "model"
+    function: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="for kind function: module:function(question, answer) -> number"
+    )
+    weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
+    timeout_seconds: PositiveFloat = Field(60, description="for kind function: most time for the answers of one step")
+
+    @model_validator(mode="after")
+    def _functions_have_a_name(self) -> "Reward":
+        if (self.kind == "function") != (self.function is not None):
+            raise ValueError("a reward of kind function needs a function, and no other kind takes one")
+        return self
 
 
 class Rlhf(Section):
-    algorithm: Literal["grpo", "ppo"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = "grpo"
+    rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()], description="added up by their weights")
     steps: Positive = 40
     prompts_per_step: Positive = 16
     samples_per_prompt: Positive = 8
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     max_tokens: Positive = 32
     learning_rate: PositiveFloat = 5e-5
     minibatches: Positive = Field(1, description="optimiser steps on each batch of samples")
     micro_batch_rows: Positive = 64
-    clip_range: PositiveFloat = 0.2
+    clip_range: PositiveFloat | None = Field(None, description="by default the algorithm's own, most often 0.2")
+    clip_range_high: PositiveFloat | None = Field(None, description="upper side, where it differs (clip-higher)")
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.02
+    kl_in: Literal["reward", "loss"] | None = Field(None, description="reward for ppo, rloo, reinforce++; else loss")
+    kl_estimator: Literal["k1", "k2", "k3"] | None = Field(None, description="k1 in the reward, k3 in the loss")
+    kl_target: PositiveFloat | None = Field(None, description="nats an answer that kl_coefficient is adapted towards")
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
+    reward_clip: PositiveFloat | None = Field(None, description="largest size of a reward that counts")
+    overlong_share: Share | None = Field(None, description="last part of max_tokens, in which the reward falls by 1")
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
@@ -152,8 +159,18 @@ class Rlhf(Section):
 
     @model_validator(mode="after")
     def _groups(self) -> "Rlhf":
-        if self.algorithm == "grpo" and self.samples_per_prompt < 2:
-            raise ValueError("grpo compares samples of one prompt: samples_per_prompt must be at least 2")
+        if self.algorithm not in ("ppo", "reinforce++") and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.algorithm} compares samples of one prompt: samples_per_prompt must be at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _divergence(self) -> "Rlhf":
+        if self.kl_estimator and not self.kl_in:
+            raise ValueError("kl_estimator needs kl_in: which estimator fits depends on it")
+        if (self.kl_estimator, self.kl_in) == ("k1", "loss"):
+            raise ValueError("kl_estimator k1 in the loss has no gradient on average: use k2 or k3, or kl_in reward")
+        if self.kl_target and not self.kl_coefficient:
+            raise ValueError("kl_target adapts kl_coefficient, which must be above 0 to begin with")
         return self
 
 
@@ -178,7 +195,7 @@ class Recipe(Section):
     pretrain: Training = Training()
     sft: FineTuning
     collect: Collect
-    reward: RewardModel = RewardModel()
+    reward: Training = Training()
     rlhf: Rlhf = Rlhf()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()

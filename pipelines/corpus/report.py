@@ -27,6 +27,9 @@ def statistics(
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
+        source["licence"] = before["licence"]
+        source["bad"] += before["bad"]
+        source["personal_data"] = dict(Counter(source["personal_data"]) + Counter(before["personal_data"]))
         source["dropped"] = dict(Counter(source["dropped"]) + Counter(before["dropped"]))
         for split in SPLITS:
             for key in ("documents", "bytes", "tokens"):
@@ -41,6 +44,8 @@ def statistics(
             key: sum(source["gathered"][key] for source in sources.values()) for key in ("documents", "bytes")
         },
         "dropped": dict(sum((Counter(source["dropped"]) for source in sources.values()), Counter())),
+        "personal_data": dict(sum((Counter(source["personal_data"]) for source in sources.values()), Counter())),
+        "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
@@ -89,8 +94,13 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{source['train']['bytes_per_token']:.2f}",
         )
     console.print(table)
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(stats["dropped"].items())) or "nothing"
-    console.print(f"dropped by rules: {reasons}")
+    if stats["dropped"]:
+        console.print(_rules_table(stats))
+    if stats["personal_data"]:
+        replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
+        console.print(f"personal data replaced: {replaced}")
+    if stats["bad"]:
+        console.print(f"{stats['bad']:,} records could not be read; quarantine/ says which and why")
     console.print(
         f"{stats['train_rows']:,} rows of {stats['context']} tokens to train on, {stats['held_out_rows']:,} held out; "
         f"{stats['padding_rate']['train']:.2%} padding, {stats['crop_rate']['train']:.2%} of the documents cut; "
@@ -98,9 +108,22 @@ def print_summary(stats: Report, console: Console) -> None:
     )
 
 
+def _rules_table(stats: Report) -> Table:
+    table = Table(title="Dropped by rules")
+    table.add_column("rule")
+    table.add_column("documents", justify="right")
+    table.add_column("share", justify="right")
+    for reason, count in sorted(stats["dropped"].items(), key=lambda item: -item[1]):
+        table.add_row(reason, f"{count:,}", f"{count / stats['gathered']['documents']:.2%}")
+    return table
+
+
 def _empty_source() -> Report:
     return {
         "gathered": {"documents": 0, "bytes": 0},
+        "licence": None,
+        "bad": 0,
+        "personal_data": {},
         "dropped": {},
         **{split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS},
     }

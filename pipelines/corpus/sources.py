@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
-from itertools import islice
 from pathlib import Path
 
+from cluster.corpus_recipe import Source
 from cluster.failures import UserError
-from cluster.recipe import Source
+from pipelines.corpus.bad import Bad
 from pipelines.corpus.files import SUFFIXES, read_file
 from pipelines.corpus.packages import chatterbot_dialogues, docstrings, random_facts, standard_library
 
@@ -36,6 +36,7 @@ class Split:
     limit: int | None
     deduplicate: bool
     seed: int
+    licence: str | None = None
 
 
 def plan_splits(sources: Sequence[Source], seed: int) -> list[Split]:
@@ -59,6 +60,7 @@ def plan_splits(sources: Sequence[Source], seed: int) -> list[Split]:
                     limit=source.limit,
                     deduplicate=source.near_duplicates == "drop",
                     seed=seed,
+                    licence=source.licence,
                 )
             )
     return splits
@@ -74,17 +76,24 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def read_split(split: Split) -> Iterator[Document]:
-    """The documents of a split, in order.
+def read_split(split: Split) -> Iterator[Document | Bad]:
+    """The documents of a split, in order, and what stands in place of those that cannot be read.
 
     Raises:
-        UserError: a file is damaged or lacks the text field; the message names the file and the line.
+        UserError: a file cannot be opened, or none of its columns is the text field.
     """
-    for place, text in islice(_places(split), split.limit):
+    taken = 0
+    for place, text in _places(split):
+        if isinstance(text, Bad):
+            yield text
+            continue
+        if taken == split.limit:
+            return
+        taken += 1
         yield Document(id=f"{split.source}:{place}", source=split.source, text=text)
 
 
-def _places(split: Split) -> Iterator[tuple[str, str]]:
+def _places(split: Split) -> Iterator[tuple[str, str | Bad]]:
     if split.kind == "files":
         for file in split.files:
             for index, text in enumerate(read_file(Path(file), split.text_field)):

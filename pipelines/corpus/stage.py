@@ -4,6 +4,9 @@ documents/part-*.parquet                 the text that is used: id, source, spli
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
 stats.json                               what went in, what came out, where the rest went
+measured/part-*.parquet                  with corpus.rules: every document cleaned, with its signals, whatever its fate
+excluded/part-*.parquet                  with corpus.keep_excluded: what the rules dropped: id, source, reason, text
+quarantine/part-*.jsonl                  records that cannot be read: file, offset, reason, excerpt
 work/                                    what the phases hand on, until the last one is through
 """
 
@@ -11,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -31,10 +34,18 @@ from pipelines.corpus.select import TRAIN, Selection, document_position, select
 from pipelines.corpus.shards import Sharding
 from pipelines.corpus.sources import Split, plan_splits
 from pipelines.corpus.tokenise import Tokenisation, chosen_documents
-from pipelines.corpus.tokenizer import SAMPLE_BYTES, save_tokenizer, train_tokenizer
+from pipelines.corpus.tokenizer import (
+    SAMPLE_BYTES,
+    document_end,
+    save_tokenizer,
+    save_tokenizer_of,
+    train_tokenizer,
+)
+
+MEASURED = "measured"
 
 
-def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:  # noqa: ARG001
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Builds the corpus in `out`, going on from whatever an interrupted attempt left there.
 
     Raises:
@@ -43,6 +54,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:  # noqa: ARG001
     console = Console()
     stats_file = out / "stats.json"
     if not stats_file.exists():
+        _take_over(run.path(out.name) / MEASURED, out / MEASURED)
         try:
             write_json(stats_file, _build(recipe, out, console))
         except UserError:
@@ -54,6 +66,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:  # noqa: ARG001
     return Result(metrics=key_figures(stats))
 
 
+def _take_over(finished: Path, folder: Path) -> None:
+    """Links what a finished corpus measured into the one being built, which reads the parts that still fit."""
+    for file in finished.glob("*.parquet"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (folder / file.name).hardlink_to(file)
+
+
 def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
@@ -61,8 +81,9 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         with _timed("prepare", seconds):
-            preparation = Preparation(tuple(splits), work / "prepared", corpus.minimum_words)
+            preparation = _preparation(recipe, splits, out)
             prepared = _prepare(preparation, recipe, work, progress)
+        _require_readable(prepared, corpus.maximum_bad_share)
         _require_documents(prepared, corpus.minimum_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
@@ -78,6 +99,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
                 work / "rows",
                 out / "documents",
                 recipe.model.context,
+                document_end(out / "tokenizer"),
             )
             tokenised = _tokenise(tokenisation, recipe, work, progress)
         with _timed("shards", seconds):
@@ -85,12 +107,45 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     return statistics(prepared, tokenised, selection, recipe.model.context, vocabulary, seconds)
 
 
+def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparation:
+    corpus = recipe.corpus
+    return Preparation(
+        splits=tuple(splits),
+        folder=out / "work" / "prepared",
+        quarantine=out / "quarantine",
+        minimum_words=corpus.minimum_words,
+        rules=corpus.rules,
+        personal_data=tuple(corpus.personal_data),
+        measured=out / MEASURED if corpus.rules else None,
+        excluded=out / "excluded" if corpus.keep_excluded else None,
+    )
+
+
 def _prepare(preparation: Preparation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
+    rules = preparation.rules.model_dump() if preparation.rules else None
     parts = [
-        Part(split.name, fingerprint([asdict(split), preparation.minimum_words]), (preparation.output(split),))
+        Part(
+            split.name,
+            fingerprint([asdict(split), preparation.minimum_words, rules, preparation.personal_data]),
+            preparation.outputs(split),
+        )
         for split in preparation.splits
     ]
     return run_parts("read and clean", work / "done" / "prepare", parts, preparation, progress, _deadline(recipe))
+
+
+def _require_readable(prepared: Sequence[Report], most: float) -> None:
+    """Raises a UserError that names the first bad record of a source that has more than the share allowed."""
+    for source in dict.fromkeys(report["source"] for report in prepared):
+        reports = [report for report in prepared if report["source"] == source]
+        bad = sum(report["bad"] for report in reports)
+        records = bad + sum(report["found"]["documents"] for report in reports)
+        if bad > most * records:
+            first = next(report["first_bad"] for report in reports if report["bad"])
+            raise UserError(
+                f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
+                f"and corpus.maximum_bad_share lets {most:g} of them be left out)"
+            )
 
 
 def _require_documents(prepared: Sequence[Report], minimum_words: int) -> None:
@@ -112,13 +167,17 @@ def _save_choices(selection: Selection, splits: Sequence[Split], folder: Path) -
 
 
 def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path) -> int:
-    """Trains the tokenizer unless it is there; returns how many tokens it knows."""
+    """Trains the tokenizer unless it is there or the model to start from has one; returns how many tokens it knows."""
+    model = recipe.model
     if not folder.exists():
-        share = min(1.0, SAMPLE_BYTES / train_bytes)
-        tokenizer = train_tokenizer(_sample(files, choices, share, recipe.seed), recipe.model.vocabulary)
         with written_to_the_side(folder) as side:
             shutil.rmtree(side, ignore_errors=True)
-            save_tokenizer(tokenizer, side, recipe.model.context)
+            if model.start_from:
+                save_tokenizer_of(model.start_from, side, model.context)
+            else:
+                share = min(1.0, SAMPLE_BYTES / train_bytes)
+                tokenizer = train_tokenizer(_sample(files, choices, share, recipe.seed), model.vocabulary)
+                save_tokenizer(tokenizer, side, model.context)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return len(content["model"]["vocab"])
 
@@ -170,7 +229,7 @@ def _shard(
 
 
 def _deadline(recipe: Recipe) -> float:
-    return recipe.cluster.deadline_minutes * 60
+    return recipe.cluster.deadline_seconds
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.corpus.measured import BATCH
 from pipelines.corpus.pack import NO_DOCUMENT, pack
 from pipelines.corpus.parts import written_to_the_side
-from pipelines.corpus.prepare import BATCH
 from pipelines.corpus.select import SPLITS
-from pipelines.corpus.tokenizer import END_OF_TEXT_ID, encode_documents
+from pipelines.corpus.tokenizer import encode_documents
 
 # Documents are packed among so many neighbours: 1.4 % of padding on the demo corpus, and memory stays bounded.
 WINDOW_DOCUMENTS = 4096
@@ -34,6 +34,7 @@ class Tokenisation:
         rows: folder for the packed rows.
         documents: folder for the chosen documents' text.
         context: tokens a row.
+        end: the token after every document.
     """
 
     prepared: tuple[Path, ...]
@@ -42,6 +43,7 @@ class Tokenisation:
     rows: Path
     documents: Path
     context: int
+    end: int
 
     def __call__(self, index: int) -> dict[str, Any]:
         report: dict[str, Any] = {}
@@ -68,7 +70,7 @@ class Tokenisation:
             for window in _windows(batches):
                 texts = window["text"].to_pylist()
                 ids = list(encode_documents(self.tokenizer, texts))
-                packed = pack([[*document, END_OF_TEXT_ID] for document in ids], self.context)
+                packed = pack([[*document, self.end] for document in ids], self.context)
                 file.write(np.stack([packed.input_ids, packed.document_ids], axis=1).tobytes())
                 columns = [window["id"], window["source"], pa.array([split] * len(texts)), window["text"]]
                 writer.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS), row_group_size=BATCH)

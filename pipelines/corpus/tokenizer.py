@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
+from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS, ready_for_chat
+from cluster.failures import UserError
 
 END_OF_TEXT, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[-1]
-END_OF_TEXT_ID = 0
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
 
@@ -45,6 +45,31 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(str(folder))
+
+
+def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
+    """Writes the tokenizer of a model that training starts from, with what it lacks for conversations.
+
+    Raises:
+        UserError: there is none, or it has no tokenizer.json.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.start_from: no tokenizer in {model}: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"model.start_from: the tokenizer of {model} has no tokenizer.json")
+    tokenizer.model_max_length = context
+    ready_for_chat(tokenizer).save_pretrained(str(folder))
+
+
+def document_end(folder: Path) -> int:
+    """The token that ends a document: the one that rows are padded with."""
+    from transformers import AutoTokenizer
+
+    return int(AutoTokenizer.from_pretrained(str(folder)).pad_token_id)
 
 
 def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:

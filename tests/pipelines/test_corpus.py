@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -193,6 +194,50 @@ def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_
     with pytest.raises(UserError, match=r"file\.jsonl line 7 is not valid JSON"):
         build(make_recipe({"kind": "files", "path": str(path)}), out)
     assert not out.exists()
+
+
+def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe: Recipe, tmp_path: Path) -> None:
+    source = Path(str(recipe.corpus.sources[0].path))
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(b"{broken\n" + source.read_bytes() + b'{"text": "\xff"}\n')
+    out = tmp_path / "corpus"
+    rules = {"gopher_quality": {"minimum_words": 70, "stop_words": 0}, "gopher_repetition": {}}
+    given = {"maximum_bad_share": 0.05, "keep_excluded": True}
+    stats = build(make_recipe({"kind": "files", "path": str(path), "licence": "CC0-1.0"}, rules=rules, **given), out)
+    assert stats["bad"] == 2
+    assert stats["gathered"]["documents"] == 168
+    assert stats["sources"][str(path)]["licence"] == "CC0-1.0"
+    (quarantine,) = (out / "quarantine").iterdir()
+    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    assert [(line["file"], line["offset"]) for line in lines] == [
+        (str(path), 0),
+        (str(path), 8 + source.stat().st_size),
+    ]
+    assert lines[1]["excerpt"] == '{"text": "\\xff"}\n'
+    excluded = [row for file in (out / "excluded").iterdir() for row in pq.read_table(file).to_pylist()]
+    assert {row["reason"]: row["text"] for row in excluded}["too few words"] == "too short"
+    assert Counter(row["reason"] for row in excluded) == stats["dropped"]
+    assert stats["dropped"]["gopher quality: too few words"] == sum(
+        5 <= len(json.loads(line)["text"].split()) < 70 for line in source.read_text().splitlines()
+    )
+
+    # Other thresholds: everything is judged again, nothing is read again.
+    original = path.read_bytes()
+    path.unlink()
+    path.write_bytes(original)
+    looser = {"gopher_quality": {"minimum_words": 60, "stop_words": 0}}
+    (tmp_path / "next" / "corpus").parent.mkdir()
+    shutil.copytree(out, tmp_path / "next" / "corpus")
+    again = tmp_path / "next" / ".partial" / "corpus"
+    again.mkdir(parents=True)
+    looser_recipe = make_recipe({"kind": "files", "path": str(path)}, rules=looser, maximum_bad_share=0.05)
+    run(looser_recipe, RunFolder(tmp_path / "next"), again)
+    linked = next((again / "measured").iterdir())
+    assert linked.stat().st_ino == (tmp_path / "next" / "corpus" / "measured" / linked.name).stat().st_ino
+    after = json.loads((again / "stats.json").read_text())
+    assert after["bad"] == 2
+    assert after["gathered"] == stats["gathered"]
+    assert after["dropped"] == {"too few words": 1, "gopher quality: too few words": 2}
 
 
 def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cleaning, and each quality rule at both sides of its threshold."""
+"""Cleaning, and each rule that holds by default at both sides of its threshold."""
 
 import pytest
 
@@ -9,8 +9,10 @@ from pipelines.corpus.rules import (
     SYMBOLS,
     TOO_FEW_WORDS,
     WORD_LENGTH,
-    reason_to_drop,
+    bounds,
+    reasons_to_drop,
 )
+from pipelines.corpus.signals import measure
 
 
 @pytest.mark.parametrize(
@@ -61,4 +63,5 @@ def words(count: int, letter: str = "a", length: int = 4) -> list[str]:
     ],
 )
 def test_rules_at_both_sides_of_their_thresholds(text: str, reason: str | None) -> None:
-    assert reason_to_drop(text, minimum_words=5) == reason
+    _, signals = measure(["another document before it", text], None)
+    assert reasons_to_drop(signals, bounds(None, minimum_words=5))[1] == reason

@@ -1,0 +1,165 @@
+"""Web pages: HTML files and WARC captures (ISO 28500), reduced to their main text."""
+
+import codecs
+import mmap
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+from resiliparse.parse.html import HTMLParserException, HTMLTree
+
+from pipelines.corpus.bad import MAXIMUM_RECORD_BYTES, Bad
+
+_PAGES = ("text/html", "application/xhtml+xml")
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_GZIP_MEMBER = b"\x1f\x8b\x08"
+_RECORD = b"WARC/1."
+_LINE_ENDS = b"\r\n\r\n"
+_PIECE = 1 << 16
+
+
+def read_web(path: Path) -> Iterator[str | Bad]:
+    """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200."""
+    if ".warc" in path.name:
+        yield from _read_warc(path)
+    elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
+        yield Bad(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
+    else:
+        try:
+            yield main_text(path.read_bytes())
+        except HTMLParserException as error:
+            yield Bad(str(path), 0, f"{path} cannot be parsed ({error}); remove the file")
+
+
+def main_text(page: bytes, charset: str | None = None) -> str:
+    """What a page says, without its menus and boilerplate, a block a line.
+
+    Args:
+        charset: what the server called the encoding. As browsers do (WHATWG HTML, 13.2.3.2), a byte order mark comes
+            before it, then the page's own meta element, then a guess from the bytes.
+    """
+    known = next((name for mark, name in _MARKS if page.startswith(mark)), None)
+    known = known or (map_encoding_to_html5(charset, fallback_utf8=False) if charset else None)
+    encoding = known or detect_encoding(page, from_html_meta=True) or "utf-8"
+    tree = HTMLTree.parse(bytes_to_str(page, encoding, errors="replace"))
+    text: str = extract_plain_text(tree, main_content=True, alt_texts=False)
+    return text
+
+
+def _read_warc(path: Path) -> Iterator[str | Bad]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start: int | None = 0
+        while start is not None:
+            broken = yield from _read_from(path, file, content, start)
+            start = _next_record(path, content, broken) if broken is not None else None
+
+
+def _read_from(path: Path, file: BinaryIO, content: mmap.mmap, start: int) -> Generator[str | Bad, None, int | None]:
+    """The pages from an offset on; returns the offset of the record at which reading stopped, None at the end.
+
+    A record is trusted only once the next one is found where its length says.
+    """
+    file.seek(start)
+    offset, length = start, 0
+    page: str | Bad | None = None
+    records = iter(ArchiveIterator(file, parse_http=False))
+    while True:
+        try:
+            record = next(records, None)
+        except (OSError, ValueError) as error:
+            end = _end_of_record(path, content, offset, length)
+            if end is not None and page is not None:
+                yield page
+            broken = offset if end is None else end
+            yield _bad(path, broken, f"is damaged or has the wrong length ({error})")
+            return broken
+        if page is not None:
+            yield page
+        if record is None:
+            return None
+        offset, length, page = record.stream_pos, record.content_length, None
+        try:
+            data = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
+        except (OSError, ValueError) as error:
+            yield _bad(path, offset, f"is damaged ({error})")
+            return offset
+        if len(data) > MAXIMUM_RECORD_BYTES:
+            page = _bad(path, offset, f"has {length:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}")
+        elif len(data) != length:
+            yield _bad(path, offset, f"says it has {length:,} bytes and has {len(data):,}")
+            return offset
+        else:
+            page = _page(path, record, data)
+
+
+def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> int | None:
+    """Where a record ends, or None unless two line ends follow its block: what it says of its length is wrong."""
+    if not path.name.endswith(".gz"):
+        end = content.find(_LINE_ENDS, offset) + len(_LINE_ENDS) + length
+        return end + len(_LINE_ENDS) if content[end : end + len(_LINE_ENDS)] == _LINE_ENDS else None
+    unpacker = zlib.decompressobj(wbits=31)
+    data, at = bytearray(), offset
+    try:
+        while not unpacker.eof and at < len(content) and len(data) <= 2 * MAXIMUM_RECORD_BYTES:
+            data += unpacker.decompress(content[at : at + _PIECE])
+            at += _PIECE
+    except zlib.error:
+        return None
+    head = data.find(_LINE_ENDS) + len(_LINE_ENDS)
+    if not unpacker.eof or len(data) != head + length + len(_LINE_ENDS):
+        return None
+    return min(at, len(content)) - len(unpacker.unused_data)
+
+
+def _page(path: Path, record: WarcRecord, data: bytes) -> str | Bad | None:
+    """The text of a response that is a page; None of any other record."""
+    if record.record_type != WarcRecordType.response or not record.is_http:
+        return None
+    offset = record.stream_pos
+    record.set_bytes_content(data)
+    try:
+        record.parse_http(auto_decode="all")
+        headers = record.http_headers
+        if headers is None or headers.status_code != 200 or record.http_content_type not in _PAGES:
+            return None
+        body = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
+        if len(body) > MAXIMUM_RECORD_BYTES:
+            return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
+        return main_text(body, record.http_charset)
+    except (OSError, ValueError) as error:
+        return _bad(path, offset, f"cannot be decoded or parsed ({error})")
+
+
+def _next_record(path: Path, content: mmap.mmap, broken: int) -> int | None:
+    """Where the first readable record after a broken one starts."""
+    mark = _GZIP_MEMBER if path.name.endswith(".gz") else _RECORD
+    found = content.find(mark, broken + 1)
+    while found >= 0 and not _readable(path, found):
+        found = content.find(mark, found + 1)
+    return found if found >= 0 else None
+
+
+def _readable(path: Path, offset: int) -> bool:
+    """Whether a record starts here: the mark of a gzip member also turns up by chance."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            return next(iter(ArchiveIterator(file, parse_http=False)), None) is not None
+        except (OSError, ValueError):
+            return False
+
+
+def _read_at_most(record: WarcRecord, size: int) -> bytes:
+    pieces: list[bytes] = []
+    while size > 0 and (piece := record.reader.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _bad(path: Path, offset: int, complaint: str) -> Bad:
+    return Bad(str(path), offset, f"{path} at byte {offset}: the record {complaint}; fetch the file again")

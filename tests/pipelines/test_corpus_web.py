@@ -1,0 +1,148 @@
+"""Pages from HTML and WARC files: what is read of them, in which encoding, and what happens to damaged ones."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from pipelines.corpus import web
+from pipelines.corpus.bad import Bad
+from pipelines.corpus.files import read_file
+from pipelines.corpus.web import main_text
+
+WARC = Path(__file__).parents[2].parent / "shared" / "data" / "warc"
+HTML = "<html><head><title>t</title></head><body><nav><a href='/'>Home</a></nav><main><p>{}</p></main></body></html>"
+
+
+def record(
+    text: str,
+    *,
+    kind: str = "response",
+    status: str = "200 OK",
+    headers: str = "Content-Type: text/html; charset=utf-8",
+    wrong_by: int = 0,
+    body: bytes | None = None,
+) -> bytes:
+    page = HTML.format(text).encode() if body is None else body
+    http = f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0>\r\nWARC-Date: 2020-01-01T00:00:00Z\r\n"
+        f"WARC-Target-URI: http://example.org/\r\nContent-Type: application/http; msgtype={kind}\r\n"
+        f"Content-Length: {len(http) + wrong_by}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"
+
+
+def write(path: Path, *records: bytes) -> list[int]:
+    """Writes a WARC file, each record a gzip member of its own if the name says so; returns where each starts."""
+    packed = [gzip.compress(item) if path.name.endswith(".gz") else item for item in records]
+    path.write_bytes(b"".join(packed))
+    return [sum(map(len, packed[:number])) for number in range(len(packed))]
+
+
+def read(path: Path) -> tuple[list[str], list[Bad]]:
+    items = list(read_file(path, "text"))
+    return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, Bad)]
+
+
+def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(HTML.format("First.</p><script>x()</script><p>Second."))
+    texts, bad = read(tmp_path / "page.html")
+    assert [text.split() for text in texts] == [["First.", "Second."]]
+    assert not bad
+
+
+@pytest.mark.parametrize(
+    ("page", "charset"),
+    [
+        ("<p>Grüße, naïve café</p>".encode(), "utf-8"),
+        ("<p>Grüße, naïve café</p>".encode("latin-1"), "ISO-8859-1"),
+        # HTTP comes before meta, and a byte order mark before both.
+        ("<meta charset=utf-8><p>Grüße, naïve café</p>".encode("cp1252"), "windows-1252"),
+        ("\ufeff<meta charset=latin1><p>Grüße, naïve café</p>".encode(), "latin1"),
+        ("\ufeff<p>Grüße, naïve café</p>".encode("utf-16-le"), "utf-8"),
+        ("<meta charset='iso-8859-1'><p>Grüße, naïve café</p>".encode("latin-1"), None),
+        ("<meta charset='iso-8859-1'><p>Grüße, naïve café</p>".encode("latin-1"), "no-such-charset"),
+        ("<p>Grüße, naïve café</p>".encode(), None),
+    ],
+)
+def test_the_encoding_is_found_as_a_browser_finds_it(page: bytes, charset: str | None) -> None:
+    assert main_text(page, charset).strip() == "Grüße, naïve café"
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_only_pages_that_were_found_are_read(tmp_path: Path, name: str) -> None:
+    latin = HTML.format("déjà vu").encode("latin-1")
+    packed = gzip.compress(HTML.format("packed").encode())
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed)
+    write(
+        tmp_path / name,
+        record("one"),
+        record("a request", kind="request"),
+        record("gone", status="404 Not Found"),
+        record("an image", headers="Content-Type: image/png"),
+        record("", headers="Content-Type: text/html; charset=iso-8859-1", body=latin),
+        record(
+            "",
+            headers="Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip",
+            body=chunked,
+        ),
+    )
+    texts, bad = read(tmp_path / name)
+    assert [text.strip() for text in texts] == ["one", "déjà vu", "packed"]
+    assert not bad
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+@pytest.mark.parametrize("wrong_by", [-10, 10, 250, 1_000_000])
+def test_a_record_of_the_wrong_length_is_left_out_and_the_rest_is_read(
+    tmp_path: Path, name: str, wrong_by: int
+) -> None:
+    starts = write(tmp_path / name, record("one"), record("two", wrong_by=wrong_by), record("three"), record("four"))
+    texts, bad = read(tmp_path / name)
+    assert [text.strip() for text in texts] == ["one", "three", "four"]
+    assert [(item.file, item.offset) for item in bad] == [(str(tmp_path / name), starts[1])]
+    assert f"at byte {starts[1]}: the record" in bad[0].reason
+
+
+def test_a_cut_or_flipped_file_gives_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc.gz"
+    starts = write(path, record("one"), record("two"), record("three"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "two"]
+    assert [item.offset for item in bad] == [starts[2]]
+    middle = (starts[1] + starts[2]) // 2
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :])
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "three"]
+    assert [item.offset for item in bad] == [starts[1]]
+    path.write_bytes(b"no archive at all " * 50)
+    assert read(path)[0] == []
+    assert len(read(path)[1]) == 1
+
+
+def test_a_record_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MAXIMUM_RECORD_BYTES", 2000)
+    path = tmp_path / "a.warc.gz"
+    bomb = record("", headers="Content-Type: text/html\r\nContent-Encoding: gzip", body=gzip.compress(b"x" * 10_000))
+    starts = write(path, record("one"), record("x" * 3000), bomb, record("four"))
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "four"]
+    assert [item.offset for item in bad] == starts[1:3]
+    (tmp_path / "a.html").write_text("x" * 3000)
+    assert "more than 2,000 bytes" in read(tmp_path / "a.html")[1][0].reason
+
+
+@pytest.mark.skipif(not WARC.exists(), reason="the shared captures are not here")
+def test_every_page_of_the_shared_captures_is_read() -> None:
+    found = {path.name: read(path) for path in sorted(WARC.glob("*.warc.gz"))}
+    assert {name: len(texts) for name, (texts, _) in found.items()} == {
+        "sample-0000.warc.gz": 22,
+        "sample-0001.warc.gz": 15,
+    }
+    assert not any(bad for _, bad in found.values())
+    assert all(texts for texts, _ in found.values())
+    assert not any("\ufffd" in text for texts, _ in found.values() for text in texts)
+    assert found["sample-0001.warc.gz"][0][-1].startswith("Frequently asked questions")
