@@ -1,6 +1,7 @@
 """The learner actor: holds the policy that is trained, and the reference it must stay near."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from transformers import AutoTokenizer
 
 from actors.model import language
 from actors.model.heads import load_reward_model, token_values
-from actors.model.objectives import grpo, ppo
+from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
-from actors.model.objectives.policy import RolloutBatch, Targets, answer_logprobs, kl_k1, kl_k3
+from actors.model.objectives.policy import DIVERGENCES, RolloutBatch, Targets, answer_logprobs, kl_k1, kl_k3
+from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
@@ -37,7 +39,7 @@ class Learner:
 
     Args:
         start: the fine-tuned model; also the reference.
-        critic: the reward model, from which PPO's critic starts.
+        critic: the model from which a critic starts, for algorithms that have one.
         text: pre-training shards, mixed in when `settings.pretrain_mix` is set.
     """
 
@@ -45,11 +47,16 @@ class Learner:
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         self.settings = settings
+        self.algorithm = ALGORITHMS[settings.algorithm]
+        self.clip = self.algorithm.clip_for(settings)
+        self.kl_in = settings.kl_in or self.algorithm.kl_in
+        self.kl = DIVERGENCES[settings.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")]
+        self.kl_coefficient = settings.kl_coefficient
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy = language.load(start).to(self.device)
         self.reference = language.load(start).to(self.device).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(start)
-        self.critic = load_reward_model(critic).to(self.device) if settings.algorithm == "ppo" else None
+        self.critic = load_reward_model(critic).to(self.device) if self.algorithm.value_losses else None
         self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
@@ -81,18 +88,22 @@ class Learner:
             figures of the step; `version` is that of the new weights.
 
         Raises:
-            StageError: the loss is not finite; the weights are as they were before.
+            StageError: a reward is not finite, or a loss or gradient is; no weight has been changed by it.
         """
         clock = time.monotonic()
+        _check_finite(prompts, rewards)
         samples = [sample for group in groups for sample in group]
-        batch = self._batch(prompts, groups, rewards)
+        settings, batch = self.settings, self._batch(prompts, groups, rewards)
         targets, start = self._targets(batch)
         figures: dict[str, list[float]] = {}
         self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
-        for rows in np.array_split(order, self.settings.minibatches):
+        for rows in np.array_split(order, settings.minibatches):
             for name, value in self._update(batch, targets, torch.from_numpy(rows)).items():
                 figures.setdefault(name, []).append(value)
+        figures["kl_coefficient"] = [self.kl_coefficient]
+        if settings.kl_target:
+            self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl_target)
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
         lengths = [len(sample.token_ids) for sample in samples]
@@ -109,56 +120,70 @@ class Learner:
             "version": self.version,
         }
 
+    @torch.no_grad()
     def _targets(self, batch: RolloutBatch) -> tuple[Targets, dict[str, float]]:
-        with torch.no_grad():
-            proximal = self._in_pieces(lambda rows: self._logprobs(self.policy, batch.rows(rows)), batch)
-            reference = self._in_pieces(lambda rows: self._logprobs(self.reference, batch.rows(rows)), batch)
-            drawn = batch.answer
-            figures = {
-                "kl": float(kl_k1(proximal, reference).sum() / drawn.sum()),
-                "kl_sequence": float(kl_k1(proximal, reference).sum() / len(drawn)),
-                "behaviour_gap": float((proximal - batch.behaviour)[drawn].abs().max()),
-            }
-            if self.critic is None:
-                return grpo.targets(batch, proximal, reference), figures
-            values = self._in_pieces(lambda rows: self._values(batch.rows(rows)), batch)
-            return ppo.targets(batch, proximal, reference, values, self.settings.kl_coefficient), figures
+        """What the samples taught, and figures of the models at the start of the step."""
+        proximal = self._in_pieces(lambda rows: self._logprobs(self.policy, batch.rows(rows)), batch)
+        reference = self._in_pieces(lambda rows: self._logprobs(self.reference, batch.rows(rows)), batch)
+        values = None if self.critic is None else self._in_pieces(lambda rows: self._values(batch.rows(rows)), batch)
+        rewards = at_last_token(self._shaped(batch), batch.answer)
+        if self.kl_in == "reward":
+            rewards = rewards - self.kl_coefficient * self.kl(proximal, reference) * batch.answer
+        advantages, returns = self.algorithm.targets(batch, rewards, values)
+        drawn = batch.answer
+        return Targets(advantages, proximal, reference, values, returns), {
+            "kl": float(kl_k1(proximal, reference).sum() / drawn.sum()),
+            "kl_sequence": float(kl_k1(proximal, reference).sum() / len(drawn)),
+            "behaviour_gap": float((proximal - batch.behaviour)[drawn].abs().max()),
+        }
+
+    def _shaped(self, batch: RolloutBatch) -> Tensor:
+        settings, rewards = self.settings, batch.rewards
+        if settings.reward_clip:
+            rewards = rewards.clamp(-settings.reward_clip, settings.reward_clip)
+        share = self.algorithm.overlong_share if settings.overlong_share is None else settings.overlong_share
+        return rewards + overlong_penalty(batch.answer.sum(1), settings.max_tokens, share)
 
     def _update(self, batch: RolloutBatch, targets: Targets, rows: Tensor) -> dict[str, float]:
-        """One optimiser step; every term is divided by the drawn tokens of all its rows, whatever the micro-batches."""
-        settings = self.settings
+        """One optimiser step; every term is divided by what all its rows come to, whatever the micro-batches."""
+        settings, algorithm = self.settings, self.algorithm
         tokens = int(batch.answer[rows].sum())
+        _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
         for piece in rows.split(settings.micro_batch_rows):
-            part = batch.rows(piece)
-            own = targets.rows(piece)
+            part, own = batch.rows(piece), targets.rows(piece)
             logprobs, entropy = answer_logprobs(self.policy, part, settings.temperature)
-            if self.critic is None:
-                losses, clipped = grpo.token_losses(part, own, logprobs, settings.clip_range, settings.kl_coefficient)
-            else:
-                losses, clipped = ppo.token_losses(part, own, logprobs, settings.clip_range)
-                value_losses = ppo.value_losses(self._values(part), own, settings.clip_range)
+            losses, clipped = algorithm.token_losses(part, own, logprobs, self.clip)
+            if self.kl_in == "loss":
+                losses = losses + self.kl_coefficient * self.kl(logprobs, own.reference)
+            if settings.entropy_bonus:
+                losses = losses - settings.entropy_bonus * entropy
+            divisors, _ = algorithm.average(part.answer, settings.max_tokens)
+            loss = (losses / divisors)[part.answer].sum() / total
+            loss.backward()
+            if algorithm.value_losses:
+                value_losses = algorithm.value_losses(self._values(part), own, self.clip)
                 value_loss = value_losses[part.answer].sum() / tokens
                 value_loss.backward()
                 sums["value_loss"] += float(value_loss.detach())
-            loss = losses[part.answer].sum() / tokens
-            loss.backward()
             sums["loss"] += float(loss.detach())
             sums["entropy"] += float(entropy[part.answer].detach().sum()) / tokens
             sums["clip_fraction"] += float(clipped[part.answer].sum()) / tokens
             sums["kl_k3"] += float(kl_k3(logprobs.detach(), own.reference)[part.answer].sum()) / tokens
         if settings.pretrain_mix:
             sums["pretrain_loss"] = self._mix_in_text()
-        norm = float(clip_grad_norm_(self.policy.parameters(), MAXIMUM_GRADIENT_NORM))
-        if not np.isfinite([sums["loss"], norm]).all():
+        norms = {
+            name: float(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)) for name, m in self._models().items()
+        }
+        found = {**sums, **{f"gradient norm of the {name}": norm for name, norm in norms.items()}}
+        broken = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+        if broken:
             self._forget_gradients()
-            raise StageError(f"the RLHF loss is {sums['loss']}, its gradient norm {norm}: lower rlhf.learning_rate")
-        if self.critic is not None:
-            clip_grad_norm_(self.critic.parameters(), MAXIMUM_GRADIENT_NORM)
+            raise StageError(f"RLHF diverged: {', '.join(broken)}; lower rlhf.learning_rate")
         for optimiser in self.optimisers.values():
             optimiser.step()
         self._forget_gradients()
-        return {**sums, "gradient_norm": norm}
+        return {**sums, "gradient_norm": norms["policy"]}
 
     def _forget_gradients(self) -> None:
         for optimiser in self.optimisers.values():
@@ -218,7 +243,9 @@ class Learner:
         for name, model in self._models().items():
             save_file({key: value.contiguous() for key, value in _untied(model).items()}, side / f"{name}.safetensors")
             save_file(_flat(self.optimisers[name]), side / f"{name}-optimiser.safetensors")
-        (side / "state.json").write_text(json.dumps({"version": self.version, **extra}))
+        (side / "state.json").write_text(
+            json.dumps({"version": self.version, "kl_coefficient": self.kl_coefficient, **extra})
+        )
         old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -237,7 +264,7 @@ class Learner:
             model.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
             _unflat(self.optimisers[name], load_file(folder / f"{name}-optimiser.safetensors"))
         state = json.loads((folder / "state.json").read_text())
-        self.version = state["version"]
+        self.version, self.kl_coefficient = state["version"], state["kl_coefficient"]
         return state
 
     def export(self, folder: Path) -> None:
@@ -246,6 +273,15 @@ class Learner:
 
     def _models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
+
+
+def _check_finite(prompts: list[Prompt], rewards: list[list[float]]) -> None:
+    for prompt, group in zip(prompts, rewards, strict=True):
+        for index, reward in enumerate(group):
+            if not math.isfinite(reward):
+                raise StageError(
+                    f"the reward of sample {index} of prompt {prompt.id!r} is {reward}: nothing was learned"
+                )
 
 
 def _untied(model: Any) -> dict[str, Tensor]:

@@ -1,13 +1,32 @@
 """Keeps the fleet busy with prompts of the ledger, no further ahead of the learner than the staleness allows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from actors.fleet import Fleet
-from actors.ledger import Ledger, Ticket
+from actors.ledger import Ledger, Outcome, Ticket
 from actors.sample import Prompt, Sample, Sampling
+from cluster.failures import StageError
+from cluster.metrics import Stopwatch
 from cluster.recipe import Rlhf
+
+# With dynamic sampling: the most rounds in which the batch of one step is filled up.
+ROUNDS = 10
+
+
+@dataclass
+class Scored:
+    """What a step learns from: the same index is the same prompt in all lists."""
+
+    tickets: list[Ticket] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    groups: list[list[Sample]] = field(default_factory=list)
+    rewards: list[list[float]] = field(default_factory=list)
+    filtered: int = 0
+    rollout_seconds: float = 0.0
+    reward_seconds: float = 0.0
 
 
 @dataclass
@@ -25,15 +44,15 @@ class Rollouts:
     seed: int
     in_work: dict[str, Ticket] = field(default_factory=dict)
 
-    def next_batch(self, version: int) -> tuple[list[Ticket], list[Prompt], list[list[Sample]]]:
-        """Samples for the step that makes `version + 1`: their tickets, prompts and groups of samples."""
-        size = self.settings.prompts_per_step
+    def next_batch(self, version: int, count: int) -> tuple[list[Ticket], list[Prompt], list[list[Sample]]]:
+        """Samples of `count` prompts for the step that makes `version + 1`: tickets, prompts and groups of samples."""
         tickets: list[Ticket] = []
         groups: list[list[Sample]] = []
-        while len(groups) < size:
-            wanted = (self.settings.max_staleness + 1) * size - len(self.in_work) - len(groups)
+        ahead = self.settings.max_staleness * self.settings.prompts_per_step
+        while len(groups) < count:
+            wanted = ahead + count - len(self.in_work) - len(groups)
             self._submit(self.ledger.take(max(0, wanted)), version)
-            for group in self.fleet.collect(size - len(groups)):
+            for group in self.fleet.collect(count - len(groups)):
                 ticket = self.in_work.pop(group[0].prompt_id)
                 if version - min(v for sample in group for v in sample.weight_versions) > self.settings.max_staleness:
                     self.ledger.give_back([ticket])
@@ -41,6 +60,40 @@ class Rollouts:
                     tickets.append(ticket)
                     groups.append(group)
         return tickets, [self.prompts[ticket.prompt_id] for ticket in tickets], groups
+
+    def scored_batch(
+        self, version: int, score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]], dynamic: bool
+    ) -> Scored:
+        """`next_batch` with rewards. With dynamic sampling (Yu et al. 2025, section 3.2), prompts whose samples all got
+        one reward are booked as filtered and others drawn in their place.
+
+        Raises:
+            StageError: after many rounds, every prompt's samples got one reward.
+        """
+        batch, size = Scored(), self.settings.prompts_per_step
+        for _ in range(ROUNDS if dynamic else 1):
+            clock = Stopwatch()
+            tickets, prompts, groups = self.next_batch(version, size - len(batch.groups))
+            batch.rollout_seconds += clock.lap()
+            for row in zip(tickets, prompts, groups, score(prompts, groups), strict=True):
+                ticket, prompt, group, rewards = row
+                if dynamic and min(rewards) == max(rewards):
+                    self.ledger.settle([ticket], Outcome.FILTERED)
+                    batch.filtered += 1
+                    continue
+                batch.tickets.append(ticket)
+                batch.prompts.append(prompt)
+                batch.groups.append(group)
+                batch.rewards.append(rewards)
+            batch.reward_seconds += clock.lap()
+            if len(batch.groups) == size:
+                return batch
+        if not batch.groups:
+            raise StageError(
+                f"the samples of {batch.filtered} prompts in turn got one reward each: there is nothing to learn; "
+                "the task is too easy or too hard for the model, or rlhf.rewards cannot tell answers apart"
+            )
+        return batch
 
     def _submit(self, tickets: list[Ticket], version: int) -> None:
         if not tickets:

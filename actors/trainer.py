@@ -31,6 +31,7 @@ from actors.stream import Shard
 from cluster.failures import StageError
 from cluster.metrics import MetricsWriter
 from cluster.recipe import Training
+from cluster.run import SCRATCH
 
 MAXIMUM_GRADIENT_NORM = 1.0
 
@@ -220,8 +221,8 @@ def _to(batch: Any, device: torch.device) -> Any:
 def _checkpoint(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
     weights, state = get_state_dict(model, steppers)
     # Below Ray Train's own folder, which goes when the stage is done, with what a kill leaves in it.
-    (out / "train").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out / "train") as folder:
+    (out / SCRATCH).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out / SCRATCH) as folder:
         dcp.save({"model": weights, "optimiser": state}, checkpoint_id=folder)
         if rank == 0:
             (Path(folder) / "step.json").write_text(json.dumps(step))

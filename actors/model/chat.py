@@ -13,16 +13,31 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
-# `generation` marks what is trained: the assistant's words and the token that ends its turn.
+# `generation` marks what is trained: the assistant's words and the token that ends its turn. A space is put into every
+# `<|` that people write: whoever types a special token gets its characters and cannot speak as the assistant. It is
+# done here because every reader of the template (transformers, vLLM) then does the same.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
+    "{% set words = message['content'] | replace('<|', '< |') %}"
     "{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}"
+    "{% generation %}{{ words + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ words + '<|end|>' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Gives a tokenizer what conversations need and it lacks: a template with its tokens, and a token to pad with."""
+    if not tokenizer.chat_template:
+        tokenizer.add_special_tokens(
+            {"eos_token": END_OF_TURN, "pad_token": END_OF_TEXT, "additional_special_tokens": list(SPECIAL_TOKENS[1:4])}
+        )
+        tokenizer.chat_template = CHAT_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,22 +67,48 @@ class Chat:
         Raises:
             UserError: nothing in it would be trained.
         """
-        output: Any = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        trained = [bool(flag) for flag in output["assistant_masks"]]
-        if not any(trained):
+        rendered = self._marked(messages) if "generation %}" in self._template else self._by_prefix(messages)
+        if not any(rendered.trained):
             raise UserError(
                 f"a conversation that begins {messages[0]['content'][:40]!r} has no assistant turn to learn from"
             )
-        return Rendered(list(output["input_ids"]), trained)
+        return rendered
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens up to where the assistant begins to speak."""
+        return self._ids(messages, add_generation_prompt=True)
+
+    def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
         output: Any = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, add_generation_prompt=True
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return Rendered(list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]])
+
+    def _by_prefix(self, messages: Sequence[dict[str, str]]) -> Rendered:
+        """For templates that mark nothing: an assistant's turn is what comes after its prompt, up to the token that
+        ends it."""
+        ids = self._ids(messages)
+        trained = [False] * len(ids)
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start, whole = len(self.prompt(messages[:index])), self._ids(messages[: index + 1])
+            if ids[: len(whole)] != whole or self.prompt(messages[:index]) != whole[:start]:
+                raise UserError("the chat template renders earlier turns differently later on: it cannot be trained on")
+            end = start + whole[start:].index(self.end_of_turn_id) + 1
+            trained[start:end] = [True] * (end - start)
+        return Rendered(ids, trained)
+
+    def _ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        output: Any = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
         )
         return list(output["input_ids"])
+
+    @property
+    def _template(self) -> str:
+        template = self.tokenizer.chat_template
+        return template if isinstance(template, str) else template["default"]
 
     @property
     def end_of_turn_id(self) -> int:

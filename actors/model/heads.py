@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 def load_reward_model(path: str | Path) -> Any:
     """A sequence classifier with one label, in float32."""
     return AutoModelForSequenceClassification.from_pretrained(
-        str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa"
+        str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
     )
 
 

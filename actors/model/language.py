@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cluster.recipe import Model
+from cluster.failures import UserError
+from cluster.recipe import Model, head_size
 
 PADDING = -1
 
@@ -43,7 +44,7 @@ def shape_of(model: Model) -> Shape:
 
 
 def _shape(hidden: int, layers: int, heads: int | None) -> Shape:
-    return Shape(hidden, layers, heads or hidden // (32 if hidden < 512 else 64), -(-hidden * 8 // 3 // 64) * 64)
+    return Shape(hidden, layers, heads or hidden // head_size(hidden), -(-hidden * 8 // 3 // 64) * 64)
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
@@ -68,8 +69,38 @@ def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCa
 
 
 def load(path: str | Path) -> Any:
-    """A causal language model in float32, from a Hugging Face directory."""
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, attn_implementation="sdpa")
+    """A causal language model in float32, from a Hugging Face directory. Pickled weights are refused.
+
+    Raises:
+        UserError: there is no such model, or it has no safetensors.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from error
+
+
+def start(model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model that `model.start_from` names, with a place for every token of the tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded, or is made for shorter texts than `model.context`.
+    """
+    language = load(str(model.start_from))
+    positions = language.config.max_position_embeddings
+    if positions < model.context:
+        raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
+    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return language
+
+
+def end_with(language: Any, token: int) -> None:
+    """Sets the token with which the model ends what it writes."""
+    language.config.eos_token_id = token
+    language.generation_config.eos_token_id = token
 
 
 def save(model: nn.Module, tokenizer: Any, path: Path) -> None:

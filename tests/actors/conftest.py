@@ -6,38 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.fleet import Fleet
 from actors.sample import Prompt
 from cluster.plan import Share
+from tests.tiny import tiny_tokenizer
 
-SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 CONTEXT = 256
 # Small, so that training beside the shared fleet gets its CPUs.
 SHARE = Share(cpus=0.1, gpus=0, threads=1)
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of about 300 tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["what is the capital of france"] * 9, trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL[1:4],
-    ).save_pretrained(folder)
-
-
 def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
     """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer."""
-    save_tokenizer(folder)
+    tiny_tokenizer(300).save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=4096,

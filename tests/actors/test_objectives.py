@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from actors.model.objectives import grpo, ppo
-from actors.model.objectives.policy import RolloutBatch, clipped_surrogate, kl_k1, kl_k3
+from actors.model.objectives.policy import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
 from actors.model.objectives.preference import ranking_losses
-from actors.model.optimiser import learning_rate_factor, muon_and_adamw
+from actors.model.objectives.shaping import at_last_token
+from actors.model.optimiser import BETAS, adamw, learning_rate_factor, muon_and_adamw
 
 
 def tensor(values) -> torch.Tensor:
@@ -22,11 +23,11 @@ def test_group_advantages_are_standard_scores_within_a_prompt():
     expected = []
     for part in (np.array([1.0, 2.0, 4.0]), np.array([5.0, 5.0, 8.0])):
         expected += list((part - part.mean()) / (part.std() + grpo.EPSILON))
-    assert torch.allclose(grpo.group_advantages(rewards, groups), tensor(expected), atol=1e-12)
+    assert torch.allclose(grpo.standard_scores(rewards, groups), tensor(expected), atol=1e-12)
 
 
 def test_equal_rewards_teach_nothing():
-    assert grpo.group_advantages(tensor([3.0, 3.0]), torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+    assert grpo.standard_scores(tensor([3.0, 3.0]), torch.tensor([0, 0])).tolist() == [0.0, 0.0]
 
 
 def test_generalised_advantages_equal_the_closed_form():
@@ -48,20 +49,21 @@ def test_generalised_advantages_equal_the_closed_form():
         assert found[row, end:].eq(0).all()
 
 
-def test_reward_is_paid_at_the_last_token_and_divergence_at_every_one():
-    answer = torch.tensor([[False, True, True, False]])
-    batch = RolloutBatch(torch.zeros(1, 4), answer, tensor([[0, 0, 0, 0]]), tensor([2.0]), torch.tensor([0]))
-    rewards = ppo.token_rewards(batch, tensor([[0, -1.0, -2.0, 0]]), tensor([[0, -1.5, -1.0, 0]]), 0.1)
-    assert torch.allclose(rewards, tensor([[0.0, -0.05, 2.1, 0.0]]))
+def test_reward_is_paid_at_the_last_token():
+    answer = torch.tensor([[False, True, True, False], [False, True, False, False], [False, False, True, True]])
+    rewards = at_last_token(tensor([2.0, -1.0, 0.5]), answer)
+    assert rewards.tolist() == [[0, 0, 2.0, 0], [0, -1.0, 0, 0], [0, 0, 0, 0.5]]
 
 
 @pytest.mark.parametrize("advantage", [1.5, -1.5])
 @pytest.mark.parametrize("log_ratio", [-0.5, -0.05, 0.05, 0.5])
 @pytest.mark.parametrize("lag", [-0.3, 0.0, 3.0])
 def test_surrogate_and_its_gradient_by_hand(advantage: float, log_ratio: float, lag: float):
-    proximal = tensor([-2.0])
+    proximal = tensor([[-2.0]])
     logprobs = (proximal + log_ratio).requires_grad_()
-    loss, clipped = clipped_surrogate(logprobs, proximal, proximal - lag, tensor([advantage]), 0.2)
+    drawn = RolloutBatch(*(torch.ones(1, 1) for _ in range(2)), proximal - lag, tensor([0.0]), torch.tensor([0]))
+    targets = Targets(tensor([[advantage]]), proximal, proximal)
+    loss, clipped = token_surrogate(drawn, targets, logprobs, Clip(0.2, 0.2))
     ratio, weight = math.exp(log_ratio), min(math.exp(lag), 2.0)
     inside = min(max(ratio, 0.8), 1.2)
     assert loss.item() == pytest.approx(-weight * min(ratio * advantage, inside * advantage), abs=1e-12)
@@ -90,10 +92,8 @@ def test_ranking_loss_equals_the_bradley_terry_likelihood_with_ties_as_halves():
 
 
 def test_value_loss_takes_the_worse_of_clipped_and_free():
-    targets = ppo.Targets(
-        *(torch.zeros(1, 2) for _ in range(3)), values=tensor([[1.0, 1.0]]), returns=tensor([[2.0, 1.0]])
-    )
-    losses = ppo.value_losses(tensor([[1.9, 1.9]]), targets, clip_range=0.2)
+    targets = Targets(*(torch.zeros(1, 2) for _ in range(3)), values=tensor([[1.0, 1.0]]), returns=tensor([[2.0, 1.0]]))
+    losses = ppo.value_losses(tensor([[1.9, 1.9]]), targets, Clip(0.2, 0.2))
     assert torch.allclose(losses, tensor([[0.5 * 0.8**2, 0.5 * 0.9**2]]))
 
 
@@ -103,6 +103,26 @@ def test_learning_rate_warms_up_stays_and_falls():
     assert factors[9:81] == [1.0] * 72
     assert factors[-1] == pytest.approx(1 / 20)
     assert all(later < sooner for sooner, later in itertools.pairwise(factors[80:]))
+
+
+def test_adamw_steps_equal_the_paper():
+    generator = torch.Generator().manual_seed(0)
+    matrix, vector = (torch.nn.Parameter(torch.randn(*shape, generator=generator).double()) for shape in ((3, 2), (2,)))
+    optimiser = adamw([matrix, vector], learning_rate=0.01, weight_decay=0.1)
+    # Loshchilov and Hutter 2019, algorithm 2, lines 6 to 12, with Adam's bias corrections.
+    expected = {parameter: parameter.detach().numpy().copy() for parameter in (matrix, vector)}
+    first, second = ({p: np.zeros(p.shape) for p in expected} for _ in range(2))
+    for step in (1, 2):
+        for p, decay in ((matrix, 0.1), (vector, 0.0)):
+            p.grad = torch.randn(p.shape, generator=generator).double()
+            gradient = p.grad.numpy()
+            first[p] = BETAS[0] * first[p] + (1 - BETAS[0]) * gradient
+            second[p] = BETAS[1] * second[p] + (1 - BETAS[1]) * gradient**2
+            moments = first[p] / (1 - BETAS[0] ** step), second[p] / (1 - BETAS[1] ** step)
+            expected[p] -= 0.01 * (moments[0] / (np.sqrt(moments[1]) + 1e-8) + decay * expected[p])
+        optimiser.step()
+        for p, value in expected.items():
+            assert np.allclose(p.detach().numpy(), value, atol=1e-12)
 
 
 def test_muon_step_equals_newton_schulz_written_out():

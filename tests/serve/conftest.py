@@ -1,6 +1,5 @@
 """One real server for all tests of the floor: three tiny models behind Ray Serve."""
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from ray import serve
 
 from cluster.plan import Share
 from serve.app import serve_run
-from tests.serve.tiny import write_tiny_model
+from tests.helpers import free_port
+from tests.tiny import write_tiny_model
 
 # Long enough that an abandoned request would run for seconds.
 CONTEXT = 2048
@@ -34,9 +34,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="package")
 def server(model_folders: dict[str, Path], ray_session: None) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     try:
         serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, deadline=180)
         yield Server(f"http://127.0.0.1:{port}", port, model_folders)

@@ -1,4 +1,4 @@
-"""What the policy-gradient algorithms share: the batch, log-probabilities, divergence and the clipped surrogate."""
+"""What the policy-gradient algorithms share: the batch, log-probabilities, divergence and the clipped surrogates."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +10,7 @@ from actors.model.language import hidden_states
 
 # Truncation of the importance weight of tokens drawn by older weights (Yao et al. 2025, "TIS").
 IMPORTANCE_LIMIT = 2.0
+EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,20 @@ def _place(values: Tensor, answer: Tensor) -> Tensor:
     return whole.masked_scatter(drawn, values)
 
 
+def whitened(values: Tensor, answer: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over the drawn tokens, and 0 elsewhere. [N, T] -> [N, T]."""
+    drawn = values[answer]
+    return (values - drawn.mean()) / (drawn.std(unbiased=False) + EPSILON) * answer
+
+
 def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:
     """log π/π_ref of drawn tokens: unbiased for KL(π, π_ref), and may be negative (Schulman 2020)."""
     return logprobs - reference
+
+
+def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """½ (log π/π_ref)²: biased for KL(π, π_ref), but as a loss its gradient is the KL's (Schulman 2020)."""
+    return 0.5 * (logprobs - reference).square()
 
 
 def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
@@ -91,17 +103,48 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return log_ratio.exp() - 1 - log_ratio
 
 
-def clipped_surrogate(
-    logprobs: Tensor, proximal: Tensor, behaviour: Tensor, advantages: Tensor, clip_range: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7), as a loss, times the truncated importance weight of
-    proximal over behaviour, which is 1 when the samples are on-policy.
+DIVERGENCES = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How far the ratio of new to old probabilities counts: within [1 - low, 1 + high]."""
+
+    low: float
+    high: float
+
+
+def token_surrogate(batch: RolloutBatch, targets: Targets, logprobs: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic surrogate with a ratio for every token (Schulman et al. 2017, eq. 7), as a loss.
 
     Returns:
-        the loss of every token, and whether it was clipped.
+        the loss of every token, and whether it was clipped; [N, T] each.
     """
-    ratio = (logprobs - proximal).exp()
-    weight = (proximal - behaviour).exp().clamp(max=IMPORTANCE_LIMIT)
+    return _surrogate(logprobs - targets.proximal, targets.proximal - batch.behaviour, targets.advantages, clip)
+
+
+def sequence_surrogate(
+    batch: RolloutBatch, targets: Targets, logprobs: Tensor, clip: Clip, *, mean: bool
+) -> tuple[Tensor, Tensor]:
+    """The same with one ratio for an answer: the product of its tokens' ratios, or their geometric mean.
+
+    Returns:
+        the loss of the whole answer at each of its tokens, to be averaged over them, and whether it was clipped;
+        [N, T] each.
+    """
+
+    def pooled(values: Tensor) -> Tensor:
+        total = (values * batch.answer).sum(1, keepdim=True)
+        return total / batch.answer.sum(1, keepdim=True).clamp(min=1) if mean else total
+
+    step, lag = pooled(logprobs - targets.proximal), pooled(targets.proximal - batch.behaviour)
+    return _surrogate(step, lag, targets.advantages, clip)
+
+
+def _surrogate(step: Tensor, lag: Tensor, advantages: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
+    """Times the truncated importance weight of proximal over behaviour, which is 1 when the samples are on-policy."""
+    ratio = step.exp()
+    weight = lag.exp().clamp(max=IMPORTANCE_LIMIT)
     free = ratio * advantages
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
+    clipped = ratio.clamp(1 - clip.low, 1 + clip.high) * advantages
     return -weight * torch.minimum(free, clipped), clipped < free

@@ -4,19 +4,11 @@ reward."""
 import torch
 from torch import Tensor
 
-from actors.model.objectives.policy import RolloutBatch, Targets, clipped_surrogate, kl_k1
+from actors.model.objectives.algorithm import Algorithm
+from actors.model.objectives.policy import Clip, RolloutBatch, Targets, whitened
 
 DISCOUNT = 1.0
 GAE_LAMBDA = 0.95
-EPSILON = 1e-8
-
-
-def token_rewards(batch: RolloutBatch, logprobs: Tensor, reference: Tensor, kl_coefficient: float) -> Tensor:
-    """-β·log π/π_ref at every drawn token, and the reward of the whole answer at its last. [N, T]."""
-    rewards = -kl_coefficient * kl_k1(logprobs, reference) * batch.answer
-    last = batch.answer.shape[1] - 1 - batch.answer.flip(1).int().argmax(1)
-    rewards[torch.arange(len(rewards), device=rewards.device), last] += batch.rewards
-    return rewards
 
 
 def generalised_advantages(
@@ -41,28 +33,25 @@ def generalised_advantages(
     return advantages
 
 
-def targets(batch: RolloutBatch, proximal: Tensor, reference: Tensor, values: Tensor, kl_coefficient: float) -> Targets:
+def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     """Whitened advantages, and returns for the critic.
 
     Args:
         values: [N, T], value of the state in which token t is drawn.
     """
-    rewards = token_rewards(batch, proximal, reference, kl_coefficient)
+    if values is None:
+        raise ValueError("PPO needs a critic's values")
     advantages = generalised_advantages(rewards, values, batch.answer)
-    drawn = advantages[batch.answer]
-    white = (advantages - drawn.mean()) / (drawn.std(unbiased=False) + EPSILON) * batch.answer
-    return Targets(white, proximal, reference, values, advantages + values)
+    return whitened(advantages, batch.answer), advantages + values
 
 
-def token_losses(batch: RolloutBatch, targets: Targets, logprobs: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
-    """The surrogate of every token and whether it was clipped. [N, T] each."""
-    return clipped_surrogate(logprobs, targets.proximal, batch.behaviour, targets.advantages, clip_range)
-
-
-def value_losses(values: Tensor, targets: Targets, clip_range: float) -> Tensor:
+def value_losses(values: Tensor, targets: Targets, clip: Clip) -> Tensor:
     """Half the larger of the squared errors with and without clipping the step from the old value. [N, T]."""
     if targets.values is None or targets.returns is None:
         raise ValueError("a value loss needs the targets of a critic")
-    near = targets.values + (values - targets.values).clamp(-clip_range, clip_range)
+    near = targets.values + (values - targets.values).clamp(-clip.low, clip.high)
     errors = (values - targets.returns).square(), (near - targets.returns).square()
     return 0.5 * torch.maximum(*errors)
+
+
+PPO = Algorithm(targets, value_losses=value_losses, kl_in="reward")

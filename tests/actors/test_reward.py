@@ -1,0 +1,149 @@
+"""Rewards by functions, their sum, and the batches that they make."""
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+import ray
+
+from actors.checks import same_number, same_text
+from actors.ledger import Ledger
+from actors.reward import FunctionReward, Question, Scorer, load_function, weighted_rewards
+from actors.rollouts import ROUNDS, Rollouts
+from actors.sample import Prompt, Sample, Sampling
+from cluster.failures import DeadlineError, StageError, UserError, known_failure
+from cluster.recipe import Rlhf
+
+HERE = "tests.actors.test_reward"
+QUESTIONS = {"a": Question([{"role": "user", "content": "two and two"}], {"answer": "4"})}
+PROMPTS = [Prompt("a", [1, 2])]
+
+
+def sample(text: str) -> Sample:
+    return Sample("a", 0, [5], [-0.1], [0], "stop", text)
+
+
+def length(question: Question, answer: str) -> float:
+    return len(answer) + len(question.messages)
+
+
+def broken(question: Question, answer: str) -> float:
+    return {"nan": float("nan"), "text": "much"}.get(answer) or 1 / 0  # type: ignore[return-value]
+
+
+def hangs(question: Question, answer: str) -> float:
+    time.sleep(60)
+    return 1.0
+
+
+def test_a_function_sees_question_and_answer():
+    scores = FunctionReward(f"{HERE}:length", QUESTIONS).score(PROMPTS, [[sample("abc"), sample("")]])
+    assert scores == [[4.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [("nan", "broken gave nan"), ("text", "broken gave 'much'"), ("x", "broken raised ZeroDivisionError")],
+)
+def test_a_reward_that_is_none_is_named(answer: str, message: str):
+    with pytest.raises(StageError, match=f"{message} for prompt 'a' and answer '{answer}'"):
+        FunctionReward(f"{HERE}:broken", QUESTIONS).score(PROMPTS, [[sample(answer)]])
+
+
+@pytest.mark.parametrize("name", ["no.such.module:f", f"{HERE}:nothing", f"{HERE}:QUESTIONS"])
+def test_a_function_that_is_not_there_is_named(name: str):
+    with pytest.raises(UserError, match=f"reward function {name}"):
+        load_function(name)
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "answer", "reward"),
+    [
+        (same_number, "12 + 30 = 42\n#### 42", "It is 42.", 1),
+        (same_number, "1,042", "1042", 1),
+        (same_number, "42", "42 is not 43", 0),
+        (same_number, "-3", "3", 0),
+        (same_number, "2.50", "2.5", 1),
+        (same_number, "42", "I do not know", 0),
+        (same_text, "New Delhi", " new  delhi", 1),
+        (same_text, "New Delhi", "Delhi", 0),
+    ],
+)
+def test_checks_by_hand(check, right: str, answer: str, reward: int):
+    assert check(Question([], {"answer": right}), answer) == reward
+
+
+def test_a_check_without_a_right_answer_says_so():
+    with pytest.raises(StageError, match="no field 'answer'"):
+        FunctionReward("actors.checks:same_text", {"a": Question([], {})}).score(PROMPTS, [[sample("x")]])
+
+
+@pytest.mark.slow
+def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None):
+    def scorer(name: str, weight: float, seconds: float) -> Scorer:
+        actor = ray.remote(FunctionReward).options(num_cpus=0).remote(f"{HERE}:{name}", QUESTIONS)
+        return Scorer(f"the function {name}", actor, weight, seconds)
+
+    scorers = [
+        scorer("length", 1.0, 60),
+        scorer("length", -0.5, 60),
+        scorer("hangs", 1.0, 0.2),
+        scorer("broken", 1, 60),
+    ]
+    try:
+        groups = [[sample("abc"), sample("")]]
+        assert weighted_rewards(scorers[:2], PROMPTS, groups) == [[2.0, 0.5]]
+        ray.get(scorers[2].actor.__ray_ready__.remote(), timeout=60)
+        with pytest.raises(DeadlineError, match="rewards of the function hangs"):
+            weighted_rewards(scorers[:3], PROMPTS, groups)
+        with pytest.raises(StageError, match="raised ZeroDivisionError") as caught:
+            weighted_rewards(scorers[3:], PROMPTS, groups)
+        assert "broken raised" in str(known_failure(caught.value))
+    finally:
+        for one in scorers:
+            ray.kill(one.actor)
+
+
+@dataclass
+class InstantFleet:
+    """Answers every prompt at once, as the fleet would: two samples, tagged with the ledger's turn."""
+
+    waiting: list[Prompt] = field(default_factory=list)
+
+    def submit(self, prompts: list[Prompt], sampling: Sampling) -> None:
+        assert sampling.count == 2
+        self.waiting += prompts
+
+    def collect(self, count: int) -> list[list[Sample]]:
+        done, self.waiting = self.waiting[:count], self.waiting[count:]
+        return [[Sample(prompt.id, i, [5], [0.0], [0], "stop", "") for i in (0, 1)] for prompt in done]
+
+
+def rollouts(names: int, size: int) -> Rollouts:
+    prompts = {f"p{n}": Prompt(f"p{n}", [n]) for n in range(names)}
+    settings = Rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
+    return Rollouts(InstantFleet(), Ledger(list(prompts), 0), prompts, settings, 0)  # type: ignore[arg-type]
+
+
+def test_prompts_without_a_difference_are_replaced_and_booked():
+    drawn = rollouts(names=40, size=6)
+    batch = drawn.scored_batch(0, lambda prompts, _: [[1.0, float(p.token_ids[0] % 3 == 0)] for p in prompts], True)
+    assert [min(rewards) for rewards in batch.rewards] == [0.0] * 6
+    assert all(prompt.token_ids[0] % 3 for prompt in batch.prompts)
+    assert [ticket.prompt_id for ticket in batch.tickets] == [prompt.id for prompt in batch.prompts]
+    assert drawn.ledger.outcomes == {"trained": 0, "filtered": batch.filtered, "failed": 0}
+    assert batch.filtered > 0
+    assert drawn.ledger.outstanding == batch.tickets
+
+
+def test_without_dynamic_sampling_every_prompt_stays():
+    drawn = rollouts(names=4, size=3)
+    batch = drawn.scored_batch(0, lambda prompts, _: [[1.0, 1.0] for _ in prompts], False)
+    assert (len(batch.groups), batch.filtered) == (3, 0)
+
+
+def test_a_task_that_tells_nothing_apart_ends_the_run():
+    drawn = rollouts(names=4, size=3)
+    with pytest.raises(StageError, match=f"samples of {3 * ROUNDS} prompts in turn got one reward"):
+        drawn.scored_batch(0, lambda prompts, _: [[1.0, 1.0] for _ in prompts], True)
+    assert drawn.ledger.outstanding == []

@@ -1,0 +1,31 @@
+"""Small things that several tests need."""
+
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    """Raises a TimeoutError that names what was waited for unless it holds within `seconds`."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    """Whether an HTTP server is up: it answers, if only to ask for a token."""
+    try:
+        return not httpx.get(url, timeout=5).is_server_error
+    except httpx.HTTPError:
+        return False
