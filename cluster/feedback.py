@@ -1,97 +1,53 @@
-"""What people said: prompts, the completions they saw, and how they ranked them.
+"""What people said: prompts, the completions they saw, and how they judged them.
 
 SQLite by default, in write-ahead mode so that the pages, a stage and a labeller can write at once; any SQLAlchemy URL,
-such as PostgreSQL's, works. Rankings are stored as given (K-way, ties, skips, the order shown); pairs are derived.
+such as PostgreSQL's, works. Judgements are stored as given (K-way, ties, skips, the order shown); pairs are derived.
 Adding is idempotent: what is there already, by its unique key, is left as it is and its id is given back.
 """
 
-import time
-from collections.abc import Sequence
+import hashlib
+import re
+import secrets
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import Engine, UniqueConstraint, event
+from sqlalchemy import Engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import selectinload
-from sqlmodel import JSON, Column, Field, Relationship, Session, SQLModel, create_engine, func, select
+from sqlmodel import Session, SQLModel, create_engine, func, select
 
 from cluster.failures import UserError
+from cluster.feedback_tables import SCHEMA_VERSION, Completion, Labeller, Meta, Prompt, Ranking, migrate, wrong_in
 
-SCHEMA_VERSION = 1
+__all__ = ["CODE", "Completion", "Counts", "Feedback", "Labeller", "Prompt", "Ranking", "is_person", "open_feedback"]
+
 BUSY_SECONDS = 30.0
-
-
-class Meta(SQLModel, table=True):
-    """One row a setting of the database itself."""
-
-    key: str = Field(primary_key=True)
-    value: str
-
-
-class Prompt(SQLModel, table=True):
-    """A conversation to answer.
-
-    Attributes:
-        id: its name, unique in the database.
-        messages: the chat so far, `[{"role": ..., "content": ...}]`.
-        details: what the recipe's source knows of it, such as its kind and the right answer.
-        split: train or held_out; every derived pair follows its prompt.
-    """
-
-    id: str = Field(primary_key=True)
-    messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
-    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    split: str = "train"
-    completions: list["Completion"] = Relationship(back_populates="prompt")
-
-
-class Completion(SQLModel, table=True):
-    """One answer to a prompt, with what drew it."""
-
-    __table_args__ = (UniqueConstraint("prompt_id", "weights", "index"),)
-
-    id: int | None = Field(default=None, primary_key=True)
-    prompt_id: str = Field(foreign_key="prompt.id", index=True)
-    index: int
-    text: str
-    token_ids: list[int] = Field(sa_column=Column(JSON, nullable=False))
-    model: str
-    weight_version: int = 0
-    weights: str = Field(description="checksum of the weights that drew it")
-    sampling: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    prompt: Prompt = Relationship(back_populates="completions")
-
-
-class Ranking(SQLModel, table=True):
-    """One labeller's judgement of one prompt's completions.
-
-    Attributes:
-        ranks: completion id (as text, JSON's only kind of key) to rank; 1 is best, equal ranks tie. Empty if skipped.
-        skipped: why the labeller passed, or None.
-        presented: completion ids in the order shown.
-        seconds: how long it took.
-    """
-
-    __table_args__ = (UniqueConstraint("prompt_id", "labeller"),)
-
-    id: int | None = Field(default=None, primary_key=True)
-    prompt_id: str = Field(foreign_key="prompt.id", index=True)
-    labeller: str
-    ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    skipped: str | None = None
-    presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
-    seconds: float = 0.0
-    created: float = Field(default_factory=time.time)
+# Names of rows in one query: SQLite takes 32,766 parameters at most.
+ASKED_TOGETHER = 1_000
+CODE = "code (noise "
+# Any number that only Triptych uses: whoever makes or changes the tables on PostgreSQL holds this lock.
+SCHEMA_LOCK = 7_412_950_618
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is. `rankings` leaves out the skipped."""
+    """How much there is. `rankings` leaves out the skipped and those that called every completion bad."""
 
     prompts: int
     completions: int
     rankings: int
     skipped: int
+    all_bad: int = 0
+
+
+def is_person(labeller: str) -> bool:
+    """Whether a judgement's labeller is a person; the labeller written in code names itself otherwise."""
+    return not labeller.startswith(CODE)
 
 
 class Feedback:
@@ -99,6 +55,8 @@ class Feedback:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # SQLite has one writer, and its waiters poll: threads of one process wait here instead, in turn.
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     def __enter__(self) -> Self:
         return self
@@ -113,11 +71,7 @@ class Feedback:
     def add_prompts(self, prompts: Sequence[Prompt]) -> int:
         """Adds those that are not there yet, all or none. Returns how many were new."""
         with self._write() as session:
-            known = set(session.exec(select(Prompt.id)))
-            new = {prompt.id: prompt for prompt in prompts if prompt.id not in known}
-            session.add_all(new.values())
-            session.commit()
-        return len(new)
+            return self._add(session, Prompt, sorted(prompts, key=lambda prompt: prompt.id))
 
     def add_completions(self, completions: Sequence[Completion]) -> list[int]:
         """Adds those that are not there yet, all or none.
@@ -126,44 +80,43 @@ class Feedback:
             the id of every completion, in the order given, whether new or there before.
         """
         with self._write() as session:
-            rows = []
-            for completion in completions:
-                same = select(Completion).where(
-                    Completion.prompt_id == completion.prompt_id,
-                    Completion.weights == completion.weights,
-                    Completion.index == completion.index,
-                )
-                found = session.exec(same).first()
-                rows.append(found or completion)
-                session.add(rows[-1])
-                session.flush()
-            ids = [_id(row) for row in rows]
-            session.commit()
-        return ids
+            self._add(session, Completion, sorted(completions, key=_completion_key))
+            ids = {}
+            for names in _pieces({completion.prompt_id for completion in completions}):
+                for row in session.exec(select(Completion).where(_column(Completion.prompt_id).in_(names))):
+                    ids[_completion_key(row)] = _id(row)
+        return [ids[_completion_key(completion)] for completion in completions]
 
     def add_rankings(self, rankings: Sequence[Ranking]) -> int:
-        """Adds those of prompts that their labeller has not ranked yet, all or none. Returns how many were new.
+        """Adds those of prompts that their labeller has not judged yet, all or none. Returns how many were new.
 
         Raises:
-            UserError: a ranking names a completion that is not its prompt's, or has a rank below 1.
+            UserError: a judgement names a completion that is not its prompt's, has a rank below 1, or is not exactly
+                one of ranks, "all bad" and a skip.
         """
         with self._write() as session:
-            new = 0
-            for ranking in rankings:
-                _check(session, ranking)
-                same = select(Ranking.id).where(
-                    Ranking.prompt_id == ranking.prompt_id, Ranking.labeller == ranking.labeller
-                )
-                if session.exec(same).first() is None:
-                    session.add(ranking)
-                    session.flush()
-                    new += 1
-            session.commit()
-        return new
+            _check(session, rankings)
+            return self._add(session, Ranking, sorted(rankings, key=lambda row: (row.prompt_id, row.labeller)))
 
     def add_ranking(self, ranking: Ranking) -> bool:
-        """Adds one ranking; False if that labeller has ranked that prompt before."""
+        """Adds one judgement; False, and nothing is changed, if that labeller has judged that prompt before."""
         return self.add_rankings([ranking]) == 1
+
+    def save_ranking(self, ranking: Ranking) -> None:
+        """Stores one judgement in place of what that labeller has said of that prompt before, if anything.
+
+        Saying the same again changes nothing: whoever does not know whether it was stored may send it again.
+
+        Raises:
+            UserError: as `add_rankings`.
+        """
+        with self._write() as session:
+            _check(session, [ranking])
+            values = ranking.model_dump(exclude={"id"})
+            keys = ("prompt_id", "labeller")
+            changed = {name: value for name, value in values.items() if name not in keys}
+            insert = self._insert(Ranking).values(values)
+            session.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
 
     def prompts(self, split: str | None = None) -> list[Prompt]:
         """Prompts with their completions, by id."""
@@ -171,64 +124,162 @@ class Feedback:
         with Session(self._engine) as session:
             return list(session.exec(query if split is None else query.where(Prompt.split == split)))
 
-    def rankings(self) -> list[Ranking]:
-        """Every ranking that was not skipped, in the order given."""
-        query = select(Ranking).where(Ranking.skipped == None).order_by(Ranking.id)  # type: ignore[arg-type]  # noqa: E711
-        with Session(self._engine) as session:
-            return list(session.exec(query))
-
-    def prompts_without_ranking(self, labeller: str, limit: int | None = None) -> list[Prompt]:
-        """Prompts that have at least two completions and that this labeller has neither ranked nor skipped."""
-        seen = select(Ranking.prompt_id).where(Ranking.labeller == labeller)
-        enough = select(Completion.prompt_id).group_by(Completion.prompt_id).having(func.count() >= 2)
-        column: Any = Prompt.id
+    def prompt(self, prompt_id: str) -> Prompt | None:
+        """One prompt with its completions."""
         query = select(Prompt).options(selectinload(Prompt.completions))  # type: ignore[arg-type]
-        query = query.where(column.not_in(seen), column.in_(enough)).order_by(column).limit(limit)
         with Session(self._engine) as session:
-            return list(session.exec(query))
+            return session.exec(query.where(Prompt.id == prompt_id)).first()
+
+    def rankings(self) -> list[Ranking]:
+        """Every judgement that ranks, neither skipped nor "all bad", in the order given."""
+        return [row for row in self.judgements() if row.ranks]
+
+    def judgements(self, labeller: str | None = None) -> list[Ranking]:
+        """Every judgement, skips and "all bad" too, in the order given; of one labeller if named."""
+        query = select(Ranking).order_by(_column(Ranking.id))
+        with Session(self._engine) as session:
+            return list(session.exec(query if labeller is None else query.where(Ranking.labeller == labeller)))
+
+    def judgement(self, prompt_id: str, labeller: str) -> Ranking | None:
+        """What a labeller said of a prompt."""
+        query = select(Ranking).where(Ranking.prompt_id == prompt_id, Ranking.labeller == labeller)
+        with Session(self._engine) as session:
+            return session.exec(query).first()
+
+    def open_tasks(self, labeller: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
+        """Prompts that a labeller may judge: at least two completions, not judged by them, by few other people.
+
+        Args:
+            labeller: whose tasks.
+            people: how many people are to judge a prompt; a skip does not count.
+            limit: at most so many.
+
+        Returns:
+            names, and how many people have judged each; those whose completions are newest first, because a stage that
+            waits for people waits for these.
+        """
+        by_people = _column(Ranking.skipped).is_(None) & _column(Ranking.labeller).not_like(f"{CODE}%")
+        judged = (
+            select(Ranking.prompt_id, func.count().label("people"))
+            .where(by_people)
+            .group_by(_column(Ranking.prompt_id))
+            .subquery()
+        )
+        found = func.coalesce(judged.c.people, 0)
+        query = (
+            select(Completion.prompt_id, found)
+            .outerjoin(judged, judged.c.prompt_id == Completion.prompt_id)
+            .where(_column(Completion.prompt_id).not_in(_judged_by(labeller)), found < people)
+            .group_by(_column(Completion.prompt_id), judged.c.people)
+            .having(func.count() >= 2)
+            .order_by(func.max(Completion.id).desc())
+            .limit(limit)
+        )
+        with Session(self._engine) as session:
+            return [(name, count) for name, count in session.exec(query)]
 
     def counts(self) -> Counts:
         """How much there is of each."""
-        skipped: Any = Ranking.skipped
+        skipped, bad = _column(Ranking.skipped), _column(Ranking.all_bad)
+        rows = select(func.count()).select_from(Ranking)
         with Session(self._engine) as session:
             return Counts(
                 prompts=session.exec(select(func.count()).select_from(Prompt)).one(),
                 completions=session.exec(select(func.count()).select_from(Completion)).one(),
-                rankings=session.exec(select(func.count()).select_from(Ranking).where(skipped.is_(None))).one(),
-                skipped=session.exec(select(func.count()).select_from(Ranking).where(skipped.is_not(None))).one(),
+                rankings=session.exec(rows.where(skipped.is_(None), bad.is_(False))).one(),
+                skipped=session.exec(rows.where(skipped.is_not(None))).one(),
+                all_bad=session.exec(rows.where(bad.is_(True))).one(),
             )
 
-    def _write(self) -> Session:
+    def add_labeller(self, name: str, renew: bool = False) -> str:
+        """Lets a person sign in. With `renew`, a person who is there gets another token and the old one ends.
+
+        Returns:
+            the token, which is not kept: only its hash is.
+
+        Raises:
+            UserError: the name is taken, unknown (to renew), or not a name.
+        """
+        if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
+            raise UserError(f"{name!r} is no labeller's name: up to 60 letters, digits, spaces and . @ - _")
+        token = secrets.token_urlsafe(32)
+        with self._write() as session:
+            found = session.get(Labeller, name)
+            if (found is not None) != renew:
+                advice = f"`triptych labeller {'add' if renew else 'renew'} {name!r}` is for that"
+                raise UserError(f"{name} is {'no labeller yet' if renew else 'a labeller already'}; {advice}")
+            row = found or Labeller(name=name, token_hash="")
+            row.token_hash = _hash(token)
+            session.add(row)
+        return token
+
+    def labeller_of(self, token: str) -> str | None:
+        """The name of the person whose token it is."""
+        with Session(self._engine) as session:
+            return session.exec(select(Labeller.name).where(Labeller.token_hash == _hash(token))).first()
+
+    def labellers(self) -> list[str]:
+        """Everyone who may sign in, by name."""
+        with Session(self._engine) as session:
+            return list(session.exec(select(Labeller.name).order_by(Labeller.name)))
+
+    def _insert(self, table: Any) -> Any:
+        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table)
+
+    def _add(self, session: Session, table: Any, rows: list[Any]) -> int:
+        # The database decides what is new: two writers that both look first would both insert. Both insert in the
+        # order of the keys, so neither waits for the other.
+        values = [row.model_dump(exclude=None if table is Prompt else {"id"}) for row in rows]
+        if not values:
+            return 0
+        insert = self._insert(table).on_conflict_do_nothing().returning(table.id)
+        return len(session.execute(insert, values).all())
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
         # Objects stay readable after the commit, for the caller who made them.
-        return Session(self._engine.execution_options(writes=True), expire_on_commit=False)
+        with self._turn, Session(self._engine.execution_options(writes=True), expire_on_commit=False) as session:
+            yield session
+            session.commit()
 
 
 def open_feedback(url: str) -> Feedback:
-    """Opens the database, and makes its tables if it is new.
+    """Opens the database. Makes its tables if it is new, and brings those of an older Triptych to this one's schema.
 
     Raises:
-        UserError: it cannot be opened, or another version of Triptych made it.
+        UserError: it cannot be opened, or a newer version of Triptych made it.
     """
     try:
         engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", _begin)
-        with engine.execution_options(writes=True).begin() as connection:
-            SQLModel.metadata.create_all(connection)
-        with Session(engine.execution_options(writes=True)) as session:
-            found = session.get(Meta, "schema")
-            if found is None:
-                session.add(Meta(key="schema", value=str(SCHEMA_VERSION)))
-                session.commit()
-            elif found.value != str(SCHEMA_VERSION):
-                raise UserError(
-                    f"the feedback database {url} has schema {found.value} and this version of Triptych reads "
-                    f"{SCHEMA_VERSION}: use the version that made it"
-                )
+        try:
+            _prepare(engine, url)
+        except (SQLAlchemyError, UserError):
+            engine.dispose()
+            raise
     except (SQLAlchemyError, ImportError) as error:
         raise UserError(f"cannot open the feedback database {url}: {_reason(error)}") from error
     return Feedback(engine)
+
+
+def _prepare(engine: Engine, url: str) -> None:
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin)
+    with Session(engine.execution_options(writes=True)) as session:
+        if engine.dialect.name == "postgresql":
+            session.execute(text(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))
+        SQLModel.metadata.create_all(session.connection())
+        found = session.get(Meta, "schema") or Meta(key="schema", value=str(SCHEMA_VERSION))
+        if int(found.value) > SCHEMA_VERSION:
+            raise UserError(
+                f"the feedback database {url} has schema {found.value} and this version of Triptych reads up to "
+                f"{SCHEMA_VERSION}: use the version that made it"
+            )
+        migrate(session.connection(), int(found.value))
+        found.value = str(SCHEMA_VERSION)
+        session.add(found)
+        session.commit()
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
@@ -246,19 +297,41 @@ def _begin(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _check(session: Session, ranking: Ranking) -> None:
-    known = {str(key) for key in session.exec(select(Completion.id).where(Completion.prompt_id == ranking.prompt_id))}
-    foreign = sorted({*ranking.ranks, *map(str, ranking.presented)} - known)
-    if foreign:
-        raise UserError(f"ranking of {ranking.prompt_id}: {', '.join(foreign)} is not one of its completions")
-    if any(rank < 1 for rank in ranking.ranks.values()):
-        raise UserError(f"ranking of {ranking.prompt_id}: ranks start at 1, the best")
-    if bool(ranking.ranks) == (ranking.skipped is not None):
-        raise UserError(f"ranking of {ranking.prompt_id}: give either ranks or the reason it was skipped")
+def _check(session: Session, rankings: Sequence[Ranking]) -> None:
+    known: dict[str, set[str]] = defaultdict(set)
+    for names in _pieces({ranking.prompt_id for ranking in rankings}):
+        column = _column(Completion.prompt_id)
+        for name, completion in session.exec(select(Completion.prompt_id, Completion.id).where(column.in_(names))):
+            known[name].add(str(completion))
+    for ranking in rankings:
+        if wrong := wrong_in(ranking, known[ranking.prompt_id]):
+            raise UserError(f"ranking of {ranking.prompt_id}: {wrong}")
+
+
+def _pieces(names: set[str]) -> list[list[str]]:
+    ordered = sorted(names)
+    return [ordered[begin : begin + ASKED_TOGETHER] for begin in range(0, len(ordered), ASKED_TOGETHER)]
+
+
+def _judged_by(labeller: str) -> Any:
+    return select(Ranking.prompt_id).where(Ranking.labeller == labeller)
+
+
+def _completion_key(row: Completion) -> tuple[str, str, int]:
+    return row.prompt_id, row.weights, row.index
+
+
+def _column(attribute: Any) -> Any:
+    """A column where SQLModel's types see the value of a row."""
+    return attribute
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _id(row: Completion) -> int:
-    assert row.id is not None, "flushed rows have an id"
+    assert row.id is not None, "stored rows have an id"
     return row.id
 
 

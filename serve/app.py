@@ -18,6 +18,7 @@ from cluster.ports import require_free_port
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from serve.gateway import Gateway
+from serve.page import url_host
 from serve.replica import Replica, engine_environment
 
 APPLICATION = "triptych"
@@ -29,7 +30,15 @@ WATCH_SECONDS = 5.0
 STOP_SECONDS = 5.0
 
 
-def serve_run(models: dict[str, Path], host: str, port: int, share: Share, context: int, deadline: float) -> None:
+def serve_run(
+    models: dict[str, Path],
+    host: str,
+    port: int,
+    share: Share,
+    context: int,
+    deadline: float,
+    feedback_url: str | None = None,
+) -> None:
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
 
     Args:
@@ -39,6 +48,7 @@ def serve_run(models: dict[str, Path], host: str, port: int, share: Share, conte
         share: what each model's replica gets.
         context: tokens a request may have, prompt and answer together.
         deadline: seconds to wait until all models answer.
+        feedback_url: the database behind the label page; without one there is no such page.
 
     Raises:
         DeadlineError: some model was not ready in time; the message names it.
@@ -50,12 +60,14 @@ def serve_run(models: dict[str, Path], host: str, port: int, share: Share, conte
         http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=75),
         logging_config=quiet,
     )
-    target = serve.RunTarget(application(models, share, context), APPLICATION, "/", logging_config=quiet)
+    target = serve.RunTarget(application(models, share, context, feedback_url), APPLICATION, "/", logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(deadline)
 
 
-def application(models: dict[str, Path], share: Share, context: int) -> serve.Application:
+def application(
+    models: dict[str, Path], share: Share, context: int, feedback_url: str | None = None
+) -> serve.Application:
     """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
     replica = serve.deployment(
         max_ongoing_requests=REQUESTS_AT_ONCE,
@@ -77,7 +89,7 @@ def application(models: dict[str, Path], share: Share, context: int) -> serve.Ap
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Gateway))
     handles = {name: replica.options(name=name).bind(name, path, context, share) for name, path in models.items()}
-    return gateway.bind(handles)
+    return gateway.bind(handles, feedback_url)
 
 
 def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | None = None) -> None:
@@ -102,10 +114,12 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
                     port,
                     make_plan(recipe).replica,
                     recipe.model.context,
-                    recipe.cluster.deadline_minutes * 60,
+                    recipe.cluster.deadline_seconds,
+                    run.feedback_url,
                 )
             address = f"http://{url_host(host)}:{port}"
             console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
+            console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")
             console.print("Ctrl-C ends it")
             _watch()
         except KeyboardInterrupt:
@@ -127,13 +141,6 @@ def finished_models(run: RunFolder) -> dict[str, Path]:
     if not models:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
     return models
-
-
-def url_host(host: str) -> str:
-    """The host to write in an address: what listens everywhere is reached on the loopback."""
-    if host in ("0.0.0.0", "::", ""):
-        return "localhost"
-    return f"[{host}]" if ":" in host else host
 
 
 def _status() -> ApplicationStatusOverview:

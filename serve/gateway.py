@@ -14,6 +14,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.exceptions import HTTPException
 
+from cluster.feedback import open_feedback
+from serve.label import label_router
 from serve.page import page
 from serve.replica import Endpoint, Reply
 
@@ -37,8 +39,8 @@ class RequestError(Exception):
         self.body = error_body(status, message, kind, param)
 
 
-def gateway_app(models: Mapping[str, DeploymentHandle]) -> FastAPI:
-    """The HTTP application over one replica handle a model."""
+def gateway_app(models: Mapping[str, DeploymentHandle], feedback_url: str | None = None) -> FastAPI:
+    """The HTTP application over one replica handle a model, with the label page where there is a database for it."""
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
     app.exception_handler(RequestError)(_request_error)
     app.exception_handler(HTTPException)(_http_error)
@@ -69,17 +71,19 @@ def gateway_app(models: Mapping[str, DeploymentHandle]) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await _pass_on(models, "completions", request)
 
+    if feedback_url:
+        app.include_router(label_router(open_feedback(feedback_url)))
     return app
 
 
 class Gateway:
     """The gateway as a Ray Serve deployment."""
 
-    def __init__(self, models: dict[str, DeploymentHandle]) -> None:
-        self.models = models
+    def __init__(self, models: dict[str, DeploymentHandle], feedback_url: str | None = None) -> None:
+        self.models, self.feedback_url = models, feedback_url
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        return gateway_app(self.models)
+        return gateway_app(self.models, self.feedback_url)
 
 
 async def _pass_on(models: Mapping[str, DeploymentHandle], endpoint: Endpoint, request: Request) -> Response:

@@ -17,10 +17,21 @@ def _sources(html: str, tag: str) -> str:
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
+def _put_together(name: str) -> str:
+    """The page as one file: `<style src="NAME">` and `<script src="NAME">` hold the text of the file beside it."""
+
+    def whole(found: re.Match[str]) -> str:
+        tag, source = found.groups()
+        return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
+
+    html = (PAGES / name).read_text(encoding="utf-8")
+    return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', whole, html)
+
+
 @cache
 def page(name: str) -> HTMLResponse:
-    """The page `serve/pages/NAME`. Only the script and the style in the file run, and only this server is reached."""
-    html = (PAGES / name).read_text(encoding="utf-8")
+    """The page `serve/pages/NAME`. Only the scripts and styles in it run, and only this server is reached."""
+    html = _put_together(name)
     policy = {
         "default-src": "'none'",
         "script-src": _sources(html, "script"),
@@ -40,3 +51,10 @@ def page(name: str) -> HTMLResponse:
         "Cache-Control": "no-cache",
     }
     return HTMLResponse(html, headers=headers)
+
+
+def url_host(host: str) -> str:
+    """The host to write in an address: what listens everywhere is reached on the loopback."""
+    if host in ("0.0.0.0", "::", ""):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host

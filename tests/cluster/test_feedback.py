@@ -1,5 +1,9 @@
+import os
+import sqlite3
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from sqlmodel import create_engine
 from cluster.failures import UserError
 from cluster.feedback import Completion, Counts, Feedback, Prompt, Ranking, open_feedback
 
+POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 WRITER = """
 import sys
 from cluster.feedback import Ranking, Prompt, open_feedback
@@ -36,8 +41,25 @@ def fill(feedback: Feedback, prompts: int = 2) -> list[int]:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'feedback.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[str]:
+    """A new database; on PostgreSQL where TRIPTYCH_TEST_POSTGRES_URL names a server on which databases may be made."""
+    if request.param == "sqlite":
+        yield sqlite_url
+        return
+    if not POSTGRES:
+        pytest.skip("TRIPTYCH_TEST_POSTGRES_URL names no PostgreSQL server")
+    name = f"triptych_{uuid.uuid4().hex}"
+    server = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield server.url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name}"))
+    server.dispose()
 
 
 def test_a_rerun_adds_nothing_twice(url: str) -> None:
@@ -61,13 +83,23 @@ def test_skips_count_as_seen_and_are_no_rankings(url: str) -> None:
     with open_feedback(url) as feedback:
         fill(feedback)
         feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", skipped="not my field"))
-        assert [prompt.id for prompt in feedback.prompts_without_ranking("ann")] == ["p1"]
-        assert [prompt.id for prompt in feedback.prompts_without_ranking("ben")] == ["p0", "p1"]
+        assert feedback.open_tasks("ann", people=1) == [("p1", 0)]
+        assert feedback.open_tasks("ben", people=1) == [("p1", 0), ("p0", 0)]
         assert feedback.rankings() == []
         assert feedback.counts().skipped == 1
 
 
-@pytest.mark.parametrize("wrong", [{"ranks": {"99": 1}}, {"ranks": {"1": 0, "2": 1}}, {}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranks": {"99": 1}},
+        {"ranks": {"1": 0, "2": 1}},
+        {},
+        {"ranks": {"1": 1, "2": 2}, "all_bad": True},
+        {"ranks": {"1": 1}, "presented": [1, 2]},
+        {"ranks": {"1": 1, "2": 2}, "marks": {"1": {"kind": True}}},
+    ],
+)
 def test_wrong_rankings_are_refused_and_nothing_of_the_batch_stays(url: str, wrong: dict[str, object]) -> None:
     with open_feedback(url) as feedback:
         fill(feedback)
@@ -88,8 +120,10 @@ def test_two_processes_write_at_once(url: str) -> None:
 
 def test_another_schema_is_refused(url: str) -> None:
     open_feedback(url).close()
-    with create_engine(url).begin() as connection:
+    engine = create_engine(url)
+    with engine.begin() as connection:
         connection.execute(text("UPDATE meta SET value = '99'"))
+    engine.dispose()
     with pytest.raises(UserError, match="schema 99"):
         open_feedback(url)
 
@@ -97,3 +131,82 @@ def test_another_schema_is_refused(url: str) -> None:
 def test_a_place_that_cannot_be_opened_is_named() -> None:
     with pytest.raises(UserError, match=r"/nowhere/x\.db"):
         open_feedback("sqlite:////nowhere/x.db")
+
+
+OLD_SCHEMA = """
+CREATE TABLE meta ("key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key"));
+CREATE TABLE prompt (id VARCHAR NOT NULL, messages JSON NOT NULL, details JSON NOT NULL, split VARCHAR NOT NULL,
+    PRIMARY KEY (id));
+CREATE TABLE completion (id INTEGER NOT NULL, prompt_id VARCHAR NOT NULL, "index" INTEGER NOT NULL,
+    text VARCHAR NOT NULL, token_ids JSON NOT NULL, model VARCHAR NOT NULL, weight_version INTEGER NOT NULL,
+    weights VARCHAR NOT NULL, sampling JSON NOT NULL, PRIMARY KEY (id), UNIQUE (prompt_id, weights, "index"),
+    FOREIGN KEY(prompt_id) REFERENCES prompt (id));
+CREATE TABLE ranking (id INTEGER NOT NULL, prompt_id VARCHAR NOT NULL, labeller VARCHAR NOT NULL, ranks JSON NOT NULL,
+    skipped VARCHAR, presented JSON NOT NULL, seconds FLOAT NOT NULL, created FLOAT NOT NULL, PRIMARY KEY (id),
+    UNIQUE (prompt_id, labeller), FOREIGN KEY(prompt_id) REFERENCES prompt (id));
+INSERT INTO meta VALUES ('schema', '1');
+INSERT INTO prompt VALUES ('p0', '[]', '{}', 'train');
+INSERT INTO completion VALUES (1, 'p0', 0, 'a', '[]', 'sft', 0, 'abc', '{}'),
+    (2, 'p0', 1, 'b', '[]', 'sft', 0, 'abc', '{}');
+INSERT INTO ranking VALUES (1, 'p0', 'ann', '{"1": 1, "2": 2}', NULL, '[2, 1]', 3.5, 0.0);
+"""
+
+
+def test_a_database_of_the_first_schema_opens_with_all_it_holds(sqlite_url: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "feedback.db") as old:
+        old.executescript(OLD_SCHEMA)
+    for _ in range(2):
+        with open_feedback(sqlite_url) as feedback:
+            (ranking,) = feedback.rankings()
+            assert (ranking.ranks, ranking.seconds, ranking.all_bad, ranking.marks) == (
+                {"1": 1, "2": 2},
+                3.5,
+                False,
+                {},
+            )
+            feedback.save_ranking(Ranking(prompt_id="p0", labeller="ben", all_bad=True, better="c"))
+            assert feedback.counts() == Counts(prompts=1, completions=2, rankings=1, skipped=0, all_bad=1)
+
+
+def test_what_was_said_is_replaced_whole_and_saying_it_again_changes_nothing(url: str) -> None:
+    with open_feedback(url) as feedback:
+        ids = fill(feedback)[:2]
+        first = {"prompt_id": "p0", "labeller": "ann", "presented": ids, "seconds": 2.0}
+        ranks = {str(ids[0]): 1, str(ids[1]): 2}
+        marks = {str(ids[0]): {"helpful": True, "harmless": False}}
+        for _ in range(2):
+            feedback.save_ranking(Ranking(**first, ranks=ranks, marks=marks, better="mine"))
+        (stored,) = feedback.judgements("ann")
+        assert (stored.ranks, stored.marks, stored.better, stored.presented) == (ranks, marks, "mine", ids)
+        feedback.save_ranking(Ranking(**first, skipped="not my field"))
+        (stored,) = feedback.judgements()
+        assert (stored.ranks, stored.marks, stored.better, stored.skipped) == ({}, {}, None, "not my field")
+
+
+def test_a_prompt_stays_open_until_enough_people_have_judged_it(url: str) -> None:
+    with open_feedback(url) as feedback:
+        ids = fill(feedback, prompts=1)
+        ranks = {str(ids[0]): 1, str(ids[1]): 1}
+        feedback.add_ranking(Ranking(prompt_id="p0", labeller="code (noise 0.05)", ranks=ranks))
+        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", skipped="unsure"))
+        assert feedback.open_tasks("ben", people=2) == [("p0", 0)]
+        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ben", all_bad=True))
+        assert feedback.open_tasks("cat", people=1) == []
+        assert feedback.open_tasks("cat", people=2) == [("p0", 1)]
+        assert feedback.open_tasks("ben", people=2) == []
+
+
+def test_only_the_hash_of_a_token_is_stored(sqlite_url: str, tmp_path: Path) -> None:
+    with open_feedback(sqlite_url) as feedback:
+        token = feedback.add_labeller("ann")
+        assert feedback.labeller_of(token) == "ann"
+        assert feedback.labeller_of("another") is None
+        with pytest.raises(UserError, match="a labeller already"):
+            feedback.add_labeller("ann")
+        renewed = feedback.add_labeller("ann", renew=True)
+        assert (feedback.labeller_of(token), feedback.labeller_of(renewed)) == (None, "ann")
+        with pytest.raises(UserError, match="no labeller's name"):
+            feedback.add_labeller("code (noise 1)")
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert token.encode() not in stored
+    assert renewed.encode() not in stored

@@ -10,32 +10,37 @@ import pytest
 from serve.page import page
 from tests.serve.conftest import Server
 
+PAGES = ("chat.html", "label.html", "quality.html")
+
 
 def policy_of(header: str) -> dict[str, str]:
     return dict(part.strip().split(" ", 1) for part in header.split(";"))
 
 
-def test_only_the_script_and_style_of_the_file_may_run() -> None:
-    response = page("chat.html")
+@pytest.mark.parametrize("name", PAGES)
+def test_only_the_script_and_style_of_the_file_may_run(name: str) -> None:
+    response = page(name)
     html = response.body.decode()
     policy = policy_of(response.headers["content-security-policy"])
-    script = re.search(r"<script>(.*?)</script>", html, flags=re.DOTALL)
-    assert script
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    assert policy["script-src"] == f"'sha256-{digest}'"
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert digests
+    assert policy["script-src"] == " ".join(f"'sha256-{digest}'" for digest in digests)
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'self'"
     assert "unsafe" not in response.headers["content-security-policy"]
 
 
-def test_page_needs_nothing_from_elsewhere_and_never_reads_text_as_html() -> None:
-    html = page("chat.html").body.decode()
-    assert not re.search(r"""(?:src|href)=["'](?!data:)""", html)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_needs_nothing_from_elsewhere_and_never_reads_text_as_html(name: str) -> None:
+    html = page(name).body.decode()
+    assert not re.search(r"""(?:src|href)=["'](?!data:|/label)""", html)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\son\w+=", html)
 
 
-def test_controls_have_names() -> None:
-    html = page("chat.html").body.decode()
+@pytest.mark.parametrize("name", PAGES)
+def test_controls_have_names(name: str) -> None:
+    html = page(name).body.decode()
     labelled = re.findall(r"<label[^>]*>.*?</label>", html, flags=re.DOTALL)
     for control in re.findall(r'<(?:input|textarea|select) id="([\w-]+)"', html):
         assert any(f'id="{control}"' in label or f'for="{control}"' in label for label in labelled), control

@@ -1,0 +1,97 @@
+"""The commands for the people who judge: their tokens, the page they judge on, and judgements in and out of files."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.failures import UserError
+from cluster.run import RunFolder
+
+if TYPE_CHECKING:
+    from cluster.feedback import Feedback
+
+labellers = typer.Typer(no_args_is_help=True, help="The people who may judge, and their tokens.")
+exchange = typer.Typer(no_args_is_help=True, help="Judgements from files into a run's database, and out of it.")
+
+RunOption = Annotated[Path, typer.Option("--run", help="the run folder, e.g. runs/demo")]
+Kind = Annotated[str, typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists or pandalm")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the person, as the database will name them")]
+
+
+def label(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, e.g. runs/demo")],
+    host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to serve on", min=1, max=65535)] = 8001,
+    people: Annotated[int, typer.Option(help="how many people are to judge each prompt", min=1)] = 1,
+) -> None:
+    """Serve only the label page, without any model: also while a stage waits for people. Until Ctrl-C."""
+    _open(folder).close()
+    # The server is a floor above: it is named here and imported when called, as the stages are.
+    importlib.import_module("serve.label_app").serve_labels(RunFolder(folder), host, port, people)
+
+
+@labellers.command("add")
+def add(name: Name, run: RunOption) -> None:
+    """Let a person judge: prints their token, once."""
+    _print_token(name, run, renew=False)
+
+
+@labellers.command("renew")
+def renew(name: Name, run: RunOption) -> None:
+    """Give a person another token; the old one ends."""
+    _print_token(name, run, renew=True)
+
+
+@labellers.command("list")
+def names(run: RunOption) -> None:
+    """Name everyone who has a token, with how much each has judged."""
+    with _open(run) as database:
+        judged = [row.labeller for row in database.judgements()]
+        for name in database.labellers():
+            print(f"{name}\t{judged.count(name)} judged")
+
+
+@exchange.command("import")
+def import_file(
+    kind: Kind,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL (also .gz), Parquet, or JSON with a list")],
+    run: RunOption,
+    name: Annotated[str | None, typer.Option(help="what to call it; the file's name by default")] = None,
+    labeller: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
+    held_out: Annotated[float, typer.Option(help="share of the prompts to hold out", min=0, max=0.5)] = 0.15,
+) -> None:
+    """Add a file of preferences to a run's database. The same file again adds nothing."""
+    with _open(run) as database:
+        name = name or path.name.partition(".")[0]
+        new = importlib.import_module("pipelines.exchange").import_file(database, kind, path, name, labeller, held_out)
+        print(f"{new} new prompts from {path}, under the name {name}")
+
+
+@exchange.command("export")
+def export_file(
+    kind: Kind,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL to write, or JSON if it ends so")],
+    run: RunOption,
+    name: Annotated[str | None, typer.Option(help="only what was imported under this name")] = None,
+) -> None:
+    """Write people's rankings to a file; or, as "answers", the better answers that they wrote, to fine-tune on."""
+    with _open(run) as database:
+        count = importlib.import_module("pipelines.exchange").export_file(database, kind, path, name)
+        print(f"{count} rows in {path}")
+
+
+def _print_token(name: str, run: Path, renew: bool) -> None:
+    with _open(run) as database:
+        token = database.add_labeller(name, renew)
+    print(f"{token}\nThis is {name}'s token for the label page. It is shown once: only a hash of it is kept.")
+
+
+def _open(run: Path) -> "Feedback":
+    # Imported late: every command of the console script imports this module, and few need the database.
+    from cluster.feedback import open_feedback
+
+    if not run.is_dir():
+        raise UserError(f"{run} is not a run folder: `triptych run RECIPE` makes one, and mkdir is enough for imports")
+    return open_feedback(RunFolder(run).feedback_url)

@@ -1,0 +1,119 @@
+"""The tables of the feedback database, and how a database of an older schema becomes one of this schema."""
+
+import time
+from typing import Any
+
+from sqlalchemy import Connection, UniqueConstraint, text
+from sqlmodel import JSON, Column, Field, Relationship, SQLModel
+
+SCHEMA_VERSION = 2
+# What makes a database of schema N one of schema N + 1; tables that are new are made beside it.
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE ranking ADD COLUMN all_bad BOOLEAN NOT NULL DEFAULT FALSE",
+        "ALTER TABLE ranking ADD COLUMN marks JSON NOT NULL DEFAULT '{}'",
+        "ALTER TABLE ranking ADD COLUMN better VARCHAR",
+    )
+}
+MARKS = ("helpful", "honest", "harmless")
+
+
+class Meta(SQLModel, table=True):
+    """One row a setting of the database itself."""
+
+    key: str = Field(primary_key=True)
+    value: str
+
+
+class Prompt(SQLModel, table=True):
+    """A conversation to answer.
+
+    Attributes:
+        id: its name, unique in the database.
+        messages: the chat so far, `[{"role": ..., "content": ...}]`.
+        details: what the recipe's source knows of it, such as its kind and the right answer.
+        split: train or held_out; every derived pair follows its prompt.
+    """
+
+    id: str = Field(primary_key=True)
+    messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
+    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    split: str = "train"
+    completions: list["Completion"] = Relationship(back_populates="prompt")
+
+
+class Completion(SQLModel, table=True):
+    """One answer to a prompt, with what drew it."""
+
+    __table_args__ = (UniqueConstraint("prompt_id", "weights", "index"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    prompt_id: str = Field(foreign_key="prompt.id", index=True)
+    index: int
+    text: str
+    token_ids: list[int] = Field(sa_column=Column(JSON, nullable=False))
+    model: str
+    weight_version: int = 0
+    weights: str = Field(description="checksum of the weights that drew it")
+    sampling: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    prompt: Prompt = Relationship(back_populates="completions")
+
+
+class Ranking(SQLModel, table=True):
+    """One labeller's judgement of one prompt's completions: ranks, "all bad", or a skip; exactly one of the three.
+
+    Attributes:
+        ranks: completion id (as text, JSON's only kind of key) to rank; 1 is best, equal ranks tie.
+        skipped: why the labeller passed, or None.
+        all_bad: no completion is worth ranking.
+        marks: completion id to what the labeller said of it: helpful, honest or harmless, true or false; what was
+            not said is not there.
+        better: the answer that the labeller would have given, or None.
+        presented: completion ids in the order shown.
+        seconds: how long it took.
+    """
+
+    __table_args__ = (UniqueConstraint("prompt_id", "labeller"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    prompt_id: str = Field(foreign_key="prompt.id", index=True)
+    labeller: str
+    ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    skipped: str | None = None
+    all_bad: bool = False
+    marks: dict[str, dict[str, bool]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    better: str | None = None
+    presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    seconds: float = 0.0
+    created: float = Field(default_factory=time.time)
+
+
+class Labeller(SQLModel, table=True):
+    """A person who may sign in. The token itself is kept nowhere; it is 256 random bits, so a plain hash hides it."""
+
+    name: str = Field(primary_key=True)
+    token_hash: str = Field(unique=True, description="SHA-256 of the token, in hexadecimal")
+    created: float = Field(default_factory=time.time)
+
+
+def migrate(connection: Connection, version: int) -> None:
+    """Brings the tables of schema `version` to `SCHEMA_VERSION`, within the connection's transaction."""
+    for step in range(version, SCHEMA_VERSION):
+        for statement in MIGRATIONS[step]:
+            connection.execute(text(statement))
+
+
+def wrong_in(ranking: Ranking, known: set[str]) -> str | None:
+    """What is wrong with a judgement of a prompt whose completions are `known`, or None."""
+    shown = set(map(str, ranking.presented))
+    if foreign := sorted({*ranking.ranks, *ranking.marks, *shown} - known):
+        return f"{', '.join(foreign)} is not one of its completions"
+    if any(rank < 1 for rank in ranking.ranks.values()):
+        return "ranks start at 1, the best"
+    if bool(ranking.ranks) + ranking.all_bad + (ranking.skipped is not None) != 1:
+        return 'give exactly one of ranks, "all bad" and the reason it was skipped'
+    if ranking.ranks and shown and ranking.ranks.keys() != shown:
+        return "every completion that was shown needs a rank"
+    if foreign := sorted({mark for marks in ranking.marks.values() for mark in marks} - set(MARKS)):
+        return f"{', '.join(foreign)} is not a mark: those are {', '.join(MARKS)}"
+    return None

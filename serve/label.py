@@ -1,0 +1,183 @@
+"""The label page and what it asks for: people sign in, get prompts to judge, and say which answer is better."""
+
+import random
+import statistics
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.agreement import agreement
+from cluster.failures import UserError
+from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
+from serve.page import page
+
+# A digit ranks an answer.
+MOST_ANSWERS = 9
+# How long a prompt is kept for the person who got it; then another may get it too, and both judgements count.
+HOLD_SECONDS = 30 * 60.0
+LONGEST_TEXT = 100_000
+Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
+
+
+class Judgement(BaseModel):
+    """What the page sends: ranks, "all bad", or a skip.
+
+    Attributes:
+        prompt: the prompt's name.
+        answers: the ids of the answers in the order shown.
+        ranks: the rank of each, 1 is best; gaps mean nothing and are closed.
+        marks: answer id to what was said of it.
+        seconds: how long the page was looked at.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    answers: Annotated[list[int], Field(min_length=2, max_length=MOST_ANSWERS)]
+    ranks: Annotated[list[Annotated[int, Field(ge=1, le=MOST_ANSWERS)]], Field(max_length=MOST_ANSWERS)] = []
+    skipped: Text | None = None
+    all_bad: bool = False
+    marks: dict[int, dict[str, bool]] = {}
+    better: Text | None = None
+    seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+
+
+class Desk:
+    """Hands out prompts: two people who ask at once get different ones while there are enough."""
+
+    def __init__(self, database: Feedback, people: int) -> None:
+        self._database, self._people = database, people
+        self._held: dict[str, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+
+    def next_prompt(self, labeller: str) -> tuple[str | None, int]:
+        """The name of the prompt to judge next, the same until it is judged, and how many there are; None at the end.
+
+        A restart forgets who held what; the order of prompts then gives most people theirs again.
+        """
+        with self._lock:
+            now = time.monotonic()
+            self._held = {name: held for name, held in self._held.items() if held[1] > now}
+            others = Counter(prompt for name, (prompt, _) in self._held.items() if name != labeller)
+            tasks = self._database.open_tasks(labeller, self._people)
+            free = [name for name, judged in tasks if judged + others[name] < self._people]
+            mine = self._held.pop(labeller, ("", 0.0))[0]
+            chosen = mine if mine in free else next(iter(free), None)
+            if chosen is not None:
+                self._held[labeller] = (chosen, now + HOLD_SECONDS)
+        return chosen, len(free)
+
+
+def label_router(database: Feedback, people: int = 1) -> APIRouter:
+    """The page at /label and the paths under it.
+
+    Args:
+        database: where prompts come from and judgements go.
+        people: how many people are to judge each prompt.
+    """
+    router = APIRouter(prefix="/label")
+    desk = Desk(database, people)
+
+    def signed_in(request: Request) -> str:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        name = database.labeller_of(token.strip()) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
+        return name
+
+    Labeller = Annotated[str, Depends(signed_in)]
+
+    @router.get("")
+    def label_page() -> HTMLResponse:
+        return page("label.html")
+
+    @router.get("/next")
+    def next_task(labeller: Labeller) -> dict[str, Any]:
+        name, left = desk.next_prompt(labeller)
+        prompt = database.prompt(name) if name is not None else None
+        task = task_for(labeller, prompt, None) if prompt else None
+        return {"labeller": labeller, "task": task, "progress": _progress(labeller, left)}
+
+    @router.get("/task")
+    def one_task(labeller: Labeller, prompt: str) -> dict[str, Any]:
+        found = database.prompt(prompt)
+        if found is None:
+            raise HTTPException(404, f"there is no prompt {prompt}")
+        return task_for(labeller, found, database.judgement(prompt, labeller))
+
+    @router.post("/judgement", status_code=204)
+    def judge(labeller: Labeller, judgement: Judgement) -> Response:
+        try:
+            database.save_ranking(ranking_of(labeller, judgement))
+        except UserError as error:
+            raise HTTPException(422, str(error)) from error
+        return Response(status_code=204)
+
+    @router.get("/quality")
+    def quality_page() -> HTMLResponse:
+        return page("quality.html")
+
+    @router.get("/agreement")
+    def agreement_figures(labeller: Labeller) -> dict[str, Any]:
+        del labeller
+        people = [row for row in database.judgements() if is_person(row.labeller)]
+        counts = {
+            "rankings": sum(bool(row.ranks) for row in people),
+            "all_bad": sum(row.all_bad for row in people),
+            "skipped": sum(row.skipped is not None for row in people),
+        }
+        return {"counts": counts, "agreement": [asdict(row) for row in agreement(people)]}
+
+    def _progress(labeller: str, left: int) -> dict[str, Any]:
+        said = database.judgements(labeller)
+        seconds = [row.seconds for row in said if row.skipped is None]
+        return {"done": len(said), "left": left, "seconds": statistics.median(seconds) if seconds else None}
+
+    return router
+
+
+def task_for(labeller: str, prompt: Prompt, said: Ranking | None) -> dict[str, Any]:
+    """What the page shows: the conversation and its answers, in an order of this labeller's own, and nothing that tells
+    which model gave which."""
+    return {
+        "prompt": prompt.id,
+        "messages": prompt.messages,
+        "answers": [{"id": row.id, "text": row.text} for row in presented(labeller, prompt)],
+        "said": said and said.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
+    }
+
+
+def presented(labeller: str, prompt: Prompt) -> list[Completion]:
+    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone."""
+    completions = sorted(prompt.completions, key=lambda row: row.id or 0)
+    chance = random.Random(f"presented {labeller} {prompt.id}")
+    return chance.sample(completions, min(len(completions), MOST_ANSWERS))
+
+
+def ranking_of(labeller: str, judgement: Judgement) -> Ranking:
+    """The row to store.
+
+    Raises:
+        UserError: there is not one rank for every answer.
+    """
+    if judgement.ranks and len(judgement.ranks) != len(judgement.answers):
+        raise UserError(f"{len(judgement.answers)} answers were shown and {len(judgement.ranks)} ranked")
+    order = sorted(set(judgement.ranks))
+    ranks = [order.index(rank) + 1 for rank in judgement.ranks]
+    return Ranking(
+        prompt_id=judgement.prompt,
+        labeller=labeller,
+        ranks={str(answer): rank for answer, rank in zip(judgement.answers, ranks, strict=False)},
+        skipped=judgement.skipped,
+        all_bad=judgement.all_bad,
+        marks={str(answer): marks for answer, marks in judgement.marks.items() if marks},
+        better=judgement.better,
+        presented=judgement.answers,
+        seconds=judgement.seconds,
+    )

@@ -1,0 +1,49 @@
+"use strict";
+// Signing in with a personal token, which this browser keeps, and asking the server with it.
+const byId = (id) => document.getElementById(id);
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+function complain(text) { byId("trouble").textContent = text; byId("trouble").hidden = !text; }
+
+class Refused extends Error {}
+async function ask(path, body) {
+  const headers = { Authorization: `Bearer ${localStorage.getItem("triptych token") ?? ""}` };
+  if (body) headers["Content-Type"] = "application/json";
+  const response = await fetch(`/label/${path}`, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const answer = await response.json().catch(() => ({}));
+  const reason = answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : `the server answered ${response.status}`);
+  if (response.status === 401) signOut();
+  throw response.status < 500 ? new Refused(reason) : new Error(reason);
+}
+
+let leaveSession = () => {};
+function signOut() {
+  localStorage.removeItem("triptych token");
+  leaveSession();
+  for (const part of document.querySelectorAll("main > :not(#trouble)")) part.hidden = part.id !== "sign-in";
+  byId("sign-out").hidden = true;
+  byId("token").focus();
+}
+
+// Calls `enter` now or when someone has signed in, and `leave` when they sign out or their token is refused.
+function startSession(enter, leave) {
+  leaveSession = leave;
+  const begin = () => { byId("sign-in").hidden = true; byId("sign-out").hidden = false; complain(""); enter(); };
+  byId("sign-in").addEventListener("submit", (event) => {
+    event.preventDefault();
+    localStorage.setItem("triptych token", byId("token").value.trim());
+    byId("token").value = "";
+    begin();
+  });
+  byId("sign-out").addEventListener("click", () => { complain(""); signOut(); });
+  // A link may carry the token behind the #, which is never sent to a server or written to its log.
+  const carried = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (carried) { localStorage.setItem("triptych token", carried); history.replaceState(null, "", location.pathname); }
+  if (localStorage.getItem("triptych token")) begin(); else signOut();
+}

@@ -1,0 +1,216 @@
+"""Preference files in and out again: nothing is lost, and agreement is that of the file."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import kendalltau
+
+from cluster.agreement import agreement
+from cluster.cli import main
+from cluster.failures import UserError
+from cluster.feedback import Feedback, Ranking, open_feedback
+from pipelines.exchange import export_file, import_file
+
+SHARED = Path(os.environ.get("TRIPTYCH_SHARED", Path(__file__).parents[2].parent / "shared"))
+PREFERENCES = SHARED / "data" / "preferences"
+TURN = {"role": "user", "content": "Hi\n\nthere"}
+REPLY = {"role": "assistant", "content": "Hello"}
+# Of the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
+ALPHA = 0.8775943671114019
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "hh-rlhf": [
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:  d\n",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:",
+        },
+        {
+            "chosen": "\n\nHuman:a\n\nAssistant:b",
+            "rejected": "\n\nHuman:a\n\nAssistant: other\n\nHuman: c\n\nAssistant: d",
+        },
+    ],
+    "trl": [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7},
+        {"prompt": " a\n", "chosen": "", "rejected": "b"},
+    ],
+    "trl-messages": [
+        {"prompt": [TURN], "chosen": [REPLY], "rejected": [REPLY | {"content": ""}], "margin": 0.5},
+        {"prompt": [TURN, REPLY, TURN], "chosen": [REPLY], "rejected": [REPLY]},
+        {"chosen": [TURN, REPLY], "rejected": [TURN, REPLY | {"content": "No"}]},
+    ],
+    "lists": [
+        {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [2, 1, 2], "tags": ["x"]},
+        {"prompt": [TURN], "completions": ["b", "c"], "ranks": [1, 1], "labeller": "ann"},
+    ],
+    "pandalm": [
+        {
+            "idx": 0,
+            "motivation_app": "x",
+            "cmp_key": "bloom-7b_llama-7b",
+            "instruction": "Say",
+            "input": "",
+            "response1": "b",
+            "response2": "c",
+            "annotator1": 0,
+            "annotator2": 1,
+            "annotator3": 2,
+        }
+    ],
+}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Feedback]:
+    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
+        yield opened
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_there_and_back_loses_nothing_and_twice_adds_nothing(kind: str, database: Feedback, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ROWS[kind])
+    assert import_file(database, kind, path, "trial", "them", 0.15) == len(ROWS[kind])
+    counts = database.counts()
+    assert import_file(database, kind, path, "trial", "them", 0.15) == 0
+    assert database.counts() == counts
+    assert export_file(database, kind, tmp_path / "out.jsonl") == len(ROWS[kind])
+    assert read(tmp_path / "out.jsonl") == ROWS[kind]
+
+
+def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "hh-rlhf", write(tmp_path / "in.jsonl", ROWS["hh-rlhf"]), "trial", "them", 0.15)
+    prompts = database.prompts()
+    assert prompts[0].messages == [{"role": "user", "content": "a"}]
+    assert [row.text for row in prompts[0].completions] == ["b", "c"]
+    assert [turn["content"] for turn in prompts[2].messages] == ["a", "b", "c "]
+    assert database.rankings()[0].ranks == {"1": 1, "2": 2}
+    assert database.rankings()[0].labeller == "them"
+    # Equal prompts are on one side of the split.
+    assert prompts[0].split == prompts[1].split
+
+
+def test_a_list_of_k_becomes_all_its_pairs_but_ties(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"][:1]), "trial", "them", 0.15)
+    export_file(database, "trl", tmp_path / "out.jsonl")
+    pairs = [(row["chosen"], row["rejected"]) for row in read(tmp_path / "out.jsonl")]
+    assert sorted(pairs) == [("c", "b"), ("c", "d")]
+
+
+def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl"]), "trial", "them", 0.15)
+    prompt = database.prompts()[0]
+    database.save_ranking(Ranking(prompt_id=prompt.id, labeller="ann", all_bad=True, better="mine"))
+    export_file(database, "answers", tmp_path / "out.jsonl")
+    answer = {"role": "assistant", "content": "mine"}
+    assert read(tmp_path / "out.jsonl") == [{"messages": [{"role": "user", "content": "a"}, answer]}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("hh-rlhf", {"chosen": "a", "rejected": "b"}, "share no beginning"),
+        ("trl", {"prompt": "a", "chosen": "b"}, "rejected should be text"),
+        ("trl", {"prompt": [TURN], "chosen": [REPLY, TURN], "rejected": [REPLY]}, "one turn of the assistant"),
+        ("trl", {"prompt": [TURN | {"name": "x"}], "chosen": [REPLY], "rejected": [REPLY]}, "and nothing else"),
+        ("lists", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "2 completions and 1 ranks"),
+        ("pandalm", ROWS["pandalm"][0] | {"annotator2": 3}, "annotator2 should be 0, 1 or 2, not 3"),
+        ("nothing", {}, "not a format"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_added(
+    kind: str, row: dict[str, Any], message: str, database: Feedback, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", [*ROWS.get(kind, []), row])
+    with pytest.raises(UserError, match=message):
+        import_file(database, kind, path, "trial", "them", 0.15)
+    assert database.counts().prompts == 0
+
+
+def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: Feedback, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    with pytest.raises(UserError, match="nothing to export"):
+        export_file(database, "trl", out)
+    import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl-messages"]), "trial", "them", 0.15)
+    with pytest.raises(UserError, match="export as trl-messages"):
+        export_file(database, "trl", out)
+    with pytest.raises(UserError, match="only what was imported from PandaLM"):
+        export_file(database, "pandalm", out)
+    assert out.read_text() == "old"
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = write(tmp_path / "in.jsonl", ROWS["trl"]), ["--run", str(tmp_path)]
+    for words, code, said in (
+        (["feedback", "import", "trl", str(source), *run], 0, "2 new prompts"),
+        (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
+        (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
+        (["labeller", "add", "ann", *run], 0, "ann's token"),
+        (["labeller", "add", "ann", *run], 2, "a labeller already"),
+        (["labeller", "list", *run], 0, "ann\t0 judged"),
+        (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        output = capsys.readouterr()
+        assert (end.value.code, said in output.out + output.err) == (code, True), output
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
+def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, tmp_path: Path) -> None:
+    path = PREFERENCES / "pandalm-3-annotators.json"
+    rows = json.loads(path.read_text())
+    assert import_file(database, "pandalm", path, "pandalm", "", 0.15) == 999
+    export_file(database, "pandalm", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == rows
+    verdicts = [[row[f"annotator{number}"] for number in (1, 2, 3)] for row in rows]
+    everyone, *people = agreement(database.rankings())
+    assert (everyone.judged, everyone.shared, len(people)) == (2997, 999, 3)
+    assert everyone.unanimous
+    assert everyone.pairwise
+    assert everyone.tau
+    assert everyone.alpha
+    assert everyone.unanimous.value == pytest.approx(879 / 999)
+    same = Counter(one == other for three in verdicts for one, other in combinations(three, 2))
+    assert everyone.pairwise.value == pytest.approx(same[True] / 2997)
+    orders = ((1, 1), (1, 2), (2, 1))
+    taus = [
+        kendalltau(orders[one], orders[other]).statistic
+        for three in verdicts
+        for one, other in combinations(three, 2)
+        if one and other
+    ]
+    assert everyone.tau.value == pytest.approx(sum(taus) / len(taus))
+    assert everyone.alpha.value == pytest.approx(ALPHA, abs=1e-9)
+    assert everyone.alpha.low < ALPHA < everyone.alpha.high
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
+def test_all_hh_transcripts_go_there_and_back(database: Feedback, tmp_path: Path) -> None:
+    path = PREFERENCES / "hh-rlhf-harmless.jsonl.gz"
+    assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2) == 2312
+    assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl") == 2312
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert read(tmp_path / "out.jsonl") == [json.loads(line) for line in file.read().split("\n") if line]
+    sides: dict[str, set[str]] = {}
+    for prompt in database.prompts():
+        sides.setdefault(json.dumps(prompt.messages), set()).add(prompt.split)
+    assert all(len(side) == 1 for side in sides.values())
+    held_out = sum(prompt.split == "held_out" for prompt in database.prompts())
+    assert 0.15 < held_out / 2312 < 0.25
