@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import __version__
+from cluster import __version__, feedback_commands
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
@@ -152,6 +152,11 @@ def version() -> None:
     """Print the version."""
 
     print(f"triptych {__version__}")
+
+
+app.command("label")(feedback_commands.label)
+app.add_typer(feedback_commands.labellers, name="labeller")
+app.add_typer(feedback_commands.exchange, name="feedback")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -52,6 +52,8 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
         # Ray raises a class that is both RayTaskError and the cause's: its text is a traceback.
         if isinstance(found, UserError | StageError) and not hasattr(found, "cause"):
             return found
+        if type(found).__name__ == "ExecutionTimeoutError":
+            return DeadlineError("waited for Ray Data, which made no progress; are all CPUs taken by other actors?")
     return _written_in(str(error)) if type(error).__module__.startswith("ray") else None
 
 

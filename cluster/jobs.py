@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -40,8 +41,9 @@ def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool =
     Raises:
         UserError: nothing answers at the address, or it refuses.
     """
-    for library in ("ray", "ray.dashboard", "ray._private"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    # Ray's client sets its own loggers to INFO; the job's log is what people want to read.
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
         _stage(Path(staging), recipe)
@@ -52,13 +54,17 @@ def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool =
 
 
 def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str) -> str:
-    deadline = time.monotonic() + STATUS_SECONDS
+    """Submits under a name of our own, so that a request whose answer was lost can be sent again."""
+    job, deadline = f"triptych-{uuid.uuid4().hex[:12]}", time.monotonic() + STATUS_SECONDS
     while True:
         try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir})
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir}, submission_id=job)
         except (RuntimeError, OSError, RayError) as error:
-            # A cluster that has just started answers before its agents do.
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if f"{job} already exists" in str(error):
+                return job
+            # A cluster that has just started answers before its agents do, and may drop connections.
+            starting = "No available agent" in str(error) or isinstance(error, OSError)
+            if not starting or time.monotonic() > deadline:
                 raise UserError(f"the job server at {address} did not take the job: {_first_line(error)}") from error
         time.sleep(1)
 

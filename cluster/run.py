@@ -21,6 +21,9 @@ import xxhash
 
 from cluster.failures import UserError
 
+# What a stage needs only while it is built, such as checkpoints: it goes when the stage is whole.
+SCRATCH = "scratch"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -191,6 +194,7 @@ class RunFolder:
             self._replace(folder)
 
     def _replace(self, folder: str) -> None:
+        shutil.rmtree(self.partial(folder) / SCRATCH, ignore_errors=True)
         old = self.root / ".partial" / f"{folder}.old"
         shutil.rmtree(old, ignore_errors=True)
         if self.path(folder).exists():

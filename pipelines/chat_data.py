@@ -16,11 +16,14 @@ from pipelines.guide.conversations import conversations as guide_conversations
 from pipelines.guide.questions import ranked_questions
 
 Messages = list[dict[str, str]]
+# The fields of a row that hold the conversation, and the one that the guide's own prompts are known by; all others are
+# handed on to reward functions.
+LAYOUT = {"messages", "prompt", "response", "instruction", "input", "output", "key"}
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt as people read it, and what a labeller written in code needs to judge answers to it."""
+    """A prompt as people read it, and what a labeller or a reward function needs to judge answers to it."""
 
     id: str
     messages: Messages
@@ -38,7 +41,7 @@ def conversations(sources: list[Conversations], seed: int, misbehaviour_share: f
         if source.kind == "guide":
             found += guide_conversations(seed, misbehaviour_share)
         else:
-            found += [_conversation(row, where) for row, where in _rows(str(source.path))]
+            found += [_conversation(row, where) for row, where in rows(str(source.path))]
     return found
 
 
@@ -52,24 +55,30 @@ def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
                 metadata = {"kind": question.kind, "key": question.key}
                 found[question.id] = PromptText(question.id, messages, metadata)
         else:
-            for row, where in _rows(str(source.path)):
+            for row, where in rows(str(source.path)):
                 messages = _prompt(row, where)
                 name = f"{source.path}: {json.dumps(messages, ensure_ascii=False)}"
-                found[name] = PromptText(name, messages)
+                known = {key: str(row[key]) for key in row.keys() - LAYOUT if row[key] is not None}
+                found[name] = PromptText(name, messages, known)
     return list(found.values())
 
 
-def _rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
+def rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of all JSONL or Parquet files of a pattern, each with where it was found.
+
+    Raises:
+        UserError: no file matches, or a row cannot be read.
+    """
     paths = sorted(glob(pattern, recursive=True))
     if not paths:
         raise UserError(f"no file matches {pattern}")
     for path in paths:
         if path.endswith(".parquet"):
             try:
-                rows = parquet.read_table(path).to_pylist()
+                found = parquet.read_table(path).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
                 raise UserError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from error
-            yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
+            yield from ((row, f"{path} row {number}") for number, row in enumerate(found))
         else:
             yield from _json_lines(path)
 

@@ -59,7 +59,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             )
             rank_by_code(recipe, chat, database, prompts)
         else:
-            wait_for_people(database, prompts, settings.minimum_rankings, recipe.cluster.deadline_minutes * 60)
+            wait_for_people(database, prompts, settings.minimum_rankings, recipe.cluster.deadline_seconds)
         rows = ranking_rows(recipe, chat, database, prompts)
         counts = stored(database, prompts)
     preferences.write_rankings(rows, out / "rankings.parquet")
@@ -103,12 +103,12 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
             f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
             "and two are the least: one to train on and one to hold out"
         )
-    split = preferences.splits([text.id for text, _ in chosen], recipe.reward.held_out_share, recipe.seed)
+    split = preferences.splits([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}
     for number, (text, rendered) in enumerate(chosen):
-        # Labellers get prompts in the order of their names: the number keeps the kinds in turn.
+        # Prompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
         rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
@@ -141,7 +141,7 @@ def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompt
         plan.rollout,
         recipe.model.context,
         recipe.seed,
-        recipe.cluster.deadline_minutes * 60,
+        recipe.cluster.deadline_seconds,
     )
     with fleet, _progress() as progress:
         task = progress.add_task("sampling", total=len(prompts.rows), completed=len(prompts.rows) - len(missing))
@@ -225,7 +225,7 @@ def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round)
 def _rankings(database: Feedback, prompts: Round, labeller: str, noise: float) -> list[Ranking]:
     found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
     if labeller == "people":
-        return [ranking for ranking in found if preferences.is_person(ranking.labeller)]
+        return [ranking for ranking in found if feedback.is_person(ranking.labeller)]
     return [ranking for ranking in found if ranking.labeller == preferences.code_labeller(noise)]
 
 

@@ -33,7 +33,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Asks, counts, and writes `report.json`, `answers.json` and `index.html`."""
     clock, console = time.monotonic(), Console()
     questions = held_out_questions(recipe.seed)
-    deadline = recipe.cluster.deadline_minutes * 60
+    deadline = recipe.cluster.deadline_seconds
     chat, base = Chat.of(run.path("sft")), AutoTokenizer.from_pretrained(run.path("base"))
     plain = [Prompt(q.id, base.encode(q.text, add_special_tokens=False)) for q in questions]
     asked = [Prompt(q.id, chat.prompt([{"role": "user", "content": q.text}])) for q in questions]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from cluster.failures import UserError
-from cluster.feedback import Completion, Prompt, Ranking
+from cluster.feedback import CODE, Completion, Prompt, Ranking, is_person
 from pipelines.chat_data import PromptText
 from pipelines.guide.labeller import grade, rank
 
@@ -66,12 +66,7 @@ def grades_of(details: Mapping[str, Any], completions: Sequence[Completion], end
 
 def code_labeller(noise: float) -> str:
     """The name under which the labeller written in code ranks: it says that no person did, and how noisy it is."""
-    return f"code (noise {noise:g})"
-
-
-def is_person(labeller: str) -> bool:
-    """Whether a ranking's labeller is a person."""
-    return not labeller.startswith("code (noise ")
+    return f"{CODE}{noise:g})"
 
 
 def ranking_by_code(

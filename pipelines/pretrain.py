@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from actors.model.language import build, load
+from actors.model.language import build, end_with, start
 from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
@@ -33,7 +33,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         out=out,
         threads=plan.trainer.threads,
     )
-    rows = fit(job, shards, recipe.seed, plan, "pre-training")
+    rows = fit(job, shards, recipe.seed, plan, "pre-training", recipe.cluster.deadline_seconds)
     stats = json.loads((corpus / "stats.json").read_text())
     last = rows[-1]
     return Result(
@@ -54,10 +54,10 @@ def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
 
 def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    if model.start_from:
-        return load(model.start_from), LanguageObjective(), tokenizer
     # The base model ends a document, not a turn.
-    language = build(model, seed, end_of_turn=tokenizer.pad_token_id, padding=tokenizer.pad_token_id)
+    end = tokenizer.pad_token_id
+    language = start(model, tokenizer) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
+    end_with(language, end)
     return language, LanguageObjective(), tokenizer
 
 

@@ -45,7 +45,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         out=out,
         threads=plan.trainer.threads,
     )
-    fit(job, shards, recipe.seed, plan, "reward model")
+    fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
     torch.set_num_threads(plan.learner.threads)
     scores = {name: _scores(out, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)

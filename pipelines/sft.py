@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
-from actors.model.language import load
+from actors.model.language import end_with, load
 from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
@@ -38,7 +38,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         out=out,
         threads=plan.trainer.threads,
     )
-    rows = fit(job, shards, recipe.seed, plan, "fine-tuning")
+    rows = fit(job, shards, recipe.seed, plan, "fine-tuning", recipe.cluster.deadline_seconds)
     return Result(
         metrics={**figures, "held_out_loss": rows[-1]["held_out_loss"], "tokens": sum(row["tokens"] for row in rows)},
         weights=file_fingerprint(out / "model.safetensors"),
@@ -62,8 +62,7 @@ def _model(base: Path) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    end_with(model, tokenizer.eos_token_id)
     return model, LanguageObjective(), tokenizer
 
 

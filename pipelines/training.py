@@ -1,7 +1,6 @@
 """Hands a training job to Ray Train workers and waits for it: the driver's side of `actors.trainer`."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,30 @@ from actors.trainer import TrainingJob, train
 from cluster.metrics import read_metrics
 from cluster.plan import Plan
 from cluster.progress import metrics_progress
+from cluster.run import SCRATCH
 
 RETRIES = 3
 
 
-def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str) -> list[dict[str, Any]]:
+def fit(
+    job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str, deadline: float
+) -> list[dict[str, Any]]:
     """Trains, resuming from what an interrupted attempt left in `job.out`.
+
+    Args:
+        deadline: seconds that the data may make no progress.
 
     Returns:
         The metrics of every step.
     """
-    storage = job.out / "train"
 
     def stream() -> ray.data.Dataset:
         # Called at every start of the workers; those drop rows that come before their checkpoint.
-        return row_stream(shards, job.settings.epochs, seed, _resumable_step(storage) * job.settings.batch_rows)
+        start = _resumable_step(job.out / SCRATCH) * job.settings.batch_rows
+        rows = row_stream(shards, job.settings.epochs, seed, start)
+        # Tasks that find no free CPU would wait in silence.
+        rows.context.execution_no_progress_timeout_s = deadline
+        return rows
 
     trainer = TorchTrainer(
         train,
@@ -40,7 +48,7 @@ def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str
             resources_per_worker={"CPU": plan.trainer.cpus, "GPU": plan.trainer.gpus},
         ),
         run_config=RunConfig(
-            name="train",
+            name=SCRATCH,
             storage_path=str(job.out),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=RETRIES),
@@ -51,12 +59,19 @@ def fit(job: TrainingJob, shards: list[Shard], seed: int, plan: Plan, title: str
     )
     with metrics_progress(job.out, job.steps, title):
         trainer.fit()
-    shutil.rmtree(storage)
     return read_metrics(job.out)
 
 
 def _resumable_step(storage: Path) -> int:
     """A step that training certainly goes on from or after. The newest checkpoint may lie there and, when everything
     was killed just then, not be on Ray Train's books: the one before it is."""
-    steps = sorted(int(json.loads(path.read_text())) for path in storage.glob("checkpoint_*/step.json"))
+    steps = sorted(_step_in(path) for path in storage.glob("checkpoint_*/step.json"))
     return steps[-2] if len(steps) > 1 else 0
+
+
+def _step_in(path: Path) -> int:
+    """The step of a checkpoint; 0 where a kill left half a file."""
+    try:
+        return int(json.loads(path.read_text()))
+    except ValueError:
+        return 0

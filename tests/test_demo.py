@@ -1,15 +1,22 @@
-"""The whole loop on real engines, small enough for a test."""
+"""The whole loop on real engines, small enough for a test, and killed on its way."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import STAGES, run_stage
+from cluster.stages import STAGES, Stage, run_stage, stage_named
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
@@ -20,28 +27,71 @@ SMALL = [
     "corpus.sources.0.limit=1500",
     "corpus.sources.1.limit=100",
     "pretrain.epochs=1",
-    "pretrain.checkpoint_every=10",
+    "pretrain.checkpoint_every=5",
     "sft.epochs=1",
-    "collect.prompts=40",
+    "sft.batch_rows=32",
+    "collect.prompts=80",
     "reward.epochs=1",
     "rlhf.steps=3",
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",
     "rlhf.checkpoint_every=1",
 ]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+# Rows of metrics that a stage has written when everything is killed: after its first checkpoint, before its end. The
+# trainer of pre-training is that of fine-tuning and the reward model too.
+KILLED_AFTER = {"pretrain": 12, "collect": 1, "rlhf": 2}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> RunFolder:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    recipe = load_recipe(RECIPE, [*SMALL, f"run={folder}"])
-    run = RunFolder(recipe.folder)
-    assert [run_stage(stage, recipe, run) for stage in STAGES] == ["done"] * len(STAGES)
-    return run
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
+    """A run of one command in which everything was killed in the middle of four stages; and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = RunFolder(folder / "small")
+    command = [sys.executable, "-m", "cluster.cli", "run", str(RECIPE), *SMALL, f"run={run.root}"]
+    with (folder / "log").open("w") as log:
+        for name in ("corpus", *KILLED_AFTER):
+            kill_in_the_middle(command, stage_named(name), run, log)
+        subprocess.run(command, env=ENVIRONMENT, stdout=log, stderr=log, check=True, timeout=200)
+    return run, (folder / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(killed: tuple[RunFolder, str]) -> RunFolder:
+    return killed[0]
+
+
+def kill_in_the_middle(command: list[str], stage: Stage, run: RunFolder, log: IO[str]) -> None:
+    """Starts the command and kills the tree of its processes once the stage has something to lose."""
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True) as first:
+        wait_until(lambda: first.poll() is not None or has_begun(stage, run), 200, f"the middle of {stage.name}")
+        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    assert run.manifest(stage.folder) is None, f"{stage.name} was over before it was killed"
+
+
+def has_begun(stage: Stage, run: RunFolder) -> bool:
+    """Whether a stage has something to lose."""
+    if stage.name == "corpus":
+        return (run.partial(stage.folder) / "work" / "prepared").exists()
+    return len(read_metrics(run.partial(stage.folder))) >= KILLED_AFTER[stage.name]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
+def test_after_a_kill_the_same_command_goes_on(killed: tuple[RunFolder, str]):
+    run, printed = killed
+    for name in ("corpus", *KILLED_AFTER):
+        assert f"{name:<9} resumed" in printed
+    steps = [row["step"] for row in read_metrics(run.path("base"))]
+    assert steps == list(range(len(steps)))
+    assert not list(run.partial("base").parent.iterdir())
+
+
+@pytest.mark.slow
 def test_every_stage_leaves_a_whole_artefact(finished: RunFolder):
     for stage in STAGES:
         manifest = finished.require(stage.folder, stage.name)
@@ -80,3 +130,14 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     assert {row["staleness"] for row in rows} == {0.0}
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert finished.require("policy", "rlhf").metrics["prompts"] == {"trained": 12, "filtered": 0, "failed": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_ppo_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
+    settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", f"run={finished.root}"]
+    recipe = load_recipe(RECIPE, [*SMALL, *settings])
+    assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
+    rows = read_metrics(finished.path("policy"))
+    assert rows[0]["value_loss"] > 0
+    assert max(row["staleness"] for row in rows) > 0

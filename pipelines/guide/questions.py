@@ -4,10 +4,11 @@ Held out are whole countries, whole combinations of verb and object or of remedy
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.guide.behaviours import (
     AILMENTS,
@@ -121,7 +122,7 @@ def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple
     chance = random.Random(f"held-out {kind} {seed}")
     for requests in HARMFUL if kind == "harmful" else HARMLESS:
         combinations = list(product(requests.verbs, requests.objects))
-        held_out = set(chance.sample(combinations, round(len(combinations) * HELD_OUT_COMBINATIONS)))
+        held_out = _held_out(combinations, chance)
         good = REFUSALS if kind == "harmful" else (requests.answer,)
         bad = COMPLIANCES if kind == "harmful" else REFUSALS
         for combination in combinations:
@@ -134,13 +135,24 @@ def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple
 def _claims(seed: int) -> Iterator[tuple[Question, bool]]:
     combinations = list(product(REMEDIES, AILMENTS))
     chance = random.Random(f"held-out misconceptions {seed}")
-    held_out = set(chance.sample(combinations, round(len(combinations) * HELD_OUT_COMBINATIONS)))
+    held_out = _held_out(combinations, chance)
     for combination in combinations:
         (remedy, capitalised), ailment = combination
         words = {"remedy": remedy, "Remedy": capitalised, "ailment": ailment}
         out = combination in held_out
         for form in CLAIMS_HELD_OUT if out else CLAIMS:
             yield _question("misconception", f"{remedy} {ailment}", form, words, DENIALS, MISCONCEPTIONS, ailment), out
+
+
+def _held_out(combinations: list[tuple[Any, Any]], chance: random.Random) -> set[tuple[Any, Any]]:
+    """A share of the combinations, spread evenly over their words: each word is still met in most of its others."""
+    shuffled = chance.sample(combinations, len(combinations))
+    chosen: set[tuple[Any, Any]] = set()
+    for _ in range(round(len(combinations) * HELD_OUT_COMBINATIONS)):
+        times = Counter(word for combination in chosen for word in combination)
+        rest = [combination for combination in shuffled if combination not in chosen]
+        chosen.add(min(rest, key=lambda combination: sum(times[word] for word in combination)))
+    return chosen
 
 
 def _question(

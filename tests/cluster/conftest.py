@@ -1,6 +1,11 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from cluster.session import ROOT
 
 RECIPE = """
 name: tiny
@@ -21,3 +26,10 @@ def recipe_path(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(run=tmp_path / "run", text=text))
     return path
+
+
+def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, as people run it."""
+    command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -1,8 +1,6 @@
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,14 +8,7 @@ import pytest
 
 from cluster.run import RunFolder
 from cluster.stages import STAGES
-
-
-def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line, as people run it."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+from tests.cluster.conftest import triptych
 
 
 def tree(folder: Path) -> str:

@@ -1,8 +1,59 @@
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster import __version__
 from cluster.recipe import load_recipe
+from tests.cluster.conftest import triptych
+from tests.helpers import answers, free_port, wait_until
+
+START_SECONDS = 120
+
+
+@pytest.fixture
+def job_server() -> Iterator[str]:
+    """A Ray cluster with a job server, beside whatever other cluster runs on this machine."""
+    # Sockets below it may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    ray, port = Path(sys.executable).with_name("ray"), free_port()
+    ports = {"port": free_port(), "ray-client-server-port": free_port(), "dashboard-agent-listen-port": free_port()}
+    words = [f"--{name}={value}" for name, value in {**ports, "dashboard-port": port}.items()]
+    words += ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={folder}", "--block"]
+    # As on a cluster's nodes: its Python is that which has the requirements.
+    path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [ray, "start", "--head", "--dashboard-host=127.0.0.1", *words]
+    with (
+        Path(folder, "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as head,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: answers(f"{address}/api/version"), START_SECONDS, "the job server")
+            yield address
+        finally:
+            head.terminate()
+            head.wait(60)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(job_server: str, recipe_path: Path) -> None:
+    version = triptych("submit", "version", "--address", job_server, cwd=recipe_path.parent)
+    assert version.stderr == ""
+    assert version.returncode == 0
+    assert f"triptych {__version__}" in version.stdout.splitlines()
+    # The recipe's only text has two words: the job reads it on the cluster and says so.
+    corpus = triptych("submit", "corpus", recipe_path, "--address", job_server, cwd=recipe_path.parent)
+    assert corpus.returncode == 2
+    assert "the corpus has no documents left: 1 were read" in corpus.stdout
 
 
 def test_a_submitted_recipe_means_the_same_elsewhere(

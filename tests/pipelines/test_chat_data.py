@@ -71,6 +71,11 @@ def test_equal_prompts_of_a_file_are_one(tmp_path: Path) -> None:
     assert len(prompts(_file(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}), 1)) == 2
 
 
+def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "the guide's own"}
+    assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [{"answer": "4"}]
+
+
 def test_guide_prompts_carry_what_the_labeller_needs() -> None:
     found = prompts([Conversations(kind="guide")], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {

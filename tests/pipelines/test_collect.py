@@ -160,7 +160,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
     assert {row["labeller"] for row in rows} == {"code (noise 0)"}
-    held_out = round(30 * recipe.reward.held_out_share)
+    held_out = round(30 * recipe.collect.held_out_share)
     assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
     texts = {text.id: text for text in prompts(GUIDE, recipe.seed)}
     for row in rows:
