@@ -1,5 +1,6 @@
 """The language model: its shape from one dial, and its log-probabilities."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cluster.failures import UserError
 from cluster.recipe import Model, head_size
 
 PADDING = -1
+# 2^26 logits in float32 are 0.27 GB, and three times that with their softmax and gradient.
+LOGITS_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,38 @@ def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_i
         trained: bool [B, T]; whether token t is a target. The first token of a document must not be.
 
     Returns:
-        [N], N the number of trained tokens. Logits are made for these alone.
+        [N], N the number of trained tokens. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
-    states = hidden_states(model, input_ids, document_ids)
     targets = trained[:, 1:]
-    logits = model.lm_head(states[:, :-1][targets])
-    return functional.cross_entropy(logits.float(), input_ids[:, 1:][targets], reduction="none")
+    states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
+    return token_losses(model.lm_head, states, input_ids[:, 1:][targets], LOGITS_AT_ONCE)
+
+
+def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int) -> Tensor:
+    """Cross-entropy of tokens, in float32, without all logits at once.
+
+    Where there would be more than `at_once`, tokens go through the head in chunks, and each chunk's logits are made
+    again for its gradient: a second product with the head, for memory that does not grow with the batch.
+
+    Args:
+        head: from hidden states to logits over the vocabulary V.
+        states: [N, H].
+        targets: [N], ids.
+
+    Returns:
+        [N].
+    """
+    size = max(1, at_once // head.weight.shape[0])
+    if len(states) <= size:
+        return _token_losses(head, states, targets)
+    chunks = zip(states.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(_token_losses, head, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _token_losses(head: Any, states: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(head(states).float(), targets, reduction="none")
+
+
+def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
+    """Loss in nats a token, over how many tokens, as bits a byte of UTF-8: comparable between tokenizers."""
+    return loss * tokens / math.log(2) / text_bytes
