@@ -24,6 +24,7 @@ class Cluster(Section):
     cpus: Positive | None = Field(None, description="CPU cores to use; all of the machine by default")
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use; all of the machine by default")
     memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
+    gpu_memory_gb: PositiveFloat | None = Field(None, description="memory of each GPU; what is found by default")
     deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
 
     @property

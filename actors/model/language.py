@@ -1,7 +1,6 @@
-"""The language model: its shape from one dial, and its log-probabilities."""
+"""The language model: built or loaded, its attention over packed rows, and its losses."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cluster.failures import UserError
-from cluster.recipe import Model, head_size
+from cluster.plan import LOGITS_AT_ONCE
+from cluster.recipe import Model
+from cluster.shape import shape_of
 
 PADDING = -1
-# 2^26 logits in float32 are 0.27 GB, and three times that with their softmax and gradient.
-LOGITS_AT_ONCE = 1 << 26
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that make a Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-
-    def parameters(self, vocabulary: int) -> int:
-        """With tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
-        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return vocabulary * self.hidden + self.layers * layer + self.hidden
-
-
-def shape_of(model: Model) -> Shape:
-    """The shape nearest in parameters to `model.size`; fields the recipe sets are kept.
-
-    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
-    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
-    """
-    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
-    depths = [model.layers] if model.layers else list(range(2, 129))
-    free = not (model.hidden or model.layers)
-    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
-    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
-
-
-def _shape(hidden: int, layers: int, heads: int | None) -> Shape:
-    return Shape(hidden, layers, heads or hidden // head_size(hidden), -(-hidden * 8 // 3 // 64) * 64)
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:

@@ -21,7 +21,7 @@ from actors.model.sharding import WithLoss, shard
 from cluster.recipe import Model
 from tests.helpers import free_port
 
-CONTEXT, VOCABULARY, ROWS = 16, 300, 7
+CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")
 # What a worker of two is tried with: rows of a micro-batch, logits at once, and whether activations are recomputed.
 CASES = [(1, 1 << 26, False), (2, 1 << 26, False), (4, 5 * VOCABULARY, False), (4, 1 << 26, True)]
