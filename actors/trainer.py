@@ -32,6 +32,10 @@ MAXIMUM_GRADIENT_NORM = 1.0
 FAILURE = "failure.json"
 
 
+class NotFiniteError(StageError):
+    """The loss or its gradient is not a number, or infinite, more often in a row than the recipe allows."""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything a worker needs.
@@ -62,34 +66,31 @@ class TrainingJob:
 def train(config: dict[str, Any]) -> None:
     """What Ray Train calls on every worker.
 
-    Ray Train starts the workers again after any exception. A failure that they would meet again is therefore written
-    down for the driver, and the worker ends. Every worker meets it at the same step, because all of them read the
-    whole stream and know the whole loss.
+    Ray Train starts the workers again after any exception. What they would meet again, a wrong row or a loss that is
+    not finite, is therefore written down for the driver, and the workers end. All of them meet it at the same step,
+    because they read the whole stream and know the whole loss: none is left waiting for the others.
     """
     job: TrainingJob = config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.threads)
+    made = job.make()
     try:
-        _train(job, rank, workers)
-    except (UserError, StageError) as failure:
+        _train(job, rank, workers, *made)
+    except (UserError, NotFiniteError) as failure:
         if rank == 0:
             (job.out / SCRATCH).mkdir(exist_ok=True)
-            write_json(job.out / SCRATCH / FAILURE, {"kind": type(failure).__name__, "message": str(failure)})
+            kind = UserError if isinstance(failure, UserError) else StageError
+            write_json(job.out / SCRATCH / FAILURE, {"kind": kind.__name__, "message": str(failure)})
 
 
-def _train(job: TrainingJob, rank: int, workers: int) -> None:
+def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any, tokenizer: Any) -> None:
     """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
     sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
     settings = job.settings
-    torch.set_num_threads(job.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     part = Part(rank, workers, settings.micro_batch_rows, settings.precision, device)
-
-    plain, objective, tokenizer = job.make()
     vocabulary = plain.get_input_embeddings().num_embeddings
-    held_out = [parquet.read_table(shard.path) for shard in job.held_out]
-    for table in held_out:
-        _check_ids(table, vocabulary, "a held-out row")
     if settings.recompute_activations:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
@@ -112,7 +113,7 @@ def _train(job: TrainingJob, rank: int, workers: int) -> None:
         if skipped > settings.skip_nonfinite_steps:
             what = f"the loss is {loss} and the gradient norm {norm} at step {step}"
             before = f", and so {skipped - 1} steps before it were" if skipped > 1 else ""
-            raise StageError(f"{what}{before}: lower the learning rate ({settings.learning_rate})")
+            raise NotFiniteError(f"{what}{before}: lower the learning rate ({settings.learning_rate})")
         for stepper in steppers:
             if finite:
                 stepper.step()
@@ -124,7 +125,7 @@ def _train(job: TrainingJob, rank: int, workers: int) -> None:
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         if last or (step + 1) % settings.checkpoint_every == 0:
-            found = evaluate(model, objective, held_out, part)
+            found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
             if metrics:
                 metrics.write(step, **values, **_held_out(found, objective.unit, job.held_out_bytes))
             if last:
@@ -195,6 +196,13 @@ def _check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
                 f"{where} holds the token id {found}, and the model has {vocabulary} embeddings: it was tokenised for "
                 "another model; run the stage that wrote it again"
             )
+
+
+def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
+    for part in shards:
+        table = parquet.read_table(part.path)
+        _check_ids(table, vocabulary, f"a row of {part.path}")
+        yield table
 
 
 def _held_out(found: dict[str, float], unit: str, text_bytes: int | None) -> dict[str, float]:

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import ray
+from safetensors import SafetensorError
 
-from cluster.failures import DeadlineError, UserError, known_failure, wait_for
+from cluster.failures import DeadlineError, StageError, UserError, known_failure, wait_for
 
 
 def fail(*_: Any) -> Any:
@@ -59,6 +60,21 @@ def test_a_user_error_in_a_train_worker_is_found(tmp_path: Path) -> None:
 
 def test_other_errors_are_not_known() -> None:
     assert known_failure(ValueError("cluster.failures.UserError: not raised by Ray")) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("through_safetensors", [False, True])
+def test_a_full_disk_is_said_in_one_line(through_safetensors: bool) -> None:
+    with pytest.raises(Exception, match="No space left") as caught, open("/dev/full", "w") as file:  # noqa: PT011
+        if through_safetensors:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        file.write("words")
+        file.flush()
+    failure = known_failure(caught.value)
+    assert type(failure) is StageError
+    assert "No space left on device" in str(failure)
+    assert str(failure).endswith("free some, and the same command goes on")
+    assert "\n" not in str(failure)
 
 
 @pytest.mark.slow
