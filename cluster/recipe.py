@@ -95,7 +95,7 @@ class Conversations(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
     kind: Literal["files", "guide"]
-    path: str | None = Field(None, description='JSONL or Parquet with "messages", "instruction"/"output" or "prompt"')
+    path: str | None = Field(None, description="JSONL, JSON or Parquet in a common layout of conversations")
 
     @model_validator(mode="after")
     def _files_have_a_path(self) -> "Conversations":
