@@ -1,6 +1,6 @@
 """The resource plan as people read it."""
 
-from dataclasses import asdict
+from dataclasses import fields
 
 from rich.console import Console
 from rich.table import Table
@@ -35,18 +35,18 @@ def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
 
 
 def _memory(recipe: Recipe, where: str) -> Table:
-    names = [*TrainingMemory.__dataclass_fields__, "total"]
-    table = Table("stage", "workers", *names, title=f"GB of each training worker's {where}")
-    for name, section in trainings(recipe).items():
-        memory = training_memory(recipe, section)
-        values = [*asdict(memory).values(), memory.total]
-        table.add_row(name, str(section.workers), *(f"{value:.2f}" for value in values))
+    sections = trainings(recipe)
+    found = [training_memory(recipe, section) for section in sections.values()]
+    table = Table("GB", *sections, title=f"each training worker's {where}")
+    for part in fields(TrainingMemory):
+        table.add_row(part.name, *(f"{getattr(memory, part.name):.2f}" for memory in found))
+    table.add_row("total", *(f"{memory.total:.2f}" for memory in found))
     return table
 
 
 def _shares(recipe: Recipe, resources: Resources) -> Table:
     plan, needs = make_plan(recipe, resources), memory_needs(recipe, on_gpu=resources.gpus > 0)
-    table = Table("stage", "processes", "CPUs each", "GPUs each", "threads each", "GB of the machine", title="shares")
+    table = Table("stage", "processes", "CPUs each", "GPUs each", "threads each", "machine GB", title="shares")
 
     def add(stage: str, processes: str, share: Share) -> None:
         need = f"{needs[stage]:.1f}" if stage in needs else ""

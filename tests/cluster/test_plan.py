@@ -94,8 +94,9 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "8 GPUs of 80.0 GB" in done.stdout
     assert "8,000.0M parameters" in done.stdout
-    (row,) = [line for line in done.stdout.splitlines() if "pretrain" in line and "4.00" in line]
-    assert row.count("4.00") >= 2
+    (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
+    assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
+    assert "2 rollout" in done.stdout
     assert not (tmp_path / "run").exists()
     short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
     assert short.returncode == 2
