@@ -156,10 +156,14 @@ class Coordinator:
             if member.state is ActorState.STALE:
                 self._pull(member, weights)
         if wait:
-            self._wait(
-                lambda: (self._states[ActorState.READY] > 0 and not self._states[ActorState.STALE]) or None,
-                f"the rollout actors to take weights of version {weights.version}",
-            )
+            self.wait_synced()
+
+    def wait_synced(self) -> None:
+        """Waits until all actors that have started hold the current weights. Raises as `sync` does."""
+        self._wait(
+            lambda: (self._states[ActorState.READY] > 0 and not self._states[ActorState.STALE]) or None,
+            f"the rollout actors to take weights of version {self._weights.version if self._weights else 0}",
+        )
 
     def resize(self, actors: int) -> None:
         """Changes the number of actors in the background: new ones join when ready, others finish their work and go."""

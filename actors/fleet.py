@@ -144,6 +144,11 @@ class Fleet:
         with self._changed:
             self._coordinator.sync(weights, wait)
 
+    def wait_synced(self) -> None:
+        """As `Coordinator.wait_synced`."""
+        with self._changed:
+            self._coordinator.wait_synced()
+
     def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
         """What `RolloutActor.checksums` gives when an engine computes with these weights."""
         return digest((name, tensor.to(self._engine.dtype)) for name, tensor in self._sent(state).items())

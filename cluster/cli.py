@@ -47,6 +47,8 @@ interrupted goes on.
 Row = tuple[Stage, Outcome, float]
 # How many of a stage's figures the summary shows.
 FIGURES = 6
+# What a stage has to say in words, below the summary.
+REMARKS = ("stopped", "advice")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 Overrides = Annotated[
@@ -249,6 +251,10 @@ def _summarise(rows: list[Row], run: RunFolder) -> None:
         numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
         table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
     Console().print(table)
+    for stage, _, _ in rows:
+        metrics = run.require(stage.folder, stage.name).metrics
+        for line in (metrics[name] for name in REMARKS if metrics.get(name)):
+            print(f"{stage.name}: {line}", flush=True)
     report = run.path("report") / "index.html"
     if report.exists():
         print(f"report: {report}", flush=True)
