@@ -23,7 +23,7 @@ from actors.roster import ActorState, Chunk
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import Weights, digest, publish
 from actors.worker import Answer
-from cluster.failures import EngineError, UserError
+from cluster.failures import DeadlineError, EngineError, UserError
 from cluster.plan import Share
 
 # How often a late actor is looked for while nobody reports or waits.
@@ -93,7 +93,7 @@ class Fleet:
         try:
             with self._changed:
                 self._coordinator.start()
-        except BaseException:
+        except (EngineError, DeadlineError):
             self.close()
             raise
 

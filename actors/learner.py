@@ -259,11 +259,11 @@ class Learner:
         """Writes the policy as a Hugging Face directory.
 
         Args:
-            within_limits: whether to write the last policy that was measured to be within the recipe's limits, and
-                not the newest; the learner then holds it.
+            within_limits: whether to write the last policy that was measured to be within the recipe's limits, else
+                the fine-tuned model, and not the newest; the learner then holds it.
         """
-        if within_limits and self.kept is not None:
-            self.policy.load_state_dict(self.kept, strict=False)
+        if within_limits:
+            self.policy.load_state_dict(self.kept or self.reference.state_dict(), strict=False)
         language.save(self.policy, self.tokenizer, folder)
 
     def _models(self) -> dict[str, Any]:

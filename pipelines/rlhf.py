@@ -96,9 +96,7 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "learner_idle": learner_idle,
         "rollout_idle": rollout_idle,
         "prompts": ledger.outcomes,
-        "stopped": stopped
-        and f"ended after {len(rows)} of {settings.steps} steps: {stopped}; the policy of the last "
-        "step within the limits is kept",
+        "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}; the policy before is kept",
         "advice": advice(learner_idle, rollout_idle, round(actors), settings.max_staleness),
     }
 
