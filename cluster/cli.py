@@ -66,10 +66,14 @@ def run(
     serve: Annotated[bool, typer.Option("--serve", help="serve the models when the stages are done")] = False,
     host: Host = None,
     port: Port = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print who would get what of the machine, and stop")] = False,
 ) -> None:
     """Run every stage that is not done, in order; with --serve, then serve the models."""
 
     loaded = load_recipe(recipe, overrides)
+    if plan:
+        _print_plan(loaded)
+        return
     address = (host or loaded.serve.host, port or loaded.serve.port)
     if serve:
         require_free_port(*address)
@@ -229,6 +233,18 @@ def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, 
             if not connected:
                 session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
             _serve(recipe, run, serve_at)
+
+
+def _print_plan(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from cluster.plan_report import print_plan
+
+    if recipe.cluster.address != "local":
+        raise UserError(
+            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
+        )
+    print_plan(recipe, resources_here(recipe.cluster), Console())
 
 
 def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
