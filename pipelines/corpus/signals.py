@@ -16,7 +16,7 @@ from cluster.corpus_recipe import C4, Rules
 from pipelines.corpus.repetition import repetition
 
 # Part of what stored signals are: signals of another version are measured again.
-VERSION = 1
+VERSION = 2
 
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]

@@ -49,10 +49,10 @@ def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path: Path) -> None
     assert texts_of(files(tmp_path)) == ["a\nwhole file", "b one", "b two", "c", "d one", "d two"]
 
 
-def test_ids_name_the_source_the_file_and_the_row(tmp_path: Path) -> None:
+def test_ids_name_the_source_the_file_and_the_place_in_it(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     ids = [item.id for item in items_of(files(tmp_path)) if isinstance(item, Document)]
-    assert ids == [f"{tmp_path}:b.jsonl:0", f"{tmp_path}:b.jsonl:1"]
+    assert ids == [f"{tmp_path}:b.jsonl:0", f"{tmp_path}:b.jsonl:14"]
 
 
 def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
