@@ -248,3 +248,23 @@ def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: 
     path.write_text('{"text": "always the very same old line"}\n' * 4)
     with pytest.raises(UserError, match="1 documents left of 4"):
         build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")
+
+
+def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tmp_path: Path) -> None:
+    names = [str(texts / "tales.jsonl"), str(texts / "notes.jsonl")]
+    sources = [{"kind": "files", "path": name, "weight": weight} for name, weight in zip(names, (1, 1.0), strict=True)]
+    stats = build(
+        make_recipe(*({**source, "weight": float(source["weight"])} for source in sources)), tmp_path / "corpus"
+    )
+    tales, notes = (stats["mix"][name] for name in names)
+    assert notes["times_read"] == 4
+    assert tales["tokens"] == pytest.approx(notes["tokens"], rel=0.2)
+    for name in names:
+        assert stats["sources"][name]["train"]["tokens"] == stats["mix"][name]["tokens"]
+    documents = [
+        row for file in (tmp_path / "corpus" / "documents").iterdir() for row in pq.read_table(file).to_pylist()
+    ]
+    trained = Counter(row["text"] for row in documents if row["split"] == "train" and row["source"] == names[1])
+    assert set(trained.values()) == {4}
+    assert set(Counter(row["text"] for row in documents if row["split"] == "held_out").values()) == {1}
+    assert stats["train_tokens"] == tales["tokens"] + notes["tokens"]
