@@ -105,21 +105,22 @@ def _read_text(name: str) -> str | Bad:
 
 
 def _read_lines(name: str, text_field: str | None, span: Span | None) -> Iterator[tuple[int, str | Bad]]:
-    offset = 0
+    end = 0
     with open_file(name) as stored, _unpacked(name, stored) as file:
         try:
             for number, (offset, line, size) in enumerate(_lines(file, span), start=1):
+                end = offset + size
                 if line.strip():
                     # How many lines a later part has before it, no one has counted.
                     where = f"byte {offset}" if span and span[0] else f"line {number}"
                     yield offset, _parse(name, where, offset, line, size, text_field)
         except (EOFError, zlib.error) as error:
-            yield offset, _damaged(name, offset, error)
+            yield end, _damaged(name, end, error)
         except OSError as error:
             if error.errno is not None:
                 raise
             # Arrow and gzip report what a decompressor refuses as an OSError without a number.
-            yield offset, _damaged(name, offset, error)
+            yield end, _damaged(name, end, error)
 
 
 def _unpacked(name: str, file: BinaryIO) -> BinaryIO:

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-# Time grows with length and certainty hardly does: 3,200 documents of this size a second.
-_CHARACTERS = 4000
+# Time grows with length, and certainty hardly does. Running text stands at the beginning: lists of names come later.
+_CHARACTERS = 2000
 
 
 def identify(texts: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """The ISO 639-1 code of every text's most likely language, and its probability; of long texts, by their middle."""
-    found = [_identifier().classify(_middle(text)) for text in texts]
+    """The ISO 639-1 code of every text's most likely language, and its probability, judged by its beginning."""
+    found = [_identifier().classify(text[:_CHARACTERS]) for text in texts]
     return [code for code, _ in found], np.array([probability for _, probability in found], dtype=np.float64)
 
 
@@ -25,11 +25,6 @@ def known_languages() -> list[str]:
 def wanted(languages: Sequence[str], probabilities: NDArray[np.float64], asked: Sequence[str]) -> NDArray[np.float64]:
     """The probability that each text is in a language asked for: 0 where another one is more likely."""
     return np.where(np.isin(languages, asked), probabilities, 0.0)
-
-
-def _middle(text: str) -> str:
-    start = max(len(text) - _CHARACTERS, 0) // 2
-    return text[start : start + _CHARACTERS]
 
 
 @cache

@@ -65,26 +65,17 @@ class Mixture:
     account: dict[str, Any] | None = None
 
 
-def mixture(
-    recipe: Recipe,
-    prepared: tuple[Path, ...],
-    choices: tuple[Path, ...],
-    sources: tuple[str, ...],
-    tokenizer: Path,
-    work: Path,
-    progress: Progress,
-) -> Mixture:
-    """Counts the tokens of every source and meets the recipe's weights; without weights everything stays as it is.
+def weigh(whole: Mixture, recipe: Recipe, tokenizer: Path, work: Path, progress: Progress) -> Mixture:
+    """Counts the tokens of every source, and mixes them by the recipe's weights.
 
     Args:
-        sources: of every part.
+        whole: all that there is.
         tokenizer: its tokenizer.json.
+        work: where token counts, new choices and markers go.
     """
     given = zip(source_names(recipe.corpus.sources), recipe.corpus.sources, strict=True)
-    weights = {name: source.weight for name, source in given if source.weight is not None}
-    if not weights:
-        return Mixture(prepared, choices, sources)
-    counting = TokenCount(prepared, choices, tokenizer, work / "mix")
+    weights = {name: source.weight or 0.0 for name, source in given}
+    counting = TokenCount(whole.prepared, whole.choices, tokenizer, work / "mix")
     encoder = file_fingerprint(tokenizer)
     parts = [
         Part(
@@ -92,12 +83,12 @@ def mixture(
             fingerprint([file_fingerprint(file), file_fingerprint(choice), encoder]),
             (counting.output(index),),
         )
-        for index, (file, choice) in enumerate(zip(prepared, choices, strict=True))
+        for index, (file, choice) in enumerate(zip(whole.prepared, whole.choices, strict=True))
     ]
     deadline = recipe.cluster.deadline_seconds
     run_parts("count tokens", work / "done" / "count", parts, counting, progress, deadline)
     tokens = [np.load(counting.output(index)) for index in range(len(parts))]
-    return mix(Mixture(prepared, choices, sources), tokens, weights, recipe.seed, work / "mix")
+    return mix(whole, tokens, weights, recipe.seed, work / "mix")
 
 
 def mix(

@@ -4,7 +4,7 @@ documents/part-*.parquet                 the text that is used: id, source, spli
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
 stats.json                               what went in, what came out, where the rest went
-measured/part-*.parquet                  with corpus.rules: every document cleaned, with its signals, whatever its fate
+measured/part-*.parquet                  with corpus.rules or languages: every document cleaned, with its signals
 excluded/part-*.parquet                  with corpus.keep_excluded: what the rules dropped: id, source, reason, text
 quarantine/part-*.jsonl                  records that cannot be read: file, offset, reason, excerpt
 work/                                    what the phases hand on, until the last one is through
@@ -29,7 +29,7 @@ from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
 from pipelines.corpus.languages import known_languages
 from pipelines.corpus.measured import Measuring
-from pipelines.corpus.mix import mixture
+from pipelines.corpus.mix import Mixture, weigh
 from pipelines.corpus.parts import Part, run_parts, written_to_the_side
 from pipelines.corpus.prepare import Preparation
 from pipelines.corpus.report import FIRST_PHASE, Report, key_figures, print_summary, statistics
@@ -95,10 +95,11 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             choices = _save_choices(selection, splits, work / "choices")
         with _timed("tokenizer", seconds):
             vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
-        with _timed("mix", seconds):
-            of_parts = tuple(split.source for split in splits)
-            tokenizer = out / "tokenizer" / "tokenizer.json"
-            mixed = mixture(recipe, files, tuple(choices), of_parts, tokenizer, work, progress)
+        tokenizer = out / "tokenizer" / "tokenizer.json"
+        mixed = Mixture(files, tuple(choices), tuple(split.source for split in splits))
+        if any(source.weight for source in corpus.sources):
+            with _timed("mix", seconds):
+                mixed = weigh(mixed, recipe, tokenizer, work, progress)
         with _timed("tokenise", seconds):
             tokenisation = Tokenisation(
                 mixed.prepared,
@@ -125,7 +126,7 @@ def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparat
         measuring=Measuring(corpus.rules, tuple(corpus.personal_data), bool(corpus.languages)),
         languages=tuple(corpus.languages),
         language_probability=corpus.language_probability,
-        measured=out / MEASURED if corpus.rules else None,
+        measured=out / MEASURED if corpus.rules or corpus.languages else None,
         excluded=out / "excluded" if corpus.keep_excluded else None,
     )
 
