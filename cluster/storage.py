@@ -154,7 +154,8 @@ def _find_remote(pattern: str) -> list[Stored]:
     try:
         system, path = locate(f"{folder}{question}{options}")
         whole = system.get_file_info(path)
-        infos = [whole] if whole.type == FileType.File else system.get_file_info(FileSelector(path, recursive=True))
+        below = FileSelector(path, allow_not_found=True, recursive=True)
+        infos = [whole] if whole.type == FileType.File else system.get_file_info(below)
     except OSError as error:
         raise UserError(f"cannot read {pattern}: {str(error).splitlines()[0]}") from error
     # Every file system writes paths in its own way: only what comes after the folder is certain.
