@@ -96,7 +96,7 @@ def local_file(name: str) -> Iterator[Path]:
     if not is_remote(name):
         yield Path(name)
         return
-    with tempfile.NamedTemporaryFile(suffix=Path(name).name) as copy, open_file(name) as file:
+    with tempfile.NamedTemporaryFile(suffix=Path(name.partition("?")[0]).name) as copy, open_file(name) as file:
         shutil.copyfileobj(file, copy, _REMOTE_BUFFER)
         copy.flush()
         yield Path(copy.name)

@@ -96,7 +96,9 @@ def _named(bad: Bad, path: str, name: str) -> Bad:
 
 def _read_text(name: str) -> str | Bad:
     with open_file(name) as file:
-        data = file.read()
+        data = file.read(MAXIMUM_RECORD_BYTES + 1)
+    if len(data) > MAXIMUM_RECORD_BYTES:
+        return Bad(name, 0, f"{name} has more than {MAXIMUM_RECORD_BYTES:,} bytes; split it or set text_lines")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

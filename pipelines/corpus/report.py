@@ -155,10 +155,10 @@ def _mix_table(stats: Report) -> Table:
 def _phases_table(stats: Report) -> Table:
     table = _table("Time", "phase", "seconds", "MB/s")
     for phase, value in stats["seconds"].items():
-        table.add_row(phase, f"{value:.1f}", f"{stats['megabytes_per_second'][phase]:.2f}")
+        table.add_row(phase, f"{value:.2f}", f"{stats['megabytes_per_second'][phase]:.2f}")
         if phase == FIRST_PHASE:
             for step, figures in stats["steps"].items():
-                table.add_row(f"  {step}", f"{figures['seconds']:.1f}", f"{figures['megabytes_per_second']:.2f}")
+                table.add_row(f"  {step}", f"{figures['seconds']:.2f}", f"{figures['megabytes_per_second']:.2f}")
     return table
 
 

@@ -158,10 +158,6 @@ def _ending(lines: Iterable[str], ends: tuple[str, ...]) -> int:
     return sum([line.endswith(ends) for line in lines])
 
 
-def _count_words(text: str) -> int:
-    return len(text.split())
-
-
 def _each(function: Callable[[T], float], items: Sequence[T]) -> NDArray[np.float64]:
     return np.fromiter(map(function, items), dtype=np.float64, count=len(items))
 

@@ -54,6 +54,12 @@ def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
     assert [file.name for file in find_files(f"{tmp_path.as_uri()}/*.txt")] == [str(tmp_path / "with space.txt")]
 
 
+def test_only_local_names_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("texts/*.txt") == str(tmp_path / "texts" / "*.txt")
+    assert absolute("s3://bucket/texts/*.txt?region=x") == "s3://bucket/texts/*.txt?region=x"
+
+
 def test_names_are_seen_from_the_folder_of_the_pattern() -> None:
     for pattern, name, place in (
         ("/data/texts", "/data/texts/a/b.txt", "a/b.txt"),

@@ -86,6 +86,15 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     stats = json.loads((built / "stats.json").read_text())
     assert stats["gathered"]["documents"] == 150 + 5 + 10 + 3 + 40
     assert stats["dropped"] == {"too few words": 1, "mean word length": 1, "too many symbols": 1}
+    assert stats["kept"]["documents"] == 150 + 5 + 10 + 40
+    assert stats["dropped_bytes"] == {"too few words": 9, "mean word length": 11, "too many symbols": 26}
+    assert {reason: example["text"] for reason, example in stats["drop_examples"].items()} == {
+        "too few words": "too short",
+        "mean word length": "a b c d e f",
+        "too many symbols": "#word #word word word word",
+    }
+    assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
+    assert stats["steps"]["read"]["megabytes_per_second"] > 0
     assert stats["duplicates"] == {"exact": 6, "near": 10}
     assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
     tales, notes = stats["sources"].values()

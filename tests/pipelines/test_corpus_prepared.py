@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
+from cluster.failures import UserError
 from pipelines.corpus.gutenberg import without_licence
 from pipelines.corpus.languages import identify, known_languages
 from pipelines.corpus.measured import Measuring
 from pipelines.corpus.prepare import Preparation
 from pipelines.corpus.rules import LANGUAGE, TOO_FEW_WORDS
 from pipelines.corpus.sources import plan_splits
+from pipelines.corpus.stage import _require_known
 from tests.pipelines.test_corpus_web import record, write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -126,6 +128,12 @@ def test_languages_are_identified_and_kept_with_the_document(tmp_path: Path) -> 
     for least, left in ((exact, 1), (exact + 1e-6, 0)):
         _, documents = prepare(source, tmp_path / "out", languages=("de",), **{**given, "language_probability": least})
         assert len(documents) == left
+
+
+def test_a_language_that_the_model_lacks_is_a_mistake_in_the_recipe() -> None:
+    _require_known(["en", "fr"])
+    with pytest.raises(UserError, match=r"corpus\.languages: 'english' is none of .*en, "):
+        _require_known(["en", "english"])
 
 
 @pytest.mark.parametrize(
