@@ -100,9 +100,9 @@ class Access:
                 raise RequestError(403, "without keys, this server answers to localhost only; make a key to change it")
             return EVERYONE
         needed = scopes_for(path)
-        key = self._ring.holder(token) if token and self._ring else None
         if needed is None:
-            return Caller(key.name, key) if key else EVERYONE
+            return EVERYONE
+        key = self._ring.holder(token) if token and self._ring else None
         if key is None:
             what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
             raise RequestError(401, what, "AuthenticationError")

@@ -15,10 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.failures import UserError
 from serve.access import EVERYONE, Access, Caller, bearer, rule_of
 from serve.errors import RequestError
 from serve.limits import MOST_BODY_BYTES, KeyLimits, bounded, too_large
 from serve.meters import Meters
+
+logger = logging.getLogger("ray.serve")
 
 LOG_BYTES = 10 << 20
 LOG_FILES = 3
@@ -41,11 +44,14 @@ class Visit:
     """One request as it is answered; the gateway fills in what the door cannot know.
 
     Attributes:
+        id: its number.
+        numbered_here: whether the number is this door's own; Ray's proxy numbers a request and adds that to the answer.
         headers: more headers for the answer.
         held: what is given back when the request has ended, however it ended.
     """
 
     id: str
+    numbered_here: bool
     method: str
     path: str
     start: float
@@ -78,7 +84,8 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        visit = Visit(_request_id(headers), scope["method"], scope["path"], time.monotonic())
+        number, numbered_here = _request_id(headers)
+        visit = Visit(number, numbered_here, scope["method"], scope["path"], time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
 
         async def send_safely(message: Message) -> None:
@@ -95,7 +102,11 @@ class Door:
 
     async def _answer(self, visit: Visit, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._admit(visit, headers)
+            try:
+                self._admit(visit, headers)
+            except UserError as error:
+                logger.error("request %s was turned away: %s", visit.id, error)
+                raise RequestError(503, "the keys of this server cannot be read; its log says why") from error
         except RequestError as error:
             await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
         else:
@@ -147,15 +158,16 @@ def access_log(path: Path | None) -> logging.Logger:
     return logger
 
 
-def _request_id(headers: Mapping[str, str]) -> str:
-    """The client's own, if it can do no harm in a header or a log; else a new one."""
+def _request_id(headers: Mapping[str, str]) -> tuple[str, bool]:
+    """The number that the request came with, if it can do no harm in a header or a log; else a new one, and True."""
     given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return (given, False) if REQUEST_ID.fullmatch(given) else (uuid.uuid4().hex, True)
 
 
 def _add_headers(message: Message, visit: Visit) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in SAFE_HEADERS.items():
         headers.setdefault(name, value)
-    for name, value in {"X-Request-Id": visit.id, **visit.headers}.items():
-        headers[name] = value
+    headers.update(visit.headers)
+    if visit.numbered_here:
+        headers["X-Request-Id"] = visit.id

@@ -59,7 +59,7 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
     """The HTTP application, in which every request passes the `Door`."""
     access = Access(settings.run, settings.openness)
     meters = Meters({name: settings.weights.get(name) for name in models})
-    desk = Desk(models, settings, meters)
+    board = Switchboard(models, settings, meters)
     # Without redirects of a path with a slash too many: they would repeat the client's own `Host` header.
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.exception_handler(RequestError)(_request_error)
@@ -90,12 +90,12 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
 
     @app.get("/v1/models/{name}")
     async def get_model(name: str) -> dict[str, Any]:
-        return await models[desk.named(name)].card()
+        return await models[board.named(name)].card()
 
     def add(path: str, endpoint: Endpoint) -> None:
         @app.post(path, name=endpoint)
         async def ask(request: Request) -> Response:
-            return await desk.answer(endpoint, request)
+            return await board.answer(endpoint, request)
 
     add("/v1/chat/completions", "chat/completions")
     add("/v1/completions", "completions")
@@ -121,7 +121,7 @@ class Gateway:
         return gateway_app({name: RemoteModel(handle) for name, handle in self.models.items()}, self.settings)
 
 
-class Desk:
+class Switchboard:
     """Passes requests on to the models, and notes what came of them."""
 
     def __init__(self, models: Mapping[str, Model], settings: Settings, meters: Meters) -> None:

@@ -1,6 +1,7 @@
 """The gateway without Ray and without an engine, for what happens before a model is asked."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,8 @@ class Parrot:
         self.go_on = asyncio.Event()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        words = str(body.get("prompt", "")).split()
+        said = body["messages"][-1]["content"] if "messages" in body else body.get("prompt", "")
+        words = str(said).split()
         try:
             if words == ["fail"]:
                 raise ZeroDivisionError("secret /etc/passwd")
@@ -30,7 +32,7 @@ class Parrot:
                 yield Reply(200, {"endpoint": endpoint, "usage": usage})
                 return
             for word in words:
-                yield f"data: {word}\n\n"
+                yield f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n"
             yield Usage(len(words), 7)
         finally:
             self.ended += 1

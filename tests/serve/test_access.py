@@ -145,7 +145,9 @@ async def test_a_damaged_key_file_lets_nobody_in(tmp_path: Path, ring: KeyRing) 
     token = make(ring, "ann", "chat")
     (tmp_path / "keys.json").write_text("{")
     async with asking(settings(tmp_path), key=token) as client:
-        assert (await client.get("/v1/models")).status_code >= 500
+        reply = await client.get("/v1/models")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, 503)
+        assert str(tmp_path) not in reply.text
 
 
 def test_only_the_loopback_may_be_open(tmp_path: Path) -> None:

@@ -154,14 +154,15 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
         assert [(await client.post(ASK, json=prompt("a"))).status_code for _ in range(3)] == [200, 200, 429]
         reply = await client.get("/v1/models")
         assert (reply.status_code, reply.json()["error"]["type"]) == (429, "RateLimitError")
-        assert 25 <= int(reply.headers["retry-after"]) <= 30
-        assert (await client.get("/health")).status_code in (200, 429)
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        assert (await client.get("/health")).status_code == 200
     async with asking(Settings(tmp_path), key=short) as client:
         # 3 + 3 tokens, then 5 + 7: the stream's own count.
         assert (await client.post(ASK, json=prompt("a b c"))).status_code == 200
         assert (await client.post(ASK, json=prompt("a b c d e", stream=True))).status_code == 200
         reply = await client.post(ASK, json=prompt("a"))
-        assert (reply.status_code, reply.headers["retry-after"]) == (429, "35")
+        assert reply.status_code == 429
+        assert 1 <= int(reply.headers["retry-after"]) <= 35
 
 
 async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:

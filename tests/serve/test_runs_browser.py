@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -117,4 +116,5 @@ def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -
             page.keyboard.press("Enter")
         assert answered.value.status == 200
         assert answered.value.request.headers["authorization"] == f"Bearer {site.chat}"
+        page.get_by_role("log").get_by_text("hello").nth(1).wait_for()
         assert page.get_by_role("dialog").count() == 0
