@@ -40,6 +40,6 @@ async function fetchWithKey(path, options = {}) {
     const error = [401, 403].includes(response.status) ? (await response.clone().json().catch(() => ({}))).error : null;
     if (!["AuthenticationError", "PermissionError"].includes(error?.type)) return response;
     // Another request may have been given a better key while this one was on its way.
-    if (sessionStorage.getItem("triptych key") === key && !(await askForKey(error.message))) return response;
+    if (sessionStorage.getItem("triptych key") === key && !(await askForKey(key ? error.message : "This server asks for a key."))) return response;
   }
 }
