@@ -14,7 +14,8 @@ from cluster.keys import SCOPES, KeyRing
 keys = typer.Typer(no_args_is_help=True, help="API keys of a run: who may ask its server for what.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="whose key it is, as logs and metrics will name them")]
-Limit = Annotated[int | None, typer.Option(min=1, show_default=False)]
+Requests = Annotated[int | None, typer.Option(help="most requests; any number by default", min=1)]
+Tokens = Annotated[int | None, typer.Option(help="most tokens, prompts and answers; any number by default", min=1)]
 
 
 @keys.command("add")
@@ -22,8 +23,8 @@ def add(
     name: Name,
     run: RunOption,
     scope: Annotated[list[str], typer.Option(help=f"what it opens, of {', '.join(SCOPES)}; may be given again")],
-    requests_per_minute: Limit = None,
-    tokens_per_minute: Limit = None,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
 ) -> None:
     """Make a key: prints it, once. From the first key on, a served run asks everyone for one."""
     token = _ring(run).add(name, scope, requests_per_minute, tokens_per_minute, _user())

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from cluster.failures import UserError
 from cluster.plan import Share
 from serve.errors import error_body
 from serve.replica import Endpoint, Part, Reply
@@ -70,7 +71,10 @@ class ScorerReplica:
         for number, conversation in enumerate(request.conversations):
             if conversation[-1].role != "assistant":
                 return _refusal(f"conversations.{number}: the last message must be the assistant's", "conversations")
-            ids = self.chat.conversation([message.model_dump() for message in conversation]).token_ids
+            try:
+                ids = self.chat.conversation([message.model_dump() for message in conversation]).token_ids
+            except UserError as error:
+                return _refusal(f"conversations.{number}: {error}", "conversations")
             if len(ids) > self.context:
                 message = f"conversations.{number}: the maximum context length is {self.context} tokens, not {len(ids)}"
                 return _refusal(message, "conversations")
