@@ -11,19 +11,17 @@ from serve.errors import RequestError
 Openness = Literal["never", "until a key is made", "always"]
 
 ANY = frozenset(SCOPES)
-NOBODY: frozenset[str] = frozenset()
 CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admin"})
 
 # Pages hold no data: what they show, they ask for with a key. /health says nothing but that the server is up.
-# The paths under /label/ ask for a labeller's token themselves, because a judgement needs its person's name.
-OPEN = ("/", "/health", "/runs", "/compare", "/label", "/label/*")
+# The paths under /label/ and /compare/ ask for a labeller's token themselves: a judgement needs its person's name.
+OPEN = ("/", "/health", "/runs", "/compare", "/compare/*", "/label", "/label/*")
 # One of these scopes is enough. A path that ends with /* stands for all below it.
 NEEDS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": CHAT,
     "/tokenize": CHAT,
     "/detokenize": CHAT,
-    "/compare/*": CHAT,
     "/v1/score": SCORE,
     "/v1/models": ANY,
     "/v1/models/*": ANY,
