@@ -14,7 +14,9 @@ from cluster.recipe import Cluster, Model, Recipe, Training
 from cluster.shape import Shape, shape_of
 
 GB = 1e9
-REPLICAS = 3
+# Three language models, and the reward model, which needs no engine.
+ENGINES = 3
+REPLICAS = ENGINES + 1
 
 # Allowed for a process before it holds a model: Python, torch, Ray, and vLLM in an engine.
 PROCESS_GB = 0.7
@@ -185,7 +187,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
       worker's micro-batch (micro_batch_rows × context × vocabulary, at most 2^26 at a time).
     - Reinforcement: the learner as one training worker, its reference and the reward model 4 P each, and every rollout
       engine 4 P and its cache of 1 GB.
-    - Serving: three engines.
+    - Serving: three engines, and the reward model as in reinforcement.
 
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
     """
@@ -204,7 +206,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     needs["rlhf"] = ray + learner + PROCESS_GB + HELD_BYTES * size + engines * engine
-    needs["serve"] = ray + REPLICAS * engine
+    needs["serve"] = ray + ENGINES * engine + PROCESS_GB + HELD_BYTES * size
     return needs
 
 

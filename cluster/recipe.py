@@ -122,19 +122,24 @@ class Collect(Section):
 
 
 class Reward(Section):
-    """What answers are rewarded for: the reward model, or a Python function that checks them."""
+    """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
 
-    kind: Literal["model", "function"] = "model"
+    kind: Literal["model", "function", "http"] = "model"
     function: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="for kind function: module:function(question, answer) -> number"
     )
+    url: str | None = Field(None, pattern=r"^https?://\S+$", description="for kind http: see actors/endpoint.py")
     weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
-    timeout_seconds: PositiveFloat = Field(60, description="for kind function: most time for the answers of one step")
+    timeout_seconds: PositiveFloat = Field(
+        60, description="for kinds function and http: most time for the answers of one step"
+    )
 
     @model_validator(mode="after")
-    def _functions_have_a_name(self) -> "Reward":
-        if (self.kind == "function") != (self.function is not None):
-            raise ValueError("a reward of kind function needs a function, and no other kind takes one")
+    def _every_kind_has_its_own(self) -> "Reward":
+        for kind, value in (("function", self.function), ("http", self.url)):
+            if (self.kind == kind) != (value is not None):
+                needed = "function" if kind == "function" else "url"
+                raise ValueError(f"a reward of kind {kind} needs a {needed}, and no other kind takes one")
         return self
 
 
@@ -162,6 +167,9 @@ class Rlhf(Section):
     rollout_actors: Positive = 2
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10
+    kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
+    minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
+    parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
 
     @model_validator(mode="after")
     def _groups(self) -> "Rlhf":

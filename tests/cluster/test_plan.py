@@ -21,7 +21,7 @@ def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors:
     assert plan.trainer.cpus + plan.data_cpus <= cpus
     assert min(plan.rollout.cpus, plan.trainer.cpus, plan.data_cpus, plan.replica.cpus) > 0
     assert cpus == 1 or plan.data_cpus >= 1, "a read task takes a whole CPU"
-    assert cpus == 1 or 3 * plan.replica.cpus + 1 <= cpus, "three replicas and a gateway"
+    assert cpus == 1 or 4 * plan.replica.cpus + 1 <= cpus, "four replicas and a gateway"
 
 
 def test_threads_use_the_cores(recipe_path: Path) -> None:
