@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Positive, PositiveFloat, Section, Share
 
+Survivor = Literal["longest", "source", "quality", "earlier_source"]
 PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
@@ -100,6 +101,14 @@ class Rules(Section):
         return self
 
 
+class Decontaminate(Section):
+    """Documents that share a run of words with evaluation files, as in Brown et al. 2020, appendix C."""
+
+    files: Annotated[list[str], Field(min_length=1, description=".json, .jsonl or .csv")]
+    n: Positive = Field(13, description="words of a run, without case and punctuation")
+    action: Literal["drop", "count"] = "drop"
+
+
 class Corpus(Section):
     sources: Annotated[list[Source], Field(min_length=1)]
     rules: Rules | None = Field(None, description="a few mild rules, fit for short texts, by default")
@@ -112,6 +121,12 @@ class Corpus(Section):
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
     minimum_words: Positive = 5
     near_duplicate_similarity: Share = 0.8
+    survivor: Survivor = Field(
+        "longest",
+        description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
+    )
+    known: list[str] = Field([], description="corpus folders of earlier runs: what they have is dropped")
+    decontaminate: Decontaminate | None = None
 
     @model_validator(mode="after")
     def _weights_of_all_or_none(self) -> "Corpus":

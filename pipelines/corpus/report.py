@@ -45,6 +45,7 @@ def statistics(
                 sources[name][split][key] += after[split][key]
     for name, source in sources.items():
         source["duplicates"] = {"exact": selection.exact.get(name, 0), "near": selection.near.get(name, 0)}
+        source["known"] = selection.known.get(name, 0)
         for split in SPLITS:
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
     total = {split: _sum(tokenised, split) for split in SPLITS}
@@ -59,6 +60,7 @@ def statistics(
         "personal_data": _added(*(source["personal_data"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
+        "known": sum(selection.known.values()),
         **({"mix": mixed.account} if mixed.account else {}),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
@@ -121,6 +123,15 @@ def print_summary(stats: Report, console: Console) -> None:
     if stats["personal_data"]:
         replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
         console.print(f"personal data replaced: {replaced}")
+    if stats["known"]:
+        console.print(f"{stats['known']:,} documents left out that an earlier corpus has")
+    if contamination := stats.get("contamination"):
+        verb = "left out" if contamination["action"] == "drop" else "counted"
+        console.print(
+            f"{contamination['documents']:,} documents {verb} that share {contamination['n']} words or more with "
+            f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
+            f"({contamination['too_short']:,} are too short to be found); contamination/ has the passages"
+        )
     if stats["bad"]:
         console.print(f"{stats['bad']:,} records could not be read; quarantine/ says which and why")
     console.print(

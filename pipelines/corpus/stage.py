@@ -2,6 +2,9 @@
 
 documents/part-*.parquet                 the text that is used: id, source, split, text
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
+index/                                   hashes and signatures, for the corpora that come after (corpus.known)
+duplicates/part-*.parquet                which document stands for which
+contamination/part-*.parquet             with corpus.decontaminate: the passages that evaluation files have too
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
 stats.json                               what went in, what came out, where the rest went
 measured/part-*.parquet                  with corpus.rules or languages: every document cleaned, with its signals
@@ -19,7 +22,6 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -27,13 +29,14 @@ from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
+from pipelines.corpus.deduplicate import Prepared, choose
 from pipelines.corpus.languages import known_languages
 from pipelines.corpus.measured import Measuring
 from pipelines.corpus.mix import Mixture, weigh
 from pipelines.corpus.parts import Part, run_parts, written_to_the_side
 from pipelines.corpus.prepare import Preparation
 from pipelines.corpus.report import FIRST_PHASE, Report, key_figures, print_summary, statistics
-from pipelines.corpus.select import TRAIN, Selection, document_position, select
+from pipelines.corpus.select import TRAIN, document_position
 from pipelines.corpus.shards import Sharding
 from pipelines.corpus.sources import Split, plan_splits
 from pipelines.corpus.tokenise import Tokenisation, chosen_documents
@@ -91,8 +94,10 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         _require_documents(prepared, corpus.minimum_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
-            selection = select(files, corpus.near_duplicate_similarity, corpus.held_out_share, recipe.seed)
-            choices = _save_choices(selection, splits, work / "choices")
+            parts = [
+                Prepared(file, file_fingerprint(file), split.source) for file, split in zip(files, splits, strict=True)
+            ]
+            selection, choices, contamination = choose(recipe, parts, out, progress)
         with _timed("tokenizer", seconds):
             vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
         tokenizer = out / "tokenizer" / "tokenizer.json"
@@ -113,7 +118,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             tokenised = _tokenise(tokenisation, recipe, work, progress)
         with _timed("shards", seconds):
             _shard(tokenisation, tokenised, recipe, out, progress)
-    return statistics(prepared, tokenised, selection, mixed, recipe.model.context, vocabulary, seconds)
+    stats = statistics(prepared, tokenised, selection, mixed, recipe.model.context, vocabulary, seconds)
+    return {**stats, "contamination": contamination} if contamination else stats
 
 
 def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparation:
@@ -173,14 +179,6 @@ def _require_documents(prepared: Sequence[Report], minimum_words: int) -> None:
         f"the corpus has no documents left: {found} were read and every one was dropped by the quality rules; "
         f"add sources or lower corpus.minimum_words (now {minimum_words})"
     )
-
-
-def _save_choices(selection: Selection, splits: Sequence[Split], folder: Path) -> tuple[Path, ...]:
-    files = tuple(folder / f"{split.name}.npy" for split in splits)
-    for file, choices in zip(files, selection.choices, strict=True):
-        with written_to_the_side(file) as side, side.open("wb") as stream:
-            np.save(stream, choices)
-    return files
 
 
 def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path) -> int:

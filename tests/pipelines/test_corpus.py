@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,6 +50,12 @@ def hashes(folder: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != "stats.json"
     }
+
+
+def line_ids(path: Path) -> list[str]:
+    """The ids of the documents of a JSONL file that is a source: each has the byte where its line starts."""
+    sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+    return [f"{path}:{path.name}:{start}" for start in accumulate(sizes[:-1], initial=0)]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +184,12 @@ def test_a_killed_stage_goes_on_where_it_was(
         patch.setattr(parts, "_execute", lambda *given: renewed.append(given[:2]) or original(*given))
         patch.setattr(stage.shutil, "rmtree", lambda *_, **__: None)
         build(recipe, out)
-    assert renewed == [("read and clean", [1]), ("tokenise and pack", [0]), ("shuffle and shard", [0, 1])]
+    assert renewed == [
+        ("read and clean", [1]),
+        ("choose", [0, 1]),
+        ("tokenise and pack", [0]),
+        ("shuffle and shard", [0, 1]),
+    ]
     assert first.stat().st_mtime_ns == before
     shutil.rmtree(out / "work")
     for side in out.rglob(".*side"):
@@ -187,6 +199,44 @@ def test_a_killed_stage_goes_on_where_it_was(
 
 def _killed(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_clusters_say_which_document_stands_for_which(built: Path, texts: Path) -> None:
+    rows = pq.read_table(built / "duplicates").to_pylist()
+    ids = {row["number"]: row["id"] for row in rows}
+    assert Counter(row["fate"] for row in rows) == {"exact": 6, "near": 10, "kept": 16}
+    # A near-copy is three words longer than its tale, so it stays.
+    stands = {row["id"]: ids[row["stands"]] for row in rows if row["fate"] == "near"}
+    lines = line_ids(texts / "tales.jsonl")
+    assert stands == {lines[tale]: lines[155 + tale] for tale in range(10)}
+
+
+def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
+    built: Path, texts: Path, tmp_path: Path
+) -> None:
+    tales = [json.loads(line)["text"] for line in (texts / "tales.jsonl").read_text().splitlines()]
+    rng = random.Random(4)
+    fresh = [" ".join("".join(rng.choices("qrstuvwxyz", k=5)) for _ in range(60)) for _ in range(30)]
+    asked = " ".join(fresh[3].split()[20:40])
+    (tmp_path / "asked.json").write_text(json.dumps([{"id": "Q7", "question": asked}, {"question": "Too short?"}]))
+    lines = [*fresh, tales[0], f"{tales[50]} and so on"]
+    (tmp_path / "next.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    evaluated = {"files": [str(tmp_path / "asked.json")]}
+    source = {"kind": "files", "path": str(tmp_path / "next.jsonl")}
+    stats = build(make_recipe(source, known=[str(built)], decontaminate=evaluated), tmp_path / "corpus")
+    assert stats["known"] == 2
+    assert stats["contamination"] == {
+        "documents": 1,
+        "action": "drop",
+        "n": 13,
+        "looked_for": 2,
+        "too_short": 1,
+        "items": {"asked.json:Q7": 1},
+    }
+    assert stats["train_documents"] + stats["held_out_documents"] == 29
+    (passage,) = pq.read_table(tmp_path / "corpus" / "contamination").to_pylist()
+    assert (passage["id"], passage["span"]) == (line_ids(tmp_path / "next.jsonl")[3], asked)
+    assert fresh[3][passage["start"] : passage["end"]] == asked
 
 
 def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
