@@ -16,7 +16,14 @@ from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, writ
 from cluster.storage import Stored, find_files, folder_of, is_remote, place_in
 
 # How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
-EXECUTION = {"workers", "micro_batch_rows", "checkpoint_every", "rollout_actors"}
+EXECUTION = {
+    "workers",
+    "micro_batch_rows",
+    "checkpoint_every",
+    "recompute_activations",
+    "rollout_actors",
+    "parity_every",
+}
 
 Outcome = Literal["skipped", "resumed", "done"]
 

@@ -1,9 +1,9 @@
 """Seconds and peak memory of finding the duplicates among synthetic signatures, at 1/16, a quarter and the whole.
 
-python infra/bench/dedup.py [documents]        2,000,000 unless told; one core, without Ray
+python -m infra.bench.dedup [documents]        2,000,000 unless told; one core, without Ray
 
-Each phase runs in a process of its own, task after task as one worker would run them. Of 20 documents 14 are alone, 5 are
-like another in 0.9 of their places, and one says the same as one in 20 everywhere: a bucket in every band.
+Each phase runs in a process of its own, task after task as one worker would run them. Of 20 documents 14 are alone, 5
+are like another in 0.9 of their places, and one says the same as one in 20 everywhere: a bucket in every band.
 """
 
 import resource

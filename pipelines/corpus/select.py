@@ -98,8 +98,8 @@ class Choosing:
             columns = [
                 *table.select(["id", "source"]).take(pa.array(rows)).columns,
                 pa.array([FATES[fate] for fate in fates["fate"].tolist()], pa.string()),
-                pa.array(fates["stands"]),
-                pa.array(fates["document"]),
+                pa.array(fates["stands"].copy()),
+                pa.array(fates["document"].copy()),
             ]
             pq.write_table(pa.Table.from_arrays(columns, schema=DUPLICATES), side, compression="zstd")
         lengths = table["bytes"].to_numpy()

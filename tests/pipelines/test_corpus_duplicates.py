@@ -176,7 +176,8 @@ def test_precision_and_recall_at_a_jaccard_similarity_of_0_8(tmp_path: Path) -> 
     joined = [" ".join(text) for text in texts]
     similar = [jaccard(joined[number], joined[number + 1]) for number in range(0, 1800, 3)]
     distant = [jaccard(joined[number], joined[number + 2]) for number in range(0, 1800, 3)]
-    assert min(similar) >= 0.8 and max(distant) <= 0.6
+    assert min(similar) >= 0.8
+    assert max(distant) <= 0.6
     corpus = Corpus(tmp_path)
     for start in range(0, 1800, 300):
         corpus.add(joined[start : start + 300])
@@ -270,7 +271,7 @@ def test_an_earlier_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     write_index(tmp_path / "index", 8)
     assert known_indexes([str(tmp_path)], 8) == []
-    with pytest.raises(UserError, match="set corpus.near_duplicate_similarity as it was there"):
+    with pytest.raises(UserError, match=r"set corpus\.near_duplicate_similarity as it was there"):
         known_indexes([str(tmp_path)], 7)
 
 
