@@ -153,7 +153,11 @@ class SimulatedWorker:
         elif fate == "die":
             timeline.after(self._free_at - timeline.now() - seconds / 2, lambda: self._die(answer))
         else:
-            timeline.after(self._free_at - timeline.now(), lambda: self._gone or answer(give(), None))
+            timeline.after(self._free_at - timeline.now(), lambda: self._give(give, answer))
+
+    def _give(self, give: Callable[[], object], answer: Answer) -> None:
+        if not self._gone:
+            answer(give(), None)
 
     def _die(self, answer: Answer) -> None:
         if not self._gone:

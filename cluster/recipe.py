@@ -24,6 +24,7 @@ class Cluster(Section):
     cpus: Positive | None = Field(None, description="CPU cores to use; all of the machine by default")
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use; all of the machine by default")
     memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
+    gpu_memory_gb: PositiveFloat | None = Field(None, description="memory of each GPU; what is found by default")
     deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
 
     @property
@@ -71,11 +72,16 @@ class Training(Section):
     micro_batch_rows: Positive = 16
     optimiser: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     learning_rate: PositiveFloat = 3e-3
+    schedule: Literal["wsd", "cosine"] = Field("wsd", description="how the rate falls after the warm-up")
     warmup_share: Share = 0.02
-    decay_share: Share = Field(0.3, description="last part of the steps, over which the rate falls linearly to zero")
+    decay_share: Share = Field(0.3, description="wsd: last part of the steps, over which the rate falls linearly to 0")
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
+    skip_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps in a row that are left out when their loss or gradient is not finite; one more stops"
+    )
     workers: Positive = 1
+    recompute_activations: bool = Field(False, description="less memory for a third more computing")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     @model_validator(mode="after")
@@ -89,7 +95,7 @@ class Conversations(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
     kind: Literal["files", "guide"]
-    path: str | None = Field(None, description='JSONL or Parquet with "messages", "instruction"/"output" or "prompt"')
+    path: str | None = Field(None, description="JSONL, JSON or Parquet in a common layout of conversations")
 
     @model_validator(mode="after")
     def _files_have_a_path(self) -> "Conversations":

@@ -119,6 +119,15 @@ def test_learning_rate_warms_up_stays_and_falls():
     assert all(later < sooner for sooner, later in itertools.pairwise(factors[80:]))
 
 
+def test_cosine_falls_from_the_warm_up_on():
+    factors = [learning_rate_factor(step, 100, 0.1, 0.2, "cosine") for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    # Loshchilov and Hutter 2017, eq. 5, from step 9, the last of the warm-up, to step 100, which is not done.
+    assert factors[9:] == pytest.approx([(1 + math.cos(math.pi * (step - 9) / 91)) / 2 for step in range(9, 100)])
+    assert 0 < factors[-1] < 0.001
+    assert learning_rate_factor(0, 1, 0.0, 0.0, "cosine") == 1.0
+
+
 def test_adamw_steps_equal_the_paper():
     generator = torch.Generator().manual_seed(0)
     matrix, vector = (torch.nn.Parameter(torch.randn(*shape, generator=generator).double()) for shape in ((3, 2), (2,)))
