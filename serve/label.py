@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -74,19 +75,21 @@ class Desk:
         return chosen, len(free)
 
 
-def label_router(database: Feedback, people: int = 1) -> APIRouter:
+def label_router(database: Feedback, people: int = 1, known: Callable[[str], str | None] = lambda _: None) -> APIRouter:
     """The page at /label and the paths under it.
 
     Args:
         database: where prompts come from and judgements go.
         people: how many people are to judge each prompt.
+        known: the name that another kind of token than a labeller's stands for, or None.
     """
     router = APIRouter(prefix="/label")
     desk = Desk(database, people)
 
     def signed_in(request: Request) -> str:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        name = database.labeller_of(token.strip()) if scheme.lower() == "bearer" else None
+        token = token.strip()
+        name = database.labeller_of(token) or known(token) if scheme.lower() == "bearer" else None
         if name is None:
             raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
         return name

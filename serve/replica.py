@@ -11,7 +11,7 @@ from cluster.plan import Share
 if TYPE_CHECKING:
     from serve.engine import Engine
 
-Endpoint = Literal["chat/completions", "completions"]
+Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,17 @@ class Reply:
 
     status: int
     body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a stream, after its last event."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Part = Reply | Usage | str
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -43,8 +54,8 @@ class Replica:
 
         self.engine = Engine(name, model, context, share)
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Reply | str]:
-        """Answers one OpenAI request: a single `Reply`, or server-sent events as text.
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
+        """Answers one OpenAI request: a single `Reply`, or server-sent events as text and then their `Usage`.
 
         Closing the iterator aborts the request in the engine.
         """

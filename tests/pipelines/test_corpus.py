@@ -86,6 +86,15 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     stats = json.loads((built / "stats.json").read_text())
     assert stats["gathered"]["documents"] == 150 + 5 + 10 + 3 + 40
     assert stats["dropped"] == {"too few words": 1, "mean word length": 1, "too many symbols": 1}
+    assert stats["kept"]["documents"] == 150 + 5 + 10 + 40
+    assert stats["dropped_bytes"] == {"too few words": 9, "mean word length": 11, "too many symbols": 26}
+    assert {reason: example["text"] for reason, example in stats["drop_examples"].items()} == {
+        "too few words": "too short",
+        "mean word length": "a b c d e f",
+        "too many symbols": "#word #word word word word",
+    }
+    assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
+    assert stats["steps"]["read"]["megabytes_per_second"] > 0
     assert stats["duplicates"] == {"exact": 6, "near": 10}
     assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
     tales, notes = stats["sources"].values()
@@ -291,3 +300,23 @@ def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: 
     path.write_text('{"text": "always the very same old line"}\n' * 4)
     with pytest.raises(UserError, match="1 documents left of 4"):
         build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")
+
+
+def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tmp_path: Path) -> None:
+    names = [str(texts / "tales.jsonl"), str(texts / "notes.jsonl")]
+    sources = [{"kind": "files", "path": name, "weight": weight} for name, weight in zip(names, (1, 1.0), strict=True)]
+    stats = build(
+        make_recipe(*({**source, "weight": float(source["weight"])} for source in sources)), tmp_path / "corpus"
+    )
+    tales, notes = (stats["mix"][name] for name in names)
+    assert notes["times_read"] == 4
+    assert tales["tokens"] == pytest.approx(notes["tokens"], rel=0.2)
+    for name in names:
+        assert stats["sources"][name]["train"]["tokens"] == stats["mix"][name]["tokens"]
+    documents = [
+        row for file in (tmp_path / "corpus" / "documents").iterdir() for row in pq.read_table(file).to_pylist()
+    ]
+    trained = Counter(row["text"] for row in documents if row["split"] == "train" and row["source"] == names[1])
+    assert set(trained.values()) == {4}
+    assert set(Counter(row["text"] for row in documents if row["split"] == "held_out").values()) == {1}
+    assert stats["train_tokens"] == tales["tokens"] + notes["tokens"]
