@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.failures import UserError
-from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.run import fingerprint, write_text
 from pipelines.chat_data import rows
 from pipelines.exchange_formats import FORMATS, Item, Row
@@ -17,7 +17,9 @@ WEIGHTS = "imported"
 ANSWERS = "answers"
 
 
-def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: str, held_out_share: float) -> int:
+def import_file(
+    database: Feedback, kind: str, path: Path, name: str, labeller: str, held_out_share: float, gold: bool = False
+) -> int:
     """Adds the rows of a file. The same file again adds nothing, or what is missing where the first time was cut off.
 
     Args:
@@ -27,6 +29,8 @@ def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: 
         name: what the rows are called in the database; `export_file` finds them by it.
         labeller: who ranked, where the rows do not say.
         held_out_share: share of the prompts to hold out; equal prompts are on the same side.
+        gold: whether the rankings are the right ones, on which labellers are tested without being told; of several
+            rankings of a prompt the first.
 
     Returns:
         how many prompts were new.
@@ -67,7 +71,7 @@ def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: 
                 ranks={str(key): rank for key, rank in zip(stored[prompt_id], ranks, strict=True) if rank is not None},
             )
             for prompt_id, item in zip(ids, items, strict=True)
-            for who, ranks in item.ranks.items()
+            for who, ranks in ([(GOLD, next(iter(item.ranks.values())))] if gold else item.ranks.items())
         ]
     )
     return new
@@ -90,8 +94,9 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     """
     found: list[Row] = []
     judgements: dict[str, list[Ranking]] = defaultdict(list)
+    excluded = database.excluded()
     for row in database.judgements():
-        if is_person(row.labeller):
+        if is_person(row.labeller) and row.labeller not in excluded:
             judgements[row.prompt_id].append(row)
     for prompt in database.prompts():
         if name is not None and prompt.details.get("import", {}).get("name") != name:
