@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.exceptions import HTTPException
 
 from cluster.feedback import open_feedback
+from serve.compare import ServedModel, compare_router
 from serve.label import label_router
 from serve.page import page
 from serve.replica import Endpoint, Reply
@@ -72,7 +73,9 @@ def gateway_app(models: Mapping[str, DeploymentHandle], feedback_url: str | None
         return await _pass_on(models, "completions", request)
 
     if feedback_url:
-        app.include_router(label_router(open_feedback(feedback_url)))
+        database = open_feedback(feedback_url)
+        app.include_router(label_router(database))
+        app.include_router(compare_router(database, {name: ServedModel(handle) for name, handle in models.items()}))
     return app
 
 

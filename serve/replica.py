@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.plan import Share
+from cluster.run import RunFolder
 
 if TYPE_CHECKING:
     from serve.engine import Engine
@@ -42,6 +43,8 @@ class Replica:
         from serve.engine import Engine
 
         self.engine = Engine(name, model, context, share)
+        manifest = RunFolder(model.parent).manifest(model.name)
+        self.checksum = (manifest and manifest.weights) or ""
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Reply | str]:
         """Answers one OpenAI request: a single `Reply`, or server-sent events as text.
@@ -54,6 +57,10 @@ class Replica:
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
         return await self.engine.card()
+
+    async def weights(self) -> str:
+        """The checksum of the weights, from the run's manifest; empty for a model outside a run."""
+        return self.checksum
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

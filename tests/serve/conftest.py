@@ -22,6 +22,7 @@ class Server:
     url: str
     port: int
     folders: dict[str, Path]
+    feedback_url: str
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +34,13 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="package")
-def server(model_folders: dict[str, Path], ray_session: None) -> Iterator[Server]:
-    port = free_port()
+def server(
+    model_folders: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    port, url = free_port(), f"sqlite:///{tmp_path_factory.mktemp('feedback') / 'feedback.db'}"
     try:
-        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, deadline=180)
-        yield Server(f"http://127.0.0.1:{port}", port, model_folders)
+        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, url)
+        yield Server(f"http://127.0.0.1:{port}", port, model_folders, url)
     finally:
         serve.shutdown()
 
