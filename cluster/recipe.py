@@ -115,6 +115,13 @@ class Collect(Section):
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
 
 
+class RewardModel(Training):
+    labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+
+
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+
+
 class Reward(Section):
     """What answers are rewarded for: the reward model, or a Python function that checks them."""
 
@@ -156,6 +163,7 @@ class Rlhf(Section):
     rollout_actors: Positive = 2
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10
+    accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
 
     @model_validator(mode="after")
     def _groups(self) -> "Rlhf":
@@ -195,7 +203,7 @@ class Recipe(Section):
     pretrain: Training = Training()
     sft: FineTuning
     collect: Collect
-    reward: Training = Training()
+    reward: RewardModel = RewardModel()
     rlhf: Rlhf = Rlhf()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()

@@ -29,6 +29,7 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import prompts as prompt_texts
 from pipelines.preferences import in_turn
+from pipelines.trust import require_trust
 
 # Engine and learner run the same float32 weights; measured gap 1e-6. Beyond this they are not the same model.
 PARITY_LIMIT = 1e-3
@@ -48,6 +49,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     for source in settings.rewards:
         if source.function:
             load_function(source.function)
+        else:
+            require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
     checkpoint = out / "checkpoint"
     with (
         _actors(recipe, run, plan, questions) as (fleet, learner, scorers),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import openai
 import pytest
@@ -11,7 +12,11 @@ from ray import serve
 from cluster.plan import Share
 from serve.app import serve_run
 from tests.helpers import free_port
+from tests.serve.browsing import CHROMIUM
 from tests.tiny import write_tiny_model
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Long enough that an abandoned request would run for seconds.
 CONTEXT = 2048
@@ -49,3 +54,14 @@ def server(
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as driver:
+        # Without a sandbox of its own it also starts as root and in containers.
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
