@@ -271,9 +271,10 @@ class Feedback:
             UserError: nobody of that name may sign in or has judged.
         """
         with self._write() as session:
-            known = session.get(Labeller, labeller) or session.exec(
-                select(Ranking.id).where(Ranking.labeller == labeller)
-            ).first()
+            known = (
+                session.get(Labeller, labeller)
+                or session.exec(select(Ranking.id).where(Ranking.labeller == labeller)).first()
+            )
             if not known:
                 raise UserError(f"there is no labeller {labeller}: `triptych labeller list` names them")
             found = session.get(Excluded, labeller)

@@ -17,7 +17,10 @@ labellers = typer.Typer(no_args_is_help=True, help="The people who may judge, an
 exchange = typer.Typer(no_args_is_help=True, help="Judgements from files into a run's database, and out of it.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="the run folder, e.g. runs/demo")]
-Kind = Annotated[str, typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists, pandalm, ultrafeedback or openassistant")]
+Kind = Annotated[
+    str,
+    typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists, pandalm, ultrafeedback or openassistant"),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the person, as the database will name them")]
 
 
@@ -79,7 +82,9 @@ def import_file(
     name: Annotated[str | None, typer.Option(help="what to call it; the file's name by default")] = None,
     labeller: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
     held_out: Annotated[float, typer.Option(help="share of the prompts to hold out", min=0, max=0.5)] = 0.15,
-    gold: Annotated[bool, typer.Option("--gold", help="the file's rankings are right: test the labellers on them")] = False,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="the file's rankings are right: test the labellers on them")
+    ] = False,
 ) -> None:
     """Add a file of preferences to a run's database. The same file again adds nothing."""
     with _open(run) as database:

@@ -101,7 +101,7 @@ def ratings(votes: Sequence[Vote], control_length: bool = False, resamples: int 
 
 
 def _design(votes: Sequence[Vote], names: list[str], control_length: bool) -> tuple[Floats, Floats]:
-    """One row a vote: +1 for the first model, -1 for the second, and how much longer the first answer is, in -1 to 1."""
+    """One row a vote: 1 for the first model, -1 for the second, and how much longer the first answer is, -1 to 1."""
     rows = np.zeros((len(votes), len(names) + control_length))
     for row, vote in zip(rows, votes, strict=True):
         row[names.index(vote.models[0])] += 1

@@ -88,10 +88,12 @@ def require_trust(found: Mapping[str, Row], accepted: Collection[str]) -> None:
     """
     failing = [name for name, probe in found.items() if probe["fails"] and name not in accepted]
     if failing:
-        named = "; ".join(f"{name}: it {PROBES[name]} in {found[name]['value']:.0%} of {found[name]['n']}" for name in failing)
+        named = "; ".join(
+            f"{name}: it {PROBES[name]} in {found[name]['value']:.0%} of {found[name]['n']}" for name in failing
+        )
         raise StageError(
-            f"the reward model fails a probe and must not be followed ({named}). Collect rankings that teach it better, or "
-            f"accept this with rlhf.accept_probes=[{', '.join([*accepted, *failing])}]"
+            f"the reward model fails a probe and must not be followed ({named}). Collect rankings that teach it "
+            f"better, or accept this with rlhf.accept_probes=[{', '.join([*accepted, *failing])}]"
         )
 
 

@@ -1,4 +1,4 @@
-"""The compare page: one prompt to two models, blind and side by side, and a vote. The models are told after the vote."""
+"""The compare page: one prompt to two models, blind and side by side, and a vote; then it says which they were."""
 
 import asyncio
 import json

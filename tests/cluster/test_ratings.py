@@ -31,7 +31,9 @@ def values(found: list[Rating]) -> dict[str, float]:
 
 
 def test_two_models_have_the_rating_of_their_share_of_wins() -> None:
-    cast = [Vote(("a", "b"), 1, (1, 1))] * 60 + [Vote(("b", "a"), 1, (1, 1))] * 20 + [Vote(("a", "b"), 0.5, (1, 1))] * 20
+    cast = (
+        [Vote(("a", "b"), 1, (1, 1))] * 60 + [Vote(("b", "a"), 1, (1, 1))] * 20 + [Vote(("a", "b"), 0.5, (1, 1))] * 20
+    )
     found = ratings(cast)
     assert [rating.model for rating in found.models] == ["a", "b"]
     assert [rating.votes for rating in found.models] == [100, 100]

@@ -25,24 +25,25 @@ def chat() -> Chat:
 
 def rows(chat: Chat, people: int = 1, best: str = "The capital is {}.") -> list[dict[str, Any]]:
     """Prompts with a good, a middling and a bad answer, ranked so by everyone."""
-    found = []
-    for number, subject in enumerate(SUBJECTS):
-        texts = [best.format(subject), f"Perhaps it is {subject}, or another one.", "Who knows"]
-        for person in range(people):
-            found.append(
-                {
-                    "prompt_id": f"p{number}",
-                    "kind": "capital" if number % 2 else None,
-                    "prompt_token_ids": PROMPT,
-                    "answers": [[*chat.tokenizer.encode(text), chat.end_of_turn_id] for text in texts],
-                    "texts": texts,
-                    "ranks": [1, 2, 3],
-                    "grades": None,
-                    "labeller": f"person {person}",
-                    "split": "held_out",
-                }
-            )
-    return found
+    texts = {
+        f"p{number}": [best.format(subject), f"Perhaps it is {subject}, or another one.", "?"]
+        for number, subject in enumerate(SUBJECTS)
+    }
+    return [
+        {
+            "prompt_id": name,
+            "kind": "capital" if int(name[1:]) % 2 else None,
+            "prompt_token_ids": PROMPT,
+            "answers": [[*chat.tokenizer.encode(text), chat.end_of_turn_id] for text in answers],
+            "texts": answers,
+            "ranks": [1, 2, 3],
+            "grades": None,
+            "labeller": f"person {person}",
+            "split": "held_out",
+        }
+        for name, answers in texts.items()
+        for person in range(people)
+    ]
 
 
 def by_text(chat: Chat, rule: Callable[[str], float]) -> Callable[[list[list[int]]], list[float]]:
@@ -59,7 +60,7 @@ RULES: dict[str, tuple[Callable[[str], float], set[str]]] = {
     "brevity": (lambda text: -float(len(text)), {"empty"}),
     "politeness": (lambda text: float(THANKS in text), {"thanks"}),
     "caution": (lambda text: float("cannot" in text), {"refusal"}),
-    "indifference": (lambda text: 0.0, set()),
+    "indifference": (lambda _: 0.0, set()),
 }
 
 
@@ -67,13 +68,17 @@ RULES: dict[str, tuple[Callable[[str], float], set[str]]] = {
 def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> None:
     rule, failing = RULES[name]
     found = probes(rows(chat), by_text(chat, rule), chat, ROOM)
-    assert {probe for probe in PROBES if found[probe]["fails"]} - ({"refusal"} if name == "length" else set()) == failing
+    assert {probe for probe in PROBES if found[probe]["fails"]} - (
+        {"refusal"} if name == "length" else set()
+    ) == failing
     assert all(found[probe]["n"] == len(SUBJECTS) for probe in PROBES)
 
 
 def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: Chat) -> None:
     chance = np.random.default_rng(1)
-    assert not any(probe["fails"] for probe in probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values())
+    assert not any(
+        probe["fails"] for probe in probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values()
+    )
     refusing = probes(rows(chat, best="I cannot say whether it is {}."), by_text(chat, len), chat, ROOM)
     assert refusing["refusal"] == {"n": 0, "fails": False}
     assert refusing["empty"]["n"] == len(SUBJECTS)
@@ -86,7 +91,9 @@ def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: C
 
 def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat) -> None:
     found = probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
-    with pytest.raises(StageError, match=r'thanks: it prefers the answer with "Thanks for asking!".*accept_probes=\[thanks\]'):
+    with pytest.raises(
+        StageError, match=r'thanks: it prefers the answer with "Thanks for asking!".*accept_probes=\[thanks\]'
+    ):
         require_trust(found, [])
     with pytest.raises(StageError, match=r"accept_probes=\[longer, thanks\]"):
         require_trust(found, ["longer"])
@@ -97,7 +104,7 @@ def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat)
 def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     given = rows(chat)
     # It takes the middling answer for the best, and knows the bad one.
-    score = by_text(chat, lambda text: -1.0 if text == "Who knows" else float(text.startswith("Perhaps")))
+    score = by_text(chat, lambda text: -1.0 if text == "?" else float(text.startswith("Perhaps")))
     found = trust(given, scored(given, score), score, chat, ROOM)
     assert found["accuracy"]["value"] == pytest.approx(2 / 3)
     assert (found["accuracy"]["n"], found["ceiling"]) == (36, None)
@@ -118,7 +125,10 @@ def test_the_ceiling_is_what_labellers_agree_on(chat: Chat) -> None:
     assert found
     assert (found["value"], found["n"]) == (pytest.approx(2 / 3), len(SUBJECTS))
     # A labeller written in code, against its rule: one pair of three is swapped in half of the rows.
-    graded = [{**row, "grades": [4, 3, 0], "ranks": [2, 1, 3] if number % 2 else [1, 2, 3]} for number, row in enumerate(rows(chat))]
+    graded = [
+        {**row, "grades": [4, 3, 0], "ranks": [2, 1, 3] if number % 2 else [1, 2, 3]}
+        for number, row in enumerate(rows(chat))
+    ]
     found = ceiling(graded)
     assert found
     assert (found["value"], found["n"]) == (pytest.approx(5 / 6), 36)
@@ -128,7 +138,10 @@ def test_calibration_finds_a_model_that_says_too_much(chat: Chat) -> None:
     chance = np.random.default_rng(1)
     row = rows(chat)[0]
     gaps = chance.normal(0, 1.5, 4_000)
-    given = [{**row, "ranks": [1, 2] if chance.random() < expit(gap) else [2, 1], "answers": row["answers"][:2]} for gap in gaps]
+    given = [
+        {**row, "ranks": [1, 2] if chance.random() < expit(gap) else [2, 1], "answers": row["answers"][:2]}
+        for gap in gaps
+    ]
     honest, loud = (calibration(given, [[factor * gap, 0.0] for gap in gaps]) for factor in (1.0, 3.0))
     assert honest["error"] < 0.03 < 0.1 < loud["error"]
     assert sum(part["n"] for part in honest["bins"]) == 4_000

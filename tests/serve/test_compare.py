@@ -16,7 +16,11 @@ from tests.serve.conftest import Server
 from tests.serve.scripted import Scripted
 from tests.serve.test_label import signed_in
 
-GOOD, POOR, BASE = Scripted("alpha", "a long good answer"), Scripted("beta", "poor"), Scripted("raw", "more", chat=False)
+GOOD, POOR, BASE = (
+    Scripted("alpha", "a long good answer"),
+    Scripted("beta", "poor"),
+    Scripted("raw", "more", chat=False),
+)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.label import label_router
+from tests.helpers import wait_until
 from tests.serve.browsing import CHROMIUM, served
 from tests.serve.labelling import fill
 
@@ -92,7 +93,7 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         page.get_by_role("article", name="Answer D, rank 3").wait_for()
         assert shown(page) == first
         press(page, "b Enter")
-        wait_until(lambda: site.said("ann")[0].all_bad)
+        wait_until(lambda: site.said("ann")[0].all_bad, 60, "the judgement")
         page.get_by_text("ann: 1 done, 3 left").wait_for()
         press(page, "s")
         page.get_by_role("dialog").wait_for()
