@@ -32,6 +32,8 @@ SMALL = [
     "sft.batch_rows=32",
     "collect.prompts=80",
     "reward.epochs=1",
+    # So small a reward model, taught so little, likes what it likes.
+    "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
     "rlhf.steps=3",
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",
