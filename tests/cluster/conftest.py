@@ -32,4 +32,4 @@ def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command line, as people run it."""
     command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -44,7 +44,7 @@ def job_server() -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(job_server: str, recipe_path: Path) -> None:
     version = triptych("submit", "version", "--address", job_server, cwd=recipe_path.parent)
     assert version.stderr == ""
