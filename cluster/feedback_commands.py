@@ -53,7 +53,9 @@ def exclude(name: Name, run: RunOption) -> None:
     """Let a person's judgements count for nothing, and let them judge no more; all is kept."""
     with _open(run) as database:
         database.exclude(name)
-    print(f"{name} is excluded: `triptych labeller include` undoes it")
+    print(
+        f"{name} is excluded: the next `collect` leaves them out. Remove {run / 'preferences'} to have one run again."
+    )
 
 
 @labellers.command("include")

@@ -52,7 +52,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     score = partial(_scores, model)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
-    found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), model.config.max_position_embeddings)
+    found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
         metrics={
             "rankings": len(parts["train"]),

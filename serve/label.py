@@ -194,12 +194,12 @@ def task_for(labeller: str, prompt: Prompt, said: Ranking | None, again: bool = 
 
 
 def presented(labeller: str, prompt: Prompt, again: bool = False) -> list[Completion]:
-    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone; and in another
-    order, of the same ones, when they get it again."""
+    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone; the other way
+    round when they get it again."""
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     chance = random.Random(f"presented {labeller} {prompt.id}")
     chosen = chance.sample(completions, min(len(completions), MOST_ANSWERS))
-    return chance.sample(chosen, len(chosen)) if again else chosen
+    return chosen[::-1] if again else chosen
 
 
 def ranking_of(labeller: str, judgement: Judgement) -> Ranking:
