@@ -54,7 +54,7 @@ def exclude(name: Name, run: RunOption) -> None:
     with _open(run) as database:
         database.exclude(name)
     print(
-        f"{name} is excluded: the next `collect` leaves them out. Remove {run / 'preferences'} to have one run again."
+        f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again."
     )
 
 
