@@ -135,7 +135,7 @@ def probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str
     """Every probe: the share of cases in which the answer made worse scores higher than the answer, with its 95 %
     interval. It `fails` where that is more than half beyond chance; without any case it cannot fail."""
     good = [(row, index) for row in rows if (index := _best(row)) is not None][:MOST_CASES]
-    found = {}
+    found: dict[str, Row] = {}
     for name in PROBES:
         cases = [
             (row["prompt_token_ids"] + row["answers"][index], row["prompt_token_ids"] + worse)
