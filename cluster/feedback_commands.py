@@ -53,9 +53,7 @@ def exclude(name: Name, run: RunOption) -> None:
     """Let a person's judgements count for nothing, and let them judge no more; all is kept."""
     with _open(run) as database:
         database.exclude(name)
-    print(
-        f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again."
-    )
+    print(f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again.")
 
 
 @labellers.command("include")
