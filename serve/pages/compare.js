@@ -34,6 +34,7 @@ async function compare(prompt) {
   comparison = null;
   complain("");
   byId("asked").textContent = prompt;
+  byId("outcome").textContent = "";
   byId("comparison").hidden = false;
   byId("comparison").classList.remove("told");
   byId("after").hidden = true;
