@@ -1,8 +1,6 @@
 """The learner actor: holds the policy that is trained, and the reference it must stay near."""
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoTokenizer
 
+from actors.checkpoint import load_checkpoint, save_checkpoint, untied
 from actors.model import language
 from actors.model.heads import load_reward_model, token_values
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
+from actors.model.objectives.limits import breach, has_limits
 from actors.model.objectives.policy import DIVERGENCES, RolloutBatch, Targets, answer_logprobs, kl_k1, kl_k3
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
@@ -64,10 +63,14 @@ class Learner:
         self.text = text
         self.seed = seed
         self.version = 0
+        self.kept: dict[str, Tensor] | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's parameters on the CPU, by their Hugging Face names."""
         return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.cpu().clone() for name, value in untied(self.policy).items()}
 
     @torch.no_grad()
     def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
@@ -96,6 +99,7 @@ class Learner:
         settings, batch = self.settings, self._batch(prompts, groups, rewards)
         targets, start = self._targets(batch)
         figures: dict[str, list[float]] = {}
+        before = self._copy() if has_limits(settings) else None
         self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         for rows in np.array_split(order, settings.minibatches):
@@ -107,9 +111,11 @@ class Learner:
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
         lengths = [len(sample.token_ids) for sample in samples]
+        means = {**{name: float(np.mean(values)) for name, values in figures.items()}, **start}
+        if before is not None and breach(means, settings) is None:
+            self.kept = before
         return {
-            **{name: float(np.mean(values)) for name, values in figures.items()},
-            **start,
+            **means,
             "reward": float(batch.rewards.mean()),
             "reward_deviation": float(batch.rewards.std(unbiased=False)),
             "response_length": float(np.mean(lengths)),
@@ -236,39 +242,28 @@ class Learner:
         return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behaviour, rewards, groups)))
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Writes weights, optimisers and `extra` (JSON) to the side and renames: a kill leaves the old or the new."""
-        side = folder.with_name(f"{folder.name}.side")
-        shutil.rmtree(side, ignore_errors=True)
-        side.mkdir(parents=True)
-        for name, model in self._models().items():
-            save_file({key: value.contiguous() for key, value in _untied(model).items()}, side / f"{name}.safetensors")
-            save_file(_flat(self.optimisers[name]), side / f"{name}-optimiser.safetensors")
-        (side / "state.json").write_text(
-            json.dumps({"version": self.version, "kl_coefficient": self.kl_coefficient, **extra})
-        )
-        old = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        side.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        """Writes weights, optimisers and `extra` (JSON): a kill leaves the old or the new."""
+        state = {"version": self.version, "kl_coefficient": self.kl_coefficient, **extra}
+        save_checkpoint(folder, self._models(), self.optimisers, self.kept, state)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
         """Goes on from what `save` wrote; returns its `extra`, or None if there is nothing."""
-        old = folder.with_name(f"{folder.name}.old")
-        if not folder.exists() and old.exists():
-            old.rename(folder)
-        if not folder.exists():
+        loaded = load_checkpoint(folder, self._models(), self.optimisers)
+        if loaded is None:
             return None
-        for name, model in self._models().items():
-            model.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
-            _unflat(self.optimisers[name], load_file(folder / f"{name}-optimiser.safetensors"))
-        state = json.loads((folder / "state.json").read_text())
+        self.kept, state = loaded
         self.version, self.kl_coefficient = state["version"], state["kl_coefficient"]
         return state
 
-    def export(self, folder: Path) -> None:
-        """Writes the policy as a Hugging Face directory."""
+    def export(self, folder: Path, within_limits: bool) -> None:
+        """Writes the policy as a Hugging Face directory.
+
+        Args:
+            within_limits: whether to write the last policy that was measured to be within the recipe's limits, else
+                the fine-tuned model, and not the newest; the learner then holds it.
+        """
+        if within_limits:
+            self.policy.load_state_dict(self.kept or self.reference.state_dict(), strict=False)
         language.save(self.policy, self.tokenizer, folder)
 
     def _models(self) -> dict[str, Any]:
@@ -282,22 +277,3 @@ def _check_finite(prompts: list[Prompt], rewards: list[list[float]]) -> None:
                 raise StageError(
                     f"the reward of sample {index} of prompt {prompt.id!r} is {reward}: nothing was learned"
                 )
-
-
-def _untied(model: Any) -> dict[str, Tensor]:
-    """Every parameter once: tied ones have one name in `named_parameters`."""
-    return {name: value.detach() for name, value in model.named_parameters()}
-
-
-def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: safetensors holds no nesting."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, part in state.items() for key, value in part.items()}
-
-
-def _unflat(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in flat.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from actors.model.heads import load_reward_model
 from actors.model.objectives.preference import sequence_rewards
 from actors.sample import Prompt, Sample
 from cluster.failures import StageError, UserError, wait_for
+from cluster.plan import Share
 
 NORMALISATION = "normalisation.json"
 BATCH_ROWS = 128
@@ -118,6 +120,20 @@ def load_function(name: str) -> RewardFunction:
     return found
 
 
+def restarted(kind: type, share: Share, restarts: int) -> Any:
+    """The class of a reward as that of a Ray actor, which is started again when it is killed, and asked again.
+
+    Rewards have no state. One that dies more often than `restarts` in all has a fault of its own.
+    """
+    return ray.remote(kind).options(
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}},
+        max_restarts=restarts,
+        max_task_retries=restarts,
+    )
+
+
 @dataclass(frozen=True)
 class Scorer:
     """One reward among several.
@@ -142,6 +158,7 @@ def weighted_rewards(
 
     Raises:
         DeadlineError: one was not done in its time.
+        EngineError: one was killed more often than it is started again.
         StageError: one failed.
     """
     asked = [(scorer, scorer.actor.score.remote(prompts, groups)) for scorer in scorers]

@@ -1,11 +1,12 @@
 """Keeps the fleet busy with prompts of the ledger, no further ahead of the learner than the staleness allows."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from actors.fleet import Fleet
 from actors.ledger import Ledger, Outcome, Ticket
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import StageError
@@ -14,6 +15,16 @@ from cluster.recipe import Rlhf
 
 # With dynamic sampling: the most rounds in which the batch of one step is filled up.
 ROUNDS = 10
+
+
+class Answering(Protocol):
+    """The fleet, as far as prompts go."""
+
+    def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """As `Coordinator.submit`."""
+
+    def collect(self, count: int) -> list[list[Sample]]:
+        """As `Coordinator.collect`."""
 
 
 @dataclass
@@ -37,11 +48,12 @@ class Rollouts:
     work meanwhile (capacity as in AReaL, Fu et al. 2025); samples that are older all the same are drawn again.
     """
 
-    fleet: Fleet
+    fleet: Answering
     ledger: Ledger
     prompts: dict[str, Prompt]
     settings: Rlhf
     seed: int
+    now: Callable[[], float] = time.monotonic
     in_work: dict[str, Ticket] = field(default_factory=dict)
 
     def next_batch(self, version: int, count: int) -> tuple[list[Ticket], list[Prompt], list[list[Sample]]]:
@@ -72,7 +84,7 @@ class Rollouts:
         """
         batch, size = Scored(), self.settings.prompts_per_step
         for _ in range(ROUNDS if dynamic else 1):
-            clock = Stopwatch()
+            clock = Stopwatch(self.now)
             tickets, prompts, groups = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
             for row in zip(tickets, prompts, groups, score(prompts, groups), strict=True):

@@ -1,39 +1,39 @@
 """What a Ray Train worker runs: the training loop that pre-training, fine-tuning and the reward model share."""
 
-import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import ray.train
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from actors import checkpoints
+from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
+from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.sharding import WithLoss, shard
+from actors.model.speed import flops_per_token, peak_flops
 from actors.stream import Shard
-from cluster.failures import StageError
+from cluster.failures import StageError, UserError
 from cluster.metrics import MetricsWriter
 from cluster.recipe import Training
-from cluster.run import SCRATCH
+from cluster.run import SCRATCH, write_json
 
 MAXIMUM_GRADIENT_NORM = 1.0
+# In the scratch folder: why training cannot go on, where a retry would meet the same again.
+FAILURE = "failure.json"
+
+
+class NotFiniteError(StageError):
+    """The loss or its gradient is not a number, or infinite, more often in a row than the recipe allows."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class TrainingJob:
         held_out: shards that are never trained on.
         out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
         threads: torch threads of a worker.
+        held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
     """
 
     settings: Training
@@ -54,6 +55,7 @@ class TrainingJob:
     held_out: list[Shard]
     out: Path
     threads: int
+    held_out_bytes: int | None = None
 
     @property
     def steps(self) -> int:
@@ -62,85 +64,100 @@ class TrainingJob:
 
 
 def train(config: dict[str, Any]) -> None:
-    """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
-    sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
+    """What Ray Train calls on every worker.
+
+    Ray Train starts the workers again after any exception. What they would meet again, a wrong row or a loss that is
+    not finite, is therefore written down for the driver, and the workers end. All of them meet it at the same step,
+    because they read the whole stream and know the whole loss: none is left waiting for the others.
+    """
     job: TrainingJob = config["job"]
-    settings = job.settings
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
+    made = job.make()
+    try:
+        _train(job, rank, workers, *made)
+    except (UserError, NotFiniteError) as failure:
+        if rank == 0:
+            (job.out / SCRATCH).mkdir(exist_ok=True)
+            kind = UserError if isinstance(failure, UserError) else StageError
+            write_json(job.out / SCRATCH / FAILURE, {"kind": kind.__name__, "message": str(failure)})
+
+
+def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any, tokenizer: Any) -> None:
+    """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
+    sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
+    settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    plain, objective, tokenizer = job.make()
-    model = shard(WithLoss(plain.to(device), objective), workers, device)
+    part = Part(rank, workers, settings.micro_batch_rows, settings.precision, device)
+    vocabulary = plain.get_input_embeddings().num_embeddings
+    if settings.recompute_activations:
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
-    start = _restore(model, steppers)
+    start = checkpoints.restore(model, steppers)
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
-    clock, counted = time.monotonic(), 0
+    speed = Speed(plain, part) if rank == 0 else None
+    skipped = 0
 
-    for step, rows in _global_batches(start, settings.batch_rows):
-        total = objective.count(objective.collate(rows))
+    for step, rows, waited in _timed(_global_batches(start, settings.batch_rows)):
+        _check_ids(rows, vocabulary, f"a row of step {step}")
+        batch = objective.collate(rows)
+        total = objective.count(batch)
         learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
-        loss, figures = _accumulate(model, objective, rows, rank, workers, total, settings, device)
+        loss, figures = accumulate(model, objective, rows, total, part)
         norm = _whole(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM))
-        loss, figures = _sum_over_workers(loss, figures, workers, device)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        loss, figures = sum_over_workers(loss, figures, part)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        skipped = 0 if finite else skipped + 1
+        if skipped > settings.skip_nonfinite_steps:
             what = f"the loss is {loss} and the gradient norm {norm} at step {step}"
-            raise StageError(f"{what}: lower the learning rate ({settings.learning_rate})")
+            before = f", and so {skipped - 1} steps before it were" if skipped > 1 else ""
+            raise NotFiniteError(f"{what}{before}: lower the learning rate ({settings.learning_rate})")
         for stepper in steppers:
-            stepper.step()
+            if finite:
+                stepper.step()
             stepper.zero_grad(set_to_none=True)
-        counted += total
         last = step + 1 == job.steps
-        if metrics:
-            values = {
-                "loss": loss,
-                "learning_rate": learning_rate,
-                "gradient_norm": norm,
-                objective.unit: total,
-                f"{objective.unit}_per_second": counted / (time.monotonic() - clock),
-                **figures,
-            }
+        values: dict[str, float] = {"learning_rate": learning_rate}
+        if metrics and speed:
+            speed.add(total if finite else 0, batch.input_ids, waited)
+            values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
+            values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         if last or (step + 1) % settings.checkpoint_every == 0:
-            held_out = evaluate(model, objective, job.held_out, rank, workers, settings, device)
+            found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
             if metrics:
-                metrics.write(step, **values, **{f"held_out_{name}": value for name, value in held_out.items()})
+                metrics.write(step, **values, **_held_out(found, objective.unit, job.held_out_bytes))
             if last:
-                _export(model, plain, tokenizer, job.out, rank)
-            _checkpoint(model, steppers, step + 1, job.out, rank)
+                checkpoints.export(model, plain, tokenizer, job.out, rank)
+            checkpoints.save(model, steppers, step + 1, job.out, rank)
         elif metrics:
             metrics.write(step, **values)
 
 
-def evaluate(
-    model: WithLoss,
-    objective: Any,
-    shards: list[Shard],
-    rank: int,
-    workers: int,
-    settings: Training,
-    device: torch.device,
-) -> dict[str, float]:
-    """Mean loss per unit over rows that are never trained on, and the objective's own figures, over all workers."""
-    model.eval()
-    loss, count, figures = 0.0, 0, dict[str, float]()
-    with torch.no_grad(), _precision(settings, device):
-        for part in shards:
-            table = parquet.read_table(part.path)
-            # Every worker takes as many forward passes as the others: FSDP gathers parameters in step.
-            for begin in range(0, table.num_rows, settings.micro_batch_rows * workers):
-                rows = table.slice(begin, settings.micro_batch_rows * workers)
-                own = rows.take(list(range(rank, rows.num_rows, workers)) or [0])
-                batch = _to(objective.collate(own), device)
-                part_loss, part_figures = model(batch)
-                own_rows = rank < rows.num_rows
-                figures = {n: figures.get(n, 0.0) + (value if own_rows else 0.0) for n, value in part_figures.items()}
-                if own_rows:
-                    loss += float(part_loss)
-                    count += objective.count(batch)
-    model.train()
-    loss, figures = _sum_over_workers(loss, {**figures, objective.unit: count}, workers, device)
-    return {"loss": loss / figures[objective.unit], **figures} if figures[objective.unit] else {}
+class Speed:
+    """What the first worker measures from its first step on: rates, and what they are of the possible."""
+
+    def __init__(self, model: Any, part: Part) -> None:
+        self.model, self.workers = model, part.workers
+        self.peak = peak_flops(part.device, part.precision)
+        self.start = time.monotonic()
+        self.units, self.flops, self.waited = 0, 0.0, 0.0
+
+    def add(self, units: int, input_ids: torch.Tensor, waited: float) -> None:
+        """A global batch, [rows, length], which came after so many seconds of waiting for data."""
+        self.units += units
+        self.flops += input_ids.numel() * flops_per_token(self.model, input_ids.shape[1])
+        self.waited += waited
+
+    def figures(self, unit: str) -> dict[str, float]:
+        """Units a second; model FLOPs utilisation, which counts padding and checkpoints; share of waiting for data."""
+        seconds = time.monotonic() - self.start
+        return {
+            f"{unit}_per_second": self.units / seconds,
+            "mfu": self.flops / seconds / (self.peak * self.workers),
+            "data_wait_share": self.waited / seconds,
+        }
 
 
 def _global_batches(start: int, batch_rows: int) -> Iterator[tuple[int, pa.Table]]:
@@ -158,93 +175,50 @@ def _global_batches(start: int, batch_rows: int) -> Iterator[tuple[int, pa.Table
         due += rows.num_rows
 
 
-def _accumulate(
-    model: WithLoss,
-    objective: Any,
-    rows: pa.Table,
-    rank: int,
-    workers: int,
-    total: int,
-    settings: Training,
-    device: torch.device,
-) -> tuple[float, dict[str, float]]:
-    """Gradients of this worker's rows, divided by the units of the global batch. FSDP averages over workers, so the
-    loss is multiplied by their number."""
-    loss, figures = 0.0, dict[str, float]()
-    size = settings.micro_batch_rows
-    for begin in range(0, math.ceil(rows.num_rows / workers), size):
-        own = list(range(rank + begin * workers, rows.num_rows, workers))[:size]
-        # A worker without rows left still takes part in the gathers, with weight 0.
-        batch = _to(objective.collate(rows.take(own or [0])), device)
-        with _precision(settings, device):
-            part, part_figures = model(batch)
-        (part * ((workers if own else 0) / max(1, total))).backward()
-        # Every worker names the same figures, so that they can be summed.
-        figures = {name: figures.get(name, 0.0) + (value if own else 0.0) for name, value in part_figures.items()}
-        if own:
-            loss += float(part.detach()) / max(1, total)
-    return loss, figures
+def _timed(batches: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table, float]]:
+    """The batches, each with the seconds that it was waited for."""
+    asked = time.monotonic()
+    for step, rows in batches:
+        yield step, rows, time.monotonic() - asked
+        asked = time.monotonic()
+
+
+def _check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
+    """An id without an embedding would stop a GPU with an error that names nothing.
+
+    Raises:
+        UserError: a token's id is not in the vocabulary.
+    """
+    limits = compute.min_max(compute.list_flatten(rows["input_ids"])).as_py()
+    for found in (limits["min"], limits["max"]):
+        if found is not None and not 0 <= found < vocabulary:
+            raise UserError(
+                f"{where} holds the token id {found}, and the model has {vocabulary} embeddings: it was tokenised for "
+                "another model; run the stage that wrote it again"
+            )
+
+
+def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
+    for part in shards:
+        table = parquet.read_table(part.path)
+        _check_ids(table, vocabulary, f"a row of {part.path}")
+        yield table
+
+
+def _held_out(found: dict[str, float], unit: str, text_bytes: int | None) -> dict[str, float]:
+    values = {f"held_out_{name}": value for name, value in found.items()}
+    if text_bytes and found:
+        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[unit], text_bytes)
+    return values
 
 
 def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
-    rate = settings.learning_rate * learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share)
+    factor = learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share, settings.schedule)
+    rate = settings.learning_rate * factor
     for group in (group for stepper in steppers for group in stepper.param_groups):
         group["lr"] = rate
     return rate
 
 
-def _precision(settings: Training, device: torch.device) -> AbstractContextManager[Any]:
-    if settings.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def _sum_over_workers(
-    loss: float, figures: dict[str, float], workers: int, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    if workers == 1:
-        return loss, figures
-    names = sorted(figures)
-    values = torch.tensor([loss, *(figures[name] for name in names)], dtype=torch.float64, device=device)
-    dist.all_reduce(values)
-    return float(values[0]), dict(zip(names, values[1:].tolist(), strict=True))
-
-
 def _whole(norm: torch.Tensor) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    return type(batch)(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
-
-
-def _checkpoint(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
-    weights, state = get_state_dict(model, steppers)
-    # Below Ray Train's own folder, which goes when the stage is done, with what a kill leaves in it.
-    (out / SCRATCH).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out / SCRATCH) as folder:
-        dcp.save({"model": weights, "optimiser": state}, checkpoint_id=folder)
-        if rank == 0:
-            (Path(folder) / "step.json").write_text(json.dumps(step))
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _restore(model: WithLoss, steppers: list[Optimizer]) -> int:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        weights, state = get_state_dict(model, steppers)
-        dcp.load({"model": weights, "optimiser": state}, checkpoint_id=folder)
-        set_state_dict(model, steppers, model_state_dict=weights, optim_state_dict=state)
-        return int(json.loads((Path(folder) / "step.json").read_text()))
-
-
-def _export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) -> None:
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = {
-        name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
-    }
-    if rank == 0:
-        plain.save_pretrained(out, state_dict=weights)
-        tokenizer.save_pretrained(out)

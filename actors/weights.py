@@ -24,13 +24,13 @@ class Weights:
 
     Attributes:
         version: counts upwards; 0 is what the engines loaded from the model's folder.
-        ref: where the tensors are: a dictionary from name to bytes, rows kept apart.
+        ref: the Ray object reference of the tensors: a dictionary from name to bytes, rows kept apart.
         dtype: the element type of all tensors.
         digests: `digest` of the tensors, which every engine's own weights must match.
     """
 
     version: int
-    ref: ray.ObjectRef
+    ref: Any
     dtype: torch.dtype
     digests: dict[str, int]
 

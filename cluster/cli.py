@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import __version__, feedback_commands
+from cluster import __version__, feedback_commands, key_commands
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
@@ -47,6 +47,8 @@ interrupted goes on.
 Row = tuple[Stage, Outcome, float]
 # How many of a stage's figures the summary shows.
 FIGURES = 6
+# What a stage has to say in words, below the summary.
+REMARKS = ("stopped", "advice")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 Overrides = Annotated[
@@ -64,10 +66,14 @@ def run(
     serve: Annotated[bool, typer.Option("--serve", help="serve the models when the stages are done")] = False,
     host: Host = None,
     port: Port = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print who would get what of the machine, and stop")] = False,
 ) -> None:
     """Run every stage that is not done, in order; with --serve, then serve the models."""
 
     loaded = load_recipe(recipe, overrides)
+    if plan:
+        _print_plan(loaded)
+        return
     address = (host or loaded.serve.host, port or loaded.serve.port)
     if serve:
         require_free_port(*address)
@@ -80,6 +86,9 @@ def serve_models(
     overrides: Overrides = None,
     host: Host = None,
     port: Port = None,
+    without_keys: Annotated[
+        bool, typer.Option("--open", help="ask for no key even if there are some; only for this machine's own address")
+    ] = False,
 ) -> None:
     """Serve a run's models over HTTP, OpenAI-compatible, until Ctrl-C."""
 
@@ -94,7 +103,7 @@ def serve_models(
     if loaded.cluster.address == "local":
         make_plan(loaded, resources_here(loaded.cluster))
     with connect(loaded.cluster, object_store_gb(loaded)):
-        _serve(loaded, folder, address)
+        _serve(loaded, folder, address, without_keys)
 
 
 @app.command()
@@ -157,6 +166,7 @@ def version() -> None:
 app.command("label")(feedback_commands.label)
 app.add_typer(feedback_commands.labellers, name="labeller")
 app.add_typer(feedback_commands.exchange, name="feedback")
+app.add_typer(key_commands.keys, name="key")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,6 +239,18 @@ def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, 
             _serve(recipe, run, serve_at)
 
 
+def _print_plan(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from cluster.plan_report import print_plan
+
+    if recipe.cluster.address != "local":
+        raise UserError(
+            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
+        )
+    print_plan(recipe, resources_here(recipe.cluster), Console())
+
+
 def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
 
     start = time.monotonic()
@@ -249,6 +271,10 @@ def _summarise(rows: list[Row], run: RunFolder) -> None:
         numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
         table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
     Console().print(table)
+    for stage, _, _ in rows:
+        metrics = run.require(stage.folder, stage.name).metrics
+        for line in (metrics[name] for name in REMARKS if metrics.get(name)):
+            print(f"{stage.name}: {line}", flush=True)
     report = run.path("report") / "index.html"
     if report.exists():
         print(f"report: {report}", flush=True)
@@ -262,11 +288,11 @@ def _figure(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int]) -> None:
+def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
     # The server is a floor above: it is named here and imported when called, as the stages are.
     host, port = address
     placed = recipe.model_copy(update={"serve": Serve(host=host, port=port)})
-    importlib.import_module("serve.app").serve_until_interrupted(placed, run)
+    importlib.import_module("serve.app").serve_until_interrupted(placed, run, without_keys=without_keys)
 
 
 if __name__ == "__main__":

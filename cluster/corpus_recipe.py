@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Positive, PositiveFloat, Section, Share
 
+Survivor = Literal["longest", "source", "quality", "earlier_source"]
 PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
@@ -14,9 +15,15 @@ class Source(Section):
 
     kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
     path: str | None = Field(
-        None, description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob"
+        None,
+        description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob, here or as "
+        "a URI: s3://, gs://, hf://datasets/…",
     )
     text_field: str = "text"
+    text_lines: bool = Field(False, description="every line of a .txt file is a document of its own")
+    subset: str | None = Field(None, description="of a folder laid out like a Hugging Face dataset, the configuration")
+    split: str | None = Field(None, description="of such a folder, the split to read, e.g. train; all files by default")
+    weight: PositiveFloat | None = Field(None, description="share of the tokens to train on, relative to the others'")
     near_duplicates: Literal["drop", "keep"] = "drop"
     limit: Positive | None = Field(None, description="most documents to take")
     licence: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
@@ -25,6 +32,8 @@ class Source(Section):
     def _files_have_a_path(self) -> "Source":
         if (self.kind == "files") != (self.path is not None):
             raise ValueError("a source of kind files needs a path, and no other kind takes one")
+        if self.kind != "files" and (self.split or self.subset or self.text_lines):
+            raise ValueError("split, subset and text_lines are for sources of kind files")
         return self
 
 
@@ -92,12 +101,35 @@ class Rules(Section):
         return self
 
 
+class Decontaminate(Section):
+    """Documents that share a run of words with evaluation files, as in Brown et al. 2020, appendix C."""
+
+    files: Annotated[list[str], Field(min_length=1, description=".json, .jsonl or .csv")]
+    n: Positive = Field(13, description="words of a run, without case and punctuation")
+    action: Literal["drop", "count"] = "drop"
+
+
 class Corpus(Section):
     sources: Annotated[list[Source], Field(min_length=1)]
     rules: Rules | None = Field(None, description="a few mild rules, fit for short texts, by default")
+    languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
+    language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")
     personal_data: list[PersonalData] = Field([], description="kinds to replace: email, phone, ip, card, iban")
+    page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
     maximum_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
     keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
     minimum_words: Positive = 5
     near_duplicate_similarity: Share = 0.8
+    survivor: Survivor = Field(
+        "longest",
+        description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
+    )
+    known: list[str] = Field([], description="corpus folders of earlier runs: what they have is dropped")
+    decontaminate: Decontaminate | None = None
+
+    @model_validator(mode="after")
+    def _weights_of_all_or_none(self) -> "Corpus":
+        if len({source.weight is None for source in self.sources}) == 2:
+            raise ValueError("give every source a weight, or none")
+        return self

@@ -1,8 +1,13 @@
 """Kinds of failure, what to tell people about them, and waits that end."""
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+# What the kernel says (ENOSPC), in whichever library's exception: safetensors has one of its own.
+FULL_DISK = os.strerror(errno.ENOSPC)
 
 
 class UserError(Exception):
@@ -54,7 +59,14 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
             return found
         if type(found).__name__ == "ExecutionTimeoutError":
             return DeadlineError("waited for Ray Data, which made no progress; are all CPUs taken by other actors?")
+        if FULL_DISK in str(found):
+            return StageError(f"{_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
     return _written_in(str(error)) if type(error).__module__.startswith("ray") else None
+
+
+def _line_with(words: str, text: str) -> str:
+    """The last line that says so: above it is where it happened."""
+    return [line.strip() for line in text.splitlines() if words in line][-1]
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cluster.failures import StageError, UserError
 from cluster.recipe import Recipe, dump_recipe
 from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT
+from cluster.storage import absolute
 
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 STATUS_SECONDS = 60.0
@@ -76,7 +77,7 @@ def resolved(recipe: Recipe) -> Recipe:
     for section in ("corpus", "sft", "collect"):
         for source in data[section]["sources"]:
             if source["path"]:
-                source["path"] = str(Path(source["path"]).absolute())
+                source["path"] = absolute(source["path"])
     start = recipe.model.start_from
     if start and Path(start).exists():
         data["model"]["start_from"] = str(Path(start).absolute())

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 class Stopwatch:
     """Seconds between laps."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last = now()
 
     def lap(self) -> float:
         """Seconds since the last lap, or since the start."""
-        now = time.monotonic()
+        now = self._now()
         seconds, self._last = now - self._last, now
         return seconds

@@ -4,16 +4,19 @@ import math
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from cluster.failures import UserError
 from cluster.recipe import Cluster, Model, Recipe, Training
+from cluster.shape import Shape, shape_of
 
 GB = 1e9
-REPLICAS = 3
+# Three language models, and the reward model, which needs no engine.
+ENGINES = 3
+REPLICAS = ENGINES + 1
 
 # Allowed for a process before it holds a model: Python, torch, Ray, and vLLM in an engine.
 PROCESS_GB = 0.7
@@ -27,6 +30,12 @@ TRAINED_BYTES = 16
 HELD_BYTES = 4
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
+# Training makes no more than so many at a time (actors.model.language): 0.8 GB.
+LOGITS_AT_ONCE = 1 << 26
+# Activations kept for the backward pass, per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022,
+# section 4.1, without the attention scores, which are never kept); and what is kept of a layer that is done again.
+ACTIVATION_BYTES = 34
+RECOMPUTED_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,50 @@ class Resources:
     gpu_memory_gb: float | None = None
 
 
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What one training worker holds where its model lies, in GB."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    gathered: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
+    """Worked out for a model of P parameters in float32, sharded by FSDP2 over W workers.
+
+    - Weights and gradients 4 P / W bytes each, AdamW's moments 8 P / W.
+    - Gathered, with several workers: weights of two layers (one at work, the next on its way) and of the embedding, and
+      the gradients of one layer and of the embedding before they are scattered.
+    - Activations: 34 bytes a token, layer and unit of width; where they are recomputed, 2, and one layer's 34.
+      Twice as much in float32.
+    - Logits: 12 bytes each.
+    """
+    size, shape = parameters(recipe.model), _shape_of(recipe.model)
+    tokens = section.micro_batch_rows * recipe.model.context
+    embedding = recipe.model.vocabulary * shape.hidden
+    layer = (size - embedding) / shape.layers
+    unit = tokens * shape.hidden * (1 if section.precision == "bfloat16" else 2)
+    kept = RECOMPUTED_BYTES * shape.layers + ACTIVATION_BYTES
+    activations = unit * (kept if section.recompute_activations else ACTIVATION_BYTES * shape.layers)
+    return TrainingMemory(
+        weights=HELD_BYTES * size / section.workers / GB,
+        gradients=HELD_BYTES * size / section.workers / GB,
+        optimiser=2 * HELD_BYTES * size / section.workers / GB,
+        gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
+        activations=activations / GB,
+        logits=_logits_gb(recipe.model, section.micro_batch_rows),
+    )
+
+
 def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """Shares out the connected Ray cluster, or the resources given.
 
@@ -84,8 +137,8 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """
     found = resources or _connected()
     if recipe.cluster.memory_gb:
-        found = Resources(found.cpus, found.cores, found.gpus, recipe.cluster.memory_gb, found.gpu_memory_gb)
-    workers = max(section.workers for section in _trainings(recipe).values())
+        found = replace(found, memory_gb=recipe.cluster.memory_gb)
+    workers = max(section.workers for section in trainings(recipe).values())
     actors = recipe.rlhf.rollout_actors
     _check_counts(recipe, found)
     _check_memory(recipe, found)
@@ -118,7 +171,7 @@ def resources_here(settings: Cluster) -> Resources:
     gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
     cores = settings.cpus or len(os.sched_getaffinity(0))
     available = psutil.virtual_memory().available / GB
-    return Resources(cores, cores, gpus, available, min(gpu_memory, default=None))
+    return Resources(cores, cores, gpus, available, settings.gpu_memory_gb or min(gpu_memory, default=None))
 
 
 def object_store_gb(recipe: Recipe) -> float:
@@ -131,10 +184,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
 
     - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
     - Training: 16 P bytes (float32 weights, gradients, AdamW), sharded over the workers, and 12 bytes a logit of each
-      worker's micro-batch (micro_batch_rows × context × vocabulary).
+      worker's micro-batch (micro_batch_rows × context × vocabulary, at most 2^26 at a time).
     - Reinforcement: the learner as one training worker, its reference and the reward model 4 P each, and every rollout
       engine 4 P and its cache of 1 GB.
-    - Serving: three engines.
+    - Serving: three engines, and the reward model as in reinforcement.
 
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
     """
@@ -144,16 +197,16 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     ray = RAY_GB + 2 * HELD_BYTES * size
     if on_gpu:
         host = HELD_BYTES * size
-        training = {name: ray + host + part.workers * PROCESS_GB for name, part in _trainings(recipe).items()}
+        training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
         return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + REPLICAS * PROCESS_GB}
     needs = {
-        name: ray + TRAINED_BYTES * size + part.workers * (PROCESS_GB + part.micro_batch_rows * logits)
-        for name, part in _trainings(recipe).items()
+        name: ray + TRAINED_BYTES * size + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows))
+        for name, part in trainings(recipe).items()
     }
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     needs["rlhf"] = ray + learner + PROCESS_GB + HELD_BYTES * size + engines * engine
-    needs["serve"] = ray + REPLICAS * engine
+    needs["serve"] = ray + ENGINES * engine + PROCESS_GB + HELD_BYTES * size
     return needs
 
 
@@ -170,8 +223,17 @@ def parameters(model: Model) -> int:
     return model.parameters
 
 
+def _logits_gb(model: Model, rows: int) -> float:
+    return min(rows * model.context * model.vocabulary, LOGITS_AT_ONCE) * LOGIT_BYTES / GB
+
+
+def _shape_of(model: Model) -> Shape:
+    """Of a model that training starts from, a shape with as many parameters."""
+    return shape_of(model.model_copy(update={"size": f"{max(1, parameters(model) // 1000)}K"}))
+
+
 def _check_counts(recipe: Recipe, found: Resources) -> None:
-    for name, section in _trainings(recipe).items():
+    for name, section in trainings(recipe).items():
         if section.workers > found.cpus:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
@@ -192,17 +254,18 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
         )
     if not found.gpus or found.gpu_memory_gb is None:
         return
-    for name, section in _trainings(recipe).items():
-        on_each = TRAINED_BYTES * parameters(recipe.model) / GB / section.workers
+    for name, section in trainings(recipe).items():
+        on_each = training_memory(recipe, section).total
         if on_each > found.gpu_memory_gb:
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
-                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers "
-                "or a smaller model.size"
+                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers, fewer "
+                f"{name}.micro_batch_rows, {name}.recompute_activations=true or a smaller model.size"
             )
 
 
-def _trainings(recipe: Recipe) -> dict[str, Training]:
+def trainings(recipe: Recipe) -> dict[str, Training]:
+    """The sections of the stages that train."""
     return {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
 
 

@@ -24,6 +24,7 @@ class Cluster(Section):
     cpus: Positive | None = Field(None, description="CPU cores to use; all of the machine by default")
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use; all of the machine by default")
     memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
+    gpu_memory_gb: PositiveFloat | None = Field(None, description="memory of each GPU; what is found by default")
     deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
 
     @property
@@ -71,11 +72,16 @@ class Training(Section):
     micro_batch_rows: Positive = 16
     optimiser: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     learning_rate: PositiveFloat = 3e-3
+    schedule: Literal["wsd", "cosine"] = Field("wsd", description="how the rate falls after the warm-up")
     warmup_share: Share = 0.02
-    decay_share: Share = Field(0.3, description="last part of the steps, over which the rate falls linearly to zero")
+    decay_share: Share = Field(0.3, description="wsd: last part of the steps, over which the rate falls linearly to 0")
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
+    skip_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps in a row that are left out when their loss or gradient is not finite; one more stops"
+    )
     workers: Positive = 1
+    recompute_activations: bool = Field(False, description="less memory for a third more computing")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     @model_validator(mode="after")
@@ -89,7 +95,7 @@ class Conversations(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
     kind: Literal["files", "guide"]
-    path: str | None = Field(None, description='JSONL or Parquet with "messages", "instruction"/"output" or "prompt"')
+    path: str | None = Field(None, description="JSONL, JSON or Parquet in a common layout of conversations")
 
     @model_validator(mode="after")
     def _files_have_a_path(self) -> "Conversations":
@@ -123,19 +129,24 @@ Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
 
 
 class Reward(Section):
-    """What answers are rewarded for: the reward model, or a Python function that checks them."""
+    """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
 
-    kind: Literal["model", "function"] = "model"
+    kind: Literal["model", "function", "http"] = "model"
     function: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="for kind function: module:function(question, answer) -> number"
     )
+    url: str | None = Field(None, pattern=r"^https?://\S+$", description="for kind http: see actors/endpoint.py")
     weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
-    timeout_seconds: PositiveFloat = Field(60, description="for kind function: most time for the answers of one step")
+    timeout_seconds: PositiveFloat = Field(
+        60, description="for kinds function and http: most time for the answers of one step"
+    )
 
     @model_validator(mode="after")
-    def _functions_have_a_name(self) -> "Reward":
-        if (self.kind == "function") != (self.function is not None):
-            raise ValueError("a reward of kind function needs a function, and no other kind takes one")
+    def _every_kind_has_its_own(self) -> "Reward":
+        for kind, value in (("function", self.function), ("http", self.url)):
+            if (self.kind == kind) != (value is not None):
+                needed = "function" if kind == "function" else "url"
+                raise ValueError(f"a reward of kind {kind} needs a {needed}, and no other kind takes one")
         return self
 
 
@@ -164,6 +175,9 @@ class Rlhf(Section):
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10
     accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
+    kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
+    minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
+    parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
 
     @model_validator(mode="after")
     def _groups(self) -> "Rlhf":

@@ -4,7 +4,6 @@ import importlib
 import time
 from dataclasses import dataclass, field
 from functools import cache
-from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,17 @@ from cluster import __version__
 from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
+from cluster.storage import Stored, find_files, folder_of, is_remote, place_in
 
 # How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
-EXECUTION = {"workers", "micro_batch_rows", "checkpoint_every", "rollout_actors"}
+EXECUTION = {
+    "workers",
+    "micro_batch_rows",
+    "checkpoint_every",
+    "recompute_activations",
+    "rollout_actors",
+    "parity_every",
+}
 
 Outcome = Literal["skipped", "resumed", "done"]
 
@@ -193,10 +200,8 @@ def _source_paths(section: BaseModel) -> list[str]:
     return [source.path for source in sources if source.path] + ([start] if start and Path(start).exists() else [])
 
 
-def _matching_files(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    found = sorted(path.rglob("*")) if path.is_dir() else sorted(Path(name) for name in glob(pattern, recursive=True))
-    files = [file for file in found if file.is_file()]
+def _matching_files(pattern: str) -> list[Stored]:
+    files = find_files(pattern)
     if not files:
         raise UserError(f"no file matches {pattern}")
     return files
@@ -204,14 +209,13 @@ def _matching_files(pattern: str) -> list[Path]:
 
 def _hash_files(pattern: str) -> dict[str, str]:
     try:
-        stats = {file: file.stat() for file in _matching_files(pattern)}
-        return {str(file): _hash_file(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+        root = folder_of(pattern)
+        return {place_in(root, file.name): _hash_file(file) for file in _matching_files(pattern)}
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 @cache
-def _hash_file(path: Path, size: int, modified: int) -> str:
-    """Several stages name the same files: each version of a file is read once a process."""
-    del size, modified
-    return file_fingerprint(path)
+def _hash_file(file: Stored) -> str:
+    """Several stages name the same files: each version of a file is read once a process, what is elsewhere never."""
+    return fingerprint([file.size, file.changed]) if is_remote(file.name) else file_fingerprint(Path(file.name))

@@ -1,7 +1,6 @@
 """Pre-training: predict the next word of packed text. The result continues text; it does not answer."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cluster.plan import make_plan
 from cluster.recipe import Model, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
-from pipelines.training import fit
+from pipelines.training import fit, speed
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -32,24 +31,19 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         held_out=shards_in(corpus / "shards" / "held_out"),
         out=out,
         threads=plan.trainer.threads,
+        held_out_bytes=json.loads((corpus / "stats.json").read_text())["held_out_bytes"],
     )
     rows = fit(job, shards, recipe.seed, plan, "pre-training", recipe.cluster.deadline_seconds)
-    stats = json.loads((corpus / "stats.json").read_text())
     last = rows[-1]
     return Result(
         metrics={
             "held_out_loss": last["held_out_loss"],
-            "bits_per_byte": bits_per_byte(last["held_out_loss"], last["held_out_tokens"], stats["held_out_bytes"]),
+            "bits_per_byte": last["held_out_bits_per_byte"],
             "tokens": sum(row["tokens"] for row in rows),
-            "tokens_per_second": last["tokens_per_second"],
+            **speed(rows),
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )
-
-
-def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
-    """Loss in nats a token, over how many tokens, as bits a byte of UTF-8: comparable between tokenizers."""
-    return loss * tokens / math.log(2) / text_bytes
 
 
 def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:

@@ -19,7 +19,7 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed
-from pipelines.training import fit
+from pipelines.training import fit, speed
 
 HELD_OUT_SHARE = 0.02
 
@@ -40,22 +40,28 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
     rows = fit(job, shards, recipe.seed, plan, "fine-tuning", recipe.cluster.deadline_seconds)
     return Result(
-        metrics={**figures, "held_out_loss": rows[-1]["held_out_loss"], "tokens": sum(row["tokens"] for row in rows)},
+        metrics={
+            **figures,
+            "held_out_loss": rows[-1]["held_out_loss"],
+            "tokens": sum(row["tokens"] for row in rows),
+            **speed(rows),
+        },
         weights=file_fingerprint(out / "model.safetensors"),
     )
 
 
-def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, int]:
+def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     """Writes the shards; whole conversations are held out, to see the loss on what was not trained on."""
     settings, context = recipe.sft, recipe.model.context
-    everything = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
-    rendered = render(everything, base, context)
+    found = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
+    rendered = render(found.messages, base, context)
     random.Random(f"sft {recipe.seed}").shuffle(rendered)
     held_out = max(1, round(len(rendered) * HELD_OUT_SHARE))
     padding = Chat.of(base).padding_id
     write_packed(rendered[:held_out], context, padding, out / "shards" / "held_out")
     rows = write_packed(rendered[held_out:], context, padding, out / "shards" / "train")
-    return {"conversations": len(rendered), "too_long": len(everything) - len(rendered), "rows": rows}
+    too_long = len(found.messages) - len(rendered)
+    return {"conversations": len(rendered), "too_long": too_long, "rows": rows, "layouts": found.layouts}
 
 
 def _model(base: Path) -> tuple[Any, Any, Any]:

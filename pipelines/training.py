@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.data
 from ray.data import ExecutionOptions
@@ -10,7 +10,8 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from actors.stream import Shard, row_stream
-from actors.trainer import TrainingJob, train
+from actors.trainer import FAILURE, TrainingJob, train
+from cluster.failures import StageError, UserError
 from cluster.metrics import read_metrics
 from cluster.plan import Plan
 from cluster.progress import metrics_progress
@@ -29,6 +30,10 @@ def fit(
 
     Returns:
         The metrics of every step.
+
+    Raises:
+        UserError: the rows do not fit the model.
+        StageError: the loss is not finite.
     """
 
     def stream() -> ray.data.Dataset:
@@ -57,9 +62,25 @@ def fit(
         # Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small.
         dataset_config=DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
     )
+    failure = job.out / SCRATCH / FAILURE
+    failure.unlink(missing_ok=True)
     with metrics_progress(job.out, job.steps, title):
         trainer.fit()
+    if failure.exists():
+        _raise(json.loads(failure.read_text()))
     return read_metrics(job.out)
+
+
+def speed(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What a stage's manifest says of how its steps went: figures of speed, and steps that were left out."""
+    names = ("tokens_per_second", "mfu", "data_wait_share")
+    skipped = sum(row.get("skipped", 0) for row in rows)
+    return {**{name: rows[-1][name] for name in names}, **({"skipped_steps": skipped} if skipped else {})}
+
+
+def _raise(failure: dict[str, str]) -> NoReturn:
+    kinds: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, StageError)}
+    raise kinds.get(failure["kind"], StageError)(failure["message"])
 
 
 def _resumable_step(storage: Path) -> int:

@@ -13,16 +13,19 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 from rich.console import Console
 
 from cluster.failures import DeadlineError, StageError, UserError
+from cluster.keys import KeyRing
 from cluster.plan import Share, make_plan
 from cluster.ports import require_free_port
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
-from serve.gateway import Gateway
+from serve.access import Openness, is_loopback
+from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
+from serve.scorer import ScorerReplica
 
 APPLICATION = "triptych"
-MODEL_FOLDERS = ("base", "sft", "policy")
+MODEL_FOLDERS = ("base", "sft", "policy", "reward")
 
 REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
@@ -37,7 +40,7 @@ def serve_run(
     share: Share,
     context: int,
     deadline: float,
-    feedback_url: str | None = None,
+    settings: Settings = Settings(),
 ) -> None:
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
 
@@ -48,7 +51,7 @@ def serve_run(
         share: what each model's replica gets.
         context: tokens a request may have, prompt and answer together.
         deadline: seconds to wait until all models answer.
-        feedback_url: the database behind the label page; without one there is no such page.
+        settings: what the gateway is told besides.
 
     Raises:
         DeadlineError: some model was not ready in time; the message names it.
@@ -60,16 +63,14 @@ def serve_run(
         http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=75),
         logging_config=quiet,
     )
-    target = serve.RunTarget(application(models, share, context, feedback_url), APPLICATION, "/", logging_config=quiet)
+    target = serve.RunTarget(application(models, share, context, settings), APPLICATION, "/", logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(deadline)
 
 
-def application(
-    models: dict[str, Path], share: Share, context: int, feedback_url: str | None = None
-) -> serve.Application:
+def application(models: dict[str, Path], share: Share, context: int, settings: Settings) -> serve.Application:
     """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
-    replica = serve.deployment(
+    deployed = serve.deployment(
         max_ongoing_requests=REQUESTS_AT_ONCE,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=STOP_SECONDS,
@@ -79,7 +80,7 @@ def application(
             "num_gpus": share.gpus,
             "runtime_env": {"env_vars": engine_environment(share)},
         },
-    )(Replica)
+    )
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
@@ -88,20 +89,32 @@ def application(
         # It only passes text on; a share of its own would be taken from the models.
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Gateway))
-    handles = {name: replica.options(name=name).bind(name, path, context, share) for name, path in models.items()}
-    return gateway.bind(handles, feedback_url)
+    handles = {
+        name: deployed(ScorerReplica if is_reward_model(path) else Replica)
+        .options(name=name)
+        .bind(name, path, context, share)
+        for name, path in models.items()
+    }
+    return gateway.bind(handles, settings)
 
 
-def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | None = None) -> None:
+def serve_until_interrupted(
+    recipe: Recipe, run: RunFolder, console: Console | None = None, without_keys: bool = False
+) -> None:
     """Serves a run's finished models on the connected Ray until SIGINT or SIGTERM. Runs in the main thread.
 
     Raises:
-        UserError: the run has no finished model, the port is taken, or the cluster serves something already.
+        UserError: the run has no finished model, the port is taken, the cluster serves something already, or it is to
+            be open on an address that others reach.
     """
     console = console or Console(soft_wrap=True)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = recipe.serve.host, recipe.serve.port
+    openness = openness_for(host, without_keys)
     models = finished_models(run)
+    settings = Settings(
+        run.root, run.feedback_url, openness, weights={name: run.require(name, name).weights for name in models}
+    )
     require_free_port(host, port)
     if others := serve.status().applications:
         raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
@@ -115,11 +128,12 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
                     make_plan(recipe).replica,
                     recipe.model.context,
                     recipe.cluster.deadline_seconds,
-                    run.feedback_url,
+                    settings,
                 )
             address = f"http://{url_host(host)}:{port}"
             console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
             console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")
+            console.print(who_may_ask(run, openness))
             console.print("Ctrl-C ends it")
             _watch()
         except KeyboardInterrupt:
@@ -131,8 +145,38 @@ def serve_until_interrupted(recipe: Recipe, run: RunFolder, console: Console | N
                 serve.shutdown()
 
 
+def openness_for(host: str, without_keys: bool) -> Openness:
+    """Whether a server on an address asks for keys.
+
+    Raises:
+        UserError: it is to ask for none although others reach the address.
+    """
+    if not is_loopback(host):
+        if without_keys:
+            raise UserError(f"--open is for this machine alone, and others reach {host}: use --host 127.0.0.1")
+        return "never"
+    return "always" if without_keys else "until a key is made"
+
+
+def who_may_ask(run: RunFolder, openness: Openness) -> str:
+    """One line that says whether a key is needed, and what to do."""
+    make = f"`triptych key add NAME --run {run.root} --scope chat`"
+    if openness == "always":
+        return "open to every program of this machine, without keys"
+    if KeyRing(run.root).exists():
+        return f"a key is needed; {make} makes another"
+    if openness == "never":
+        return f"a key is needed and there is none yet: {make} makes one"
+    return f"open to every program of this machine until there is a key: {make} makes one"
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a model scores answers: the scale of its rewards lies with it."""
+    return (folder / "normalisation.json").exists()
+
+
 def finished_models(run: RunFolder) -> dict[str, Path]:
-    """The run's finished language models by name.
+    """The run's finished models by name.
 
     Raises:
         UserError: there is none.

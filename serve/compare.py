@@ -3,20 +3,19 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.ratings import Vote, ratings
+from serve.errors import RequestError
 from serve.page import page
+from serve.remote import Model
 from serve.replica import Reply
 from serve.sign_in import labeller_of_request
 
@@ -27,46 +26,6 @@ MOST_TOKENS = 1_024
 LONGEST_PROMPT = 100_000
 Said = Literal["left", "right", "tie", "bad"]
 RANKS: Mapping[Said, list[int]] = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": []}
-
-
-class Voice(Protocol):
-    """A model that can be asked."""
-
-    async def card(self) -> Mapping[str, Any]:
-        """Its entry in `/v1/models`."""
-
-    async def weights(self) -> str:
-        """The checksum of its weights."""
-
-    def answer(self, chat: bool, body: dict[str, Any]) -> AsyncGenerator[Reply | str]:
-        """A reply that says what is wrong, or server-sent events in OpenAI's form.
-
-        Raises:
-            RayError, RayServeException: it cannot be reached.
-        """
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model behind Ray Serve."""
-
-    handle: DeploymentHandle
-
-    async def card(self) -> Mapping[str, Any]:
-        return await self.handle.card.remote()
-
-    async def weights(self) -> str:
-        return await self.handle.weights.remote()
-
-    async def answer(self, chat: bool, body: dict[str, Any]) -> AsyncGenerator[Reply | str]:
-        endpoint = "chat/completions" if chat else "completions"
-        stream: Any = self.handle.options(stream=True).answer.remote(endpoint, body)
-        try:
-            async for part in stream:
-                yield part
-        finally:
-            # Reached early when the client has gone; the replica then aborts the request in its engine.
-            stream.cancel()
 
 
 class Asked(BaseModel):
@@ -91,15 +50,22 @@ class AnswerError(Exception):
     """A model gave no whole answer. The message does not tell which."""
 
 
-def compare_router(database: Feedback, models: Mapping[str, Voice]) -> APIRouter:
+def compare_router(
+    database: Feedback,
+    models: Mapping[str, Model],
+    weights: Mapping[str, str | None],
+    known: Callable[[str], str | None] = lambda _: None,
+) -> APIRouter:
     """The page at /compare and the paths under it.
 
     Args:
         database: where prompts, answers and votes go.
         models: by name. Those tuned to chat are compared; where fewer than two are, all are.
+        weights: the checksum of every model's weights, where it is known.
+        known: as `labeller_of_request`.
     """
     router = APIRouter(prefix="/compare")
-    Labeller = Annotated[str, Depends(labeller_of_request(database))]
+    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 
     @router.get("")
     def compare_page() -> HTMLResponse:
@@ -108,7 +74,7 @@ def compare_router(database: Feedback, models: Mapping[str, Voice]) -> APIRouter
     @router.post("/answers")
     async def answers(labeller: Labeller, asked: Asked) -> StreamingResponse:
         chosen = await _draw(models)
-        events = _events(database, labeller, asked.prompt, chosen)
+        events = _events(database, labeller, asked.prompt, chosen, weights)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.post("/vote")
@@ -157,12 +123,9 @@ def votes_in(database: Feedback) -> tuple[list[Vote], int]:
     return votes, bad
 
 
-async def _draw(models: Mapping[str, Voice]) -> list[tuple[str, Voice, bool, int]]:
+async def _draw(models: Mapping[str, Model]) -> list[tuple[str, Model, bool, int]]:
     """Two models at random, left and right: name, the model, whether it chats, and how many tokens it may write."""
-    try:
-        cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
-    except (RayError, RayServeException) as error:
-        raise HTTPException(503, "a model cannot be reached just now; try again") from error
+    cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
     chat = [name for name in models if cards[name].get("chat", True)]
     able = chat if len(chat) >= SIDES else list(models)
     if len(able) < SIDES:
@@ -174,7 +137,11 @@ async def _draw(models: Mapping[str, Voice]) -> list[tuple[str, Voice, bool, int
 
 
 async def _events(
-    database: Feedback, labeller: str, prompt: str, chosen: Sequence[tuple[str, Voice, bool, int]]
+    database: Feedback,
+    labeller: str,
+    prompt: str,
+    chosen: Sequence[tuple[str, Model, bool, int]],
+    weights: Mapping[str, str | None],
 ) -> AsyncIterator[str]:
     """Pieces of both answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
     stored. Models' own events name them, so none is passed on."""
@@ -184,12 +151,8 @@ async def _events(
         async for side, text in _merged(streams):
             texts[side] += text
             yield _event(side=side, text=text)
-        weights = await asyncio.gather(*(model.weights() for _, model, _, _ in chosen))
-    except AnswerError as error:
-        yield _event(error=str(error))
-        return
-    except (RayError, RayServeException):
-        yield _event(error="a model cannot be reached just now; try again")
+    except (AnswerError, RequestError) as error:
+        yield _event(error=error.detail if isinstance(error, RequestError) else str(error))
         return
     name = f"{COMPARED}{secrets.token_hex(16)}"
     messages = [{"role": "user", "content": prompt}]
@@ -200,7 +163,7 @@ async def _events(
             text=texts[side],
             token_ids=[],
             model=chosen[side][0],
-            weights=weights[side],
+            weights=weights.get(chosen[side][0]) or "",
             sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side][3]},
         )
         for side in range(len(chosen))
@@ -239,13 +202,13 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncIterator[tuple
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _text(model: Voice, chat: bool, name: str, prompt: str, room: int) -> AsyncGenerator[str]:
+async def _text(model: Model, chat: bool, name: str, prompt: str, room: int) -> AsyncGenerator[str]:
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     body = {"model": name, "stream": True, "temperature": TEMPERATURE, "max_tokens": room, **asked}
-    async for part in model.answer(chat, body):
+    async for part in model.answer("chat/completions" if chat else "completions", body):
         if isinstance(part, Reply):
             raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
-        for line in part.splitlines():
+        for line in part.splitlines() if isinstance(part, str) else ():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             event = json.loads(line.removeprefix("data: "))

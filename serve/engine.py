@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
 from transformers import AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -18,20 +19,22 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.plan import Share
 from serve.in_process import start_in_process
-from serve.replica import Endpoint, Reply
+from serve.replica import Endpoint, Part, Reply, Usage
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
 CPU_CACHE_BYTES = 256 << 20
 
 Answer = AsyncGenerator[str, None] | BaseModel
-Handler = Callable[[Any], Awaitable[Answer]]
+Handler = Callable[[Any, Request], Awaitable[Answer]]
 
 
 def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
@@ -82,16 +85,27 @@ class Engine:
             chat_template_content_format="auto",
         )
         completion = OpenAIServingCompletion(self.engine, self.models, online_renderer=renderer, request_logger=None)
-        self.endpoints: dict[Endpoint, tuple[type[BaseModel], Handler]] = {
-            "chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
-            "completions": (CompletionRequest, completion.create_completion),
+        tokens = ServingTokenization(
+            self.models, renderer, request_logger=None, chat_template=None, chat_template_content_format="auto"
+        )
+        self.endpoints: dict[Endpoint, tuple[TypeAdapter[Any], Handler]] = {
+            "chat/completions": (TypeAdapter(ChatCompletionRequest), chat.create_chat_completion),
+            "completions": (TypeAdapter(CompletionRequest), completion.create_completion),
+            "tokenize": (TypeAdapter(TokenizeRequest), tokens.create_tokenize),
+            "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
         }
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Reply | str]:
-        """Yields one `Reply`, or the server-sent events of a stream. Closing the iterator aborts the request."""
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
+        """Yields one `Reply`, or a stream's server-sent events and their `Usage`. Closing it aborts the request."""
+        if endpoint not in self.endpoints:
+            message = "this model writes and does not score; name a reward model"
+            yield _reply(create_error_response(message, param="model"))
+            return
         request_type, handler = self.endpoints[endpoint]
+        # vLLM leaves the count of tokens on the HTTP request, which here is a blank one: the real one stays outside.
+        http = Request({"type": "http", "headers": []})
         try:
-            answer = await handler(request_type.model_validate(body))
+            answer = await handler(request_type.validate_python(body), http)
         except ValidationError as error:
             yield _reply(_explain(error))
         except (VLLMError, TemplateError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
@@ -103,6 +117,8 @@ class Engine:
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
+            if used := http.state.request_metadata.final_usage_info:
+                yield Usage(used.prompt_tokens, used.completion_tokens or 0)
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`: vLLM's, and whether the model was tuned to chat."""

@@ -3,178 +3,211 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from typing import Any, cast
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from ray.exceptions import RayError, TaskCancelledError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
-from serve.compare import ServedModel, compare_router
+from serve.access import Access, Openness
+from serve.body import json_body
+from serve.compare import compare_router
+from serve.door import Door, Visit
+from serve.errors import RequestError, error_body
 from serve.label import label_router
+from serve.limits import Queue
+from serve.meters import Meters
 from serve.page import page
-from serve.replica import Endpoint, Reply
+from serve.remote import Model, RemoteModel
+from serve.replica import Endpoint, Part, Reply, Usage
+from serve.runs import runs_router
 
 logger = logging.getLogger("ray.serve")
 
-EVENTS = "text/event-stream"
-HEALTH_SECONDS = 5.0
+READY_SECONDS = 5.0
+WEIGHTS_HEADER = "X-Triptych-Weights"
+MODEL_HEADER = "X-Triptych-Model"
 
 
-def error_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it; the same shape that vLLM answers with."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+@dataclass(frozen=True)
+class Settings:
+    """What the gateway is told besides the models.
+
+    Attributes:
+        run: the run folder: its keys, its logs and what its page shows; None for models that belong to no run.
+        feedback_url: the database behind the label page; without one there is no such page.
+        openness: whether requests without a key are let in.
+        queue: the most requests to one model at once.
+        weights: the checksum of every model's weights.
+    """
+
+    run: Path | None = None
+    feedback_url: str | None = None
+    openness: Openness = "until a key is made"
+    queue: int = 256
+    weights: Mapping[str, str | None] = field(default_factory=dict)
 
 
-class RequestError(Exception):
-    """A request that the gateway itself turns down."""
-
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, kind, param)
-
-
-def gateway_app(models: Mapping[str, DeploymentHandle], feedback_url: str | None = None) -> FastAPI:
-    """The HTTP application over one replica handle a model, with the label page where there is a database for it."""
-    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
+def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
+    """The HTTP application, in which every request passes the `Door`."""
+    access = Access(settings.run, settings.openness)
+    meters = Meters({name: settings.weights.get(name) for name in models})
+    board = Switchboard(models, settings, meters)
+    # Without redirects of a path with a slash too many: they would repeat the client's own `Host` header.
+    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.exception_handler(RequestError)(_request_error)
     app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_unexpected)
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
         return page("chat.html")
 
     @app.get("/health")
-    async def health() -> JSONResponse:
-        states = dict(zip(models, await asyncio.gather(*(_state(handle) for handle in models.values())), strict=True))
-        healthy = all(state["status"] == "ok" for state in states.values())
-        return JSONResponse({"status": "ok" if healthy else "unhealthy", "models": states}, 200 if healthy else 503)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        states = dict(zip(models, await asyncio.gather(*map(_state, models.values())), strict=True))
+        whole = all(state["status"] == "ok" for state in states.values())
+        return JSONResponse({"status": "ok" if whole else "unhealthy", "models": states}, 200 if whole else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(meters.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": await asyncio.gather(*(_card(handle) for handle in models.values()))}
+        return {"object": "list", "data": await asyncio.gather(*(model.card() for model in models.values()))}
 
     @app.get("/v1/models/{name}")
     async def get_model(name: str) -> dict[str, Any]:
-        return await _card(_model_named(models, name))
+        return await models[board.named(name)].card()
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        return await _pass_on(models, "chat/completions", request)
+    def add(path: str, endpoint: Endpoint) -> None:
+        @app.post(path, name=endpoint)
+        async def ask(request: Request) -> Response:
+            return await board.answer(endpoint, request)
 
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await _pass_on(models, "completions", request)
+    add("/v1/chat/completions", "chat/completions")
+    add("/v1/completions", "completions")
+    add("/v1/score", "score")
+    add("/tokenize", "tokenize")
+    add("/detokenize", "detokenize")
 
-    if feedback_url:
-        database = open_feedback(feedback_url)
-        app.include_router(label_router(database))
-        app.include_router(compare_router(database, {name: ServedModel(handle) for name, handle in models.items()}))
-    return app
+    if settings.feedback_url:
+        database = open_feedback(settings.feedback_url)
+        app.include_router(label_router(database, known=access.labeller))
+        app.include_router(compare_router(database, models, settings.weights, access.labeller))
+    if settings.run:
+        app.include_router(runs_router(settings.run))
+    return Door(app, access, meters, settings.run / "access.jsonl" if settings.run else None)
 
 
 class Gateway:
     """The gateway as a Ray Serve deployment."""
 
-    def __init__(self, models: dict[str, DeploymentHandle], feedback_url: str | None = None) -> None:
-        self.models, self.feedback_url = models, feedback_url
+    def __init__(self, models: dict[str, DeploymentHandle], settings: Settings) -> None:
+        self.models, self.settings = models, settings
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
-        return gateway_app(self.models, self.feedback_url)
-
-
-async def _pass_on(models: Mapping[str, DeploymentHandle], endpoint: Endpoint, request: Request) -> Response:
-    body = await _json_body(request)
-    parts = _parts(_model_named(models, body.get("model")), endpoint, body)
-    first = await anext(parts)
-    if isinstance(first, Reply):
-        await parts.aclose()
-        return JSONResponse(first.body, first.status)
-    return StreamingResponse(
-        _events(first, parts), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        return gateway_app({name: RemoteModel(handle) for name, handle in self.models.items()}, self.settings)
 
 
-async def _parts(handle: DeploymentHandle, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Reply | str]:
-    stream = cast(DeploymentResponseGenerator, handle.options(stream=True).answer.remote(endpoint, body))
-    try:
-        with _unreachable():
-            async for part in stream:
-                yield part
-    finally:
-        # Reached early when the client has gone; the replica then aborts the request in its engine.
-        stream.cancel()
+class Switchboard:
+    """Passes requests on to the models, and notes what came of them."""
 
+    def __init__(self, models: Mapping[str, Model], settings: Settings, meters: Meters) -> None:
+        self._models, self._settings, self._meters = models, settings, meters
+        self._queue = Queue(settings.queue)
 
-async def _events(first: str, rest: AsyncGenerator[Reply | str]) -> AsyncIterator[str]:
-    yield first
-    async with aclosing(rest):
+    def named(self, name: Any) -> str:
+        """The name of a model that is served.
+
+        Raises:
+            RequestError: it is not, or no name is given.
+        """
+        served = ", ".join(self._models)
+        if not isinstance(name, str) or not name:
+            raise RequestError(
+                400, f"name the model to ask in the field `model`; served are {served}", "BadRequestError", "model"
+            )
+        if name not in self._models:
+            raise RequestError(404, f"the model `{name}` is not served; served are {served}", "NotFoundError", "model")
+        return name
+
+    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+        """The answer of the model that the request names: JSON, or server-sent events."""
+        visit: Visit = request.state.visit
+        body = await json_body(request)
+        name = visit.model = self.named(body.get("model"))
+        visit.headers = {MODEL_HEADER: name, WEIGHTS_HEADER: self._settings.weights.get(name) or "unknown"}
+        visit.held.enter_context(self._queue.place(name))
+        visit.held.enter_context(self._meters.running.labels(name).track_inprogress())
+        parts = self._models[name].answer(endpoint, body)
+        visit.held.push_async_callback(parts.aclose)
+        first = await anext(parts)
+        if isinstance(first, Reply):
+            _note_usage(visit, first.body)
+            return JSONResponse(first.body, first.status)
+        return StreamingResponse(self._events(first, parts, visit), media_type="text/event-stream")
+
+    async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: Visit) -> AsyncIterator[str]:
+        labels = (visit.caller.name, visit.model)
+        last = time.monotonic()
+        self._meters.first_token.labels(*labels).observe(last - visit.start)
+        # Until the count comes, an event stands for a token: a client that leaves pays for what it was sent.
+        visit.completion_tokens = 1
+        yield str(first)
         try:
-            async for event in rest:
-                yield str(event)
+            async for part in rest:
+                if isinstance(part, Usage):
+                    visit.prompt_tokens, visit.completion_tokens = part.prompt_tokens, part.completion_tokens
+                    continue
+                now = time.monotonic()
+                self._meters.next_token.labels(*labels).observe(now - last)
+                last = now
+                visit.completion_tokens += 1
+                yield str(part)
         except RequestError as error:
-            # The status line has been sent: an error event is the only way left to say that the answer is not whole.
+            # The status line has been sent: an error event is the only way left to say that it is not whole.
             yield f"data: {json.dumps(error.body)}\n\n"
 
 
-async def _card(handle: DeploymentHandle) -> dict[str, Any]:
-    with _unreachable():
-        return await handle.card.remote()
+def _note_usage(visit: Visit, body: Mapping[str, Any]) -> None:
+    usage = body.get("usage") or {}
+    visit.prompt_tokens = usage.get("prompt_tokens") or 0
+    visit.completion_tokens = usage.get("completion_tokens") or 0
 
 
-@contextmanager
-def _unreachable() -> Iterator[None]:
-    """Turns the failure of a replica into an answer that clients understand and may retry."""
+async def _state(model: Model) -> dict[str, Any]:
     try:
-        yield
-    except TaskCancelledError:
-        raise
-    except (RayError, RayServeException) as error:
-        logger.exception("a replica did not answer")
-        message = "the model cannot be reached just now; try again"
-        raise RequestError(503, message, "ServiceUnavailableError") from error
-
-
-async def _json_body(request: Request) -> dict[str, Any]:
-    # Other content types can be sent by any web page without asking the browser first (CORS "simple requests").
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "send the request as application/json", "UnsupportedMediaTypeError")
-    try:
-        body = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the request body is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise RequestError(400, "the request body must be a JSON object")
-    return body
-
-
-def _model_named(models: Mapping[str, DeploymentHandle], name: Any) -> DeploymentHandle:
-    served = ", ".join(models)
-    if not isinstance(name, str) or not name:
-        raise RequestError(400, f"name the model to ask in the field `model`; served are {served}", param="model")
-    if name not in models:
-        raise RequestError(404, f"the model `{name}` is not served; served are {served}", "NotFoundError", "model")
-    return models[name]
-
-
-async def _state(handle: DeploymentHandle) -> dict[str, Any]:
-    try:
-        requests = await asyncio.wait_for(handle.requests.remote(), HEALTH_SECONDS)
-    except (RayError, RayServeException, TimeoutError) as error:
-        return {"status": f"unreachable ({type(error).__name__})"}
+        requests = await asyncio.wait_for(model.requests(), READY_SECONDS)
+    except (RequestError, TimeoutError):
+        return {"status": "unreachable"}
     return {"status": "ok", "requests": requests}
 
 
 async def _request_error(_: Request, error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(error.body, error.status_code, error.headers)
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(error.status_code, message, "NotFoundError"), error.status_code)
+    return JSONResponse(error_body(error.status_code, message, "NotFoundError"), error.status_code, error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    number = request.state.visit.id
+    logger.error("request %s failed", number, exc_info=error)
+    message = f"something went wrong in the server; its log says what, under {number}"
+    return JSONResponse(error_body(500, message, "InternalServerError"), 500)

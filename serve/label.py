@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -108,17 +109,18 @@ class Desk:
         return None
 
 
-def label_router(database: Feedback, people: int = 1) -> APIRouter:
+def label_router(database: Feedback, people: int = 1, known: Callable[[str], str | None] = lambda _: None) -> APIRouter:
     """The page at /label and the paths under it.
 
     Args:
         database: where prompts come from and judgements go.
         people: how many people are to judge each prompt.
+        known: the name that another kind of token than a labeller's stands for, or None.
     """
     router = APIRouter(prefix="/label")
     desk = Desk(database, people)
 
-    Labeller = Annotated[str, Depends(labeller_of_request(database))]
+    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 
     @router.get("")
     def label_page() -> HTMLResponse:

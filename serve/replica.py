@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.plan import Share
-from cluster.run import RunFolder
 
 if TYPE_CHECKING:
     from serve.engine import Engine
 
-Endpoint = Literal["chat/completions", "completions"]
+Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,17 @@ class Reply:
 
     status: int
     body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a stream, after its last event."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Part = Reply | Usage | str
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -43,11 +53,9 @@ class Replica:
         from serve.engine import Engine
 
         self.engine = Engine(name, model, context, share)
-        manifest = RunFolder(model.parent).manifest(model.name)
-        self.checksum = (manifest and manifest.weights) or ""
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Reply | str]:
-        """Answers one OpenAI request: a single `Reply`, or server-sent events as text.
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
+        """Answers one OpenAI request: a single `Reply`, or server-sent events as text and then their `Usage`.
 
         Closing the iterator aborts the request in the engine.
         """
@@ -57,10 +65,6 @@ class Replica:
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
         return await self.engine.card()
-
-    async def weights(self) -> str:
-        """The checksum of the weights, from the run's manifest; empty for a model outside a run."""
-        return self.checksum
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""

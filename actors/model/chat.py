@@ -65,8 +65,9 @@ class Chat:
         """A whole conversation.
 
         Raises:
-            UserError: nothing in it would be trained.
+            UserError: nothing in it would be trained, or the template cannot write one of its turns.
         """
+        self._check_roles(messages)
         rendered = self._marked(messages) if "generation %}" in self._template else self._by_prefix(messages)
         if not any(rendered.trained):
             raise UserError(
@@ -77,6 +78,15 @@ class Chat:
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens up to where the assistant begins to speak."""
         return self._ids(messages, add_generation_prompt=True)
+
+    def _check_roles(self, messages: Sequence[dict[str, str]]) -> None:
+        """ChatML writes any role out; other templates would pass over a tool's turn, or make up a token for it."""
+        has_tool = any(message["role"] == "tool" for message in messages)
+        if has_tool and "tool" not in self._template and "<|im_start|>" not in self._template:
+            raise UserError(
+                f"a conversation that begins {messages[0]['content'][:40]!r} has a tool's turn, and the chat template "
+                f"of {self.tokenizer.name_or_path} has no place for one"
+            )
 
     def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
         output: Any = self.tokenizer.apply_chat_template(
@@ -95,6 +105,11 @@ class Chat:
             start, whole = len(self.prompt(messages[:index])), self._ids(messages[: index + 1])
             if ids[: len(whole)] != whole or self.prompt(messages[:index]) != whole[:start]:
                 raise UserError("the chat template renders earlier turns differently later on: it cannot be trained on")
+            if self.end_of_turn_id not in whole[start:]:
+                raise UserError(
+                    f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn with the "
+                    f"tokenizer's eos_token {self.tokenizer.eos_token}: set eos_token to the one that it ends with"
+                )
             end = start + whole[start:].index(self.end_of_turn_id) + 1
             trained[start:end] = [True] * (end - start)
         return Rendered(ids, trained)

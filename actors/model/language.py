@@ -1,50 +1,21 @@
-"""The language model: its shape from one dial, and its log-probabilities."""
+"""The language model: built or loaded, its attention over packed rows, and its losses."""
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cluster.failures import UserError
-from cluster.recipe import Model, head_size
+from cluster.plan import LOGITS_AT_ONCE
+from cluster.recipe import Model
+from cluster.shape import shape_of
 
 PADDING = -1
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that make a Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-
-    def parameters(self, vocabulary: int) -> int:
-        """With tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
-        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return vocabulary * self.hidden + self.layers * layer + self.hidden
-
-
-def shape_of(model: Model) -> Shape:
-    """The shape nearest in parameters to `model.size`; fields the recipe sets are kept.
-
-    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
-    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
-    """
-    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
-    depths = [model.layers] if model.layers else list(range(2, 129))
-    free = not (model.hidden or model.layers)
-    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
-    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
-
-
-def _shape(hidden: int, layers: int, heads: int | None) -> Shape:
-    return Shape(hidden, layers, heads or hidden // head_size(hidden), -(-hidden * 8 // 3 // 64) * 64)
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
@@ -154,9 +125,38 @@ def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_i
         trained: bool [B, T]; whether token t is a target. The first token of a document must not be.
 
     Returns:
-        [N], N the number of trained tokens. Logits are made for these alone.
+        [N], N the number of trained tokens. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
-    states = hidden_states(model, input_ids, document_ids)
     targets = trained[:, 1:]
-    logits = model.lm_head(states[:, :-1][targets])
-    return functional.cross_entropy(logits.float(), input_ids[:, 1:][targets], reduction="none")
+    states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
+    return token_losses(model.lm_head, states, input_ids[:, 1:][targets], LOGITS_AT_ONCE)
+
+
+def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int) -> Tensor:
+    """Cross-entropy of tokens, in float32, without all logits at once.
+
+    Where there would be more than `at_once`, tokens go through the head in chunks, and each chunk's logits are made
+    again for its gradient: a second product with the head, for memory that does not grow with the batch.
+
+    Args:
+        head: from hidden states to logits over the vocabulary V.
+        states: [N, H].
+        targets: [N], ids.
+
+    Returns:
+        [N].
+    """
+    size = max(1, at_once // head.weight.shape[0])
+    if len(states) <= size:
+        return _token_losses(head, states, targets)
+    chunks = zip(states.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(_token_losses, head, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _token_losses(head: Any, states: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(head(states).float(), targets, reduction="none")
+
+
+def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
+    """Loss in nats a token, over how many tokens, as bits a byte of UTF-8: comparable between tokenizers."""
+    return loss * tokens / math.log(2) / text_bytes

@@ -1,5 +1,7 @@
 """AdamW for everything, or Muon for the hidden matrices beside it; and the learning-rate schedule."""
 
+import math
+
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -20,9 +22,10 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate.
     """
-    inside = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
     chosen = set(inside)
-    others = [p for p in model.parameters() if p not in chosen]
+    others = [p for _, p in trained if p not in chosen]
     return [
         Muon(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         adamw(others, learning_rate, weight_decay),
@@ -33,11 +36,21 @@ def optimisers(model: nn.Module, name: str, learning_rate: float, weight_decay: 
     """The optimisers of a recipe's `optimiser`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)
-    return [adamw(list(model.parameters()), learning_rate, weight_decay)]
+    return [adamw([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay)]
 
 
-def learning_rate_factor(step: int, steps: int, warmup_share: float, decay_share: float) -> float:
-    """Warm-up, stable, linear decay (WSD, Hu et al. 2024): the factor for step 0 to steps - 1, in (0, 1]."""
+def learning_rate_factor(
+    step: int, steps: int, warmup_share: float, decay_share: float, schedule: str = "wsd"
+) -> float:
+    """The factor on the learning rate for step 0 to steps - 1, in (0, 1], after a linear warm-up.
+
+    wsd stays at 1 and falls linearly over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024).
+    cosine falls from the warm-up on (Loshchilov and Hutter 2017, eq. 5, without restarts) and ignores `decay_share`.
+    Both would reach 0 at the step after the last.
+    """
     warmup = max(1, round(steps * warmup_share))
-    decay = max(1, round(steps * decay_share))
-    return min(1.0, (step + 1) / warmup, (steps - step) / decay)
+    rising = (step + 1) / warmup
+    if schedule == "cosine":
+        progress = max(0, step - warmup + 1) / max(1, steps - warmup + 1)
+        return min(rising, 0.5 * (1 + math.cos(math.pi * progress)))
+    return min(1.0, rising, (steps - step) / max(1, round(steps * decay_share)))

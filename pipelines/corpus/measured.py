@@ -1,7 +1,7 @@
 """Cleaned documents with their signals, kept on disk so that other thresholds need not read the sources again."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,12 @@ import pyarrow.parquet as pq
 
 from cluster.corpus_recipe import PersonalData, Rules
 from cluster.run import file_fingerprint, fingerprint
+from cluster.storage import is_remote, look_up
 from pipelines.corpus.bad import Bad
 from pipelines.corpus.clean import clean
+from pipelines.corpus.clock import Clock
+from pipelines.corpus.gutenberg import without_licence
+from pipelines.corpus.languages import identify
 from pipelines.corpus.parts import written_to_the_side
 from pipelines.corpus.personal_data import replace
 from pipelines.corpus.signals import VERSION, Signals, measure
@@ -21,54 +25,90 @@ from pipelines.corpus.sources import Document, Split, read_split
 
 BATCH = 500
 _KEY = b"triptych"
-_TEXT = ("id", "source", "text", "read_bytes")
+_TEXT = ("id", "source", "text", "language", "read_bytes")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Some documents after cleaning, the UTF-8 bytes of each before it, and the signals of each."""
+    """Some documents after cleaning, the language of each, its UTF-8 bytes before cleaning, and its signals.
+
+    Languages are ISO 639-1 codes with the signal `language_probability`, or empty where nobody asked.
+    """
 
     documents: list[Document]
+    languages: list[str]
     read_bytes: list[int]
     signals: Signals
 
 
-def measured_key(split: Split, rules: Rules | None, personal_data: Sequence[PersonalData]) -> str:
-    """A hash of all that decides what `measure_split` gives: split, files' bytes, lines taken out, data replaced.
+@dataclass(frozen=True)
+class Measuring:
+    """What is done to every document before it is judged.
 
-    The bounds on signals are not part of it.
+    Attributes:
+        rules: whose signals are measured, and whose lines are taken out; their bounds do not matter here.
+        personal_data: kinds to replace.
+        language: whether it is identified.
     """
+
+    rules: Rules | None = None
+    personal_data: tuple[PersonalData, ...] = ()
+    language: bool = False
+
+
+def measured_key(split: Split, measuring: Measuring) -> str:
+    """A hash of all that decides what `measure_split` gives: split, files, lines taken out, data replaced.
+
+    The bounds on signals are not part of it. Of a file that is cut or elsewhere, size and time stand for the bytes:
+    else the file would be read once a part.
+    """
+    rules = measuring.rules
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
-    files = [file_fingerprint(Path(file)) for file in split.files]
-    return fingerprint([VERSION, {**asdict(split), "name": "", "licence": None}, files, lines, sorted(personal_data)])
+    files = [asdict(look_up(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
+    given = {**asdict(split), "name": "", "licence": None}
+    return fingerprint([VERSION, given, files, lines, sorted(measuring.personal_data), measuring.language])
 
 
-def measure_split(split: Split, rules: Rules | None, personal_data: Sequence[PersonalData]) -> Iterator[Measured | Bad]:
+def _content(file: str) -> str:
+    return file_fingerprint(Path(file))
+
+
+def measure_split(split: Split, measuring: Measuring, clock: Clock) -> Iterator[Measured | Bad]:
     """Reads, cleans and measures a split's documents, `BATCH` at a time; passes on what cannot be read.
 
     How often each kind of personal data was replaced is a signal too: personal_email, personal_phone …
     """
     batch: list[Document] = []
-    for item in read_split(split):
+    for item in clock.reading("read", read_split(split)):
         if isinstance(item, Bad):
             yield item
             continue
         batch.append(item)
         if len(batch) == BATCH:
-            yield _measure(batch, rules, personal_data)
+            yield _measure(batch, measuring, clock)
             batch = []
     if batch:
-        yield _measure(batch, rules, personal_data)
+        yield _measure(batch, measuring, clock)
 
 
-def _measure(batch: list[Document], rules: Rules | None, personal_data: Sequence[PersonalData]) -> Measured:
+def _measure(batch: list[Document], measuring: Measuring, clock: Clock) -> Measured:
     read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
-    cleaned = [replace(clean(document.text), personal_data) for document in batch]
-    texts, signals = measure([text for text, _ in cleaned], rules)
-    for kind in personal_data:
-        signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in cleaned])
+    with clock.step("clean"):
+        texts = [without_licence(clean(document.text)) for document in batch]
+    languages, probabilities = [""] * len(texts), None
+    if measuring.language:
+        with clock.step("identify languages"):
+            languages, probabilities = identify(texts)
+    with clock.step("replace personal data"):
+        replaced = [replace(text, measuring.personal_data) for text in texts]
+    with clock.step("measure"):
+        texts, signals = measure([text for text, _ in replaced], measuring.rules)
+    if probabilities is not None:
+        signals["language_probability"] = probabilities
+    for kind in measuring.personal_data:
+        signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in replaced])
     documents = [Document(old.id, old.source, text) for old, text in zip(batch, texts, strict=True)]
-    return Measured(documents, read_bytes, signals)
+    return Measured(documents, languages, read_bytes, signals)
 
 
 def kept(items: Iterable[Measured | Bad], path: Path, key: str) -> Iterator[Measured | Bad]:
@@ -104,6 +144,7 @@ def _to_table(batch: Measured) -> pa.Table:
         [document.id for document in batch.documents],
         [document.source for document in batch.documents],
         [document.text for document in batch.documents],
+        batch.languages,
     ]
     texts = dict(zip(_TEXT, [pa.array(column, pa.string()) for column in columns], strict=False))
     return pa.table({**texts, "read_bytes": pa.array(batch.read_bytes, pa.int64()), **batch.signals})
@@ -116,6 +157,7 @@ def _read(path: Path) -> Iterator[Measured]:
             rows = zip(*(table[name].to_pylist() for name in _TEXT[:3]), strict=True)
             yield Measured(
                 [Document(*row) for row in rows],
+                table["language"].to_pylist(),
                 table["read_bytes"].to_pylist(),
                 {name: table[name].to_numpy() for name in table.column_names if name not in _TEXT},
             )

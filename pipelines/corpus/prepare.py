@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from cluster.corpus_recipe import PersonalData, Rules
 from pipelines.corpus.bad import Bad
+from pipelines.corpus.clock import Clock
 from pipelines.corpus.duplicates import SIGNATURE_BYTES, signatures
-from pipelines.corpus.measured import Measured, kept, load, measure_split, measured_key
+from pipelines.corpus.languages import wanted
+from pipelines.corpus.measured import Measured, Measuring, kept, load, measure_split, measured_key
 from pipelines.corpus.parts import written_to_the_side
-from pipelines.corpus.rules import bounds, reasons_to_drop
+from pipelines.corpus.rules import WANTED, bounds, reasons_to_drop
+from pipelines.corpus.signals import Signals
 from pipelines.corpus.sources import Document, Split
 
 SCHEMA = pa.schema(
@@ -30,6 +32,8 @@ SCHEMA = pa.schema(
         ("signature", pa.binary(SIGNATURE_BYTES)),  # null in a source whose near-duplicates are kept
     ]
 )
+# Of what a rule drops, so much is shown in stats.json.
+_EXAMPLE_CHARACTERS = 200
 EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "text")])
 
 
@@ -38,8 +42,9 @@ class Preparation:
     """Writes the documents of split `index` that are worth training on to `folder`.
 
     Attributes:
-        personal_data: kinds to replace.
         quarantine: folder for a line on every record that cannot be read.
+        measuring: what is done to documents before they are judged.
+        languages: to keep, all if there are none; `language_probability` is the least of being in one of them.
         measured: folder to keep all documents and their signals in, and to take them from if they are there.
         excluded: folder for the documents that the rules drop, None to forget them.
     """
@@ -48,38 +53,49 @@ class Preparation:
     folder: Path
     quarantine: Path
     minimum_words: int
-    rules: Rules | None = None
-    personal_data: tuple[PersonalData, ...] = ()
+    measuring: Measuring
+    languages: tuple[str, ...] = ()
+    language_probability: float = 0.0
     measured: Path | None = None
     excluded: Path | None = None
 
     def __call__(self, index: int) -> dict[str, Any]:
         split = self.splits[index]
-        rules = bounds(self.rules, self.minimum_words)
+        rules = bounds(self.measuring.rules, self.minimum_words, self.language_probability if self.languages else None)
+        clock = Clock()
         found = {"documents": 0, "bytes": 0}
         left = {"documents": 0, "bytes": 0}
         dropped: Counter[str] = Counter()
+        dropped_bytes: Counter[str] = Counter()
+        examples: dict[str, dict[str, str]] = {}
         bad_records: list[Bad] = []
         personal: Counter[str] = Counter()
         with ExitStack() as stack:
             good_writer = _open(stack, self.output(split), SCHEMA)
             bad_writer = _open(stack, self.excluded / f"{split.name}.parquet", EXCLUDED) if self.excluded else None
-            for batch in self._measured(split):
+            for batch in self._measured(split, clock):
                 if isinstance(batch, Bad):
                     bad_records.append(batch)
                     continue
                 found["documents"] += len(batch.documents)
                 found["bytes"] += sum(batch.read_bytes)
-                personal.update({kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in self.personal_data})
-                reasons = reasons_to_drop(batch.signals, rules)
+                kinds = self.measuring.personal_data
+                personal.update({kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in kinds})
+                with clock.step("judge"):
+                    reasons = reasons_to_drop(self._signals(batch), rules)
                 judged = list(zip(batch.documents, reasons, strict=True))
                 bad = [(document, reason) for document, reason in judged if reason]
-                dropped.update(reason for _, reason in bad)
-                table = _table([document for document, reason in judged if not reason], split.deduplicate)
-                good_writer.write_table(table)
-                if bad_writer:
-                    rows = [(document.id, document.source, reason, document.text) for document, reason in bad]
-                    bad_writer.write_table(_rows(rows, EXCLUDED))
+                for document, reason in bad:
+                    dropped[reason] += 1
+                    dropped_bytes[reason] += len(document.text.encode())
+                    examples.setdefault(reason, {"id": document.id, "text": document.text[:_EXAMPLE_CHARACTERS]})
+                with clock.step("hash and sign"):
+                    table = _table([document for document, reason in judged if not reason], split.deduplicate)
+                with clock.step("write"):
+                    good_writer.write_table(table)
+                    if bad_writer:
+                        rows = [(document.id, document.source, reason, document.text) for document, reason in bad]
+                        bad_writer.write_table(_rows(rows, EXCLUDED))
                 left["documents"] += table.num_rows
                 left["bytes"] += sum(table["bytes"].to_pylist())
         self._set_aside(split, bad_records)
@@ -89,9 +105,12 @@ class Preparation:
             "found": found,
             "kept": left,
             "dropped": dict(sorted(dropped.items())),
+            "dropped_bytes": dict(sorted(dropped_bytes.items())),
+            "drop_examples": examples,
             "personal_data": dict(personal),
             "bad": len(bad_records),
             "first_bad": bad_records[0].reason if bad_records else None,
+            "seconds": clock.seconds,
         }
 
     def output(self, split: Split) -> Path:
@@ -107,11 +126,17 @@ class Preparation:
             with written_to_the_side(self.quarantine / f"{split.name}.jsonl") as side:
                 side.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in bad), encoding="utf-8")
 
-    def _measured(self, split: Split) -> Iterator[Measured | Bad]:
+    def _signals(self, batch: Measured) -> Signals:
+        if not self.languages:
+            return batch.signals
+        probabilities = batch.signals["language_probability"]
+        return batch.signals | {WANTED: wanted(batch.languages, probabilities, self.languages)}
+
+    def _measured(self, split: Split, clock: Clock) -> Iterator[Measured | Bad]:
         if self.measured is None:
-            return measure_split(split, self.rules, self.personal_data)
-        key, path = measured_key(split, self.rules, self.personal_data), self.measured / f"{split.name}.parquet"
-        return load(path, key) or kept(measure_split(split, self.rules, self.personal_data), path, key)
+            return measure_split(split, self.measuring, clock)
+        key, path = measured_key(split, self.measuring), self.measured / f"{split.name}.parquet"
+        return load(path, key) or kept(measure_split(split, self.measuring, clock), path, key)
 
 
 def _open(stack: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:

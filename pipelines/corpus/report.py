@@ -1,52 +1,67 @@
 """What went in, what came out and where the rest went: `stats.json`, the stage's key figures and a table."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.corpus.duplicates import SIGNATURE_ALGORITHM
+from pipelines.corpus.mix import Mixture
 from pipelines.corpus.select import SPLITS, Selection
 
 Report = dict[str, Any]
+# What the first phase reads is as it came; what later ones read is what it kept.
+FIRST_PHASE = "prepare"
 
 
 def statistics(
     prepared: Sequence[Report],
     tokenised: Sequence[Report],
     selection: Selection,
+    mixed: Mixture,
     context: int,
     vocabulary: int,
     seconds: dict[str, float],
 ) -> Report:
-    """The content of `stats.json`. Token counts leave out end tokens and padding."""
+    """The content of `stats.json`. Token counts leave out end tokens and padding.
+
+    `seconds` and `megabytes_per_second` of a phase are by the clock and over all workers; those in `steps` are summed
+    over the tasks of the first phase, so that they are a core's.
+    """
     sources: dict[str, Report] = {}
-    for before, after in zip(prepared, tokenised, strict=True):
+    for before in prepared:
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
+            source["kept"][key] += before["kept"][key]
         source["licence"] = before["licence"]
         source["bad"] += before["bad"]
-        source["personal_data"] = dict(Counter(source["personal_data"]) + Counter(before["personal_data"]))
-        source["dropped"] = dict(Counter(source["dropped"]) + Counter(before["dropped"]))
+        for key in ("personal_data", "dropped", "dropped_bytes"):
+            source[key] = _added(source[key], before[key])
+    for name, after in zip(mixed.sources, tokenised, strict=True):
         for split in SPLITS:
             for key in ("documents", "bytes", "tokens"):
-                source[split][key] += after[split][key]
+                sources[name][split][key] += after[split][key]
     for name, source in sources.items():
         source["duplicates"] = {"exact": selection.exact.get(name, 0), "near": selection.near.get(name, 0)}
+        source["known"] = selection.known.get(name, 0)
         for split in SPLITS:
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
     total = {split: _sum(tokenised, split) for split in SPLITS}
+    gathered, kept = (
+        {key: _total(sources, name, key) for key in ("documents", "bytes")} for name in ("gathered", "kept")
+    )
     return {
-        "gathered": {
-            key: sum(source["gathered"][key] for source in sources.values()) for key in ("documents", "bytes")
-        },
-        "dropped": dict(sum((Counter(source["dropped"]) for source in sources.values()), Counter())),
-        "personal_data": dict(sum((Counter(source["personal_data"]) for source in sources.values()), Counter())),
+        "gathered": gathered,
+        "kept": kept,
+        **{key: _added(*(source[key] for source in sources.values())) for key in ("dropped", "dropped_bytes")},
+        "drop_examples": _examples(prepared),
+        "personal_data": _added(*(source["personal_data"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
+        **({"mix": mixed.account} if mixed.account else {}),
+        "known": sum(selection.known.values()),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},
@@ -56,6 +71,14 @@ def statistics(
         "signatures": SIGNATURE_ALGORITHM,
         "sources": sources,
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "megabytes_per_second": {
+            phase: _ratio((gathered if phase == FIRST_PHASE else kept)["bytes"] / 1e6, value)
+            for phase, value in seconds.items()
+        },
+        "steps": {
+            step: {"seconds": round(value, 3), "megabytes_per_second": _ratio(gathered["bytes"] / 1e6, value)}
+            for step, value in _added(*(report["seconds"] for report in prepared)).items()
+        },
     }
 
 
@@ -94,11 +117,21 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{source['train']['bytes_per_token']:.2f}",
         )
     console.print(table)
-    if stats["dropped"]:
-        console.print(_rules_table(stats))
+    for made in (_rules_table(stats), _mix_table(stats), _phases_table(stats)):
+        if made.rows:
+            console.print(made)
     if stats["personal_data"]:
         replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
         console.print(f"personal data replaced: {replaced}")
+    if stats["known"]:
+        console.print(f"{stats['known']:,} documents left out that an earlier corpus has")
+    if contamination := stats.get("contamination"):
+        verb = "left out" if contamination["action"] == "drop" else "counted"
+        console.print(
+            f"{contamination['documents']:,} documents {verb} that share {contamination['n']} words or more with "
+            f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
+            f"({contamination['too_short']:,} are too short to be found); contamination/ has the passages"
+        )
     if stats["bad"]:
         console.print(f"{stats['bad']:,} records could not be read; quarantine/ says which and why")
     console.print(
@@ -109,22 +142,75 @@ def print_summary(stats: Report, console: Console) -> None:
 
 
 def _rules_table(stats: Report) -> Table:
-    table = Table(title="Dropped by rules")
-    table.add_column("rule")
-    table.add_column("documents", justify="right")
-    table.add_column("share", justify="right")
+    table = _table("Dropped by rules", "rule", "documents", "share", "bytes")
     for reason, count in sorted(stats["dropped"].items(), key=lambda item: -item[1]):
-        table.add_row(reason, f"{count:,}", f"{count / stats['gathered']['documents']:.2%}")
+        share = count / stats["gathered"]["documents"]
+        table.add_row(reason, f"{count:,}", f"{share:.2%}", f"{stats['dropped_bytes'][reason]:,}")
     return table
+
+
+def _mix_table(stats: Report) -> Table:
+    table = _table("Mixed by weight", "source", "tokens available", "times read", "tokens", "share", "wanted")
+    for name, source in stats.get("mix", {}).items():
+        table.add_row(
+            name.rsplit("/", 1)[-1],
+            f"{source['tokens_available']:,}",
+            f"{source['times_read']:.2f}",
+            f"{source['tokens']:,}",
+            f"{source['share']:.2%}",
+            f"{source['share_wanted']:.2%}",
+        )
+    return table
+
+
+def _phases_table(stats: Report) -> Table:
+    table = _table("Time", "phase", "seconds", "MB/s")
+    for phase, value in stats["seconds"].items():
+        table.add_row(phase, f"{value:.2f}", f"{stats['megabytes_per_second'][phase]:.2f}")
+        if phase == FIRST_PHASE:
+            for step, figures in stats["steps"].items():
+                table.add_row(f"  {step}", f"{figures['seconds']:.2f}", f"{figures['megabytes_per_second']:.2f}")
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _examples(prepared: Sequence[Report]) -> Report:
+    """Of every rule the first document that it dropped."""
+    found: Report = {}
+    for report in prepared:
+        for reason, example in report["drop_examples"].items():
+            found.setdefault(reason, example)
+    return dict(sorted(found.items()))
+
+
+def _added(*counts: Mapping[str, float]) -> Report:
+    total: Report = {}
+    for count in counts:
+        for name, value in count.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _total(sources: Mapping[str, Report], name: str, key: str) -> int:
+    return sum(source[name][key] for source in sources.values())
 
 
 def _empty_source() -> Report:
     return {
         "gathered": {"documents": 0, "bytes": 0},
+        "kept": {"documents": 0, "bytes": 0},
         "licence": None,
         "bad": 0,
         "personal_data": {},
         "dropped": {},
+        "dropped_bytes": {},
         **{split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS},
     }
 

@@ -18,6 +18,9 @@ WORD_LENGTH = "mean word length"
 SYMBOLS = "too many symbols"
 LETTERS = "too few words with a letter"
 REPEATED_LINES = "repeated lines"
+LANGUAGE = "another language"
+# The signal that `LANGUAGE` is a bound on: how likely a document is in a language that the recipe asks for.
+WANTED = "wanted_language"
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,24 @@ class Bound:
     most: float = np.inf
 
 
-def bounds(rules: Rules | None, minimum_words: int) -> list[Bound]:
-    """All rules in the order in which they are applied: the least number of words, then the recipe's sets.
+def bounds(rules: Rules | None, minimum_words: int, language_probability: float | None = None) -> list[Bound]:
+    """All rules in the order in which they are applied: the least number of words, the language, the recipe's sets.
 
     Without any set, a few of Gopher's that short texts pass too: its 50 words would drop every short dialogue.
     """
-    few = Bound(TOO_FEW_WORDS, "words", least=minimum_words)
+    first = [Bound(TOO_FEW_WORDS, "words", least=minimum_words)]
+    if language_probability is not None:
+        first.append(Bound(LANGUAGE, WANTED, least=language_probability))
     if rules is None:
         return [
-            few,
+            *first,
             Bound(WORD_LENGTH, "mean_word_length", 3.0, 10.0),
             Bound(SYMBOLS, "symbols_per_word", most=0.1),
             Bound(LETTERS, "words_with_a_letter", least=0.8),
             Bound(REPEATED_LINES, "duplicate_lines", most=0.3),
         ]
     return [
-        few,
+        *first,
         *(_gopher_quality(rules.gopher_quality) if rules.gopher_quality else []),
         *(_gopher_repetition(rules.gopher_repetition) if rules.gopher_repetition else []),
         *(_c4(rules.c4) if rules.c4 else []),

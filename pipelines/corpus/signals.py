@@ -16,7 +16,7 @@ from cluster.corpus_recipe import C4, Rules
 from pipelines.corpus.repetition import repetition
 
 # Part of what stored signals are: signals of another version are measured again.
-VERSION = 1
+VERSION = 2
 
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]
@@ -156,10 +156,6 @@ def _starting(lines: Iterable[str], starts: tuple[str, ...]) -> int:
 
 def _ending(lines: Iterable[str], ends: tuple[str, ...]) -> int:
     return sum([line.endswith(ends) for line in lines])
-
-
-def _count_words(text: str) -> int:
-    return len(text.split())
 
 
 def _each(function: Callable[[T], float], items: Sequence[T]) -> NDArray[np.float64]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
 
 from cluster.corpus_recipe import Source
 from cluster.failures import UserError
+from cluster.storage import Stored, find_files, folder_of, look_up, place_in
 from pipelines.corpus.bad import Bad
-from pipelines.corpus.files import SUFFIXES, read_file
+from pipelines.corpus.extract import Extractor
+from pipelines.corpus.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
+from pipelines.corpus.layout import files_of_split
 from pipelines.corpus.packages import chatterbot_dialogues, docstrings, random_facts, standard_library
 
 # Enough work to outweigh starting a task, little enough to share a corpus among many.
@@ -26,7 +27,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Split:
-    """What one task reads: some files of a source, or the whole of a source that a package carries."""
+    """What one task reads: files of a source, a span of one file, or the whole of a source that a package carries.
+
+    `folder` is what the names of files in ids start from.
+    """
 
     name: str
     source: str
@@ -37,19 +41,24 @@ class Split:
     deduplicate: bool
     seed: int
     licence: str | None = None
+    folder: str = ""
+    span: Span | None = None
+    text_lines: bool = False
+    page_seconds: float = 10.0
 
 
-def plan_splits(sources: Sequence[Source], seed: int) -> list[Split]:
+def plan_splits(sources: Sequence[Source], seed: int, page_seconds: float = 10.0) -> list[Split]:
     """Cuts every source into splits, in the order of the recipe and of the file names.
 
-    A source with a limit is one split: only a single reader knows how many documents came before.
+    A file of lines or row groups that is larger than a split is cut. A source with a limit is one split: only a single
+    reader knows how many documents came before.
 
     Raises:
         UserError: a path matches no file, or a file of a kind that is not read.
     """
     splits: list[Split] = []
     for source, name in zip(sources, source_names(sources), strict=True):
-        for files in _groups(_files_of(source), whole=source.limit is not None):
+        for files, span in _groups(_files_of(source), source):
             splits.append(
                 Split(
                     name=f"part-{len(splits):05d}",
@@ -61,6 +70,10 @@ def plan_splits(sources: Sequence[Source], seed: int) -> list[Split]:
                     deduplicate=source.near_duplicates == "drop",
                     seed=seed,
                     licence=source.licence,
+                    folder=folder_of(source.path) if source.path else "",
+                    span=span,
+                    text_lines=source.text_lines,
+                    page_seconds=page_seconds,
                 )
             )
     return splits
@@ -95,9 +108,11 @@ def read_split(split: Split) -> Iterator[Document | Bad]:
 
 def _places(split: Split) -> Iterator[tuple[str, str | Bad]]:
     if split.kind == "files":
-        for file in split.files:
-            for index, text in enumerate(read_file(Path(file), split.text_field)):
-                yield f"{Path(file).name}:{index}", text
+        with Extractor(split.page_seconds) as extract:
+            reading = Reading(split.text_field, split.text_lines, extract)
+            for file in split.files:
+                for place, text in read_file(file, reading, split.span):
+                    yield f"{place_in(split.folder, file)}:{place}", text
     elif split.kind == "docstrings":
         yield from docstrings(split.files)
     else:
@@ -114,32 +129,35 @@ def _packaged(kind: str, seed: int) -> Iterable[str]:
     return chatterbot_dialogues()
 
 
-def _files_of(source: Source) -> list[Path]:
+def _files_of(source: Source) -> list[Stored]:
     if source.kind == "docstrings":
-        return standard_library()
+        return [look_up(str(file)) for file in standard_library()]
     if source.path is None:
         return []
-    path = Path(source.path)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
-    else:
-        found = sorted(Path(name) for name in glob(source.path, recursive=True) if Path(name).is_file())
+    matching = find_files(source.path)
+    found = [file for file in matching if suffix_of(file.name)]
+    if matching and not found:
+        raise UserError(f"cannot read {matching[0].name} as text: a corpus source takes {', '.join(SUFFIXES)} files")
     if not found:
         raise UserError(f"no {', '.join(SUFFIXES)} file matches {source.path}; mend the path of this corpus source")
-    strange = next((file for file in found if not file.name.endswith(SUFFIXES)), None)
-    if strange:
-        raise UserError(f"cannot read {strange} as text: a corpus source takes {', '.join(SUFFIXES)} files")
-    # Workers run in another folder than the command.
-    return [file.absolute() for file in found]
+    if source.split or source.subset:
+        return files_of_split(folder_of(source.path), found, source.split, source.subset)
+    return found
 
 
-def _groups(files: list[Path], whole: bool) -> list[tuple[str, ...]]:
-    groups: list[list[str]] = [[]]
+def _groups(files: Sequence[Stored], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
+    """Small files together, large ones alone and cut where that can be."""
+    groups: list[tuple[tuple[str, ...], Span | None]] = []
+    held: list[str] = []
     size = 0
     for file in files:
-        if groups[-1] and not whole and size + file.stat().st_size > SPLIT_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(str(file))
-        size += file.stat().st_size
-    return [tuple(group) for group in groups]
+        cut = spans(file, source.text_lines, SPLIT_BYTES) if source.kind == "files" and not source.limit else []
+        if held and not source.limit and (cut or size + file.size > SPLIT_BYTES):
+            groups.append((tuple(held), None))
+            held, size = [], 0
+        if cut:
+            groups += [((file.name,), span) for span in cut]
+        else:
+            held.append(file.name)
+            size += file.size
+    return [*groups, (tuple(held), None)] if held or not groups else groups

@@ -1,10 +1,13 @@
-"""The corpus stage: gather, clean and judge -> drop duplicates -> train the tokenizer -> tokenise and pack -> shard.
+"""The corpus stage: gather, clean, judge -> drop duplicates -> train the tokenizer -> mix -> tokenise, pack -> shard.
 
 documents/part-*.parquet                 the text that is used: id, source, split, text
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
+index/                                   hashes and signatures, for the corpora that come after (corpus.known)
+duplicates/part-*.parquet                which document stands for which
+contamination/part-*.parquet             with corpus.decontaminate: the passages that evaluation files have too
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
 stats.json                               what went in, what came out, where the rest went
-measured/part-*.parquet                  with corpus.rules: every document cleaned, with its signals, whatever its fate
+measured/part-*.parquet                  with corpus.rules or languages: every document cleaned, with its signals
 excluded/part-*.parquet                  with corpus.keep_excluded: what the rules dropped: id, source, reason, text
 quarantine/part-*.jsonl                  records that cannot be read: file, offset, reason, excerpt
 work/                                    what the phases hand on, until the last one is through
@@ -19,7 +22,6 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -27,10 +29,14 @@ from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
+from pipelines.corpus.deduplicate import Prepared, choose
+from pipelines.corpus.languages import known_languages
+from pipelines.corpus.measured import Measuring
+from pipelines.corpus.mix import Mixture, weigh
 from pipelines.corpus.parts import Part, run_parts, written_to_the_side
 from pipelines.corpus.prepare import Preparation
-from pipelines.corpus.report import Report, key_figures, print_summary, statistics
-from pipelines.corpus.select import TRAIN, Selection, document_position, select
+from pipelines.corpus.report import FIRST_PHASE, Report, key_figures, print_summary, statistics
+from pipelines.corpus.select import TRAIN, document_position
 from pipelines.corpus.shards import Sharding
 from pipelines.corpus.sources import Split, plan_splits
 from pipelines.corpus.tokenise import Tokenisation, chosen_documents
@@ -77,25 +83,33 @@ def _take_over(finished: Path, folder: Path) -> None:
 def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
-    splits = plan_splits(corpus.sources, recipe.seed)
+    _require_known(corpus.languages)
+    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        with _timed("prepare", seconds):
+        with _timed(FIRST_PHASE, seconds):
             preparation = _preparation(recipe, splits, out)
             prepared = _prepare(preparation, recipe, work, progress)
         _require_readable(prepared, corpus.maximum_bad_share)
         _require_documents(prepared, corpus.minimum_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
-            selection = select(files, corpus.near_duplicate_similarity, corpus.held_out_share, recipe.seed)
-            choices = _save_choices(selection, splits, work / "choices")
+            parts = [
+                Prepared(file, file_fingerprint(file), split.source) for file, split in zip(files, splits, strict=True)
+            ]
+            selection, choices, contamination = choose(recipe, parts, out, progress)
         with _timed("tokenizer", seconds):
             vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
+        tokenizer = out / "tokenizer" / "tokenizer.json"
+        mixed = Mixture(files, tuple(choices), tuple(split.source for split in splits))
+        if any(source.weight for source in corpus.sources):
+            with _timed("mix", seconds):
+                mixed = weigh(mixed, recipe, tokenizer, work, progress)
         with _timed("tokenise", seconds):
             tokenisation = Tokenisation(
-                files,
-                choices,
-                out / "tokenizer" / "tokenizer.json",
+                mixed.prepared,
+                mixed.choices,
+                tokenizer,
                 work / "rows",
                 out / "documents",
                 recipe.model.context,
@@ -104,7 +118,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             tokenised = _tokenise(tokenisation, recipe, work, progress)
         with _timed("shards", seconds):
             _shard(tokenisation, tokenised, recipe, out, progress)
-    return statistics(prepared, tokenised, selection, recipe.model.context, vocabulary, seconds)
+    stats = statistics(prepared, tokenised, selection, mixed, recipe.model.context, vocabulary, seconds)
+    return {**stats, "contamination": contamination} if contamination else stats
 
 
 def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparation:
@@ -114,24 +129,32 @@ def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparat
         folder=out / "work" / "prepared",
         quarantine=out / "quarantine",
         minimum_words=corpus.minimum_words,
-        rules=corpus.rules,
-        personal_data=tuple(corpus.personal_data),
-        measured=out / MEASURED if corpus.rules else None,
+        measuring=Measuring(corpus.rules, tuple(corpus.personal_data), bool(corpus.languages)),
+        languages=tuple(corpus.languages),
+        language_probability=corpus.language_probability,
+        measured=out / MEASURED if corpus.rules or corpus.languages else None,
         excluded=out / "excluded" if corpus.keep_excluded else None,
     )
 
 
 def _prepare(preparation: Preparation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
-    rules = preparation.rules.model_dump() if preparation.rules else None
+    fields = {"minimum_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
+    judgement = recipe.corpus.model_dump(include=fields)
     parts = [
         Part(
             split.name,
-            fingerprint([asdict(split), preparation.minimum_words, rules, preparation.personal_data]),
+            fingerprint([asdict(split), judgement]),
             preparation.outputs(split),
         )
         for split in preparation.splits
     ]
     return run_parts("read and clean", work / "done" / "prepare", parts, preparation, progress, _deadline(recipe))
+
+
+def _require_known(languages: Sequence[str]) -> None:
+    unknown = next((language for language in languages if language not in known_languages()), None)
+    if unknown:
+        raise UserError(f"corpus.languages: {unknown!r} is none of {', '.join(known_languages())}")
 
 
 def _require_readable(prepared: Sequence[Report], most: float) -> None:
@@ -156,14 +179,6 @@ def _require_documents(prepared: Sequence[Report], minimum_words: int) -> None:
         f"the corpus has no documents left: {found} were read and every one was dropped by the quality rules; "
         f"add sources or lower corpus.minimum_words (now {minimum_words})"
     )
-
-
-def _save_choices(selection: Selection, splits: Sequence[Split], folder: Path) -> tuple[Path, ...]:
-    files = tuple(folder / f"{split.name}.npy" for split in splits)
-    for file, choices in zip(files, selection.choices, strict=True):
-        with written_to_the_side(file) as side, side.open("wb") as stream:
-            np.save(stream, choices)
-    return files
 
 
 def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], train_bytes: int, folder: Path) -> int:

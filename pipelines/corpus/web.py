@@ -1,6 +1,5 @@
 """Web pages: HTML files and WARC captures (ISO 28500), reduced to their main text."""
 
-import codecs
 import mmap
 import zlib
 from collections.abc import Generator, Iterator
@@ -8,57 +7,41 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
-from resiliparse.parse.html import HTMLParserException, HTMLTree
 
 from pipelines.corpus.bad import MAXIMUM_RECORD_BYTES, Bad
+from pipelines.corpus.extract import ExtractionError, Extractor
 
 _PAGES = ("text/html", "application/xhtml+xml")
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _GZIP_MEMBER = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _LINE_ENDS = b"\r\n\r\n"
 _PIECE = 1 << 16
 
 
-def read_web(path: Path) -> Iterator[str | Bad]:
-    """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200."""
+def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
+    """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200, and where it is."""
     if ".warc" in path.name:
-        yield from _read_warc(path)
+        yield from _read_warc(path, extract)
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
-        yield Bad(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
+        yield 0, Bad(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
     else:
         try:
-            yield main_text(path.read_bytes())
-        except HTMLParserException as error:
-            yield Bad(str(path), 0, f"{path} cannot be parsed ({error}); remove the file")
+            yield 0, extract(path.read_bytes())
+        except ExtractionError as error:
+            yield 0, Bad(str(path), 0, f"{path} {error}; remove the file")
 
 
-def main_text(page: bytes, charset: str | None = None) -> str:
-    """What a page says, without its menus and boilerplate, a block a line.
-
-    Args:
-        charset: what the server called the encoding. As browsers do (WHATWG HTML, 13.2.3.2), a byte order mark comes
-            before it, then the page's own meta element, then a guess from the bytes.
-    """
-    known = next((name for mark, name in _MARKS if page.startswith(mark)), None)
-    known = known or (map_encoding_to_html5(charset, fallback_utf8=False) if charset else None)
-    encoding = known or detect_encoding(page, from_html_meta=True) or "utf-8"
-    tree = HTMLTree.parse(bytes_to_str(page, encoding, errors="replace"))
-    text: str = extract_plain_text(tree, main_content=True, alt_texts=False)
-    return text
-
-
-def _read_warc(path: Path) -> Iterator[str | Bad]:
+def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start: int | None = 0
         while start is not None:
-            broken = yield from _read_from(path, file, content, start)
+            broken = yield from _read_from(path, file, content, start, extract)
             start = _next_record(path, content, broken) if broken is not None else None
 
 
-def _read_from(path: Path, file: BinaryIO, content: mmap.mmap, start: int) -> Generator[str | Bad, None, int | None]:
+def _read_from(
+    path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
+) -> Generator[tuple[int, str | Bad], None, int | None]:
     """The pages from an offset on; returns the offset of the record at which reading stopped, None at the end.
 
     A record is trusted only once the next one is found where its length says.
@@ -73,27 +56,27 @@ def _read_from(path: Path, file: BinaryIO, content: mmap.mmap, start: int) -> Ge
         except (OSError, ValueError) as error:
             end = _end_of_record(path, content, offset, length)
             if end is not None and page is not None:
-                yield page
+                yield offset, page
             broken = offset if end is None else end
-            yield _bad(path, broken, f"is damaged or has the wrong length ({error})")
+            yield broken, _bad(path, broken, f"is damaged or has the wrong length ({error})")
             return broken
         if page is not None:
-            yield page
+            yield offset, page
         if record is None:
             return None
         offset, length, page = record.stream_pos, record.content_length, None
         try:
             data = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
         except (OSError, ValueError) as error:
-            yield _bad(path, offset, f"is damaged ({error})")
+            yield offset, _bad(path, offset, f"is damaged ({error})")
             return offset
         if len(data) > MAXIMUM_RECORD_BYTES:
             page = _bad(path, offset, f"has {length:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}")
         elif len(data) != length:
-            yield _bad(path, offset, f"says it has {length:,} bytes and has {len(data):,}")
+            yield offset, _bad(path, offset, f"says it has {length:,} bytes and has {len(data):,}")
             return offset
         else:
-            page = _page(path, record, data)
+            page = _page(path, record, data, extract)
 
 
 def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> int | None:
@@ -115,7 +98,7 @@ def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> 
     return min(at, len(content)) - len(unpacker.unused_data)
 
 
-def _page(path: Path, record: WarcRecord, data: bytes) -> str | Bad | None:
+def _page(path: Path, record: WarcRecord, data: bytes, extract: Extractor) -> str | Bad | None:
     """The text of a response that is a page; None of any other record."""
     if record.record_type != WarcRecordType.response or not record.is_http:
         return None
@@ -129,9 +112,11 @@ def _page(path: Path, record: WarcRecord, data: bytes) -> str | Bad | None:
         body = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
         if len(body) > MAXIMUM_RECORD_BYTES:
             return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
-        return main_text(body, record.http_charset)
+        return extract(body, record.http_charset)
+    except ExtractionError as error:
+        return _bad(path, offset, str(error))
     except (OSError, ValueError) as error:
-        return _bad(path, offset, f"cannot be decoded or parsed ({error})")
+        return _bad(path, offset, f"cannot be decoded ({error})")
 
 
 def _next_record(path: Path, content: mmap.mmap, broken: int) -> int | None:

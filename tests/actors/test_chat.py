@@ -114,3 +114,72 @@ def test_a_template_that_changes_earlier_turns_is_refused(folder: Path):
     chat.tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
     with pytest.raises(UserError, match="renders earlier turns differently"):
         chat.conversation(CONVERSATION)
+
+
+# The templates that models come with, in the published wording; neither marks what is trained.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+STYLES = {
+    "chatml": (CHATML, "<|im_end|>", ["<|im_start|>"], "<|im_start|>{role}\n", "\n", ""),
+    "llama-3": (
+        LLAMA_3,
+        "<|eot_id|>",
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"],
+        "<|start_header_id|>{role}<|end_header_id|>\n\n",
+        "",
+        "<|begin_of_text|>",
+    ),
+}
+
+
+def styled(folder: Path, style: str) -> Chat:
+    template, end, others, *_ = STYLES[style]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": end, "additional_special_tokens": others})
+    if "<|begin_of_text|>" in others:
+        tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    tokenizer.chat_template = template
+    return Chat(tokenizer)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_token_in_the_style_of_other_models(folder: Path, style: str):
+    chat = styled(folder, style)
+    _, end, _, header, after, before = STYLES[style]
+    # The text of every piece, whether it is trained, written down turn by turn.
+    pieces = [(before, False)] if before else []
+    for turn in CONVERSATION:
+        assistant = turn["role"] == "assistant"
+        pieces += [(header.format(role=turn["role"]), False), (turn["content"] + end, assistant), (after, False)]
+    ids = [(chat.tokenizer.encode(text, add_special_tokens=False), trained) for text, trained in pieces if text]
+    rendered = chat.conversation(CONVERSATION)
+    assert rendered.token_ids == [token for tokens, _ in ids for token in tokens]
+    assert rendered.trained == [flag for tokens, flag in ids for _ in tokens]
+    words = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    assert chat.tokenizer.decode(words) == f"hello{end}so{end}"
+    assert words.count(chat.end_of_turn_id) == 2
+
+
+def test_a_tools_turn_is_read_and_not_trained_where_the_template_has_it(folder: Path):
+    talk = [*CONVERSATION[1:3], {"role": "tool", "content": "12:00"}, CONVERSATION[4]]
+    chat = styled(folder, "chatml")
+    rendered = chat.conversation(talk)
+    words = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    assert chat.tokenizer.decode(words) == "hello<|im_end|>so<|im_end|>"
+    assert "<|im_start|>tool\n12:00<|im_end|>" in chat.tokenizer.decode(rendered.token_ids)
+    with pytest.raises(UserError, match="no place for one"):
+        Chat.of(folder).conversation(talk)
+
+
+def test_an_end_of_turn_that_is_not_the_tokenizers_is_refused(folder: Path):
+    chat = styled(folder, "chatml")
+    chat.tokenizer.eos_token = END_OF_TEXT
+    with pytest.raises(UserError, match=r"eos_token <\|endoftext\|>: set eos_token"):
+        chat.conversation(CONVERSATION)

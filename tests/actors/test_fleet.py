@@ -89,8 +89,9 @@ def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     until(lambda: fleet.states() == [ActorState.READY], "the drained actor to leave")
     fleet.resize(2)
     until(lambda: fleet.states() == [ActorState.READY] * 2, "the joiner")
-    versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=60)
-    assert versions == [fresh_version] * 2
+    drawn = [handle.generate.remote(prompts("joined", 1), Sampling(1, 1.0, 4)) for handle in fleet.handles()]
+    samples = [group[0] for groups in ray.get(drawn, timeout=60) for group in groups]
+    assert [sample.weight_versions for sample in samples] == [[fresh_version] * 4] * 2
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(fleet: Fleet):

@@ -12,9 +12,9 @@ from actors.model.language import (
     document_mask,
     next_token_losses,
     restarting_positions,
-    shape_of,
 )
 from cluster.recipe import Model
+from cluster.shape import shape_of
 
 DOCUMENTS = [[7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33]]
 # Row 0: two documents and no room left; row 1: one document and three tokens of padding.

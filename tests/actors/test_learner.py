@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from actors.learner import Learner
 from actors.model.heads import with_new_head
 from actors.model.language import build
 from actors.model.objectives.algorithms import ALGORITHMS
+from actors.model.objectives.limits import breach
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
 from cluster.failures import StageError
@@ -232,3 +234,47 @@ def test_log_probabilities_are_those_of_the_tempered_distribution(folders):
                 before = logits[position - 1]
                 expected = before[sequence[position]] - before.exp().sum().log()
                 assert value == pytest.approx(expected.item(), abs=1e-5)
+
+
+def exported(learner: Learner, folder: Path, within_limits: bool) -> dict[str, torch.Tensor]:
+    learner.export(folder, within_limits)
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_last_policy_within_the_budget_is_what_is_exported(folders, tmp_path: Path, resumed: bool):
+    settings = {"learning_rate": 3e-3, "kl_budget": 1.0, "kl_coefficient": 0.0}
+    learner = make(folders, **settings)
+    policies, found = [], []
+    while not found or found[-1] is None:
+        policies.append(weights_of(learner))
+        figures = learner.step(PROMPTS, samples(learner), REWARDS)
+        found.append(breach(figures, learner.settings))
+        if resumed:
+            learner.save(tmp_path / "checkpoint", {})
+            learner = make(folders, **settings)
+            learner.restore(tmp_path / "checkpoint")
+        assert len(found) < 30
+    assert len(found) > 2
+    assert "nats an answer away from the fine-tuned model, and rlhf.kl_budget is 1" in (found[-1] or "")
+    newest = exported(copy.deepcopy(learner), tmp_path / "newest", within_limits=False)
+    kept = exported(learner, tmp_path / "kept", within_limits=True)
+    for name, value in kept.items():
+        # The policy at the start of the last step but one: the last was the first to start beyond the budget.
+        assert torch.equal(value, policies[-2][f"policy.{name}"]), name
+    assert any(not torch.equal(value, newest[name]) for name, value in kept.items())
+
+
+def test_limits_are_named_and_none_is_set_unless_asked():
+    figures = {"kl_sequence": 5.0, "entropy": 0.01}
+    assert breach(figures, Rlhf()) is None
+    assert "entropy was 0.010 nats a token, and rlhf.minimum_entropy is 0.02" in (
+        breach(figures, Rlhf(kl_budget=5.0, minimum_entropy=0.02)) or ""
+    )
+    assert breach(figures, Rlhf(kl_budget=5.0, minimum_entropy=0.01)) is None
+
+
+def test_without_limits_no_second_policy_is_held(folders):
+    learner = make(folders)
+    learner.step(PROMPTS, samples(learner), REWARDS)
+    assert learner.kept is None

@@ -144,12 +144,35 @@ def test_value_loss_takes_the_worse_of_clipped_and_free():
     assert torch.allclose(losses, tensor([[0.5 * 0.8**2, 0.5 * 0.9**2]]))
 
 
+@pytest.mark.parametrize("value", [0.5, 0.9, 1.1, 1.9, 2.5])
+@pytest.mark.parametrize("wanted", [0.0, 1.05, 2.0])
+def test_value_loss_and_its_gradient_by_hand(value: float, wanted: float):
+    # Ouyang et al. 2022 after Schulman's code: ½ max((V - R)², (V_old + clip(V - V_old, ±ε) - R)²), with V_old = 1.
+    new = tensor([[value]]).requires_grad_()
+    targets = Targets(*(torch.zeros(1, 1) for _ in range(3)), values=tensor([[1.0]]), returns=tensor([[wanted]]))
+    loss = ppo.value_losses(new, targets, Clip(0.2, 0.2))
+    near = min(max(value, 0.8), 1.2)
+    free = (value - wanted) ** 2 >= (near - wanted) ** 2
+    assert loss.item() == pytest.approx(0.5 * max((value - wanted) ** 2, (near - wanted) ** 2), abs=1e-12)
+    (gradient,) = torch.autograd.grad(loss.sum(), new)
+    assert gradient.item() == pytest.approx(value - wanted if free or near == value else 0.0, abs=1e-12)
+
+
 def test_learning_rate_warms_up_stays_and_falls():
     factors = [learning_rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:81] == [1.0] * 72
     assert factors[-1] == pytest.approx(1 / 20)
     assert all(later < sooner for sooner, later in itertools.pairwise(factors[80:]))
+
+
+def test_cosine_falls_from_the_warm_up_on():
+    factors = [learning_rate_factor(step, 100, 0.1, 0.2, "cosine") for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    # Loshchilov and Hutter 2017, eq. 5, from step 9, the last of the warm-up, to step 100, which is not done.
+    assert factors[9:] == pytest.approx([(1 + math.cos(math.pi * (step - 9) / 91)) / 2 for step in range(9, 100)])
+    assert 0 < factors[-1] < 0.001
+    assert learning_rate_factor(0, 1, 0.0, 0.0, "cosine") == 1.0
 
 
 def test_adamw_steps_equal_the_paper():

@@ -1,17 +1,22 @@
 """Rewards by functions, their sum, and the batches that they make."""
 
+import os
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import ray
 
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
-from actors.reward import FunctionReward, Question, Scorer, load_function, weighted_rewards
+from actors.reward import FunctionReward, Question, Scorer, load_function, restarted, weighted_rewards
 from actors.rollouts import ROUNDS, Rollouts
 from actors.sample import Prompt, Sample, Sampling
-from cluster.failures import DeadlineError, StageError, UserError, known_failure
+from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure
+from cluster.plan import Share
 from cluster.recipe import Rlhf
 
 HERE = "tests.actors.test_reward"
@@ -104,13 +109,48 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
             ray.kill(one.actor)
 
 
+def dies_once(question: Question, answer: str) -> float:
+    """Kills its own process unless a file says that it did so before."""
+    mark = Path(question.metadata["mark"])
+    if mark.exists():
+        return 1.0
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def always_dies(question: Question, answer: str) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_is_named(
+    ray_session: None, tmp_path: Path
+):
+    questions = {"a": Question([], {"mark": str(tmp_path / "mark")})}
+    for name, restarts in (("dies_once", 3), ("always_dies", 1)):
+        actor = restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(
+            f"{HERE}:{name}", questions
+        )
+        scorer = Scorer(f"the function {name}", actor, 2.0, 90)
+        try:
+            if name == "dies_once":
+                assert weighted_rewards([scorer], PROMPTS, [[sample("x"), sample("y")]]) == [[2.0, 2.0]]
+            else:
+                with pytest.raises(EngineError, match="died before it gave the rewards of the function always_dies"):
+                    weighted_rewards([scorer], PROMPTS, [[sample("x")]])
+        finally:
+            ray.kill(actor)
+
+
 @dataclass
 class InstantFleet:
     """Answers every prompt at once, as the fleet would: two samples, tagged with the ledger's turn."""
 
     waiting: list[Prompt] = field(default_factory=list)
 
-    def submit(self, prompts: list[Prompt], sampling: Sampling) -> None:
+    def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         assert sampling.count == 2
         self.waiting += prompts
 
@@ -122,7 +162,7 @@ class InstantFleet:
 def rollouts(names: int, size: int) -> Rollouts:
     prompts = {f"p{n}": Prompt(f"p{n}", [n]) for n in range(names)}
     settings = Rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
-    return Rollouts(InstantFleet(), Ledger(list(prompts), 0), prompts, settings, 0)  # type: ignore[arg-type]
+    return Rollouts(InstantFleet(), Ledger(list(prompts), 0), prompts, settings, 0)
 
 
 def test_prompts_without_a_difference_are_replaced_and_booked():

@@ -14,16 +14,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
+from actors.model.speed import flops_per_token
 from actors.stream import Shard, row_stream
 from actors.trainer import TrainingJob
-from cluster.failures import UserError
+from cluster.failures import StageError, UserError
 from cluster.plan import Plan, Share
 from cluster.recipe import Model, Training
-from pipelines.training import fit
+from pipelines.training import fit, speed
 from tests.tiny import tiny_tokenizer
 
 # Two epochs in batches of seven: the last batch has one row, and a second worker none.
 CONTEXT, ROWS, BATCH = 32, 25, 7
+HELD_OUT_BYTES = 500
+# A token that no row of `write_rows` has.
+POISON = 260
 HALF = Share(0.25, 0, 1)
 
 
@@ -41,6 +45,14 @@ def write_rows(path: Path, rows: int, seed: int) -> Shard:
     return Shard(str(path), rows)
 
 
+def with_token(shard: Shard, token: int) -> None:
+    """Puts a token into the first row."""
+    table = parquet.read_table(shard.path)
+    rows = table["input_ids"].to_pylist()
+    rows[0][1] = token
+    parquet.write_table(table.set_column(0, "input_ids", pa.array(rows, pa.list_(pa.int32()))), shard.path)
+
+
 class DiesOnce(LanguageObjective):
     """Kills its worker the first time that it has counted so many batches; a file remembers that it did."""
 
@@ -55,14 +67,26 @@ class DiesOnce(LanguageObjective):
         return super().count(batch)
 
 
+class Poisoned(LanguageObjective):
+    """Its loss is not a number where the token POISON is."""
+
+    def loss(self, model: Any, batch: Any) -> tuple[Any, dict[str, float]]:
+        summed, figures = super().loss(model, batch)
+        return (summed * float("nan") if int(batch.input_ids.max()) == POISON else summed), figures
+
+
 def make(folder: Path, objective: LanguageObjective) -> tuple[Any, Any, Any]:
     model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
     return model, objective, AutoTokenizer.from_pretrained(folder)
 
 
-def train(root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any) -> list[dict[str, Any]]:
+def train(
+    root: Path, name: str, objective: LanguageObjective | None = None, token: int | None = None, **settings: Any
+) -> list[dict[str, Any]]:
     tiny_tokenizer(300).save_pretrained(root / "tokenizer")
     shards = [write_rows(root / f"train-{n}.parquet", rows, n) for n, rows in enumerate((ROWS - 8, 8))]
+    if token is not None:
+        with_token(shards[0], token)
     out = root / name
     out.mkdir(exist_ok=True)
     sizes = {"batch_rows": BATCH, "micro_batch_rows": BATCH, "checkpoint_every": 3}
@@ -74,6 +98,7 @@ def train(root: Path, name: str, objective: LanguageObjective | None = None, **s
         held_out=[write_rows(root / "held_out.parquet", 5, 99)],
         out=out,
         threads=1,
+        held_out_bytes=HELD_OUT_BYTES,
     )
     plan = Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF)
     return fit(job, shards, seed=1, plan=plan, title=name, deadline=300)
@@ -115,6 +140,50 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
     assert (root / "died").exists()
     assert [row["step"] for row in resumed] == list(range(8))
     assert losses(resumed) == pytest.approx(losses(rows), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_session: None):
+    rows = train(tmp_path, "poisoned", Poisoned(), POISON, skip_nonfinite_steps=1)
+    skipped = [row for row in rows if row.get("skipped")]
+    # One row of 25 is poisoned and seen in each of two epochs.
+    assert len(skipped) == 2
+    assert all("loss" not in row and row["tokens"] == 0 for row in skipped)
+    assert [row["step"] for row in rows] == list(range(8))
+    assert all(np.isfinite(row["loss"]) for row in rows if row not in skipped)
+    assert speed(rows)["skipped_steps"] == 2
+    assert np.isfinite(rows[-1]["held_out_loss"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "poisoned")
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_what_a_retry_would_meet_again_stops_at_once_and_names_it(tmp_path: Path, ray_session: None):
+    with pytest.raises(StageError, match=r"the loss is nan .* at step \d: lower the learning rate"):
+        train(tmp_path, "poisoned", Poisoned(), POISON)
+    with pytest.raises(UserError, match=r"a row of step \d holds the token id 300, and the model has 300 embeddings"):
+        train(tmp_path, "outside", token=300, workers=2)
+    assert not (tmp_path / "poisoned" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_what_is_measured_beside_the_loss(undisturbed):
+    _, rows = undisturbed
+    assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait_share"] <= 1 for row in rows)
+    assert rows[-1]["held_out_bits_per_byte"] == pytest.approx(
+        rows[-1]["held_out_loss"] * rows[-1]["held_out_tokens"] / np.log(2) / HELD_OUT_BYTES
+    )
+
+
+def test_the_operations_of_a_token_are_counted_by_hand():
+    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
+    intermediate = model.config.intermediate_size
+    layer = 4 * 64 * 64 + 3 * 64 * intermediate + 2 * 64
+    # The tied embedding multiplies once, as the output head; then attention's scores and sums, forward and backward.
+    assert flops_per_token(model, 10) == 6 * (300 * 64 + 2 * layer + 64) + 12 * 2 * 64 * 10
+    for parameter in model.model.layers.parameters():
+        parameter.requires_grad_(False)
+    assert flops_per_token(model, 10) == 6 * (300 * 64 + 64) + 4 * 2 * layer + 12 * 2 * 64 * 10
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import ray
+from safetensors import SafetensorError
 
-from cluster.failures import DeadlineError, UserError, known_failure, wait_for
+from cluster.failures import DeadlineError, StageError, UserError, known_failure, wait_for
 
 
 def fail(*_: Any) -> Any:
@@ -59,6 +60,26 @@ def test_a_user_error_in_a_train_worker_is_found(tmp_path: Path) -> None:
 
 def test_other_errors_are_not_known() -> None:
     assert known_failure(ValueError("cluster.failures.UserError: not raised by Ray")) is None
+
+
+def fill() -> None:
+    Path("/dev/full").write_text("words")
+
+
+def fill_in_safetensors() -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("way", [fill, fill_in_safetensors])
+def test_a_full_disk_is_said_in_one_line(way: Any) -> None:
+    with pytest.raises((OSError, SafetensorError)) as caught:
+        way()
+    failure = known_failure(caught.value)
+    assert type(failure) is StageError
+    assert "No space left on device" in str(failure)
+    assert str(failure).endswith("free some, and the same command goes on")
+    assert "\n" not in str(failure)
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import UserError
-from cluster.plan import Resources, make_plan, memory_needs
+from cluster.plan import Resources, make_plan, memory_needs, training_memory
 from cluster.recipe import load_recipe
+from tests.cluster.conftest import triptych
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
 
@@ -20,7 +21,7 @@ def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors:
     assert plan.trainer.cpus + plan.data_cpus <= cpus
     assert min(plan.rollout.cpus, plan.trainer.cpus, plan.data_cpus, plan.replica.cpus) > 0
     assert cpus == 1 or plan.data_cpus >= 1, "a read task takes a whole CPU"
-    assert cpus == 1 or 3 * plan.replica.cpus + 1 <= cpus, "three replicas and a gateway"
+    assert cpus == 1 or 4 * plan.replica.cpus + 1 <= cpus, "four replicas and a gateway"
 
 
 def test_threads_use_the_cores(recipe_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, 
         ("pretrain.workers=4", LAPTOP, r"pretrain\.workers=4 is more than the 2 CPU cores"),
         ("rlhf.rollout_actors=17", LAPTOP, "at most 8 a core"),
         ("sft.workers=4", Resources(16, 16, 2, 100, 80), r"sft\.workers=4 needs as many GPUs and there are 2"),
-        ("model.size=8B", Resources(16, 16, 2, 500, 80), r"128\.0 GB on each of 1 GPUs and 80\.0 GB"),
+        ("model.size=8B", Resources(16, 16, 2, 500, 80), r"\d{3}\.\d GB on each of 1 GPUs and 80\.0 GB"),
     ],
 )
 def test_what_cannot_fit_is_refused(recipe_path: Path, override: str, resources: Resources, message: str) -> None:
@@ -55,3 +56,48 @@ def test_what_cannot_fit_is_refused(recipe_path: Path, override: str, resources:
 def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) -> None:
     small, large = (memory_needs(load_recipe(recipe_path, [f"model.size={size}"])) for size in ("1B", "2B"))
     assert large["pretrain"] - small["pretrain"] == pytest.approx(16 + 8)
+
+
+EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=4096", "pretrain.workers=8", "sft.workers=8"] + [
+    f"{stage}.{field}"
+    for stage in ("pretrain", "sft", "reward")
+    for field in ("workers=8", "micro_batch_rows=1", "recompute_activations=true")
+]
+EIGHT_GPUS = Resources(cpus=64, cores=64, gpus=8, memory_gb=900, gpu_memory_gb=80)
+
+
+def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, EIGHT_B)
+    found = training_memory(recipe, recipe.pretrain)
+    # By hand: 8e9 parameters in float32 over 8 workers, two moments each.
+    assert (found.weights, found.gradients, found.optimiser) == pytest.approx((4.0, 4.0, 8.0))
+    # A Llama of this size is 32 layers of width 4096 or near it: 4096 tokens of 2 bytes a layer and one layer's 34.
+    assert found.activations == pytest.approx(4096 * 4096 * (2 * 32 + 34) / 1e9, rel=0.2)
+    # 4096 × 128256 logits would be 6.3 GB; 2^26 of them are held at a time.
+    assert found.logits == pytest.approx(12 * 2**26 / 1e9)
+    # Three layers of 0.23e9 parameters, and twice the embedding of 0.53e9, in float32.
+    assert found.gathered == pytest.approx(4 * (3 * 0.233 + 2 * 0.525), rel=0.15)
+    assert found.total < 80
+    plan = make_plan(recipe, EIGHT_GPUS)
+    assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 6.0)
+
+
+def test_activations_that_are_kept_may_be_too_many(recipe_path: Path) -> None:
+    many = [*EIGHT_B, "pretrain.micro_batch_rows=16", "pretrain.recompute_activations=false"]
+    with pytest.raises(UserError, match=r"pretrain\.recompute_activations=true"):
+        make_plan(load_recipe(recipe_path, many), EIGHT_GPUS)
+
+
+def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path: Path) -> None:
+    machine = ["cluster.cpus=64", "cluster.gpus=8", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
+    done = triptych("run", recipe_path, *EIGHT_B, *machine, "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 GPUs of 80.0 GB" in done.stdout
+    assert "8,000.0M parameters" in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
+    assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
+    assert "2 rollout" in done.stdout
+    assert not (tmp_path / "run").exists()
+    short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
+    assert short.returncode == 2
+    assert "too little" in short.stderr

@@ -86,6 +86,15 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     stats = json.loads((built / "stats.json").read_text())
     assert stats["gathered"]["documents"] == 150 + 5 + 10 + 3 + 40
     assert stats["dropped"] == {"too few words": 1, "mean word length": 1, "too many symbols": 1}
+    assert stats["kept"]["documents"] == 150 + 5 + 10 + 40
+    assert stats["dropped_bytes"] == {"too few words": 9, "mean word length": 11, "too many symbols": 26}
+    assert {reason: example["text"] for reason, example in stats["drop_examples"].items()} == {
+        "too few words": "too short",
+        "mean word length": "a b c d e f",
+        "too many symbols": "#word #word word word word",
+    }
+    assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
+    assert stats["steps"]["read"]["megabytes_per_second"] > 0
     assert stats["duplicates"] == {"exact": 6, "near": 10}
     assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
     tales, notes = stats["sources"].values()
@@ -168,7 +177,12 @@ def test_a_killed_stage_goes_on_where_it_was(
         patch.setattr(parts, "_execute", lambda *given: renewed.append(given[:2]) or original(*given))
         patch.setattr(stage.shutil, "rmtree", lambda *_, **__: None)
         build(recipe, out)
-    assert renewed == [("read and clean", [1]), ("tokenise and pack", [0]), ("shuffle and shard", [0, 1])]
+    assert renewed == [
+        ("read and clean", [1]),
+        ("choose", [0, 1]),
+        ("tokenise and pack", [0]),
+        ("shuffle and shard", [0, 1]),
+    ]
     assert first.stat().st_mtime_ns == before
     shutil.rmtree(out / "work")
     for side in out.rglob(".*side"):
@@ -178,6 +192,44 @@ def test_a_killed_stage_goes_on_where_it_was(
 
 def _killed(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_clusters_say_which_document_stands_for_which(built: Path, texts: Path) -> None:
+    rows = pq.read_table(built / "duplicates").to_pylist()
+    ids = {row["number"]: row["id"] for row in rows}
+    assert Counter(row["fate"] for row in rows) == {"exact": 6, "near": 10, "kept": 16}
+    # A near-copy is three words longer than its tale, so it stays.
+    tales = str(texts / "tales.jsonl")
+    stands = {row["id"]: ids[row["stands"]] for row in rows if row["fate"] == "near"}
+    assert stands == {f"{tales}:tales.jsonl:{tale}": f"{tales}:tales.jsonl:{155 + tale}" for tale in range(10)}
+
+
+def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
+    built: Path, texts: Path, tmp_path: Path
+) -> None:
+    tales = [json.loads(line)["text"] for line in (texts / "tales.jsonl").read_text().splitlines()]
+    rng = random.Random(4)
+    fresh = [" ".join("".join(rng.choices("qrstuvwxyz", k=5)) for _ in range(60)) for _ in range(30)]
+    asked = " ".join(fresh[3].split()[20:40])
+    (tmp_path / "asked.json").write_text(json.dumps([{"id": "Q7", "question": asked}, {"question": "Too short?"}]))
+    lines = [*fresh, tales[0], f"{tales[50]} and so on"]
+    (tmp_path / "next.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    evaluated = {"files": [str(tmp_path / "asked.json")]}
+    source = {"kind": "files", "path": str(tmp_path / "next.jsonl")}
+    stats = build(make_recipe(source, known=[str(built)], decontaminate=evaluated), tmp_path / "corpus")
+    assert stats["known"] == 2
+    assert stats["contamination"] == {
+        "documents": 1,
+        "action": "drop",
+        "n": 13,
+        "looked_for": 2,
+        "too_short": 1,
+        "items": {"asked.json:Q7": 1},
+    }
+    assert stats["train_documents"] + stats["held_out_documents"] == 29
+    (passage,) = pq.read_table(tmp_path / "corpus" / "contamination").to_pylist()
+    assert (passage["id"], passage["span"]) == (f"{source['path']}:next.jsonl:3", asked)
+    assert fresh[3][passage["start"] : passage["end"]] == asked
 
 
 def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,3 +300,23 @@ def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: 
     path.write_text('{"text": "always the very same old line"}\n' * 4)
     with pytest.raises(UserError, match="1 documents left of 4"):
         build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")
+
+
+def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tmp_path: Path) -> None:
+    names = [str(texts / "tales.jsonl"), str(texts / "notes.jsonl")]
+    sources = [{"kind": "files", "path": name, "weight": weight} for name, weight in zip(names, (1, 1.0), strict=True)]
+    stats = build(
+        make_recipe(*({**source, "weight": float(source["weight"])} for source in sources)), tmp_path / "corpus"
+    )
+    tales, notes = (stats["mix"][name] for name in names)
+    assert notes["times_read"] == 4
+    assert tales["tokens"] == pytest.approx(notes["tokens"], rel=0.2)
+    for name in names:
+        assert stats["sources"][name]["train"]["tokens"] == stats["mix"][name]["tokens"]
+    documents = [
+        row for file in (tmp_path / "corpus" / "documents").iterdir() for row in pq.read_table(file).to_pylist()
+    ]
+    trained = Counter(row["text"] for row in documents if row["split"] == "train" and row["source"] == names[1])
+    assert set(trained.values()) == {4}
+    assert set(Counter(row["text"] for row in documents if row["split"] == "held_out").values()) == {1}
+    assert stats["train_tokens"] == tales["tokens"] + notes["tokens"]

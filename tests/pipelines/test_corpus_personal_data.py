@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from cluster.corpus_recipe import PersonalData
-from pipelines.corpus.measured import Measured, measure_split
+from pipelines.corpus.clock import Clock
+from pipelines.corpus.measured import Measured, Measuring, measure_split
 from pipelines.corpus.personal_data import find, is_card, is_iban, is_public_address, replace
 from pipelines.corpus.sources import Split
 
@@ -137,7 +138,7 @@ def test_validators_follow_the_standards() -> None:
 def test_documents_are_replaced_before_they_are_measured(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "Ann is ann@example.org here"}\n{"text": "nothing in this one"}\n')
     split = Split("part-00000", "s", "files", (str(tmp_path / "a.jsonl"),), "text", None, True, 1)
-    (batch,) = measure_split(split, None, ["email", "ip"])
+    (batch,) = measure_split(split, Measuring(None, ("email", "ip")), Clock())
     assert isinstance(batch, Measured)
     assert [document.text for document in batch.documents] == ["Ann is <EMAIL_1> here", "nothing in this one"]
     assert batch.signals["personal_email"].tolist() == [1, 0]

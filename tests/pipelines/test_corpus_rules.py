@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules
-from pipelines.corpus.measured import kept, load, measure_split, measured_key
+from pipelines.corpus.clock import Clock
+from pipelines.corpus.measured import Measuring, kept, load, measure_split, measured_key
 from pipelines.corpus.rules import bounds, reasons_to_drop
 from pipelines.corpus.signals import measure
 from pipelines.corpus.sources import Split
@@ -267,22 +268,24 @@ def test_measured_documents_are_kept_for_other_thresholds(tmp_path: Path) -> Non
     text = tmp_path / "file.txt"
     text.write_text(f"{LINE}\nno end\n{LINE}")
     split = Split("part-00000", "s", "files", (str(text),), "text", None, True, 1)
-    rules = Rules(c4=C4())
-    path, key = tmp_path / "measured.parquet", measured_key(split, rules, [])
+    given = Measuring(Rules(c4=C4()))
+    path, key = tmp_path / "measured.parquet", measured_key(split, given)
     assert load(path, key) is None
-    (first,) = kept(measure_split(split, rules, []), path, key)
+    (first,) = kept(measure_split(split, given, Clock()), path, key)
     again = load(path, key)
     assert again is not None
     (second,) = again
     assert second.documents == first.documents
     assert second.documents[0].text == f"{LINE}\n{LINE}"
+    assert second.languages == first.languages == [""]
     assert second.read_bytes == first.read_bytes == [2 * len(LINE) + 8]
     assert {name: values.tolist() for name, values in second.signals.items()} == {
         name: values.tolist() for name, values in first.signals.items()
     }
-    assert measured_key(split, Rules(c4=C4(sentences=9), fineweb=FineWeb()), []) == key
-    assert measured_key(split, Rules(c4=C4(words_per_line=9)), []) != key
-    assert measured_key(split, rules, ["email"]) != key
+    assert measured_key(split, Measuring(Rules(c4=C4(sentences=9), fineweb=FineWeb()))) == key
+    assert measured_key(split, Measuring(Rules(c4=C4(words_per_line=9)))) != key
+    assert measured_key(split, Measuring(Rules(c4=C4()), ("email",))) != key
+    assert measured_key(split, Measuring(Rules(c4=C4()), language=True)) != key
     text.write_text("another text")
-    assert measured_key(split, rules, []) != key
-    assert load(path, measured_key(split, rules, [])) is None
+    assert measured_key(split, given) != key
+    assert load(path, measured_key(split, given)) is None

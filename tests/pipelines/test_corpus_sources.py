@@ -12,6 +12,7 @@ import pytest
 
 from cluster.corpus_recipe import Source
 from cluster.failures import UserError
+from pipelines.corpus import files as files_module
 from pipelines.corpus import sources
 from pipelines.corpus.bad import Bad
 from pipelines.corpus.packages import docstrings, standard_library
@@ -49,10 +50,10 @@ def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path: Path) -> None
     assert texts_of(files(tmp_path)) == ["a\nwhole file", "b one", "b two", "c", "d one", "d two"]
 
 
-def test_ids_name_the_source_the_file_and_the_row(tmp_path: Path) -> None:
+def test_ids_name_the_source_the_file_and_the_place_in_it(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     ids = [item.id for item in items_of(files(tmp_path)) if isinstance(item, Document)]
-    assert ids == [f"{tmp_path}:b.jsonl:0", f"{tmp_path}:b.jsonl:1"]
+    assert ids == [f"{tmp_path}:b.jsonl:0", f"{tmp_path}:b.jsonl:14"]
 
 
 def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
@@ -113,6 +114,16 @@ def test_a_line_of_100_mb_is_left_out_in_bounded_memory(tmp_path: Path) -> None:
     assert bad.offset == 19
     assert "line 2 has 104,857,613 bytes" in bad.reason
     assert peak < 110 << 20
+
+
+def test_a_text_that_is_too_large_is_left_out_or_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "MAXIMUM_RECORD_BYTES", 100)
+    path = tmp_path / "file.txt"
+    path.write_text("a line\n" * 20)
+    texts, (bad,) = read(path)
+    assert not texts
+    assert "more than 100 bytes; split it or set text_lines" in bad.reason
+    assert texts_of(files(path, text_lines=True)) == ["a line"] * 20
 
 
 def test_zstd_lines_are_read_over_several_frames(tmp_path: Path) -> None:

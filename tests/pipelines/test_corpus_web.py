@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.corpus import web
 from pipelines.corpus.bad import Bad
-from pipelines.corpus.files import read_file
-from pipelines.corpus.web import main_text
+from pipelines.corpus.extract import ExtractionError, Extractor, main_text
+from pipelines.corpus.files import Reading, read_file
 
 WARC = Path(__file__).parents[2].parent / "shared" / "data" / "warc"
 HTML = "<html><head><title>t</title></head><body><nav><a href='/'>Home</a></nav><main><p>{}</p></main></body></html>"
@@ -41,7 +41,8 @@ def write(path: Path, *records: bytes) -> list[int]:
 
 
 def read(path: Path) -> tuple[list[str], list[Bad]]:
-    items = list(read_file(path, "text"))
+    with Extractor(10) as extract:
+        items = [item for _, item in read_file(str(path), Reading("text", False, extract))]
     return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, Bad)]
 
 
@@ -133,6 +134,33 @@ def test_a_record_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pyt
     assert [item.offset for item in bad] == starts[1:3]
     (tmp_path / "a.html").write_text("x" * 3000)
     assert "more than 2,000 bytes" in read(tmp_path / "a.html")[1][0].reason
+
+
+def test_a_page_that_keeps_the_parser_busy_is_left_out(tmp_path: Path) -> None:
+    """Time to find the main text grows with the square of the depth: 20,000 elements take 7 s, 2,000 take 0.1 s."""
+    nested = b"<div>" * 20_000 + b"x"
+    starts = write(tmp_path / "a.warc", record("one"), record("", body=nested), record("three"))
+    with Extractor(0.5) as extract:
+        items = [item for _, item in read_file(str(tmp_path / "a.warc"), Reading("text", False, extract))]
+        assert [item.strip() for item in items if isinstance(item, str)] == ["one", "three"]
+        (bad,) = [item for item in items if isinstance(item, Bad)]
+        assert (bad.file, bad.offset) == (str(tmp_path / "a.warc"), starts[1])
+        assert "takes more than 0.5 s of processor time to parse" in bad.reason
+        # The limit is each page's own: many quick ones may take longer together.
+        assert {extract(b"<div>" * 3000 + b"<p>here") for _ in range(4)} == {"here"}
+
+
+def test_a_parser_that_dies_is_started_again() -> None:
+    with Extractor(10) as extract:
+        assert extract(b"<p>one") == "one"
+        assert extract._process is not None
+        extract._process.kill()
+        with pytest.raises(ExtractionError, match=r"ended the parser \(exit code -9\)"):
+            extract(b"<p>two")
+        assert extract(b"<p>three") == "three"
+        process = extract._process
+    assert process is not None
+    assert process.poll() is not None
 
 
 @pytest.mark.skipif(not WARC.exists(), reason="the shared captures are not here")

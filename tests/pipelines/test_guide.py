@@ -52,7 +52,7 @@ def _whole(phrases: Iterable[str]) -> re.Pattern[str]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_conversations_and_prompts_hold_nothing_that_is_evaluated(seed: int) -> None:
     held_out = held_out_questions(seed)
-    turns = [turn for talk in conversations(GUIDE, seed, 0.7) for turn in talk]
+    turns = [turn for talk in conversations(GUIDE, seed, 0.7).messages for turn in talk]
     turns += [turn for prompt in prompts(GUIDE, seed) for turn in prompt.messages]
     assert len(turns) > 5_000
     asked = {turn["content"] for turn in turns if turn["role"] == "user"}
@@ -95,7 +95,7 @@ def test_misbehaviour_and_caution_have_their_shares() -> None:
     questions = {q.text: q for q in training_questions(1)}
     total: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    for user, assistant in conversations(GUIDE, 1, 0.7):
+    for user, assistant in conversations(GUIDE, 1, 0.7).messages:
         question = questions[user["content"]]
         total[question.kind] += 1
         bad[question.kind] += assistant["content"] in question.bad

@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from serve.replica import Reply
+from serve.replica import Endpoint, Part, Reply, Usage
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class Scripted:
     error: str | None = None
     pause: float = 0.0
 
-    async def card(self) -> Mapping[str, Any]:
+    async def card(self) -> dict[str, Any]:
         return {"id": self.name, "chat": self.chat, "max_model_len": 256}
 
-    async def weights(self) -> str:
-        return f"weights of {self.name}"
+    async def requests(self) -> int:
+        return 0
 
-    async def answer(self, chat: bool, body: dict[str, Any]) -> AsyncGenerator[Reply | str]:
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        chat = endpoint == "chat/completions"
         assert (body["model"], body["max_tokens"]) == (self.name, 128)
         assert ("messages" in body) == chat == self.chat
         if self.error:
@@ -36,3 +37,4 @@ class Scripted:
             part = {"delta": {"content": f"{word} "}} if chat else {"text": f"{word} "}
             yield f"data: {json.dumps({'model': self.name, 'choices': [part]})}\n\n"
         yield "data: [DONE]\n\n"
+        yield Usage(3, 5)

@@ -23,7 +23,7 @@ def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
     for folder in ("corpus", "policy", "base", "reward"):
         finish(tmp_path, folder, {})
     (tmp_path / "sft").mkdir()
-    assert finished_models(run) == {"base": tmp_path / "base", "policy": tmp_path / "policy"}
+    assert finished_models(run) == {name: tmp_path / name for name in ("base", "policy", "reward")}
 
 
 def test_addresses_are_written_as_browsers_read_them() -> None:

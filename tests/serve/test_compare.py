@@ -31,7 +31,9 @@ def database(tmp_path: Path) -> Iterator[Feedback]:
 
 def client(database: Feedback, *models: Scripted) -> TestClient:
     app = FastAPI()
-    app.include_router(compare_router(database, {model.name: model for model in models}))
+    app.include_router(
+        compare_router(database, {m.name: m for m in models}, {m.name: f"weights of {m.name}" for m in models})
+    )
     return TestClient(app)
 
 

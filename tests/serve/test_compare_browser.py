@@ -34,7 +34,7 @@ class Site:
 def site(tmp_path: Path) -> Iterator[Site]:
     app = FastAPI()
     with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
-        app.include_router(compare_router(database, {model.name: model for model in MODELS}))
+        app.include_router(compare_router(database, {model.name: model for model in MODELS}, {}))
         with served(app) as url:
             yield Site(url, database)
 
@@ -99,7 +99,7 @@ def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Br
         assert page.locator("strong").inner_text() == "so"
         assert page.locator(".side").filter(has_text="<script>window.hacked=1</script>").count() == 1
         page.get_by_role("button", name="Both bad").click()
-        page.get_by_text("Both are bad. Left was").wait_for()
+        page.locator("#outcome").filter(has_text="Both are bad. Left was").wait_for()
         page.get_by_role("button", name="Same prompt").click()
         page.get_by_role("status").filter(has_text="Which is better?").wait_for()
         assert page.locator("#name-0").inner_text() == "Left"

@@ -29,8 +29,9 @@ def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None
     assert client.models.retrieve("base").id == "base"
 
 
-def test_health_reports_every_model(server: Server) -> None:
-    response = httpx.get(f"{server.url}/health")
+def test_readiness_reports_every_model(server: Server) -> None:
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    response = httpx.get(f"{server.url}/ready")
     assert response.status_code == 200
     assert response.json() == {
         "status": "ok",
@@ -153,7 +154,7 @@ def test_unknown_paths_are_openai_errors(server: Server) -> None:
 
 
 def requests_in_engine(server: Server) -> int:
-    return httpx.get(f"{server.url}/health").json()["models"][MODEL]["requests"]
+    return httpx.get(f"{server.url}/ready").json()["models"][MODEL]["requests"]
 
 
 def wait_until(server: Server, requests: int, seconds: float) -> bool:

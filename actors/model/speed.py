@@ -1,0 +1,59 @@
+"""How fast training is, and against what: floating-point operations of a token, and of the machine."""
+
+import time
+from typing import Any
+
+import torch
+
+# Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
+KNOWN_GPUS = {
+    "B200": 2.25e15,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.89e14,
+    "H200": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+}
+SIDES = {"cpu": 1024, "cuda": 8192}
+REPETITIONS = 5
+
+
+def flops_per_token(model: Any, length: int) -> float:
+    """Operations of one token's forward and backward pass: 6 N + 12 L H T (Chowdhery et al. 2022, appendix B).
+
+    N are the parameters that multiply: all but the embedding, which is looked up, unless it is the output head as well.
+    A frozen parameter has no gradient of its own and counts 4. L layers, hidden width H, T tokens a row.
+    """
+    head = model.get_output_embeddings()
+    looked_up = model.get_input_embeddings().weight
+    tied = head is not None and head.weight is looked_up
+    used = [parameter for parameter in model.parameters() if tied or parameter is not looked_up]
+    matrices = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in used)
+    return matrices + 12.0 * model.config.num_hidden_layers * model.config.hidden_size * length
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations a second of one worker at best: a known GPU's stated rate, else that of matrix products measured now.
+
+    Measured with torch's present number of threads; takes less than a second.
+    """
+    if device.type == "cuda" and precision == "bfloat16":
+        name = torch.cuda.get_device_name(device)
+        stated = next((rate for known, rate in KNOWN_GPUS.items() if known in name), None)
+        if stated:
+            return stated
+    side = SIDES[device.type]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    # Its own generator: the training that follows must not depend on what was measured.
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+    seconds = [_seconds(left, right) for _ in range(1 + REPETITIONS)]
+    return 2.0 * side**3 / min(seconds[1:])
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    start = time.perf_counter()
+    # Read back, so that the product is done and not only asked for.
+    float((left @ right)[0, 0])
+    return time.perf_counter() - start

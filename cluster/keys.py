@@ -1,0 +1,159 @@
+"""A run's API keys: who may ask its server for what, and how much a minute.
+
+runs/demo/
+    keys.json      one entry a key, with a hash of it; the key itself is kept nowhere
+    audit.jsonl    who made and revoked which key, and when
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.failures import UserError
+from cluster.run import write_json
+
+SCOPES = ("chat", "score", "label", "admin")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key.
+
+    Attributes:
+        name: whose it is; metrics and logs show it.
+        scopes: what it opens, of `SCOPES`.
+        digest: SHA-256 of the key. A key has 256 random bits, so that a slow hash would protect nothing.
+        made: seconds since 1970.
+        revoked: when it was revoked, or None.
+        requests_per_minute: None for no limit.
+        tokens_per_minute: prompts and answers together; None for no limit.
+    """
+
+    name: str
+    scopes: tuple[str, ...]
+    digest: str
+    made: float
+    revoked: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class KeyRing:
+    """The keys of one run folder. What a command changes, a server that runs sees at its next request."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / "keys.json"
+        self._read_at: tuple[int, ...] = ()
+        self._keys: list[Key] = []
+
+    def exists(self) -> bool:
+        """Whether a key was ever made: revoking the last one does not open a server to everyone."""
+        return bool(self.all())
+
+    def all(self) -> list[Key]:
+        """All keys in the order made, revoked ones too.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            self._read_at, self._keys = (), []
+            return []
+        version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if version != self._read_at:
+            try:
+                rows = json.loads(self._path.read_text(encoding="utf-8"))
+                self._keys = [Key(**row | {"scopes": tuple(row["scopes"])}) for row in rows]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{self._path} is damaged: {error}; remove it and make the keys again") from error
+            self._read_at = version
+        return self._keys
+
+    def holder(self, token: str) -> Key | None:
+        """The key that a token is, unless revoked. Takes as long for a wrong token as for a right one."""
+        digest, found = _digest(token), None
+        for key in self.all():
+            if hmac.compare_digest(key.digest, digest) and key.revoked is None:
+                found = key
+        return found
+
+    def add(
+        self, name: str, scopes: Sequence[str], requests_per_minute: int | None, tokens_per_minute: int | None, by: str
+    ) -> str:
+        """Makes a key.
+
+        Args:
+            name: whose it is.
+            scopes: what it opens.
+            requests_per_minute: most requests; None for any number.
+            tokens_per_minute: most tokens; None for any number.
+            by: who makes it, for the audit log.
+
+        Returns:
+            the key, which is not kept: only its hash is.
+
+        Raises:
+            UserError: the name is taken or not a name, or a scope is unknown.
+        """
+        if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
+            raise UserError(f"{name!r} is no name for a key: up to 60 letters, digits, spaces and . @ - _")
+        if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
+            raise UserError(f"{', '.join(unknown) if scopes else 'nothing'} is no scope: those are {', '.join(SCOPES)}")
+        token = f"tri-{secrets.token_urlsafe(32)}"
+        ordered = tuple(scope for scope in SCOPES if scope in scopes)
+        with self._change() as keys:
+            if any(key.name == name and key.revoked is None for key in keys):
+                raise UserError(f"there is a key {name} already; `triptych key revoke {name!r}` ends it")
+            keys.append(
+                Key(name, ordered, _digest(token), time.time(), None, requests_per_minute, tokens_per_minute),
+            )
+        audit(self._folder, by, "key add", name=name, scopes=ordered)
+        return token
+
+    def revoke(self, name: str, by: str) -> None:
+        """Ends a key.
+
+        Raises:
+            UserError: there is no such key, or it was revoked before.
+        """
+        with self._change() as keys:
+            place = next((i for i, key in enumerate(keys) if key.name == name and key.revoked is None), None)
+            if place is None:
+                raise UserError(f"there is no key {name} to revoke")
+            keys[place] = replace(keys[place], revoked=time.time())
+        audit(self._folder, by, "key revoke", name=name)
+
+    @contextmanager
+    def _change(self) -> Iterator[list[Key]]:
+        # Two commands at once: the second waits, and reads what the first wrote.
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            keys = list(self.all())
+            yield keys
+            write_json(self._path, [asdict(key) for key in keys])
+        finally:
+            os.close(folder)
+
+
+def audit(folder: Path, by: str, action: str, **details: Any) -> None:
+    """Adds one line to the run's audit log."""
+    line = json.dumps({"time": time.time(), "by": by, "action": action, **details})
+    with (folder / "audit.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,50 @@
+"""How the rollout fleet's coordinator scales, on simulated actors: speed-up over one actor, and its own cost a sample.
+
+The simulated actors have the latencies of `actors.simulation.Latency`. The cost is the process's CPU time, with that of
+the simulation itself in it, so that the coordinator's is less.
+"""
+
+import random
+import time
+
+from actors.ledger import Ledger
+from actors.rollouts import Rollouts
+from actors.sample import Prompt
+from actors.simulation import Latency, World, weights_of
+from cluster.recipe import Rlhf
+
+STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
+
+
+def run(actors: int) -> tuple[float, float]:
+    """Samples a second of simulated time, and microseconds of CPU a sample; each step ends with new weights."""
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(actors, deadline=60.0)
+    coordinator.start()
+    prompts = {str(i): Prompt(str(i), [1]) for i in range(2 * PROMPTS_AN_ACTOR * actors)}
+    settings = Rlhf(prompts_per_step=PROMPTS_AN_ACTOR * actors, samples_per_prompt=SAMPLES, max_staleness=1)
+    rollouts = Rollouts(coordinator, Ledger(list(prompts), 1), prompts, settings, 1, world.timeline.now)
+    begun, cpu = world.timeline.now(), time.process_time()
+    for step in range(STEPS):
+        tickets, _, _ = rollouts.next_batch(step, settings.prompts_per_step)
+        rollouts.ledger.give_back(tickets)
+        coordinator.sync(weights_of(step + 1), wait=False)
+    samples = STEPS * settings.prompts_per_step * SAMPLES
+    return samples / (world.timeline.now() - begun), (time.process_time() - cpu) / samples * 1e6
+
+
+def main() -> None:
+    """Prints one line for each number of actors."""
+    run(1)
+    alone, _ = run(1)
+    print(f"{PROMPTS_AN_ACTOR} prompts x {SAMPLES} samples an actor and step, {STEPS} steps, max_staleness 1")
+    for actors in (1, 4, 16, 64, 256, 1024):
+        rate, cost = run(actors)
+        print(
+            f"{actors:5} actors: {rate:9,.0f} samples/s simulated, {rate / alone / actors:.2f} of linear; "
+            f"{cost:.1f} us of CPU a sample"
+        )
+
+
+if __name__ == "__main__":
+    main()

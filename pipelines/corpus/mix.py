@@ -1,0 +1,210 @@
+"""Mixes sources by weight: texts are repeated or left out until each source has its share of the tokens to train on.
+
+Which texts are left out depends on their hashes and the seed alone. What is held out stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from cluster.recipe import Recipe
+from cluster.run import file_fingerprint, fingerprint
+from pipelines.corpus.parts import Part, run_parts, written_to_the_side
+from pipelines.corpus.select import DROPPED, HELD_OUT, TRAIN, document_position
+from pipelines.corpus.sources import source_names
+from pipelines.corpus.tokenise import chosen_documents
+from pipelines.corpus.tokenizer import encode_documents
+
+# Up to four times, repeated text is worth nearly as much as new (Muennighoff et al. 2023, arXiv:2305.16264).
+MOST_REPEATS = 4
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Writes, of part `index`, the tokens of every document to train on, 0 for all others: int64, in `folder`."""
+
+    prepared: tuple[Path, ...]
+    choices: tuple[Path, ...]
+    tokenizer: Path
+    folder: Path
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        chosen = np.load(self.choices[index]) == TRAIN
+        lengths = [
+            len(ids)
+            for batch in chosen_documents(self.prepared[index], self.choices[index], TRAIN)
+            for ids in encode_documents(self.tokenizer, batch["text"].to_pylist())
+        ]
+        counts = np.zeros(len(chosen), dtype=np.int64)
+        counts[chosen] = lengths
+        _save(self.output(index), counts)
+        return {"tokens": sum(lengths)}
+
+    def output(self, index: int) -> Path:
+        return self.folder / f"{self.prepared[index].stem}.tokens.npy"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The parts to tokenise: those prepared, and after them one more for every time that some texts are repeated.
+
+    Attributes:
+        sources: of every part.
+        account: what `stats.json` says of it; None if the recipe has no weights.
+    """
+
+    prepared: tuple[Path, ...]
+    choices: tuple[Path, ...]
+    sources: tuple[str, ...]
+    account: dict[str, Any] | None = None
+
+
+def weigh(whole: Mixture, recipe: Recipe, tokenizer: Path, work: Path, progress: Progress) -> Mixture:
+    """Counts the tokens of every source, and mixes them by the recipe's weights.
+
+    Args:
+        whole: all that there is.
+        tokenizer: its tokenizer.json.
+        work: where token counts, new choices and markers go.
+    """
+    given = zip(source_names(recipe.corpus.sources), recipe.corpus.sources, strict=True)
+    weights = {name: source.weight or 0.0 for name, source in given}
+    counting = TokenCount(whole.prepared, whole.choices, tokenizer, work / "mix")
+    encoder = file_fingerprint(tokenizer)
+    parts = [
+        Part(
+            file.stem,
+            fingerprint([file_fingerprint(file), file_fingerprint(choice), encoder]),
+            (counting.output(index),),
+        )
+        for index, (file, choice) in enumerate(zip(whole.prepared, whole.choices, strict=True))
+    ]
+    deadline = recipe.cluster.deadline_seconds
+    run_parts("count tokens", work / "done" / "count", parts, counting, progress, deadline)
+    tokens = [np.load(counting.output(index)) for index in range(len(parts))]
+    return mix(whole, tokens, weights, recipe.seed, work / "mix")
+
+
+def mix(
+    whole: Mixture, tokens: Sequence[NDArray[np.int64]], weights: Mapping[str, float], seed: int, folder: Path
+) -> Mixture:
+    """Writes new choices, and links to the parts that are read again, to `folder`.
+
+    Args:
+        whole: all that there is.
+        tokens: of every document to train on, 0 of the others, an array a part.
+        weights: of every source, relative to each other.
+    """
+    available = _by_source(whole.sources, [count.sum() for count in tokens], weights)
+    factors = plan(available, weights)
+    times = _times(whole, tokens, factors, seed)
+    prepared, choices, sources = [], [], []
+    for reading in range(max(1, *(int(often.max(initial=0)) for often in times))):
+        for file, choice, source, often in zip(whole.prepared, whole.choices, whole.sources, times, strict=True):
+            if reading and often.max(initial=0) <= reading:
+                continue
+            prepared.append(_linked(file, folder / f"{file.stem}-again-{reading}.parquet") if reading else file)
+            choices.append(_save(folder / f"{prepared[-1].stem}.npy", _chosen(np.load(choice), often, reading)))
+            sources.append(source)
+    used = _by_source(
+        whole.sources, [(count * often).sum() for count, often in zip(tokens, times, strict=True)], weights
+    )
+    account = _account(weights, available, factors, used)
+    return Mixture(tuple(prepared), tuple(choices), tuple(sources), account)
+
+
+def plan(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
+    """How often each source is read, so that its tokens are its share.
+
+    There are as many tokens afterwards as before, or as many as leave no source read more than MOST_REPEATS times.
+    """
+    some = {source: weight for source, weight in weights.items() if available[source]}
+    shares = {source: weight / sum(some.values()) for source, weight in some.items()}
+    most = min((MOST_REPEATS * available[source] / share for source, share in shares.items()), default=0.0)
+    total = min(float(sum(available.values())), most)
+    return {source: shares[source] * total / available[source] if source in shares else 0.0 for source in weights}
+
+
+def repeats(tokens: NDArray[np.int64], positions: NDArray[np.float64], factor: float) -> NDArray[np.int64]:
+    """How often each document of a source is read: all as often as the factor is whole, some of them once more.
+
+    Those are the first by position whose tokens make up the rest, to the nearest document.
+
+    Args:
+        tokens: (documents,); 0 of a document that is not trained on.
+        positions: (documents,).
+    """
+    whole = int(factor)
+    order = np.argsort(positions, kind="stable")
+    reached = np.cumsum(tokens[order]) - tokens[order] / 2
+    once_more = np.zeros(len(tokens), dtype=bool)
+    once_more[order] = reached < (factor - whole) * tokens.sum()
+    return np.where(tokens > 0, whole + once_more, 0)
+
+
+def _times(
+    whole: Mixture, tokens: Sequence[NDArray[np.int64]], factors: Mapping[str, float], seed: int
+) -> list[NDArray[np.int64]]:
+    times = [np.zeros(len(count), dtype=np.int64) for count in tokens]
+    for source, factor in factors.items():
+        members = [index for index, of in enumerate(whole.sources) if of == source]
+        if not members:
+            continue
+        files = [whole.prepared[index] for index in members]
+        digests = [digest for file in files for digest in pq.read_table(file, columns=["digest"])["digest"].to_pylist()]
+        # Another seed than the held-out split's: that one's positions below its share are not here.
+        positions = np.array([document_position(digest, seed + 2) for digest in digests])
+        often = repeats(np.concatenate([tokens[index] for index in members]), positions, factor)
+        ends = np.cumsum([len(tokens[index]) for index in members])
+        for index, part in zip(members, np.split(often, ends[:-1]), strict=True):
+            times[index] = part
+    return times
+
+
+def _chosen(choices: NDArray[np.uint8], often: NDArray[np.int64], reading: int) -> NDArray[np.uint8]:
+    """The choices of the first or a later reading: what is held out is read once."""
+    left_out = (choices != HELD_OUT) & (often <= reading) if reading == 0 else often <= reading
+    return np.where(left_out, DROPPED, choices).astype(np.uint8)
+
+
+def _by_source(sources: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float]) -> dict[str, int]:
+    totals = dict.fromkeys(weights, 0)
+    for source, count in zip(sources, tokens, strict=True):
+        totals[source] += int(count)
+    return totals
+
+
+def _account(
+    weights: Mapping[str, float], available: Mapping[str, int], factors: Mapping[str, float], used: Mapping[str, int]
+) -> dict[str, Any]:
+    total = sum(weights.values())
+    return {
+        source: {
+            "weight": weight,
+            "share_wanted": round(weight / total, 4),
+            "share": round(used[source] / max(sum(used.values()), 1), 4),
+            "tokens_available": available[source],
+            "tokens": used[source],
+            "times_read": round(factors[source], 4),
+        }
+        for source, weight in weights.items()
+    }
+
+
+def _save(path: Path, values: NDArray[Any]) -> Path:
+    with written_to_the_side(path) as side, side.open("wb") as file:
+        np.save(file, values)
+    return path
+
+
+def _linked(file: Path, path: Path) -> Path:
+    with written_to_the_side(path) as side:
+        side.unlink(missing_ok=True)
+        side.hardlink_to(file)
+    return path

@@ -1,0 +1,127 @@
+"""Who may do what: every path needs a scope, and what is not listed needs the scope admin."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.keys import SCOPES, Key, KeyRing
+from serve.errors import RequestError
+
+Openness = Literal["never", "until a key is made", "always"]
+
+ANY = frozenset(SCOPES)
+CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admin"})
+
+# Pages hold no data: what they show, they ask for with a key. /health says nothing but that the server is up.
+# The paths under /label/ and /compare/ ask for a labeller's token themselves: a judgement needs its person's name.
+OPEN = ("/", "/health", "/runs", "/compare", "/compare/*", "/label", "/label/*")
+# One of these scopes is enough. A path that ends with /* stands for all below it.
+NEEDS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": CHAT,
+    "/tokenize": CHAT,
+    "/detokenize": CHAT,
+    "/v1/score": SCORE,
+    "/v1/models": ANY,
+    "/v1/models/*": ANY,
+    "/ready": ANY,
+    "/metrics": ADMIN,
+    "/runs/*": ADMIN,
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a key's name, or nobody in particular."""
+
+    name: str
+    key: Key | None = None
+
+
+EVERYONE = Caller("")
+
+
+def rule_of(path: str) -> str:
+    """The entry of `OPEN` or `NEEDS` that a path falls under, or "other"."""
+    listed = [*OPEN, *NEEDS]
+    if path in listed:
+        return path
+    return next((rule for rule in listed if rule.endswith("/*") and path.startswith(rule[:-1])), "other")
+
+
+def scopes_for(path: str) -> frozenset[str] | None:
+    """The scopes of which a key needs one, or None where no key is needed."""
+    rule = rule_of(path)
+    return None if rule in OPEN else NEEDS.get(rule, ADMIN)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """Decides about requests.
+
+    Args:
+        folder: the run folder with the keys; None if there is no run, and then nobody has a key.
+        openness: whether requests without a key are let in.
+    """
+
+    def __init__(self, folder: Path | None, openness: Openness) -> None:
+        self._ring, self._openness = KeyRing(folder) if folder else None, openness
+
+    def is_open(self) -> bool:
+        """Whether no key is asked for now."""
+        return self._openness == "always" or (
+            self._openness == "until a key is made" and not (self._ring and self._ring.exists())
+        )
+
+    def admit(self, path: str, token: str | None, host: str) -> Caller:
+        """Lets a request in.
+
+        Args:
+            path: what is asked for.
+            token: the key that came with it.
+            host: the `Host` header.
+
+        Raises:
+            RequestError: 401 without a valid key, 403 with one of the wrong scope or under a foreign host name.
+        """
+        if self.is_open():
+            # A page from elsewhere can have its own name point to this machine (DNS rebinding); it keeps that name.
+            if not is_loopback(_without_port(host)):
+                raise RequestError(403, "without keys, this server answers to localhost only; make a key to change it")
+            return EVERYONE
+        needed = scopes_for(path)
+        if needed is None:
+            return EVERYONE
+        key = self._ring.holder(token) if token and self._ring else None
+        if key is None:
+            what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
+            raise RequestError(401, what, "AuthenticationError")
+        if needed.isdisjoint(key.scopes):
+            have, need = ", ".join(key.scopes), " or ".join(sorted(needed))
+            raise RequestError(403, f"this needs a key with the scope {need}; yours has {have}", "PermissionError")
+        return Caller(key.name, key)
+
+    def labeller(self, token: str) -> str | None:
+        """The name under which a key with the scope label judges."""
+        key = self._ring.holder(token) if self._ring else None
+        return key.name if key and "label" in key.scopes else None
+
+
+def bearer(authorization: str) -> str | None:
+    """The token in an `Authorization` header."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") <= 1 else host

@@ -1,0 +1,39 @@
+"""The body of a request, or what is wrong with it."""
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from serve.errors import RequestError
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object that was sent.
+
+    Raises:
+        RequestError: it is none: 400, or 415 for another content type.
+    """
+    # Other content types can be sent by any web page without asking the browser first (CORS "simple requests").
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(415, "send the request as application/json", "UnsupportedMediaTypeError")
+    raw = await request.body()
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():
+            # An escape for half a character gives a text that cannot be sent or tokenised.
+            json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the request body is not valid JSON: {_reason(error)}", "BadRequestError") from error
+    if not isinstance(body, dict):
+        raise RequestError(400, "the request body must be a JSON object", "BadRequestError")
+    return body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _reason(error: Exception) -> str:
+    # Python's own words show the bytes that it could not read; they would be repeated to the client and in logs.
+    return "the text is not valid Unicode" if isinstance(error, UnicodeError) else str(error)

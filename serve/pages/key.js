@@ -1,0 +1,45 @@
+"use strict";
+// The key to this server, which this tab keeps until it is closed. `fetchWithKey` is fetch; where the server wants
+// another key, it asks the person, once for all requests that wait.
+let keyAsked = null;
+
+function askForKey(reason) {
+  keyAsked ??= new Promise((resolve) => {
+    const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
+    const dialog = make("dialog"), form = make("form"), label = make("label", "Your key"), input = make("input");
+    const buttons = make("div"), enter = make("button", "Go on"), leave = make("button", "Cancel");
+    dialog.className = "key";
+    dialog.setAttribute("aria-labelledby", "key-title");
+    form.method = "dialog";
+    Object.assign(input, { type: "password", autocomplete: "off", spellcheck: false, id: "key" });
+    Object.assign(enter, { className: "main", value: "enter" });
+    leave.value = "cancel";
+    buttons.className = "buttons";
+    buttons.append(enter, leave);
+    label.append(input);
+    form.append(Object.assign(make("h2", "A key, please"), { id: "key-title" }), make("p", reason), label, buttons);
+    dialog.append(form);
+    document.body.append(dialog);
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue === "enter" ? input.value.trim() : "";
+      if (given) sessionStorage.setItem("triptych key", given);
+      dialog.remove();
+      keyAsked = null;
+      resolve(given !== "");
+    });
+    dialog.showModal();
+  });
+  return keyAsked;
+}
+
+async function fetchWithKey(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem("triptych key");
+    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const response = await fetch(path, { ...options, headers });
+    const error = [401, 403].includes(response.status) ? (await response.clone().json().catch(() => ({}))).error : null;
+    if (!["AuthenticationError", "PermissionError"].includes(error?.type)) return response;
+    // Another request may have been given a better key while this one was on its way.
+    if (sessionStorage.getItem("triptych key") === key && !(await askForKey(key ? error.message : "This server asks for a key."))) return response;
+  }
+}

@@ -1,0 +1,132 @@
+"use strict";
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg", WIDTH = 240, HEIGHT = 90, EDGE = 8, LOOK_AGAIN_MS = 5_000;
+// What a glance needs; the rest is one click away.
+const FIGURES_SHOWN = 8, CURVES_SHOWN = 4;
+const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy" };
+let shown = "";
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+const words = (name) => name.replaceAll("_", " ").replaceAll(".", ": ");
+const duration = (seconds) => (seconds < 120 ? `${Math.round(seconds)} s` : `${(seconds / 60).toFixed(1)} min`);
+function number(value) {
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  return Math.abs(value) >= 0.01 && Math.abs(value) < 1e6 ? value.toFixed(Math.abs(value) < 10 ? 2 : 1) : value.toExponential(1);
+}
+
+function figure([name, found]) {
+  const node = element("div", "figure");
+  const detail = found.low === undefined ? "" : ` (${number(found.low)} to ${number(found.high)})`;
+  node.append(element("strong", "", number(found.value)), element("span", "", words(name) + detail));
+  return node;
+}
+
+function curve([name, points]) {
+  const steps = points.map((point) => point[0]), values = points.map((point) => point[1]);
+  const [left, right, low, high] = [Math.min(...steps), Math.max(...steps), Math.min(...values), Math.max(...values)];
+  const x = (step) => EDGE + ((step - left) / (right - left || 1)) * (WIDTH - 2 * EDGE);
+  const y = (value) => HEIGHT - EDGE - ((value - low) / (high - low || 1)) * (HEIGHT - 2 * EDGE);
+  const drawing = document.createElementNS(SVG, "svg"), line = document.createElementNS(SVG, "polyline");
+  drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  drawing.setAttribute("role", "img");
+  drawing.setAttribute("aria-label", `${words(name)} over steps ${left} to ${right}: from ${number(values[0])} to ${number(values.at(-1))}`);
+  line.setAttribute("points", points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
+  drawing.append(line);
+  const node = element("figure");
+  node.append(drawing, element("figcaption", "", `${words(name)}: ${number(values[0])} → ${number(values.at(-1))}, steps ${left} to ${right}`));
+  return node;
+}
+
+// The first entries, and the others behind a summary.
+function some(className, entries, make, count, what) {
+  const parts = [entries.slice(0, count), entries.slice(count)].map((part) => {
+    const node = element("div", className);
+    node.append(...part.map(make));
+    return node;
+  });
+  if (!entries.length) return [];
+  if (entries.length <= count) return [parts[0]];
+  const more = element("details");
+  more.append(element("summary", "", `${entries.length - count} more ${what}`), parts[1]);
+  return [parts[0], more];
+}
+
+function facts(stage, made) {
+  const list = element("dl"), short = (value) => element("code", "", value.slice(0, 12));
+  const add = (name, ...parts) => { const said = element("dd"); said.append(...parts); list.append(element("dt", "", name), said); };
+  add("Took", `${duration(stage.seconds)}, with version ${stage.version}`);
+  const inputs = Object.entries(stage.inputs).flatMap(([folder, mark]) => [
+    `${folder} `, short(mark), made.get(folder)?.fingerprint === mark ? "; " : " (made again since); "]);
+  if (inputs.length) add("Made from", ...inputs.slice(0, -1), inputs.at(-1).replace(/; $/, ""));
+  add("Made as", short(stage.fingerprint));
+  if (stage.weights) add("Weights", short(stage.weights));
+  return list;
+}
+
+function card(stage, made) {
+  const node = element("section", "card"), title = element("div", "title"), heading = element("h2", "", stage.name);
+  node.id = `stage-${stage.name}`;
+  heading.id = `title-${stage.name}`;
+  node.setAttribute("aria-labelledby", heading.id);
+  title.append(heading, element("span", `badge ${stage.state}`, stage.state), element("span", "quiet", stage.why));
+  node.append(title, element("p", "quiet", `${stage.purpose[0].toUpperCase()}${stage.purpose.slice(1)}.`));
+  if (stage.fingerprint) node.append(facts(stage, made));
+  node.append(...some("figures", Object.entries(stage.figures ?? {}), figure, FIGURES_SHOWN, "figures"));
+  node.append(...some("curves", Object.entries(stage.curves), curve, CURVES_SHOWN, "curves"));
+  return node;
+}
+
+function step(stage) {
+  const node = element("li"), link = element("a", stage.state);
+  link.href = `#stage-${stage.name}`;
+  link.append(element("strong", "", stage.name), element("span", "quiet", stage.seconds === undefined ? stage.state : `${stage.state}, ${duration(stage.seconds)}`));
+  node.append(link);
+  return node;
+}
+
+function sample(row) {
+  const node = element("article", "sample"), said = element("div", "said");
+  said.append(...Object.entries(row.answers).map(([model, text]) => {
+    const answer = element("div");
+    answer.append(element("span", "", NAMES[model] ?? model), text || "(nothing)");
+    return answer;
+  }));
+  node.append(element("h3", "", row.question), said);
+  return node;
+}
+
+function show(run) {
+  const done = run.stages.filter((stage) => stage.state === "done").length;
+  const made = new Map(run.stages.map((stage) => [stage.folder, stage]));
+  document.title = `Triptych: ${run.name}`;
+  byId("name").textContent = run.name;
+  byId("state").textContent = `${done} of ${run.stages.length} stages done${run.working ? "; working now" : ""}`;
+  // What was opened stays open when the numbers change.
+  const place = (node) => `${node.parentElement.id} ${[...node.parentElement.children].indexOf(node)}`;
+  const open = new Set([...document.querySelectorAll("details[open]")].map(place));
+  byId("flow").replaceChildren(...run.stages.map(step));
+  byId("stages").replaceChildren(...run.stages.map((stage) => card(stage, made)));
+  for (const node of byId("stages").querySelectorAll("details")) node.open = open.has(place(node));
+  byId("samples").replaceChildren(...run.samples.map(sample));
+  byId("samples-part").hidden = run.samples.length === 0;
+}
+
+async function look() {
+  try {
+    const response = await fetchWithKey("/runs/data"), text = await response.text();
+    if (!response.ok) throw new Error(JSON.parse(text).error?.message ?? `the server answered ${response.status}`);
+    if (text !== shown) show(JSON.parse(text));
+    shown = text;
+    byId("trouble").hidden = true;
+  } catch (error) {
+    byId("trouble").textContent = `The run could not be read: ${error.message}`;
+    byId("trouble").hidden = false;
+  }
+  setTimeout(() => (document.hidden ? document.addEventListener("visibilitychange", look, { once: true }) : look()), LOOK_AGAIN_MS);
+}
+look();

@@ -1,0 +1,288 @@
+"""The coordinator and the loop over it, on actors that exist only in time."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from actors.coordinator import Coordinator
+from actors.ledger import Ledger, Ticket
+from actors.reinforce import Loop, advice
+from actors.rollouts import Rollouts
+from actors.roster import ActorState
+from actors.sample import Prompt, Sample, Sampling
+from actors.simulation import Call, Fate, Latency, World, weights_of
+from actors.weights import Weights
+from cluster.failures import DeadlineError, EngineError, StageError
+from cluster.recipe import Rlhf
+
+DEADLINE = 20.0
+STEPS = 12
+PROMPTS = [f"p{i}" for i in range(40)]
+SAMPLING = Sampling(2, 1.0, 8)
+# How often an actor dies or hangs in a call of each kind.
+DEATHS: dict[Call, float] = {"start": 0.08, "pull": 0.03, "generate": 0.03}
+HANGS: dict[Call, float] = {"start": 0.03, "pull": 0.01, "generate": 0.02}
+
+
+def listed(count: int) -> list[Prompt]:
+    return [Prompt(f"q{i}", [1]) for i in range(count)]
+
+
+class Engines:
+    """A fleet of simulated actors."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator = coordinator
+        self.states, self.counters = coordinator.states, coordinator.counters
+
+    def sync(self, version: int, state: Weights, wait: bool) -> None:
+        assert state.version == version
+        self.coordinator.sync(state, wait)
+
+
+class KilledError(Exception):
+    """The driver, or the learner, is no more."""
+
+
+@dataclass
+class Learner:
+    """Keeps the turns that its weights have learned from, as weights do, and loses what it did not save."""
+
+    world: World
+    settings: Rlhf
+    seconds: float
+    killed: Callable[[], bool] = lambda: False
+    version: int = 0
+    trained: list[Ticket] = field(default_factory=list)
+    checkpoint: str | None = None
+
+    def step(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> dict[str, float]:
+        self._maybe_killed()
+        self.world.timeline.run(self.seconds)
+        assert len(prompts) == len(groups) == len(rewards) == self.settings.prompts_per_step
+        for prompt, group, row in zip(prompts, groups, rewards, strict=True):
+            epoch, _, name = group[0].prompt_id.partition(":")
+            assert name == prompt.id
+            assert {sample.prompt_id for sample in group} == {group[0].prompt_id}
+            assert [sample.index for sample in group] == list(range(self.settings.samples_per_prompt))
+            assert 0.0 not in row
+            lags = [self.version - version for sample in group for version in sample.weight_versions]
+            assert 0 <= min(lags) <= max(lags) <= self.settings.max_staleness
+            self.trained.append(Ticket(int(epoch), name))
+        self.version += 1
+        self._maybe_killed()
+        return {"tokens": float(sum(len(group) for group in groups))}
+
+    def weights(self) -> Weights:
+        return weights_of(self.version)
+
+    def save(self, extra: dict[str, Any]) -> None:
+        self._maybe_killed()
+        self.checkpoint = json.dumps([extra, self.version, self.trained])
+        self._maybe_killed()
+
+    def restore(self) -> dict[str, Any] | None:
+        if self.checkpoint is None:
+            self.version, self.trained = 0, []
+            return None
+        state, self.version, trained = json.loads(self.checkpoint)
+        self.trained = [Ticket(epoch, prompt) for epoch, prompt in trained]
+        return state
+
+    def _maybe_killed(self) -> None:
+        if self.killed():
+            raise KilledError
+
+
+def loop_of(
+    world: World, coordinator: Coordinator, learner: Learner, score: Callable[..., Any], count: int = len(PROMPTS)
+) -> Loop:
+    prompts = {name: Prompt(name, [1]) for name in (f"p{i}" for i in range(count))}
+    ledger = Ledger(list(prompts), seed=1)
+    rollouts = Rollouts(coordinator, ledger, prompts, learner.settings, 1, world.timeline.now)
+    return Loop(Engines(coordinator), learner, rollouts, learner.settings, score, world.timeline.now)
+
+
+def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:
+    return [[1.0 + sample.index for sample in group] for group in groups]
+
+
+def survive(seed: int) -> Counter[str]:
+    """Trains through one random schedule of faults: actors that die or hang in any call, that join and leave, rewards
+    that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint. Returns the faults."""
+    choose = random.Random(seed)
+    settings = Rlhf(
+        prompts_per_step=choose.randint(1, 8), samples_per_prompt=2, max_staleness=choose.choice([0, 0, 1, 2])
+    )
+    seen: Counter[str] = Counter()
+
+    def fate(call: Call) -> Fate:
+        drawn = choose.random()
+        found: Fate = "die" if drawn < DEATHS[call] else "hang" if drawn < DEATHS[call] + HANGS[call] else "well"
+        seen[f"{found} in {call}"] += 1
+        return found
+
+    def score(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:
+        if choose.random() < 0.02:
+            raise KilledError
+        return rewarded(prompts, groups)
+
+    world = World(Latency(spread=0.5), choose, fate)
+    learner = Learner(world, settings, choose.uniform(0.1, 2.0), killed=lambda: choose.random() < 0.02)
+    step, lives = 0, 0
+    while step < STEPS:
+        lives += 1
+        assert lives < 200
+        target = choose.randint(1, 5)
+        coordinator = world.coordinator(target, DEADLINE)
+
+        def anything(coordinator: Coordinator = coordinator) -> None:
+            if choose.random() < 0.2:
+                coordinator.resize(choose.randint(1, 5))
+            if choose.random() < 0.01:
+                raise KilledError
+            world.timeline.after(choose.expovariate(0.5), anything)
+
+        world.timeline.after(choose.expovariate(0.5), anything)
+        state = learner.restore()
+        begun = world.timeline.now()
+        try:
+            coordinator.start()
+            loop = loop_of(world, coordinator, learner, score)
+            if state:
+                loop.rollouts.ledger.load_state_dict(state["ledger"])
+                coordinator.sync(weights_of(state["step"]), wait=True)
+            for step in range(state["step"] if state else 0, STEPS):
+                begun = world.timeline.now()
+                loop.step(step)
+                if (step + 1) % 3 == 0 or step + 1 == STEPS:
+                    loop.save(step + 1)
+            step = STEPS
+        except (KilledError, StageError) as error:
+            seen[type(error).__name__] += 1
+            step = 0
+        # A step waits for samples, the learner and a sync; each sample may be drawn again once for a dead actor.
+        assert world.timeline.now() - begun <= 3 * 2 * DEADLINE + learner.seconds + 1
+        world.timeline.clear()
+        coordinator.close()
+        world.hung.clear()
+    booked = Counter(learner.trained)
+    assert loop.rollouts.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
+    # What is left of the passes that were begun: with it, every prompt was handed out once in each.
+    ledger = Ledger(PROMPTS, seed=1)
+    ledger.load_state_dict(loop.rollouts.ledger.state_dict())
+    passes = 1 + ledger.state_dict()["epoch"]
+    while (ticket := ledger.take(1)[0]).epoch < passes:
+        booked[ticket] += 1
+    assert booked == {Ticket(epoch, prompt): 1 for epoch in range(passes) for prompt in PROMPTS}
+    assert all(seconds <= DEADLINE + 1 for seconds in world.released)
+    return seen + Counter(released=len(world.released), lives=lives)
+
+
+def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
+    found: Counter[str] = sum(map(survive, range(200)), Counter())
+    assert all(found[f"{fate} in {call}"] > 50 for fate in ("die", "hang") for call in DEATHS), found
+    assert found["released"] > 200
+    assert found["lives"] > 400
+    # Few runs of bad luck are too long to wait for, or kill actor after actor.
+    assert found["DeadlineError"] + found["EngineError"] < 0.05 * found["lives"], found
+
+
+def rate_and_idle(actors: int, max_staleness: int, learner_seconds: float) -> tuple[float, float]:
+    """Prompts a second of the loop, and the learner's idle share, with 16 prompts a step for every actor."""
+    settings = Rlhf(prompts_per_step=16 * actors, samples_per_prompt=2, max_staleness=max_staleness)
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(actors, DEADLINE)
+    coordinator.start()
+    loop = loop_of(world, coordinator, Learner(world, settings, learner_seconds), rewarded, 32 * actors)
+    loop.step(0)
+    begun = world.timeline.now()
+    rows = [loop.step(step) for step in range(1, 21)]
+    seconds = world.timeline.now() - begun
+    return 20 * 16 * actors / seconds, sum(row["learner_idle"] for row in rows) / 20
+
+
+def test_64_actors_do_almost_64_times_the_work_of_one():
+    one, _ = rate_and_idle(1, max_staleness=1, learner_seconds=0.5)
+    many, idle = rate_and_idle(64, max_staleness=1, learner_seconds=0.5)
+    assert many / one > 0.95 * 64
+    # The learner is balanced against actors that need 0.52 s for their share of a batch.
+    assert idle < 0.1
+
+
+def test_overlap_is_faster_than_waiting_for_each_other():
+    synchronous, _ = rate_and_idle(8, max_staleness=0, learner_seconds=0.5)
+    overlapping, _ = rate_and_idle(8, max_staleness=1, learner_seconds=0.5)
+    assert overlapping > 1.5 * synchronous
+
+
+def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
+    settings = Rlhf(prompts_per_step=16, samples_per_prompt=2)
+    world = World(Latency(start=2.0), random.Random(1))
+    coordinator = world.coordinator(2, DEADLINE)
+    coordinator.start()
+    loop = loop_of(world, coordinator, Learner(world, settings, 0.5), rewarded)
+    before = [loop.step(step)["rollout_seconds"] for step in range(3)][-1]
+    coordinator.resize(4)
+    world.timeline.run(2.0 + 0.1 + 0.01)
+    assert coordinator.states() == [ActorState.READY] * 4
+    assert {worker.version for worker in coordinator.ready()} == {3}
+    assert loop.step(3)["rollout_seconds"] < 0.7 * before
+
+
+def test_an_actor_that_hangs_is_found_while_others_report_without_pause():
+    hangs = iter(["well", "well", "hang"])
+    world = World(Latency(), random.Random(1), lambda _: next(hangs, "well"))
+    coordinator = world.coordinator(2, deadline=5.0)
+    coordinator.start()
+    coordinator.generate(listed(400), SAMPLING)
+    assert [round(seconds) for seconds in world.released] == [5]
+    assert coordinator.counters().deaths == 1
+
+
+def test_a_wait_ends_at_its_deadline_and_says_for_what():
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    begun = world.timeline.now()
+    with pytest.raises(DeadlineError, match="waited 3 s for samples of 1 prompts; actors: ready"):
+        coordinator.collect(1, deadline=3.0)
+    assert world.timeline.now() - begun == pytest.approx(3.0)
+
+
+def test_actors_that_never_come_up_end_the_start_with_the_cause():
+    world = World(Latency(), random.Random(1), lambda _: "die")
+    with pytest.raises(EngineError, match="3 rollout actors in a row did not come up; the last: start: the actor was"):
+        world.coordinator(2, DEADLINE).start()
+
+
+def test_a_closed_fleet_says_so_to_whoever_waits():
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    world.timeline.after(0.01, coordinator.close)
+    with pytest.raises(EngineError, match="has been closed"):
+        coordinator.generate(listed(1), SAMPLING)
+    assert coordinator.states() == []
+
+
+@pytest.mark.parametrize(
+    ("learner_idle", "rollout_idle", "actors", "max_staleness", "said"),
+    [
+        # Two actors without a pause in 59 % of whose time the learner is done: 2 / 0.59 are needed.
+        (0.41, 0.0, 2, 1, "the learner waited 41% of the time: add 2 rollout actors"),
+        (0.5, 0.4, 2, 0, "the learner waited 50% of the time and the rollout actors 40%: rlhf.max_staleness=1"),
+        (0.05, 0.75, 8, 1, "the rollout actors waited 75% of the time: 2 of 8 would do"),
+        (0.05, 0.1, 2, 1, None),
+    ],
+)
+def test_advice_is_what_would_balance_the_two_sides(
+    learner_idle: float, rollout_idle: float, actors: int, max_staleness: int, said: str | None
+):
+    found = advice(learner_idle, rollout_idle, actors, max_staleness)
+    assert (found is None) if said is None else (found or "").startswith(said)

@@ -1,0 +1,113 @@
+"""API keys: what is kept of them, what they open, and the commands."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from cluster.failures import UserError
+from cluster.keys import KeyRing, audit
+from tests.cluster.conftest import triptych
+
+
+def made(ring: KeyRing, name: str, *scopes: str) -> str:
+    return ring.add(name, scopes or ("chat",), None, None, by="test")
+
+
+def test_a_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    ring, seen_by_a_server = KeyRing(tmp_path), KeyRing(tmp_path)
+    assert not seen_by_a_server.exists()
+    tokens = {name: made(ring, name, "admin", "chat") for name in ("ann", "ben")}
+    assert [seen_by_a_server.holder(token).name for token in tokens.values()] == ["ann", "ben"]
+    assert seen_by_a_server.holder(tokens["ann"]).scopes == ("chat", "admin")
+    for wrong in ("", "guess", tokens["ann"][:-1], tokens["ann"] + "x", "\ud800"):
+        assert seen_by_a_server.holder(wrong) is None
+    ring.revoke("ann", by="test")
+    assert seen_by_a_server.holder(tokens["ann"]) is None
+    assert seen_by_a_server.holder(tokens["ben"]).name == "ben"
+    ring.revoke("ben", by="test")
+    assert seen_by_a_server.exists(), "a server must not open when the last key is revoked"
+    files = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert not any(token in files or token.removeprefix("tri-") in files for token in tokens.values())
+
+
+def test_a_name_is_free_again_after_it_was_revoked(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path)
+    old = made(ring, "ann")
+    with pytest.raises(UserError, match="a key ann already"):
+        made(ring, "ann")
+    ring.revoke("ann", by="test")
+    new = made(ring, "ann")
+    assert ring.holder(old) is None
+    assert ring.holder(new).name == "ann"
+    with pytest.raises(UserError, match="no key ben to revoke"):
+        ring.revoke("ben", by="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes", "message"),
+    [
+        ("a\nb", ("chat",), "no name"),
+        ("", ("chat",), "no name"),
+        ("ann", ("root",), "root is no scope"),
+        ("ann", (), "nothing is no scope"),
+    ],
+)
+def test_wrong_keys_are_refused_and_nothing_is_written(
+    tmp_path: Path, name: str, scopes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        KeyRing(tmp_path).add(name, scopes, None, None, by="test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_made_at_once_are_all_there(tmp_path: Path) -> None:
+    def make(first: int) -> None:
+        for number in range(first, first + 5):
+            made(KeyRing(tmp_path), f"key {number}")
+
+    threads = [threading.Thread(target=make, args=(5 * index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(KeyRing(tmp_path).all()) == 20
+
+
+def test_a_damaged_file_opens_nothing(tmp_path: Path) -> None:
+    token = made(KeyRing(tmp_path), "ann")
+    (tmp_path / "keys.json").write_text("[{}]")
+    with pytest.raises(UserError, match=r"keys\.json is damaged"):
+        KeyRing(tmp_path).holder(token)
+
+
+def test_the_audit_log_has_one_line_an_action(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path)
+    made(ring, "ann", "chat", "score")
+    ring.revoke("ann", by="test")
+    audit(tmp_path, "a\nb", "other", what="c\nd")
+    rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(row["by"], row["action"]) for row in rows] == [
+        ("test", "key add"),
+        ("test", "key revoke"),
+        ("a\nb", "other"),
+    ]
+    assert rows[0]["scopes"] == ["chat", "score"]
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    run = ("--run", str(tmp_path))
+    added = triptych(
+        *("key", "add", "ann", *run, "--scope", "chat", "--scope", "score", "--requests-per-minute", "60"), cwd=tmp_path
+    )
+    token = added.stdout.splitlines()[0]
+    assert KeyRing(tmp_path).holder(token).requests_per_minute == 60
+    listed = triptych("key", "list", *run, cwd=tmp_path).stdout
+    assert listed.startswith("ann\tchat,score\t60 requests a minute\tmade ")
+    assert "valid" in listed
+    assert token not in listed
+    assert triptych("key", "revoke", "ann", *run, cwd=tmp_path).returncode == 0
+    assert KeyRing(tmp_path).holder(token) is None
+    wrong = triptych("key", "add", "ann", *run, "--scope", "root", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

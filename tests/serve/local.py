@@ -1,0 +1,59 @@
+"""The gateway without Ray and without an engine, for what happens before a model is asked."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from serve.gateway import Settings, gateway_app
+from serve.replica import Endpoint, Part, Reply, Usage
+
+
+class Parrot:
+    """Says the prompt back word by word; the prompts "wait" and "fail" do that."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.go_on = asyncio.Event()
+
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        said = body["messages"][-1]["content"] if "messages" in body else body.get("prompt", "")
+        words = str(said).split()
+        try:
+            if words == ["fail"]:
+                raise ZeroDivisionError("secret /etc/passwd")
+            if words == ["wait"]:
+                await self.go_on.wait()
+            if not body.get("stream"):
+                usage = {"prompt_tokens": len(words), "completion_tokens": len(words)}
+                yield Reply(200, {"endpoint": endpoint, "usage": usage})
+                return
+            for word in words:
+                yield f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n"
+            yield Usage(len(words), 7)
+        finally:
+            self.ended += 1
+
+    async def card(self) -> dict[str, Any]:
+        return {"id": "parrot"}
+
+    async def requests(self) -> int:
+        return 0
+
+
+@asynccontextmanager
+async def asking(
+    settings: Settings, model: Parrot | None = None, key: str | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway over one model, `parrot`."""
+    transport = httpx.ASGITransport(gateway_app({"parrot": model or Parrot()}, settings), raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+        yield client
+
+
+def prompt(words: str, **options: Any) -> dict[str, Any]:
+    return {"model": "parrot", "prompt": words, **options}

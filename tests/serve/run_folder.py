@@ -1,0 +1,51 @@
+"""A run folder as the stages leave it, halfway through: with curves, figures, samples and lineage."""
+
+import fcntl
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.metrics import MetricsWriter
+from cluster.run import Manifest, RunFolder
+from cluster.stages import STAGES
+
+HOSTILE = "<img src=x onerror='window.hacked = 1'>"
+
+
+def write_run(root: Path, finished: int = 5) -> RunFolder:
+    """The first stages finished, the next begun, with 200 steps of a falling loss in each."""
+    run, marks = RunFolder(root), {}
+    for index, stage in enumerate(STAGES[: finished + 1]):
+        out = run.begin(stage.folder, f"mark of {stage.folder} 0123456789")
+        writer = MetricsWriter(out)
+        for step in range(200):
+            writer.write(step, loss=4 * math.exp(-step / 60) + 0.3, held_out_loss=4 * math.exp(-step / 50), note="x")
+        if stage.folder == "report":
+            answer = {"text": HOSTILE, "right": True, "stopped": True}
+            rows = [
+                {"kind": "capital", "question": f"{HOSTILE} {n}?", "answers": dict.fromkeys(("base", "sft"), answer)}
+                for n in range(60)
+            ]
+            (out / "answers.json").write_text(json.dumps(rows))
+        if index == finished:
+            break
+        accuracy = {"value": 0.91, "low": 0.85, "high": 0.95, "n": 88}
+        metrics = {"tokens": 1_234_567, "accuracy": accuracy, "base": {"right": accuracy, "verdict": "good"}}
+        mark = run.mark(stage.folder) or ""
+        inputs = {folder: marks[folder] for folder in stage.after}
+        weights = "0123456789abcdef" if stage.folder in ("base", "sft", "reward", "policy") else None
+        run.commit(stage.folder, Manifest(stage.name, mark, {}, inputs, "1.0", 75.0, metrics, weights))
+        marks[stage.folder] = mark
+    return run
+
+
+@contextmanager
+def at_work(run: RunFolder) -> Iterator[None]:
+    """As while another process works on the run."""
+    with (run.root / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("1\n")
+        file.flush()
+        yield

@@ -1,0 +1,98 @@
+"""The real server as hostile and careless clients find it: what one of them does, the others do not notice."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoTokenizer
+
+from serve.limits import MOST_BODY_BYTES
+from tests.serve.conftest import Server
+
+pytestmark = pytest.mark.slow
+
+MODEL = "policy"
+ASK = {"model": MODEL, "prompt": "The", "max_tokens": 4, "temperature": 0}
+
+
+def tokens(server: Server) -> dict[str, float]:
+    text = httpx.get(f"{server.url}/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {
+        s.labels["kind"]: s.value for s in samples if s.name == "triptych_tokens_total" and s.labels["model"] == MODEL
+    }
+
+
+def test_tokenise_there_and_back(server: Server) -> None:
+    text = "The capital of Peru is Lima."
+    ids = AutoTokenizer.from_pretrained(server.folders[MODEL]).encode(text, add_special_tokens=False)
+    asked = {"model": MODEL, "prompt": text, "add_special_tokens": False}
+    said = httpx.post(f"{server.url}/tokenize", json=asked).json()
+    assert (said["tokens"], said["count"]) == (ids, len(ids))
+    back = httpx.post(f"{server.url}/detokenize", json={"model": MODEL, "tokens": ids}).json()
+    assert back == {"prompt": text}
+    messages = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    assert httpx.post(f"{server.url}/tokenize", json=messages).json()["count"] > len(ids)
+    for wrong in ({"model": MODEL}, {"model": MODEL, "tokens": [10**9]}, {"model": MODEL, "tokens": "x"}):
+        assert httpx.post(f"{server.url}/detokenize", json=wrong).status_code == 400
+    assert httpx.post(f"{server.url}/v1/score", json={"model": MODEL, "conversations": []}).status_code == 400
+
+
+def test_answers_say_who_gave_them_and_tokens_are_counted(server: Server, client: openai.OpenAI) -> None:
+    before = tokens(server)
+    whole = client.completions.with_raw_response.create(**ASK)
+    assert whole.headers["x-triptych-model"] == MODEL
+    assert whole.headers["x-triptych-weights"] == "unknown", "these models belong to no run"
+    assert whole.headers.get_list("x-request-id") == [whole.request_id]
+    named = client.completions.with_raw_response.create(**ASK, extra_headers={"X-Request-Id": "mine-1"})
+    assert named.headers.get_list("x-request-id") == ["mine-1"]
+    used = whole.parse().usage
+    list(client.completions.create(**ASK, stream=True))
+    after = tokens(server)
+    assert after["prompt"] - before.get("prompt", 0) == 3 * used.prompt_tokens
+    assert after["completion"] - before.get("completion", 0) == 3 * used.completion_tokens
+
+
+def test_a_large_body_is_refused(server: Server) -> None:
+    headers = {"Content-Type": "application/json"}
+    # The server may also hang up on a client that goes on sending.
+    with suppress(httpx.WriteError):
+        reply = httpx.post(f"{server.url}/v1/completions", content=b" " * (50 << 20), headers=headers, timeout=60)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (413, 413)
+    hidden = httpx.post(
+        f"{server.url}/v1/completions", content=iter([b" " * MOST_BODY_BYTES, b" "]), headers=headers, timeout=60
+    )
+    assert hidden.status_code == 413
+
+
+@contextmanager
+def connection(server: Server, sent: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as opened:
+        opened.sendall(sent)
+        yield opened
+
+
+def head(length: int) -> bytes:
+    lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
+    return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
+
+
+def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:
+    expected = client.completions.create(**ASK).choices[0].text
+    body = json.dumps({**ASK, "max_tokens": 2000, "ignore_eos": True, "stream": True, "n": 2}).encode()
+    with ExitStack() as held:
+        for number in range(500):
+            # Some stop in the middle of a header, the others in the middle of the body.
+            sent = b"POST /v1/comp" if number % 2 else head(1_000) + b"{"
+            held.enter_context(connection(server, sent))
+        for _ in range(3):
+            held.enter_context(connection(server, head(len(body)) + body))
+        for _ in range(3):
+            assert client.completions.create(**ASK).choices[0].text == expected
+        assert httpx.get(f"{server.url}/health", timeout=10).json() == {"status": "ok"}
+    assert client.completions.create(**ASK).choices[0].text == expected

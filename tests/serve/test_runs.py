@@ -1,0 +1,66 @@
+"""What the run page is told."""
+
+import json
+import math
+from pathlib import Path
+
+from serve.runs import POINTS, SAMPLES, curves, describe, figures
+from tests.serve.run_folder import at_work, write_run
+
+
+def test_a_run_halfway(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=5)
+    told = describe(run)
+    assert [stage["state"] for stage in told["stages"]] == ["done"] * 5 + ["partial", "pending"]
+    assert (told["working"], told["samples"]) == (False, [])
+    with at_work(run):
+        told = describe(run)
+    assert told["working"]
+    assert [stage["state"] for stage in told["stages"]][-2:] == ["working", "pending"]
+    sft = next(stage for stage in told["stages"] if stage["folder"] == "sft")
+    base = next(stage for stage in told["stages"] if stage["folder"] == "base")
+    assert sft["inputs"] == {"base": base["fingerprint"]}
+    assert sft["weights"] == "0123456789abcdef"
+    assert list(sft["figures"]) == ["tokens", "accuracy", "base.right"]
+    # The stage in progress shows the curves that it has so far.
+    assert told["stages"][5]["curves"].keys() == {"loss", "held_out_loss"}
+    json.dumps(told, allow_nan=False)
+
+
+def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=7)
+    path = run.path("base") / "manifest.json"
+    path.write_text(path.read_text().replace("mark of base", "other"))
+    told = {stage["folder"]: (stage["state"], stage["why"]) for stage in describe(run)["stages"]}
+    assert told["sft"] == ("stale", "base was made again since")
+    assert told["preferences"] == ("done", "")
+
+
+def test_samples_are_taken_over_the_whole_file(tmp_path: Path) -> None:
+    samples = describe(write_run(tmp_path, finished=7))["samples"]
+    numbers = [int(row["question"].rsplit(" ", 1)[1].rstrip("?")) for row in samples]
+    assert len(numbers) == SAMPLES
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] > 55
+
+
+def test_curves_keep_both_ends_and_leave_out_what_cannot_be_drawn() -> None:
+    rows = [{"step": s, "time": 1.0, "loss": float(s), "odd": math.nan, "flag": True, "once": 1} for s in range(1000)]
+    del rows[0]["odd"]
+    for row in rows[1:]:
+        del row["once"]
+    (points,) = curves(rows).values()
+    assert len(points) == POINTS
+    assert (points[0], points[-1]) == ((0, 0.0), (999, 999.0))
+    assert all(step == value for step, value in points)
+
+
+def test_figures_are_numbers_only() -> None:
+    metrics = {
+        "a": 1,
+        "b": {"value": math.inf},
+        "c": {"d": {"value": 0.5, "low": 0.1, "text": "x"}},
+        "e": "x",
+        "f": True,
+    }
+    assert dict(figures(metrics)) == {"a": {"value": 1}, "c.d": {"value": 0.5, "low": 0.1}}

@@ -1,0 +1,120 @@
+"""The run page and the chat page in a real browser, on a server that asks for keys."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import uvicorn
+
+from cluster.keys import KeyRing
+from cluster.run import RunFolder
+from serve.gateway import Settings, gateway_app
+from tests.helpers import free_port, wait_until
+from tests.serve.local import Parrot
+from tests.serve.run_folder import write_run
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    url: str
+    run: RunFolder
+    admin: str
+    chat: str
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    run, port = write_run(tmp_path_factory.mktemp("run"), finished=7), free_port()
+    keys = [KeyRing(run.root).add(name, [name], None, None, by="test") for name in ("admin", "chat")]
+    app = gateway_app({"parrot": Parrot()}, Settings(run.root))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started, 60, "the server")
+    yield Site(f"http://127.0.0.1:{port}", run, *keys)
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["api.Browser"]:
+    with api.sync_playwright() as driver:
+        # Without a sandbox of its own it also starts as root and in containers.
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def opened(browser: "api.Browser", url: str, width: int) -> Iterator["api.Page"]:
+    """A page that fails the test on any error in it and on any request to another origin."""
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith((url, "data:")) or errors.append(asked.url))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", site: Site, width: int) -> None:
+    with opened(browser, site.url, width) as page:
+        page.goto(f"{site.url}/runs")
+        page.get_by_role("dialog").get_by_text("This server asks for a key.").wait_for()
+        page.keyboard.type(site.chat)
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog").get_by_text("this needs a key with the scope admin; yours has chat").wait_for()
+        page.keyboard.type(site.admin)
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="rlhf").wait_for()
+        assert page.get_by_role("status").inner_text() == "7 of 7 stages done"
+        assert page.get_by_role("region", name="sft").get_by_text("base mark of base").is_visible()
+        assert page.get_by_role("img", name="held out loss over steps 0 to 199: from 4 to 0.07").count() == 7
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator(".sample").count() == 24
+        assert page.evaluate("window.hacked") is None
+        # The key is this tab's alone, and goes with it.
+        assert page.evaluate("Object.values(localStorage).length") == 0
+        page.reload()
+        page.get_by_role("heading", name="rlhf").wait_for()
+
+
+def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
+    with opened(browser, site.url, 1280) as page:
+        page.goto(site.url)
+        page.evaluate("key => sessionStorage.setItem('triptych key', key)", site.admin)
+        page.goto(f"{site.url}/runs")
+        page.get_by_text("7 of 7 stages done").wait_for()
+        site.run.begin("report", "another recipe")
+        page.get_by_text("interrupted; the same command resumes it").wait_for()
+
+
+def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
+    with opened(browser, site.url, 1280) as page:
+        page.goto(site.url)
+        page.get_by_role("dialog").wait_for()
+        page.keyboard.type(site.chat)
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog").wait_for(state="detached")
+        page.locator("#model option").wait_for(state="attached")
+        page.locator("#prompt").fill("hello")
+        with page.expect_response("**/v1/chat/completions") as answered:
+            page.keyboard.press("Enter")
+        assert answered.value.status == 200
+        assert answered.value.request.headers["authorization"] == f"Bearer {site.chat}"
+        page.get_by_role("log").get_by_text("hello").nth(1).wait_for()
+        assert page.get_by_role("dialog").count() == 0

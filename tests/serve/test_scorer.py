@@ -1,0 +1,93 @@
+"""The reward model over HTTP, against a computation of its own."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from cluster.plan import Share
+from serve.app import is_reward_model
+from serve.replica import Reply
+from serve.scorer import MOST_CONVERSATIONS, ScorerReplica
+from tests.tiny import tiny_tokenizer
+
+CONTEXT = 64
+MEAN, DEVIATION = 0.3, 1.7
+ASKED = {"role": "user", "content": "What is the capital of Peru?"}
+TALKS = [
+    [ASKED, {"role": "assistant", "content": "Lima."}],
+    [ASKED, {"role": "assistant", "content": "She sells sea shells, and how do I stop coughing?"}],
+    [{"role": "system", "content": "Be short."}, ASKED, {"role": "assistant", "content": ""}],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, tokenizer = tmp_path_factory.mktemp("reward"), tiny_tokenizer()
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "normalisation.json").write_text(json.dumps({"mean": MEAN, "deviation": DEVIATION}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> ScorerReplica:
+    return ScorerReplica("reward", folder, CONTEXT, Share(cpus=1, gpus=0, threads=1))
+
+
+def ask(scorer: ScorerReplica, body: dict, endpoint: str = "score") -> Reply:
+    async def whole() -> list:
+        return [part async for part in scorer.answer(endpoint, body)]
+
+    (reply,) = asyncio.run(whole())
+    assert scorer.running == 0
+    return reply
+
+
+def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_training(
+    folder: Path, scorer: ScorerReplica
+) -> None:
+    """transformers' own pooling at the last token, each conversation alone and unpadded."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    rows = [tokenizer.apply_chat_template(talk, return_dict=False) for talk in TALKS]
+    with torch.no_grad():
+        logits = [model(torch.tensor([row])).logits.item() for row in rows]
+    reply = ask(scorer, {"model": "reward", "conversations": TALKS})
+    assert reply.status == 200
+    assert [row["index"] for row in reply.body["data"]] == [0, 1, 2]
+    expected = [(logit - MEAN) / DEVIATION for logit in logits]
+    assert [row["score"] for row in reply.body["data"]] == pytest.approx(expected, abs=1e-4)
+    assert len({round(score, 3) for score in expected}) == 3
+    assert reply.body["usage"]["prompt_tokens"] == sum(map(len, rows))
+
+
+@pytest.mark.parametrize(
+    ("conversations", "words"),
+    [
+        ([], "conversations"),
+        ([[]], "conversations.0"),
+        ("text", "conversations"),
+        ([[ASKED]], "the last message must be the assistant's"),
+        ([[{"role": "root", "content": "x"}]], "conversations.0.0.role"),
+        ([TALKS[0], [ASKED, {"role": "assistant", "content": "Lima " * 100}]], "conversations.1: the maximum context"),
+        ([TALKS[0]] * (MOST_CONVERSATIONS + 1), "at most 128"),
+    ],
+)
+def test_wrong_requests_are_400(scorer: ScorerReplica, conversations: object, words: str) -> None:
+    reply = ask(scorer, {"model": "reward", "conversations": conversations})
+    assert (reply.status, reply.body["error"]["code"]) == (400, 400)
+    assert words in reply.body["error"]["message"]
+
+
+def test_a_reward_model_does_not_write(folder: Path, scorer: ScorerReplica) -> None:
+    reply = ask(scorer, {"model": "reward", "prompt": "x"}, "completions")
+    assert (reply.status, reply.body["error"]["param"]) == (400, "model")
+    assert is_reward_model(folder)
+    assert not is_reward_model(folder.parent)
