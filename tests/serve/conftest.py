@@ -11,6 +11,7 @@ from ray import serve
 
 from cluster.plan import Share
 from serve.app import serve_run
+from serve.gateway import Settings
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
 from tests.tiny import write_tiny_model
@@ -48,8 +49,9 @@ def server(
     model_folders: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     port, url = free_port(), f"sqlite:///{tmp_path_factory.mktemp('feedback') / 'feedback.db'}"
+    settings = Settings(feedback_url=url)
     try:
-        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, url)
+        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
         yield Server(f"http://127.0.0.1:{port}", port, model_folders, url)
     finally:
         serve.shutdown()
