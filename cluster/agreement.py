@@ -108,7 +108,7 @@ def _sums(said: Mapping[str, Mapping[str, int]], labeller: str | None) -> Floats
         if labeller not in (None, first, second):
             continue
         common = sorted(said[first].keys() & said[second].keys())
-        one, other = (_orders([said[name][key] for key in common]) for name in (first, second))
+        one, other = (orders([said[name][key] for key in common]) for name in (first, second))
         agree += int((one == other).sum())
         pairs += len(one)
         unanimous &= bool((one == other).all())
@@ -117,7 +117,7 @@ def _sums(said: Mapping[str, Mapping[str, int]], labeller: str | None) -> Floats
     return np.concatenate([[agree, pairs, tau, taus, unanimous, 1], _coincidences(said, labeller).ravel()])
 
 
-def _orders(ranks: Sequence[int]) -> NDArray[np.int64]:
+def orders(ranks: Sequence[int]) -> NDArray[np.int64]:
     """For every pair of answers -1, 0 or 1: which is the better one."""
     values = np.asarray(ranks)
     first, second = np.triu_indices(len(values), 1)

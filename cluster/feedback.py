@@ -22,14 +22,41 @@ from sqlalchemy.orm import selectinload
 from sqlmodel import Session, SQLModel, create_engine, func, select
 
 from cluster.failures import UserError
-from cluster.feedback_tables import SCHEMA_VERSION, Completion, Labeller, Meta, Prompt, Ranking, migrate, wrong_in
+from cluster.feedback_tables import (
+    CODE,
+    COMPARED,
+    GOLD,
+    SCHEMA_VERSION,
+    Completion,
+    Excluded,
+    Labeller,
+    Meta,
+    Prompt,
+    Ranking,
+    Repeat,
+    migrate,
+    wrong_in,
+)
+from cluster.feedback_tasks import gold_tasks, open_tasks, repeatable_tasks
 
-__all__ = ["CODE", "Completion", "Counts", "Feedback", "Labeller", "Prompt", "Ranking", "is_person", "open_feedback"]
+__all__ = [
+    "CODE",
+    "COMPARED",
+    "GOLD",
+    "Completion",
+    "Counts",
+    "Feedback",
+    "Labeller",
+    "Prompt",
+    "Ranking",
+    "Repeat",
+    "is_person",
+    "open_feedback",
+]
 
 BUSY_SECONDS = 30.0
 # Names of rows in one query: SQLite takes 32,766 parameters at most.
 ASKED_TOGETHER = 1_000
-CODE = "code (noise "
 # Any number that only Triptych uses: whoever makes or changes the tables on PostgreSQL holds this lock.
 SCHEMA_LOCK = 7_412_950_618
 
@@ -46,8 +73,8 @@ class Counts:
 
 
 def is_person(labeller: str) -> bool:
-    """Whether a judgement's labeller is a person; the labeller written in code names itself otherwise."""
-    return not labeller.startswith(CODE)
+    """Whether a judgement's labeller is a person, neither a rule written in code nor what a gold item expects."""
+    return not labeller.startswith((CODE, GOLD))
 
 
 class Feedback:
@@ -118,11 +145,29 @@ class Feedback:
             insert = self._insert(Ranking).values(values)
             session.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
 
-    def prompts(self, split: str | None = None) -> list[Prompt]:
-        """Prompts with their completions, by id."""
+    def save_repeat(self, ranking: Ranking) -> None:
+        """Stores what a labeller said when they got a prompt of theirs again; the first time stays as it is.
+
+        Raises:
+            UserError: as `add_rankings`.
+        """
+        with self._write() as session:
+            _check(session, [ranking])
+            values = ranking.model_dump(include={"prompt_id", "labeller", "ranks", "presented", "seconds", "created"})
+            keys = ("prompt_id", "labeller")
+            changed = {name: value for name, value in values.items() if name not in keys}
+            insert = self._insert(Repeat).values(values)
+            session.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
+
+    def prompts(self, split: str | None = None, prefix: str = "") -> list[Prompt]:
+        """Prompts with their completions, by id; of a split, or with names that begin so, if given."""
         query = select(Prompt).options(selectinload(Prompt.completions)).order_by(Prompt.id)  # type: ignore[arg-type]
+        if split is not None:
+            query = query.where(Prompt.split == split)
+        if prefix:
+            query = query.where(_column(Prompt.id).startswith(prefix, autoescape=True))
         with Session(self._engine) as session:
-            return list(session.exec(query if split is None else query.where(Prompt.split == split)))
+            return list(session.exec(query))
 
     def prompt(self, prompt_id: str) -> Prompt | None:
         """One prompt with its completions."""
@@ -131,8 +176,10 @@ class Feedback:
             return session.exec(query.where(Prompt.id == prompt_id)).first()
 
     def rankings(self) -> list[Ranking]:
-        """Every judgement that ranks, neither skipped nor "all bad", in the order given."""
-        return [row for row in self.judgements() if row.ranks]
+        """Every judgement that counts and ranks, neither skipped nor "all bad", in the order given: none of a labeller
+        who is excluded."""
+        excluded = set(self.excluded())
+        return [row for row in self.judgements() if row.ranks and row.labeller not in excluded]
 
     def judgements(self, labeller: str | None = None) -> list[Ranking]:
         """Every judgement, skips and "all bad" too, in the order given; of one labeller if named."""
@@ -146,37 +193,36 @@ class Feedback:
         with Session(self._engine) as session:
             return session.exec(query).first()
 
+    def repeats(self, labeller: str | None = None) -> list[Repeat]:
+        """What labellers said of prompts that they got again; of one labeller if named."""
+        query = select(Repeat).order_by(_column(Repeat.id))
+        with Session(self._engine) as session:
+            return list(session.exec(query if labeller is None else query.where(Repeat.labeller == labeller)))
+
     def open_tasks(self, labeller: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
         """Prompts that a labeller may judge: at least two completions, not judged by them, by few other people.
 
         Args:
             labeller: whose tasks.
-            people: how many people are to judge a prompt; a skip does not count.
+            people: how many people are to judge a prompt; a skip does not count, nor does who is excluded.
             limit: at most so many.
 
         Returns:
             names, and how many people have judged each; those whose completions are newest first, because a stage that
-            waits for people waits for these.
+            waits for people waits for these. Neither gold items nor what the compare page asked.
         """
-        by_people = _column(Ranking.skipped).is_(None) & _column(Ranking.labeller).not_like(f"{CODE}%")
-        judged = (
-            select(Ranking.prompt_id, func.count().label("people"))
-            .where(by_people)
-            .group_by(_column(Ranking.prompt_id))
-            .subquery()
-        )
-        found = func.coalesce(judged.c.people, 0)
-        query = (
-            select(Completion.prompt_id, found)
-            .outerjoin(judged, judged.c.prompt_id == Completion.prompt_id)
-            .where(_column(Completion.prompt_id).not_in(_judged_by(labeller)), found < people)
-            .group_by(_column(Completion.prompt_id), judged.c.people)
-            .having(func.count() >= 2)
-            .order_by(func.max(Completion.id).desc())
-            .limit(limit)
-        )
         with Session(self._engine) as session:
-            return [(name, count) for name, count in session.exec(query)]
+            return [(name, count) for name, count in session.exec(open_tasks(labeller, people, limit))]
+
+    def gold_tasks(self, labeller: str) -> list[str]:
+        """Gold items that a labeller has not judged."""
+        with Session(self._engine) as session:
+            return list(session.exec(gold_tasks(labeller)))
+
+    def repeatable_tasks(self, labeller: str, after: int) -> list[str]:
+        """Prompts that a labeller has ranked once, before their last `after` judgements; the oldest first."""
+        with Session(self._engine) as session:
+            return list(session.exec(repeatable_tasks(labeller, after)))
 
     def counts(self) -> Counts:
         """How much there is of each."""
@@ -217,6 +263,30 @@ class Feedback:
         """The name of the person whose token it is."""
         with Session(self._engine) as session:
             return session.exec(select(Labeller.name).where(Labeller.token_hash == _hash(token))).first()
+
+    def exclude(self, labeller: str, excluded: bool = True) -> None:
+        """Takes a labeller's judgements out of all that is learned, or back in; they are kept either way.
+
+        Raises:
+            UserError: nobody of that name may sign in or has judged.
+        """
+        with self._write() as session:
+            known = (
+                session.get(Labeller, labeller)
+                or session.exec(select(Ranking.id).where(Ranking.labeller == labeller)).first()
+            )
+            if not known:
+                raise UserError(f"there is no labeller {labeller}: `triptych labeller list` names them")
+            found = session.get(Excluded, labeller)
+            if excluded and found is None:
+                session.add(Excluded(labeller=labeller))
+            elif found is not None and not excluded:
+                session.delete(found)
+
+    def excluded(self) -> list[str]:
+        """Everyone whose judgements count for nothing, by name."""
+        with Session(self._engine) as session:
+            return list(session.exec(select(Excluded.labeller).order_by(Excluded.labeller)))
 
     def labellers(self) -> list[str]:
         """Everyone who may sign in, by name."""
@@ -311,10 +381,6 @@ def _check(session: Session, rankings: Sequence[Ranking]) -> None:
 def _pieces(names: set[str]) -> list[list[str]]:
     ordered = sorted(names)
     return [ordered[begin : begin + ASKED_TOGETHER] for begin in range(0, len(ordered), ASKED_TOGETHER)]
-
-
-def _judged_by(labeller: str) -> Any:
-    return select(Ranking.prompt_id).where(Ranking.labeller == labeller)
 
 
 def _completion_key(row: Completion) -> tuple[str, str, int]:

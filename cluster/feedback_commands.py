@@ -1,6 +1,7 @@
 """The commands for the people who judge: their tokens, the page they judge on, and judgements in and out of files."""
 
 import importlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,10 @@ labellers = typer.Typer(no_args_is_help=True, help="The people who may judge, an
 exchange = typer.Typer(no_args_is_help=True, help="Judgements from files into a run's database, and out of it.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="the run folder, e.g. runs/demo")]
-Kind = Annotated[str, typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists or pandalm")]
+Kind = Annotated[
+    str,
+    typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists, pandalm, ultrafeedback or openassistant"),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the person, as the database will name them")]
 
 
@@ -44,13 +48,30 @@ def renew(name: Name, run: RunOption) -> None:
     _print_token(name, run, renew=True)
 
 
+@labellers.command("exclude")
+def exclude(name: Name, run: RunOption) -> None:
+    """Let a person's judgements count for nothing, and let them judge no more; all is kept."""
+    with _open(run) as database:
+        database.exclude(name)
+    print(f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again.")
+
+
+@labellers.command("include")
+def include(name: Name, run: RunOption) -> None:
+    """Let the judgements of a person who was excluded count again."""
+    with _open(run) as database:
+        database.exclude(name, excluded=False)
+    print(f"{name} counts")
+
+
 @labellers.command("list")
 def names(run: RunOption) -> None:
-    """Name everyone who has a token, with how much each has judged."""
+    """Name everyone who has a token or has judged, with how much, and who is excluded."""
     with _open(run) as database:
-        judged = [row.labeller for row in database.judgements()]
-        for name in database.labellers():
-            print(f"{name}\t{judged.count(name)} judged")
+        judged = Counter(row.labeller for row in database.judgements())
+        excluded = database.excluded()
+        for name in sorted({*database.labellers(), *judged}):
+            print(f"{name}\t{judged[name]} judged" + ("\texcluded" if name in excluded else ""))
 
 
 @exchange.command("import")
@@ -61,11 +82,15 @@ def import_file(
     name: Annotated[str | None, typer.Option(help="what to call it; the file's name by default")] = None,
     labeller: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
     held_out: Annotated[float, typer.Option(help="share of the prompts to hold out", min=0, max=0.5)] = 0.15,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="the file's rankings are right: test the labellers on them")
+    ] = False,
 ) -> None:
     """Add a file of preferences to a run's database. The same file again adds nothing."""
     with _open(run) as database:
         name = name or path.name.partition(".")[0]
-        new = importlib.import_module("pipelines.exchange").import_file(database, kind, path, name, labeller, held_out)
+        read = importlib.import_module("pipelines.exchange").import_file
+        new = read(database, kind, path, name, labeller, held_out, gold)
         print(f"{new} new prompts from {path}, under the name {name}")
 
 

@@ -6,16 +6,22 @@ from typing import Any
 from sqlalchemy import Connection, UniqueConstraint, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What makes a database of schema N one of schema N + 1; tables that are new are made beside it.
 MIGRATIONS = {
     1: (
         "ALTER TABLE ranking ADD COLUMN all_bad BOOLEAN NOT NULL DEFAULT FALSE",
         "ALTER TABLE ranking ADD COLUMN marks JSON NOT NULL DEFAULT '{}'",
         "ALTER TABLE ranking ADD COLUMN better VARCHAR",
-    )
+    ),
+    2: (),
 }
 MARKS = ("helpful", "honest", "harmless")
+# The labellers who are no people: a rule written in code, and the ranking that a gold item should get.
+CODE = "code (noise "
+GOLD = "gold (expected)"
+# What the names of the prompts of the compare page begin with.
+COMPARED = "compare "
 
 
 class Meta(SQLModel, table=True):
@@ -93,6 +99,32 @@ class Labeller(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     token_hash: str = Field(unique=True, description="SHA-256 of the token, in hexadecimal")
+    created: float = Field(default_factory=time.time)
+
+
+class Repeat(SQLModel, table=True):
+    """What a labeller said when they were given a prompt of theirs again, to see whether they say the same twice.
+
+    Attributes:
+        ranks: as a ranking's; empty where they skipped it or called all bad this time.
+        presented: completion ids in the order shown.
+    """
+
+    __table_args__ = (UniqueConstraint("prompt_id", "labeller"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    prompt_id: str = Field(foreign_key="prompt.id", index=True)
+    labeller: str
+    ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    seconds: float = 0.0
+    created: float = Field(default_factory=time.time)
+
+
+class Excluded(SQLModel, table=True):
+    """A labeller whose judgements are kept and count for nothing. They need not be one who can sign in."""
+
+    labeller: str = Field(primary_key=True)
     created: float = Field(default_factory=time.time)
 
 

@@ -121,6 +121,13 @@ class Collect(Section):
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
 
 
+class RewardModel(Training):
+    labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+
+
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+
+
 class Reward(Section):
     """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
 
@@ -167,6 +174,7 @@ class Rlhf(Section):
     rollout_actors: Positive = 2
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10
+    accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
     kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
     minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
     parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
@@ -209,7 +217,7 @@ class Recipe(Section):
     pretrain: Training = Training()
     sft: FineTuning
     collect: Collect
-    reward: Training = Training()
+    reward: RewardModel = RewardModel()
     rlhf: Rlhf = Rlhf()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()

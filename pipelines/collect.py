@@ -2,6 +2,7 @@
 code that stands in for them, rank the answers from best to worst."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             wait_for_people(database, prompts, settings.minimum_rankings, recipe.cluster.deadline_seconds)
         rows = ranking_rows(recipe, chat, database, prompts)
         counts = stored(database, prompts)
+        excluded = database.excluded()
     preferences.write_rankings(rows, out / "rankings.parquet")
     drawn = read_metrics(out)
     seconds = sum(row["seconds"] for row in drawn)
@@ -70,6 +72,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "prompts": len(prompts.rows),
             "completions": sum(map(len, counts.values())),
             "rankings": len(rows),
+            "rankings_digest": preferences.digest(rows),
+            "rankings_by": dict(sorted(Counter(row["labeller"] for row in rows).items())),
+            "excluded": excluded,
             "labeller": settings.labeller,
             "stands_in_for_people": settings.labeller == "code",
             "noise": settings.label_noise if settings.labeller == "code" else None,

@@ -57,7 +57,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     figures = {name: model_figures(answers[name]) for name in MODELS}
     report = {
         **{name: {key: asdict(value) for key, value in figures[name].items()} for name in MODELS},
-        "reward_model": {"pair_accuracy": run.require("reward", "reward").metrics["pair_accuracy"]},
+        "reward_model": {key: run.require("reward", "reward").metrics[key] for key in ("pair_accuracy", "trust")},
         "kl_from_sft": kl,
         "verdict": verdict(figures["sft"], figures["policy"]),
         "labeller": {

@@ -2,14 +2,16 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster.failures import UserError
-from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.run import fingerprint, write_text
 from pipelines.chat_data import rows
-from pipelines.exchange_formats import FORMATS, Item, Row
+from pipelines.exchange_formats import FORMATS
+from pipelines.exchange_item import Item, Row
 
 # What takes the place of the weights' checksum where nobody knows which weights drew an answer.
 WEIGHTS = "imported"
@@ -17,7 +19,9 @@ WEIGHTS = "imported"
 ANSWERS = "answers"
 
 
-def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: str, held_out_share: float) -> int:
+def import_file(
+    database: Feedback, kind: str, path: Path, name: str, labeller: str, held_out_share: float, gold: bool = False
+) -> int:
     """Adds the rows of a file. The same file again adds nothing, or what is missing where the first time was cut off.
 
     Args:
@@ -27,6 +31,8 @@ def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: 
         name: what the rows are called in the database; `export_file` finds them by it.
         labeller: who ranked, where the rows do not say.
         held_out_share: share of the prompts to hold out; equal prompts are on the same side.
+        gold: whether the rankings are the right ones, on which labellers are tested without being told; of several
+            rankings of a prompt the first.
 
     Returns:
         how many prompts were new.
@@ -34,12 +40,15 @@ def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: 
     Raises:
         UserError: a row cannot be read; the message names it, and nothing was added.
     """
-    found = _rows(path)
-    items = [FORMATS[_known(kind)].read(row, where, labeller) for row, where in found]
+    items, ids = [], []
+    for number, (row, where) in enumerate(_rows(path)):
+        read = FORMATS[_known(kind)].read(row, where, labeller)
+        # The number keeps the order and equal rows apart; the mark keeps apart the rows of another file of that name.
+        stem = f"{name} {number:07d} {fingerprint(row)[:8]}"
+        items += read
+        ids += [stem] if len(read) == 1 else [f"{stem} {part:03d}" for part in range(len(read))]
     if not items:
-        raise UserError(f"{path} holds no rows")
-    # The number keeps the order and equal rows apart; the mark keeps apart the rows of another file of that name.
-    ids = [f"{name} {number:07d} {fingerprint(row)[:8]}" for number, (row, _) in enumerate(found)]
+        raise UserError(f"{path} holds no rows with answers that are ranked")
     new = database.add_prompts(
         [
             Prompt(
@@ -67,7 +76,7 @@ def import_file(database: Feedback, kind: str, path: Path, name: str, labeller: 
                 ranks={str(key): rank for key, rank in zip(stored[prompt_id], ranks, strict=True) if rank is not None},
             )
             for prompt_id, item in zip(ids, items, strict=True)
-            for who, ranks in item.ranks.items()
+            for who, ranks in ([(GOLD, next(iter(item.ranks.values())))] if gold else item.ranks.items())
         ]
     )
     return new
@@ -88,20 +97,22 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     Raises:
         UserError: there is nothing to write, or the format cannot hold it.
     """
+    write = None if kind == ANSWERS else _writer(kind)
     found: list[Row] = []
     judgements: dict[str, list[Ranking]] = defaultdict(list)
+    excluded = database.excluded()
     for row in database.judgements():
-        if is_person(row.labeller):
+        if is_person(row.labeller) and row.labeller not in excluded:
             judgements[row.prompt_id].append(row)
     for prompt in database.prompts():
         if name is not None and prompt.details.get("import", {}).get("name") != name:
             continue
-        if kind == ANSWERS:
+        if write is None:
             said = [row.better for row in judgements[prompt.id] if row.better]
             found += [{"messages": [*prompt.messages, {"role": "assistant", "content": text}]} for text in said]
         elif item := _item(prompt, judgements[prompt.id]):
             try:
-                found += FORMATS[_known(kind)].write(item)
+                found += write(item)
             except UserError as error:
                 raise UserError(f"prompt {prompt.id[:80]}: {error}") from error
     if not found:
@@ -142,6 +153,13 @@ def _known(kind: str) -> str:
     if kind not in FORMATS:
         raise UserError(f"{kind!r} is not a format: choose one of {', '.join(FORMATS)}")
     return kind
+
+
+def _writer(kind: str) -> Callable[[Item], Iterator[Row]]:
+    write = FORMATS[_known(kind)].write
+    if write is None:
+        raise UserError(f"{kind} only comes in: a ranking is not a tree; export as lists")
+    return write
 
 
 def _split(item: Item, held_out_share: float) -> str:

@@ -6,14 +6,13 @@ et al. 2023) two answers with three verdicts. What a row holds besides is kept w
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import permutations, takewhile
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from cluster.failures import UserError
-
-Messages = list[dict[str, str]]
-Row = dict[str, Any]
+from pipelines.exchange_item import Item, Messages, Row, others, text_of
+from pipelines.exchange_trees import read_openassistant, read_ultrafeedback, write_ultrafeedback
 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 ANSWER = "\n\nAssistant:"
@@ -24,53 +23,29 @@ VERDICTS = ([1, 1], [1, 2], [2, 1])
 
 
 @dataclass(frozen=True)
-class Item:
-    """A prompt, its answers, and what people said of them.
-
-    Attributes:
-        ranks: labeller to the rank of each answer, None where they did not rank it. 1 is best.
-        models: what gave each answer.
-        details: what else the row held, to write it back.
-    """
-
-    messages: Messages
-    texts: list[str]
-    ranks: dict[str, list[int | None]]
-    models: list[str] = field(default_factory=lambda: ["imported", "imported"])
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """The better and the worse answer of every pair that some labeller does not tie, labeller after labeller."""
-        for ranks in self.ranks.values():
-            given = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
-            for (high, better), (low, worse) in permutations(sorted(given), 2):
-                if high < low:
-                    yield better, worse
-
-
-@dataclass(frozen=True)
 class Format:
-    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not."""
+    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not. A kind without
+    `write` only comes in."""
 
-    read: Callable[[Row, str, str], Item]
-    write: Callable[[Item], Iterator[Row]]
+    read: Callable[[Row, str, str], list[Item]]
+    write: Callable[[Item], Iterator[Row]] | None = None
 
 
-def read_hh(row: Row, where: str, labeller: str) -> Item:
+def read_hh(row: Row, where: str, labeller: str) -> list[Item]:
     """{"chosen", "rejected"}: transcripts, the same up to some turn of the assistant. What follows is the answer."""
-    chosen, rejected = (_text(row, key, where) for key in ("chosen", "rejected"))
+    chosen, rejected = (text_of(row, key, where) for key in ("chosen", "rejected"))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     end = chosen[:same].rfind(ANSWER) + len(ANSWER)
     if end < len(ANSWER):
         raise UserError(f'{where}: the transcripts share no beginning that ends in "Assistant:"')
     messages = _turns(chosen[: end - len(ANSWER)])
-    details: dict[str, Any] = {"row": _others(row, ("chosen", "rejected"))}
+    details: dict[str, Any] = {"row": others(row, ("chosen", "rejected"))}
     if _transcript(messages) + ANSWER != chosen[:end]:
         details["transcript"] = chosen[:end]
     endings = [chosen[end:], rejected[end:]]
     if not all(ending.startswith(" ") for ending in endings):
         details["endings"] = endings
-    return Item(messages, [ending.removeprefix(" ") for ending in endings], {labeller: [1, 2]}, details=details)
+    return [Item(messages, [ending.removeprefix(" ") for ending in endings], {labeller: [1, 2]}, details=details)]
 
 
 def write_hh(item: Item) -> Iterator[Row]:
@@ -82,13 +57,13 @@ def write_hh(item: Item) -> Iterator[Row]:
         yield {"chosen": prompt + endings[better], "rejected": prompt + endings[worse], **item.details.get("row", {})}
 
 
-def read_trl(row: Row, where: str, labeller: str) -> Item:
+def read_trl(row: Row, where: str, labeller: str) -> list[Item]:
     """{"prompt", "chosen", "rejected"}: all strings or all messages; messages may begin with the prompt instead."""
-    details: dict[str, Any] = {"row": _others(row, ("prompt", "chosen", "rejected"))}
+    details: dict[str, Any] = {"row": others(row, ("prompt", "chosen", "rejected"))}
     if isinstance(row.get("chosen"), str):
-        messages = [{"role": "user", "content": _text(row, "prompt", where)}]
-        texts = [_text(row, key, where) for key in ("chosen", "rejected")]
-        return Item(messages, texts, {labeller: [1, 2]}, details=details)
+        messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
+        texts = [text_of(row, key, where) for key in ("chosen", "rejected")]
+        return [Item(messages, texts, {labeller: [1, 2]}, details=details)]
     chosen, rejected = (checked_messages(row.get(key), where) for key in ("chosen", "rejected"))
     if "prompt" in row:
         messages = checked_messages(row["prompt"], where)
@@ -99,7 +74,7 @@ def read_trl(row: Row, where: str, labeller: str) -> Item:
         chosen, rejected = chosen[-1:], rejected[-1:]
     if any([turn["role"] for turn in turns] != ["assistant"] for turns in (chosen, rejected)):
         raise UserError(f"{where}: chosen and rejected must each be one turn of the assistant after the prompt")
-    return Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {labeller: [1, 2]}, details=details)
+    return [Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {labeller: [1, 2]}, details=details)]
 
 
 def write_trl(item: Item) -> Iterator[Row]:
@@ -125,7 +100,7 @@ def write_trl_messages(item: Item) -> Iterator[Row]:
         yield {**prompt, "chosen": chosen, "rejected": rejected, **item.details.get("row", {})}
 
 
-def read_lists(row: Row, where: str, labeller: str) -> Item:
+def read_lists(row: Row, where: str, labeller: str) -> list[Item]:
     """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers of which 1 is best; "labeller"."""
     given = row.get("prompt")
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
@@ -136,10 +111,10 @@ def read_lists(row: Row, where: str, labeller: str) -> Item:
         raise UserError(f"{where}: ranks should be a list of whole numbers from 1, the best")
     if len(ranks) != len(texts):
         raise UserError(f"{where}: there are {len(texts)} completions and {len(ranks)} ranks")
-    details = {"row": _others(row, ("prompt", "completions", "ranks", "labeller")), "string": isinstance(given, str)}
+    details = {"row": others(row, ("prompt", "completions", "ranks", "labeller")), "string": isinstance(given, str)}
     details["labeller_given"] = "labeller" in row
-    name = _text(row, "labeller", where) if "labeller" in row else labeller
-    return Item(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)
+    name = text_of(row, "labeller", where) if "labeller" in row else labeller
+    return [Item(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)]
 
 
 def write_lists(item: Item) -> Iterator[Row]:
@@ -152,10 +127,10 @@ def write_lists(item: Item) -> Iterator[Row]:
         yield {**row, **named, **item.details.get("row", {})}
 
 
-def read_pandalm(row: Row, where: str, labeller: str) -> Item:
+def read_pandalm(row: Row, where: str, labeller: str) -> list[Item]:
     """Two responses and the verdicts of three annotators: 0 tie, 1 the first is better, 2 the second."""
     del labeller
-    parts = [_text(row, key, where) for key in ("instruction", "input")]
+    parts = [text_of(row, key, where) for key in ("instruction", "input")]
     verdicts = {name: row.get(name) for name in ANNOTATORS}
     if strange := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:
         raise UserError(f"{where}: {strange[0]} should be 0, 1 or 2, not {verdicts[strange[0]]!r}")
@@ -164,15 +139,17 @@ def read_pandalm(row: Row, where: str, labeller: str) -> Item:
     texts = [str(text) for text in given if isinstance(text, str | bool)]
     if len(texts) < 2:
         raise UserError(f"{where}: response1 and response2 should be text")
-    details = {"row": _others(row, ("response1", "response2", *ANNOTATORS))}
+    details = {"row": others(row, ("response1", "response2", *ANNOTATORS))}
     models = str(row.get("cmp_key", "")).split("_")
-    return Item(
-        messages=[{"role": "user", "content": "\n".join(part for part in parts if part)}],
-        texts=texts,
-        ranks={f"PandaLM {name}": list(VERDICTS[verdict or 0]) for name, verdict in verdicts.items()},
-        models=models if len(models) == 2 else ["imported", "imported"],
-        details=details | ({} if texts == given else {"responses": given}),
-    )
+    return [
+        Item(
+            messages=[{"role": "user", "content": "\n".join(part for part in parts if part)}],
+            texts=texts,
+            ranks={f"PandaLM {name}": list(VERDICTS[verdict or 0]) for name, verdict in verdicts.items()},
+            models=models if len(models) == 2 else ["imported", "imported"],
+            details=details | ({} if texts == given else {"responses": given}),
+        )
+    ]
 
 
 def write_pandalm(item: Item) -> Iterator[Row]:
@@ -197,6 +174,8 @@ FORMATS = {
     "trl-messages": Format(read_trl, write_trl_messages),
     "lists": Format(read_lists, write_lists),
     "pandalm": Format(read_pandalm, write_pandalm),
+    "ultrafeedback": Format(read_ultrafeedback, write_ultrafeedback),
+    "openassistant": Format(read_openassistant),
 }
 
 
@@ -228,13 +207,3 @@ def _transcript(messages: Sequence[Mapping[str, str]]) -> str:
 def _refuse_system(item: Item) -> None:
     if any(turn["role"] == "system" for turn in item.messages):
         raise UserError("hh-rlhf has no system turns: export as trl-messages")
-
-
-def _text(row: Row, key: str, where: str) -> str:
-    if not isinstance(row.get(key), str):
-        raise UserError(f"{where}: {key} should be text")
-    return row[key]
-
-
-def _others(row: Row, known: Sequence[str]) -> Row:
-    return {key: value for key, value in row.items() if key not in known}

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 
 from cluster.failures import UserError
 from cluster.feedback import CODE, Completion, Prompt, Ranking, is_person
+from cluster.run import fingerprint
 from pipelines.chat_data import PromptText
 from pipelines.guide.labeller import grade, rank
 
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         "grades": pa.list_(pa.int32()),
         "labeller": pa.string(),
         "split": pa.string(),
+        "ranking_id": pa.int64(),
     }
 )
 
@@ -100,6 +102,7 @@ def ranking_row(
         "grades": None if person else grades_of(prompt.details, ranked, end_of_turn),
         "labeller": ranking.labeller,
         "split": prompt.split,
+        "ranking_id": ranking.id,
     }
 
 
@@ -108,6 +111,11 @@ def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     side = path.with_suffix(".side")
     parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
     side.replace(path)
+
+
+def digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of all that was said, by whom and of which prompt; the table lists the rankings by their ids."""
+    return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "labeller", "ranks")] for row in rows])
 
 
 def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:

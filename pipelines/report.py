@@ -8,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
 from pipelines.figures import FIGURES
+from pipelines.trust import PROBES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
 SHOWN_PER_KIND = 12
@@ -33,6 +34,7 @@ def render(report: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], curv
     return template.render(
         report=report,
         figures=FIGURES,
+        probes=PROBES,
         models=MODELS,
         curves=curves,
         groups=[(title, note, _spread(answers, kind)) for kind, (title, note) in KINDS.items()],

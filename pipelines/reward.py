@@ -1,6 +1,6 @@
 """The reward model: learns the rankings, so that it can stand in for the people who made them."""
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import torch
 from transformers import AutoTokenizer
 
+from actors.model.chat import Chat
 from actors.model.heads import load_reward_model, with_new_head
 from actors.model.objectives.preference import PreferenceObjective, sequence_rewards
 from actors.reward import BATCH_ROWS, NORMALISATION
@@ -23,8 +24,8 @@ from cluster.plan import make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint, write_json
 from cluster.stages import Result
-from pipelines.figures import proportion
 from pipelines.training import fit
+from pipelines.trust import Score, accuracy, trust
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -35,7 +36,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
     for name, rows in parts.items():
-        _write_shard(rows, out / "shards" / name)
+        _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / name)
     shards = shards_in(out / "shards" / "train")
     job = TrainingJob(
         settings=recipe.reward,
@@ -47,13 +48,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
     fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
     torch.set_num_threads(plan.learner.threads)
-    scores = {name: _scores(out, rows) for name, rows in parts.items()}
+    model = load_reward_model(out).eval()
+    score = partial(_scores, model)
+    scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
+    found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
         metrics={
             "rankings": len(parts["train"]),
-            "pair_accuracy": _accuracy(parts["held_out"], scores["held_out"]),
-            "train_pair_accuracy": _accuracy(parts["train"], scores["train"]),
+            "pair_accuracy": found["accuracy"],
+            "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
+            "trust": found,
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )
@@ -64,9 +69,11 @@ def _model(sft: Path) -> tuple[Any, Any, Any]:
     return with_new_head(sft), PreferenceObjective(tokenizer.pad_token_id), tokenizer
 
 
-def _write_shard(rankings: list[dict[str, Any]], folder: Path) -> None:
-    """One row a prompt: its answers end to end, each behind the prompt's tokens."""
+def _write_shard(rankings: list[dict[str, Any]], labeller_weights: Mapping[str, float], folder: Path) -> None:
+    """One row a ranking: its answers end to end, each behind the prompt's tokens, and its labeller's weight. The mean
+    weight is 1, so that weights do not change the learning rate."""
     folder.mkdir(parents=True, exist_ok=True)
+    weights = np.array([labeller_weights.get(row["labeller"], 1.0) for row in rankings])
     answers = [[row["prompt_token_ids"] + answer for answer in row["answers"]] for row in rankings]
     table = pa.table(
         {
@@ -74,39 +81,26 @@ def _write_shard(rankings: list[dict[str, Any]], folder: Path) -> None:
             "input_ids": pa.array([list(chain(*group)) for group in answers], pa.list_(pa.int32())),
             "lengths": pa.array([[len(answer) for answer in group] for group in answers], pa.list_(pa.int32())),
             "ranks": pa.array([row["ranks"] for row in rankings], pa.list_(pa.int32())),
+            "weight": pa.array(weights / weights.mean(), pa.float32()),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
 
 
 @torch.no_grad()
-def _scores(model_folder: Path, rankings: list[dict[str, Any]]) -> list[list[float]]:
-    model = load_reward_model(model_folder).eval()
-    padding = model.config.pad_token_id
-    sequences = [torch.tensor(row["prompt_token_ids"] + answer) for row in rankings for answer in row["answers"]]
+def _scores(model: Any, sequences: Sequence[list[int]]) -> list[float]:
+    """The scores of token ids, prompt and answer together."""
     scores: list[float] = []
     for begin in range(0, len(sequences), BATCH_ROWS):
-        part = sequences[begin : begin + BATCH_ROWS]
-        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=padding)
+        part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
+        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=model.config.pad_token_id)
         scores += sequence_rewards(model, ids, torch.tensor([len(sequence) for sequence in part])).tolist()
-    ends = np.cumsum([len(row["answers"]) for row in rankings])[:-1]
-    return [group.tolist() for group in np.split(np.array(scores), ends)]
+    return scores
 
 
-def _accuracy(rankings: list[dict[str, Any]], scores: list[list[float]]) -> dict[str, float]:
-    """Share of pairs ordered rightly, of the pairs that the judge does not call a tie: the labeller without its noise
-    where that is known, else the ranking itself."""
-    right = pairs = 0
-    for row, score in zip(rankings, scores, strict=True):
-        quality = np.array(row["grades"] if row["grades"] is not None else [-rank for rank in row["ranks"]])
-        better = quality[:, None] > quality[None, :]
-        pairs += int(better.sum())
-        right += int((better & (np.array(score)[:, None] > np.array(score)[None, :])).sum())
-    if not pairs:
-        raise UserError(
-            "no two answers to a held-out prompt differ in rank: collect more prompts, or at a higher temperature"
-        )
-    return asdict(proportion(right, pairs))
+def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[list[float]]:
+    flat = iter(score([row["prompt_token_ids"] + answer for row in rankings for answer in row["answers"]]))
+    return [[next(flat) for _ in row["answers"]] for row in rankings]
 
 
 def _write_normalisation(scores: list[list[float]], out: Path) -> None:

@@ -32,6 +32,7 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import prompts as prompt_texts
 from pipelines.preferences import in_turn
+from pipelines.trust import require_trust
 
 PARITY_PROMPTS = 8
 # The summary's last reward is a mean over so many steps: one step's is noisy.
@@ -50,6 +51,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     for source in settings.rewards:
         if source.function:
             load_function(source.function)
+        if source.kind == "model":
+            require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
     with (
         _actors(recipe, run, out, questions) as (fleet, learner, scorers),
         fleet_control(run, settings.rollout_actors),

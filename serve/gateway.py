@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from cluster.feedback import open_feedback
 from serve.access import Access, Openness
 from serve.body import json_body
+from serve.compare import compare_router
 from serve.door import Door, Visit
 from serve.errors import RequestError, error_body
 from serve.label import label_router
@@ -106,6 +107,7 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
         app.include_router(label_router(database, known=access.labeller))
+        app.include_router(compare_router(database, models, settings.weights, access.labeller))
     if settings.run:
         app.include_router(runs_router(settings.run))
     return Door(app, access, meters, settings.run / "access.jsonl" if settings.run else None)

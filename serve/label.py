@@ -6,22 +6,28 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.agreement import agreement
+from cluster.consistency import reliability
 from cluster.failures import UserError
-from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from serve.page import page
+from serve.sign_in import labeller_of_request
 
 # A digit ranks an answer.
 MOST_ANSWERS = 9
 # How long a prompt is kept for the person who got it; then another may get it too, and both judgements count.
 HOLD_SECONDS = 30 * 60.0
+# Of what a person gets: items whose right ranking is known, and prompts that they have ranked, though not of late.
+GOLD_SHARE = 0.1
+REPEAT_SHARE = 0.05
+REPEAT_AFTER = 10
 LONGEST_TEXT = 100_000
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 
@@ -35,6 +41,7 @@ class Judgement(BaseModel):
         ranks: the rank of each, 1 is best; gaps mean nothing and are closed.
         marks: answer id to what was said of it.
         seconds: how long the page was looked at.
+        again: the prompt was given to this person before, and this is the second ranking of it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,20 +54,37 @@ class Judgement(BaseModel):
     marks: dict[int, dict[str, bool]] = {}
     better: Text | None = None
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """The name of a prompt to judge, and whether its labeller has judged it before."""
+
+    prompt: str
+    again: bool = False
 
 
 class Desk:
-    """Hands out prompts: two people who ask at once get different ones while there are enough."""
+    """Hands out prompts: two people who ask at once get different ones while there are enough.
+
+    Gold items and repeats come in between. Whether one is due depends on the person and on how much they have judged
+    alone, so that looking away, or a restart, does not pass it over.
+    """
 
     def __init__(self, database: Feedback, people: int) -> None:
         self._database, self._people = database, people
         self._held: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def next_prompt(self, labeller: str) -> tuple[str | None, int]:
-        """The name of the prompt to judge next, the same until it is judged, and how many there are; None at the end.
+    def next_task(self, labeller: str, done: int) -> tuple[Task | None, int]:
+        """What to judge next, the same until it is judged, and how many open prompts there are; None at the end.
 
         A restart forgets who held what; the order of prompts then gives most people theirs again.
+
+        Args:
+            labeller: who asks.
+            done: how many they have judged.
         """
         with self._lock:
             now = time.monotonic()
@@ -72,7 +96,17 @@ class Desk:
             chosen = mine if mine in free else next(iter(free), None)
             if chosen is not None:
                 self._held[labeller] = (chosen, now + HOLD_SECONDS)
-        return chosen, len(free)
+        check = self._check(labeller, done) if chosen is not None else None
+        return check or (Task(chosen) if chosen is not None else None), len(free)
+
+    def _check(self, labeller: str, done: int) -> Task | None:
+        chance = random.Random(f"check {labeller} {done}")
+        kind = chance.random()
+        if kind < GOLD_SHARE and (gold := self._database.gold_tasks(labeller)):
+            return Task(chance.choice(gold))
+        if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(labeller, REPEAT_AFTER)):
+            return Task(own[0], again=True)
+        return None
 
 
 def label_router(database: Feedback, people: int = 1, known: Callable[[str], str | None] = lambda _: None) -> APIRouter:
@@ -86,15 +120,7 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
     router = APIRouter(prefix="/label")
     desk = Desk(database, people)
 
-    def signed_in(request: Request) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        token = token.strip()
-        name = database.labeller_of(token) or known(token) if scheme.lower() == "bearer" else None
-        if name is None:
-            raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
-        return name
-
-    Labeller = Annotated[str, Depends(signed_in)]
+    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 
     @router.get("")
     def label_page() -> HTMLResponse:
@@ -102,22 +128,30 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
 
     @router.get("/next")
     def next_task(labeller: Labeller) -> dict[str, Any]:
-        name, left = desk.next_prompt(labeller)
-        prompt = database.prompt(name) if name is not None else None
-        task = task_for(labeller, prompt, None) if prompt else None
-        return {"labeller": labeller, "task": task, "progress": _progress(labeller, left)}
+        said = database.judgements(labeller)
+        done = len(said) + len(database.repeats(labeller))
+        chosen, left = desk.next_task(labeller, done)
+        prompt = database.prompt(chosen.prompt) if chosen is not None else None
+        task = task_for(labeller, prompt, None, chosen.again) if chosen and prompt else None
+        seconds = [row.seconds for row in said if row.skipped is None]
+        progress = {"done": done, "left": left, "seconds": statistics.median(seconds) if seconds else None}
+        return {"labeller": labeller, "task": task, "progress": progress}
 
     @router.get("/task")
-    def one_task(labeller: Labeller, prompt: str) -> dict[str, Any]:
+    def one_task(labeller: Labeller, prompt: str, again: bool = False) -> dict[str, Any]:
         found = database.prompt(prompt)
         if found is None:
             raise HTTPException(404, f"there is no prompt {prompt}")
-        return task_for(labeller, found, database.judgement(prompt, labeller))
+        return task_for(labeller, found, None if again else database.judgement(prompt, labeller), again)
 
     @router.post("/judgement", status_code=204)
     def judge(labeller: Labeller, judgement: Judgement) -> Response:
         try:
-            database.save_ranking(ranking_of(labeller, judgement))
+            row = ranking_of(labeller, judgement)
+            if judgement.again:
+                database.save_repeat(row)
+            else:
+                database.save_ranking(row)
         except UserError as error:
             raise HTTPException(422, str(error)) from error
         return Response(status_code=204)
@@ -129,38 +163,45 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
     @router.get("/agreement")
     def agreement_figures(labeller: Labeller) -> dict[str, Any]:
         del labeller
-        people = [row for row in database.judgements() if is_person(row.labeller)]
+        excluded = database.excluded()
+        judgements = database.judgements()
+        people = [row for row in judgements if is_person(row.labeller) and row.labeller not in excluded]
         counts = {
             "rankings": sum(bool(row.ranks) for row in people),
             "all_bad": sum(row.all_bad for row in people),
             "skipped": sum(row.skipped is not None for row in people),
         }
-        return {"counts": counts, "agreement": [asdict(row) for row in agreement(people)]}
-
-    def _progress(labeller: str, left: int) -> dict[str, Any]:
-        said = database.judgements(labeller)
-        seconds = [row.seconds for row in said if row.skipped is None]
-        return {"done": len(said), "left": left, "seconds": statistics.median(seconds) if seconds else None}
+        # Of the excluded too: it says why they are.
+        persons = [row for row in judgements if is_person(row.labeller) or row.labeller == GOLD]
+        return {
+            "counts": counts,
+            "agreement": [asdict(row) for row in agreement(people)],
+            "reliability": {row.labeller: asdict(row) for row in reliability(persons, database.repeats())},
+            "excluded": excluded,
+        }
 
     return router
 
 
-def task_for(labeller: str, prompt: Prompt, said: Ranking | None) -> dict[str, Any]:
+def task_for(labeller: str, prompt: Prompt, said: Ranking | None, again: bool = False) -> dict[str, Any]:
     """What the page shows: the conversation and its answers, in an order of this labeller's own, and nothing that tells
     which model gave which."""
     return {
         "prompt": prompt.id,
+        "again": again,
         "messages": prompt.messages,
-        "answers": [{"id": row.id, "text": row.text} for row in presented(labeller, prompt)],
+        "answers": [{"id": row.id, "text": row.text} for row in presented(labeller, prompt, again)],
         "said": said and said.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
     }
 
 
-def presented(labeller: str, prompt: Prompt) -> list[Completion]:
-    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone."""
+def presented(labeller: str, prompt: Prompt, again: bool = False) -> list[Completion]:
+    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone; the other way
+    round when they get it again."""
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     chance = random.Random(f"presented {labeller} {prompt.id}")
-    return chance.sample(completions, min(len(completions), MOST_ANSWERS))
+    chosen = chance.sample(completions, min(len(completions), MOST_ANSWERS))
+    return chosen[::-1] if again else chosen
 
 
 def ranking_of(labeller: str, judgement: Judgement) -> Ranking:

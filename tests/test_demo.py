@@ -32,6 +32,8 @@ SMALL = [
     "collect.prompts=80",
     "collect.held_out_share=0.3",
     "reward.epochs=1",
+    # So small a reward model, taught so little, likes what it likes.
+    "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
     "rlhf.steps=3",
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",

@@ -3,7 +3,7 @@ const LETTERS = "ABCDEFGHI", MARKS = ["helpful", "honest", "harmless"];
 const LOOK_AGAIN_MS = 15_000, SAVE_AGAIN_MS = 3_000, LONGEST_PAUSE_MS = 60_000;
 let labeller = "", task = null, said = null, current = 0;
 let steps = [];           // what was said before each change: u goes back through it
-let previous = null;        // the name of the prompt that was judged last
+let previous = null;        // the prompt that was judged last: its name, and whether that was the second time
 let watched = 0, watchedSince = 0, timer = 0, saving = false;
 
 function button(className, text, onClick) {
@@ -16,7 +16,7 @@ const announce = (text) => { byId("status").textContent = text; };
 function show(part) { for (const id of ["sign-in", "finished", "task"]) byId(id).hidden = id !== part; }
 
 // A draft is kept in this browser until the server has the judgement.
-const draftName = () => `triptych draft ${labeller} ${task.prompt}`;
+const draftName = () => `triptych draft ${labeller} ${task.prompt}${task.again ? " again" : ""}`;
 const answerIds = () => task.answers.map((answer) => answer.id);
 function saveDraft() {
   if (task) localStorage.setItem(draftName(), JSON.stringify({ answers: answerIds(), said, seconds: seconds() }));
@@ -198,10 +198,10 @@ async function undo() {
     draw();
     announce("Undone.");
   } else if (previous) {
-    const name = previous;
+    const before = previous;
     previous = null;
-    try { openTask(await ask(`task?prompt=${encodeURIComponent(name)}`)); announce("Back at your last answer; confirm it again when it is right."); }
-    catch (error) { previous = name; complain(error.message); }
+    try { openTask(await ask(`/label/task?prompt=${encodeURIComponent(before.prompt)}&again=${before.again}`)); announce("Back at your last answer; confirm it again when it is right."); }
+    catch (error) { previous = before; complain(error.message); }
   }
 }
 
@@ -216,17 +216,17 @@ async function submit(what) {
   if (saving) return;
   saving = true;
   saveDraft();
-  const body = { prompt: task.prompt, answers: answerIds(), marks: said.marks, seconds: seconds(), ...what };
+  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: said.marks, seconds: seconds(), ...what };
   if (said.better.trim()) body.better = said.better;
   for (;;) {
-    try { await ask("judgement", body); break; } catch (error) {
+    try { await ask("/label/judgement", body); break; } catch (error) {
       if (error instanceof Refused) { saving = false; complain(error.message); return; }
       complain(`Not saved yet: ${error.message}. It is kept in this browser and sent again.`);
       await new Promise((done) => { setTimeout(done, SAVE_AGAIN_MS); });
     }
   }
   localStorage.removeItem(draftName());
-  previous = task.prompt;
+  previous = { prompt: task.prompt, again: task.again };
   task = null;
   await next();
   saving = false;
@@ -235,12 +235,12 @@ async function submit(what) {
 async function next() {
   clearTimeout(timer);
   try {
-    const found = await ask("next");
+    const found = await ask("/label/next");
     labeller = found.labeller;
     complain("");
     const { done, left, seconds: pace } = found.progress;
     byId("progress").textContent = `${labeller}: ${done} done, ${left} left${pace ? `, ${Math.round(pace)} s each` : ""}`;
-      if (found.task) { openTask(found.task); return; }
+    if (found.task) { openTask(found.task); return; }
     const shown = !byId("finished").hidden;
     show("finished");
     byId("back").hidden = !previous;

@@ -11,15 +11,19 @@ function element(tag, className, text) {
 function complain(text) { byId("trouble").textContent = text; byId("trouble").hidden = !text; }
 
 class Refused extends Error {}
-async function ask(path, body) {
+async function request(path, body, signal) {
   const headers = { Authorization: `Bearer ${localStorage.getItem("triptych token") ?? ""}` };
   if (body) headers["Content-Type"] = "application/json";
-  const response = await fetch(`/label/${path}`, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
-  if (response.ok) return response.status === 204 ? null : response.json();
+  const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+  if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
   const reason = answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : `the server answered ${response.status}`);
-  if (response.status === 401) signOut();
+  if (response.status === 401 || response.status === 403) signOut();
   throw response.status < 500 ? new Refused(reason) : new Error(reason);
+}
+async function ask(path, body) {
+  const response = await request(path, body);
+  return response.status === 204 ? null : response.json();
 }
 
 let leaveSession = () => {};

@@ -4,12 +4,13 @@ import itertools
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from actors.model.objectives import grpo, ppo
 from actors.model.objectives.policy import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
-from actors.model.objectives.preference import ranking_losses
+from actors.model.objectives.preference import CENTRING, PreferenceObjective, ranking_losses
 from actors.model.objectives.shaping import at_last_token
 from actors.model.optimiser import BETAS, adamw, learning_rate_factor, muon_and_adamw
 
@@ -89,6 +90,52 @@ def test_ranking_loss_equals_the_bradley_terry_likelihood_with_ties_as_halves():
         share = 1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5
         expected.append(-share * math.log(win) - (1 - share) * math.log(1 - win))
     assert torch.allclose(ranking_losses(tensor(rewards), torch.tensor(ranks)), tensor(expected), atol=1e-12)
+
+
+def test_with_two_answers_the_loss_is_that_of_trls_reward_trainer():
+    # TRL documents it as -log sigmoid(r_chosen - r_rejected), here in float64.
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.randn(9, 2, generator=generator) * 2
+    found = torch.cat([ranking_losses(pair, torch.tensor([1, 2])) for pair in pairs])
+    swapped = torch.cat([ranking_losses(pair.flip(0), torch.tensor([2, 1])) for pair in pairs])
+    gap = (pairs[:, 0].double() - pairs[:, 1].double()).numpy()
+    assert np.allclose(found.numpy(), np.log1p(np.exp(-gap)), rtol=0, atol=1e-6)
+    assert np.allclose(swapped.numpy(), found.numpy(), rtol=0, atol=1e-6)
+
+
+class Headed(torch.nn.Module):
+    """A model whose score of a row is its last token's number, over ten."""
+
+    def model(self, input_ids, use_cache):
+        assert not use_cache
+        return type("Output", (), {"last_hidden_state": input_ids[..., None].double()})()
+
+    def score(self, states):
+        return states / 10
+
+
+def test_a_labellers_weight_multiplies_the_loss_of_their_rankings():
+    rows = [
+        {"input_ids": [1, 7, 1, 3], "lengths": [2, 2], "ranks": [1, 2], "weight": 1.5},
+        {"input_ids": [2, 2, 2, 9, 4], "lengths": [2, 1, 2], "ranks": [2, 1, 1], "weight": 0.5},
+    ]
+    objective = PreferenceObjective(padding=0)
+    total, figures = objective.loss(Headed(), objective.collate(pa.Table.from_pylist(rows)))
+
+    def loss(rewards, ranks):
+        pairs = [(i, j) for i in range(len(rewards)) for j in range(i)]
+        gaps = [(rewards[i] - rewards[j]) for i, j in pairs]
+        wins = [1.0 if ranks[i] < ranks[j] else 0.0 if ranks[i] > ranks[j] else 0.5 for i, j in pairs]
+        bits = [
+            -win * math.log(1 / (1 + math.exp(-gap))) - (1 - win) * math.log(1 - 1 / (1 + math.exp(-gap)))
+            for gap, win in zip(gaps, wins, strict=True)
+        ]
+        return sum(bits) / len(bits) + CENTRING * sum(reward**2 for reward in rewards) / len(rewards)
+
+    expected = 1.5 * loss([0.7, 0.3], [1, 2]) + 0.5 * loss([0.2, 0.2, 0.4], [2, 1, 1])
+    assert total.item() == pytest.approx(expected, abs=1e-6)
+    assert objective.count(objective.collate(pa.Table.from_pylist(rows))) == 2
+    assert figures == {"right_pairs": 2, "ordered_pairs": 3}
 
 
 def test_value_loss_takes_the_worse_of_clipped_and_free():

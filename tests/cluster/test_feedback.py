@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlmodel import create_engine
 
 from cluster.failures import UserError
-from cluster.feedback import Completion, Counts, Feedback, Prompt, Ranking, open_feedback
+from cluster.feedback import COMPARED, GOLD, Completion, Counts, Feedback, Prompt, Ranking, is_person, open_feedback
 
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 WRITER = """
@@ -194,6 +194,47 @@ def test_a_prompt_stays_open_until_enough_people_have_judged_it(url: str) -> Non
         assert feedback.open_tasks("cat", people=1) == []
         assert feedback.open_tasks("cat", people=2) == [("p0", 1)]
         assert feedback.open_tasks("ben", people=2) == []
+
+
+def test_what_is_said_twice_is_kept_apart_and_who_is_excluded_counts_for_nothing(url: str) -> None:
+    with open_feedback(url) as feedback:
+        ids = fill(feedback, prompts=3)
+        for number, name in enumerate(("p0", "p1", "p2")):
+            ranks = {str(key): rank for key, rank in zip(ids[2 * number : 2 * number + 2], (1, 2), strict=True)}
+            feedback.save_ranking(Ranking(prompt_id=name, labeller="ann", ranks=ranks))
+        assert feedback.repeatable_tasks("ann", after=1) == ["p0", "p1"]
+        for rank in (2, 1):
+            ranks = {str(ids[0]): rank, str(ids[1]): 1}
+            feedback.save_repeat(Ranking(prompt_id="p0", labeller="ann", ranks=ranks, seconds=3.0))
+        (repeat,) = feedback.repeats("ann")
+        assert (repeat.ranks, repeat.seconds) == ({str(ids[0]): 1, str(ids[1]): 1}, 3.0)
+        assert feedback.judgement("p0", "ann").ranks == {str(ids[0]): 1, str(ids[1]): 2}
+        assert feedback.repeatable_tasks("ann", after=1) == ["p1"]
+        assert feedback.repeats("ben") == []
+        for excluded in (True, True, False, False):
+            feedback.exclude("ann", excluded)
+            assert feedback.excluded() == (["ann"] if excluded else [])
+            assert len(feedback.rankings()) == (0 if excluded else 3)
+            assert len(feedback.open_tasks("ben", people=1)) == (3 if excluded else 0)
+        with pytest.raises(UserError, match="no labeller nobody"):
+            feedback.exclude("nobody")
+
+
+def test_gold_items_wait_for_everyone_and_compared_prompts_for_no_one(url: str) -> None:
+    with open_feedback(url) as feedback:
+        ids = fill(feedback)
+        feedback.add_ranking(Ranking(prompt_id="p0", labeller=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))
+        feedback.add_prompts([Prompt(id=f"{COMPARED}x", messages=[]), Prompt(id="compared", messages=[])])
+        for name in (f"{COMPARED}x", "compared"):
+            feedback.add_completions(
+                [Completion(prompt_id=name, index=i, text="", token_ids=[], model="m", weights="") for i in range(2)]
+            )
+        assert [name for name, _ in feedback.open_tasks("ann", people=1)] == ["compared", "p1"]
+        assert [prompt.id for prompt in feedback.prompts(prefix=COMPARED)] == [f"{COMPARED}x"]
+        assert feedback.gold_tasks("ann") == ["p0"]
+        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", all_bad=True))
+        assert (feedback.gold_tasks("ann"), feedback.gold_tasks("ben")) == ([], ["p0"])
+        assert not is_person(GOLD)
 
 
 def test_only_the_hash_of_a_token_is_stored(sqlite_url: str, tmp_path: Path) -> None:

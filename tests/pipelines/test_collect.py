@@ -223,5 +223,13 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     rows = ranking_rows(recipe, chat, database, plan)
     assert sorted(row["labeller"] for row in rows) == ["ada", "grace", "grace"]
     assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
+    # The table names every ranking, and the digest changes with any of them.
+    assert [row["ranking_id"] for row in rows] == sorted(row["ranking_id"] for row in rows)
+    before = preferences.digest(rows)
+    assert preferences.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
+    database.exclude("grace")
+    left = ranking_rows(recipe, chat, database, plan)
+    assert [row["labeller"] for row in left] == ["ada"]
+    assert preferences.digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1

@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from cluster.agreement import agreement
 from cluster.cli import main
 from cluster.failures import UserError
-from cluster.feedback import Feedback, Ranking, open_feedback
+from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
 from pipelines.exchange import export_file, import_file
 
 SHARED = Path(os.environ.get("TRIPTYCH_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -64,7 +64,21 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "annotator3": 2,
         }
     ],
+    "ultrafeedback": [
+        {
+            "source": "x",
+            "instruction": "Say",
+            "models": ["a", "b", "c"],
+            "completions": [
+                {"model": "a", "response": "b", "fine-grained_score": 3.25, "overall_score": 9.0, "critique": "k"},
+                {"model": "b", "response": "c", "fine-grained_score": 4.5, "annotations": {"honesty": {"Rating": "5"}}},
+                {"model": "c", "response": "d", "fine-grained_score": 3.25},
+            ],
+            "correct_answers": ["None"],
+        }
+    ],
 }
+TREES = SHARED / "data" / "sft" / "openassistant-100-trees.jsonl"
 
 
 @pytest.fixture
@@ -105,6 +119,76 @@ def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: 
     assert prompts[0].split == prompts[1].split
 
 
+def test_scores_rank_and_equal_scores_tie(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", ROWS["ultrafeedback"]), "trial", "gpt", 0.15)
+    (ranking,), (prompt,) = database.rankings(), database.prompts()
+    assert (ranking.labeller, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
+    assert [row.model for row in prompt.completions] == ["a", "b", "c"]
+
+
+def message(text: str, role: str, *replies: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {"text": text, "role": role, "replies": list(replies), **rest}
+
+
+def test_every_turn_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path: Path) -> None:
+    deeper = message(
+        "and then?", "prompter", message("d", "assistant", rank=1, lang="en"), message("e", "assistant", rank=0)
+    )
+    tree = message(
+        "hi",
+        "prompter",
+        message("b", "assistant", deeper, rank=2),
+        message("c", "assistant", rank=0, model_name="m"),
+        message("gone", "assistant", rank=1, deleted=True),
+        message("not ranked", "assistant", rank=None),
+    )
+    path = write(tmp_path / "in.jsonl", [{"message_tree_id": "t", "prompt": tree}])
+    assert import_file(database, "openassistant", path, "trial", "crowd", 0.15) == 2
+    first, second = database.prompts()
+    assert [turn["content"] for turn in first.messages] == ["hi"]
+    assert second.messages == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "and then?"},
+    ]
+    assert [(row.text, row.model) for row in first.completions] == [("b", "a person"), ("c", "m")]
+    assert [list(row.ranks.values()) for row in database.rankings()] == [[2, 1], [2, 1]]
+    assert second.details["row"]["messages"][1] == {"role": "assistant", "rank": 1, "lang": "en"}
+    assert export_file(database, "lists", tmp_path / "out.jsonl") == 2
+    assert read(tmp_path / "out.jsonl")[1]["completions"] == ["d", "e"]
+    with pytest.raises(UserError, match="export as lists"):
+        export_file(database, "openassistant", tmp_path / "out.jsonl")
+
+
+@pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
+def test_all_ranked_turns_of_the_trees_come_in(database: Feedback) -> None:
+    # Counted from the file: 211 turns whose answers are all ranked, and one of whose answers one is not.
+    assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15) == 212
+    assert database.counts().rankings == 212
+    assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
+
+
+def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ROWS["lists"])
+    assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True) == 2
+    assert {row.labeller for row in database.judgements()} == {GOLD}
+    assert len(database.gold_tasks("ann")) == 2
+    assert database.open_tasks("ann", people=9) == []
+    with pytest.raises(UserError, match="nothing to export"):
+        export_file(database, "lists", tmp_path / "out.jsonl")
+
+
+def test_the_rankings_of_who_is_excluded_are_not_exported(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"]), "trial", "them", 0.15)
+    database.exclude("ann")
+    assert export_file(database, "lists", tmp_path / "out.jsonl") == 1
+    assert len(database.rankings()) == 1
+    database.exclude("ann", excluded=False)
+    assert len(database.rankings()) == 2
+    with pytest.raises(UserError, match="no labeller nobody"):
+        database.exclude("nobody")
+
+
 def test_a_list_of_k_becomes_all_its_pairs_but_ties(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"][:1]), "trial", "them", 0.15)
     export_file(database, "trl", tmp_path / "out.jsonl")
@@ -130,6 +214,12 @@ def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: 
         ("trl", {"prompt": [TURN | {"name": "x"}], "chosen": [REPLY], "rejected": [REPLY]}, "and nothing else"),
         ("lists", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "2 completions and 1 ranks"),
         ("pandalm", ROWS["pandalm"][0] | {"annotator2": 3}, "annotator2 should be 0, 1 or 2, not 3"),
+        (
+            "ultrafeedback",
+            {"instruction": "a", "completions": [{"response": "b"}] * 2},
+            "needs a number as fine-grained",
+        ),
+        ("openassistant", {"prompt": {"text": "a", "role": "bot", "replies": []}}, "'bot' is no role"),
         ("nothing", {}, "not a format"),
     ],
 )
@@ -163,7 +253,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
         (["labeller", "add", "ann", *run], 0, "ann's token"),
         (["labeller", "add", "ann", *run], 2, "a labeller already"),
-        (["labeller", "list", *run], 0, "ann\t0 judged"),
+        (["labeller", "exclude", "ann", *run], 0, "ann is excluded"),
+        (["labeller", "list", *run], 0, "ann\t0 judged\texcluded"),
+        (["labeller", "include", "ann", *run], 0, "ann counts"),
+        (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
         (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
     ):
         with pytest.raises(SystemExit) as end:

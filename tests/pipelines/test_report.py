@@ -16,6 +16,7 @@ from pipelines.figures import Answer, model_figures, proportion, verdict
 from pipelines.guide.facts import countries
 from pipelines.guide.questions import held_out_questions
 from pipelines.report import SHOWN_PER_KIND
+from pipelines.trust import PROBES
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -59,13 +60,27 @@ def _answers(hostile: bool) -> dict[str, list[Answer]]:
     }
 
 
+def _trust(hostile: bool) -> dict[str, Any]:
+    share = vars(proportion(90, 100))
+    probes = {name: {**share, "fails": name == "longer"} for name in PROBES} | {"refusal": {"n": 0, "fails": False}}
+    return {
+        "accuracy": share,
+        "ceiling": {"of": "people", **share},
+        "calibration": {"bins": [{"says": 0.6, "right": 0.55, "n": 40}], "error": 0.05},
+        "by_kind": {HOSTILE if hostile else "capital": share},
+        "by_rank_distance": {"1 apart": share},
+        "by_length": {"about as long": share},
+        "probes": probes,
+    }
+
+
 def _write(root: Path, hostile: bool = False, labeller: str = "code") -> tuple[str, dict[str, Any], list[Any]]:
     answers = _answers(hostile)
     figures = {name: model_figures(group) for name, group in answers.items()}
     report: dict[str, Any] = {name: {k: vars(v) for k, v in group.items()} for name, group in figures.items()}
     report["base"]["capital_completion"] = vars(proportion(200, 232))
     report |= {
-        "reward_model": {"pair_accuracy": vars(proportion(90, 100))},
+        "reward_model": {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)},
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
         "verdict": verdict(figures["sft"], figures["policy"]),
         "labeller": {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700},
@@ -99,6 +114,15 @@ def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
     assert report["policy"]["harmful_compliance"]["value"] == 0.0
     assert report["sft"]["harmful_compliance"]["value"] == 1.0
     assert {"value", "n", "low", "high"} == set(report["base"]["stop_rate"])
+
+
+def test_page_tells_how_far_to_trust_the_reward_model(tmp_path: Path) -> None:
+    page, report, _ = _write(tmp_path)
+    assert report["reward_model"]["trust"]["ceiling"]["of"] == "people"
+    assert page.count("✗ fails") == 1
+    assert page.count("✓ passes") == len(PROBES) - 2
+    assert page.count("no case to try") == 1
+    assert page.index("prefers the answer with an answer to another") < page.index("✗ fails")
 
 
 def test_people_are_not_called_code(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import openai
 import pytest
@@ -10,8 +11,13 @@ from ray import serve
 
 from cluster.plan import Share
 from serve.app import serve_run
+from serve.gateway import Settings
 from tests.helpers import free_port
+from tests.serve.browsing import CHROMIUM
 from tests.tiny import write_tiny_model
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Long enough that an abandoned request would run for seconds.
 CONTEXT = 2048
@@ -22,6 +28,7 @@ class Server:
     url: str
     port: int
     folders: dict[str, Path]
+    feedback_url: str
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +45,14 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="package")
-def server(model_folders: dict[str, Path], ray_session: None) -> Iterator[Server]:
-    port = free_port()
+def server(
+    model_folders: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    port, url = free_port(), f"sqlite:///{tmp_path_factory.mktemp('feedback') / 'feedback.db'}"
+    settings = Settings(feedback_url=url)
     try:
-        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, deadline=180)
-        yield Server(f"http://127.0.0.1:{port}", port, model_folders)
+        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
+        yield Server(f"http://127.0.0.1:{port}", port, model_folders, url)
     finally:
         serve.shutdown()
 
@@ -51,3 +61,14 @@ def server(model_folders: dict[str, Path], ray_session: None) -> Iterator[Server
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as driver:
+        # Without a sandbox of its own it also starts as root and in containers.
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

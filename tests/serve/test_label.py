@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from cluster.feedback import Feedback, Ranking, open_feedback
-from serve.label import label_router
+from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
+from serve.label import REPEAT_AFTER, label_router
 from serve.page import page
 from tests.serve.labelling import fill, free_port, label_server
 
@@ -125,6 +125,75 @@ def test_agreement_is_told_to_those_with_a_token(client: TestClient, database: F
     assert everyone["tau"]["value"] == pytest.approx(2 / 3)
     assert ann["seconds"] == [3.0, 3.0, 3.0]
     assert client.get("/label/quality").text == page("quality.html").body.decode()
+
+
+def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database: Feedback, tmp_path: Path) -> None:
+    fill(database, 160, ["a", "b", "c", "d"])
+    prompts = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
+    gold = [name for name in sorted(prompts) if name < "p040"]
+    expected = [
+        Ranking(prompt_id=name, labeller=GOLD, ranks=dict(zip(map(str, prompts[name]), (1, 2, 3, 4), strict=True)))
+        for name in gold
+    ]
+    database.add_rankings(expected)
+    app = FastAPI()
+    app.include_router(label_router(database, people=1))
+    client, headers = TestClient(app), signed_in(database, "ann")
+    seen: list[str] = []
+    for turn in range(100):
+        reply = client.get("/label/next", headers=headers).json()
+        task = reply["task"]
+        assert reply["progress"]["done"] == turn
+        # Asking again, or a restart, does not pass a check over.
+        assert client.get("/label/next", headers=headers).json()["task"] == task
+        assert task["said"] is None
+        assert task["again"] == (task["prompt"] in seen)
+        answers = [answer["id"] for answer in task["answers"]]
+        assert sorted(answers) == prompts[task["prompt"]]
+        if task["again"]:
+            assert seen.index(task["prompt"]) < len(seen) - REPEAT_AFTER
+            first = database.judgement(task["prompt"], "ann")
+            assert first
+            assert first.presented != answers
+        # Always by id, but on every second prompt of the first pass with the first two the wrong way round.
+        order = sorted(answers)
+        if not task["again"] and len(seen) % 2:
+            order[:2] = reversed(order[:2])
+        body = {"prompt": task["prompt"], "answers": answers, "ranks": [order.index(key) + 1 for key in answers]}
+        sent = client.post("/label/judgement", json=body | {"again": task["again"]}, headers=headers)
+        assert sent.status_code == 204
+        seen.append(task["prompt"])
+    on_gold, twice = sum(name in gold for name in set(seen)), len(seen) - len(set(seen))
+    assert 3 <= on_gold <= 20
+    assert 1 <= twice <= 12
+    assert len(database.judgements("ann")) == 100 - twice
+    assert len(database.repeats("ann")) == twice
+    reply = client.get("/label/agreement", headers=headers).json()
+    assert (reply["counts"]["rankings"], [row["labeller"] for row in reply["agreement"]]) == (
+        100 - twice,
+        [None, "ann"],
+    )
+    found = reply["reliability"]["ann"]
+    assert (found["gold_items"], found["repeats"]) == (on_gold, twice)
+    assert 5 / 6 < found["gold"]["value"] < 1
+    assert GOLD not in reply["reliability"]
+
+
+def test_who_is_excluded_judges_no_more_and_their_prompts_open_again(client: TestClient, database: Feedback) -> None:
+    headers, others = signed_in(database, "ann"), signed_in(database, "ben")
+    task = client.get("/label/next", headers=headers).json()["task"]
+    body = {"prompt": task["prompt"], "answers": [answer["id"] for answer in task["answers"]], "ranks": [1, 2, 3, 4]}
+    assert client.post("/label/judgement", json=body, headers=headers).status_code == 204
+    assert task["prompt"] not in [name for name, _ in database.open_tasks("ben", people=1)]
+    database.exclude("ann")
+    reply = client.get("/label/next", headers=headers)
+    assert (reply.status_code, "ann is excluded" in reply.text) == (403, True)
+    assert (task["prompt"], 0) in database.open_tasks("ben", people=1)
+    assert (database.rankings(), len(database.judgements())) == ([], 1)
+    found = client.get("/label/agreement", headers=others).json()
+    assert (found["excluded"], found["counts"]["rankings"]) == (["ann"], 0)
+    database.exclude("ann", excluded=False)
+    assert len(database.rankings()) == 1
 
 
 @pytest.mark.slow

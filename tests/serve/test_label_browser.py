@@ -1,24 +1,20 @@
 """The label page in a real browser: by keyboard alone, by dragging, with hostile answers, by two people at once."""
 
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.label import label_router
-from tests.serve.labelling import fill, free_port
+from tests.helpers import wait_until
+from tests.serve.browsing import CHROMIUM, served
+from tests.serve.labelling import fill
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
@@ -40,35 +36,14 @@ class Site:
         return self.database.judgements(name)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["api.Browser"]:
-    with api.sync_playwright() as driver:
-        # Without a sandbox of its own it also starts as root and in containers.
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    app, port = FastAPI(), free_port()
+    app = FastAPI()
     with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
         fill(database, 4, TEXTS)
         app.include_router(label_router(database, people=1))
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        wait_until(lambda: server.started)
-        yield Site(f"http://127.0.0.1:{port}/label", database)
-        server.should_exit = True
-        thread.join(30)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+        with served(app) as url:
+            yield Site(f"{url}/label", database)
 
 
 @contextmanager
@@ -118,7 +93,7 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         page.get_by_role("article", name="Answer D, rank 3").wait_for()
         assert shown(page) == first
         press(page, "b Enter")
-        wait_until(lambda: site.said("ann")[0].all_bad)
+        wait_until(lambda: site.said("ann")[0].all_bad, 60, "the judgement")
         page.get_by_text("ann: 1 done, 3 left").wait_for()
         press(page, "s")
         page.get_by_role("dialog").wait_for()

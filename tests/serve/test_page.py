@@ -10,7 +10,7 @@ import pytest
 from serve.page import page
 from tests.serve.conftest import Server
 
-PAGES = ("chat.html", "label.html", "quality.html", "runs.html")
+PAGES = ("chat.html", "label.html", "quality.html", "compare.html", "ratings.html", "runs.html")
 
 
 def policy_of(header: str) -> dict[str, str]:

@@ -19,13 +19,15 @@ class RankedBatch:
         input_ids: [N, T], prompt and answer, padded at the right.
         lengths: [N], tokens before the padding.
         ranks: [N], 1 is best and ties are equal.
-        prompts: [N], which prompt of the batch a row answers.
+        prompts: [N], which of the batch's P rankings a row belongs to.
+        weights: [P], how much a ranking counts: that of its labeller.
     """
 
     input_ids: Tensor
     lengths: Tensor
     ranks: Tensor
     prompts: Tensor
+    weights: Tensor
 
 
 def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
 
 
 class PreferenceObjective:
-    """Mean pair loss of each prompt, summed over prompts, so that no prompt weighs more for its number of answers.
+    """Mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers.
 
     A small pull of the rewards' mean square to zero (Eisenstein et al. 2023) fixes the scale's free constant.
     """
@@ -56,7 +58,7 @@ class PreferenceObjective:
         self.padding = padding
 
     def collate(self, rows: pa.Table) -> RankedBatch:
-        """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths` and `ranks`."""
+        """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths`, `ranks`, `weight`."""
         answers, ranks, prompts = [], [], []
         for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
             answers += list(torch.tensor(row["input_ids"]).split(row["lengths"]))
@@ -67,6 +69,7 @@ class PreferenceObjective:
             lengths=torch.tensor([len(answer) for answer in answers]),
             ranks=torch.tensor(ranks),
             prompts=torch.tensor(prompts),
+            weights=torch.tensor(rows["weight"].to_pylist()),
         )
 
     def count(self, batch: RankedBatch) -> int:
@@ -80,7 +83,7 @@ class PreferenceObjective:
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
             r, k = rewards[own], batch.ranks[own]
-            total = total + ranking_losses(r, k).mean() + CENTRING * r.square().mean()
+            total = total + batch.weights[prompt] * (ranking_losses(r, k).mean() + CENTRING * r.square().mean())
             better = k[:, None] < k[None, :]
             ordered += int(better.sum())
             right += int((better & (r[:, None] > r[None, :])).sum())

@@ -1,0 +1,239 @@
+"""The compare page: one prompt to two models, blind and side by side, and a vote; then it says which they were."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.responses import HTMLResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.ratings import Vote, ratings
+from serve.errors import RequestError
+from serve.page import page
+from serve.remote import Model
+from serve.replica import Reply
+from serve.sign_in import labeller_of_request
+
+SIDES = 2
+TEMPERATURE = 0.7
+# The prompt has the other half of what a model can read; nobody reads more of two answers than this.
+MOST_TOKENS = 1_024
+LONGEST_PROMPT = 100_000
+Said = Literal["left", "right", "tie", "bad"]
+RANKS: Mapping[Said, list[int]] = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": []}
+
+
+class Asked(BaseModel):
+    """What a person asks two models."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+
+
+class Voted(BaseModel):
+    """What a person says of the two answers; `comparison` is the name that came at the end of the stream."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comparison: Annotated[str, Field(max_length=200)]
+    vote: Said
+    seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+
+
+class AnswerError(Exception):
+    """A model gave no whole answer. The message does not tell which."""
+
+
+def compare_router(
+    database: Feedback,
+    models: Mapping[str, Model],
+    weights: Mapping[str, str | None],
+    known: Callable[[str], str | None] = lambda _: None,
+) -> APIRouter:
+    """The page at /compare and the paths under it.
+
+    Args:
+        database: where prompts, answers and votes go.
+        models: by name. Those tuned to chat are compared; where fewer than two are, all are.
+        weights: the checksum of every model's weights, where it is known.
+        known: as `labeller_of_request`.
+    """
+    router = APIRouter(prefix="/compare")
+    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
+
+    @router.get("")
+    def compare_page() -> HTMLResponse:
+        return page("compare.html")
+
+    @router.post("/answers")
+    async def answers(labeller: Labeller, asked: Asked) -> StreamingResponse:
+        chosen = await _draw(models)
+        events = _events(database, labeller, asked.prompt, chosen, weights)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @router.post("/vote")
+    def vote(labeller: Labeller, voted: Voted) -> dict[str, Any]:
+        prompt = database.prompt(voted.comparison)
+        if prompt is None or prompt.details.get("compare") != labeller:
+            raise HTTPException(404, "there is no such comparison of yours: ask again")
+        sides = _sides(prompt)
+        given = _ranking(labeller, voted, sides)
+        if not database.add_ranking(given):
+            found = database.judgement(prompt.id, labeller)
+            # Sending the same again is no second vote; another one comes after the models were told.
+            if found is None or (found.ranks, found.all_bad) != (given.ranks, given.all_bad):
+                raise HTTPException(409, "you have voted on this comparison")
+        return {"models": [side.model for side in sides]}
+
+    @router.get("/ratings")
+    def ratings_page() -> HTMLResponse:
+        return page("ratings.html")
+
+    @router.get("/figures")
+    def figures(labeller: Labeller) -> dict[str, Any]:
+        del labeller
+        votes, bad = votes_in(database)
+        raw, controlled = ratings(votes), ratings(votes, control_length=True)
+        return {"votes": len(votes), "bad": bad, "raw": asdict(raw), "controlled": asdict(controlled)}
+
+    return router
+
+
+def votes_in(database: Feedback) -> tuple[list[Vote], int]:
+    """Every vote of people who are not excluded, in the order given; and how often they called both answers bad, which
+    says nothing of which is better."""
+    excluded = set(database.excluded())
+    prompts = {prompt.id: _sides(prompt) for prompt in database.prompts(prefix=COMPARED)}
+    votes, bad = [], 0
+    for row in database.judgements():
+        if row.prompt_id not in prompts or row.labeller in excluded or not is_person(row.labeller):
+            continue
+        sides = prompts[row.prompt_id]
+        if row.ranks:
+            left, right = (row.ranks[str(side.id)] for side in sides)
+            won = 0.5 if left == right else float(left < right)
+            votes.append(Vote((sides[0].model, sides[1].model), won, (len(sides[0].text), len(sides[1].text))))
+        bad += row.all_bad
+    return votes, bad
+
+
+async def _draw(models: Mapping[str, Model]) -> list[tuple[str, Model, bool, int]]:
+    """Two models at random, left and right: name, the model, whether it chats, and how many tokens it may write."""
+    cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
+    chat = [name for name in models if cards[name].get("chat", True)]
+    able = chat if len(chat) >= SIDES else list(models)
+    if len(able) < SIDES:
+        raise HTTPException(409, f"comparing takes {SIDES} models, and {len(able)} is served")
+    names = secrets.SystemRandom().sample(able, SIDES)
+    # Both may write equally much: a limit of its own would tell which model it is.
+    room = min(MOST_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
+    return [(name, models[name], name in chat, room) for name in names]
+
+
+async def _events(
+    database: Feedback,
+    labeller: str,
+    prompt: str,
+    chosen: Sequence[tuple[str, Model, bool, int]],
+    weights: Mapping[str, str | None],
+) -> AsyncIterator[str]:
+    """Pieces of both answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
+    stored. Models' own events name them, so none is passed on."""
+    texts = [""] * len(chosen)
+    try:
+        streams = [_text(model, chat, name, prompt, room) for name, model, chat, room in chosen]
+        async for side, text in _merged(streams):
+            texts[side] += text
+            yield _event(side=side, text=text)
+    except (AnswerError, RequestError) as error:
+        yield _event(error=error.detail if isinstance(error, RequestError) else str(error))
+        return
+    name = f"{COMPARED}{secrets.token_hex(16)}"
+    messages = [{"role": "user", "content": prompt}]
+    completions = [
+        Completion(
+            prompt_id=name,
+            index=side,
+            text=texts[side],
+            token_ids=[],
+            model=chosen[side][0],
+            weights=weights.get(chosen[side][0]) or "",
+            sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side][3]},
+        )
+        for side in range(len(chosen))
+    ]
+    stored = Prompt(id=name, messages=messages, details={"compare": labeller})
+    await asyncio.to_thread(database.add_prompts, [stored])
+    await asyncio.to_thread(database.add_completions, completions)
+    yield _event(comparison=name)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncIterator[tuple[int, str]]:
+    """The items of all streams as they come, each with the number of its stream."""
+    queue: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
+
+    async def read(side: int, stream: AsyncGenerator[str]) -> None:
+        try:
+            async for text in stream:
+                queue.put_nowait((side, text))
+        finally:
+            queue.put_nowait((side, None))
+
+    tasks = [asyncio.create_task(read(side, stream)) for side, stream in enumerate(streams)]
+    reading = len(tasks)
+    try:
+        while reading:
+            side, text = await queue.get()
+            if text is None:
+                reading -= 1
+                await tasks[side]
+            else:
+                yield side, text
+    finally:
+        # Also when the client has gone: the models stop writing.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _text(model: Model, chat: bool, name: str, prompt: str, room: int) -> AsyncGenerator[str]:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    body = {"model": name, "stream": True, "temperature": TEMPERATURE, "max_tokens": room, **asked}
+    async for part in model.answer("chat/completions" if chat else "completions", body):
+        if isinstance(part, Reply):
+            raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
+        for line in part.splitlines() if isinstance(part, str) else ():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise AnswerError(event["error"]["message"])
+            for choice in event["choices"]:
+                if text := (choice.get("delta", {}).get("content") or choice.get("text") or ""):
+                    yield text
+
+
+def _sides(prompt: Prompt) -> list[Completion]:
+    return sorted(prompt.completions, key=lambda row: row.index)
+
+
+def _ranking(labeller: str, voted: Voted, sides: Sequence[Completion]) -> Ranking:
+    keys = [str(side.id) for side in sides]
+    return Ranking(
+        prompt_id=voted.comparison,
+        labeller=labeller,
+        ranks=dict(zip(keys, RANKS[voted.vote], strict=False)),
+        all_bad=voted.vote == "bad",
+        presented=[side.id for side in sides if side.id is not None],
+        seconds=voted.seconds,
+    )
+
+
+def _event(**values: Any) -> str:
+    return f"data: {json.dumps(values)}\n\n"

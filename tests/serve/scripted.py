@@ -1,0 +1,40 @@
+"""Models that say what they are told to, in the form in which the engines stream it."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from serve.replica import Endpoint, Part, Reply, Usage
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A model that streams `text` word by word, or refuses with `error`."""
+
+    name: str
+    text: str = ""
+    chat: bool = True
+    error: str | None = None
+    pause: float = 0.0
+
+    async def card(self) -> dict[str, Any]:
+        return {"id": self.name, "chat": self.chat, "max_model_len": 256}
+
+    async def requests(self) -> int:
+        return 0
+
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        chat = endpoint == "chat/completions"
+        assert (body["model"], body["max_tokens"]) == (self.name, 128)
+        assert ("messages" in body) == chat == self.chat
+        if self.error:
+            yield Reply(400, {"error": {"message": self.error}})
+            return
+        for word in self.text.split(" "):
+            await asyncio.sleep(self.pause)
+            part = {"delta": {"content": f"{word} "}} if chat else {"text": f"{word} "}
+            yield f"data: {json.dumps({'model': self.name, 'choices': [part]})}\n\n"
+        yield "data: [DONE]\n\n"
+        yield Usage(3, 5)

@@ -1,0 +1,143 @@
+"""What the compare page's server streams, stores and tells, and what it keeps to itself until the vote."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from cluster.feedback import COMPARED, Feedback, open_feedback
+from serve.compare import compare_router, votes_in
+from tests.serve.conftest import Server
+from tests.serve.scripted import Scripted
+from tests.serve.test_label import signed_in
+
+GOOD, POOR, BASE = (
+    Scripted("alpha", "a long good answer"),
+    Scripted("beta", "poor"),
+    Scripted("raw", "more", chat=False),
+)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Feedback]:
+    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
+        yield opened
+
+
+def client(database: Feedback, *models: Scripted) -> TestClient:
+    app = FastAPI()
+    app.include_router(
+        compare_router(database, {m.name: m for m in models}, {m.name: f"weights of {m.name}" for m in models})
+    )
+    return TestClient(app)
+
+
+def ask(http: Any, headers: dict[str, str], url: str = "") -> list[dict[str, Any]]:
+    reply = http.post(f"{url}/compare/answers", json={"prompt": "Why?"}, headers=headers)
+    assert reply.status_code == 200, reply.text
+    return [json.loads(line.removeprefix("data: ")) for line in reply.text.split("\n") if line]
+
+
+def vote(http: TestClient, headers: dict[str, str], name: str, what: str) -> httpx.Response:
+    return http.post("/compare/vote", json={"comparison": name, "vote": what, "seconds": 4.5}, headers=headers)
+
+
+def test_models_are_told_after_the_vote_and_not_before(database: Feedback) -> None:
+    http, ann = client(database, GOOD, POOR, BASE), signed_in(database, "ann")
+    *pieces, end = ask(http, ann)
+    assert all(word not in json.dumps([*pieces, end]) for word in ("alpha", "beta", "raw", "weights"))
+    texts = ["".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)]
+    assert sorted(texts) == ["a long good answer ", "poor "]
+    left_is_good = texts[0] == "a long good answer "
+    reply = vote(http, ann, end["comparison"], "left" if left_is_good else "right")
+    assert reply.json() == {"models": ["alpha", "beta"] if left_is_good else ["beta", "alpha"]}
+    prompt = database.prompt(end["comparison"])
+    assert prompt
+    assert prompt.messages == [{"role": "user", "content": "Why?"}]
+    assert {row.model: (row.text, row.weights) for row in prompt.completions} == {
+        "alpha": ("a long good answer ", "weights of alpha"),
+        "beta": ("poor ", "weights of beta"),
+    }
+    (ranking,) = database.rankings()
+    best = next(row.id for row in prompt.completions if row.model == "alpha")
+    assert (ranking.labeller, ranking.ranks[str(best)], sorted(ranking.ranks.values()), ranking.seconds) == (
+        "ann",
+        1,
+        [1, 2],
+        4.5,
+    )
+    # The same vote sent again is the same vote; another one would no longer be blind.
+    assert vote(http, ann, end["comparison"], "left" if left_is_good else "right").status_code == 200
+    assert vote(http, ann, end["comparison"], "tie").status_code == 409
+    assert len(database.judgements()) == 1
+    # Nobody is asked to rank it on the label page.
+    assert database.open_tasks("ben", people=5) == []
+
+
+def test_sides_are_drawn_anew_and_every_vote_becomes_what_it_says(database: Feedback) -> None:
+    http, ann = client(database, GOOD, POOR), signed_in(database, "ann")
+    lefts = set()
+    for what in ("left", "right", "tie", "bad") * 3:
+        name = ask(http, ann)[-1]["comparison"]
+        lefts.add(vote(http, ann, name, what).json()["models"][0])
+        row = database.judgement(name, "ann")
+        assert row
+        ranks = [row.ranks.get(str(key)) for key in row.presented]
+        assert ranks == {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": [None, None]}[what]
+        assert row.all_bad == (what == "bad")
+    assert lefts == {"alpha", "beta"}
+    votes, bad = votes_in(database)
+    assert ([one.won for one in votes], bad) == ([1.0, 0.0, 0.5] * 3, 3)
+    figures = http.get("/compare/figures", headers=ann).json()
+    assert (figures["votes"], figures["bad"]) == (9, 3)
+    assert {row["model"] for row in figures["raw"]["models"]} == {"alpha", "beta"}
+    assert figures["controlled"]["length"]
+    database.exclude("ann")
+    assert votes_in(database) == ([], 0)
+    assert http.get("/compare/figures", headers=ann).status_code == 403
+
+
+def test_base_models_are_compared_where_there_are_not_two_others(database: Feedback) -> None:
+    ann = signed_in(database, "ann")
+    name = ask(client(database, GOOD, BASE), ann)[-1]["comparison"]
+    prompt = database.prompt(name)
+    assert prompt
+    assert {row.model for row in prompt.completions} == {"alpha", "raw"}
+    alone = client(database, GOOD).post("/compare/answers", json={"prompt": "Why?"}, headers=ann)
+    assert (alone.status_code, alone.json()["detail"]) == (409, "comparing takes 2 models, and 1 is served")
+
+
+def test_an_answer_that_fails_stores_nothing_and_names_no_model(database: Feedback) -> None:
+    http, ann = client(database, GOOD, Scripted("beta", error="the prompt is too long")), signed_in(database, "ann")
+    assert ask(http, ann)[-1] == {"error": "the prompt is too long"}
+    assert database.prompts() == []
+
+
+def test_votes_are_for_those_who_asked(database: Feedback) -> None:
+    http, ann, ben = client(database, GOOD, POOR), signed_in(database, "ann"), signed_in(database, "ben")
+    name = ask(http, ann)[-1]["comparison"]
+    assert vote(http, ben, name, "left").status_code == 404
+    assert vote(http, ann, f"{COMPARED}nothing", "left").status_code == 404
+    assert vote(http, ann, name, "both").status_code == 422
+    assert http.post("/compare/answers", json={"prompt": "Why?"}).status_code == 401
+    assert http.get("/compare/figures").status_code == 401
+    assert database.judgements() == []
+
+
+@pytest.mark.slow
+def test_two_served_models_answer_side_by_side(server: Server) -> None:
+    with open_feedback(server.feedback_url) as database, httpx.Client(timeout=120) as http:
+        headers = signed_in(database, "ann")
+        *pieces, end = ask(http, headers, server.url)
+        assert {piece["side"] for piece in pieces} == {0, 1}
+        prompt = database.prompt(end["comparison"])
+        assert prompt
+        assert {row.model for row in prompt.completions} == {"base", "policy"}
+        assert [row.text for row in sorted(prompt.completions, key=lambda row: row.index)] == [
+            "".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)
+        ]

@@ -1,0 +1,107 @@
+"""The compare page in a real browser: by keys alone, blind until the vote, on a phone, with hostile answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from cluster.feedback import Feedback, open_feedback
+from serve.compare import compare_router
+from tests.serve.browsing import CHROMIUM, served
+from tests.serve.scripted import Scripted
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+HOSTILE = "Well <script>window.hacked=1</script> <img src=x onerror='window.hacked=2'> **so** it is"
+MODELS = (Scripted("alpha", HOSTILE, pause=0.01), Scripted("beta", "Plainly no", pause=0.01))
+
+
+@dataclass(frozen=True)
+class Site:
+    url: str
+    database: Feedback
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    app = FastAPI()
+    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
+        app.include_router(compare_router(database, {model.name: model for model in MODELS}, {}))
+        with served(app) as url:
+            yield Site(url, database)
+
+
+@contextmanager
+def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
+    """Someone's browser, signed in on the compare page; any error in the page fails the test."""
+    token = site.database.add_labeller(name)
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{site.url}/compare")
+    page.keyboard.type(token)
+    page.keyboard.press("Enter")
+    page.get_by_label("Your prompt to both models").wait_for()
+    yield page
+    context.close()
+    assert errors == []
+
+
+def ask(page: "api.Page", text: str) -> None:
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="Which is better?").wait_for()
+
+
+def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Browser", site: Site) -> None:
+    with person(browser, site, "ann") as page:
+        for number, (key, outcome) in enumerate(
+            (("ArrowLeft", "left"), ("ArrowRight", "right"), ("t", "tie"), ("b", "bad")), 1
+        ):
+            ask(page, f"Question {number}")
+            told = page.content()
+            assert "alpha" not in told
+            assert "beta" not in told
+            page.keyboard.press(key)
+            page.get_by_text(f"{number} vote").wait_for()
+            names = [page.locator(f"#name-{side}").inner_text() for side in (0, 1)]
+            assert sorted(names) == ["alpha", "beta"]
+            row = site.database.judgements("ann")[-1]
+            prompt = site.database.prompt(row.prompt_id)
+            assert prompt
+            assert prompt.messages[0]["content"] == f"Question {number}"
+            models = {completion.id: completion.model for completion in prompt.completions}
+            assert [models[key] for key in row.presented] == names
+            given = [row.ranks.get(str(key)) for key in row.presented]
+            assert given == {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": [None, None]}[outcome]
+            page.keyboard.press("n")
+        page.goto(f"{site.url}/compare/ratings")
+        page.get_by_text("3 votes; besides, both answers were bad 1 time.").wait_for()
+        assert page.get_by_role("row").count() == 3
+
+
+def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Browser", site: Site) -> None:
+    with person(browser, site, "ben", width=360) as page:
+        ask(page, "Is it?")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("main").locator("script, img, a").count() == 0
+        assert page.locator("strong").inner_text() == "so"
+        assert page.locator(".side").filter(has_text="<script>window.hacked=1</script>").count() == 1
+        page.get_by_role("button", name="Both bad").click()
+        page.locator("#outcome").filter(has_text="Both are bad. Left was").wait_for()
+        page.get_by_role("button", name="Same prompt").click()
+        page.get_by_role("status").filter(has_text="Which is better?").wait_for()
+        assert page.locator("#name-0").inner_text() == "Left"
+        (row,) = site.database.judgements("ben")
+        assert row.all_bad
