@@ -159,6 +159,10 @@ class SimulatedWorker:
         if not self._gone:
             answer(give(), None)
 
+    def _finish(self, give: Callable[[], object], answer: Answer) -> None:
+        if not self._gone:
+            answer(give(), None)
+
     def _die(self, answer: Answer) -> None:
         if not self._gone:
             answer(None, ConnectionError("the actor was killed"))
