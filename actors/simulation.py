@@ -159,10 +159,6 @@ class SimulatedWorker:
         if not self._gone:
             answer(give(), None)
 
-    def _finish(self, give: Callable[[], object], answer: Answer) -> None:
-        if not self._gone:
-            answer(give(), None)
-
     def _die(self, answer: Answer) -> None:
         if not self._gone:
             answer(None, ConnectionError("the actor was killed"))
