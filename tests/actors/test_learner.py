@@ -242,7 +242,7 @@ def exported(learner: Learner, folder: Path, within_limits: bool) -> dict[str, t
 
 
 def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path: Path):
-    learner = make(folders, minimum_entropy=2.0)
+    learner = make(folders, minimum_entropy=2.0, kl_coefficient=0.0)
     policies = []
     for step in range(3):
         if step == 2:
@@ -253,7 +253,7 @@ def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path
         figures = learner.step(PROMPTS, samples(learner), REWARDS)
         assert (breach(figures, learner.settings) is None) == (step < 2)
         learner.save(tmp_path / "checkpoint", {})
-        learner = make(folders, minimum_entropy=2.0)
+        learner = make(folders, minimum_entropy=2.0, kl_coefficient=0.0)
         learner.restore(tmp_path / "checkpoint")
     newest = exported(learner, tmp_path / "newest", within_limits=False)
     kept = exported(learner, tmp_path / "kept", within_limits=True)
