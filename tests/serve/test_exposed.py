@@ -38,7 +38,7 @@ def test_tokenise_there_and_back(server: Server) -> None:
     assert back == {"prompt": text}
     messages = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
     assert httpx.post(f"{server.url}/tokenize", json=messages).json()["count"] > len(ids)
-    for wrong in ({"model": MODEL}, {"model": MODEL, "tokens": [10**9]}, {"model": MODEL, "tokens": "x"}):
+    for wrong in ({"model": MODEL}, {"model": MODEL, "tokens": "x"}):
         assert httpx.post(f"{server.url}/detokenize", json=wrong).status_code == 400
     assert httpx.post(f"{server.url}/v1/score", json={"model": MODEL, "conversations": []}).status_code == 400
 
