@@ -86,7 +86,8 @@ def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
             for row, where in rows(str(source.path)):
                 messages = _prompt(row, where)
                 name = f"{source.path}: {json.dumps(messages, ensure_ascii=False)}"
-                known = {key: str(row[key]) for key in row.keys() - LAYOUT if row[key] is not None}
+                used = LAYOUT if "prompt" in row else LAYOUT | {"question"}
+                known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
                 found[name] = PromptText(name, messages, known)
     return list(found.values())
 

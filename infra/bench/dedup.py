@@ -110,15 +110,16 @@ def _decide(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> i
 
 
 def _alone(phase: Callable[..., int], *arguments: object) -> tuple[float, int, int]:
-    """Seconds, peak resident MB (mapped files included) and the result of a phase in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """Seconds, MB that the peak of resident memory grew by (mapped files included) and result of a phase."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(_measured, phase, *arguments).result()
 
 
 def _measured(phase: Callable[..., int], *arguments: object) -> tuple[float, int, int]:
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = phase(*arguments)
-    return time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, result
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return time.monotonic() - start, grown >> 10, result
 
 
 if __name__ == "__main__":

@@ -208,10 +208,10 @@ def rate_and_idle(actors: int, max_staleness: int, learner_seconds: float) -> tu
 
 
 def test_64_actors_do_almost_64_times_the_work_of_one():
-    one, _ = rate_and_idle(1, max_staleness=1, learner_seconds=0.5)
-    many, idle = rate_and_idle(64, max_staleness=1, learner_seconds=0.5)
+    # Balanced: an actor needs 0.52 s for its share of a batch and 0.1 s to reload.
+    one, _ = rate_and_idle(1, max_staleness=1, learner_seconds=0.65)
+    many, idle = rate_and_idle(64, max_staleness=1, learner_seconds=0.65)
     assert many / one > 0.95 * 64
-    # The learner is balanced against actors that need 0.52 s for their share of a batch.
     assert idle < 0.1
 
 
@@ -223,7 +223,7 @@ def test_overlap_is_faster_than_waiting_for_each_other():
 
 def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
     settings = Rlhf(prompts_per_step=16, samples_per_prompt=2)
-    world = World(Latency(start=2.0), random.Random(1))
+    world = World(Latency(start=2.0, call=0.0), random.Random(1))
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
     loop = loop_of(world, coordinator, Learner(world, settings, 0.5), rewarded)
