@@ -7,25 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.failures import UserError
-
-END_OF_TEXT = "<|endoftext|>"
-END_OF_TURN = "<|end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
-
-# `generation` marks what is trained: the assistant's words and the token that ends its turn. A space is put into every
-# `<|` that people write: whoever types a special token gets its characters and cannot speak as the assistant. It is
-# done here because every reader of the template (transformers, vLLM) then does the same.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% set words = message['content'] | replace('<|', '< |') %}"
-    "{{ '<|' + message['role'] + '|>' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ words + '<|end|>' }}{% endgeneration %}"
-    "{% else %}{{ words + '<|end|>' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS, ready_for_chat
+from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.failures import UserError
 
-END_OF_TEXT, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[-1]
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
 
@@ -54,6 +53,8 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
         UserError: there is none, or it has no tokenizer.json.
     """
     from transformers import AutoTokenizer
+
+    from actors.model.chat import ready_for_chat
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from actors.model.chat import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, Chat
+from actors.model.chat import Chat
+from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.failures import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
 from cluster.recipe import Conversations, Recipe

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.model.chat import SPECIAL_TOKENS
+from actors.model.chat_template import SPECIAL_TOKENS
 from pipelines.corpus.pack import best_fit, cut, pack
 from pipelines.corpus.tokenizer import encode_documents, save_tokenizer, train_tokenizer
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from actors.model.chat import CHAT_TEMPLATE, SPECIAL_TOKENS, Chat
+from actors.model.chat import Chat
+from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
 from actors.model.language import load, start
 from cluster.failures import UserError
 from cluster.recipe import Model
