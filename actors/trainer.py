@@ -101,7 +101,7 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     skipped = 0
 
     for step, rows, waited in _timed(_global_batches(start, settings.batch_rows)):
-        _check_ids(rows, vocabulary, f"a row of step {step}")
+        check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
         learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
@@ -183,7 +183,7 @@ def _timed(batches: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Ta
         asked = time.monotonic()
 
 
-def _check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
+def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
     """An id without an embedding would stop a GPU with an error that names nothing.
 
     Raises:
@@ -201,7 +201,7 @@ def _check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
 def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
     for part in shards:
         table = parquet.read_table(part.path)
-        _check_ids(table, vocabulary, f"a row of {part.path}")
+        check_ids(table, vocabulary, f"a row of {part.path}")
         yield table
 
 

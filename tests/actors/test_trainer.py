@@ -16,7 +16,7 @@ from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.speed import flops_per_token
 from actors.stream import Shard, row_stream
-from actors.trainer import TrainingJob
+from actors.trainer import TrainingJob, check_ids
 from cluster.failures import StageError, UserError
 from cluster.plan import Plan, Share
 from cluster.recipe import Model, Training
@@ -123,11 +123,9 @@ def test_it_learns_and_leaves_a_model(undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"micro_batch_rows": 3}, {"workers": 2, "micro_batch_rows": 2}])
-def test_the_loss_does_not_depend_on_how_a_batch_is_split(undisturbed, settings: dict[str, int]):
+def test_the_loss_does_not_depend_on_workers_and_micro_batches(undisturbed):
     root, rows = undisturbed
-    name = "-".join(f"{key}{value}" for key, value in settings.items())
-    split = train(root, name, **settings)
+    split = train(root, "split", workers=2, micro_batch_rows=2)
     assert losses(split) == pytest.approx(losses(rows), abs=2e-4)
     assert split[-1]["held_out_loss"] == pytest.approx(rows[-1]["held_out_loss"], abs=2e-4)
     assert [row["tokens"] for row in split] == [row["tokens"] for row in rows]
@@ -161,9 +159,14 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_s
 def test_what_a_retry_would_meet_again_stops_at_once_and_names_it(tmp_path: Path, ray_session: None):
     with pytest.raises(StageError, match=r"the loss is nan .* at step \d: lower the learning rate"):
         train(tmp_path, "poisoned", Poisoned(), POISON)
-    with pytest.raises(UserError, match=r"a row of step \d holds the token id 300, and the model has 300 embeddings"):
-        train(tmp_path, "outside", token=300, workers=2)
     assert not (tmp_path / "poisoned" / "model.safetensors").exists()
+
+
+def test_ids_without_an_embedding_are_named():
+    rows = pa.table({"input_ids": [[1, 2], [299, 300]]})
+    check_ids(rows, 301, "a row")
+    with pytest.raises(UserError, match="a row of step 3 holds the token id 300, and the model has 300 embeddings"):
+        check_ids(rows, 300, "a row of step 3")
 
 
 @pytest.mark.slow
