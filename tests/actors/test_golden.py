@@ -42,7 +42,8 @@ def packed(chance: np.random.Generator, trained_share: float | None) -> pa.Table
 def ranked(chance: np.random.Generator) -> pa.Table:
     lengths = [[int(n) for n in chance.integers(4, 12, 3)] for _ in range(ROWS)]
     ids = [[int(token) for token in chance.integers(5, 300, sum(row))] for row in lengths]
-    return pa.table({"input_ids": ids, "lengths": lengths, "ranks": [[1, 2, 2], [3, 1, 2], [2, 1, 3], [1, 2, 3]]})
+    ranks = [[1, 2, 2], [3, 1, 2], [2, 1, 3], [1, 2, 3]]
+    return pa.table({"input_ids": ids, "lengths": lengths, "ranks": ranks, "weight": [1.0] * ROWS})
 
 
 def curve(
