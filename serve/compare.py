@@ -126,8 +126,9 @@ def votes_in(database: Feedback) -> tuple[list[Vote], int]:
 async def _draw(models: Mapping[str, Model]) -> list[tuple[str, Model, bool, int]]:
     """Two models at random, left and right: name, the model, whether it chats, and how many tokens it may write."""
     cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
-    chat = [name for name in models if cards[name].get("chat", True)]
-    able = chat if len(chat) >= SIDES else list(models)
+    writing = [name for name in models if not cards[name].get("score")]
+    chat = [name for name in writing if cards[name].get("chat", True)]
+    able = chat if len(chat) >= SIDES else writing
     if len(able) < SIDES:
         raise HTTPException(409, f"comparing takes {SIDES} models, and {len(able)} is served")
     names = secrets.SystemRandom().sample(able, SIDES)

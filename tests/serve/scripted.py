@@ -11,16 +11,17 @@ from serve.replica import Endpoint, Part, Reply, Usage
 
 @dataclass(frozen=True)
 class Scripted:
-    """A model that streams `text` word by word, or refuses with `error`."""
+    """A model that streams `text` word by word, or refuses with `error`; with `score`, one that only scores."""
 
     name: str
     text: str = ""
     chat: bool = True
     error: str | None = None
     pause: float = 0.0
+    score: bool = False
 
     async def card(self) -> dict[str, Any]:
-        return {"id": self.name, "chat": self.chat, "max_model_len": 256}
+        return {"id": self.name, "chat": self.chat, "score": self.score, "max_model_len": 256}
 
     async def requests(self) -> int:
         return 0

@@ -21,6 +21,7 @@ GOOD, POOR, BASE = (
     Scripted("beta", "poor"),
     Scripted("raw", "more", chat=False),
 )
+REWARD = Scripted("reward", chat=False, score=True)
 
 
 @pytest.fixture
@@ -104,11 +105,11 @@ def test_sides_are_drawn_anew_and_every_vote_becomes_what_it_says(database: Feed
 
 def test_base_models_are_compared_where_there_are_not_two_others(database: Feedback) -> None:
     ann = signed_in(database, "ann")
-    name = ask(client(database, GOOD, BASE), ann)[-1]["comparison"]
+    name = ask(client(database, GOOD, BASE, REWARD), ann)[-1]["comparison"]
     prompt = database.prompt(name)
     assert prompt
     assert {row.model for row in prompt.completions} == {"alpha", "raw"}
-    alone = client(database, GOOD).post("/compare/answers", json={"prompt": "Why?"}, headers=ann)
+    alone = client(database, GOOD, REWARD).post("/compare/answers", json={"prompt": "Why?"}, headers=ann)
     assert (alone.status_code, alone.json()["detail"]) == (409, "comparing takes 2 models, and 1 is served")
 
 
