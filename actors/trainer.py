@@ -19,6 +19,7 @@ from actors import checkpoints
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
 from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
+from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard
 from actors.model.speed import flops_per_token, peak_flops
 from actors.stream import Shard
@@ -30,6 +31,8 @@ from cluster.run import SCRATCH, write_json
 MAXIMUM_GRADIENT_NORM = 1.0
 # In the scratch folder: why training cannot go on, where a retry would meet the same again.
 FAILURE = "failure.json"
+# Of the continuations at a checkpoint, how many are kept to be read.
+SHOWN_SAMPLES = 8
 
 
 class NotFiniteError(StageError):
@@ -47,6 +50,7 @@ class TrainingJob:
         out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
         threads: torch threads of a worker.
         held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
+        samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
     """
 
     settings: Training
@@ -56,6 +60,8 @@ class TrainingJob:
     out: Path
     threads: int
     held_out_bytes: int | None = None
+    samples: int = 0
+    sample_tokens: int = 32
 
     @property
     def steps(self) -> int:
@@ -96,6 +102,9 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, steppers)
+    given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
+    # A model that is fine-tuned has something to lose; one that is new has nothing to show.
+    untrained = _held_out(job, model, tokenizer, given, part) if start == 0 and given and given[0].is_prompt else {}
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     speed = Speed(plain, part) if rank == 0 else None
     skipped = 0
@@ -119,15 +128,17 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
                 stepper.step()
             stepper.zero_grad(set_to_none=True)
         last = step + 1 == job.steps
-        values: dict[str, float] = {"learning_rate": learning_rate}
+        values: dict[str, Any] = {"learning_rate": learning_rate}
+        if step == 0:
+            values |= {f"{name}_before": value for name, value in untrained.items()}
         if metrics and speed:
             speed.add(total if finite else 0, batch.input_ids, waited)
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         if last or (step + 1) % settings.checkpoint_every == 0:
-            found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+            found = _held_out(job, model, tokenizer, given, part)
             if metrics:
-                metrics.write(step, **values, **_held_out(found, objective.unit, job.held_out_bytes))
+                metrics.write(step, **values, **found)
             if last:
                 checkpoints.export(model, plain, tokenizer, job.out, rank)
             checkpoints.save(model, steppers, step + 1, job.out, rank)
@@ -205,10 +216,17 @@ def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
         yield table
 
 
-def _held_out(found: dict[str, float], unit: str, text_bytes: int | None) -> dict[str, float]:
-    values = {f"held_out_{name}": value for name, value in found.items()}
-    if text_bytes and found:
-        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[unit], text_bytes)
+def _held_out(job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: Part) -> dict[str, Any]:
+    """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
+    objective, plain = model.objective, model.model
+    vocabulary = plain.get_input_embeddings().num_embeddings
+    found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+    values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
+    if job.held_out_bytes and found:
+        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
+    if given:
+        written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part)
+        values |= read(tokenizer, given, written, SHOWN_SAMPLES)
     return values
 
 

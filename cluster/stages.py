@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ EXECUTION = {
     "recompute_activations",
     "rollout_actors",
     "parity_every",
+    "samples",
+    "sample_tokens",
 }
 
 Outcome = Literal["skipped", "resumed", "done"]
@@ -59,6 +61,14 @@ STAGES = (
         "evaluate", "report", "pipelines.evaluate", ("evaluate",), ("base", "sft", "reward", "policy"), "compare models"
     ),
 )
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The recipe's stages. Without text to pre-train on there is no corpus, and the base is model.start_from."""
+    if recipe.corpus.sources:
+        return STAGES
+    base = replace(stage_of("base"), sections=("model",), after=(), purpose="take over the model to start from")
+    return tuple(base if stage.folder == "base" else stage for stage in STAGES if stage.folder != "corpus")
 
 
 def stage_named(name: str) -> Stage:

@@ -1,13 +1,14 @@
 """Pre-training: predict the next word of packed text. The result continues text; it does not answer."""
 
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from actors.model.language import build, end_with, start
+from actors.model.language import build, end_with, save, start
 from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
 from actors.trainer import TrainingJob
@@ -16,11 +17,18 @@ from cluster.plan import make_plan
 from cluster.recipe import Model, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
+from pipelines.corpus.tokenizer import save_tokenizer_of
 from pipelines.training import fit, speed
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text."""
+    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text.
+
+    Raises:
+        UserError: the model to start from cannot be loaded.
+    """
+    if not recipe.corpus.sources:
+        return _take_over(recipe, out)
     corpus = run.path("corpus")
     plan = make_plan(recipe)
     shards = shards_in(corpus / "shards" / "train")
@@ -32,6 +40,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         out=out,
         threads=plan.trainer.threads,
         held_out_bytes=json.loads((corpus / "stats.json").read_text())["held_out_bytes"],
+        samples=recipe.pretrain.samples,
+        sample_tokens=recipe.pretrain.sample_tokens,
     )
     rows = fit(job, shards, recipe.seed, plan, "pre-training", recipe.cluster.deadline_seconds)
     last = rows[-1]
@@ -46,11 +56,23 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
 
 
+def _take_over(recipe: Recipe, out: Path) -> Result:
+    """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    language = start(recipe.model, tokenizer, recipe.seed)
+    save(language, tokenizer, out)
+    return Result(
+        metrics={"parameters": language.num_parameters()}, weights=file_fingerprint(out / "model.safetensors")
+    )
+
+
 def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
     end = tokenizer.pad_token_id
-    language = start(model, tokenizer) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
+    language = start(model, tokenizer, seed) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
     end_with(language, end)
     return language, LanguageObjective(), tokenizer
 

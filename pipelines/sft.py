@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from actors.model import adapters
 from actors.model.chat import Chat
 from actors.model.language import end_with, load
 from actors.model.objectives.language import LanguageObjective
@@ -14,14 +15,15 @@ from actors.stream import shards_in
 from actors.trainer import TrainingJob
 from cluster.cli import stage_main
 from cluster.plan import make_plan
-from cluster.recipe import Recipe
+from cluster.recipe import Lora, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed
 from pipelines.training import fit, speed
 
-HELD_OUT_SHARE = 0.02
+# Of the metrics of the first and the last step: how the model did before, and how it does now.
+HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -32,17 +34,19 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     shards = shards_in(out / "shards" / "train")
     job = TrainingJob(
         settings=recipe.sft,
-        make=partial(_model, base),
+        make=partial(_model, base, recipe.sft.lora, recipe.seed),
         rows=sum(shard.rows for shard in shards),
         held_out=shards_in(out / "shards" / "held_out"),
         out=out,
         threads=plan.trainer.threads,
+        samples=recipe.sft.samples,
+        sample_tokens=recipe.sft.sample_tokens,
     )
     rows = fit(job, shards, recipe.seed, plan, "fine-tuning", recipe.cluster.deadline_seconds)
     return Result(
         metrics={
             **figures,
-            "held_out_loss": rows[-1]["held_out_loss"],
+            **{name: row[name] for row in (rows[0], rows[-1]) for name in HELD_OUT if name in row},
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
         },
@@ -56,7 +60,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     found = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
     rendered = render(found.messages, base, context)
     random.Random(f"sft {recipe.seed}").shuffle(rendered)
-    held_out = max(1, round(len(rendered) * HELD_OUT_SHARE))
+    held_out = max(1, round(len(rendered) * settings.held_out_share))
     padding = Chat.of(base).padding_id
     write_packed(rendered[:held_out], context, padding, out / "shards" / "held_out")
     rows = write_packed(rendered[held_out:], context, padding, out / "shards" / "train")
@@ -64,11 +68,13 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     return {"conversations": len(rendered), "too_long": too_long, "rows": rows, "layouts": found.layouts}
 
 
-def _model(base: Path) -> tuple[Any, Any, Any]:
+def _model(base: Path, lora: Lora | None, seed: int) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
     end_with(model, tokenizer.eos_token_id)
+    if lora:
+        adapters.add(model, lora, seed)
     return model, LanguageObjective(), tokenizer
 
 
