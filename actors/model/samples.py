@@ -65,17 +65,17 @@ def continuations(model: WithLoss, given: Sequence[Opening], tokens: int, end: i
     written: list[list[int]] = []
     for begin in range(0, len(given), ROWS_AT_ONCE):
         ids, mask = _padded([opening.token_ids for opening in given[begin : begin + ROWS_AT_ONCE]], end)
-        with part.autocast():
-            found = model.generate(
-                input_ids=ids.to(part.device),
-                attention_mask=mask.to(part.device),
-                max_new_tokens=tokens,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end,
-                # FSDP gathers parameters in step: no worker stops before the last one does.
-                synced_gpus=part.workers > 1,
-            )
+        # Not under autocast, which would cast every frozen weight again for each token.
+        found = model.generate(
+            input_ids=ids.to(part.device),
+            attention_mask=mask.to(part.device),
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+            # FSDP gathers parameters in step: no worker stops before the last one does.
+            synced_gpus=part.workers > 1,
+        )
         written += [_up_to(row, end) for row in found[:, ids.shape[1] :].tolist()]
     model.train()
     return written
