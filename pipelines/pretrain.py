@@ -6,18 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from actors.model.language import build, end_with, save, start
-from actors.model.objectives.language import LanguageObjective
 from actors.stream import shards_in
-from actors.trainer import TrainingJob
+from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.plan import make_plan
 from cluster.recipe import Model, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
-from pipelines.corpus.tokenizer import save_tokenizer_of
 from pipelines.training import fit, speed
 
 
@@ -31,19 +26,20 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         return _take_over(recipe, out)
     corpus = run.path("corpus")
     plan = make_plan(recipe)
-    shards = shards_in(corpus / "shards" / "train")
     job = TrainingJob(
         settings=recipe.pretrain,
         make=partial(_model, recipe.model, recipe.seed, corpus / "tokenizer"),
-        rows=sum(shard.rows for shard in shards),
+        shards=shards_in(corpus / "shards" / "train"),
         held_out=shards_in(corpus / "shards" / "held_out"),
         out=out,
+        seed=recipe.seed,
         threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
         held_out_bytes=json.loads((corpus / "stats.json").read_text())["held_out_bytes"],
         samples=recipe.pretrain.samples,
         sample_tokens=recipe.pretrain.sample_tokens,
     )
-    rows = fit(job, shards, recipe.seed, plan, "pre-training", recipe.cluster.deadline_seconds)
+    rows = fit(job, plan, "pre-training")
     last = rows[-1]
     return Result(
         metrics={
@@ -58,9 +54,13 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 def _take_over(recipe: Recipe, out: Path) -> Result:
     """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
+    from actors.model.language import save, start
+    from actors.model.tokenizer import load_tokenizer
+    from pipelines.corpus.tokenizer import save_tokenizer_of
+
     with tempfile.TemporaryDirectory(dir=out) as folder:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     language = start(recipe.model, tokenizer, recipe.seed)
     save(language, tokenizer, out)
     return Result(
@@ -69,6 +69,12 @@ def _take_over(recipe: Recipe, out: Path) -> Result:
 
 
 def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
+    # The worker's alone: the driver waits 10 s less when it does not import what it only names.
+    from transformers import AutoTokenizer
+
+    from actors.model.language import build, end_with, start
+    from actors.model.objectives.language import LanguageObjective
+
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
     end = tokenizer.pad_token_id
