@@ -57,14 +57,14 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
     """Takes over what `write` wrote, on any number of workers.
 
     Raises:
-        UserError: it is of a model of another shape.
+        UserError: it is damaged, or of a model of another shape.
     """
     weights, state = _state(model, steppers)
     try:
         dcp.load({"model": weights, "optimiser": state}, checkpoint_id=folder)
     except CheckpointException as error:
         raise UserError(
-            f"the checkpoint in {folder} is of a model of another shape; remove it to train from the start"
+            f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to train from the start"
         ) from error
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _frozen(model))

@@ -9,6 +9,7 @@ from actors.model.chat import Chat
 from actors.stream import shards_in
 from actors.training_job import TrainingJob
 from cluster.cli import stage_main
+from cluster.failures import UserError
 from cluster.plan import make_plan
 from cluster.recipe import Lora, Recipe
 from cluster.run import RunFolder, file_fingerprint
@@ -51,10 +52,19 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
-    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on."""
+    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on.
+
+    Raises:
+        UserError: there are too few to train on.
+    """
     settings, context = recipe.sft, recipe.model.context
     found = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
     rendered = render(found.messages, base, context)
+    if len(rendered) < 2:
+        raise UserError(
+            f"of {len(found.messages)} conversations in sft.sources, {len(rendered)} fit into "
+            f"model.context = {context} tokens: two are needed, one to hold out"
+        )
     random.Random(f"sft {recipe.seed}").shuffle(rendered)
     held_out = max(1, round(len(rendered) * settings.held_out_share))
     padding = Chat.of(base).padding_id

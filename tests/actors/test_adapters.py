@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import checkpoints
 from actors.model import adapters
 from actors.model.batches import Part, accumulate
-from actors.model.language import load
+from actors.model.language import build, load
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import optimisers
 from actors.model.sharding import WithLoss
-from cluster.recipe import Lora
+from cluster.failures import UserError
+from cluster.recipe import Lora, Model
 from tests.tiny import write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
@@ -117,3 +118,18 @@ def test_training_goes_on_from_a_checkpoint_of_the_adapters_alone(base: Path, tm
     written = {name for name in FileSystemReader(tmp_path).read_metadata().state_dict_metadata if "model." in name}
     assert written
     assert all(".lora_" in name for name in written)
+
+
+@pytest.mark.parametrize("other", [{"hidden": 128}, {"hidden": 64, "layers": 3}])
+def test_a_checkpoint_of_another_shape_is_named_and_nothing_is_taken_from_it(tmp_path: Path, other: dict[str, int]):
+    def made(**shape: int) -> tuple[WithLoss, list[torch.optim.Optimizer]]:
+        plain = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
+        model = WithLoss(plain, LanguageObjective())
+        return model, optimisers(model, "adamw", 1e-2, 0.1)
+
+    checkpoints.write(*made(hidden=64), tmp_path)
+    model, steppers = made(**other)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="is damaged or of a model of another shape; remove it"):
+        checkpoints.read(model, steppers, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
