@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard
-from actors.model.speed import flops_per_token, peak_flops
+from actors.model.speed import compile_layers, flops_per_token, peak_flops
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
@@ -65,6 +66,8 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     vocabulary = plain.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.compile_layers:
+        compile_layers(plain)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, steppers)
@@ -185,14 +188,14 @@ def _held_out(job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Ope
     """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
     objective, plain = model.objective, model.model
     vocabulary = plain.get_input_embeddings().num_embeddings
-    found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+    # Compiled layers would be compiled again for rows of other lengths.
+    with torch.compiler.set_stance("force_eager") if job.settings.compile_layers else nullcontext():
+        found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+        written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part) if given else []
     values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
     if job.held_out_bytes and found:
         values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
-    if given:
-        written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part)
-        values |= read(tokenizer, given, written, SHOWN_SAMPLES)
-    return values
+    return values | read(tokenizer, given, written, SHOWN_SAMPLES) if given else values
 
 
 def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int, steps: int) -> float:

@@ -21,6 +21,7 @@ EXECUTION = {
     "micro_batch_rows",
     "checkpoint_every",
     "recompute_activations",
+    "compile_layers",
     "rollout_actors",
     "parity_every",
     "samples",
