@@ -40,6 +40,8 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("model={hidden: 544}", "not a multiple of 64: set heads too"),
         ("rlhf.samples_per_prompt=1", "at least 2"),
         ("sft.workers=99", "less than workers"),
+        ("pretrain={compile_layers: true, workers: 2}", "compile_layers is for one worker"),
+        ("sft.lora={rank: 0}", "sft.lora.rank: input should be greater than 0"),
         ("collect.sources.0.kind=files", "needs a path"),
         ("run=s3://bucket/run", "path on this machine"),
         ("rlhf=3", "rlhf:"),
