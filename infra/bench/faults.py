@@ -4,7 +4,7 @@ For each fault the stage runs anew on a copy of a finished run. The table gives 
 finished step, and what it took: nothing, or the same command again. A run counts as whole when it ends well, with each
 step once, the prompts of each step trained once, and engines that computed with the learner's weights throughout.
 
-make demo && python infra/bench/faults.py [--run runs/demo] [--only learner]
+make demo && python -m infra.bench.faults [--run runs/demo] [--only learner]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +85,12 @@ class Outcome:
 class Command:
     """The stage as a process, what it prints in a log."""
 
-    def __init__(self, run: RunFolder, log: Path) -> None:
+    def __init__(self, run: RunFolder, log: Path, settings: Sequence[str] = ()) -> None:
         words = [sys.executable, "-m", "cluster.cli", "rlhf", str(run.root / "recipe.yaml"), f"run={run.root}"]
         with log.open("a") as out:
-            self.process = subprocess.Popen([*words, *SETTINGS], stdout=out, stderr=out, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*words, *SETTINGS, *settings], stdout=out, stderr=out, start_new_session=True
+            )
         self.run = run
 
     def steps(self) -> int:
@@ -99,19 +101,25 @@ class Command:
         """Its processes that have such a title now."""
         if not title:
             return [psutil.Process(self.process.pid)]
-        return [process for process in self._family() if _title(process).startswith(title)]
+        return titled(self.process.pid, title)
 
     def end(self) -> None:
         """Kills what is left of it."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = [*self._family(), psutil.Process(self.process.pid)]
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        end_family(self.process.pid)
         self.process.wait(60)
 
-    def _family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+
+def titled(root: int, title: str) -> list[psutil.Process]:
+    """The processes below a process whose title, as Ray sets it, begins so."""
+    return [process for process in psutil.Process(root).children(recursive=True) if _title(process).startswith(title)]
+
+
+def end_family(root: int) -> None:
+    """Kills a process and all below it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [*psutil.Process(root).children(recursive=True), psutil.Process(root)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _title(process: psutil.Process) -> str:
@@ -126,11 +134,11 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
     Raises:
         TimeoutError: something was waited for too long; the message says what.
     """
-    with _copied(finished) as run:
+    with copied(finished) as run:
         command = Command(run, log)
         try:
-            _wait(lambda: command.steps() >= fault.after, f"step {fault.after}", command)
-            _wait(lambda: len(command.found(fault.title)) >= fault.number, f"{fault.number} {fault.title}", command)
+            wait_for(lambda: command.steps() >= fault.after, f"step {fault.after}", command)
+            wait_for(lambda: len(command.found(fault.title)) >= fault.number, f"{fault.number} {fault.title}", command)
             hit = command.found(fault.title)[: fault.number]
             begin, done = time.monotonic(), command.steps()
             for process in hit:
@@ -140,21 +148,22 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
                 command.process.wait(SECONDS)
                 command.end()
                 command = Command(run, log)
-            _wait(lambda: command.steps() > done, "the next step", command)
+            wait_for(lambda: command.steps() > done, "the next step", command)
             seconds = time.monotonic() - begin
             code = command.process.wait(SECONDS)
         finally:
             command.end()
-        return Outcome(seconds, [f"exit code {code}"] if code else _wrong(run))
+        return Outcome(seconds, [f"exit code {code}"] if code else wrong(run, STEPS))
 
 
-def _wrong(run: RunFolder) -> list[str]:
+def wrong(run: RunFolder, steps: int) -> list[str]:
+    """What is not as it would have been without a fault."""
     rows = read_metrics(run.path("policy"))
     booked = run.require("policy", "rlhf").metrics["prompts"]
     checks = {
-        "steps are missing or twice": [row["step"] for row in rows] == list(range(STEPS)),
-        f"prompts are booked as {booked}": booked == {"trained": STEPS * PROMPTS, "filtered": 0, "failed": 0},
-        "versions are missing or twice": [row["version"] for row in rows] == list(range(1, STEPS + 1)),
+        "steps are missing or twice": [row["step"] for row in rows] == list(range(steps)),
+        f"prompts are booked as {booked}": booked == {"trained": steps * PROMPTS, "filtered": 0, "failed": 0},
+        "versions are missing or twice": [row["version"] for row in rows] == list(range(1, steps + 1)),
         "an engine computed with other weights": max(row["behaviour_gap"] for row in rows) < 1e-3,
         "a sample was of old weights": {row["staleness"] for row in rows} == {0.0},
     }
@@ -162,7 +171,7 @@ def _wrong(run: RunFolder) -> list[str]:
 
 
 @contextlib.contextmanager
-def _copied(finished: Path) -> Iterator[RunFolder]:
+def copied(finished: Path) -> Iterator[RunFolder]:
     """A copy of a run as it was before RLHF."""
     with tempfile.TemporaryDirectory(prefix="triptych-faults-") as folder:
         root = Path(folder) / "run"
@@ -170,7 +179,8 @@ def _copied(finished: Path) -> Iterator[RunFolder]:
         yield RunFolder(root)
 
 
-def _wait(holds: Callable[[], bool], what: str, command: Command) -> None:
+def wait_for(holds: Callable[[], bool], what: str, command: Command) -> None:
+    """Raises a TimeoutError that names what was waited for, if the command ends before or it takes too long."""
     end = time.monotonic() + SECONDS
     while not holds():
         if command.process.poll() is not None:
