@@ -23,6 +23,7 @@ EXECUTION = {
     "recompute_activations",
     "compile_layers",
     "rollout_actors",
+    "most_rollout_actors",
     "parity_every",
     "samples",
     "sample_tokens",
