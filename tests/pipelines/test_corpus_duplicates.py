@@ -39,8 +39,13 @@ def random_text(rng: random.Random, count: int) -> list[str]:
 
 
 def test_shingles_are_word_5_grams_without_case_and_punctuation() -> None:
-    assert shingles("One, two THREE four five: six!") == ["one two three four five", "two three four five six"]
-    assert shingles("Just three words") == ["just three words"]
+    assert shingles("One, two THREE four five: six!") == [b"one two three four five", b"two three four five six"]
+    assert shingles("Just three words") == [b"just three words"]
+    assert shingles("Ça va_bien: 3 ÉTÉS\u00a0là-bas") == [
+        "ça va_bien 3 étés là".encode(),
+        "va_bien 3 étés là bas".encode(),
+    ]
+    assert shingles(" ?! ") == [b""]
 
 
 def test_signatures_estimate_the_jaccard_similarity() -> None:
