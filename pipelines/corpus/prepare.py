@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from cluster.run import file_fingerprint
 from pipelines.corpus.bad import Bad
 from pipelines.corpus.clock import Clock
 from pipelines.corpus.duplicates import SIGNATURE_BYTES, signatures
@@ -109,6 +110,7 @@ class Preparation:
             "drop_examples": examples,
             "personal_data": dict(personal),
             "bad": len(bad_records),
+            "fingerprint": file_fingerprint(self.output(split)),
             "first_bad": bad_records[0].reason if bad_records else None,
             "seconds": clock.seconds,
         }

@@ -62,6 +62,7 @@ def statistics(
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
         **({"mix": mixed.account} if mixed.account else {}),
         "known": sum(selection.known.values()),
+        "encoded_documents": mixed.encoded + sum(report["encoded"] for report in tokenised),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},

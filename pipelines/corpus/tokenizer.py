@@ -1,7 +1,6 @@
 """The tokenizer: byte-level BPE trained on the corpus itself, kept as a Hugging Face directory."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -68,19 +67,7 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
 
 def document_end(folder: Path) -> int:
     """The token that ends a document: the one that rows are padded with."""
-    from transformers import AutoTokenizer
+    # AutoTokenizer would take 8 s to import.
+    from transformers import PreTrainedTokenizerFast
 
-    return int(AutoTokenizer.from_pretrained(str(folder)).pad_token_id)
-
-
-def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Token ids of documents. One that spells a special token gets the tokens of its characters, never the id."""
-    for encoding in _plain_encoder(file).encode_batch(list(texts), add_special_tokens=False):
-        yield encoding.ids
-
-
-@lru_cache(maxsize=1)
-def _plain_encoder(file: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    return int(PreTrainedTokenizerFast.from_pretrained(str(folder)).pad_token_id)

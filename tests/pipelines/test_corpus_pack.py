@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat_template import SPECIAL_TOKENS
+from pipelines.corpus.encode import encode_documents
 from pipelines.corpus.pack import best_fit, cut, pack
-from pipelines.corpus.tokenizer import encode_documents, save_tokenizer, train_tokenizer
+from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = ["The cat sat on the mat, and the dog sat beside the cat.", "A document may spell <|end|> or <|user|>."] * 20
 
@@ -67,7 +68,7 @@ def test_no_documents_make_no_rows() -> None:
     ["The cat", " two  spaces ", "naïve 東京 🙂👨‍👩‍👧", "tab\tand\n\nlines\n", "don 't , stop .", "<|end|> here"],
 )
 def test_text_survives_encoding_and_decoding(tokenizer: PreTrainedTokenizerBase, folder: Path, text: str) -> None:
-    ids = next(iter(encode_documents(folder / "tokenizer.json", [text])))
+    ids = encode_documents(folder / "tokenizer.json", [text])[0].tolist()
     assert tokenizer.decode(ids) == text
     if "<|" not in text:
         assert tokenizer.encode(text) == ids
