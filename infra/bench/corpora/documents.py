@@ -42,11 +42,15 @@ def write_lines(path: Path, texts: Iterator[str]) -> Path:
 
 
 def page(text: str) -> bytes:
-    """A web page that says it, with a menu, a sidebar and a footer."""
-    menu = "".join(f'<li><a href="/{number}">Section {number}</a></li>' for number in range(20))
+    """A web page of about 25 KB that says it, with a menu, a sidebar, a footer, styles and a script."""
+    menu = "".join(
+        f'<li class="item"><a href="/{number}/index.html">Section {number}</a></li>' for number in range(100)
+    )
+    script = "".join(f"function f{number}(x) {{ return x * {number}; }}\n" for number in range(150))
     body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in text.split("\n\n"))
     return (
-        '<!DOCTYPE html><html><head><meta charset="utf-8"><title>A page</title><style>p {margin: 1em}</style></head>'
+        '<!DOCTYPE html><html><head><meta charset="utf-8"><title>A page</title><style>p {margin: 1em}</style>'
+        f"<script>{script}</script></head>"
         f"<body><nav><ul>{menu}</ul></nav><main><article><h1>Facts</h1>{body}</article></main>"
         f"<aside><ul>{menu}</ul></aside><footer>All rights reserved. <a href='/terms'>Terms</a></footer></body></html>"
     ).encode()
