@@ -1,0 +1,84 @@
+"""Kills the corpus stage ten times at random moments, with another number of workers each time, and compares the shards.
+
+python -m infra.bench.corpus_kills [seed]        about five minutes; exits with 1 if a byte differs
+"""
+
+import hashlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from infra.bench.corpora.documents import documents, write_lines
+from infra.bench.corpora.stage_run import family, start, watch, write_recipe
+
+KILLS, DOCUMENTS, WORKERS = 10, 10_000, (1, 2, 3)
+
+
+def main(seed: int) -> None:
+    """Prints a line a kill, then whether the files are the same."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
+        folder = Path(name)
+        recipe = write_recipe(folder, write_lines(folder / "lines.jsonl", documents(DOCUMENTS)))
+        whole = watch(start(recipe, 2)).seconds
+        expected = _hashes(folder / "run")
+        shutil.rmtree(folder / "run")
+        kills = workers = 0
+        while kills < KILLS:
+            workers = rng.choice([count for count in WORKERS if count != workers])
+            moment = rng.uniform(0.3, 1.0) * whole
+            if _killed(start(recipe, workers), moment):
+                kills += 1
+                print(f"kill {kills}: {moment:.1f} s after its start, {workers} workers; {_done(folder)}", flush=True)
+                continue
+            print(
+                f"finished within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True
+            )
+            shutil.rmtree(folder / "run")
+        watch(start(recipe, 2))
+        print(f"after {kills} kills: {_compared(folder, expected)}")
+        if _hashes(folder / "run") != expected:
+            sys.exit(1)
+
+
+def _killed(process: psutil.Popen, moment: float) -> bool:
+    """Ends the stage and all that it started at that moment; False if it was through before."""
+    time.sleep(moment)
+    if process.poll() is not None:
+        return False
+    for member in [process, *family(process)]:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    return True
+
+
+def _done(folder: Path) -> str:
+    markers = (folder / "run").rglob("work/done/*/*.json")
+    return f"{sum(1 for _ in markers)} parts of all phases done"
+
+
+def _compared(folder: Path, expected: dict[str, str]) -> str:
+    found = _hashes(folder / "run")
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return f"{len(found)} files, {f'different: {different}' if different else 'all the same bytes'}"
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    """Of every file of the finished stage but those that hold seconds."""
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((run / "corpus").rglob("*"))
+        if file.is_file() and file.name not in ("stats.json", "manifest.json")
+    }
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
