@@ -1,4 +1,4 @@
-"""Kills the corpus stage ten times at random moments, with another number of workers each time, and compares the shards.
+"""Kills the corpus stage ten times at random moments, with other numbers of workers, and compares what comes out.
 
 python -m infra.bench.corpus_kills [seed]        about five minutes; exits with 1 if a byte differs
 """

@@ -16,6 +16,7 @@ from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from pipelines.corpus import parts, run, stage
+from pipelines.corpus.select import SPLITS
 from pipelines.corpus.shards import read_rows
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,16 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     }
     assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
     assert stats["steps"]["read"]["megabytes_per_second"] > 0
+    # What was never encoded is estimated by the source's own bytes a token.
+    total = {key: stats[f"train_{key}"] + stats[f"held_out_{key}"] for key in ("documents", "bytes", "tokens")}
+    assert stats["encoded_documents"] == total["documents"] == 150 + 39
+    for source in stats["sources"].values():
+        bytes_a_token = sum(source[s]["bytes"] for s in SPLITS) / sum(source[s]["tokens"] for s in SPLITS)
+        assert source["gathered"]["tokens"] == pytest.approx(source["gathered"]["bytes"] / bytes_a_token, rel=1e-3)
+    assert stats["dropped_tokens"].keys() == stats["dropped"].keys()
     assert stats["duplicates"] == {"exact": 6, "near": 10}
+    assert stats["histograms"]["words"]["edges"][:4] == [0, 1, 2, 4]
+    assert all(sum(of["counts"]) == 208 for of in stats["histograms"].values())
     assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
     tales, notes = stats["sources"].values()
     assert tales["duplicates"] == {"exact": 5, "near": 10}
