@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cluster.section import Positive, PositiveFloat, Section, Share
 
 Survivor = Literal["longest", "source", "quality", "earlier_source"]
+TokenizerKind = Literal["bpe", "wordpiece"]
 PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
@@ -127,6 +128,7 @@ class Corpus(Section):
     )
     known: list[str] = Field([], description="corpus folders of earlier runs: what they have is dropped")
     decontaminate: Decontaminate | None = None
+    tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
 
     @model_validator(mode="after")
     def _weights_of_all_or_none(self) -> "Corpus":

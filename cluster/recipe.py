@@ -222,6 +222,12 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
 
+    @model_validator(mode="after")
+    def _vocabulary_has_room(self) -> "Recipe":
+        if self.corpus.tokenizer == "wordpiece" and self.model.vocabulary < 600:
+            raise ValueError("corpus.tokenizer wordpiece takes two tokens a byte: set model.vocabulary to 600 or more")
+        return self
+
     @field_validator("run")
     @classmethod
     def _local(cls, run: str) -> str:

@@ -196,7 +196,8 @@ def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], t
                 save_tokenizer_of(model.start_from, side, model.context)
             else:
                 share = min(1.0, SAMPLE_BYTES / train_bytes)
-                tokenizer = train_tokenizer(_sample(files, choices, share, recipe.seed), model.vocabulary)
+                sample = _sample(files, choices, share, recipe.seed)
+                tokenizer = train_tokenizer(sample, model.vocabulary, recipe.corpus.tokenizer)
                 save_tokenizer(tokenizer, side, model.context)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return len(content["model"]["vocab"])
