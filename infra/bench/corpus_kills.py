@@ -16,7 +16,7 @@ import psutil
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import family, start, watch, write_recipe
 
-KILLS, DOCUMENTS, WORKERS = 10, 10_000, (1, 2, 3)
+KILLS, DOCUMENTS, WORKERS = 10, 8000, (1, 2, 3)
 
 
 def main(seed: int) -> None:

@@ -4,15 +4,17 @@ import hashlib
 import json
 import random
 import shutil
+import time
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.progress import Progress
 from transformers import AutoTokenizer
 
-from cluster.failures import UserError
+from cluster.failures import DeadlineError, UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from pipelines.corpus import parts, run, stage
@@ -254,6 +256,20 @@ def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeyp
     figures = run(recipe, RunFolder(built.parent), built).metrics
     assert figures["near_duplicates"] == 10
     assert figures["train_rows"] == json.loads((built / "stats.json").read_text())["train_rows"]
+
+
+def test_a_task_that_gets_nowhere_is_named(ray_session: None, tmp_path: Path) -> None:
+    stuck = [parts.Part("stuck", "key", ())]
+    with (
+        Progress(disable=True) as progress,
+        pytest.raises(DeadlineError, match="waited 1 s for a task of the phase 'find duplicates'"),
+    ):
+        parts.run_parts("find duplicates", tmp_path, stuck, _sleep, progress, deadline=1)
+
+
+def _sleep(_: int) -> dict[str, object]:
+    time.sleep(5)
+    return {}
 
 
 def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_path: Path) -> None:
