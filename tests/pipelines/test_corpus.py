@@ -168,9 +168,14 @@ def test_rows_are_shuffled_over_the_sources(built: Path) -> None:
     assert 0 < sum(notes[half:]) < len(notes) - half
 
 
-def test_the_same_input_gives_the_same_bytes(built: Path, recipe: Recipe, tmp_path: Path) -> None:
-    again = tmp_path / "corpus"
-    build(recipe, again)
+def test_the_same_input_gives_the_same_bytes_and_is_not_encoded_again(
+    built: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "corpus")
+    again = tmp_path / ".partial" / "corpus"
+    again.mkdir(parents=True)
+    run(recipe, RunFolder(tmp_path), again)
+    assert json.loads((again / "stats.json").read_text())["encoded_documents"] == 0
     assert hashes(again) == hashes(built)
 
 
@@ -353,3 +358,5 @@ def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tm
     assert set(trained.values()) == {4}
     assert set(Counter(row["text"] for row in documents if row["split"] == "held_out").values()) == {1}
     assert stats["train_tokens"] == tales["tokens"] + notes["tokens"]
+    # Once each, however often they are read.
+    assert stats["encoded_documents"] == stats["kept"]["documents"] - sum(stats["duplicates"].values())
