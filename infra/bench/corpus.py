@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.steps import steps
@@ -119,12 +121,17 @@ def _peer_python() -> Path:
 
 
 def _processor(task: Callable[[], object]) -> float:
-    """Seconds of this process and of those that it started and ended."""
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Seconds of this process and of those that it started."""
+    start = _spent()
     task()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    children = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return time.process_time() - start + children
+    return _spent() - start
+
+
+def _spent() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alive = [child.cpu_times() for child in psutil.Process().children()]
+    children = sum(times.user + times.system for times in alive)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + children
 
 
 if __name__ == "__main__":

@@ -71,7 +71,11 @@ def _reading(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
     size = sum(map(len, pages))
     nothing = Reading("text", False, lambda *_: "")  # type: ignore[arg-type]
     yield Step("read .warc.gz", lambda: _drain(captures, nothing), size, "fastwarc", lambda: _captures(captures))
-    yield Step("extract", lambda: _extract(pages), size, "resiliparse", lambda: [main_text(body) for body in pages])
+    with Extractor(10) as extract:
+        extract(pages[0])
+        yield Step(
+            "extract", lambda: list(map(extract, pages)), size, "resiliparse", lambda: list(map(main_text, pages))
+        )
 
 
 def _cleaning(texts: Sequence[str]) -> Iterator[Step]:
@@ -133,12 +137,6 @@ def _capture(number: int, body: bytes) -> bytes:
 def _captures(path: Path) -> int:
     with path.open("rb") as file:
         return sum(len(record.reader.read()) for record in ArchiveIterator(file, record_types=WarcRecordType.response))
-
-
-def _extract(pages: Sequence[bytes]) -> None:
-    with Extractor(10) as extract:
-        for body in pages:
-            extract(body)
 
 
 def _sign(texts: Sequence[str]) -> object:
