@@ -31,7 +31,7 @@ from pipelines.corpus.prepare import Preparation
 from pipelines.corpus.sources import plan_splits
 
 DOCUMENTS = 1000
-PEER = ("datatrove[processing]==0.10.0", "spacy==3.8.18")
+PEER = ("datatrove[io,processing]==0.10.0", "spacy==3.8.18")
 RULES = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepetition(), c4=C4(), fineweb=FineWeb())
 SIMILARITY = 0.8
 REPEATS = 3
@@ -107,7 +107,7 @@ def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
 def _peer_python() -> Path:
     """The Python of an environment with datatrove, which is made if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "triptych" / "-".join(PEER).translate(str.maketrans("[]=", "---"))
+    folder = cache / "triptych" / "-".join(PEER).translate(str.maketrans("[]=,", "----"))
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():
         uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
