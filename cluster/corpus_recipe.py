@@ -116,6 +116,9 @@ class Corpus(Section):
     languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
     language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")
     personal_data: list[PersonalData] = Field([], description="kinds to replace: email, phone, ip, card, iban")
+    extractor: Literal["resiliparse", "trafilatura"] = Field(
+        "resiliparse", description="what takes the main text from web pages; trafilatura takes 20 times as long"
+    )
     page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
     maximum_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
     keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")

@@ -88,7 +88,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
     _require_known(corpus.languages)
-    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds)
+    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         with _timed(FIRST_PHASE, seconds):
