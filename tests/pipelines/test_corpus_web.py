@@ -56,7 +56,7 @@ def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
 
 
 def test_trafilatura_takes_the_text_where_the_recipe_says_so(tmp_path: Path) -> None:
-    paragraphs = [f"Paragraph {number} says what the café in the old town has on its menu today." for number in "123"]
+    paragraphs = [f"Paragraph {number} says what the café in the old town has on its menu." for number in range(9)]
     menu = "<nav><ul>" + '<li><a href="/more">More of this</a></li>' * 20 + "</ul></nav>"
     body = f"{menu}<article><p>{'</p><p>'.join(paragraphs)}</p></article><footer>All rights reserved</footer>"
     (tmp_path / "page.html").write_bytes(f"<html><meta charset=cp1252><body>{body}</body></html>".encode("cp1252"))
