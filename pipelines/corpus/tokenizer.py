@@ -107,7 +107,6 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
 
 def document_end(folder: Path) -> int:
     """The token that ends a document: the one that rows are padded with."""
-    # AutoTokenizer would take 8 s to import.
-    from transformers import PreTrainedTokenizerFast
+    from actors.model.tokenizer import load_tokenizer
 
-    return int(PreTrainedTokenizerFast.from_pretrained(str(folder)).pad_token_id)
+    return int(load_tokenizer(folder).pad_token_id)
