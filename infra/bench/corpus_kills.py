@@ -4,6 +4,7 @@ python -m infra.bench.corpus_kills [seed]        about five minutes; exits with 
 """
 
 import hashlib
+import os
 import random
 import shutil
 import sys
@@ -17,6 +18,7 @@ from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import family, start, watch, write_recipe
 
 KILLS, DOCUMENTS, WORKERS = 10, 8000, (1, 2, 3)
+_EVERY_SECONDS = 0.05
 
 
 def main(seed: int) -> None:
@@ -25,20 +27,22 @@ def main(seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
         folder = Path(name)
         recipe = write_recipe(folder, write_lines(folder / "lines.jsonl", documents(DOCUMENTS)))
-        whole = watch(start(recipe, 2)).seconds
+        process = _at_work(folder, start(recipe, 2))
+        begun = time.monotonic()
+        process.wait()
+        whole = time.monotonic() - begun
         expected = _hashes(folder / "run")
+        print(f"undisturbed: {whole:.1f} s of work, {len(expected)} files", flush=True)
         shutil.rmtree(folder / "run")
         kills = workers = 0
         while kills < KILLS:
             workers = rng.choice([count for count in WORKERS if count != workers])
-            moment = rng.uniform(0.3, 1.0) * whole
-            if _killed(start(recipe, workers), moment):
+            moment = rng.uniform(0, whole)
+            if _killed(_at_work(folder, start(recipe, workers)), moment):
                 kills += 1
-                print(f"kill {kills}: {moment:.1f} s after its start, {workers} workers; {_done(folder)}", flush=True)
+                print(f"kill {kills}: after {moment:.1f} s of work, {workers} workers; {_done(folder)}", flush=True)
                 continue
-            print(
-                f"finished within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True
-            )
+            print(f"through within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True)
             shutil.rmtree(folder / "run")
         watch(start(recipe, 2))
         print(f"after {kills} kills: {_compared(folder, expected)}")
@@ -46,9 +50,25 @@ def main(seed: int) -> None:
             sys.exit(1)
 
 
+def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
+    """Waits until the stage, which has Ray to start first, writes anything, or has ended."""
+    before = _files(folder)
+    while process.poll() is None and _files(folder) == before:
+        time.sleep(_EVERY_SECONDS)
+    return process
+
+
+def _files(folder: Path) -> set[str]:
+    """The names of files that tasks write, those that are not whole among them."""
+    # Unlike rglob, walk passes over folders that vanish meanwhile.
+    return {f"{place}/{name}" for place, _, names in os.walk(folder / "run") if "corpus" in place for name in names}
+
+
 def _killed(process: psutil.Popen, moment: float) -> bool:
     """Ends the stage and all that it started at that moment; False if it was through before."""
-    time.sleep(moment)
+    deadline = time.monotonic() + moment
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(_EVERY_SECONDS)
     if process.poll() is not None:
         return False
     for member in [process, *family(process)]:
