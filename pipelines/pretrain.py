@@ -1,6 +1,7 @@
 """Pre-training: predict the next word of packed text. The result continues text; it does not answer."""
 
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from pipelines.training import fit, speed
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text."""
+    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text.
+
+    Raises:
+        UserError: the model to start from cannot be loaded.
+    """
+    if not recipe.corpus.sources:
+        return _take_over(recipe, out)
     corpus = run.path("corpus")
     plan = make_plan(recipe)
     job = TrainingJob(
@@ -29,6 +36,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         threads=plan.trainer.threads,
         deadline=recipe.cluster.deadline_seconds,
         held_out_bytes=json.loads((corpus / "stats.json").read_text())["held_out_bytes"],
+        samples=recipe.pretrain.samples,
+        sample_tokens=recipe.pretrain.sample_tokens,
     )
     rows = fit(job, plan, "pre-training")
     last = rows[-1]
@@ -43,6 +52,22 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
 
 
+def _take_over(recipe: Recipe, out: Path) -> Result:
+    """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
+    from actors.model.language import save, start
+    from actors.model.tokenizer import load_tokenizer
+    from pipelines.corpus.tokenizer import save_tokenizer_of
+
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
+        tokenizer = load_tokenizer(folder)
+    language = start(recipe.model, tokenizer, recipe.seed)
+    save(language, tokenizer, out)
+    return Result(
+        metrics={"parameters": language.num_parameters()}, weights=file_fingerprint(out / "model.safetensors")
+    )
+
+
 def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
     # The worker's alone: the driver waits 10 s less when it does not import what it only names.
     from transformers import AutoTokenizer
@@ -53,7 +78,7 @@ def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, A
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
     end = tokenizer.pad_token_id
-    language = start(model, tokenizer) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
+    language = start(model, tokenizer, seed) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
     end_with(language, end)
     return language, LanguageObjective(), tokenizer
 

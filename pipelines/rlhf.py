@@ -133,7 +133,7 @@ def _actors(
 ) -> Iterator[tuple[Fleet, RemoteLearner, list[Scorer]]]:
     """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
-    text = shards_in(run.path("corpus") / "shards" / "train")
+    text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
     actor = learner_actor(plan.learner).remote(
         recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads
     )

@@ -9,15 +9,17 @@ from actors.model.chat import Chat
 from actors.stream import shards_in
 from actors.training_job import TrainingJob
 from cluster.cli import stage_main
+from cluster.failures import UserError
 from cluster.plan import make_plan
-from cluster.recipe import Recipe
+from cluster.recipe import Lora, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed
 from pipelines.training import fit, speed
 
-HELD_OUT_SHARE = 0.02
+# Of the metrics of the first and the last step: how the model did before, and how it does now.
+HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -27,19 +29,21 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     figures = _prepare(recipe, base, out)
     job = TrainingJob(
         settings=recipe.sft,
-        make=partial(_model, base),
+        make=partial(_model, base, recipe.sft.lora, recipe.seed),
         shards=shards_in(out / "shards" / "train"),
         held_out=shards_in(out / "shards" / "held_out"),
         out=out,
         seed=recipe.seed,
         threads=plan.trainer.threads,
         deadline=recipe.cluster.deadline_seconds,
+        samples=recipe.sft.samples,
+        sample_tokens=recipe.sft.sample_tokens,
     )
     rows = fit(job, plan, "fine-tuning")
     return Result(
         metrics={
             **figures,
-            "held_out_loss": rows[-1]["held_out_loss"],
+            **{name: row[name] for row in (rows[0], rows[-1]) for name in HELD_OUT if name in row},
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
         },
@@ -48,12 +52,21 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
-    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on."""
+    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on.
+
+    Raises:
+        UserError: there are too few to train on.
+    """
     settings, context = recipe.sft, recipe.model.context
     found = conversations(settings.sources, recipe.seed, settings.misbehaviour_share)
     rendered = render(found.messages, base, context)
+    if len(rendered) < 2:
+        raise UserError(
+            f"of {len(found.messages)} conversations in sft.sources, {len(rendered)} fit into "
+            f"model.context = {context} tokens: two are needed, one to hold out"
+        )
     random.Random(f"sft {recipe.seed}").shuffle(rendered)
-    held_out = max(1, round(len(rendered) * HELD_OUT_SHARE))
+    held_out = max(1, round(len(rendered) * settings.held_out_share))
     padding = Chat.of(base).padding_id
     write_packed(rendered[:held_out], context, padding, out / "shards" / "held_out")
     rows = write_packed(rendered[held_out:], context, padding, out / "shards" / "train")
@@ -61,10 +74,11 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     return {"conversations": len(rendered), "too_long": too_long, "rows": rows, "layouts": found.layouts}
 
 
-def _model(base: Path) -> tuple[Any, Any, Any]:
+def _model(base: Path, lora: Lora | None, seed: int) -> tuple[Any, Any, Any]:
     # The worker's alone: the driver waits 10 s less when it does not import what it only names.
     from transformers import AutoTokenizer
 
+    from actors.model import adapters
     from actors.model.language import end_with, load
     from actors.model.objectives.language import LanguageObjective
 
@@ -72,6 +86,8 @@ def _model(base: Path) -> tuple[Any, Any, Any]:
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
     end_with(model, tokenizer.eos_token_id)
+    if lora:
+        adapters.add(model, lora, seed)
     return model, LanguageObjective(), tokenizer
 
 

@@ -23,9 +23,13 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
         The metrics of every step.
 
     Raises:
-        UserError: the rows do not fit the model.
+        UserError: there are no rows, or they do not fit the model.
         StageError: the loss is not finite.
     """
+
+    for purpose, shards in (("train on", job.shards), ("hold out", job.held_out)):
+        if not shards:
+            raise UserError(f"{title}: there is not one row to {purpose}: add sources, or change held_out_share")
 
     def train() -> None:
         # Imported by the workers alone: it takes 13 s of processor time, and neither the driver nor Ray Train's

@@ -41,9 +41,15 @@ def describe(run: RunFolder) -> dict[str, Any]:
     return {
         "name": run.root.name,
         "working": working,
-        "stages": [_stage(stage, run, working) for stage in STAGES],
+        "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _left_out(run)],
         "samples": _samples(run.path("report") / "answers.json"),
     }
+
+
+def _left_out(run: RunFolder) -> set[str]:
+    """A run that fine-tunes somebody's model has no corpus."""
+    base = run.manifest("base")
+    return set() if base is None or "corpus" in base.inputs else {"corpus"}
 
 
 def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
         "state": state,
         "why": why,
         "curves": curves(rows),
+        "written": written(rows),
     }
     if manifest is None:
         return described
@@ -103,6 +110,26 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
             if name not in ("step", "time") and _is_number(value):
                 found.setdefault(name, []).append((row["step"], value))
     return {name: _thinned(points) for name, points in found.items() if len(points) > 1}
+
+
+def written(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a model wrote at its newest checkpoint: beside what the data has and, if known, what it wrote untrained."""
+    newest = next((row for row in reversed(rows) if row.get("samples")), None)
+    if newest is None:
+        return None
+    before = rows[0].get("samples_before") or [{}] * len(newest["samples"])
+    samples = [
+        {
+            "question": now["given"],
+            "answers": {
+                **({"before": then["written"]} if then else {}),
+                "now": now["written"],
+                "data": now["wanted"],
+            },
+        }
+        for then, now in zip(before, newest["samples"], strict=False)
+    ]
+    return {"step": newest["step"], "samples": samples}
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

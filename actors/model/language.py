@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from actors.model.gguf import forget_quantisation, place
 from cluster.failures import UserError
 from cluster.plan import LOGITS_AT_ONCE
 from cluster.recipe import Model
@@ -40,21 +42,27 @@ def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCa
 
 
 def load(path: str | Path) -> Any:
-    """A causal language model in float32, from a Hugging Face directory. Pickled weights are refused.
+    """A causal language model in float32, from a Hugging Face directory or a GGUF file. Pickled weights are refused.
 
     Raises:
-        UserError: there is no such model, or it has no safetensors.
+        UserError: there is no such model, it has no safetensors, or its file is damaged.
     """
+    given = place(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        language = AutoModelForCausalLM.from_pretrained(
+            **given, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from error
+    if "gguf_file" in given:
+        forget_quantisation(language)
+    return language
 
 
-def start(model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
+def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     """The model that `model.start_from` names, with a place for every token of the tokenizer.
+
+    Rows for new tokens are drawn from `seed`, around the mean of those that are there (Hewitt 2021).
 
     Raises:
         UserError: it cannot be loaded, or is made for shorter texts than `model.context`.
@@ -64,6 +72,7 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        torch.manual_seed(seed)
         language.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     return language
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 
 class WithLoss(nn.Module):
@@ -19,6 +19,10 @@ class WithLoss(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         return self.objective.loss(self.model, batch)
 
+    def generate(self, **settings: Any) -> Tensor:
+        """What the model writes: transformers' `generate`."""
+        return self.model.generate(**settings)
+
 
 def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:
     """Shards parameters, gradients and optimiser state over the workers; one worker keeps them whole."""
@@ -28,4 +32,5 @@ def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:
     for layer in model.model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "generate")
     return model

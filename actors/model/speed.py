@@ -1,9 +1,13 @@
 """How fast training is, and against what: floating-point operations of a token, and of the machine."""
 
+import os
+import shutil
 import time
 from typing import Any
 
 import torch
+
+from cluster.failures import UserError
 
 # Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
 KNOWN_GPUS = {
@@ -15,8 +19,22 @@ KNOWN_GPUS = {
     "L40S": 3.62e14,
     "L4": 1.21e14,
 }
+CPP_COMPILERS = ("g++", "clang++")
 SIDES = {"cpu": 1024, "cuda": 8192}
 REPETITIONS = 5
+
+
+def compile_layers(model: Any) -> None:
+    """Has the model's layers compiled at their first step: one kernel where eager PyTorch reads and writes several
+    times. The layers are alike, so that it is done once for all.
+
+    Raises:
+        UserError: there is no C++ compiler, which PyTorch needs on a CPU.
+    """
+    if not torch.cuda.is_available() and not (os.environ.get("CXX") or any(map(shutil.which, CPP_COMPILERS))):
+        raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(CPP_COMPILERS)} was found")
+    for layer in model.model.layers:
+        layer.compile()
 
 
 def flops_per_token(model: Any, length: int) -> float:

@@ -94,9 +94,10 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
     from transformers import AutoTokenizer
 
     from actors.model.chat import ready_for_chat
+    from actors.model.gguf import place
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(**place(model))
     except (OSError, ValueError) as error:
         raise UserError(f"model.start_from: no tokenizer in {model}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:

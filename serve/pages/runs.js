@@ -3,7 +3,7 @@ const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg", WIDTH = 240, HEIGHT = 90, EDGE = 8, LOOK_AGAIN_MS = 5_000;
 // What a glance needs; the rest is one click away.
 const FIGURES_SHOWN = 8, CURVES_SHOWN = 4;
-const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy" };
+const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy", before: "Before training", now: "Now", data: "In the data" };
 let shown = "";
 
 function element(tag, className, text) {
@@ -78,6 +78,11 @@ function card(stage, made) {
   if (stage.fingerprint) node.append(facts(stage, made));
   node.append(...some("figures", Object.entries(stage.figures ?? {}), figure, FIGURES_SHOWN, "figures"));
   node.append(...some("curves", Object.entries(stage.curves), curve, CURVES_SHOWN, "curves"));
+  if (stage.written) {
+    const more = element("details");
+    more.append(element("summary", "", `What it wrote at step ${stage.written.step}`), ...stage.written.samples.map(sample));
+    node.append(more);
+  }
   return node;
 }
 

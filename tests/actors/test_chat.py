@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.failures import UserError
+from tests.templates import CHATML, LLAMA_3
 
 SYSTEM, USER, ASSISTANT, END = 1, 2, 3, 4
 CONVERSATION = [
@@ -117,16 +118,6 @@ def test_a_template_that_changes_earlier_turns_is_refused(folder: Path):
         chat.conversation(CONVERSATION)
 
 
-# The templates that models come with, in the published wording; neither marks what is trained.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
-    "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
 STYLES = {
     "chatml": (CHATML, "<|im_end|>", ["<|im_start|>"], "<|im_start|>{role}\n", "\n", ""),
     "llama-3": (

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def training_job(
         threads=1,
         deadline=300,
         held_out_bytes=HELD_OUT_BYTES,
+        samples=3,
+        sample_tokens=4,
     )
 
 
@@ -143,6 +146,7 @@ def test_it_learns_and_leaves_a_model(undisturbed):
     root, rows = undisturbed
     assert [row["step"] for row in rows] == list(range(8))
     assert losses(rows)[0] == pytest.approx(np.log(300), abs=0.2)
+    assert {row["step"]: len(row["samples"]) for row in rows if "samples" in row} == {2: 3, 5: 3, 7: 3}
     assert AutoModelForCausalLM.from_pretrained(root / "undisturbed").config.hidden_size == 64
 
 
@@ -153,6 +157,7 @@ def test_the_loss_does_not_depend_on_workers_and_micro_batches(undisturbed):
     assert losses(split) == pytest.approx(losses(rows), abs=2e-4)
     assert split[-1]["held_out_loss"] == pytest.approx(rows[-1]["held_out_loss"], abs=2e-4)
     assert [row["tokens"] for row in split] == [row["tokens"] for row in rows]
+    assert [row["samples"] for row in split if "samples" in row] == [row["samples"] for row in rows if "samples" in row]
     # It is done: the same again starts no worker.
     begin = time.monotonic()
     assert train(root, "split", workers=2, micro_batch_rows=2) == split
@@ -188,6 +193,13 @@ def test_what_a_retry_would_meet_again_stops_at_once_and_names_it(tmp_path: Path
     with pytest.raises(StageError, match=r"the loss is nan .* at step \d: lower the learning rate"):
         train(tmp_path, "poisoned", Poisoned(), token=POISON)
     assert not (tmp_path / "poisoned" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("missing", [{"shards": []}, {"held_out": []}])
+def test_nothing_to_train_on_is_said_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
+    job = replace(training_job(tmp_path, "empty"), **missing)
+    with pytest.raises(UserError, match=r"empty: there is not one row to (train on|hold out): add sources"):
+        fit(job, Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF), title="empty")
 
 
 def test_ids_without_an_embedding_are_named():

@@ -1,16 +1,21 @@
 """Training that starts from a model of one's own."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
 from actors.model.language import load, start
 from cluster.failures import UserError
-from cluster.recipe import Model
+from cluster.recipe import Model, load_recipe
+from cluster.run import RunFolder
+from cluster.stages import run_stage, stage_state, stages_of
 from pipelines.corpus.encode import encode_documents
 from pipelines.corpus.tokenizer import document_end, save_tokenizer_of
 from tests.tiny import write_tiny_model
@@ -55,8 +60,9 @@ def test_a_base_model_gets_a_template_and_a_place_for_its_tokens(own: Path, tmp_
     assert rendered.token_ids[-1] == chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids("<|end|>")
 
     before = load(model).get_input_embeddings().weight
-    started = start(Model(start_from=str(model), context=CONTEXT), chat.tokenizer)
-    after = started.get_input_embeddings().weight
+    settings = Model(start_from=str(model), context=CONTEXT)
+    after = start(settings, chat.tokenizer, seed=1).get_input_embeddings().weight
+    assert torch.equal(after, start(settings, chat.tokenizer, seed=1).get_input_embeddings().weight)
     assert len(after) == len(chat.tokenizer) == len(before) + 1
     assert torch.equal(after[: len(before)], before)
 
@@ -64,7 +70,7 @@ def test_a_base_model_gets_a_template_and_a_place_for_its_tokens(own: Path, tmp_
 def test_a_context_beyond_the_models_is_refused(own: Path):
     tokenizer = AutoTokenizer.from_pretrained(own)
     with pytest.raises(UserError, match=r"context 128 is more than the 64 positions"):
-        start(Model(start_from=str(own), context=128), tokenizer)
+        start(Model(start_from=str(own), context=128), tokenizer, seed=1)
 
 
 def test_pickled_weights_are_refused(own: Path):
@@ -72,3 +78,107 @@ def test_pickled_weights_are_refused(own: Path):
     (own / "model.safetensors").unlink()
     with pytest.raises(UserError, match="safetensors"):
         load(own)
+
+
+def write_gguf(model: Path, file: Path) -> None:
+    """The model and its tokenizer in one file, as llama.cpp's converter writes them, in float32."""
+    language, tokenizer = load(model), AutoTokenizer.from_pretrained(model)
+    config, core = language.config, json.loads((model / "tokenizer.json").read_text())["model"]
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    # Control tokens are of kind 3, others of kind 1.
+    writer.add_token_types([3 if token < 5 else 1 for token in range(len(tokenizer))])
+    writer.add_token_merges([" ".join(pair) for pair in core["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    for name, value in language.state_dict().items():
+        if name != "lm_head.weight":
+            writer.add_tensor(gguf_name(name), rotated(name, value.numpy(), config.num_attention_heads))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name: str) -> str:
+    names = {"embed_tokens": "token_embd", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
+    names |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")} | {"model.norm": "output_norm"}
+    for ours, theirs in {**names, "model.": "", "layers": "blk"}.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def rotated(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp turns neighbouring dimensions where transformers turns the two halves of a head."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return weight
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def fine_tuning_alone(tmp_path: Path, model: Path) -> Path:
+    """A recipe without text to pre-train on."""
+    (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
+    recipe = tmp_path / "recipe.yaml"
+    sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"
+    recipe.write_text(
+        f"name: own\nrun: {tmp_path / 'run'}\nmodel: {{start_from: {model}, context: {CONTEXT}}}\n"
+        f"sft: {sources}\ncollect: {sources}\n"
+    )
+    return recipe
+
+
+def test_without_text_the_base_is_the_model_itself_also_from_gguf(own: Path, tmp_path: Path):
+    write_gguf(own, tmp_path / "own.gguf")
+    recipe = load_recipe(fine_tuning_alone(tmp_path, tmp_path / "own.gguf"))
+    run, stages = RunFolder(recipe.folder), stages_of(recipe)
+    assert [stage.name for stage in stages] == ["pretrain", "sft", "collect", "reward", "rlhf", "evaluate"]
+    assert stage_state(stages[0], recipe, run).name == "pending"
+    assert run_stage(stages[0], recipe, run) == "done"
+    assert stage_state(stages[0], recipe, run).name == "done"
+    assert stage_state(stages[1], recipe, run).name == "pending"
+
+    base, ids = run.path("base"), torch.tensor([[2, 20, 30, 40, 4]])
+    assert {file.suffix for file in base.iterdir()} == {".jinja", ".json", ".safetensors"}
+    with torch.no_grad():
+        torch.testing.assert_close(load(base)(ids).logits, load(own)(ids).logits, rtol=0, atol=1e-4)
+    ours, theirs = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(own)
+    text = "What is the capital of Peru? Sechs, 東京 <|end|>\n"
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    whole = (tmp_path / "own.gguf").read_bytes()
+    (tmp_path / "own.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"own\.gguf"):
+        load(tmp_path / "own.gguf")
+    assert (ours.chat_template, ours.eos_token, ours.pad_token) == (theirs.chat_template, "<|end|>", "<|endoftext|>")
+
+
+def test_a_recipe_with_neither_text_nor_model_is_refused(tmp_path: Path, own: Path):
+    recipe = fine_tuning_alone(tmp_path, own)
+    with pytest.raises(UserError, match=r"corpus has no sources: name some, or set model\.start_from"):
+        load_recipe(recipe, ["model.start_from=null"])
+    with pytest.raises(UserError, match="start_from brings a model with its own shape"):
+        load_recipe(recipe, ["model.hidden=64"])
+    with pytest.raises(UserError, match=r"rlhf\.pretrain_mix takes text from the corpus"):
+        load_recipe(recipe, ["rlhf.pretrain_mix=0.1"])
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"GGUF" + bytes(60)])
+def test_a_damaged_gguf_file_is_named(tmp_path: Path, content: bytes):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.gguf"):
+        load(file)
+    with pytest.raises(UserError, match=r"broken\.gguf"):
+        save_tokenizer_of(str(file), tmp_path / "tokenizer", CONTEXT)

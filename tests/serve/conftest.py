@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import openai
 import pytest
 from ray import serve
+from transformers import AutoTokenizer
 
+from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
 from cluster.plan import Share
 from serve.app import serve_run
 from serve.gateway import Settings
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
+from tests.templates import CHATML, LLAMA_3
 from tests.tiny import write_tiny_model
 
 if TYPE_CHECKING:
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 
 # Long enough that an abandoned request would run for seconds.
 CONTEXT = 2048
+# The template and the token that ends a turn.
+STYLES = {
+    "triptych": (CHAT_TEMPLATE, END_OF_TURN),
+    "chatml": (CHATML, "<|im_end|>"),
+    "llama-3": (LLAMA_3, "<|eot_id|>"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,20 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     write_tiny_model(root / "base", seed=1, end_id=0, context=CONTEXT)
     write_tiny_model(root / "policy", seed=2, end_id=4, context=CONTEXT)
+    write_styles(root / "base")
     return {name: root / name for name in ("base", "policy")}
+
+
+def write_styles(model: Path) -> None:
+    """Gives a model every style of chat template, one of which a request names, and the tokens of all."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokens = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "additional_special_tokens": tokens})
+    first, *others = STYLES.items()
+    branches = [f"{{% if style == '{first[0]}' %}}{first[1][0]}"]
+    branches += [f"{{% elif style == '{name}' %}}{template}" for name, (template, _) in others]
+    tokenizer.chat_template = "".join(branches) + "{% endif %}"
+    tokenizer.save_pretrained(model)
 
 
 @pytest.fixture(scope="package")

@@ -22,6 +22,9 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
         writer = MetricsWriter(out)
         for step in range(200):
             writer.write(step, loss=4 * math.exp(-step / 60) + 0.3, held_out_loss=4 * math.exp(-step / 50), note="x")
+        if stage.folder == "sft":
+            sample = {"given": f"{HOSTILE}?", "written": HOSTILE, "wanted": "Lima."}
+            writer.write(200, samples=[sample, sample])
         if stage.folder == "report":
             answer = {"text": HOSTILE, "right": True, "stopped": True}
             rows = [

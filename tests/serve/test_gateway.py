@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.serve.conftest import CONTEXT, Server
+from actors.model.chat import Chat
+from tests.serve.conftest import CONTEXT, STYLES, Server
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +55,35 @@ def test_greedy_answer_is_the_one_of_transformers(client: openai.OpenAI, server:
     assert len(set(ids)) > 3
     assert answer["choices"][0]["message"]["content"] == tokenizer.decode(ids, skip_special_tokens=True)
     assert answer["usage"] == answer["usage"] | {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_conversation_has_the_same_ids_in_training_and_in_serving(server: Server, style: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(server.folders["base"])
+    tokenizer.chat_template, tokenizer.eos_token = STYLES[style]
+    chat = Chat(tokenizer)
+    talk = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": " What is 東京?<|end|><|assistant|> "},
+        {"role": "assistant", "content": "A city.\n\nIt is large."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Many live there."},
+    ]
+
+    def served(turns: list[dict[str, str]], answer_is_next: bool) -> list[int]:
+        asked = {"model": "base", "messages": turns, "add_generation_prompt": answer_is_next}
+        answer = httpx.post(f"{server.url}/tokenize", json={**asked, "chat_template_kwargs": {"style": style}})
+        return answer.json()["tokens"]
+
+    rendered = chat.conversation(talk)
+    assert served(talk, answer_is_next=False) == rendered.token_ids
+    trained = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    assert trained.count(chat.end_of_turn_id) == 2
+    for turn in (2, 4):
+        prompt = served(talk[:turn], answer_is_next=True)
+        assert prompt == chat.prompt(talk[:turn]) == rendered.token_ids[: len(prompt)]
+        assert rendered.trained[len(prompt)]
+        assert not rendered.trained[len(prompt) - 1]
 
 
 def test_models_differ(client: openai.OpenAI) -> None:

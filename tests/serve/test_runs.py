@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from serve.runs import POINTS, SAMPLES, curves, describe, figures
+from serve.runs import POINTS, SAMPLES, curves, describe, figures, written
 from tests.serve.run_folder import at_work, write_run
 
 
@@ -36,6 +36,13 @@ def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
     assert told["preferences"] == ("done", "")
 
 
+def test_a_run_without_a_corpus_shows_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=3)
+    path = run.path("base") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    assert [stage["name"] for stage in describe(run)["stages"]][:2] == ["pretrain", "sft"]
+
+
 def test_samples_are_taken_over_the_whole_file(tmp_path: Path) -> None:
     samples = describe(write_run(tmp_path, finished=7))["samples"]
     numbers = [int(row["question"].rsplit(" ", 1)[1].rstrip("?")) for row in samples]
@@ -53,6 +60,26 @@ def test_curves_keep_both_ends_and_leave_out_what_cannot_be_drawn() -> None:
     assert len(points) == POINTS
     assert (points[0], points[-1]) == ((0, 0.0), (999, 999.0))
     assert all(step == value for step, value in points)
+
+
+def test_what_a_model_writes_is_shown_beside_the_data_and_what_it_wrote_before() -> None:
+    def sample(text: str) -> dict[str, str]:
+        return {"given": "Peru?", "written": text, "wanted": "Lima."}
+
+    rows = [
+        {"step": 0, "samples_before": [sample("x"), sample("y")]},
+        {"step": 9, "samples": [sample("a"), sample("b")]},
+        {"step": 19, "samples": [sample("Lima"), sample("Lima.")]},
+        {"step": 20},
+    ]
+    answers = [{"before": "x", "now": "Lima", "data": "Lima."}, {"before": "y", "now": "Lima.", "data": "Lima."}]
+    asked = [{"question": "Peru?", "answers": answer} for answer in answers]
+    assert written(rows) == {"step": 19, "samples": asked}
+    fresh = written(rows[1:2])
+    assert fresh is not None
+    assert fresh["samples"][0]["answers"] == {"now": "a", "data": "Lima."}
+    assert written([]) is None
+    assert written([{"step": 0}]) is None
 
 
 def test_figures_are_numbers_only() -> None:

@@ -82,10 +82,14 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         page.keyboard.press("Enter")
         page.get_by_role("heading", name="rlhf").wait_for()
         assert page.get_by_role("status").inner_text() == "7 of 7 stages done"
-        assert page.get_by_role("region", name="sft").get_by_text("base mark of base").is_visible()
+        sft = page.get_by_role("region", name="sft")
+        assert sft.get_by_text("base mark of base").is_visible()
         assert page.get_by_role("img", name="held out loss over steps 0 to 199: from 4 to 0.07").count() == 7
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.locator(".sample").count() == 24
+        assert page.locator("#samples .sample").count() == 24
+        sft.get_by_text("What it wrote at step 200").click()
+        assert sft.locator(".sample").count() == 2
+        assert sft.get_by_text("Lima.").first.is_visible()
         assert page.evaluate("window.hacked") is None
         # The key is this tab's alone, and goes with it.
         assert page.evaluate("Object.values(localStorage).length") == 0
