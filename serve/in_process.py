@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient, InprocClient
 from vllm.v1.executor import Executor
@@ -54,6 +54,26 @@ class ThreadedCore(InprocClient):
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         await self._do(self.abort_requests, request_ids)
+
+    async def pause_scheduler_async(self, mode: PauseMode, clear_cache: bool) -> None:
+        await self._do(self.engine_core.pause_scheduler, mode, clear_cache)
+
+    async def resume_scheduler_async(self) -> None:
+        await self._do(self.engine_core.resume_scheduler)
+
+    async def collective_rpc_async(
+        self,
+        method: str | Callable[..., T],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> list[T]:
+        return await self._do(self.collective_rpc, method, timeout, args, kwargs)
+
+    async def reset_prefix_cache_async(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        return await self._do(self.reset_prefix_cache, reset_running_requests, reset_connector)
 
     async def get_output_async(self) -> EngineCoreOutputs:
         while True:

@@ -1,36 +1,19 @@
 """A model replica: what the gateway calls on a model. Importing this file does not import vLLM."""
 
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cluster.plan import Share
+from cluster.versions import live_version
+from serve.channel import Address, Outbox
+from serve.parts import Endpoint, Part, Promoted
 
 if TYPE_CHECKING:
     from serve.engine import Engine
-
-Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole answer, as opposed to a stream of server-sent events."""
-
-    status: int
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of a stream, after its last event."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-Part = Reply | Usage | str
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -42,25 +25,57 @@ def engine_environment(share: Share) -> dict[str, str]:
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-class Replica:
-    """Serves one model as a Ray Serve deployment."""
+class Sender(ABC):
+    """What replicas of every kind have: their answers go to the gateway over a channel."""
+
+    def __init__(self) -> None:
+        self._outbox = Outbox()
+
+    @abstractmethod
+    def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
+
+        Closing the iterator ends the work on it.
+        """
+
+    async def answer_to(self, address: Address, number: int, endpoint: Endpoint, body: dict[str, Any]) -> None:
+        """Sends the parts of `answer` to a gateway, under the number that it gave the request."""
+        writer = await self._outbox.to(address)
+        async with aclosing(self.answer(endpoint, body)) as parts:
+            async for part in parts:
+                writer.send(number, part)
+        writer.end(number)
+
+
+class Replica(Sender):
+    """Serves one model as a Ray Serve deployment.
+
+    Args:
+        name: what clients call the model.
+        model: its directory, or that of its versions (`cluster.versions`), of which the live one is loaded.
+        context: tokens a request may have.
+        share: what this replica may use.
+    """
 
     engine: "Engine"
 
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+        super().__init__()
         # It would override the size of the cache that the engine's arguments set.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         from serve.engine import Engine
 
-        self.engine = Engine(name, model, context, share)
+        live = live_version(model)
+        self.engine = Engine(name, live.folder, live.weights, context, share)
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """Answers one OpenAI request: a single `Reply`, or server-sent events as text and then their `Usage`.
-
-        Closing the iterator aborts the request in the engine.
-        """
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """See `Sender`."""
         async for part in self.engine.answer(endpoint, body):
             yield part
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights while it serves."""
+        return await self.engine.promote(folder, weights)
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""

@@ -1,7 +1,8 @@
 """The reward model over HTTP: how good the last answer of a conversation is, on the scale that RLHF uses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,10 @@ from starlette.concurrency import run_in_threadpool
 
 from cluster.failures import UserError
 from cluster.plan import Share
+from cluster.versions import live_version
 from serve.errors import error_body
-from serve.replica import Endpoint, Part, Reply
+from serve.parts import Endpoint, Opening, Part, Promoted, Reply
+from serve.replica import Sender
 
 MOST_CONVERSATIONS = 128
 
@@ -30,22 +33,24 @@ class ScoreRequest(BaseModel):
     ]
 
 
-class ScorerReplica:
+class ScorerReplica(Sender):
     """Serves one reward model as a Ray Serve deployment, with the methods of `Replica`."""
 
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
+        super().__init__()
         # Torch and transformers take seconds to import, and the gateway imports this file too.
         from actors.model.chat import Chat
         from actors.reward import ModelReward
 
-        self.name, self.context = name, context
-        self.chat, self.reward = Chat.of(model), ModelReward(model, share.threads)
+        live = live_version(model)
+        self.name, self.context, self.threads, self.weights = name, context, share.threads, live.weights
+        self.chat, self.reward = Chat.of(live.folder), ModelReward(live.folder, share.threads)
         # One batch uses all threads that this replica may use.
         self.turn = asyncio.Lock()
         self.running = 0
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """One `Reply`: a normalised reward for every conversation, in order."""
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """An `Opening` and one `Reply`: a normalised reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
@@ -59,6 +64,7 @@ class ScorerReplica:
         self.running += 1
         try:
             async with self.turn:
+                yield Opening(self.weights)
                 yield await run_in_threadpool(self.score, request)
         finally:
             self.running -= 1
@@ -87,6 +93,16 @@ class ScorerReplica:
         tokens = sum(map(len, rows))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights, between two requests."""
+        from actors.reward import ModelReward
+
+        reward = await run_in_threadpool(ModelReward, folder, self.threads)
+        start = time.monotonic()
+        async with self.turn:
+            self.reward, self.weights = reward, weights
+        return Promoted(time.monotonic() - start)
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""

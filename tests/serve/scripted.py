@@ -4,9 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from serve.replica import Endpoint, Part, Reply, Usage
+from serve.parts import Endpoint, Part, Promoted, Reply, Usage
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Scripted:
 
     async def requests(self) -> int:
         return 0
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        raise NotImplementedError(f"{folder} {weights}")
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         chat = endpoint == "chat/completions"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from cluster.plan import Share
 from serve.app import is_reward_model
-from serve.replica import Reply
+from serve.parts import Opening, Reply
 from serve.scorer import MOST_CONVERSATIONS, ScorerReplica
 from tests.tiny import tiny_tokenizer
 
@@ -45,7 +46,8 @@ def ask(scorer: ScorerReplica, body: dict, endpoint: str = "score") -> Reply:
     async def whole() -> list:
         return [part async for part in scorer.answer(endpoint, body)]
 
-    (reply,) = asyncio.run(whole())
+    *opening, reply = asyncio.run(whole())
+    assert opening in ([], [Opening(scorer.weights)])
     assert scorer.running == 0
     return reply
 
@@ -84,6 +86,17 @@ def test_wrong_requests_are_400(scorer: ScorerReplica, conversations: object, wo
     reply = ask(scorer, {"model": "reward", "conversations": conversations})
     assert (reply.status, reply.body["error"]["code"]) == (400, 400)
     assert words in reply.body["error"]["message"]
+
+
+def test_other_weights_give_other_rewards(folder: Path, scorer: ScorerReplica, tmp_path: Path) -> None:
+    before, old = ask(scorer, {"model": "reward", "conversations": TALKS}), scorer.weights
+    shutil.copytree(folder, tmp_path / "new")
+    (tmp_path / "new" / "normalisation.json").write_text(json.dumps({"mean": MEAN + 1, "deviation": DEVIATION}))
+    assert asyncio.run(scorer.promote(tmp_path / "new", "new")).error is None
+    after = ask(scorer, {"model": "reward", "conversations": TALKS})
+    asyncio.run(scorer.promote(folder, old))
+    for row, was in zip(after.body["data"], before.body["data"], strict=True):
+        assert row["score"] == pytest.approx(was["score"] - 1 / DEVIATION, abs=1e-5)
 
 
 def test_a_reward_model_does_not_write(folder: Path, scorer: ScorerReplica) -> None:
