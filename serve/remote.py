@@ -12,12 +12,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.channel import Address, End, Inbox, Item
 from serve.errors import RequestError
-from serve.parts import Endpoint, Part, Promoted
+from serve.parts import Endpoint, Part, Promoted, Reply
 
 logger = logging.getLogger("ray.serve")
 
-# For the last parts of an answer, once its replica has sent them.
-LATE_SECONDS = 5.0
+# For the parts that are still on their way when a replica says that it has sent all, or when it fails.
+LATE_SECONDS, FAILED_SECONDS = 5.0, 0.1
 
 
 class Model(Protocol):
@@ -67,6 +67,8 @@ class RemoteModel:
                         return
                     if isinstance(part, Exception):
                         raise _unreachable(part)
+                    # Nothing but the end comes after it, and who has it does not ask for more.
+                    ended = isinstance(part, Reply)
                     yield part
             finally:
                 if not ended:
@@ -99,15 +101,15 @@ class RemoteModel:
 
 async def _watch(call: Awaitable[Any], parts: asyncio.Queue[Item]) -> None:
     """Tells who waits for parts that none will come, if the replica is gone or its connection is."""
+    failure: Exception = ConnectionError("the end of an answer did not come")
+    seconds = LATE_SECONDS
     try:
         await call
     except (TaskCancelledError, RequestCancelledError):
         return
     except (RayError, RayServeException) as error:
-        parts.put_nowait(error)
-        return
-    late = ConnectionError("the end of an answer did not come")
-    asyncio.get_running_loop().call_later(LATE_SECONDS, parts.put_nowait, late)
+        failure, seconds = error, FAILED_SECONDS
+    asyncio.get_running_loop().call_later(seconds, parts.put_nowait, failure)
 
 
 def _unreachable(error: Exception) -> RequestError:

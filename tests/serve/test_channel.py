@@ -9,6 +9,13 @@ from serve.parts import Opening, Reply, Usage
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Ray Serve runs on uvloop where it is installed."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 PARTS = [
     Opening("abc"),
     "data: é\n\n",
