@@ -13,9 +13,19 @@ UNREAD_SECONDS = 60.0
 
 
 class Listener:
-    """Serves an ASGI application inside a running event loop."""
+    """Serves an ASGI application inside a running event loop.
 
-    def __init__(self, app: ASGIApp, host: str, port: int, stop_seconds: float) -> None:
+    Args:
+        app: the application.
+        host: the address to listen on.
+        port: the port to listen on.
+        stop_seconds: for answers that are being written when it is closed.
+        unread_seconds: as `listening_socket`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, stop_seconds: float, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -27,7 +37,7 @@ class Listener:
             timeout_graceful_shutdown=max(1, int(stop_seconds)),
         )
         self._server = uvicorn.Server(config)
-        self._socket = listening_socket(host, port)
+        self._socket = listening_socket(host, port, unread_seconds)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def close(self) -> None:
@@ -36,7 +46,7 @@ class Listener:
         await self._serving
 
 
-def listening_socket(host: str, port: int, unread_seconds: float = UNREAD_SECONDS) -> socket.socket:
+def listening_socket(host: str, port: int, unread_seconds: float) -> socket.socket:
     """A socket whose connections the kernel cuts when their client has not read for so long.
 
     Raises:
