@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from serve.access import Openness, is_loopback
 from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
-from serve.scorer import ScorerReplica
 
 APPLICATION = "triptych"
 MODEL_FOLDERS = ("base", "sft", "policy", "reward")
@@ -35,6 +34,8 @@ WATCH_SECONDS = 5.0
 STOP_SECONDS = 5.0
 # How often Ray Serve looks whether a replica is alive, and so how soon it replaces one that died.
 HEALTH_SECONDS = 2.0
+# Up to so much an engine's memory and time are those of the process around it and not the model's.
+SMALL_BYTES = 100 << 20
 HEAD_NODE = "node:__internal_head__"
 
 
@@ -73,19 +74,15 @@ def serve_run(
 def application(
     models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int
 ) -> serve.Application:
-    """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
+    """The Ray Serve application: deployments of the models, and the gateway, which holds a handle for each model."""
     deployed = serve.deployment(
-        max_ongoing_requests=REQUESTS_AT_ONCE,
+        max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
         max_constructor_retry_count=1,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=STOP_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
-        ray_actor_options={
-            "num_cpus": share.cpus,
-            "num_gpus": share.gpus,
-            "runtime_env": {"env_vars": engine_environment(share)},
-        },
     )
+    environment = {"env_vars": engine_environment(share)}
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
@@ -94,12 +91,11 @@ def application(
         # It only passes text on; a share of its own would be taken from the models. It listens where the command runs.
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
     )(Gateway)
-    handles = {
-        name: deployed(ScorerReplica if is_reward_model(live_version(path).folder) else Replica)
-        .options(name=name)
-        .bind(name, path, context, share)
-        for name, path in models.items()
-    }
+    handles: dict[str, serve.Application] = {}
+    for group in grouped(models, share):
+        options = {"num_cpus": share.cpus * len(group), "num_gpus": share.gpus, "runtime_env": environment}
+        placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
+        handles |= dict.fromkeys(group, placed.bind(group, context, share))
     return gateway.bind(handles, settings, host, port, STOP_SECONDS)
 
 
@@ -180,15 +176,21 @@ def who_may_ask(run: RunFolder, openness: Openness) -> str:
     return f"open to every program of this machine until there is a key: {make} makes one"
 
 
+def grouped(models: Mapping[str, Path], share: Share) -> list[dict[str, Path]]:
+    """The models of each replica: on CPUs small ones share a process, all others have one each."""
+    sizes = {
+        name: sum(file.stat().st_size for file in live_version(path).folder.glob("*.safetensors"))
+        for name, path in models.items()
+    }
+    small = {name: path for name, path in models.items() if not share.gpus and sizes[name] <= SMALL_BYTES}
+    alone = [{name: path} for name, path in models.items() if name not in small]
+    return [small, *alone] if small else alone
+
+
 def aliases(models: Collection[str]) -> dict[str, str]:
     """`latest` is the model that has gone furthest through the stages that make one write."""
     writing = [name for name in MODEL_FOLDERS if name in models and name != "reward"]
     return {"latest": writing[-1]} if writing else {}
-
-
-def is_reward_model(folder: Path) -> bool:
-    """Whether a model scores answers: the scale of its rewards lies with it."""
-    return (folder / "normalisation.json").exists()
 
 
 def finished_models(run: RunFolder) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
@@ -27,6 +28,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.plan import Share
+from cluster.versions import Version
 from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
 from serve.parts import Endpoint, Opening, Part, Promoted, Reply, Usage
@@ -66,12 +68,21 @@ def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
 
 
 class Engine:
-    """Answers OpenAI requests about one model. Must be made inside a running event loop."""
+    """Answers OpenAI requests about one model. Must be made inside a running event loop.
 
-    def __init__(self, name: str, model: Path, weights: str, context: int, share: Share) -> None:
-        self.model, self.gate = model, Gate(weights)
-        start = AsyncLLM.from_engine_args if share.gpus else start_in_process
-        self.engine = start(engine_arguments(model, context, share))
+    Args:
+        name: what clients call the model.
+        version: its directory and weights.
+        context: tokens a request may have.
+        share: what it may use.
+        thread: where it computes, without GPUs.
+    """
+
+    def __init__(self, name: str, version: Version, context: int, share: Share, thread: ThreadPoolExecutor) -> None:
+        model = self.model = version.folder
+        self.gate = Gate(version.weights)
+        arguments = engine_arguments(model, context, share)
+        self.engine = AsyncLLM.from_engine_args(arguments) if share.gpus else start_in_process(arguments, thread)
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
         self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])
@@ -177,7 +188,7 @@ class Engine:
         """How many requests are waiting or running; each of `n` answers counts."""
         return self.engine.output_processor.get_num_unfinished_requests()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Ends the engine's own process."""
         self.engine.shutdown()
 

@@ -141,7 +141,7 @@ class Gateway:
     ) -> None:
         inbox = Inbox()
         address = await inbox.open(ray.util.get_node_ip_address())
-        models = {name: RemoteModel(handle, inbox, address) for name, handle in handles.items()}
+        models = {name: RemoteModel(handle, name, inbox, address) for name, handle in handles.items()}
         self._listener = Listener(gateway_app(models, settings), host, port, stop_seconds)
 
     async def __del__(self) -> None:

@@ -24,7 +24,7 @@ class Model(Protocol):
     """What the gateway asks of a model."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """The parts of an answer, as `Sender.answer`. Closing it ends the work on it."""
+        """The parts of an answer, as `Served.answer`. Closing it ends the work on it."""
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
@@ -43,18 +43,19 @@ class RemoteModel:
 
     Args:
         handle: the deployment's.
+        name: the model's name there.
         inbox: where its answers come in.
         address: the inbox's.
     """
 
-    def __init__(self, handle: DeploymentHandle, inbox: Inbox, address: Address) -> None:
-        self._handle, self._inbox, self._address = handle, inbox, address
+    def __init__(self, handle: DeploymentHandle, name: str, inbox: Inbox, address: Address) -> None:
+        self._handle, self._name, self._inbox, self._address = handle, name, inbox, address
         self._watches: set[asyncio.Task[None]] = set()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """See `Model`."""
         with self._inbox.expecting() as (number, parts):
-            call: Any = self._handle.answer_to.remote(self._address, number, endpoint, body)
+            call: Any = self._handle.answer_to.remote(self._name, self._address, number, endpoint, body)
             watch = asyncio.create_task(_watch(call, parts))
             self._watches.add(watch)
             watch.add_done_callback(self._watches.discard)
@@ -77,17 +78,17 @@ class RemoteModel:
 
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
-        call: Any = self._handle.card.remote()
+        call: Any = self._handle.card.remote(self._name)
         return await self._ask(call)
 
     async def requests(self) -> int:
         """See `Model`."""
-        call: Any = self._handle.requests.remote()
+        call: Any = self._handle.requests.remote(self._name)
         return await self._ask(call)
 
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """See `Model`."""
-        call: Any = self._handle.promote.remote(folder, weights)
+        call: Any = self._handle.promote.remote(self._name, folder, weights)
         return await self._ask(call)
 
     async def _ask(self, call: Awaitable[Any]) -> Any:

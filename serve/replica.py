@@ -1,19 +1,16 @@
-"""A model replica: what the gateway calls on a model. Importing this file does not import vLLM."""
+"""A replica: a process with models, and what the gateway calls on them. Importing this file does not import vLLM."""
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cluster.plan import Share
 from cluster.versions import live_version
 from serve.channel import Address, Outbox
 from serve.parts import Endpoint, Part, Promoted
-
-if TYPE_CHECKING:
-    from serve.engine import Engine
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -25,71 +22,101 @@ def engine_environment(share: Share) -> dict[str, str]:
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-class Sender(ABC):
-    """What replicas of every kind have: their answers go to the gateway over a channel."""
+class Served(Protocol):
+    """A model in a replica."""
 
-    def __init__(self) -> None:
-        self._outbox = Outbox()
-
-    @abstractmethod
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
 
         Closing the iterator ends the work on it.
         """
 
-    async def answer_to(self, address: Address, number: int, endpoint: Endpoint, body: dict[str, Any]) -> None:
-        """Sends the parts of `answer` to a gateway, under the number that it gave the request."""
+    async def card(self) -> dict[str, Any]:
+        """The model's entry in `/v1/models`."""
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights while it serves."""
+
+    def requests(self) -> int:
+        """How many requests wait or run."""
+
+    async def check_health(self) -> None:
+        """Raises when it cannot answer any more."""
+
+    def close(self) -> None:
+        """Ends what goes on for it outside of this process."""
+
+
+class Desk:
+    """Takes the gateway's calls to the models of one process; answers go over a channel."""
+
+    def __init__(self, models: Mapping[str, Served]) -> None:
+        self._models, self._outbox = models, Outbox()
+
+    async def answer_to(
+        self, model: str, address: Address, number: int, endpoint: Endpoint, body: dict[str, Any]
+    ) -> None:
+        """Sends the parts of a model's answer to a gateway, under the number that it gave the request."""
         writer = await self._outbox.to(address)
-        async with aclosing(self.answer(endpoint, body)) as parts:
+        async with aclosing(self._models[model].answer(endpoint, body)) as parts:
             async for part in parts:
                 writer.send(number, part)
         writer.end(number)
 
+    async def card(self, model: str) -> dict[str, Any]:
+        """See `Served`."""
+        return await self._models[model].card()
 
-class Replica(Sender):
-    """Serves one model as a Ray Serve deployment.
+    async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
+        """See `Served`."""
+        return await self._models[model].promote(folder, weights)
 
-    Args:
-        name: what clients call the model.
-        model: its directory, or that of its versions (`cluster.versions`), of which the live one is loaded.
-        context: tokens a request may have.
-        share: what this replica may use.
-    """
-
-    engine: "Engine"
-
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        super().__init__()
-        # It would override the size of the cache that the engine's arguments set.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        from serve.engine import Engine
-
-        live = live_version(model)
-        self.engine = Engine(name, live.folder, live.weights, context, share)
-
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `Sender`."""
-        async for part in self.engine.answer(endpoint, body):
-            yield part
-
-    async def promote(self, folder: Path, weights: str) -> Promoted:
-        """Takes over another version of the weights while it serves."""
-        return await self.engine.promote(folder, weights)
-
-    async def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`."""
-        return await self.engine.card()
+    async def requests(self, model: str) -> int:
+        """See `Served`. Raises when the model cannot answer any more."""
+        await self._models[model].check_health()
+        return self._models[model].requests()
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
-        await self.engine.check_health()
+        for model in self._models.values():
+            await model.check_health()
 
-    async def requests(self) -> int:
-        """How many requests the engine is working on. Raises when it cannot answer any more."""
-        await self.engine.check_health()
-        return self.engine.requests()
+
+class Replica(Desk):
+    """A Ray Serve deployment of one or several models.
+
+    vLLM, torch and Ray cost a process 15 s of CPU time and 0.7 GB before it holds a model: small ones share one.
+
+    Args:
+        models: the name that clients use, and the directory, or that of the versions (`cluster.versions`), of each.
+        context: tokens a request may have.
+        share: what each model may use.
+    """
+
+    def __init__(self, models: Mapping[str, Path], context: int, share: Share) -> None:
+        # It would override the size of the cache that the engine's arguments set.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        # vLLM keeps what it is computing in the module: engines of one process take turns.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        super().__init__({name: self._load(name, path, context, share) for name, path in models.items()})
+
+    def _load(self, name: str, path: Path, context: int, share: Share) -> Served:
+        version = live_version(path)
+        if is_reward_model(version.folder):
+            from serve.scorer import Scorer
+
+            return Scorer(name, version, context, share)
+        from serve.engine import Engine
+
+        return Engine(name, version, context, share, self._thread)
 
     def __del__(self) -> None:
-        # Ray Serve's hook at shutdown. On GPUs the engine core is a process of its own: it has to be told.
-        self.engine.shutdown()
+        # Ray Serve's hook at shutdown. On GPUs an engine's core is a process of its own: it has to be told.
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for model in self._models.values():
+            model.close()
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a model scores answers: the scale of its rewards lies with it."""
+    return (folder / "normalisation.json").exists()

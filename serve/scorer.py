@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from actors.model.chat import Chat
+from actors.reward import ModelReward
+from actors.sample import Prompt, Sample
 from cluster.failures import UserError
 from cluster.plan import Share
-from cluster.versions import live_version
+from cluster.versions import Version
 from serve.errors import error_body
 from serve.parts import Endpoint, Opening, Part, Promoted, Reply
-from serve.replica import Sender
 
 MOST_CONVERSATIONS = 128
 
@@ -33,18 +35,12 @@ class ScoreRequest(BaseModel):
     ]
 
 
-class ScorerReplica(Sender):
-    """Serves one reward model as a Ray Serve deployment, with the methods of `Replica`."""
+class Scorer:
+    """One reward model; see `serve.replica.Served`."""
 
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        super().__init__()
-        # Torch and transformers take seconds to import, and the gateway imports this file too.
-        from actors.model.chat import Chat
-        from actors.reward import ModelReward
-
-        live = live_version(model)
-        self.name, self.context, self.threads, self.weights = name, context, share.threads, live.weights
-        self.chat, self.reward = Chat.of(live.folder), ModelReward(live.folder, share.threads)
+    def __init__(self, name: str, version: Version, context: int, share: Share) -> None:
+        self.name, self.context, self.threads, self.weights = name, context, share.threads, version.weights
+        self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, share.threads)
         # One batch uses all threads that this replica may use.
         self.turn = asyncio.Lock()
         self.running = 0
@@ -71,8 +67,6 @@ class ScorerReplica(Sender):
 
     def score(self, request: ScoreRequest) -> Reply:
         """Scores whole conversations, rendered as in training."""
-        from actors.sample import Prompt, Sample
-
         rows = []
         for number, conversation in enumerate(request.conversations):
             if conversation[-1].role != "assistant":
@@ -96,8 +90,6 @@ class ScorerReplica(Sender):
 
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """Takes over another version of the weights, between two requests."""
-        from actors.reward import ModelReward
-
         reward = await run_in_threadpool(ModelReward, folder, self.threads)
         start = time.monotonic()
         async with self.turn:
@@ -109,9 +101,15 @@ class ScorerReplica(Sender):
         card = {"id": self.name, "object": "model", "created": 0, "owned_by": "triptych"}
         return card | {"max_model_len": self.context, "chat": False, "score": True}
 
-    async def requests(self) -> int:
+    def requests(self) -> int:
         """How many requests wait or run."""
         return self.running
+
+    async def check_health(self) -> None:
+        """It answers as long as its process lives."""
+
+    def close(self) -> None:
+        """There is nothing outside of this process."""
 
 
 def _refusal(message: str, param: str) -> Reply:

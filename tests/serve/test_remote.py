@@ -12,7 +12,7 @@ from serve.channel import Inbox
 from serve.errors import RequestError
 from serve.parts import Endpoint, Opening, Part, Reply, Usage
 from serve.remote import RemoteModel
-from serve.replica import Sender
+from serve.replica import Desk
 
 pytestmark = pytest.mark.anyio
 
@@ -23,11 +23,10 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return "asyncio", {"use_uvloop": request.param}
 
 
-class Counting(Sender):
+class Counting:
     """Counts up to the number asked for; dies at 3 if told to, and waits for ever at 5."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.left = asyncio.Event()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
@@ -55,16 +54,15 @@ class Method:
 
 
 class Handle:
-    def __init__(self, replica: Counting) -> None:
-        self.answer_to = Method(replica.answer_to)
+    def __init__(self, desk: Desk) -> None:
+        self.answer_to = Method(desk.answer_to)
 
 
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[RemoteModel, Counting]]:
-    inbox, replica = Inbox(), Counting()
-    address = await inbox.open("127.0.0.1")
-    yield RemoteModel(Handle(replica), inbox, address), replica
-    (await replica._outbox.to(address)).transport.close()
+    inbox, model = Inbox(), Counting()
+    desk, address = Desk({"count": model}), await inbox.open("127.0.0.1")
+    yield RemoteModel(Handle(desk), "count", inbox, address), model
 
 
 async def test_answers_come_whole_and_to_whom_they_belong() -> None:
