@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from actors.model.chat import Chat
 from actors.model.heads import load_reward_model, with_new_head
 from actors.model.objectives.preference import PreferenceObjective, sequence_rewards
-from actors.reward import BATCH_ROWS, NORMALISATION
+from actors.reward_model import BATCH_ROWS, NORMALISATION
 from actors.stream import shards_in
-from actors.trainer import TrainingJob
+from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
@@ -37,16 +37,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
     for name, rows in parts.items():
         _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / name)
-    shards = shards_in(out / "shards" / "train")
     job = TrainingJob(
         settings=recipe.reward,
         make=partial(_model, sft),
-        rows=len(parts["train"]),
+        shards=shards_in(out / "shards" / "train"),
         held_out=shards_in(out / "shards" / "held_out"),
         out=out,
+        seed=recipe.seed,
         threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
     )
-    fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
+    fit(job, plan, "reward model")
     torch.set_num_threads(plan.learner.threads)
     model = load_reward_model(out).eval()
     score = partial(_scores, model)

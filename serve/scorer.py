@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from actors.model.chat import Chat
-from actors.reward import ModelReward
+from actors.reward_model import ModelReward
 from actors.sample import Prompt, Sample
 from cluster.failures import UserError
 from cluster.plan import Share

@@ -12,7 +12,8 @@ import ray
 
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
-from actors.reward import FunctionReward, Question, Scorer, load_function, restarted, weighted_rewards
+from actors.reward import Scorer, restarted, weighted_rewards
+from actors.reward_function import FunctionReward, Question, load_function
 from actors.rollouts import ROUNDS, Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure
