@@ -70,7 +70,7 @@ class Access:
     Args:
         folder: the run folder with the keys; None if there is no run, and then nobody has a key.
         openness: whether requests without a key are let in.
-        owner: a key beside those of the folder, of whoever started the server.
+        owner: a key beside those of the folder, of whoever started the server; no name in the folder has brackets.
     """
 
     def __init__(self, folder: Path | None, openness: Openness, owner: Key | None = None) -> None:

@@ -118,7 +118,7 @@ def serve_until_interrupted(
     versions = {name: Versions(run, name) for name in finished}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
     models = {name: one.folder for name, one in versions.items()}
-    owner, token = new_key("owner", ("admin",))
+    owner, token = new_key("(owner)", ("admin",))
     settings = Settings(run.root, run.feedback_url, openness, weights=weights, aliases=aliases(models), owner=owner)
     address = f"http://{url_host(host)}:{port}"
     if others := serve.status().applications:

@@ -38,6 +38,8 @@ from pipelines.guide.questions import training_questions
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 MODEL = "sft"
 PROMPT, TOKENS = 32, 64
+# Before a client asks again that was refused.
+ERROR_SECONDS = 0.1
 START_SECONDS = 240.0
 SOAK_CLIENTS, SAMPLE_SECONDS = 6, 10.0
 
@@ -67,6 +69,8 @@ async def load(url: str, clients: int, seconds: float) -> Cell:
         end = start + seconds
         await asyncio.gather(*(_client(session, url, cell, end, number) for number in range(clients)))
     cell.seconds = time.perf_counter() - start
+    if not cell.gaps:
+        raise SystemExit(f"{url} gave no answer, and {cell.errors} errors")
     return cell
 
 
@@ -86,6 +90,7 @@ async def _client(session: aiohttp.ClientSession, url: str, cell: Cell, end: flo
         async with session.post(f"{url}/v1/completions", json=body) as response:
             if response.status != 200:
                 cell.errors += 1
+                await asyncio.sleep(ERROR_SECONDS)
                 continue
             async for line in response.content:
                 if not line.startswith(b"data: {"):
