@@ -25,6 +25,7 @@ NEEDS = {
     "/v1/score": SCORE,
     "/v1/models": ANY,
     "/v1/models/*": ANY,
+    "/openapi.json": ANY,
     "/ready": ANY,
     "/metrics": ADMIN,
     "/runs/*": ADMIN,

@@ -31,6 +31,7 @@ from cluster.plan import Share
 from cluster.versions import Version
 from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
+from serve.openapi import REFERENCE
 from serve.parts import Endpoint, Opening, Part, Promoted, Reply, Usage
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
@@ -179,6 +180,10 @@ class Engine:
         listed = await self.models.show_available_models()
         card = listed.data[0].model_dump(include={"id", "object", "created", "max_model_len"})
         return card | {"owned_by": "triptych", "chat": self.chat_tuned}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schemas of vLLM's requests."""
+        return {name: kind.json_schema(ref_template=REFERENCE) for name, (kind, _) in self.endpoints.items()}
 
     async def check_health(self) -> None:
         """Raises when the engine cannot answer any more."""

@@ -22,7 +22,7 @@ from cluster.keys import Key
 from cluster.run import RunFolder
 from serve.access import Access, Openness
 from serve.admin import admin_router
-from serve.body import json_body
+from serve.body import json_body, while_connected
 from serve.channel import Inbox
 from serve.compare import compare_router
 from serve.door import Door, Visit
@@ -31,6 +31,7 @@ from serve.label import label_router
 from serve.limits import Queue
 from serve.listener import Listener
 from serve.meters import Meters
+from serve.openapi import PATHS, openapi
 from serve.page import page
 from serve.parts import Endpoint, Opening, Part, Reply, Usage
 from serve.remote import Model, RemoteModel
@@ -104,16 +105,20 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
     async def get_model(name: str) -> dict[str, Any]:
         return await models[board.named(name)].card()
 
-    def add(path: str, endpoint: Endpoint) -> None:
+    def add(endpoint: Endpoint, path: str) -> None:
         @app.post(path, name=endpoint)
         async def ask(request: Request) -> Response:
             return await board.answer(endpoint, request)
 
-    add("/v1/chat/completions", "chat/completions")
-    add("/v1/completions", "completions")
-    add("/v1/score", "score")
-    add("/tokenize", "tokenize")
-    add("/detokenize", "detokenize")
+    for endpoint, path in PATHS.items():
+        add(endpoint, path)
+
+    @app.get("/openapi.json")
+    async def describe() -> dict[str, Any]:
+        schemas: dict[Endpoint, dict[str, Any]] = {}
+        for one in await asyncio.gather(*(model.schemas() for model in models.values())):
+            schemas |= one
+        return openapi(schemas)
 
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
@@ -188,13 +193,13 @@ class Switchboard:
         visit.held.enter_context(self._meters.running.labels(name).track_inprogress())
         parts = self._models[name].answer(endpoint, body)
         visit.held.push_async_callback(parts.aclose)
-        first = await anext(parts)
+        first = await while_connected(request, anext(parts))
         if isinstance(first, Opening):
             self._note_weights(visit, first.weights)
             if not first.weights.startswith(pinned):
                 message = f"{name} is served with the weights {first.weights}, not {pinned}"
                 raise RequestError(404, message, "NotFoundError", "model")
-            first = await anext(parts)
+            first = await while_connected(request, anext(parts))
         if isinstance(first, Reply):
             self._note_weights(visit, first.weights)
             _note_usage(visit, first.body)

@@ -29,6 +29,9 @@ class Model(Protocol):
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
 
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of the requests to every endpoint that it has."""
+
     async def requests(self) -> int:
         """How many requests it works on."""
 
@@ -79,6 +82,11 @@ class RemoteModel:
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
         call: Any = self._handle.card.remote(self._name)
+        return await self._ask(call)
+
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """See `Model`."""
+        call: Any = self._handle.schemas.remote(self._name)
         return await self._ask(call)
 
     async def requests(self) -> int:

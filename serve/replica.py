@@ -34,6 +34,9 @@ class Served(Protocol):
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
 
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of the requests to every endpoint that it has."""
+
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """Takes over another version of the weights while it serves."""
 
@@ -66,6 +69,10 @@ class Desk:
     async def card(self, model: str) -> dict[str, Any]:
         """See `Served`."""
         return await self._models[model].card()
+
+    async def schemas(self, model: str) -> dict[Endpoint, dict[str, Any]]:
+        """See `Served`."""
+        return self._models[model].schemas()
 
     async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
         """See `Served`."""

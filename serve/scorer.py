@@ -16,6 +16,7 @@ from cluster.failures import UserError
 from cluster.plan import Share
 from cluster.versions import Version
 from serve.errors import error_body
+from serve.openapi import REFERENCE
 from serve.parts import Endpoint, Opening, Part, Promoted, Reply
 
 MOST_CONVERSATIONS = 128
@@ -100,6 +101,10 @@ class Scorer:
         """The model's entry in `/v1/models`."""
         card = {"id": self.name, "object": "model", "created": 0, "owned_by": "triptych"}
         return card | {"max_model_len": self.context, "chat": False, "score": True}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of a request for scores."""
+        return {"score": ScoreRequest.model_json_schema(ref_template=REFERENCE)}
 
     def requests(self) -> int:
         """How many requests wait or run."""

@@ -41,6 +41,9 @@ class Parrot:
     async def card(self) -> dict[str, Any]:
         return {"id": "parrot"}
 
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        return {"completions": {"type": "object", "$defs": {"Stop": {"type": "string"}}}}
+
     async def requests(self) -> int:
         return 0
 

@@ -24,6 +24,9 @@ class Scripted:
     async def card(self) -> dict[str, Any]:
         return {"id": self.name, "chat": self.chat, "score": self.score, "max_model_len": 256}
 
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        return {}
+
     async def requests(self) -> int:
         return 0
 

@@ -27,6 +27,7 @@ TABLE = {
     ("GET", "/label/quality"): None,
     ("GET", "/runs"): None,
     ("GET", "/ready"): ANY,
+    ("GET", "/openapi.json"): ANY,
     ("GET", "/metrics"): ADMIN,
     ("GET", "/v1/models"): ANY,
     ("GET", "/v1/models/{name}"): ANY,
