@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import __version__, feedback_commands, key_commands
+from cluster import __version__, feedback_commands, key_commands, version_commands
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
@@ -163,6 +163,8 @@ def version() -> None:
     print(f"triptych {__version__}")
 
 
+app.command("promote")(version_commands.promote)
+app.command("rollback")(version_commands.rollback)
 app.command("label")(feedback_commands.label)
 app.add_typer(feedback_commands.labellers, name="labeller")
 app.add_typer(feedback_commands.exchange, name="feedback")

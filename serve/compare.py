@@ -15,8 +15,8 @@ from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is
 from cluster.ratings import Vote, ratings
 from serve.errors import RequestError
 from serve.page import page
+from serve.parts import Reply
 from serve.remote import Model
-from serve.replica import Reply
 from serve.sign_in import labeller_of_request
 
 SIDES = 2

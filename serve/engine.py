@@ -1,6 +1,8 @@
 """One vLLM engine with vLLM's own OpenAI serving classes in front of it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
@@ -26,12 +28,17 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.plan import Share
+from cluster.versions import Version
+from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
-from serve.replica import Endpoint, Part, Reply, Usage
+from serve.openapi import REFERENCE
+from serve.parts import Endpoint, Opening, Part, Promoted, Reply, Usage
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
 CPU_CACHE_BYTES = 256 << 20
+# Before a change of weights, for answers that are being written.
+DRAIN_SECONDS = 0.5
 
 Answer = AsyncGenerator[str, None] | BaseModel
 Handler = Callable[[Any, Request], Awaitable[Answer]]
@@ -39,7 +46,9 @@ Handler = Callable[[Any, Request], Awaitable[Answer]]
 
 def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
     """How vLLM loads a model. On CPUs float32, and eager: compiling a small model takes longer than it saves."""
-    arguments = AsyncEngineArgs(model=str(model), max_model_len=context, disable_log_stats=True)
+    arguments = AsyncEngineArgs(
+        model=str(model), max_model_len=context, disable_log_stats=True, worker_extension_cls="serve.swap.Swap"
+    )
     if share.gpus:
         arguments.gpu_memory_utilization = 0.9 * min(share.gpus, 1.0)
         arguments.tensor_parallel_size = max(1, int(share.gpus))
@@ -60,11 +69,21 @@ def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
 
 
 class Engine:
-    """Answers OpenAI requests about one model. Must be made inside a running event loop."""
+    """Answers OpenAI requests about one model. Must be made inside a running event loop.
 
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        start = AsyncLLM.from_engine_args if share.gpus else start_in_process
-        self.engine = start(engine_arguments(model, context, share))
+    Args:
+        name: what clients call the model.
+        version: its directory and weights.
+        context: tokens a request may have.
+        share: what it may use.
+        thread: where it computes, without GPUs.
+    """
+
+    def __init__(self, name: str, version: Version, context: int, share: Share, thread: ThreadPoolExecutor) -> None:
+        model = self.model = version.folder
+        self.gate = Gate(version.weights)
+        arguments = engine_arguments(model, context, share)
+        self.engine = AsyncLLM.from_engine_args(arguments) if share.gpus else start_in_process(arguments, thread)
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
         self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])
@@ -95,12 +114,22 @@ class Engine:
             "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
         }
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """Yields one `Reply`, or a stream's server-sent events and their `Usage`. Closing it aborts the request."""
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """Yields an `Opening`, then one `Reply`, or a stream's server-sent events and their `Usage`.
+
+        Closing it aborts the request.
+        """
         if endpoint not in self.endpoints:
             message = "this model writes and does not score; name a reward model"
             yield _reply(create_error_response(message, param="model"))
             return
+        async with self.gate.inside() as entered:
+            yield Opening(entered.versions[0])
+            async with aclosing(self._parts(endpoint, body, entered)) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _parts(self, endpoint: Endpoint, body: dict[str, Any], entered: Pass) -> AsyncGenerator[Part]:
         request_type, handler = self.endpoints[endpoint]
         # vLLM leaves the count of tokens on the HTTP request, which here is a blank one: the real one stays outside.
         http = Request({"type": "http", "headers": []})
@@ -112,19 +141,49 @@ class Engine:
             yield _reply(create_error_response(error))
         else:
             if isinstance(answer, BaseModel):
-                yield _reply(answer)
+                yield _reply(answer, entered.mixed)
                 return
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
-            if used := http.state.request_metadata.final_usage_info:
-                yield Usage(used.prompt_tokens, used.completion_tokens or 0)
+            used = http.state.request_metadata.final_usage_info
+            yield Usage(used.prompt_tokens if used else 0, (used and used.completion_tokens) or 0, entered.mixed)
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights. Answers that go on meanwhile are pre-filled again with it.
+
+        If what the engine computes with then is not what the files hold, the old weights are loaded again.
+        """
+        async with self.gate.closed(DRAIN_SECONDS):
+            start = time.monotonic()
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                wrong = await self._load(folder)
+                if wrong and (still_wrong := await self._load(self.model)):
+                    raise RuntimeError(f"neither the new weights nor the old could be loaded: {still_wrong}")
+                # Cached keys and values are of the old weights.
+                await self.engine.reset_prefix_cache(reset_running_requests=True)
+            finally:
+                await self.engine.resume_generation()
+            seconds = time.monotonic() - start
+            if wrong:
+                return Promoted(seconds, error=f"after loading, {wrong} differed from the files")
+            self.model = folder
+            return Promoted(seconds, self.gate.change_to(weights))
+
+    async def _load(self, folder: Path) -> str | None:
+        (wrong,) = await self.engine.collective_rpc("swap_weights", args=(str(folder),))
+        return wrong
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`: vLLM's, and whether the model was tuned to chat."""
         listed = await self.models.show_available_models()
         card = listed.data[0].model_dump(include={"id", "object", "created", "max_model_len"})
         return card | {"owned_by": "triptych", "chat": self.chat_tuned}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schemas of vLLM's requests."""
+        return {name: kind.json_schema(ref_template=REFERENCE) for name, (kind, _) in self.endpoints.items()}
 
     async def check_health(self) -> None:
         """Raises when the engine cannot answer any more."""
@@ -134,14 +193,14 @@ class Engine:
         """How many requests are waiting or running; each of `n` answers counts."""
         return self.engine.output_processor.get_num_unfinished_requests()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Ends the engine's own process."""
         self.engine.shutdown()
 
 
-def _reply(answer: BaseModel) -> Reply:
+def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
     status = answer.error.code if isinstance(answer, ErrorResponse) else HTTPStatus.OK
-    return Reply(int(status), answer.model_dump())
+    return Reply(int(status), answer.model_dump(), weights)
 
 
 def _explain(error: ValidationError) -> ErrorResponse:
