@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import __version__, feedback_commands, key_commands
+from cluster import __version__, feedback_commands, key_commands, score_command
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
@@ -164,6 +164,7 @@ def version() -> None:
 
 
 app.command("label")(feedback_commands.label)
+app.command("score")(score_command.score)
 app.add_typer(feedback_commands.labellers, name="labeller")
 app.add_typer(feedback_commands.exchange, name="feedback")
 app.add_typer(key_commands.keys, name="key")
