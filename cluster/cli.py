@@ -17,7 +17,7 @@ from cluster.ports import require_free_port
 from cluster.recipe import Recipe, Serve, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text
 from cluster.session import check_address, connect
-from cluster.stages import STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of
+from cluster.stages import ASIDE, STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +115,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="print the log and take the job's exit code")] = True,
 ) -> None:
     """Run a command as a job on a Ray cluster, whose nodes must share the run folder and the sources."""
-    with_recipe = ["run", *(stage.name for stage in STAGES)]
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *ASIDE))]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
@@ -207,7 +207,7 @@ def _add_stage_command(stage: Stage) -> None:
         _run_stages(load_recipe(recipe, overrides), (stage,), None)
 
 
-for _stage in STAGES:
+for _stage in (*STAGES, *ASIDE):
     _add_stage_command(_stage)
 
 

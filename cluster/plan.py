@@ -266,7 +266,8 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
 
 def trainings(recipe: Recipe) -> dict[str, Training]:
     """The sections of the stages that train."""
-    return {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
+    found: dict[str, Training] = {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
+    return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
 
 
 def _gpu_share(gpus: float, processes: int) -> float:

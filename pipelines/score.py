@@ -69,8 +69,7 @@ class RewardRows:
         found: list[str] = []
         for asked in batch["asked"]:
             messages, texts = json.loads(asked)
-            prompt, tokenizer = self.chat.prompt(messages), self.chat.tokenizer
-            answers = [[*tokenizer.encode(text, add_special_tokens=False), self.chat.end_of_turn_id] for text in texts]
+            prompt, answers = self.chat.prompt(messages), [self.chat.answer(text) for text in texts]
             fits = [len(prompt) + len(answer) <= self.context for answer in answers]
             group = [Sample("", 0, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short]
             rewards = iter(self.reward.score([Prompt("", prompt)], [group])[0])
