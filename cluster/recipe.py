@@ -125,6 +125,9 @@ class Collect(Section):
 
 class RewardModel(Training):
     labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+    curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="shares of the training prompts that smaller models are trained on first: accuracy over size"
+    )
 
 
 class Dpo(Training):

@@ -1,6 +1,9 @@
 """The reward model: learns the rankings, so that it can stand in for the people who made them."""
 
-from collections.abc import Mapping, Sequence
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,11 +19,11 @@ from actors.model.chat import Chat
 from actors.model.heads import load_reward_model, with_new_head
 from actors.model.objectives.preference import PreferenceObjective, sequence_rewards
 from actors.reward import BATCH_ROWS, NORMALISATION
-from actors.stream import shards_in
+from actors.stream import Shard, shards_in
 from actors.trainer import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
-from cluster.plan import make_plan
+from cluster.plan import Plan, make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint, write_json
 from cluster.stages import Result
@@ -35,21 +38,11 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
-    for name, rows in parts.items():
-        _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / name)
-    shards = shards_in(out / "shards" / "train")
-    job = TrainingJob(
-        settings=recipe.reward,
-        make=partial(_model, sft),
-        rows=len(parts["train"]),
-        held_out=shards_in(out / "shards" / "held_out"),
-        out=out,
-        threads=plan.trainer.threads,
-    )
-    fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
+    _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
+    train = partial(_train, recipe, plan, sft, shards_in(out / "shards" / "held_out"))
     torch.set_num_threads(plan.learner.threads)
-    model = load_reward_model(out).eval()
-    score = partial(_scores, model)
+    curve = [_point(share, recipe.seed, parts, train, out / "curve") for share in sorted(recipe.reward.curve)]
+    score = train(parts["train"], out)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
     found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
@@ -59,9 +52,52 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "pair_accuracy": found["accuracy"],
             "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
             "trust": found,
+            **({"curve": curve} if curve else {}),
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )
+
+
+def _train(
+    recipe: Recipe, plan: Plan, sft: Path, held_out: list[Shard], rankings: list[dict[str, Any]], out: Path
+) -> Score:
+    """Trains a reward model into `out`, and gives what scores with it."""
+    _write_shard(rankings, recipe.reward.labeller_weights, out / "shards" / "train")
+    job = TrainingJob(
+        settings=recipe.reward,
+        make=partial(_model, sft),
+        rows=len(rankings),
+        held_out=held_out,
+        out=out,
+        threads=plan.trainer.threads,
+    )
+    shards = shards_in(out / "shards" / "train")
+    fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
+    return partial(_scores, load_reward_model(out).eval())
+
+
+def _point(
+    share: float,
+    seed: int,
+    parts: Mapping[str, list[dict[str, Any]]],
+    train: Callable[[list[dict[str, Any]], Path], Score],
+    folder: Path,
+) -> dict[str, Any]:
+    """The accuracy of a model that saw a share of the training prompts: a larger share holds all of a smaller one. The
+    model is not kept; the figure is, so that a resumed stage does not train it again."""
+    found = folder / f"{share:g}.json"
+    if not found.exists():
+        prompts = sorted({row["prompt_id"] for row in parts["train"]})
+        chosen = set(
+            random.Random(f"curve {seed}").sample(prompts, len(prompts))[: max(1, round(share * len(prompts)))]
+        )
+        rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
+        out = folder / f"{share:g}"
+        right = accuracy(parts["held_out"], _scores_of_answers(train(rankings, out), parts["held_out"]))
+        write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
+        shutil.rmtree(out)
+    point: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+    return point
 
 
 def _model(sft: Path) -> tuple[Any, Any, Any]:
