@@ -125,6 +125,9 @@ class Collect(Section):
 
 class RewardModel(Training):
     labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+    members: Annotated[int, Field(ge=1, le=9)] = Field(
+        1, description="reward models whose mean is the reward; all but the first learn from a resample of the prompts"
+    )
     curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [], description="shares of the training prompts that smaller models are trained on first: accuracy over size"
     )

@@ -68,10 +68,10 @@ def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) ->
     tokenizer.save_pretrained(folder)
 
 
-def write_tiny_reward_model(folder: Path, mean: float, deviation: float) -> None:
+def write_tiny_reward_model(folder: Path, mean: float, deviation: float, seed: int = 3) -> None:
     """A random reward model, and the scale of its rewards."""
     tokenizer = tiny_tokenizer()
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
