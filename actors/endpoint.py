@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from actors.reward import Question, Scores
+from actors.reward import Scores
+from actors.reward_function import Question
 from actors.sample import Prompt, Sample
 from cluster.failures import DeadlineError, EngineError, StageError
 

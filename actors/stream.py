@@ -36,16 +36,22 @@ def shards_in(folder: Path) -> list[Shard]:
     return [shard for shard in shards if shard.rows]
 
 
-def row_stream(shards: list[Shard], epochs: int, seed: int, start: int) -> ray.data.Dataset:
+def row_stream(shards: list[Shard], epochs: int, seed: int, start: int, deadline: float) -> ray.data.Dataset:
     """Rows of all epochs in training order, from position `start` on, with their position in a column of that name.
 
     An epoch takes the shards in a random order and the rows of a shard in a random order: reads stay sequential, and
     rows were shuffled over shards when they were packed.
+
+    Args:
+        deadline: seconds that the stream may make no progress: tasks that find no free CPU would wait in silence.
     """
     splits = list(_splits(shards, epochs, seed, start))
-    return ray.data.from_items(splits, override_num_blocks=max(1, len(splits))).map_batches(
+    rows = ray.data.from_items(splits, override_num_blocks=max(1, len(splits))).map_batches(
         _read, batch_size=1, batch_format="pyarrow", zero_copy_batch=True
     )
+    rows.context.execution_options.preserve_order = True
+    rows.context.execution_no_progress_timeout_s = deadline
+    return rows
 
 
 def _splits(shards: list[Shard], epochs: int, seed: int, start: int) -> Iterator[dict]:

@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -21,56 +19,27 @@ from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.sharding import WithLoss, shard
 from actors.model.speed import flops_per_token, peak_flops
-from actors.stream import Shard
+from actors.stream import Shard, row_stream
+from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
 from cluster.metrics import MetricsWriter
 from cluster.recipe import Training
 from cluster.run import SCRATCH, write_json
 
 MAXIMUM_GRADIENT_NORM = 1.0
-# In the scratch folder: why training cannot go on, where a retry would meet the same again.
-FAILURE = "failure.json"
 
 
 class NotFiniteError(StageError):
     """The loss or its gradient is not a number, or infinite, more often in a row than the recipe allows."""
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """Everything a worker needs.
-
-    Attributes:
-        make: builds the model, its objective and the tokenizer it is saved with; the same on every worker.
-        rows: rows of all training shards together.
-        held_out: shards that are never trained on.
-        out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
-        threads: torch threads of a worker.
-        held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
-    """
-
-    settings: Training
-    make: Callable[[], tuple[Any, Any, Any]]
-    rows: int
-    held_out: list[Shard]
-    out: Path
-    threads: int
-    held_out_bytes: int | None = None
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole job; the last one may be smaller."""
-        return math.ceil(self.rows * self.settings.epochs / self.settings.batch_rows)
-
-
-def train(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker.
+def train(job: TrainingJob) -> None:
+    """Trains, or goes on from the newest checkpoint, on one worker of Ray Train.
 
     Ray Train starts the workers again after any exception. What they would meet again, a wrong row or a loss that is
     not finite, is therefore written down for the driver, and the workers end. All of them meet it at the same step,
     because they read the whole stream and know the whole loss: none is left waiting for the others.
     """
-    job: TrainingJob = config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
@@ -100,7 +69,7 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     speed = Speed(plain, part) if rank == 0 else None
     skipped = 0
 
-    for step, rows, waited in _timed(_global_batches(start, settings.batch_rows)):
+    for step, rows, waited in _timed(_global_batches(job, start)):
         check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
@@ -160,18 +129,17 @@ class Speed:
         }
 
 
-def _global_batches(start: int, batch_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    stream = ray.train.get_dataset_shard("train").iter_batches(
-        batch_size=batch_rows, batch_format="pyarrow", prefetch_batches=2
-    )
-    due = start * batch_rows
-    for rows in stream:
+def _global_batches(job: TrainingJob, start: int) -> Iterator[tuple[int, pa.Table]]:
+    """Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small."""
+    size = job.settings.batch_rows
+    due = start * size
+    stream = row_stream(job.shards, job.settings.epochs, job.seed, due, job.deadline)
+    batches: Iterable[Any] = stream.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=2)
+    for rows in batches:
         first = rows["position"][0].as_py()
-        if first < due:
-            continue
         if first != due:
             raise StageError(f"the data stream gave row {first} where row {due} is due")
-        yield first // batch_rows, rows
+        yield first // size, rows
         due += rows.num_rows
 
 

@@ -11,10 +11,9 @@ import pyarrow.parquet as parquet
 import ray.data
 
 from actors.model.chat import Chat, Rendered
-from actors.model.language import PADDING
 from cluster.failures import UserError
 from pipelines.chat_data import Messages
-from pipelines.corpus.pack import best_fit
+from pipelines.corpus.pack import NO_DOCUMENT, best_fit
 
 BLOCK_CONVERSATIONS = 2_000
 
@@ -67,7 +66,7 @@ def write_packed(conversations: Sequence[Rendered], context: int, padding_id: in
     rows = best_fit([len(conversation.token_ids) for conversation in conversations], context)
     shape = (len(rows), context)
     input_ids = np.full(shape, padding_id, np.int32)
-    document_ids = np.full(shape, PADDING, np.int32)
+    document_ids = np.full(shape, NO_DOCUMENT, np.int32)
     trained = np.zeros(shape, bool)
     for row, members in enumerate(rows):
         start = 0

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from actors.model.language import load
 from actors.model.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
 from actors.stream import shards_in
-from actors.trainer import TrainingJob
+from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
@@ -45,13 +45,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     job = TrainingJob(
         settings=settings,
         make=partial(_model, sft, settings.beta),
-        rows=counts["train"],
+        shards=shards_in(out / "shards" / "train"),
         held_out=shards_in(out / "shards" / "held_out"),
         out=out,
+        seed=recipe.seed,
         threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
     )
-    shards = shards_in(out / "shards" / "train")
-    rows = fit(job, shards, recipe.seed, plan, "dpo", recipe.cluster.deadline_seconds)
+    rows = fit(job, plan, "dpo")
     return Result(
         metrics={
             "pairs": counts["train"],

@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 from actors.model.chat import Chat
 from actors.model.heads import MEMBER, load_reward_model, with_new_head
 from actors.model.objectives.preference import PreferenceObjective, ensemble_rewards
-from actors.reward import BATCH_ROWS, NORMALISATION
+from actors.reward_model import BATCH_ROWS, NORMALISATION
 from actors.stream import Shard, shards_in
-from actors.trainer import TrainingJob
+from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import Plan, make_plan
@@ -77,13 +77,14 @@ def _train(
     job = TrainingJob(
         settings=recipe.reward,
         make=partial(_model, sft),
-        rows=len(rankings),
+        shards=shards_in(out / "shards" / "train"),
         held_out=held_out,
         out=out,
+        seed=recipe.seed,
         threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
     )
-    shards = shards_in(out / "shards" / "train")
-    fit(job, shards, recipe.seed, plan, "reward model", recipe.cluster.deadline_seconds)
+    fit(job, plan, "reward model")
     return load_reward_model(out).eval()
 
 

@@ -17,7 +17,9 @@ from actors.model.objectives.limits import breach
 from actors.parity import check_parity
 from actors.reinforce import Loop, advice
 from actors.remote_learner import RemoteLearner, learner_actor
-from actors.reward import FunctionReward, ModelReward, Question, Scorer, load_function, restarted, weighted_rewards
+from actors.reward import Scorer, restarted, weighted_rewards
+from actors.reward_function import FunctionReward, Question, load_function
+from actors.reward_model import ModelReward
 from actors.rollouts import Rollouts
 from actors.sample import Prompt
 from actors.stream import shards_in

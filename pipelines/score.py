@@ -16,7 +16,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from actors.model.chat import Chat
-from actors.reward import ModelReward
+from actors.reward_model import ModelReward
 from actors.sample import Prompt, Sample
 from cluster.failures import UserError
 from cluster.plan import make_plan

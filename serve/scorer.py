@@ -36,7 +36,7 @@ class ScorerReplica:
     def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
         # Torch and transformers take seconds to import, and the gateway imports this file too.
         from actors.model.chat import Chat
-        from actors.reward import ModelReward
+        from actors.reward_model import ModelReward
 
         self.name, self.context = name, context
         self.chat, self.reward = Chat.of(model), ModelReward(model, share.threads)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
+from actors.model.tokenizer import load_tokenizer
 from cluster.failures import UserError
 
 
@@ -42,7 +43,7 @@ class Chat:
     @classmethod
     def of(cls, model: str | Path) -> "Chat":
         """The template that lies with a model."""
-        return cls(AutoTokenizer.from_pretrained(str(model)))
+        return cls(load_tokenizer(model))
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> Rendered:
         """A whole conversation.

@@ -68,9 +68,9 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
 
 def document_end(folder: Path) -> int:
     """The token that ends a document: the one that rows are padded with."""
-    from transformers import AutoTokenizer
+    from actors.model.tokenizer import load_tokenizer
 
-    return int(AutoTokenizer.from_pretrained(str(folder)).pad_token_id)
+    return int(load_tokenizer(folder).pad_token_id)
 
 
 def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -173,6 +173,8 @@ def survive(seed: int) -> Counter[str]:
         world.hung.clear()
     booked = Counter(learner.trained)
     assert loop.rollouts.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
+    # What was handed out and is not booked is in work: nothing waits for nobody.
+    assert loop.rollouts.ledger.outstanding == list(loop.rollouts.in_work.values())
     # What is left of the passes that were begun: with it, every prompt was handed out once in each.
     ledger = Ledger(PROMPTS, seed=1)
     ledger.load_state_dict(loop.rollouts.ledger.state_dict())

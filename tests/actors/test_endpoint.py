@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.endpoint import HttpReward
-from actors.reward import Question
+from actors.reward_function import Question
 from actors.sample import Prompt, Sample
 from cluster.failures import DeadlineError, EngineError, StageError
 from cluster.recipe import Reward

@@ -13,7 +13,9 @@ import ray
 
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
-from actors.reward import FunctionReward, ModelReward, Question, Scorer, load_function, restarted, weighted_rewards
+from actors.reward import Scorer, restarted, weighted_rewards
+from actors.reward_function import FunctionReward, Question, load_function
+from actors.reward_model import ModelReward
 from actors.rollouts import ROUNDS, Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure

@@ -1,0 +1,50 @@
+"""The reward model in an actor: it stands in for the people whose rankings it learned."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from actors.model.heads import load_ensemble
+from actors.model.objectives.preference import ensemble_rewards
+from actors.reward import Scores
+from actors.sample import Prompt, Sample
+from cluster.failures import StageError
+
+NORMALISATION = "normalisation.json"
+BATCH_ROWS = 128
+
+
+class ModelReward:
+    """Scores token ids: (score - mean) / deviation, so that the model it was trained from averages zero. The score of
+    an ensemble is the mean of its members'."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.models = [member.to(self.device).eval() for member in load_ensemble(model)]
+        norm = json.loads((model / NORMALISATION).read_text())
+        self.mean, self.deviation = norm["mean"], norm["deviation"]
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:
+        """Rewards of the samples of each prompt.
+
+        Raises:
+            StageError: a reward is not a number.
+        """
+        sequences = [
+            p.token_ids + sample.token_ids for p, group in zip(prompts, groups, strict=True) for sample in group
+        ]
+        rewards: list[float] = []
+        for begin in range(0, len(sequences), BATCH_ROWS):
+            part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
+            ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=0).to(self.device)
+            lengths = torch.tensor([len(sequence) for sequence in part], device=self.device)
+            rewards += ensemble_rewards(self.models, ids, lengths).mean(0).tolist()
+        if not all(math.isfinite(reward) for reward in rewards):
+            raise StageError("the reward model answered with a number that is not finite")
+        flat = iter(rewards)
+        return [[(next(flat) - self.mean) / self.deviation for _ in group] for group in groups]

@@ -1,0 +1,45 @@
+"""What a training worker is given. The driver makes it, so nothing here is slow to import."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.stream import Shard
+from cluster.recipe import Training
+
+# In the scratch folder: why training cannot go on, where a retry would meet the same again.
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a worker needs.
+
+    Attributes:
+        make: builds the model, its objective and the tokenizer it is saved with; the same on every worker.
+        shards: what is trained on.
+        held_out: shards that are never trained on.
+        out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
+        seed: decides the order of the rows.
+        threads: torch threads of a worker.
+        deadline: seconds that the data may make no progress.
+        held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
+    """
+
+    settings: Training
+    make: Callable[[], tuple[Any, Any, Any]]
+    shards: list[Shard]
+    held_out: list[Shard]
+    out: Path
+    seed: int
+    threads: int
+    deadline: float
+    held_out_bytes: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole job; the last one may be smaller."""
+        rows = sum(shard.rows for shard in self.shards)
+        return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
