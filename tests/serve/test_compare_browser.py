@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from cluster.feedback import Feedback, open_feedback
 from serve.compare import compare_router
-from tests.serve.browsing import CHROMIUM, served
+from tests.serve.browsing import CHROMIUM, open_page, served
 from tests.serve.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -45,20 +45,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """Someone's browser, signed in on the compare page; any error in the page fails the test."""
-    token = site.database.add_labeller(name)
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{site.url}/compare")
-    page.keyboard.type(token)
-    page.keyboard.press("Enter")
-    page.get_by_label("Your prompt to the models").wait_for()
-    yield page
-    context.close()
-    assert errors == []
+    """Someone's browser, signed in on the compare page."""
+    with open_page(browser, f"{site.url}/compare", site.database.add_labeller(name), width) as page:
+        page.get_by_label("Your prompt to the models").wait_for()
+        yield page
 
 
 def ask(page: "api.Page", text: str) -> None:
