@@ -264,6 +264,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["labeller", "include", "ann", *run], 0, "ann counts"),
         (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
         (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
+        (["score", str(tmp_path), str(source), "out.jsonl"], 2, "it has no recipe.yaml"),
     ):
         with pytest.raises(SystemExit) as end:
             main(words)
