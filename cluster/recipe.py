@@ -142,7 +142,9 @@ class Collect(Section):
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
     temperature: Temperature = 1.0
     max_tokens: Positive = 32
-    labeller: Literal["code", "people"] = "code"
+    labeller: Literal["code", "people", "imported"] = Field(
+        "code", description="imported: what `triptych feedback import` added is all there is; nothing is sampled"
+    )
     label_noise: Share = Field(0.05, description="labeller code: share of neighbouring ranks swapped at random")
     minimum_rankings: Positive = Field(100, description="labeller people: rankings to wait for")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
@@ -150,6 +152,21 @@ class Collect(Section):
 
 class RewardModel(Training):
     labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+    members: Annotated[int, Field(ge=1, le=9)] = Field(
+        1, description="reward models whose mean is the reward; all but the first learn from a resample of the prompts"
+    )
+    curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="shares of the training prompts that smaller models are trained on first: accuracy over size"
+    )
+
+
+class Dpo(Training):
+    """DPO trains the fine-tuned model on the pairs of `collect`; a row is a pair."""
+
+    micro_batch_rows: Positive = 8
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta: PositiveFloat = Field(0.1, description="how strongly the model is held to the fine-tuned one")
 
 
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
@@ -258,6 +275,7 @@ class Recipe(Section):
     collect: Collect
     reward: RewardModel = RewardModel()
     rlhf: Rlhf = Rlhf()
+    dpo: Dpo | None = Field(None, description="for `triptych dpo`, which `triptych run` leaves out")
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.plan import Share
 from cluster.versions import Version
 from serve.parts import Opening, Reply
 from serve.replica import is_reward_model
 from serve.scorer import MOST_CONVERSATIONS, Scorer
-from tests.tiny import tiny_tokenizer
+from tests.tiny import write_tiny_reward_model
 
 CONTEXT = 64
 MEAN, DEVIATION = 0.3, 1.7
@@ -28,13 +28,8 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, tokenizer = tmp_path_factory.mktemp("reward"), tiny_tokenizer()
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
-    LlamaForSequenceClassification(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    (path / "normalisation.json").write_text(json.dumps({"mean": MEAN, "deviation": DEVIATION}))
+    path = tmp_path_factory.mktemp("reward")
+    write_tiny_reward_model(path, MEAN, DEVIATION)
     return path
 
 
