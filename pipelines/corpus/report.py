@@ -38,7 +38,6 @@ def statistics(
     for before in prepared:
         for name, counts in before["histograms"].items():
             spread[name] = [sum(pair) for pair in zip(spread.get(name, [0] * len(counts)), counts, strict=True)]
-    for before in prepared:
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
