@@ -17,7 +17,7 @@ import psutil
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import family, start, watch, write_recipe
 
-KILLS, DOCUMENTS, WORKERS = 10, 8000, (1, 2, 3)
+KILLS, DOCUMENTS, WORKERS = 10, 5000, (1, 2, 3)
 _EVERY_SECONDS = 0.05
 
 

@@ -6,7 +6,7 @@ On one core 4.5 million tokens a second instead of 0.9.
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,19 @@ def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
 def _encoder(file: Path) -> Encode:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.encode_special_tokens = True
-    fast = as_tiktoken(tokenizer)
+    fast, slowly = as_tiktoken(tokenizer), partial(_slowly, tokenizer)
+    return partial(_quickly, fast, slowly) if fast else slowly
 
-    def slowly(text: str) -> Sequence[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
-    def quickly(text: str) -> Sequence[int]:
-        assert fast is not None
-        if len(text) > _LONGEST_SPACE and _LONG_SPACE.search(text):
-            return slowly(text)
-        return fast.encode_ordinary(text)
+def _slowly(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
-    return quickly if fast else slowly
+
+def _quickly(fast: tiktoken.Encoding, slowly: Encode, text: str) -> Sequence[int]:
+    if len(text) > _LONGEST_SPACE and _LONG_SPACE.search(text):
+        return slowly(text)
+    return fast.encode_ordinary(text)
 
 
 def _is_plain(content: dict[str, Any]) -> bool:

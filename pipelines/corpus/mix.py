@@ -163,15 +163,18 @@ def _times(
         members = [index for index, of in enumerate(whole.sources) if of == source]
         if not members:
             continue
-        files = [whole.prepared[index] for index in members]
-        digests = [digest for file in files for digest in pq.read_table(file, columns=["digest"])["digest"].to_pylist()]
         # Another seed than the held-out split's: that one's positions below its share are not here.
-        positions = np.array([document_position(digest, seed + 2) for digest in digests])
+        positions = np.concatenate([_positions(whole.prepared[index], seed + 2) for index in members])
         often = repeats(np.concatenate([tokens[index] for index in members]), positions, factor)
         ends = np.cumsum([len(tokens[index]) for index in members])
         for index, part in zip(members, np.split(often, ends[:-1]), strict=True):
             times[index] = part
     return times
+
+
+def _positions(prepared: Path, seed: int) -> NDArray[np.float64]:
+    digests = pq.read_table(prepared, columns=["digest"])["digest"].to_pylist()
+    return np.array([document_position(digest, seed) for digest in digests], dtype=np.float64)
 
 
 def _chosen(choices: NDArray[np.uint8], often: NDArray[np.int64], reading: int) -> NDArray[np.uint8]:

@@ -38,7 +38,6 @@ def statistics(
     for before in prepared:
         for name, counts in before["histograms"].items():
             spread[name] = [sum(pair) for pair in zip(spread.get(name, [0] * len(counts)), counts, strict=True)]
-    for before in prepared:
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
@@ -117,7 +116,7 @@ def print_summary(stats: Report, console: Console) -> None:
     """A line a source, then what the rows look like."""
     table = Table(title="Corpus")
     table.add_column("source", overflow="fold")
-    for name in ("gathered", "by rules", "exact", "near", "train", "held out", "tokens in", "out", "bytes/token"):
+    for name in ("gathered", "by rules", "exact", "near", "train", "held out", "tokens", "bytes/token"):
         table.add_column(name, justify="right")
     for name, source in stats["sources"].items():
         table.add_row(
@@ -128,7 +127,6 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{source['duplicates']['near']:,}",
             f"{source['train']['documents']:,}",
             f"{source['held_out']['documents']:,}",
-            f"≈{source['gathered']['tokens']:,}",
             f"{sum(source[split]['tokens'] for split in SPLITS):,}",
             f"{source['train']['bytes_per_token']:.2f}",
         )
