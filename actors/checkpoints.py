@@ -7,6 +7,7 @@ from typing import Any
 
 import ray.train
 import torch.distributed.checkpoint as dcp
+from ray.train import CheckpointUploadMode
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,14 +27,21 @@ ADAPTER = "adapter"
 
 
 def save(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
-    """Reports a checkpoint to Ray Train, which keeps it in `out`. `step` is the next one to do."""
+    """Reports a checkpoint to Ray Train, which keeps it in `out`. `step` is the next one to do.
+
+    Training goes on while Ray Train copies what was written, and then removes it here.
+    """
     # Below Ray Train's own folder, which goes when the stage is done, with what a kill leaves in it.
     (out / SCRATCH).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out / SCRATCH) as folder:
-        write(model, steppers, folder)
-        if rank == 0:
-            (Path(folder) / "step.json").write_text(json.dumps(step))
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    folder = tempfile.mkdtemp(dir=out / SCRATCH)
+    write(model, steppers, folder)
+    if rank == 0:
+        (Path(folder) / "step.json").write_text(json.dumps(step))
+    ray.train.report(
+        {"step": step},
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
 
 
 def restore(model: WithLoss, steppers: list[Optimizer]) -> int:

@@ -20,7 +20,7 @@ from actors.model.language import bits_per_byte
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard
-from actors.model.speed import compile_layers, flops_per_token, peak_flops
+from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
@@ -119,7 +119,7 @@ class Speed:
     """What the first worker measures from its first step on: rates, and what they are of the possible."""
 
     def __init__(self, model: Any, part: Part) -> None:
-        self.model, self.workers = model, part.workers
+        self.model, self.workers, self.device = model, part.workers, part.device
         self.peak = peak_flops(part.device, part.precision)
         self.start = time.monotonic()
         self.units, self.flops, self.waited = 0, 0.0, 0.0
@@ -131,12 +131,14 @@ class Speed:
         self.waited += waited
 
     def figures(self, unit: str) -> dict[str, float]:
-        """Units a second; model FLOPs utilisation, which counts padding and checkpoints; share of waiting for data."""
+        """Units a second; model FLOPs utilisation, which counts padding and checkpoints; share of waiting for data;
+        memory."""
         seconds = time.monotonic() - self.start
         return {
             f"{unit}_per_second": self.units / seconds,
             "mfu": self.flops / seconds / (self.peak * self.workers),
             "data_wait_share": self.waited / seconds,
+            "peak_memory_gb": peak_memory_gb(self.device),
         }
 
 

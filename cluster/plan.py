@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from cluster.failures import UserError
-from cluster.recipe import Cluster, Model, Recipe, Training
+from cluster.recipe import Cluster, FineTuning, Model, Recipe, Training
 from cluster.shape import Shape, shape_of
 
 GB = 1e9
@@ -101,7 +101,7 @@ class TrainingMemory:
 def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
     """Worked out for a model of P parameters in float32, sharded by FSDP2 over W workers.
 
-    - Weights and gradients 4 P / W bytes each, AdamW's moments 8 P / W.
+    - Weights 4 P / W bytes; gradients as many and AdamW's moments twice as many, of the adapters alone with LoRA.
     - Gathered, with several workers: weights of two layers (one at work, the next on its way) and of the embedding, and
       the gradients of one layer and of the embedding before they are scattered.
     - Activations: 34 bytes a token, layer and unit of width; where they are recomputed, 2, and one layer's 34.
@@ -109,6 +109,7 @@ def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
     - Logits: 12 bytes each.
     """
     size, shape = parameters(recipe.model), _shape_of(recipe.model)
+    trained = trained_parameters(recipe.model, section)
     tokens = section.micro_batch_rows * recipe.model.context
     embedding = recipe.model.vocabulary * shape.hidden
     layer = (size - embedding) / shape.layers
@@ -117,8 +118,8 @@ def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
     activations = unit * (kept if section.recompute_activations else ACTIVATION_BYTES * shape.layers)
     return TrainingMemory(
         weights=HELD_BYTES * size / section.workers / GB,
-        gradients=HELD_BYTES * size / section.workers / GB,
-        optimiser=2 * HELD_BYTES * size / section.workers / GB,
+        gradients=HELD_BYTES * trained / section.workers / GB,
+        optimiser=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         activations=activations / GB,
         logits=_logits_gb(recipe.model, section.micro_batch_rows),
@@ -183,8 +184,9 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     """The most memory each kind of stage holds on the machine, in GB, for a model of P parameters.
 
     - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
-    - Training: 16 P bytes (float32 weights, gradients, AdamW), sharded over the workers, and 12 bytes a logit of each
-      worker's micro-batch (micro_batch_rows × context × vocabulary, at most 2^26 at a time).
+    - Training: 16 P bytes (float32 weights, gradients, AdamW; the last two of the adapters alone with LoRA), sharded
+      over the workers, and 12 bytes a logit of each worker's micro-batch (micro_batch_rows × context × vocabulary, at
+      most 2^26 at a time).
     - Reinforcement: the learner as one training worker, its reference and every reward model 4 P each, and every
       rollout engine 4 P and its cache of 1 GB.
     - Serving: three engines, and the reward model as in reinforcement.
@@ -200,7 +202,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
         return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + REPLICAS * PROCESS_GB}
     needs = {
-        name: ray + TRAINED_BYTES * size + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows))
+        name: ray
+        + HELD_BYTES * size
+        + (TRAINED_BYTES - HELD_BYTES) * trained_parameters(recipe.model, part) / GB
+        + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows))
         for name, part in trainings(recipe).items()
     }
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
@@ -222,6 +227,15 @@ def parameters(model: Model) -> int:
     if model.hidden and model.layers:
         return 12 * model.layers * model.hidden**2 + model.vocabulary * model.hidden
     return model.parameters
+
+
+def trained_parameters(model: Model, section: Training) -> int:
+    """How many parameters have a gradient: all, or those of adapters beside the seven matrices of each layer."""
+    lora = section.lora if isinstance(section, FineTuning) else None
+    if lora is None:
+        return parameters(model)
+    shape = _shape_of(model)
+    return shape.layers * lora.rank * (11 * shape.hidden + 3 * shape.intermediate)
 
 
 def _logits_gb(model: Model, rows: int) -> float:

@@ -44,7 +44,9 @@ class Model(Section):
     start_from: str | None = Field(
         None, description="a Hugging Face folder, a Hub name or a .gguf file to start from instead"
     )
-    vocabulary: Annotated[int, Field(ge=300, le=262_144)] = 4096
+    vocabulary: Annotated[int, Field(ge=300, le=262_144)] = Field(
+        4096, description="tokens that the corpus stage learns; a model to start from brings its own"
+    )
     context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
     hidden: Positive | None = None
     layers: Positive | None = None

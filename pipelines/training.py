@@ -69,7 +69,7 @@ def _is_done(job: TrainingJob) -> bool:
 
 def speed(rows: list[dict[str, Any]]) -> dict[str, float]:
     """What a stage's manifest says of how its steps went: figures of speed, and steps that were left out."""
-    names = ("tokens_per_second", "mfu", "data_wait_share")
+    names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")
     skipped = sum(row.get("skipped", 0) for row in rows)
     return {**{name: rows[-1][name] for name in names}, **({"skipped_steps": skipped} if skipped else {})}
 

@@ -1,6 +1,7 @@
 """How fast training is, and against what: floating-point operations of a token, and of the machine."""
 
 import os
+import resource
 import shutil
 import time
 from typing import Any
@@ -68,6 +69,14 @@ def peak_flops(device: torch.device, precision: str) -> float:
     left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     seconds = [_seconds(left, right) for _ in range(1 + REPETITIONS)]
     return 2.0 * side**3 / min(seconds[1:])
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most that this process has held so far, in 1e9 bytes: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -18,7 +18,8 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import optimisers
 from actors.model.sharding import WithLoss
 from cluster.failures import UserError
-from cluster.recipe import Lora, Model
+from cluster.plan import trained_parameters
+from cluster.recipe import Conversations, FineTuning, Lora, Model
 from tests.tiny import write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
@@ -73,6 +74,16 @@ def test_adapters_begin_as_nothing_and_come_from_the_seed(base: Path):
     assert len(downs) == 14
     assert all(torch.equal(value, same[name]) for name, value in trained.weights().items())
     assert not any(torch.equal(other[name], same[name]) for name in downs)
+
+
+def test_the_plan_counts_the_parameters_that_are_trained():
+    shape, lora = Model(vocabulary=300, hidden=64, layers=2, heads=2), Lora(rank=4)
+    plain = build(shape, 1, end_of_turn=4, padding=0)
+    settings = FineTuning(sources=[Conversations(kind="guide", path=None)], lora=lora)
+    everything = sum(parameter.numel() for parameter in plain.parameters())
+    adapters.add(plain, lora, 7)
+    assert trained_parameters(shape, settings) == sum(p.numel() for p in plain.parameters() if p.requires_grad)
+    assert trained_parameters(shape, settings) < everything / 8
 
 
 def test_only_adapters_are_trained(base: Path):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import trainer
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import flops_per_token
+from actors.model.speed import compile_layers, flops_per_token
 from actors.stream import Shard, row_stream
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob
@@ -213,9 +213,19 @@ def test_ids_without_an_embedding_are_named():
 def test_what_is_measured_beside_the_loss(undisturbed):
     _, rows = undisturbed
     assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait_share"] <= 1 for row in rows)
+    # PyTorch alone takes more than 0.1 GB.
+    assert all(row["peak_memory_gb"] > 0.1 for row in rows)
     assert rows[-1]["held_out_bits_per_byte"] == pytest.approx(
         rows[-1]["held_out_loss"] * rows[-1]["held_out_tokens"] / np.log(2) / HELD_OUT_BYTES
     )
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
+    with pytest.raises(UserError, match=r"compile_layers needs a C\+\+ compiler"):
+        compile_layers(model)
 
 
 def test_the_operations_of_a_token_are_counted_by_hand():

@@ -4,6 +4,7 @@ import pytest
 
 from cluster.failures import UserError
 from cluster.recipe import Model, dump_recipe, load_recipe
+from cluster.session import ROOT
 
 
 def test_overrides_reach_only_the_field_they_name(recipe_path: Path) -> None:
@@ -12,6 +13,11 @@ def test_overrides_reach_only_the_field_they_name(recipe_path: Path) -> None:
     assert recipe.pretrain.learning_rate == 5e-4, "shares a YAML anchor with reward"
     assert recipe.rlhf.clip_range == 1.0
     assert recipe.corpus.sources[0].limit == 7
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "infra" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_are_whole(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
 
 
 def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path) -> None:
@@ -41,6 +47,8 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("rlhf.samples_per_prompt=1", "at least 2"),
         ("corpus.extractor=lynx", "corpus.extractor"),
         ("sft.workers=99", "less than workers"),
+        ("pretrain={compile_layers: true, workers: 2}", "compile_layers is for one worker"),
+        ("sft.lora={rank: 0}", "sft.lora.rank: input should be greater than 0"),
         ("collect.sources.0.kind=files", "needs a path"),
         ("run=s3://bucket/run", "path on this machine"),
         ("rlhf=3", "rlhf:"),
