@@ -152,7 +152,7 @@ def test_ppo_with_stale_samples_runs_too(finished: RunFolder, ray_session: None)
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_dpo_learns_the_pairs_beside_it(finished: RunFolder, ray_session: None):
-    recipe = load_recipe(RECIPE, [*SMALL, f"run={finished.root}", "dpo={epochs: 2, learning_rate: 2e-3}"])
+    recipe = load_recipe(RECIPE, [*SMALL, f"run={finished.root}", "dpo={epochs: 3, learning_rate: 5e-4}"])
     assert run_stage(stage_named("dpo"), recipe, finished) == "done"
     rows = read_metrics(finished.path("dpo"))
     # Before the first step the model is its own reference.
