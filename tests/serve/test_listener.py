@@ -65,7 +65,9 @@ async def test_the_end_waits_for_answers_that_are_being_written() -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         asked = asyncio.create_task(client.get("/short"))
         await asyncio.sleep(0.1)
+        assert listener.is_open()
         await listener.close()
+        assert not listener.is_open()
         assert (await asked).text == "whole"
         with pytest.raises(httpx.ConnectError):
             await client.get("/short")
