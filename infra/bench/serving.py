@@ -193,7 +193,7 @@ def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folde
     with own(run, ports[0], folder / "own.log"), bare(run, recipe, ports[1], folder / "bare.log"):
         for url in urls:
             asyncio.run(load(url, max(arguments.concurrency), 2.0))
-        print("clients | tokens/s own, vLLM, ratio | first token p50 ms | between tokens p99 ms | errors")
+        print("clients | tokens/s own, vLLM, ratio | first token p50 ms | between tokens p99 ms | errors", flush=True)
         for clients in arguments.concurrency:
             rounds = [
                 [asyncio.run(load(url, clients, arguments.seconds)) for url in urls] for _ in range(arguments.rounds)
