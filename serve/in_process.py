@@ -38,6 +38,7 @@ class ThreadedCore(InprocClient):
         self.resources = Resources()
         self.thread = thread
         self.busy = asyncio.Event()
+        self.step: asyncio.Future[EngineCoreOutputs] | None = None
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
@@ -73,14 +74,21 @@ class ThreadedCore(InprocClient):
         return await self._do(self.reset_prefix_cache, reset_running_requests, reset_connector)
 
     async def get_output_async(self) -> EngineCoreOutputs:
+        loop = asyncio.get_running_loop()
         while True:
-            await self.busy.wait()
+            if self.step is None:
+                await self.busy.wait()
+                self.step = loop.run_in_executor(self.thread, self.get_output)
             try:
-                outputs = await self._do(self.get_output)
+                outputs = await self.step
             except BaseException:
                 self.resources.engine_dead = True
                 raise
-            if not self.engine_core.scheduler.has_requests():
+            self.step = None
+            if self.engine_core.scheduler.has_requests():
+                # The next step is computed while the event loop makes text of this one.
+                self.step = loop.run_in_executor(self.thread, self.get_output)
+            else:
                 self.busy.clear()
             if outputs.outputs:
                 return outputs
