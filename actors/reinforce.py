@@ -1,6 +1,5 @@
 """One step of RLHF: draw, reward, learn, reload; and how long each side waited for the other."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,6 @@ from actors.roster import ActorState
 from actors.sample import Prompt, Sample
 from cluster.metrics import Stopwatch
 from cluster.recipe import Rlhf
-
-# A learner that waits less than this is busy: what is left is the time of the weights on their way.
-WAITING_SHARE = 0.1
 
 
 class Policy(Protocol):
@@ -96,27 +92,3 @@ class Loop:
     def save(self, steps: int) -> None:
         """Writes a checkpoint from which a run goes on with step `steps`."""
         self.policy.save({"step": steps, "ledger": self.rollouts.ledger.state_dict()})
-
-
-def advice(learner_idle: float, rollout_idle: float, actors: int, max_staleness: int) -> str | None:
-    """What would make the run faster, in one line, or None if the learner hardly waits.
-
-    The number of actors is the one whose work on a batch takes as long as the learner's, if each new actor has cores of
-    its own.
-
-    Args:
-        learner_idle: share of the time in which the learner waited.
-        rollout_idle: share of the time in which the average rollout actor did.
-        actors: how many there were.
-        max_staleness: the recipe's.
-    """
-    if learner_idle < WAITING_SHARE:
-        needed = max(1, math.ceil(actors * (1 - rollout_idle)))
-        if needed == actors:
-            return None
-        return f"the rollout actors waited {rollout_idle:.0%} of the time: {needed} of {actors} would do"
-    waited = f"the learner waited {learner_idle:.0%} of the time"
-    if max_staleness == 0 and rollout_idle > WAITING_SHARE:
-        return f"{waited} and the rollout actors {rollout_idle:.0%}: rlhf.max_staleness=1 has both work at once"
-    needed = math.ceil(actors * (1 - rollout_idle) / max(1 - learner_idle, 0.01))
-    return f"{waited}: add {needed - actors} rollout actors" if needed > actors else None

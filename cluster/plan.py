@@ -139,7 +139,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     if recipe.cluster.memory_gb:
         found = replace(found, memory_gb=recipe.cluster.memory_gb)
     workers = max(section.workers for section in trainings(recipe).values())
-    actors = recipe.rlhf.rollout_actors
+    actors = recipe.rlhf.fleet_limit
     _check_counts(recipe, found)
     _check_memory(recipe, found)
     # A task that reads takes a whole CPU by default: with less left over, training would wait for its data for ever.
@@ -193,7 +193,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     """
     size = parameters(recipe.model) / GB
     logits = recipe.model.context * recipe.model.vocabulary * LOGIT_BYTES / GB
-    engines = recipe.rlhf.rollout_actors
+    engines = recipe.rlhf.fleet_limit
     ray = RAY_GB + 2 * HELD_BYTES * size
     if on_gpu:
         host = HELD_BYTES * size
@@ -238,9 +238,10 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
             raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
-    actors = recipe.rlhf.rollout_actors
+    actors = recipe.rlhf.fleet_limit
     if actors > 8 * found.cpus:
-        raise UserError(f"rlhf.rollout_actors={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
+        name = "most_rollout_actors" if recipe.rlhf.most_rollout_actors else "rollout_actors"
+        raise UserError(f"rlhf.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
 
 
 def _check_memory(recipe: Recipe, found: Resources) -> None:

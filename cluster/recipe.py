@@ -172,6 +172,7 @@ class Rlhf(Section):
     overlong_share: Share | None = Field(None, description="last part of max_tokens, in which the reward falls by 1")
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
+    most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     checkpoint_every: Positive = 10
     accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
@@ -194,6 +195,17 @@ class Rlhf(Section):
         if self.kl_target and not self.kl_coefficient:
             raise ValueError("kl_target adapts kl_coefficient, which must be above 0 to begin with")
         return self
+
+    @model_validator(mode="after")
+    def _fleet(self) -> "Rlhf":
+        if self.fleet_limit < self.rollout_actors:
+            raise ValueError("most_rollout_actors is less than rollout_actors, with which the fleet starts")
+        return self
+
+    @property
+    def fleet_limit(self) -> int:
+        """The most rollout actors there may be, unless a person adds more."""
+        return self.most_rollout_actors or self.rollout_actors
 
 
 class Evaluate(Section):

@@ -22,6 +22,7 @@ EXECUTION = {
     "checkpoint_every",
     "recompute_activations",
     "rollout_actors",
+    "most_rollout_actors",
     "parity_every",
 }
 

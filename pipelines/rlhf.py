@@ -15,13 +15,14 @@ from actors.ledger import Ledger
 from actors.model.chat import Chat
 from actors.model.objectives.limits import breach
 from actors.parity import check_parity
-from actors.reinforce import Loop, advice
+from actors.reinforce import Loop
 from actors.remote_learner import RemoteLearner, learner_actor
 from actors.reward import Scorer, restarted, weighted_rewards
 from actors.reward_function import FunctionReward, Question, load_function
 from actors.reward_model import ModelReward
 from actors.rollouts import Rollouts
 from actors.sample import Prompt
+from actors.scaling import Scaler, advice
 from actors.stream import shards_in
 from cluster.cli import stage_main
 from cluster.failures import wait_for
@@ -68,14 +69,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
         loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
         some = list(prompts.values())[:PARITY_PROMPTS]
+        scaler = Scaler(settings.rollout_actors, settings.fleet_limit)
         metrics = MetricsWriter(out, resume_at=start)
         stopped = None
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):
                 if step == start or (settings.parity_every and step % settings.parity_every == 0):
                     check_parity(fleet, learner, some, settings.max_tokens, recipe.cluster.deadline_seconds)
-                _follow_wish(run, fleet)
+                _resize(run, fleet, wanted_actors(run))
                 figures = loop.step(step)
+                if settings.most_rollout_actors:
+                    _resize(run, fleet, scaler.wanted(figures, fleet.states()))
                 metrics.write(step, **figures)
                 stopped = breach(figures, settings)
                 if stopped:
@@ -106,9 +110,8 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
     }
 
 
-def _follow_wish(run: RunFolder, fleet: Fleet) -> None:
-    """`triptych fleet RUN add 2` changes the fleet between two steps."""
-    wanted = wanted_actors(run)
+def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
+    """Between two steps: `triptych fleet RUN add 2` wants it, or the measured idle shares."""
     if wanted is not None:
         fleet.resize(wanted)
         write_fleet_state(run, wanted)

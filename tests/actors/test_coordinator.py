@@ -5,16 +5,18 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from actors.coordinator import Coordinator
 from actors.ledger import Ledger, Ticket
-from actors.reinforce import Loop, advice
+from actors.reinforce import Loop
 from actors.rollouts import Rollouts
 from actors.roster import ActorState
 from actors.sample import Prompt, Sample, Sampling
+from actors.scaling import Scaler, advice
 from actors.simulation import Call, Fate, Latency, World, weights_of
 from actors.weights import Weights
 from cluster.failures import DeadlineError, EngineError, StageError
@@ -288,3 +290,33 @@ def test_advice_is_what_would_balance_the_two_sides(
 ):
     found = advice(learner_idle, rollout_idle, actors, max_staleness)
     assert (found is None) if said is None else (found or "").startswith(said)
+
+
+@pytest.mark.parametrize(("start", "learner_seconds", "balanced"), [(1, 0.6, 8), (8, 4.0, 2), (4, 1.1, 4)])
+def test_a_fleet_sizes_itself_to_the_learner(start: int, learner_seconds: float, balanced: int):
+    # An actor needs 0.2 s a prompt in 24 prompts a step: 4.8 s of work and 0.1 s a call.
+    settings = Rlhf(prompts_per_step=24, samples_per_prompt=2, max_staleness=1)
+    world = World(Latency(call=0.0, prompt=0.2, pull=0.0, spread=0.0), random.Random(1))
+    coordinator = world.coordinator(start, DEADLINE)
+    coordinator.start()
+    loop = loop_of(world, coordinator, Learner(world, settings, learner_seconds), rewarded)
+    scaler, sizes = Scaler(1, 16), [start]
+    for step in range(60):
+        wanted = scaler.wanted(loop.step(step), coordinator.states())
+        if wanted is not None:
+            coordinator.resize(wanted)
+            sizes.append(wanted)
+    assert abs(sizes[-1] - balanced) <= 1 + balanced // 4, sizes
+    assert len(sizes) <= 6
+    assert all(after <= 2 * before for before, after in pairwise(sizes))
+
+
+def test_a_fleet_stays_within_its_bounds_and_does_not_count_steps_of_another_size():
+    scaler, waiting = Scaler(2, 3), {"learner_idle": 0.9, "rollout_idle": 0.0}
+    ready = [ActorState.READY] * 2
+    assert [scaler.wanted(waiting, ready) for _ in range(4)] == [None] * 4
+    assert scaler.wanted(waiting, [*ready, ActorState.STARTING]) is None
+    assert [scaler.wanted(waiting, ready) for _ in range(5)] == [None] * 4 + [3]
+    assert [scaler.wanted(waiting, [ActorState.READY] * 3) for _ in range(5)] == [None] * 5
+    # Somebody added actors by hand: theirs to take away.
+    assert [scaler.wanted({"learner_idle": 0.0, "rollout_idle": 0.9}, ready * 2) for _ in range(5)] == [None] * 5

@@ -1,0 +1,90 @@
+"""RLHF on a Ray cluster of two nodes: one joins and gives an actor its place, then goes away with it.
+
+Both nodes are processes of this machine. The second joins while the run is live, and `triptych fleet` adds an actor,
+which lands there; then everything of that node is killed. The table gives the seconds until the actor worked, and from
+the loss to the next finished step.
+
+make demo && python -m infra.bench.node_loss [--run runs/demo]
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.metrics import read_metrics
+from infra.bench.faults import SECONDS, Command, copied, end_family, titled, wait_for, wrong
+
+STEPS = 40
+DRAWS = "ray::RolloutActor.generate"
+# Room for the actors of the recipe, and hardly more: the one that joins finds its place on the other node.
+HEAD_CPUS, NODE_CPUS = 2, 1
+
+
+@contextlib.contextmanager
+def ray_node(*words: str) -> Iterator[int]:
+    """`ray start` in the foreground, by its process's id; all of its processes are killed at the end."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "start", *words, "--object-store-memory=300000000", "--block"]
+    environment = {**os.environ, "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process.pid
+        finally:
+            end_family(process.pid)
+
+
+def join_and_leave(command: Command, address: str) -> None:
+    """Has a node and an actor on it join a live run, and kills them.
+
+    Raises:
+        TimeoutError: the actor does not come to work, or the run does not go on.
+    """
+    wait_for(lambda: command.steps() >= 2, "step 2", command)
+    with ray_node(f"--address={address}", f"--num-cpus={NODE_CPUS}") as node:
+        begin = time.monotonic()
+        fleet = [sys.executable, "-m", "cluster.cli", "fleet", str(command.run.root), "add", "1"]
+        subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
+        wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command)
+        took, done = time.monotonic() - begin, command.steps()
+    lost = time.monotonic()
+    wait_for(lambda: command.steps() > done, "the next step", command)
+    print(f"an actor on the node that joined drew after {took:.1f} s, at step {done}")
+    print(f"the next step came {time.monotonic() - lost:.1f} s after the node was lost")
+
+
+def main() -> None:
+    """Prints the figures; ends with 1 if the run was not whole."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
+    words.add_argument("--port", type=int, default=6380, help="for Ray's control store")
+    words.add_argument("--log", type=Path, default=Path("node_loss.log"), help="what the command prints goes here")
+    given = words.parse_args()
+    if not (given.run / "reward" / "manifest.json").exists():
+        print(f"{given.run}/reward is not there: run `make demo` first")
+        return
+    address = f"127.0.0.1:{given.port}"
+    # Sockets below it may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, copied(given.run) as run:
+        head_words = ("--head", f"--port={given.port}", f"--num-cpus={HEAD_CPUS}", f"--temp-dir={folder}")
+        with ray_node(*head_words, "--include-dashboard=false"):
+            command = Command(run, given.log, [f"rlhf.steps={STEPS}", f"cluster.address={address}"])
+            try:
+                join_and_leave(command, address)
+                code = command.process.wait(SECONDS)
+            finally:
+                command.end()
+        found = [f"exit code {code}"] if code else wrong(run, STEPS)
+        actors = [row["rollout_actors"] for row in read_metrics(run.path("policy"))]
+        print(f"rollout actors by step: {actors}")
+        print("; ".join(found) or f"all {STEPS} steps whole")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
