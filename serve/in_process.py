@@ -38,7 +38,6 @@ class ThreadedCore(InprocClient):
         self.resources = Resources()
         self.thread = thread
         self.busy = asyncio.Event()
-        self.step: asyncio.Future[EngineCoreOutputs] | None = None
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
@@ -74,21 +73,14 @@ class ThreadedCore(InprocClient):
         return await self._do(self.reset_prefix_cache, reset_running_requests, reset_connector)
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        loop = asyncio.get_running_loop()
         while True:
-            if self.step is None:
-                await self.busy.wait()
-                self.step = loop.run_in_executor(self.thread, self.get_output)
+            await self.busy.wait()
             try:
-                outputs = await self.step
+                outputs = await self._do(self.get_output)
             except BaseException:
                 self.resources.engine_dead = True
                 raise
-            self.step = None
-            if self.engine_core.scheduler.has_requests():
-                # The next step is computed while the event loop makes text of this one.
-                self.step = loop.run_in_executor(self.thread, self.get_output)
-            else:
+            if not self.engine_core.scheduler.has_requests():
                 self.busy.clear()
             if outputs.outputs:
                 return outputs
