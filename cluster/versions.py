@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.failures import UserError
 from cluster.run import Manifest, RunFolder, file_fingerprint, write_json
+from cluster.stages import stage_of
 
 KEPT = 5
 # Another of these makes another model, for which an engine has to be started again.
@@ -120,7 +121,7 @@ class Versions:
             shutil.rmtree(self.folder / version, ignore_errors=True)
 
     def _manifest(self) -> Manifest:
-        return self._run.require(self._model, self._model)
+        return self._run.require(self._model, stage_of(self._model).name)
 
 
 def live_version(folder: Path) -> Version:

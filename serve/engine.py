@@ -1,5 +1,7 @@
 """One vLLM engine with vLLM's own OpenAI serving classes in front of it."""
 
+import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from starlette.requests import Request
 from transformers import AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -27,12 +30,15 @@ from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from actors.weights import mismatch
 from cluster.plan import Share
 from cluster.versions import Version
 from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
 from serve.openapi import REFERENCE
 from serve.parts import Endpoint, Opening, Part, Promoted, Reply, Usage
+
+logger = logging.getLogger("ray.serve")
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
@@ -154,26 +160,41 @@ class Engine:
 
         If what the engine computes with then is not what the files hold, the old weights are loaded again.
         """
+        try:
+            expected = await self._call("read_weights", folder)
+        except (OSError, SafetensorError) as error:
+            return Promoted(0.0, error=f"the files cannot be read: {error}")
         async with self.gate.closed(DRAIN_SECONDS):
             start = time.monotonic()
             await self.engine.pause_generation(mode="keep", clear_cache=False)
-            try:
-                wrong = await self._load(folder)
-                if wrong and (still_wrong := await self._load(self.model)):
-                    raise RuntimeError(f"neither the new weights nor the old could be loaded: {still_wrong}")
-                # Cached keys and values are of the old weights.
-                await self.engine.reset_prefix_cache(reset_running_requests=True)
-            finally:
-                await self.engine.resume_generation()
+            wrong = await self._swap(folder, expected)
+            await self.engine.resume_generation()
             seconds = time.monotonic() - start
             if wrong:
                 return Promoted(seconds, error=f"after loading, {wrong} differed from the files")
             self.model = folder
             return Promoted(seconds, self.gate.change_to(weights))
 
-    async def _load(self, folder: Path) -> str | None:
-        (wrong,) = await self.engine.collective_rpc("swap_weights", args=(str(folder),))
+    async def _swap(self, folder: Path, expected: dict[str, int]) -> str | None:
+        known = False
+        try:
+            wrong = mismatch(expected, await self._call("swap_weights", folder))
+            if wrong:
+                before = await self._call("read_weights", self.model)
+                known = mismatch(before, await self._call("swap_weights", self.model)) is None
+            # Cached keys and values are of the old weights.
+            await self.engine.reset_prefix_cache(reset_running_requests=True)
+            known = known or not wrong
+        finally:
+            if not known:
+                # Nobody may be answered with weights that nobody knows. Ray Serve starts the replica again.
+                logger.critical("%s: neither the new weights nor the old could be loaded", self.model)
+                os._exit(1)
         return wrong
+
+    async def _call(self, method: str, folder: Path) -> dict[str, int]:
+        (found,) = await self.engine.collective_rpc(method, args=(str(folder),))
+        return found
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`: vLLM's, and whether the model was tuned to chat."""

@@ -149,6 +149,11 @@ class Gateway:
         models = {name: RemoteModel(handle, name, inbox, address) for name, handle in handles.items()}
         self._listener = Listener(gateway_app(models, settings), host, port, stop_seconds)
 
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a gateway that raises."""
+        if not self._listener.is_open():
+            raise RuntimeError("the HTTP listener has ended")
+
     async def __del__(self) -> None:
         # Ray Serve's hook at shutdown.
         await self._listener.close()

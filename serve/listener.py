@@ -40,6 +40,10 @@ class Listener:
         self._socket = listening_socket(host, port, unread_seconds)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return not self._serving.done()
+
     async def close(self) -> None:
         """Takes no more requests and lets those that are being answered end, for the time given."""
         self._server.should_exit = True

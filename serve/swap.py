@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
 from actors.transfer import finish_reload, live_digest
-from actors.weights import digest, mismatch
+from actors.weights import digest
 
 
 class Swap:
@@ -18,18 +18,23 @@ class Swap:
     model_runner: Any
     model_config: Any
 
-    def swap_weights(self, folder: str) -> str | None:
-        """Loads the safetensors of a Hugging Face directory and compares what the model then computes with.
+    def read_weights(self, folder: str) -> dict[str, int]:
+        """`digest` of the safetensors of a Hugging Face directory, in the element type that the model computes in.
 
-        Returns:
-            the modules whose weights are not those of the files, in words, or None.
+        Raises:
+            OSError: they cannot be read.
+            SafetensorError: they are damaged.
         """
+        tensors = _tensors(Path(folder))
+        return digest((name, tensor.to(self.model_config.dtype)) for name, tensor in tensors)
+
+    def swap_weights(self, folder: str) -> dict[str, int]:
+        """Loads them, and returns the `live_digest` of what the model computes with then."""
         model = self.model_runner.get_model()
         initialize_layerwise_reload(model)
         model.load_weights(_tensors(Path(folder)))
         finish_reload(model, self.model_config)
-        cast = ((name, tensor.to(self.model_config.dtype)) for name, tensor in _tensors(Path(folder)))
-        return mismatch(digest(cast), live_digest(model))
+        return live_digest(model)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ random weights and by default the demo's shape.
 
 python infra/bench/serving.py [--size 2.5M] [--seconds 5] [--rounds 3] [--concurrency 1 8 32]
 python infra/bench/serving.py --soak 1800     # the server alone: its memory, open files and errors over time
+python infra/bench/serving.py --kill          # the server alone: what clients see when the model's process is killed
 """
 
 import argparse
@@ -14,12 +15,14 @@ import contextlib
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +45,7 @@ PROMPT, TOKENS = 32, 64
 ERROR_SECONDS = 0.1
 START_SECONDS = 240.0
 SOAK_CLIENTS, SAMPLE_SECONDS = 6, 10.0
+KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
 
 
 @dataclass
@@ -95,6 +99,9 @@ async def _client(session: aiohttp.ClientSession, url: str, cell: Cell, end: flo
             async for line in response.content:
                 if not line.startswith(b"data: {"):
                     continue
+                if line.startswith(b'data: {"error"'):
+                    cell.errors += 1
+                    break
                 now = time.perf_counter()
                 if b'"choices":[]' in line:
                     cell.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
@@ -186,7 +193,7 @@ def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folde
     with own(run, ports[0], folder / "own.log"), bare(run, recipe, ports[1], folder / "bare.log"):
         for url in urls:
             asyncio.run(load(url, max(arguments.concurrency), 2.0))
-        print("clients | tokens/s own, vLLM, ratio | first token p50 ms | between tokens p99 ms | errors")
+        print("clients | tokens/s own, vLLM, ratio | first token p50 ms | between tokens p99 ms | errors", flush=True)
         for clients in arguments.concurrency:
             rounds = [
                 [asyncio.run(load(url, clients, arguments.seconds)) for url in urls] for _ in range(arguments.rounds)
@@ -220,9 +227,23 @@ def soak(run: RunFolder, seconds: float, folder: Path) -> None:
         )
 
 
-def _free_ports() -> tuple[int, int]:
-    import socket
+def kill(run: RunFolder, folder: Path) -> None:
+    """Kills the process that holds the model under load: who is told so, and how long the next answer takes."""
+    (port, _) = _free_ports()
+    url = f"http://127.0.0.1:{port}"
+    with own(run, port, folder / "own.log") as server, ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(lambda: asyncio.run(load(url, KILL_CLIENTS, 2 * KILL_AFTER_SECONDS)))
+        time.sleep(KILL_AFTER_SECONDS)
+        names = {process: " ".join(process.cmdline()) for process in server.children(recursive=True)}
+        (replica,) = (each for each, name in names.items() if "ServeReplica" in name and "gateway" not in name)
+        replica.kill()
+        killed = time.monotonic()
+        reply = httpx.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "The"}, timeout=START_SECONDS)
+        print(f"killed under {KILL_CLIENTS} streams: asked then, it answered {reply.status_code} after", end=" ")
+        print(f"{time.monotonic() - killed:.1f} s; {loading.result().errors} streams ended with an error event")
 
+
+def _free_ports() -> tuple[int, int]:
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind(("127.0.0.1", 0))
@@ -236,7 +257,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--soak", type=float, default=0.0)
+    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()
     recipe = load_recipe(RECIPE, [f"model.size={arguments.size}"])
     with tempfile.TemporaryDirectory() as name:
@@ -244,6 +266,8 @@ def main() -> None:
         run = write_run(folder / "run", recipe)
         if arguments.soak:
             soak(run, arguments.soak, folder)
+        elif arguments.kill:
+            kill(run, folder)
         else:
             compare(run, recipe, arguments, folder)
 

@@ -37,7 +37,7 @@ def held(versions: Versions) -> str:
 def test_a_server_starts_with_the_newest_weights_unless_they_were_rolled_back(
     run: RunFolder, versions: Versions
 ) -> None:
-    with pytest.raises(UserError, match="policy"):
+    with pytest.raises(UserError, match="triptych rlhf RECIPE"):
         versions.start()
     make(run, "aaa")
     assert versions.start().weights == "aaa"

@@ -143,17 +143,11 @@ def test_logprobs_are_of_the_sampled_tokens(client: openai.OpenAI) -> None:
 
 def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
     """Even a model that knows nothing keeps to it: the engine masks all other tokens."""
-    schema = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Lima", "Quito"]}, "sure": {"type": "boolean"}},
-        "required": ["city", "sure"],
-        "additionalProperties": False,
-    }
+    schema = {"type": "string", "enum": ["Lima", "Quito"]}
     form = {"type": "json_schema", "json_schema": {"name": "capital", "schema": schema, "strict": True}}
-    ask = {"model": MODEL, "messages": ASK, "max_tokens": 100, "temperature": 0}
-    said = json.loads(client.chat.completions.create(**ask, response_format=form).choices[0].message.content)
-    assert said["city"] in ("Lima", "Quito")
-    assert type(said["sure"]) is bool
+    ask = {"model": MODEL, "messages": ASK, "max_tokens": 40, "temperature": 0}
+    said = client.chat.completions.create(**ask, response_format=form).choices[0].message.content
+    assert json.loads(said) in ("Lima", "Quito")
 
 
 @pytest.mark.anyio

@@ -1,15 +1,19 @@
 """The HTTP listener on a real socket: clients that do not read, that are slow, and a server that ends."""
 
 import asyncio
+import json
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from serve.gateway import Settings, gateway_app
 from serve.listener import Listener
 from tests.helpers import free_port
+from tests.serve.local import Parrot, prompt
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +69,25 @@ async def test_the_end_waits_for_answers_that_are_being_written() -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         asked = asyncio.create_task(client.get("/short"))
         await asyncio.sleep(0.1)
+        assert listener.is_open()
         await listener.close()
+        assert not listener.is_open()
         assert (await asked).text == "whole"
         with pytest.raises(httpx.ConnectError):
             await client.get("/short")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_before_the_answer_ends_the_work(tmp_path: Path, stream: bool) -> None:
+    model, port = Parrot(), free_port()
+    listener = Listener(gateway_app({"parrot": model}, Settings(tmp_path)), "127.0.0.1", port, stop_seconds=1)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=0.3) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/completions", json=prompt("wait", stream=stream))
+        async with asyncio.timeout(5):
+            while not model.ended:
+                await asyncio.sleep(0.01)
+        assert (await client.post("/v1/completions", json=prompt("a b"))).status_code == 200
+    await listener.close()
+    rows = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
+    assert sorted(row["status"] for row in rows) == [200, 499]
