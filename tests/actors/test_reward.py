@@ -20,7 +20,7 @@ from actors.rollouts import ROUNDS, Rollouts
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure
 from cluster.plan import Share
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 from tests.tiny import write_tiny_reward_model
 
 HERE = "tests.actors.test_reward"
