@@ -25,7 +25,7 @@ from actors.model.optimiser import adamw
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
 from cluster.failures import StageError
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 MAXIMUM_GRADIENT_NORM = 1.0
 # The critic starts from the reward model and has to follow the policy: it learns faster than the policy moves.

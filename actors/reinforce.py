@@ -12,7 +12,7 @@ from actors.rollouts import Rollouts
 from actors.roster import ActorState
 from actors.sample import Prompt, Sample
 from cluster.metrics import Stopwatch
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 
 class Policy(Protocol):

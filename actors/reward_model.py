@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from actors.model.heads import load_reward_model
-from actors.model.objectives.preference import sequence_rewards
+from actors.model.heads import load_ensemble
+from actors.model.objectives.preference import ensemble_rewards
 from actors.reward import Scores
 from actors.sample import Prompt, Sample
 from cluster.failures import StageError
@@ -18,12 +18,13 @@ BATCH_ROWS = 128
 
 
 class ModelReward:
-    """Scores token ids: (score - mean) / deviation, so that the model it was trained from averages zero."""
+    """Scores token ids: (score - mean) / deviation, so that the model it was trained from averages zero. The score of
+    an ensemble is the mean of its members'."""
 
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_reward_model(model).to(self.device).eval()
+        self.models = [member.to(self.device).eval() for member in load_ensemble(model)]
         norm = json.loads((model / NORMALISATION).read_text())
         self.mean, self.deviation = norm["mean"], norm["deviation"]
 
@@ -42,7 +43,7 @@ class ModelReward:
             part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
             ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=0).to(self.device)
             lengths = torch.tensor([len(sequence) for sequence in part], device=self.device)
-            rewards += sequence_rewards(self.model, ids, lengths).tolist()
+            rewards += ensemble_rewards(self.models, ids, lengths).mean(0).tolist()
         if not all(math.isfinite(reward) for reward in rewards):
             raise StageError("the reward model answered with a number that is not finite")
         flat = iter(rewards)

@@ -11,7 +11,7 @@ from actors.ledger import Ledger, Outcome, Ticket
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import StageError
 from cluster.metrics import Stopwatch
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 # With dynamic sampling: the most rounds in which the batch of one step is filled up.
 ROUNDS = 10

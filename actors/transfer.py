@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 from torch import Tensor, nn
+from vllm.config import ModelConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -61,13 +62,19 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
 
     def finish_weight_update(self) -> None:
         """Repacks what is left and puts the layers back."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        for head in _heads(self.model).values():
-            # A head tied to the embeddings is sent no weights, so that vLLM leaves the CPU kernel's copy as it was.
-            head.quant_method.process_weights_after_loading(head)
+        finish_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Nothing to release."""
+
+
+def finish_reload(model: Any, config: ModelConfig) -> None:
+    """Ends what `initialize_layerwise_reload` began, once the tensors are loaded."""
+    finalize_layerwise_reload(model, config)
+    for head in _heads(model).values():
+        # A head tied to the embeddings is sent no weights, so that vLLM leaves the CPU kernel's copy as it was.
+        assert head.quant_method is not None
+        head.quant_method.process_weights_after_loading(head)
 
 
 def live_digest(model: nn.Module) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import __version__, feedback_commands, key_commands
+from cluster import __version__, feedback_commands, key_commands, score_command, version_commands
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
@@ -17,7 +17,7 @@ from cluster.ports import require_free_port
 from cluster.recipe import Recipe, Serve, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text
 from cluster.session import check_address, connect
-from cluster.stages import STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of, stages_of
+from cluster.stages import ASIDE, STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of, stages_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +115,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="print the log and take the job's exit code")] = True,
 ) -> None:
     """Run a command as a job on a Ray cluster, whose nodes must share the run folder and the sources."""
-    with_recipe = ["run", *(stage.name for stage in STAGES)]
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *ASIDE))]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
@@ -163,7 +163,10 @@ def version() -> None:
     print(f"triptych {__version__}")
 
 
+app.command("promote")(version_commands.promote)
+app.command("rollback")(version_commands.rollback)
 app.command("label")(feedback_commands.label)
+app.command("score")(score_command.score)
 app.add_typer(feedback_commands.labellers, name="labeller")
 app.add_typer(feedback_commands.exchange, name="feedback")
 app.add_typer(key_commands.keys, name="key")
@@ -202,13 +205,13 @@ def _add_stage_command(stage: Stage) -> None:
     @app.command(stage.name, help=f"One stage: {stage.purpose}.{needs}")
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
         loaded = load_recipe(recipe, overrides)
-        chosen = tuple(found for found in stages_of(loaded) if found.name == stage.name)
+        chosen = tuple(found for found in (*stages_of(loaded), *ASIDE) if found.name == stage.name)
         if not chosen:
             raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
         _run_stages(loaded, chosen, None)
 
 
-for _stage in STAGES:
+for _stage in (*STAGES, *ASIDE):
     _add_stage_command(_stage)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.agreement import Estimate, orders
-from cluster.feedback_tables import GOLD, Ranking, Repeat
+from cluster.feedback.tables import GOLD, Ranking, Repeat
 
 RESAMPLES = 1_000
 

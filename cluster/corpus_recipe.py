@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cluster.section import Positive, PositiveFloat, Section, Share
 
 Survivor = Literal["longest", "source", "quality", "earlier_source"]
+TokenizerKind = Literal["bpe", "wordpiece"]
 PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
@@ -115,6 +116,9 @@ class Corpus(Section):
     languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
     language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")
     personal_data: list[PersonalData] = Field([], description="kinds to replace: email, phone, ip, card, iban")
+    extractor: Literal["resiliparse", "trafilatura"] = Field(
+        "resiliparse", description="what takes the main text from web pages; trafilatura takes 20 times as long"
+    )
     page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
     maximum_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
     keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
@@ -127,6 +131,7 @@ class Corpus(Section):
     )
     known: list[str] = Field([], description="corpus folders of earlier runs: what they have is dropped")
     decontaminate: Decontaminate | None = None
+    tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
 
     @model_validator(mode="after")
     def _weights_of_all_or_none(self) -> "Corpus":

@@ -47,6 +47,16 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
+    def fits(self, token: str) -> bool:
+        """Whether a token is this key. Takes as long for a wrong one as for the right one."""
+        return hmac.compare_digest(self.digest, _digest(token))
+
+
+def new_key(name: str, scopes: Sequence[str]) -> tuple[Key, str]:
+    """A key that is in no ring, and its token."""
+    token = f"tri-{secrets.token_urlsafe(32)}"
+    return Key(name, tuple(scopes), _digest(token), time.time()), token
+
 
 class KeyRing:
     """The keys of one run folder. What a command changes, a server that runs sees at its next request."""
@@ -111,14 +121,12 @@ class KeyRing:
             raise UserError(f"{name!r} is no name for a key: up to 60 letters, digits, spaces and . @ - _")
         if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
             raise UserError(f"{', '.join(unknown) if scopes else 'nothing'} is no scope: those are {', '.join(SCOPES)}")
-        token = f"tri-{secrets.token_urlsafe(32)}"
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
+        key, token = new_key(name, ordered)
         with self._change() as keys:
             if any(key.name == name and key.revoked is None for key in keys):
                 raise UserError(f"there is a key {name} already; `triptych key revoke {name!r}` ends it")
-            keys.append(
-                Key(name, ordered, _digest(token), time.time(), None, requests_per_minute, tokens_per_minute),
-            )
+            keys.append(replace(key, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute))
         audit(self._folder, by, "key add", name=name, scopes=ordered)
         return token
 

@@ -187,8 +187,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - Training: 16 P bytes (float32 weights, gradients, AdamW; the last two of the adapters alone with LoRA), sharded
       over the workers, and 12 bytes a logit of each worker's micro-batch (micro_batch_rows × context × vocabulary, at
       most 2^26 at a time).
-    - Reinforcement: the learner as one training worker, its reference and the reward model 4 P each, and every rollout
-      engine 4 P and its cache of 1 GB.
+    - Reinforcement: the learner as one training worker, its reference and every reward model 4 P each, and every
+      rollout engine 4 P and its cache of 1 GB.
     - Serving: three engines, and the reward model as in reinforcement.
 
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
@@ -210,8 +210,9 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     }
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
-    needs["rlhf"] = ray + learner + PROCESS_GB + HELD_BYTES * size + engines * engine
-    needs["serve"] = ray + ENGINES * engine + PROCESS_GB + HELD_BYTES * size
+    reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
+    needs["rlhf"] = ray + learner + reward + engines * engine
+    needs["serve"] = ray + ENGINES * engine + reward
     return needs
 
 
@@ -281,7 +282,8 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
 
 def trainings(recipe: Recipe) -> dict[str, Training]:
     """The sections of the stages that train."""
-    return {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
+    found: dict[str, Training] = {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
+    return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
 
 
 def _gpu_share(gpus: float, processes: int) -> float:

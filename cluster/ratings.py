@@ -1,7 +1,8 @@
 """How strong models are, from votes between two of them: Bradley and Terry's model, with intervals.
 
 P(a beats b) = 1 / (1 + 10^((rating_b - rating_a) / 400)), the scale of chess (Elo 1978). A tie is half a win each way.
-Intervals are percentiles of a bootstrap over votes, as in Chatbot Arena (Chiang et al. 2024).
+A ballot that ranks more than two models is the votes between all its pairs. Intervals are percentiles of a bootstrap
+over ballots (Chiang et al. 2024, Chatbot Arena, over votes): the votes of one ballot depend on each other.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import expit
 
 RESAMPLES = 200
@@ -43,7 +45,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Rating:
-    """A model's strength with its 95 % interval; all models together have mean 1000. `votes`: how many it was in."""
+    """A model's strength with its 95 % interval; all models together have mean 1000. `votes`: ballots it was on."""
 
     model: str
     value: float
@@ -66,33 +68,39 @@ class Ratings:
     length: tuple[float, float, float] | None
 
 
-def ratings(votes: Sequence[Vote], control_length: bool = False, resamples: int = RESAMPLES, seed: int = 1) -> Ratings:
+def ratings(
+    ballots: Sequence[Sequence[Vote]], control_length: bool = False, resamples: int = RESAMPLES, seed: int = 1
+) -> Ratings:
     """Fits the strengths.
 
     Args:
-        votes: between any models; those that no chain of votes connects are not comparable, whatever the numbers say.
+        ballots: what people said, each time one vote or all pairs of a ranking; models that no chain of votes connects
+            are not comparable, whatever the numbers say.
         control_length: whether the share that an answer has in the length of both explains part of the votes (the
             control of Dubois et al. 2024 and Chatbot Arena): the ratings are then those of answers of equal length.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
+    votes = [vote for ballot in ballots for vote in ballot]
     names = sorted({name for vote in votes for name in vote.models})
     if not names:
         return Ratings([], None)
     rows, won = _design(votes, names, control_length)
     # Votes that say the same are one row with a count: the bootstrap then costs what the different ones do.
     rows, inverse = np.unique(np.column_stack([rows, won]), axis=0, return_inverse=True)
-    counts = np.bincount(inverse.ravel(), minlength=len(rows)).astype(float)
-    (best,) = _fit(rows, counts[None])
-    drawn = np.random.default_rng(seed).multinomial(len(votes), counts / counts.sum(), resamples)
-    low, high = np.quantile(_fit(rows, drawn.astype(float)), [0.025, 0.975], axis=0)
+    ballot = np.repeat(np.arange(len(ballots)), [len(ballot) for ballot in ballots])
+    held = csr_array((np.ones(len(votes)), (ballot, inverse.ravel())), shape=(len(ballots), len(rows)))
+    (best,) = _fit(rows, held.sum(0)[None])
+    chance, even = np.random.default_rng(seed), np.full(len(ballots), 1 / len(ballots))
+    drawn = np.stack([chance.multinomial(len(ballots), even) @ held for _ in range(resamples)])
+    low, high = np.quantile(_fit(rows, drawn), [0.025, 0.975], axis=0)
     found = [
         Rating(
             name,
             MEAN + SCALE * float(best[index]),
             MEAN + SCALE * float(low[index]),
             MEAN + SCALE * float(high[index]),
-            sum(name in vote.models for vote in votes),
+            sum(any(name in vote.models for vote in ballot) for ballot in ballots),
         )
         for index, name in enumerate(names)
     ]

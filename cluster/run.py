@@ -76,7 +76,12 @@ class RunFolder:
 
     @property
     def feedback_url(self) -> str:
-        return f"sqlite:///{self.root / 'feedback.db'}"
+        """Where the people's judgements are: a database in the folder, unless the file `feedback.url` names another.
+
+        A file and not a field of the recipe, which every manifest repeats: the address may hold a password.
+        """
+        named = self.root / "feedback.url"
+        return named.read_text(encoding="utf-8").strip() if named.exists() else f"sqlite:///{self.root / 'feedback.db'}"
 
     @property
     def recipe_path(self) -> Path:

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+# vLLM refuses more.
+Temperature = Annotated[float, Field(gt=0, le=2)]
 
 
 class Section(BaseModel):

@@ -63,6 +63,8 @@ STAGES = (
         "evaluate", "report", "pipelines.evaluate", ("evaluate",), ("base", "sft", "reward", "policy"), "compare models"
     ),
 )
+# What `triptych run` leaves out, as no later stage needs it.
+ASIDE = (Stage("dpo", "dpo", "pipelines.dpo", ("dpo",), ("sft", "preferences"), "learn from the rankings themselves"),)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -75,12 +77,12 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 def stage_named(name: str) -> Stage:
     """The stage of that name (as on the command line)."""
-    return next(stage for stage in STAGES if stage.name == name)
+    return next(stage for stage in (*STAGES, *ASIDE) if stage.name == name)
 
 
 def stage_of(folder: str) -> Stage:
     """The stage that fills that folder of the run."""
-    return next(stage for stage in STAGES if stage.folder == folder)
+    return next(stage for stage in (*STAGES, *ASIDE) if stage.folder == folder)
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """The part of the recipe that decides what the stage makes, with a hash for every file that it names.
 
     Raises:
-        UserError: a file that the recipe names is not there or cannot be read.
+        UserError: a file that the recipe names is not there or cannot be read, or the recipe lacks a section.
     """
     sections: dict[str, BaseModel] = {name: getattr(recipe, name) for name in stage.sections}
+    if missing := [name for name, section in sections.items() if section is None]:
+        raise UserError(
+            f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
+        )
     config = {name: section.model_dump(exclude=EXECUTION) for name, section in sections.items()}
     paths = [path for section in sections.values() for path in _source_paths(section)]
     return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}

@@ -84,7 +84,7 @@ def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
                 found[question.id] = PromptText(question.id, messages, metadata)
         else:
             for row, where in rows(str(source.path)):
-                messages = _prompt(row, where)
+                messages = prompt_of(row, where)
                 name = f"{source.path}: {json.dumps(messages, ensure_ascii=False)}"
                 used = LAYOUT if "prompt" in row else LAYOUT | {"question"}
                 known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
@@ -170,7 +170,12 @@ def _conversation(row: dict[str, Any], layout: str, where: str) -> Messages:
     return _checked([{"role": "user", "content": asked}, {"role": "assistant", "content": row[assistant]}], where)
 
 
-def _prompt(row: dict[str, Any], where: str) -> Messages:
+def prompt_of(row: dict[str, Any], where: str) -> Messages:
+    """The conversation of a row in any layout, up to where the assistant is to answer.
+
+    Raises:
+        UserError: there is none.
+    """
     if isinstance(row.get("prompt"), str):
         return [{"role": "user", "content": row["prompt"]}]
     if "prompt" not in row and "messages" not in row and "conversations" not in row:

@@ -26,6 +26,7 @@ from cluster.stages import Result
 from pipelines import preferences
 from pipelines.chat_data import PromptText
 from pipelines.chat_data import prompts as all_prompts
+from pipelines.imported import imported_rankings
 
 # Prompts that are stored at once: what a kill may cost, against one write to the database each.
 STORED_TOGETHER = 32
@@ -48,6 +49,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Samples, waits for rankings and writes `rankings.parquet`. All that is drawn or said is kept in the database."""
     settings, console = recipe.collect, Console()
     chat = Chat.of(run.path("sft"))
+    if settings.labeller == "imported":
+        return _import(recipe, run, out, chat)
     weights = run.require("sft", "sft").weights or ""
     prompts = plan_round(recipe, chat, weights)
     with open_feedback(run.feedback_url) as database:
@@ -64,25 +67,49 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         rows = ranking_rows(recipe, chat, database, prompts)
         counts = stored(database, prompts)
         excluded = database.excluded()
-    preferences.write_rankings(rows, out / "rankings.parquet")
     drawn = read_metrics(out)
     seconds = sum(row["seconds"] for row in drawn)
     return Result(
         metrics={
             "prompts": len(prompts.rows),
             "completions": sum(map(len, counts.values())),
-            "rankings": len(rows),
-            "rankings_digest": preferences.digest(rows),
-            "rankings_by": dict(sorted(Counter(row["labeller"] for row in rows).items())),
+            **_write(rows, out),
             "excluded": excluded,
             "labeller": settings.labeller,
             "stands_in_for_people": settings.labeller == "code",
             "noise": settings.label_noise if settings.labeller == "code" else None,
-            "tie_share": preferences.tie_share(rows),
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in drawn) / seconds if seconds else 0.0,
         }
     )
+
+
+def _import(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
+    """The stage where nothing is sampled: rankings that came from files."""
+    with open_feedback(run.feedback_url) as database:
+        found = imported_rankings(database, chat, recipe.model.context)
+        excluded = database.excluded()
+    return Result(
+        metrics={
+            "prompts": len({row["prompt_id"] for row in found.rows}),
+            **_write(found.rows, out),
+            "too_long": found.too_long,
+            "excluded": excluded,
+            "labeller": recipe.collect.labeller,
+            "stands_in_for_people": False,
+        }
+    )
+
+
+def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Writes the table of rankings. Gives what the manifest says of it."""
+    preferences.write_rankings(rows, out / "rankings.parquet")
+    return {
+        "rankings": len(rows),
+        "rankings_digest": preferences.digest(rows),
+        "rankings_by": dict(sorted(Counter(row["labeller"] for row in rows).items())),
+        "tie_share": preferences.tie_share(rows),
+    }
 
 
 def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:

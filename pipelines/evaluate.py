@@ -24,6 +24,7 @@ from pipelines.curves import learning_curves
 from pipelines.figures import FIGURES, Answer, Proportion, divergence, model_figures, proportion, verdict
 from pipelines.guide.facts import Country, countries
 from pipelines.guide.questions import Question, held_out_questions
+from pipelines.histograms import corpus_histograms
 from pipelines.report import MODELS, render
 
 ACTORS = 2
@@ -74,11 +75,12 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def write_report(report: dict[str, Any], answers: Mapping[str, Sequence[Answer]], root: Path, out: Path) -> None:
-    """Writes the report's files; the page's curves come from the finished stages under `root`."""
+    """Writes the report's files; the page's drawings come from the finished stages under `root`."""
     rows = answer_rows(answers)
     write_json(out / "report.json", report)
     write_json(out / "answers.json", rows)
-    (out / "index.html").write_text(render(report, rows, learning_curves(root)), encoding="utf-8")
+    page = render(report, rows, learning_curves(root), corpus_histograms(root))
+    (out / "index.html").write_text(page, encoding="utf-8")
 
 
 def answer_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:

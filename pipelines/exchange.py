@@ -2,7 +2,6 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     Raises:
         UserError: there is nothing to write, or the format cannot hold it.
     """
-    write = None if kind == ANSWERS else _writer(kind)
+    write = None if kind == ANSWERS else FORMATS[_known(kind)].write
     found: list[Row] = []
     judgements: dict[str, list[Ranking]] = defaultdict(list)
     excluded = database.excluded()
@@ -153,13 +152,6 @@ def _known(kind: str) -> str:
     if kind not in FORMATS:
         raise UserError(f"{kind!r} is not a format: choose one of {', '.join(FORMATS)}")
     return kind
-
-
-def _writer(kind: str) -> Callable[[Item], Iterator[Row]]:
-    write = FORMATS[_known(kind)].write
-    if write is None:
-        raise UserError(f"{kind} only comes in: a ranking is not a tree; export as lists")
-    return write
 
 
 def _split(item: Item, held_out_share: float) -> str:

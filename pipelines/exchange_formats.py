@@ -12,7 +12,12 @@ from typing import Any
 
 from cluster.failures import UserError
 from pipelines.exchange_item import Item, Messages, Row, others, text_of
-from pipelines.exchange_trees import read_openassistant, read_ultrafeedback, write_ultrafeedback
+from pipelines.exchange_trees import (
+    read_openassistant,
+    read_ultrafeedback,
+    write_openassistant,
+    write_ultrafeedback,
+)
 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 ANSWER = "\n\nAssistant:"
@@ -24,11 +29,10 @@ VERDICTS = ([1, 1], [1, 2], [2, 1])
 
 @dataclass(frozen=True)
 class Format:
-    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not. A kind without
-    `write` only comes in."""
+    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not."""
 
     read: Callable[[Row, str, str], list[Item]]
-    write: Callable[[Item], Iterator[Row]] | None = None
+    write: Callable[[Item], Iterator[Row]]
 
 
 def read_hh(row: Row, where: str, labeller: str) -> list[Item]:
@@ -175,7 +179,7 @@ FORMATS = {
     "lists": Format(read_lists, write_lists),
     "pandalm": Format(read_pandalm, write_pandalm),
     "ultrafeedback": Format(read_ultrafeedback, write_ultrafeedback),
-    "openassistant": Format(read_openassistant),
+    "openassistant": Format(read_openassistant, write_openassistant),
 }
 
 

@@ -54,7 +54,7 @@ def write_ultrafeedback(item: Item) -> Iterator[Row]:
 
 def read_openassistant(row: Row, where: str, labeller: str) -> list[Item]:
     """{"message_tree_id", "prompt": {"text", "role", "replies": [...]}}: ranks start at 0, the best; answers that
-    nobody ranked, or that were deleted, are left out. What a message holds besides its text is kept with the prompt."""
+    nobody ranked, or that were deleted, are left out. The tree itself is kept with the first of its prompts."""
     root = row.get("prompt")
     if not isinstance(root, dict):
         raise UserError(f"{where}: prompt should be a message with its replies")
@@ -75,16 +75,23 @@ def read_openassistant(row: Row, where: str, labeller: str) -> list[Item]:
                     texts=[reply["text"] for reply in ranked],
                     ranks={labeller: [1 + order.index(reply["rank"]) for reply in ranked]},
                     models=[str(reply.get("model_name", "a person")) for reply in ranked],
-                    details={
-                        "row": {
-                            "message_tree_id": row.get("message_tree_id"),
-                            "messages": [others(one, ("text", "replies")) for one in (message, *ranked)],
-                        }
-                    },
+                    details={"row": {"message_tree_id": row.get("message_tree_id")}} | ({} if items else {"tree": row}),
                 )
             )
         waiting += [(reply, path) for reply in reversed(replies)]
     return items
+
+
+def write_openassistant(item: Item) -> Iterator[Row]:
+    """One row a tree, with the ranks that it came with: a message holds one rank and not those of several people.
+
+    Raises:
+        UserError: the item did not come from Open-Assistant.
+    """
+    if "message_tree_id" not in item.details.get("row", {}):
+        raise UserError("only what was imported from Open-Assistant can be exported as openassistant: export as lists")
+    if "tree" in item.details:
+        yield item.details["tree"]
 
 
 def _checked_replies(message: Any, where: str) -> list[Any]:

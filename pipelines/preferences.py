@@ -93,7 +93,7 @@ def ranking_row(
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
     person = is_person(ranking.labeller)
     return {
-        "prompt_id": prompt.details["prompt"],
+        "prompt_id": prompt.details.get("prompt", prompt.id),
         "kind": prompt.details.get("kind"),
         "prompt_token_ids": prompt_token_ids,
         "answers": [completion.token_ids for completion in ranked],

@@ -8,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
 from pipelines.figures import FIGURES
+from pipelines.histograms import Histogram
 from pipelines.trust import PROBES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
@@ -20,13 +21,19 @@ KINDS = {
 }
 
 
-def render(report: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], curves: Sequence[Curve]) -> str:
+def render(
+    report: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    curves: Sequence[Curve],
+    histograms: Sequence[Histogram] = (),
+) -> str:
     """The page.
 
     Args:
         report: what report.json holds.
         answers: what answers.json holds.
         curves: learning curves of the stages.
+        histograms: of the corpus's documents.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -37,6 +44,7 @@ def render(report: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], curv
         probes=PROBES,
         models=MODELS,
         curves=curves,
+        histograms=histograms,
         groups=[(title, note, _spread(answers, kind)) for kind, (title, note) in KINDS.items()],
         timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
         total=_duration(sum(report["timings"].values())),

@@ -1,6 +1,10 @@
 """The reward model: learns the rankings, so that it can stand in for the people who made them."""
 
-from collections.abc import Mapping, Sequence
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,16 +17,16 @@ import torch
 from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
-from actors.model.heads import load_reward_model, with_new_head
-from actors.model.objectives.preference import PreferenceObjective, sequence_rewards
+from actors.model.heads import MEMBER, load_reward_model, with_new_head
+from actors.model.objectives.preference import PreferenceObjective, ensemble_rewards
 from actors.reward_model import BATCH_ROWS, NORMALISATION
-from actors.stream import shards_in
+from actors.stream import Shard, shards_in
 from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
-from cluster.plan import make_plan
+from cluster.plan import Plan, make_plan
 from cluster.recipe import Recipe
-from cluster.run import RunFolder, file_fingerprint, write_json
+from cluster.run import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
 from pipelines.training import fit
 from pipelines.trust import Score, accuracy, trust
@@ -35,24 +39,22 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
-    for name, rows in parts.items():
-        _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / name)
-    job = TrainingJob(
-        settings=recipe.reward,
-        make=partial(_model, sft),
-        shards=shards_in(out / "shards" / "train"),
-        held_out=shards_in(out / "shards" / "held_out"),
-        out=out,
-        seed=recipe.seed,
-        threads=plan.trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
-    )
-    fit(job, plan, "reward model")
+    _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
+    train = partial(_train, recipe, plan, sft, shards_in(out / "shards" / "held_out"))
     torch.set_num_threads(plan.learner.threads)
-    model = load_reward_model(out).eval()
-    score = partial(_scores, model)
+    curve = [_point(share, recipe.seed, parts, train, out / "curve") for share in sorted(recipe.reward.curve)]
+    members = [
+        train(parts["train"], out),
+        *(
+            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER}{number}")
+            for number in range(2, recipe.reward.members + 1)
+        ),
+    ]
+    score = partial(_scores, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
+    for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
+        shutil.rmtree(folder)
     found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
         metrics={
@@ -60,9 +62,76 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "pair_accuracy": found["accuracy"],
             "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
             "trust": found,
+            **({"curve": curve} if curve else {}),
+            **({"member_accuracies": _accuracies(members, parts["held_out"])} if len(members) > 1 else {}),
         },
-        weights=file_fingerprint(out / "model.safetensors"),
+        weights=_weights(out),
     )
+
+
+def _train(
+    recipe: Recipe, plan: Plan, sft: Path, held_out: list[Shard], rankings: list[dict[str, Any]], out: Path
+) -> Any:
+    """Trains a reward model into `out`, and gives it."""
+    _write_shard(rankings, recipe.reward.labeller_weights, out / "shards" / "train")
+    job = TrainingJob(
+        settings=recipe.reward,
+        make=partial(_model, sft),
+        shards=shards_in(out / "shards" / "train"),
+        held_out=held_out,
+        out=out,
+        seed=recipe.seed,
+        threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
+    )
+    fit(job, plan, "reward model")
+    return load_reward_model(out).eval()
+
+
+def _accuracies(members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
+    """Of each member alone: what the ensemble's own is to be compared with."""
+    return [accuracy(held_out, _scores_of_answers(partial(_scores, [one]), held_out))["value"] for one in members]
+
+
+def _weights(out: Path) -> str:
+    """The checksum of the model, or of all members of an ensemble."""
+    own = file_fingerprint(out / "model.safetensors")
+    others = [file_fingerprint(path) for path in sorted(out.glob(f"{MEMBER}*/model.safetensors"))]
+    return fingerprint([own, *others]) if others else own
+
+
+def _resample(rankings: list[dict[str, Any]], seed: int, number: int) -> list[dict[str, Any]]:
+    """As many prompts drawn with replacement, each with all its rankings (bagging, Breiman 1996): members that saw the
+    same would err alike."""
+    prompts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rankings:
+        prompts[row["prompt_id"]].append(row)
+    drawn = random.Random(f"member {seed} {number}").choices(sorted(prompts), k=len(prompts))
+    return [row for name in drawn for row in prompts[name]]
+
+
+def _point(
+    share: float,
+    seed: int,
+    parts: Mapping[str, list[dict[str, Any]]],
+    train: Callable[[list[dict[str, Any]], Path], Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """The accuracy of a model that saw a share of the training prompts: a larger share holds all of a smaller one. The
+    model is not kept; the figure is, so that a resumed stage does not train it again."""
+    found = folder / f"{share:g}.json"
+    if not found.exists():
+        prompts = sorted({row["prompt_id"] for row in parts["train"]})
+        random.Random(f"curve {seed}").shuffle(prompts)
+        chosen = set(prompts[: max(1, round(share * len(prompts)))])
+        rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
+        out = folder / f"{share:g}"
+        score = partial(_scores, [train(rankings, out)])
+        right = accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
+        write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
+        shutil.rmtree(out)
+    point: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+    return point
 
 
 def _model(sft: Path) -> tuple[Any, Any, Any]:
@@ -89,13 +158,14 @@ def _write_shard(rankings: list[dict[str, Any]], labeller_weights: Mapping[str, 
 
 
 @torch.no_grad()
-def _scores(model: Any, sequences: Sequence[list[int]]) -> list[float]:
-    """The scores of token ids, prompt and answer together."""
+def _scores(members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
+    """The scores of token ids, prompt and answer together: the mean of the members'."""
     scores: list[float] = []
     for begin in range(0, len(sequences), BATCH_ROWS):
         part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
-        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=model.config.pad_token_id)
-        scores += sequence_rewards(model, ids, torch.tensor([len(sequence) for sequence in part])).tolist()
+        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=members[0].config.pad_token_id)
+        lengths = torch.tensor([len(sequence) for sequence in part])
+        scores += ensemble_rewards(members, ids, lengths).mean(0).tolist()
     return scores
 
 

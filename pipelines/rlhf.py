@@ -30,7 +30,8 @@ from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
 from cluster.metrics import MetricsWriter, read_metrics
 from cluster.plan import Plan, Share, make_plan
 from cluster.progress import metrics_progress
-from cluster.recipe import Recipe, Reward, Rlhf
+from cluster.recipe import Recipe
+from cluster.rlhf_recipe import Reward, Rlhf
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import prompts as prompt_texts

@@ -158,16 +158,12 @@ def _worse(name: str, row: Row, index: int, other: tuple[Row, int], chat: Chat) 
     text = row["texts"][index].strip()
     if name == "longer":
         further = other[0]["texts"][other[1]].strip()
-        return None if further == text else _tokens(f"{text} {further}", chat)
+        return None if further == text else chat.answer(f"{text} {further}")
     if name == "thanks":
-        return _tokens(text + THANKS, chat)
+        return chat.answer(text + THANKS)
     if name == "refusal":
-        return None if any(word in text.lower() for word in REFUSING) else _tokens(REFUSAL, chat)
-    return _tokens(" ".join([text] * 3) if name == "repetition" else "", chat)
-
-
-def _tokens(text: str, chat: Chat) -> list[int]:
-    return [*chat.tokenizer.encode(text, add_special_tokens=False), chat.end_of_turn_id]
+        return None if any(word in text.lower() for word in REFUSING) else chat.answer(REFUSAL)
+    return chat.answer(" ".join([text] * 3) if name == "repetition" else "")
 
 
 def _best(row: Row) -> int | None:

@@ -25,6 +25,7 @@ NEEDS = {
     "/v1/score": SCORE,
     "/v1/models": ANY,
     "/v1/models/*": ANY,
+    "/openapi.json": ANY,
     "/ready": ANY,
     "/metrics": ADMIN,
     "/runs/*": ADMIN,
@@ -70,10 +71,11 @@ class Access:
     Args:
         folder: the run folder with the keys; None if there is no run, and then nobody has a key.
         openness: whether requests without a key are let in.
+        owner: a key beside those of the folder, of whoever started the server; no name in the folder has brackets.
     """
 
-    def __init__(self, folder: Path | None, openness: Openness) -> None:
-        self._ring, self._openness = KeyRing(folder) if folder else None, openness
+    def __init__(self, folder: Path | None, openness: Openness, owner: Key | None = None) -> None:
+        self._ring, self._openness, self._owner = KeyRing(folder) if folder else None, openness, owner
 
     def is_open(self) -> bool:
         """Whether no key is asked for now."""
@@ -100,7 +102,7 @@ class Access:
         needed = scopes_for(path)
         if needed is None:
             return EVERYONE
-        key = self._ring.holder(token) if token and self._ring else None
+        key = self._holder(token) if token else None
         if key is None:
             what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
             raise RequestError(401, what, "AuthenticationError")
@@ -108,6 +110,11 @@ class Access:
             have, need = ", ".join(key.scopes), " or ".join(sorted(needed))
             raise RequestError(403, f"this needs a key with the scope {need}; yours has {have}", "PermissionError")
         return Caller(key.name, key)
+
+    def _holder(self, token: str) -> Key | None:
+        if self._owner and self._owner.fits(token):
+            return self._owner
+        return self._ring.holder(token) if self._ring else None
 
     def labeller(self, token: str) -> str | None:
         """The name under which a key with the scope label judges."""

@@ -3,26 +3,27 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, LoggingConfig
 from rich.console import Console
 
 from cluster.failures import DeadlineError, StageError, UserError
-from cluster.keys import KeyRing
+from cluster.keys import KeyRing, new_key
 from cluster.plan import Share, make_plan
 from cluster.ports import require_free_port
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
+from cluster.version_commands import write_server
+from cluster.versions import Versions, live_version
 from serve.access import Openness, is_loopback
 from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
-from serve.scorer import ScorerReplica
 
 APPLICATION = "triptych"
 MODEL_FOLDERS = ("base", "sft", "policy", "reward")
@@ -31,6 +32,11 @@ REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
 STOP_SECONDS = 5.0
+# How often Ray Serve looks whether a replica is alive, and so how soon it replaces one that died.
+HEALTH_SECONDS = 2.0
+# Up to so much an engine's memory and time are those of the process around it and not the model's.
+SMALL_BYTES = 100 << 20
+HEAD_NODE = "node:__internal_head__"
 
 
 def serve_run(
@@ -45,7 +51,7 @@ def serve_run(
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
 
     Args:
-        models: the name that clients use, and the Hugging Face directory, of each model.
+        models: the name that clients use, and the Hugging Face directory or the folder of versions, of each model.
         host: the address to listen on.
         port: the port to listen on.
         share: what each model's replica gets.
@@ -58,44 +64,39 @@ def serve_run(
         StageError: some model could not be loaded.
     """
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=75),
-        logging_config=quiet,
-    )
-    target = serve.RunTarget(application(models, share, context, settings), APPLICATION, "/", logging_config=quiet)
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
+    app = application(models, share, context, settings, host, port)
+    target = serve.RunTarget(app, APPLICATION, None, logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(deadline)
 
 
-def application(models: dict[str, Path], share: Share, context: int, settings: Settings) -> serve.Application:
-    """The Ray Serve application: one deployment a model, and the gateway, which holds a handle to each."""
+def application(
+    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int
+) -> serve.Application:
+    """The Ray Serve application: deployments of the models, and the gateway, which holds a handle for each model."""
     deployed = serve.deployment(
-        max_ongoing_requests=REQUESTS_AT_ONCE,
+        max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
         max_constructor_retry_count=1,
+        health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=STOP_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
-        ray_actor_options={
-            "num_cpus": share.cpus,
-            "num_gpus": share.gpus,
-            "runtime_env": {"env_vars": engine_environment(share)},
-        },
     )
+    environment = {"env_vars": engine_environment(share)}
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
         graceful_shutdown_timeout_s=STOP_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
-        # It only passes text on; a share of its own would be taken from the models.
-        ray_actor_options={"num_cpus": 0},
-    )(serve.ingress()(Gateway))
-    handles = {
-        name: deployed(ScorerReplica if is_reward_model(path) else Replica)
-        .options(name=name)
-        .bind(name, path, context, share)
-        for name, path in models.items()
-    }
-    return gateway.bind(handles, settings)
+        # It only passes text on; a share of its own would be taken from the models. It listens where the command runs.
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
+    )(Gateway)
+    handles: dict[str, serve.Application] = {}
+    for group in grouped(models, share):
+        options = {"num_cpus": share.cpus * len(group), "num_gpus": share.gpus, "runtime_env": environment}
+        placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
+        handles |= dict.fromkeys(group, placed.bind(group, context, share))
+    return gateway.bind(handles, settings, host, port, STOP_SECONDS)
 
 
 def serve_until_interrupted(
@@ -111,13 +112,18 @@ def serve_until_interrupted(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = recipe.serve.host, recipe.serve.port
     openness = openness_for(host, without_keys)
-    models = finished_models(run)
-    settings = Settings(
-        run.root, run.feedback_url, openness, weights={name: run.require(name, name).weights for name in models}
-    )
+    finished = finished_models(run)
     require_free_port(host, port)
+    # The run made them; what is served of them may be older, after a rollback.
+    versions = {name: Versions(run, name) for name in finished}
+    weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
+    models = {name: one.folder for name, one in versions.items()}
+    owner, token = new_key("(owner)", ("admin",))
+    settings = Settings(run.root, run.feedback_url, openness, weights=weights, aliases=aliases(models), owner=owner)
+    address = f"http://{url_host(host)}:{port}"
     if others := serve.status().applications:
         raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
+    server_file = write_server(run, address, token)
     with _signals_interrupt():
         try:
             with console.status(f"starting {', '.join(models)}"):
@@ -130,7 +136,6 @@ def serve_until_interrupted(
                     recipe.cluster.deadline_seconds,
                     settings,
                 )
-            address = f"http://{url_host(host)}:{port}"
             console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
             console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")
             console.print(who_may_ask(run, openness))
@@ -139,6 +144,7 @@ def serve_until_interrupted(
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
+            server_file.unlink(missing_ok=True)
             serve.delete(APPLICATION)
             # A local cluster ends with the command, and Serve's controller with it.
             if recipe.cluster.address != "local":
@@ -170,9 +176,21 @@ def who_may_ask(run: RunFolder, openness: Openness) -> str:
     return f"open to every program of this machine until there is a key: {make} makes one"
 
 
-def is_reward_model(folder: Path) -> bool:
-    """Whether a model scores answers: the scale of its rewards lies with it."""
-    return (folder / "normalisation.json").exists()
+def grouped(models: Mapping[str, Path], share: Share) -> list[dict[str, Path]]:
+    """The models of each replica: on CPUs small ones share a process, all others have one each."""
+    sizes = {
+        name: sum(file.stat().st_size for file in live_version(path).folder.glob("*.safetensors"))
+        for name, path in models.items()
+    }
+    small = {name: path for name, path in models.items() if not share.gpus and sizes[name] <= SMALL_BYTES}
+    alone = [{name: path} for name, path in models.items() if name not in small]
+    return [small, *alone] if small else alone
+
+
+def aliases(models: Collection[str]) -> dict[str, str]:
+    """`latest` is the model that has gone furthest through the stages that make one write."""
+    writing = [name for name in MODEL_FOLDERS if name in models and name != "reward"]
+    return {"latest": writing[-1]} if writing else {}
 
 
 def finished_models(run: RunFolder) -> dict[str, Path]:

@@ -1,11 +1,17 @@
-"""The body of a request, or what is wrong with it."""
+"""The body of a request, or what is wrong with it; and what may take as long as the client waits for it."""
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from serve.errors import RequestError
+
+T = TypeVar("T")
+# As web servers note it in their logs; nobody reads the answer.
+CLIENT_GONE = 499
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -28,6 +34,30 @@ async def json_body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError(400, "the request body must be a JSON object", "BadRequestError")
     return body
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of some work on a request whose body has been read. The work is cancelled when the client goes.
+
+    Raises:
+        RequestError: 499, it has gone.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.create_task(_until_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise RequestError(CLIENT_GONE, "the client closed the connection", "ClientClosedError")
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
+
+
+async def _until_disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _no_constant(name: str) -> None:

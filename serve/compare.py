@@ -1,11 +1,12 @@
-"""The compare page: one prompt to two models, blind and side by side, and a vote; then it says which they were."""
+"""The compare page: one prompt to several models, blind and side by side, and a vote; then it says which they were."""
 
 import asyncio
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from itertools import combinations
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -15,34 +16,38 @@ from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is
 from cluster.ratings import Vote, ratings
 from serve.errors import RequestError
 from serve.page import page
+from serve.parts import Reply
 from serve.remote import Model
-from serve.replica import Reply
 from serve.sign_in import labeller_of_request
 
-SIDES = 2
+MOST_SIDES = 4
 TEMPERATURE = 0.7
-# The prompt has the other half of what a model can read; nobody reads more of two answers than this.
+# The prompt has the other half of what a model can read; nobody reads more of several answers than this.
 MOST_TOKENS = 1_024
 LONGEST_PROMPT = 100_000
-Said = Literal["left", "right", "tie", "bad"]
-RANKS: Mapping[Said, list[int]] = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": []}
 
 
 class Asked(BaseModel):
-    """What a person asks two models."""
+    """What a person asks, and how many models."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+    sides: Annotated[int, Field(ge=2, le=MOST_SIDES)] = 2
 
 
 class Voted(BaseModel):
-    """What a person says of the two answers; `comparison` is the name that came at the end of the stream."""
+    """What a person says of the answers.
+
+    Attributes:
+        comparison: the name that came at the end of the stream.
+        ranks: of every side, from left to right; 1 is best, equal ranks tie. None where all are bad.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     comparison: Annotated[str, Field(max_length=200)]
-    vote: Said
+    ranks: list[Annotated[int, Field(ge=1, le=MOST_SIDES)]] | None
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
 
@@ -60,7 +65,7 @@ def compare_router(
 
     Args:
         database: where prompts, answers and votes go.
-        models: by name. Those tuned to chat are compared; where fewer than two are, all are.
+        models: by name. Those tuned to chat are compared; where they are too few, all that write are.
         weights: the checksum of every model's weights, where it is known.
         known: as `labeller_of_request`.
     """
@@ -71,9 +76,15 @@ def compare_router(
     def compare_page() -> HTMLResponse:
         return page("compare.html")
 
+    @router.get("/models")
+    async def most_models(labeller: Labeller) -> dict[str, int]:
+        del labeller
+        cards = await asyncio.gather(*(model.card() for model in models.values()))
+        return {"most": min(MOST_SIDES, sum(not card.get("score") for card in cards))}
+
     @router.post("/answers")
     async def answers(labeller: Labeller, asked: Asked) -> StreamingResponse:
-        chosen = await _draw(models)
+        chosen = await _draw(models, asked.sides)
         events = _events(database, labeller, asked.prompt, chosen, weights)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -83,6 +94,8 @@ def compare_router(
         if prompt is None or prompt.details.get("compare") != labeller:
             raise HTTPException(404, "there is no such comparison of yours: ask again")
         sides = _sides(prompt)
+        if voted.ranks is not None and len(voted.ranks) != len(sides):
+            raise HTTPException(422, f"{len(sides)} answers were shown and {len(voted.ranks)} ranked")
         given = _ranking(labeller, voted, sides)
         if not database.add_ranking(given):
             found = database.judgement(prompt.id, labeller)
@@ -98,41 +111,46 @@ def compare_router(
     @router.get("/figures")
     def figures(labeller: Labeller) -> dict[str, Any]:
         del labeller
-        votes, bad = votes_in(database)
-        raw, controlled = ratings(votes), ratings(votes, control_length=True)
-        return {"votes": len(votes), "bad": bad, "raw": asdict(raw), "controlled": asdict(controlled)}
+        ballots, bad = ballots_in(database)
+        raw, controlled = ratings(ballots), ratings(ballots, control_length=True)
+        return {"votes": len(ballots), "bad": bad, "raw": asdict(raw), "controlled": asdict(controlled)}
 
     return router
 
 
-def votes_in(database: Feedback) -> tuple[list[Vote], int]:
-    """Every vote of people who are not excluded, in the order given; and how often they called both answers bad, which
-    says nothing of which is better."""
+def ballots_in(database: Feedback) -> tuple[list[list[Vote]], int]:
+    """All votes of people who are not excluded, in the order given, each as what it says of every pair of models; and
+    how often they called all answers bad, which says nothing of which is better."""
     excluded = set(database.excluded())
     prompts = {prompt.id: _sides(prompt) for prompt in database.prompts(prefix=COMPARED)}
-    votes, bad = [], 0
+    ballots, bad = [], 0
     for row in database.judgements():
         if row.prompt_id not in prompts or row.labeller in excluded or not is_person(row.labeller):
             continue
-        sides = prompts[row.prompt_id]
         if row.ranks:
-            left, right = (row.ranks[str(side.id)] for side in sides)
-            won = 0.5 if left == right else float(left < right)
-            votes.append(Vote((sides[0].model, sides[1].model), won, (len(sides[0].text), len(sides[1].text))))
+            ballots.append([_vote(row.ranks, pair) for pair in combinations(prompts[row.prompt_id], 2)])
         bad += row.all_bad
-    return votes, bad
+    return ballots, bad
 
 
-async def _draw(models: Mapping[str, Model]) -> list[tuple[str, Model, bool, int]]:
-    """Two models at random, left and right: name, the model, whether it chats, and how many tokens it may write."""
+def _vote(ranks: Mapping[str, int], pair: tuple[Completion, Completion]) -> Vote:
+    first, second = (ranks[str(side.id)] for side in pair)
+    won = 0.5 if first == second else float(first < second)
+    return Vote((pair[0].model, pair[1].model), won, (len(pair[0].text), len(pair[1].text)))
+
+
+async def _draw(models: Mapping[str, Model], sides: int) -> list[tuple[str, Model, bool, int]]:
+    """Models at random, from left to right: name, the model, whether it chats, and how many tokens it may write."""
     cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
     writing = [name for name in models if not cards[name].get("score")]
     chat = [name for name in writing if cards[name].get("chat", True)]
-    able = chat if len(chat) >= SIDES else writing
-    if len(able) < SIDES:
-        raise HTTPException(409, f"comparing takes {SIDES} models, and {len(able)} is served")
-    names = secrets.SystemRandom().sample(able, SIDES)
-    # Both may write equally much: a limit of its own would tell which model it is.
+    able = chat if len(chat) >= sides else writing
+    if len(able) < sides:
+        raise HTTPException(
+            409, f"comparing takes {sides} models, and {len(able)} {'is' if len(able) == 1 else 'are'} served"
+        )
+    names = secrets.SystemRandom().sample(able, sides)
+    # All may write equally much: a limit of its own would tell which model it is.
     room = min(MOST_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
     return [(name, models[name], name in chat, room) for name in names]
 
@@ -144,7 +162,7 @@ async def _events(
     chosen: Sequence[tuple[str, Model, bool, int]],
     weights: Mapping[str, str | None],
 ) -> AsyncIterator[str]:
-    """Pieces of both answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
+    """Pieces of all answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
     stored. Models' own events name them, so none is passed on."""
     texts = [""] * len(chosen)
     try:
@@ -229,8 +247,8 @@ def _ranking(labeller: str, voted: Voted, sides: Sequence[Completion]) -> Rankin
     return Ranking(
         prompt_id=voted.comparison,
         labeller=labeller,
-        ranks=dict(zip(keys, RANKS[voted.vote], strict=False)),
-        all_bad=voted.vote == "bad",
+        ranks=dict(zip(keys, voted.ranks or (), strict=False)),
+        all_bad=voted.ranks is None,
         presented=[side.id for side in sides if side.id is not None],
         seconds=voted.seconds,
     )

@@ -45,18 +45,17 @@ class Visit:
 
     Attributes:
         id: its number.
-        numbered_here: whether the number is this door's own; Ray's proxy numbers a request and adds that to the answer.
         headers: more headers for the answer.
         held: what is given back when the request has ended, however it ended.
     """
 
     id: str
-    numbered_here: bool
     method: str
     path: str
     start: float
     caller: Caller = EVERYONE
     model: str = ""
+    weights: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
@@ -84,8 +83,7 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        number, numbered_here = _request_id(headers)
-        visit = Visit(number, numbered_here, scope["method"], scope["path"], time.monotonic())
+        visit = Visit(_request_id(headers), scope["method"], scope["path"], time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
 
         async def send_safely(message: Message) -> None:
@@ -140,6 +138,7 @@ class Door:
             "path": visit.path[:LONGEST_PATH],
             "status": visit.status,
             "model": visit.model,
+            "weights": visit.weights,
             "prompt_tokens": visit.prompt_tokens,
             "completion_tokens": visit.completion_tokens,
             "seconds": round(seconds, 4),
@@ -158,10 +157,10 @@ def access_log(path: Path | None) -> logging.Logger:
     return logger
 
 
-def _request_id(headers: Mapping[str, str]) -> tuple[str, bool]:
-    """The number that the request came with, if it can do no harm in a header or a log; else a new one, and True."""
+def _request_id(headers: Mapping[str, str]) -> str:
+    """The number that the request came with, if it can do no harm in a header or a log; else a new one."""
     given = headers.get("x-request-id", "")
-    return (given, False) if REQUEST_ID.fullmatch(given) else (uuid.uuid4().hex, True)
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _add_headers(message: Message, visit: Visit) -> None:
@@ -169,5 +168,4 @@ def _add_headers(message: Message, visit: Visit) -> None:
     for name, value in SAFE_HEADERS.items():
         headers.setdefault(name, value)
     headers.update(visit.headers)
-    if visit.numbered_here:
-        headers["X-Request-Id"] = visit.id
+    headers["X-Request-Id"] = visit.id

@@ -1,6 +1,10 @@
 """One vLLM engine with vLLM's own OpenAI serving classes in front of it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
@@ -8,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from starlette.requests import Request
 from transformers import AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -25,13 +30,21 @@ from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from actors.weights import mismatch
 from cluster.plan import Share
+from cluster.versions import Version
+from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
-from serve.replica import Endpoint, Part, Reply, Usage
+from serve.openapi import REFERENCE
+from serve.parts import Endpoint, Opening, Part, Promoted, Reply, Usage
+
+logger = logging.getLogger("ray.serve")
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
 CPU_CACHE_BYTES = 256 << 20
+# Before a change of weights, for answers that are being written.
+DRAIN_SECONDS = 0.5
 
 Answer = AsyncGenerator[str, None] | BaseModel
 Handler = Callable[[Any, Request], Awaitable[Answer]]
@@ -39,7 +52,9 @@ Handler = Callable[[Any, Request], Awaitable[Answer]]
 
 def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
     """How vLLM loads a model. On CPUs float32, and eager: compiling a small model takes longer than it saves."""
-    arguments = AsyncEngineArgs(model=str(model), max_model_len=context, disable_log_stats=True)
+    arguments = AsyncEngineArgs(
+        model=str(model), max_model_len=context, disable_log_stats=True, worker_extension_cls="serve.swap.Swap"
+    )
     if share.gpus:
         arguments.gpu_memory_utilization = 0.9 * min(share.gpus, 1.0)
         arguments.tensor_parallel_size = max(1, int(share.gpus))
@@ -60,11 +75,21 @@ def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
 
 
 class Engine:
-    """Answers OpenAI requests about one model. Must be made inside a running event loop."""
+    """Answers OpenAI requests about one model. Must be made inside a running event loop.
 
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        start = AsyncLLM.from_engine_args if share.gpus else start_in_process
-        self.engine = start(engine_arguments(model, context, share))
+    Args:
+        name: what clients call the model.
+        version: its directory and weights.
+        context: tokens a request may have.
+        share: what it may use.
+        thread: where it computes, without GPUs.
+    """
+
+    def __init__(self, name: str, version: Version, context: int, share: Share, thread: ThreadPoolExecutor) -> None:
+        model = self.model = version.folder
+        self.gate = Gate(version.weights)
+        arguments = engine_arguments(model, context, share)
+        self.engine = AsyncLLM.from_engine_args(arguments) if share.gpus else start_in_process(arguments, thread)
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
         self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])
@@ -95,12 +120,22 @@ class Engine:
             "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
         }
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """Yields one `Reply`, or a stream's server-sent events and their `Usage`. Closing it aborts the request."""
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """Yields an `Opening`, then one `Reply`, or a stream's server-sent events and their `Usage`.
+
+        Closing it aborts the request.
+        """
         if endpoint not in self.endpoints:
             message = "this model writes and does not score; name a reward model"
             yield _reply(create_error_response(message, param="model"))
             return
+        async with self.gate.inside() as entered:
+            yield Opening(entered.versions[0])
+            async with aclosing(self._parts(endpoint, body, entered)) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _parts(self, endpoint: Endpoint, body: dict[str, Any], entered: Pass) -> AsyncGenerator[Part]:
         request_type, handler = self.endpoints[endpoint]
         # vLLM leaves the count of tokens on the HTTP request, which here is a blank one: the real one stays outside.
         http = Request({"type": "http", "headers": []})
@@ -112,19 +147,64 @@ class Engine:
             yield _reply(create_error_response(error))
         else:
             if isinstance(answer, BaseModel):
-                yield _reply(answer)
+                yield _reply(answer, entered.mixed)
                 return
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
-            if used := http.state.request_metadata.final_usage_info:
-                yield Usage(used.prompt_tokens, used.completion_tokens or 0)
+            used = http.state.request_metadata.final_usage_info
+            yield Usage(used.prompt_tokens if used else 0, (used and used.completion_tokens) or 0, entered.mixed)
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights. Answers that go on meanwhile are pre-filled again with it.
+
+        If what the engine computes with then is not what the files hold, the old weights are loaded again.
+        """
+        try:
+            expected = await self._call("read_weights", folder)
+        except (OSError, SafetensorError) as error:
+            return Promoted(0.0, error=f"the files cannot be read: {error}")
+        async with self.gate.closed(DRAIN_SECONDS):
+            start = time.monotonic()
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            wrong = await self._swap(folder, expected)
+            await self.engine.resume_generation()
+            seconds = time.monotonic() - start
+            if wrong:
+                return Promoted(seconds, error=f"after loading, {wrong} differed from the files")
+            self.model = folder
+            return Promoted(seconds, self.gate.change_to(weights))
+
+    async def _swap(self, folder: Path, expected: dict[str, int]) -> str | None:
+        known = False
+        try:
+            wrong = mismatch(expected, await self._call("swap_weights", folder))
+            if wrong:
+                before = await self._call("read_weights", self.model)
+                known = mismatch(before, await self._call("swap_weights", self.model)) is None
+            # Cached keys and values are of the old weights.
+            await self.engine.reset_prefix_cache(reset_running_requests=True)
+            known = known or not wrong
+        finally:
+            if not known:
+                # Nobody may be answered with weights that nobody knows. Ray Serve starts the replica again.
+                logger.critical("%s: neither the new weights nor the old could be loaded", self.model)
+                os._exit(1)
+        return wrong
+
+    async def _call(self, method: str, folder: Path) -> dict[str, int]:
+        (found,) = await self.engine.collective_rpc(method, args=(str(folder),))
+        return found
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`: vLLM's, and whether the model was tuned to chat."""
         listed = await self.models.show_available_models()
         card = listed.data[0].model_dump(include={"id", "object", "created", "max_model_len"})
         return card | {"owned_by": "triptych", "chat": self.chat_tuned}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schemas of vLLM's requests."""
+        return {name: kind.json_schema(ref_template=REFERENCE) for name, (kind, _) in self.endpoints.items()}
 
     async def check_health(self) -> None:
         """Raises when the engine cannot answer any more."""
@@ -134,14 +214,14 @@ class Engine:
         """How many requests are waiting or running; each of `n` answers counts."""
         return self.engine.output_processor.get_num_unfinished_requests()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Ends the engine's own process."""
         self.engine.shutdown()
 
 
-def _reply(answer: BaseModel) -> Reply:
+def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
     status = answer.error.code if isinstance(answer, ErrorResponse) else HTTPStatus.OK
-    return Reply(int(status), answer.model_dump())
+    return Reply(int(status), answer.model_dump(), weights)
 
 
 def _explain(error: ValidationError) -> ErrorResponse:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient, InprocClient
 from vllm.v1.executor import Executor
@@ -31,16 +31,13 @@ class Resources:
 class ThreadedCore(InprocClient):
     """vLLM's in-process client with the asynchronous methods that `AsyncLLM` calls; one thread does all the work."""
 
-    def __init__(self, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool) -> None:
+    def __init__(
+        self, thread: ThreadPoolExecutor, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool
+    ) -> None:
         super().__init__(vllm_config, executor_class, log_stats)
         self.resources = Resources()
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self.thread = thread
         self.busy = asyncio.Event()
-
-    @classmethod
-    def make(cls, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool, **_: Any) -> "ThreadedCore":
-        """Stands where `EngineCoreClient.make_async_mp_client` stands; what is left out concerns processes."""
-        return cls(vllm_config, executor_class, log_stats)
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
@@ -55,6 +52,26 @@ class ThreadedCore(InprocClient):
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         await self._do(self.abort_requests, request_ids)
 
+    async def pause_scheduler_async(self, mode: PauseMode, clear_cache: bool) -> None:
+        await self._do(self.engine_core.pause_scheduler, mode, clear_cache)
+
+    async def resume_scheduler_async(self) -> None:
+        await self._do(self.engine_core.resume_scheduler)
+
+    async def collective_rpc_async(
+        self,
+        method: str | Callable[..., T],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> list[T]:
+        return await self._do(self.collective_rpc, method, timeout, args, kwargs)
+
+    async def reset_prefix_cache_async(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        return await self._do(self.reset_prefix_cache, reset_running_requests, reset_connector)
+
     async def get_output_async(self) -> EngineCoreOutputs:
         while True:
             await self.busy.wait()
@@ -68,16 +85,20 @@ class ThreadedCore(InprocClient):
             if outputs.outputs:
                 return outputs
 
-    def shutdown(self, timeout: float | None = None) -> None:
-        self.thread.shutdown(wait=True, cancel_futures=True)
-        super().shutdown(timeout)
 
+def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> AsyncLLM:
+    """An `AsyncLLM` whose engine core runs in one thread of this process. Must be called inside a running event loop.
 
-def start_in_process(arguments: AsyncEngineArgs) -> AsyncLLM:
-    """An `AsyncLLM` whose engine core runs in this process. Must be called inside a running event loop."""
+    Several may share the thread, and have to: vLLM holds the batch that it computes in a global of its module.
+    """
+
+    def make(vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool, **_: Any) -> ThreadedCore:
+        # What is left out concerns processes.
+        return ThreadedCore(thread, vllm_config, executor_class, log_stats)
+
     # vLLM 0.32 has no setting for it: while the constructor runs, its factory of clients is ours.
     factory = EngineCoreClient.make_async_mp_client
-    EngineCoreClient.make_async_mp_client = ThreadedCore.make  # type: ignore[method-assign]
+    EngineCoreClient.make_async_mp_client = make  # type: ignore[method-assign]
     try:
         return AsyncLLM.from_engine_args(arguments)
     finally:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.agreement import agreement
 from cluster.consistency import reliability
 from cluster.failures import UserError
-from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from serve.page import page
 from serve.sign_in import labeller_of_request
 
@@ -165,7 +165,9 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
         del labeller
         excluded = database.excluded()
         judgements = database.judgements()
-        people = [row for row in judgements if is_person(row.labeller) and row.labeller not in excluded]
+        # What the compare page asked is another task.
+        ranked = [row for row in judgements if not row.prompt_id.startswith(COMPARED)]
+        people = [row for row in ranked if is_person(row.labeller) and row.labeller not in excluded]
         counts = {
             "rankings": sum(bool(row.ranks) for row in people),
             "all_bad": sum(row.all_bad for row in people),

@@ -43,9 +43,16 @@ class Meters:
         self.running = Gauge(
             "triptych_requests_running", "Requests that are being answered.", ("model",), registry=self._registry
         )
-        served = Gauge("triptych_model_info", "The weights served.", ("model", "weights"), registry=self._registry)
+        self._served = Gauge(
+            "triptych_model_info", "The weights served.", ("model", "weights"), registry=self._registry
+        )
         for model, version in weights.items():
-            served.labels(model, version or "").set(1)
+            self._served.labels(model, version or "").set(1)
+
+    def show_weights(self, model: str, weights: str) -> None:
+        """Another version of a model's weights is served from now on."""
+        self._served.remove_by_labels({"model": model})
+        self._served.labels(model, weights).set(1)
 
     def text(self) -> bytes:
         """All meters in Prometheus' text format."""

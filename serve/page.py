@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader
 
 PAGES = files("serve") / "pages"
 
@@ -18,13 +19,14 @@ def _sources(html: str, tag: str) -> str:
 
 
 def _put_together(name: str) -> str:
-    """The page as one file: `<style src="NAME">` and `<script src="NAME">` hold the text of the file beside it."""
+    """The page as one file: what it shares with others is a template that it extends, and `<style src="NAME">` and
+    `<script src="NAME">` hold the text of the file beside it."""
 
     def whole(found: re.Match[str]) -> str:
         tag, source = found.groups()
         return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
 
-    html = (PAGES / name).read_text(encoding="utf-8")
+    html = Environment(loader=PackageLoader("serve", "pages"), autoescape=True).get_template(name).render()
     return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', whole, html)
 
 

@@ -1,36 +1,16 @@
-"""A model replica: what the gateway calls on a model. Importing this file does not import vLLM."""
+"""A replica: a process with models, and what the gateway calls on them. Importing this file does not import vLLM."""
 
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Protocol
 
 from cluster.plan import Share
-
-if TYPE_CHECKING:
-    from serve.engine import Engine
-
-Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole answer, as opposed to a stream of server-sent events."""
-
-    status: int
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of a stream, after its last event."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-Part = Reply | Usage | str
+from cluster.versions import live_version
+from serve.channel import Address, Outbox
+from serve.parts import Endpoint, Part, Promoted
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -42,39 +22,108 @@ def engine_environment(share: Share) -> dict[str, str]:
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-class Replica:
-    """Serves one model as a Ray Serve deployment."""
+class Served(Protocol):
+    """A model in a replica."""
 
-    engine: "Engine"
+    def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
 
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        # It would override the size of the cache that the engine's arguments set.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        from serve.engine import Engine
-
-        self.engine = Engine(name, model, context, share)
-
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """Answers one OpenAI request: a single `Reply`, or server-sent events as text and then their `Usage`.
-
-        Closing the iterator aborts the request in the engine.
+        Closing the iterator ends the work on it.
         """
-        async for part in self.engine.answer(endpoint, body):
-            yield part
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
-        return await self.engine.card()
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of the requests to every endpoint that it has."""
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights while it serves."""
+
+    def requests(self) -> int:
+        """How many requests wait or run."""
+
+    async def check_health(self) -> None:
+        """Raises when it cannot answer any more."""
+
+    def close(self) -> None:
+        """Ends what goes on for it outside of this process."""
+
+
+class Desk:
+    """Takes the gateway's calls to the models of one process; answers go over a channel."""
+
+    def __init__(self, models: Mapping[str, Served]) -> None:
+        self._models, self._outbox = models, Outbox()
+
+    async def answer_to(
+        self, model: str, address: Address, number: int, endpoint: Endpoint, body: dict[str, Any]
+    ) -> None:
+        """Sends the parts of a model's answer to a gateway, under the number that it gave the request."""
+        writer = await self._outbox.to(address)
+        async with aclosing(self._models[model].answer(endpoint, body)) as parts:
+            async for part in parts:
+                writer.send(number, part)
+        writer.end(number)
+
+    async def card(self, model: str) -> dict[str, Any]:
+        """See `Served`."""
+        return await self._models[model].card()
+
+    async def schemas(self, model: str) -> dict[Endpoint, dict[str, Any]]:
+        """See `Served`."""
+        return self._models[model].schemas()
+
+    async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
+        """See `Served`."""
+        return await self._models[model].promote(folder, weights)
+
+    async def requests(self, model: str) -> int:
+        """See `Served`. Raises when the model cannot answer any more."""
+        await self._models[model].check_health()
+        return self._models[model].requests()
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
-        await self.engine.check_health()
+        for model in self._models.values():
+            await model.check_health()
 
-    async def requests(self) -> int:
-        """How many requests the engine is working on. Raises when it cannot answer any more."""
-        await self.engine.check_health()
-        return self.engine.requests()
+
+class Replica(Desk):
+    """A Ray Serve deployment of one or several models.
+
+    vLLM, torch and Ray cost a process 15 s of CPU time and 0.7 GB before it holds a model: small ones share one.
+
+    Args:
+        models: the name that clients use, and the directory, or that of the versions (`cluster.versions`), of each.
+        context: tokens a request may have.
+        share: what each model may use.
+    """
+
+    def __init__(self, models: Mapping[str, Path], context: int, share: Share) -> None:
+        # It would override the size of the cache that the engine's arguments set.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        # vLLM keeps what it is computing in the module: engines of one process take turns.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        super().__init__({name: self._load(name, path, context, share) for name, path in models.items()})
+
+    def _load(self, name: str, path: Path, context: int, share: Share) -> Served:
+        version = live_version(path)
+        if is_reward_model(version.folder):
+            from serve.scorer import Scorer
+
+            return Scorer(name, version, context, share)
+        from serve.engine import Engine
+
+        return Engine(name, version, context, share, self._thread)
 
     def __del__(self) -> None:
-        # Ray Serve's hook at shutdown. On GPUs the engine core is a process of its own: it has to be told.
-        self.engine.shutdown()
+        # Ray Serve's hook at shutdown. On GPUs an engine's core is a process of its own: it has to be told.
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for model in self._models.values():
+            model.close()
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a model scores answers: the scale of its rewards lies with it."""
+    return (folder / "normalisation.json").exists()

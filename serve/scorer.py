@@ -1,17 +1,23 @@
 """The reward model over HTTP: how good the last answer of a conversation is, on the scale that RLHF uses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from actors.model.chat import Chat
+from actors.reward_model import ModelReward
+from actors.sample import Prompt, Sample
 from cluster.failures import UserError
 from cluster.plan import Share
+from cluster.versions import Version
 from serve.errors import error_body
-from serve.replica import Endpoint, Part, Reply
+from serve.openapi import REFERENCE
+from serve.parts import Endpoint, Opening, Part, Promoted, Reply
 
 MOST_CONVERSATIONS = 128
 
@@ -30,22 +36,18 @@ class ScoreRequest(BaseModel):
     ]
 
 
-class ScorerReplica:
-    """Serves one reward model as a Ray Serve deployment, with the methods of `Replica`."""
+class Scorer:
+    """One reward model; see `serve.replica.Served`."""
 
-    def __init__(self, name: str, model: Path, context: int, share: Share) -> None:
-        # Torch and transformers take seconds to import, and the gateway imports this file too.
-        from actors.model.chat import Chat
-        from actors.reward_model import ModelReward
-
-        self.name, self.context = name, context
-        self.chat, self.reward = Chat.of(model), ModelReward(model, share.threads)
+    def __init__(self, name: str, version: Version, context: int, share: Share) -> None:
+        self.name, self.context, self.threads, self.weights = name, context, share.threads, version.weights
+        self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, share.threads)
         # One batch uses all threads that this replica may use.
         self.turn = asyncio.Lock()
         self.running = 0
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Part]:
-        """One `Reply`: a normalised reward for every conversation, in order."""
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """An `Opening` and one `Reply`: a normalised reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
@@ -59,14 +61,13 @@ class ScorerReplica:
         self.running += 1
         try:
             async with self.turn:
+                yield Opening(self.weights)
                 yield await run_in_threadpool(self.score, request)
         finally:
             self.running -= 1
 
     def score(self, request: ScoreRequest) -> Reply:
         """Scores whole conversations, rendered as in training."""
-        from actors.sample import Prompt, Sample
-
         rows = []
         for number, conversation in enumerate(request.conversations):
             if conversation[-1].role != "assistant":
@@ -88,14 +89,32 @@ class ScorerReplica:
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
 
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights, between two requests."""
+        reward = await run_in_threadpool(ModelReward, folder, self.threads)
+        start = time.monotonic()
+        async with self.turn:
+            self.reward, self.weights = reward, weights
+        return Promoted(time.monotonic() - start)
+
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
         card = {"id": self.name, "object": "model", "created": 0, "owned_by": "triptych"}
         return card | {"max_model_len": self.context, "chat": False, "score": True}
 
-    async def requests(self) -> int:
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of a request for scores."""
+        return {"score": ScoreRequest.model_json_schema(ref_template=REFERENCE)}
+
+    def requests(self) -> int:
         """How many requests wait or run."""
         return self.running
+
+    async def check_health(self) -> None:
+        """It answers as long as its process lives."""
+
+    def close(self) -> None:
+        """There is nothing outside of this process."""
 
 
 def _refusal(message: str, param: str) -> Reply:

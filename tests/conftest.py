@@ -1,11 +1,43 @@
 """What the tests share."""
 
+import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlmodel import create_engine
 
+from cluster.feedback.store import DRIVER
 from cluster.recipe import Cluster
 from cluster.session import connect
+
+POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'feedback.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def feedback_url(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[str]:
+    """A new database; on PostgreSQL where TRIPTYCH_TEST_POSTGRES_URL names a server on which databases may be made."""
+    if request.param == "sqlite":
+        yield sqlite_url
+        return
+    if not POSTGRES:
+        pytest.skip("TRIPTYCH_TEST_POSTGRES_URL names no PostgreSQL server")
+    name = f"triptych_{uuid.uuid4().hex}"
+    server = create_engine(POSTGRES.replace("postgresql:", f"{DRIVER}:"), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield server.url.set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        # A server process that a test killed may still be seen as connected.
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -146,3 +147,18 @@ def test_ppo_with_stale_samples_runs_too(finished: RunFolder, ray_session: None)
     rows = read_metrics(finished.path("policy"))
     assert rows[0]["value_loss"] > 0
     assert max(row["staleness"] for row in rows) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_dpo_learns_the_pairs_beside_it(finished: RunFolder, ray_session: None):
+    recipe = load_recipe(RECIPE, [*SMALL, f"run={finished.root}", "dpo={epochs: 3, learning_rate: 5e-4}"])
+    assert run_stage(stage_named("dpo"), recipe, finished) == "done"
+    rows = read_metrics(finished.path("dpo"))
+    # Before the first step the model is its own reference.
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    manifest = finished.require("dpo", "dpo")
+    assert manifest.metrics["held_out_loss"] < math.log(2)
+    assert 0.5 < manifest.metrics["pair_accuracy"]["value"] <= 1
+    model = AutoModelForCausalLM.from_pretrained(finished.path("dpo"))
+    assert model.config.hidden_size == 64

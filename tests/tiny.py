@@ -1,10 +1,11 @@
 """Tiny random models with a real tokenizer: folders as the stages leave them."""
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
@@ -65,3 +66,14 @@ def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) ->
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def write_tiny_reward_model(folder: Path, mean: float, deviation: float, seed: int = 3) -> None:
+    """A random reward model, and the scale of its rewards."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "normalisation.json").write_text(json.dumps({"mean": mean, "deviation": deviation}))

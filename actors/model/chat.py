@@ -63,6 +63,10 @@ class Chat:
         """The tokens up to where the assistant begins to speak."""
         return self._ids(messages, add_generation_prompt=True)
 
+    def answer(self, text: str) -> list[int]:
+        """The tokens of the assistant's turn, with the one that ends it."""
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end_of_turn_id]
+
     def _check_roles(self, messages: Sequence[dict[str, str]]) -> None:
         """ChatML writes any role out; other templates would pass over a tool's turn, or make up a token for it."""
         has_tool = any(message["role"] == "tool" for message in messages)

@@ -7,12 +7,21 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+# What the folders of the members of an ensemble, but the first, are called before their number.
+MEMBER = "member-"
+
 
 def load_reward_model(path: str | Path) -> Any:
     """A sequence classifier with one label, in float32."""
     return AutoModelForSequenceClassification.from_pretrained(
         str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
     )
+
+
+def load_ensemble(path: str | Path) -> list[Any]:
+    """The reward model of a folder, and the other members of its ensemble, in folders of their own within it. The mean
+    over members is harder to exploit than one of them (Coste et al. 2023)."""
+    return [load_reward_model(folder) for folder in (path, *sorted(Path(path).glob(f"{MEMBER}*")))]
 
 
 def with_new_head(path: str | Path) -> Any:

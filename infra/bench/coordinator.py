@@ -13,7 +13,7 @@ from actors.ledger import Ledger
 from actors.rollouts import Rollouts
 from actors.sample import Prompt
 from actors.simulation import Latency, World, weights_of
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 

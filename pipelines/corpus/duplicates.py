@@ -24,18 +24,24 @@ _BAND_RECALL = 0.92
 # An estimate errs by its standard error: two of them below the similarity lose 2 % of the pairs exactly at it.
 _STANDARD_ERRORS = 2
 _WORD = re.compile(r"\w+")
+# Every ASCII byte of a word in lower case, and a space for all others.
+_IN_A_WORD = bytes(ord(chr(code).lower()) if _WORD.match(chr(code)) else 32 for code in range(128)) + bytes(128)
 
 
-def shingles(text: str) -> list[str]:
-    """The 5-grams of a text's words, without case and punctuation; all words as one if there are fewer."""
-    words = _WORD.findall(text.lower())
-    last = max(len(words) - WORDS_IN_A_SHINGLE, 0)
-    return [" ".join(words[start : start + WORDS_IN_A_SHINGLE]) for start in range(last + 1)]
+def shingles(text: str) -> list[bytes]:
+    """The 5-grams of a text's words, without case and punctuation; all words as one if there are fewer. In UTF-8."""
+    if text.isascii():  # 30,000 documents of 4 KB a second, the expression 10,000
+        words = text.encode().translate(_IN_A_WORD).split()
+    else:
+        words = " ".join(_WORD.findall(text.lower())).encode().split()
+    if len(words) < WORDS_IN_A_SHINGLE:
+        return [b" ".join(words)]
+    return list(map(b" ".join, zip(*(words[start:] for start in range(WORDS_IN_A_SHINGLE)), strict=False)))
 
 
 def signatures(texts: list[str]) -> NDArray[np.uint32]:
     """MinHash signatures, (texts, 112): two agree in a share of places that estimates the Jaccard similarity."""
-    rows = RMinHash.digest_matrix_from_token_sets([shingles(text) for text in texts], PERMUTATIONS, SIGNATURE_SEED)
+    rows = RMinHash.digest_matrix_from_token_byte_sets(map(shingles, texts), PERMUTATIONS, SIGNATURE_SEED)
     return np.array(rows.to_rows(), dtype=np.uint32).reshape(len(texts), PERMUTATIONS)
 
 

@@ -4,7 +4,7 @@ Which texts are left out depends on their hashes and the seed alone. What is hel
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipelines.corpus.parts import Part, run_parts, written_to_the_side
 from pipelines.corpus.select import DROPPED, HELD_OUT, TRAIN, document_position
 from pipelines.corpus.sources import source_names
 from pipelines.corpus.tokenise import chosen_documents
-from pipelines.corpus.tokenizer import encode_documents
+from pipelines.corpus.tokens import READ_AGAIN, Tokens
 
 # Up to four times, repeated text is worth nearly as much as new (Muennighoff et al. 2023, arXiv:2305.16264).
 MOST_REPEATS = 4
@@ -31,20 +31,21 @@ class TokenCount:
 
     prepared: tuple[Path, ...]
     choices: tuple[Path, ...]
-    tokenizer: Path
+    tokens: Tokens
     folder: Path
 
     def __call__(self, index: int) -> dict[str, Any]:
+        encoded = self.tokens.encode(self.prepared[index], self.choices[index])
+        stored = self.tokens.of(self.prepared[index])
         chosen = np.load(self.choices[index]) == TRAIN
-        lengths = [
+        counts = np.zeros(len(chosen), dtype=np.int64)
+        counts[chosen] = [
             len(ids)
             for batch in chosen_documents(self.prepared[index], self.choices[index], TRAIN)
-            for ids in encode_documents(self.tokenizer, batch["text"].to_pylist())
+            for ids in stored.ids(batch["digest"])
         ]
-        counts = np.zeros(len(chosen), dtype=np.int64)
-        counts[chosen] = lengths
         _save(self.output(index), counts)
-        return {"tokens": sum(lengths)}
+        return {"encoded": encoded}
 
     def output(self, index: int) -> Path:
         return self.folder / f"{self.prepared[index].stem}.tokens.npy"
@@ -56,39 +57,43 @@ class Mixture:
 
     Attributes:
         sources: of every part.
+        fingerprints: of every part's bytes.
         account: what `stats.json` says of it; None if the recipe has no weights.
+        encoded: documents that had to be encoded for it.
     """
 
     prepared: tuple[Path, ...]
     choices: tuple[Path, ...]
     sources: tuple[str, ...]
+    fingerprints: tuple[str, ...]
     account: dict[str, Any] | None = None
+    encoded: int = 0
 
 
-def weigh(whole: Mixture, recipe: Recipe, tokenizer: Path, work: Path, progress: Progress) -> Mixture:
+def weigh(whole: Mixture, recipe: Recipe, tokens: Tokens, work: Path, progress: Progress) -> Mixture:
     """Counts the tokens of every source, and mixes them by the recipe's weights.
 
     Args:
         whole: all that there is.
-        tokenizer: its tokenizer.json.
+        tokens: where they are kept.
         work: where token counts, new choices and markers go.
     """
     given = zip(source_names(recipe.corpus.sources), recipe.corpus.sources, strict=True)
     weights = {name: source.weight or 0.0 for name, source in given}
-    counting = TokenCount(whole.prepared, whole.choices, tokenizer, work / "mix")
-    encoder = file_fingerprint(tokenizer)
+    counting = TokenCount(whole.prepared, whole.choices, tokens, work / "mix")
     parts = [
         Part(
             file.stem,
-            fingerprint([file_fingerprint(file), file_fingerprint(choice), encoder]),
-            (counting.output(index),),
+            fingerprint([whole.fingerprints[index], file_fingerprint(whole.choices[index]), tokens.fingerprint]),
+            (counting.output(index), tokens.file(file)),
         )
-        for index, (file, choice) in enumerate(zip(whole.prepared, whole.choices, strict=True))
+        for index, file in enumerate(whole.prepared)
     ]
     deadline = recipe.cluster.deadline_seconds
-    run_parts("count tokens", work / "done" / "count", parts, counting, progress, deadline)
-    tokens = [np.load(counting.output(index)) for index in range(len(parts))]
-    return mix(whole, tokens, weights, recipe.seed, work / "mix")
+    reports = run_parts("count tokens", work / "done" / "count", parts, counting, progress, deadline)
+    counts = [np.load(counting.output(index)) for index in range(len(parts))]
+    mixed = mix(whole, counts, weights, recipe.seed, work / "mix")
+    return replace(mixed, encoded=sum(report["encoded"] for report in reports))
 
 
 def mix(
@@ -104,19 +109,21 @@ def mix(
     available = _by_source(whole.sources, [count.sum() for count in tokens], weights)
     factors = plan(available, weights)
     times = _times(whole, tokens, factors, seed)
-    prepared, choices, sources = [], [], []
+    prepared, choices, parts = [], [], []
     for reading in range(max(1, *(int(often.max(initial=0)) for often in times))):
-        for file, choice, source, often in zip(whole.prepared, whole.choices, whole.sources, times, strict=True):
+        for part, (file, choice, often) in enumerate(zip(whole.prepared, whole.choices, times, strict=True)):
             if reading and often.max(initial=0) <= reading:
                 continue
-            prepared.append(_linked(file, folder / f"{file.stem}-again-{reading}.parquet") if reading else file)
+            again = folder / f"{file.stem}{READ_AGAIN}{reading}.parquet"
+            prepared.append(_linked(file, again) if reading else file)
             choices.append(_save(folder / f"{prepared[-1].stem}.npy", _chosen(np.load(choice), often, reading)))
-            sources.append(source)
+            parts.append(part)
     used = _by_source(
         whole.sources, [(count * often).sum() for count, often in zip(tokens, times, strict=True)], weights
     )
     account = _account(weights, available, factors, used)
-    return Mixture(tuple(prepared), tuple(choices), tuple(sources), account)
+    sources, fingerprints = (tuple(of[part] for part in parts) for of in (whole.sources, whole.fingerprints))
+    return Mixture(tuple(prepared), tuple(choices), sources, fingerprints, account)
 
 
 def plan(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
@@ -156,15 +163,18 @@ def _times(
         members = [index for index, of in enumerate(whole.sources) if of == source]
         if not members:
             continue
-        files = [whole.prepared[index] for index in members]
-        digests = [digest for file in files for digest in pq.read_table(file, columns=["digest"])["digest"].to_pylist()]
         # Another seed than the held-out split's: that one's positions below its share are not here.
-        positions = np.array([document_position(digest, seed + 2) for digest in digests])
+        positions = np.concatenate([_positions(whole.prepared[index], seed + 2) for index in members])
         often = repeats(np.concatenate([tokens[index] for index in members]), positions, factor)
         ends = np.cumsum([len(tokens[index]) for index in members])
         for index, part in zip(members, np.split(often, ends[:-1]), strict=True):
             times[index] = part
     return times
+
+
+def _positions(prepared: Path, seed: int) -> NDArray[np.float64]:
+    digests = pq.read_table(prepared, columns=["digest"])["digest"].to_pylist()
+    return np.array([document_position(digest, seed) for digest in digests], dtype=np.float64)
 
 
 def _chosen(choices: NDArray[np.uint8], often: NDArray[np.int64], reading: int) -> NDArray[np.uint8]:

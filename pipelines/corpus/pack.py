@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = Sequence[int] | NDArray[np.int32]
 PADDING_ID = 0
 NO_DOCUMENT = -1
 
@@ -28,7 +29,7 @@ class Rows:
     document_ids: NDArray[np.int32]
 
 
-def pack(documents: Sequence[Sequence[int]], context: int) -> Rows:
+def pack(documents: Sequence[Ids], context: int) -> Rows:
     """Packs documents, each with its end token, into as few rows as best-fit decreasing finds.
 
     A document longer than a row is cut into whole rows and a rest; the rest is packed like any other.
@@ -47,7 +48,7 @@ def pack(documents: Sequence[Sequence[int]], context: int) -> Rows:
     return Rows(input_ids, document_ids)
 
 
-def cut(document: Sequence[int], context: int) -> list[Sequence[int]]:
+def cut(document: Ids, context: int) -> list[Ids]:
     """A document in pieces of at most `context` tokens, in order."""
     return [document[start : start + context] for start in range(0, len(document), context)]
 

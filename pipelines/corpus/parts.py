@@ -18,6 +18,8 @@ from cluster.failures import DeadlineError, UserError
 from cluster.run import write_json
 
 Report = dict[str, Any]
+# Of what the tasks of all phases write and report; a marker of another version counts for nothing.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Part
     except UserError as error:
         # A raised error would come back wrapped in the traces of two processes.
         return {"part": index, "report": "", "error": str(error)}
-    write_json(_marker(folder, part), {"key": part.key, "report": report})
+    write_json(_marker(folder, part), {"version": VERSION, "key": part.key, "report": report})
     return {"part": index, "report": json.dumps(report), "error": ""}
 
 
@@ -117,7 +119,7 @@ def _finished(folder: Path, part: Part) -> Report | None:
         marker = json.loads(_marker(folder, part).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    if marker["key"] != part.key or not all(path.exists() for path in part.outputs):
+    if (marker.get("version"), marker["key"]) != (VERSION, part.key) or not all(path.exists() for path in part.outputs):
         return None
     report: Report = marker["report"]
     return report

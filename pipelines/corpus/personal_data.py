@@ -29,7 +29,7 @@ _PHONE = re.compile(
     r")(?![\w%€$£]|[-./:]\d|,\d)"
 )
 # Most documents have none of these, and are then not searched further.
-_MAY_BE_IP = re.compile(r"\d\.\d|:[0-9A-Fa-f]*:")
+_MAY_BE_IP = re.compile(r"\d\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:")
 _MAY_BE_LONG_NUMBER = re.compile(r"\d[\d ()./-]{6,}\d")
 _VERSION = re.compile(r"(?:version|release|section|chapter|build|firmware|v\.?|§) ?$", re.IGNORECASE)
 # E.164 allows 15 digits; the shortest numbers in international form have 8, national ones with their 0 have 9.

@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
+from cluster.run import file_fingerprint
+from pipelines.corpus import histograms
 from pipelines.corpus.bad import Bad
 from pipelines.corpus.clock import Clock
 from pipelines.corpus.duplicates import SIGNATURE_BYTES, signatures
@@ -70,6 +74,7 @@ class Preparation:
         examples: dict[str, dict[str, str]] = {}
         bad_records: list[Bad] = []
         personal: Counter[str] = Counter()
+        spread: dict[str, NDArray[np.int64]] = {}
         with ExitStack() as stack:
             good_writer = _open(stack, self.output(split), SCHEMA)
             bad_writer = _open(stack, self.excluded / f"{split.name}.parquet", EXCLUDED) if self.excluded else None
@@ -82,6 +87,8 @@ class Preparation:
                 kinds = self.measuring.personal_data
                 personal.update({kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in kinds})
                 with clock.step("judge"):
+                    for name, bins in histograms.count(batch.signals).items():
+                        spread[name] = spread.get(name, 0) + bins
                     reasons = reasons_to_drop(self._signals(batch), rules)
                 judged = list(zip(batch.documents, reasons, strict=True))
                 bad = [(document, reason) for document, reason in judged if reason]
@@ -108,7 +115,9 @@ class Preparation:
             "dropped_bytes": dict(sorted(dropped_bytes.items())),
             "drop_examples": examples,
             "personal_data": dict(personal),
+            "histograms": {name: bins.tolist() for name, bins in spread.items()},
             "bad": len(bad_records),
+            "fingerprint": file_fingerprint(self.output(split)),
             "first_bad": bad_records[0].reason if bad_records else None,
             "seconds": clock.seconds,
         }

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.corpus import histograms
 from pipelines.corpus.duplicates import SIGNATURE_ALGORITHM
 from pipelines.corpus.mix import Mixture
 from pipelines.corpus.select import SPLITS, Selection
@@ -26,11 +27,17 @@ def statistics(
 ) -> Report:
     """The content of `stats.json`. Token counts leave out end tokens and padding.
 
+    What was dropped is never encoded: `dropped_tokens` and the tokens of `gathered` are estimated from its bytes, by
+    the bytes a token of the same source.
+
     `seconds` and `megabytes_per_second` of a phase are by the clock and over all workers; those in `steps` are summed
     over the tasks of the first phase, so that they are a core's.
     """
     sources: dict[str, Report] = {}
+    spread: dict[str, list[int]] = {}
     for before in prepared:
+        for name, counts in before["histograms"].items():
+            spread[name] = [sum(pair) for pair in zip(spread.get(name, [0] * len(counts)), counts, strict=True)]
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
@@ -48,20 +55,27 @@ def statistics(
         source["known"] = selection.known.get(name, 0)
         for split in SPLITS:
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
+        _estimate_tokens(source)
     total = {split: _sum(tokenised, split) for split in SPLITS}
     gathered, kept = (
         {key: _total(sources, name, key) for key in ("documents", "bytes")} for name in ("gathered", "kept")
     )
+    gathered["tokens"] = _total(sources, "gathered", "tokens")
     return {
         "gathered": gathered,
         "kept": kept,
-        **{key: _added(*(source[key] for source in sources.values())) for key in ("dropped", "dropped_bytes")},
+        "histograms": histograms.described(spread),
+        **{
+            key: _added(*(source[key] for source in sources.values()))
+            for key in ("dropped", "dropped_bytes", "dropped_tokens")
+        },
         "drop_examples": _examples(prepared),
         "personal_data": _added(*(source["personal_data"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
         **({"mix": mixed.account} if mixed.account else {}),
         "known": sum(selection.known.values()),
+        "encoded_documents": mixed.encoded + sum(report["encoded"] for report in tokenised),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},
@@ -142,10 +156,11 @@ def print_summary(stats: Report, console: Console) -> None:
 
 
 def _rules_table(stats: Report) -> Table:
-    table = _table("Dropped by rules", "rule", "documents", "share", "bytes")
+    table = _table("Dropped by rules", "rule", "documents", "share", "bytes", "tokens")
     for reason, count in sorted(stats["dropped"].items(), key=lambda item: -item[1]):
         share = count / stats["gathered"]["documents"]
-        table.add_row(reason, f"{count:,}", f"{share:.2%}", f"{stats['dropped_bytes'][reason]:,}")
+        lost = f"{stats['dropped_bytes'][reason]:,}", f"≈{stats['dropped_tokens'][reason]:,}"
+        table.add_row(reason, f"{count:,}", f"{share:.2%}", *lost)
     return table
 
 
@@ -217,6 +232,13 @@ def _empty_source() -> Report:
 
 def _sum(reports: Sequence[Report], split: str) -> Report:
     return {key: sum(report[split][key] for report in reports) for key in reports[0][split]}
+
+
+def _estimate_tokens(source: Report) -> None:
+    kept = {key: sum(source[split][key] for split in SPLITS) for key in ("bytes", "tokens")}
+    tokens_a_byte = _ratio(kept["tokens"], kept["bytes"])
+    source["gathered"]["tokens"] = round(source["gathered"]["bytes"] * tokens_a_byte)
+    source["dropped_tokens"] = {rule: round(size * tokens_a_byte) for rule, size in source["dropped_bytes"].items()}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -45,9 +45,12 @@ class Split:
     span: Span | None = None
     text_lines: bool = False
     page_seconds: float = 10.0
+    extractor: str = "resiliparse"
 
 
-def plan_splits(sources: Sequence[Source], seed: int, page_seconds: float = 10.0) -> list[Split]:
+def plan_splits(
+    sources: Sequence[Source], seed: int, page_seconds: float = 10.0, extractor: str = "resiliparse"
+) -> list[Split]:
     """Cuts every source into splits, in the order of the recipe and of the file names.
 
     A file of lines or row groups that is larger than a split is cut. A source with a limit is one split: only a single
@@ -74,6 +77,7 @@ def plan_splits(sources: Sequence[Source], seed: int, page_seconds: float = 10.0
                     span=span,
                     text_lines=source.text_lines,
                     page_seconds=page_seconds,
+                    extractor=extractor,
                 )
             )
     return splits
@@ -108,7 +112,7 @@ def read_split(split: Split) -> Iterator[Document | Bad]:
 
 def _places(split: Split) -> Iterator[tuple[str, str | Bad]]:
     if split.kind == "files":
-        with Extractor(split.page_seconds) as extract:
+        with Extractor(split.page_seconds, split.extractor) as extract:
             reading = Reading(split.text_field, split.text_lines, extract)
             for file in split.files:
                 for place, text in read_file(file, reading, split.span):

@@ -7,6 +7,7 @@ duplicates/part-*.parquet                which document stands for which
 contamination/part-*.parquet             with corpus.decontaminate: the passages that evaluation files have too
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
 stats.json                               what went in, what came out, where the rest went
+tokens/part-*.parquet                    every document's token ids, for the next build of this corpus
 measured/part-*.parquet                  with corpus.rules or languages: every document cleaned, with its signals
 excluded/part-*.parquet                  with corpus.keep_excluded: what the rules dropped: id, source, reason, text
 quarantine/part-*.jsonl                  records that cannot be read: file, offset, reason, excerpt
@@ -47,8 +48,10 @@ from pipelines.corpus.tokenizer import (
     save_tokenizer_of,
     train_tokenizer,
 )
+from pipelines.corpus.tokens import Tokens
 
 MEASURED = "measured"
+TOKENS = "tokens"
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -60,7 +63,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     console = Console()
     stats_file = out / "stats.json"
     if not stats_file.exists():
-        _take_over(run.path(out.name) / MEASURED, out / MEASURED)
+        for name in (MEASURED, TOKENS):
+            _take_over(run.path(out.name) / name, out / name)
         try:
             write_json(stats_file, _build(recipe, out, console))
         except UserError:
@@ -73,7 +77,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _take_over(finished: Path, folder: Path) -> None:
-    """Links what a finished corpus measured into the one being built, which reads the parts that still fit."""
+    """Links what a finished corpus measured or encoded into the one being built, which reads what still fits."""
     for file in finished.glob("*.parquet"):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -84,7 +88,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
     _require_known(corpus.languages)
-    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds)
+    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         with _timed(FIRST_PHASE, seconds):
@@ -94,28 +98,29 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         _require_documents(prepared, corpus.minimum_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
-            parts = [
-                Prepared(file, file_fingerprint(file), split.source) for file, split in zip(files, splits, strict=True)
-            ]
+            fingerprints = tuple(report["fingerprint"] for report in prepared)
+            sources = tuple(split.source for split in splits)
+            parts = [Prepared(*part) for part in zip(files, fingerprints, sources, strict=True)]
             selection, choices, contamination = choose(recipe, parts, out, progress)
         with _timed("tokenizer", seconds):
             vocabulary = _tokenizer(recipe, files, choices, selection.train_bytes, out / "tokenizer")
         tokenizer = out / "tokenizer" / "tokenizer.json"
-        mixed = Mixture(files, tuple(choices), tuple(split.source for split in splits))
+        tokens = Tokens(out / TOKENS, tokenizer, file_fingerprint(tokenizer))
+        mixed = Mixture(files, tuple(choices), sources, fingerprints)
         if any(source.weight for source in corpus.sources):
             with _timed("mix", seconds):
-                mixed = weigh(mixed, recipe, tokenizer, work, progress)
+                mixed = weigh(mixed, recipe, tokens, work, progress)
         with _timed("tokenise", seconds):
             tokenisation = Tokenisation(
                 mixed.prepared,
                 mixed.choices,
-                tokenizer,
+                tokens,
                 work / "rows",
                 out / "documents",
                 recipe.model.context,
                 document_end(out / "tokenizer"),
             )
-            tokenised = _tokenise(tokenisation, recipe, work, progress)
+            tokenised = _tokenise(tokenisation, mixed.fingerprints, recipe, work, progress)
         with _timed("shards", seconds):
             _shard(tokenisation, tokenised, recipe, out, progress)
     stats = statistics(prepared, tokenised, selection, mixed, recipe.model.context, vocabulary, seconds)
@@ -191,7 +196,8 @@ def _tokenizer(recipe: Recipe, files: Sequence[Path], choices: Sequence[Path], t
                 save_tokenizer_of(model.start_from, side, model.context)
             else:
                 share = min(1.0, SAMPLE_BYTES / train_bytes)
-                tokenizer = train_tokenizer(_sample(files, choices, share, recipe.seed), model.vocabulary)
+                sample = _sample(files, choices, share, recipe.seed)
+                tokenizer = train_tokenizer(sample, model.vocabulary, recipe.corpus.tokenizer)
                 save_tokenizer(tokenizer, side, model.context)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return len(content["model"]["vocab"])
@@ -206,19 +212,22 @@ def _sample(files: Sequence[Path], choices: Sequence[Path], share: float, seed: 
                 yield text
 
 
-def _tokenise(tokenisation: Tokenisation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
-    tokenizer = file_fingerprint(tokenisation.tokenizer)
+def _tokenise(
+    tokenisation: Tokenisation, prepared: Sequence[str], recipe: Recipe, work: Path, progress: Progress
+) -> list[Report]:
+    tokens = tokenisation.tokens
     parts = [
         Part(
-            prepared.stem,
-            fingerprint([file_fingerprint(prepared), file_fingerprint(choices), tokenizer, tokenisation.context]),
+            file.stem,
+            fingerprint([prepared[index], file_fingerprint(choices), tokens.fingerprint, tokenisation.context]),
             (
+                tokens.file(file),
                 tokenisation.documents_file(index),
                 tokenisation.rows_file(index, "train"),
                 tokenisation.rows_file(index, "held_out"),
             ),
         )
-        for index, (prepared, choices) in enumerate(zip(tokenisation.prepared, tokenisation.choices, strict=True))
+        for index, (file, choices) in enumerate(zip(tokenisation.prepared, tokenisation.choices, strict=True))
     ]
     return run_parts("tokenise and pack", work / "done" / "tokenise", parts, tokenisation, progress, _deadline(recipe))
 
@@ -235,7 +244,7 @@ def _shard(
         context=recipe.model.context,
         seed=recipe.seed,
     )
-    rows = [file_fingerprint(file) for files in sharding.files.values() for file in files]
+    rows = [report["fingerprints"] for report in tokenised]
     parts = [
         Part(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (sharding.path(index),))
         for index, (split, number) in enumerate(sharding.shards())

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.run import file_fingerprint
 from pipelines.corpus.measured import BATCH
 from pipelines.corpus.pack import NO_DOCUMENT, pack
 from pipelines.corpus.parts import written_to_the_side
 from pipelines.corpus.select import SPLITS
-from pipelines.corpus.tokenizer import encode_documents
+from pipelines.corpus.tokens import Stored, Tokens
 
 # Documents are packed among so many neighbours: 1.4 % of padding on the demo corpus, and memory stays bounded.
 WINDOW_DOCUMENTS = 4096
@@ -30,7 +31,7 @@ class Tokenisation:
     Attributes:
         prepared: what the first phase wrote, a file a part.
         choices: what was decided on each row, a file a part.
-        tokenizer: its tokenizer.json.
+        tokens: encodes them.
         rows: folder for the packed rows.
         documents: folder for the chosen documents' text.
         context: tokens a row.
@@ -39,22 +40,25 @@ class Tokenisation:
 
     prepared: tuple[Path, ...]
     choices: tuple[Path, ...]
-    tokenizer: Path
+    tokens: Tokens
     rows: Path
     documents: Path
     context: int
     end: int
 
     def __call__(self, index: int) -> dict[str, Any]:
-        report: dict[str, Any] = {}
+        prepared, choices = self.prepared[index], self.choices[index]
+        report: dict[str, Any] = {"encoded": self.tokens.encode(prepared, choices)}
+        stored = self.tokens.of(prepared)
         with (
             written_to_the_side(self.documents_file(index)) as side,
             pq.ParquetWriter(side, DOCUMENTS, compression="zstd") as writer,
         ):
             for split, choice in SPLITS.items():
-                chosen = chosen_documents(self.prepared[index], self.choices[index], choice)
-                report[split] = self._write_split(split, chosen, self.rows_file(index, split), writer)
-        return report
+                chosen = chosen_documents(prepared, choices, choice)
+                report[split] = self._write_split(split, chosen, stored, self.rows_file(index, split), writer)
+        files = {split: file_fingerprint(self.rows_file(index, split)) for split in SPLITS}
+        return {**report, "fingerprints": files}
 
     def documents_file(self, index: int) -> Path:
         return self.documents / self.prepared[index].name
@@ -63,18 +67,17 @@ class Tokenisation:
         return self.rows / f"{self.prepared[index].stem}.{split}.rows"
 
     def _write_split(
-        self, split: str, batches: Iterable[pa.RecordBatch], path: Path, writer: pq.ParquetWriter
+        self, split: str, batches: Iterable[pa.RecordBatch], stored: Stored, path: Path, writer: pq.ParquetWriter
     ) -> dict[str, int]:
         count = dict.fromkeys(("documents", "bytes", "tokens", "rows", "padding", "cut"), 0)
         with written_to_the_side(path) as side, side.open("wb") as file:
             for window in _windows(batches):
-                texts = window["text"].to_pylist()
-                ids = list(encode_documents(self.tokenizer, texts))
-                packed = pack([[*document, self.end] for document in ids], self.context)
+                ids = stored.ids(window["digest"].combine_chunks())
+                packed = pack([np.append(document, np.int32(self.end)) for document in ids], self.context)
                 file.write(np.stack([packed.input_ids, packed.document_ids], axis=1).tobytes())
-                columns = [window["id"], window["source"], pa.array([split] * len(texts)), window["text"]]
+                columns = [window["id"], window["source"], pa.array([split] * len(ids)), window["text"]]
                 writer.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS), row_group_size=BATCH)
-                count["documents"] += len(texts)
+                count["documents"] += len(ids)
                 count["bytes"] += sum(window["bytes"].to_pylist())
                 count["tokens"] += sum(map(len, ids))
                 count["rows"] += len(packed.input_ids)

@@ -1,23 +1,31 @@
-"""The tokenizer: byte-level BPE trained on the corpus itself, kept as a Hugging Face directory."""
+"""The tokenizer: byte-level BPE or WordPiece trained on the corpus itself, kept as a Hugging Face directory."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
+from cluster.corpus_recipe import TokenizerKind
 from cluster.failures import UserError
 
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
+# Before a WordPiece token that goes on with a word. BERT's ## would be two of the characters that stand for bytes.
+_GOES_ON = "⁀"
+# WordPiece looks for the longest token at each place, so that its time grows with the square of a word's length.
+_WORD_BYTES = 100
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Trains byte-level BPE of at most `vocabulary` tokens; the special tokens are ids 0 to 4.
+def train_tokenizer(texts: Iterable[str], vocabulary: int, kind: TokenizerKind = "bpe") -> Tokenizer:
+    """Trains a tokenizer of at most `vocabulary` tokens; the special tokens are ids 0 to 4.
 
     Every text can be encoded, since all 256 bytes are tokens, and decodes to itself, since no space is put before it.
     """
+    return _wordpiece(texts, vocabulary) if kind == "wordpiece" else _bpe(texts, vocabulary)
+
+
+def _bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,6 +37,37 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def _wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """WordPiece (Schuster and Nakajima 2012) on bytes, each of which is a token at a word's start and within it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    cut = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), pre_tokenizers.FixedLength(_WORD_BYTES)]
+    )
+    training = Tokenizer(models.WordPiece(unk_token=END_OF_TEXT))
+    training.pre_tokenizer = cut
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        # Those within words too: the trainer itself would take what it sees there, in an order that changes.
+        special_tokens=[*SPECIAL_TOKENS, *(f"{_GOES_ON}{byte}" for byte in alphabet)],
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=_GOES_ON,
+        show_progress=False,
+    )
+    training.train_from_iterator(texts, trainer=trainer)
+    model = models.WordPiece(
+        training.get_vocab(),
+        unk_token=END_OF_TEXT,
+        max_input_chars_per_word=_WORD_BYTES,
+        continuing_subword_prefix=_GOES_ON,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.pre_tokenizer = cut
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(_GOES_ON, ""), decoders.ByteLevel()])
     return tokenizer
 
 
@@ -72,16 +111,3 @@ def document_end(folder: Path) -> int:
     from actors.model.tokenizer import load_tokenizer
 
     return int(load_tokenizer(folder).pad_token_id)
-
-
-def encode_documents(file: Path, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Token ids of documents. One that spells a special token gets the tokens of its characters, never the id."""
-    for encoding in _plain_encoder(file).encode_batch(list(texts), add_special_tokens=False):
-        yield encoding.ids
-
-
-@lru_cache(maxsize=1)
-def _plain_encoder(file: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True
-    return tokenizer

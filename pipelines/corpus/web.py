@@ -66,7 +66,7 @@ def _read_from(
             return None
         offset, length, page = record.stream_pos, record.content_length, None
         try:
-            data = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
+            data = _read_at_most(record, min(length, MAXIMUM_RECORD_BYTES + 1))
         except (OSError, ValueError) as error:
             yield offset, _bad(path, offset, f"is damaged ({error})")
             return offset

@@ -1,24 +1,74 @@
 "use strict";
-const SIDES = ["left", "right"], VOTES = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "bad" };
-const OUTCOMES = { left: "The left answer is better", right: "The right answer is better", tie: "A tie", bad: "Both are bad" };
-let comparison = null;   // the name to vote on, once both answers are whole
+const OF_TWO = { left: [1, 2], right: [2, 1] }, TITLES_OF_TWO = ["Left", "Right"];
+let comparison = null;   // the name to vote on, once all answers are whole
+let count = 2;           // how many answers there are
+let order = [];          // of three or more: the sides that were picked so far, the best first
 let shownSince = 0, voted = 0, busy = null, sending = false;
 const announce = (text) => { byId("status").textContent = text; };
 const side = (index) => byId(`side-${index}`);
+const titles = () => (count === 2 ? TITLES_OF_TWO : Array.from({ length: count }, (_, index) => `Answer ${index + 1}`));
+const places = (ranks) => ranks.map((rank) => (ranks.filter((other) => other === rank).length > 1 ? `${rank}=` : String(rank)));
+const asSentence = (names) => (names.length < 3 ? names.join(" and ") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const lines = (buffer + value).split("\n");
-    buffer = lines.pop();
-    for (const line of lines) if (line.startsWith("data: ")) yield JSON.parse(line.slice(6));
-  }
+function button(text, key, onClick) {
+  const node = element("button", "", `${text} `), hint = element("kbd", "", key);
+  node.type = "button";
+  hint.setAttribute("aria-hidden", "true");
+  node.append(hint);
+  node.addEventListener("click", onClick);
+  return node;
 }
 
-function votable(able) { for (const one of byId("votes").children) one.disabled = !able; }
+function drawSides() {
+  byId("sides").dataset.count = count;
+  byId("sides").replaceChildren(...titles().map((title, index) => {
+    const node = element("article", "side"), name = element("h3"), body = element("div", "body");
+    Object.assign(node, { id: `side-${index}`, tabIndex: 0 });
+    Object.assign(name, { id: `name-${index}` });
+    name.append(element("span", "", title), element("span", "place"));
+    node.setAttribute("aria-labelledby", name.id);
+    body.dir = "auto";
+    node.append(name, body);
+    return node;
+  }));
+  const tie = button("Tie", "t", () => vote(Array(count).fill(1))), bad = button(count === 2 ? "Both bad" : "All bad", "b", () => vote(null));
+  byId("votes").dataset.count = count;
+  byId("votes").replaceChildren(...(count === 2
+    ? [button("Left", "←", () => vote(OF_TWO.left)), tie, bad, button("Right", "→", () => vote(OF_TWO.right))]
+    : [...titles().map((title, index) => button(title, String(index + 1), () => pick(index))), tie, bad, button("Undo", "u", unpick)]));
+  byId("how").textContent = count === 2
+    ? "Arrow keys vote left or right, t is a tie, b says that both are bad. The models are told after the vote."
+    : `Pick the best answer, then the next best: keys 1 to ${count}, u takes a pick back. t is a tie of all, b says that all are bad.`;
+}
+
+function drawOrder(able) {
+  for (const one of byId("votes").children) one.disabled = !able;
+  if (count === 2) return;
+  for (const index of Array(count).keys()) {
+    const place = order.indexOf(index);
+    byId("votes").children[index].disabled = !able || place >= 0;
+    side(index).classList.toggle("picked", place >= 0);
+    side(index).querySelector(".place").textContent = place < 0 ? "" : String(place + 1);
+  }
+  byId("votes").lastChild.disabled = !able || !order.length;
+}
+
+function pick(index) {
+  if (!comparison || sending || !byId("after").hidden || order.includes(index)) return;
+  order.push(index);
+  drawOrder(true);
+  announce(`Answer ${index + 1} has place ${order.length}.`);
+  if (order.length < count - 1) return;
+  const last = [...Array(count).keys()].find((other) => !order.includes(other));
+  const ranks = [...Array(count).keys()].map((one) => [...order, last].indexOf(one) + 1);
+  vote(ranks);
+}
+
+function unpick() {
+  if (sending || !byId("after").hidden) return;
+  order.pop();
+  drawOrder(Boolean(comparison));
+}
 
 function fill(texts, whole) {
   for (const [index, text] of texts.entries()) {
@@ -29,9 +79,12 @@ function fill(texts, whole) {
 
 async function compare(prompt) {
   busy?.abort();
-  const control = new AbortController(), texts = ["", ""];
+  const control = new AbortController();
   busy = control;
+  count = Number(byId("count").value);
+  const texts = Array(count).fill("");
   comparison = null;
+  order = [];
   complain("");
   byId("asked").textContent = prompt;
   byId("outcome").textContent = "";
@@ -39,49 +92,59 @@ async function compare(prompt) {
   byId("comparison").classList.remove("told");
   byId("after").hidden = true;
   byId("votes").hidden = false;
-  votable(false);
-  for (const index of [0, 1]) { side(index).classList.remove("chosen"); byId(`name-${index}`).textContent = ["Left", "Right"][index]; }
+  drawSides();
+  drawOrder(false);
   fill(texts, false);
   byId("asked").focus({ preventScroll: true });
-  announce("Both models are writing.");
+  announce(`${count === 2 ? "Both" : `All ${count}`} models are writing.`);
   try {
-    const response = await request("/compare/answers", { prompt }, control.signal);
-    for await (const event of events(response)) {
+    const response = await request("/compare/answers", { prompt, sides: count }, control.signal);
+    for await (const event of streamedEvents(response)) {
       if (event.error) throw new Error(event.error);
       if (event.comparison) comparison = event.comparison;
       else { texts[event.side] += event.text; fill(texts, false); }
     }
     if (!comparison) throw new Error("the answers broke off");
     fill(texts, true);
-    votable(true);
+    drawOrder(true);
     shownSince = performance.now();
-    announce(`Left: ${texts[0] || "no text"}. Right: ${texts[1] || "no text"}. Which is better?`);
+    announce(`${titles().map((title, index) => `${title}: ${texts[index] || "no text"}.`).join(" ")} Which is better?`);
   } catch (error) {
     if (busy === control && error.name !== "AbortError") { complain(`No comparison: ${error.message}`); byId("comparison").hidden = true; byId("prompt").focus(); }
   }
 }
 
-async function vote(what) {
+function outcome(ranks, models) {
+  const were = titles().map((title, index) => `${title} was ${models[index]}`).join(", ");
+  if (!ranks) return `${count === 2 ? "Both" : "All"} are bad. ${were}.`;
+  const best = models.filter((_, index) => ranks[index] === 1);
+  return best.length > 1 ? `A tie of ${asSentence(best)}. ${were}.` : `${best[0]} is best. ${were}.`;
+}
+
+async function vote(ranks) {
   if (!comparison || sending || !byId("after").hidden) return;
   sending = true;
-  votable(false);
+  drawOrder(false);
   try {
     const seconds = Math.min(86_400, Math.round((performance.now() - shownSince) / 100) / 10);
-    const { models } = await ask("/compare/vote", { comparison, vote: what, seconds });
+    const { models } = await ask("/compare/vote", { comparison, ranks, seconds });
     complain("");
     for (const [index, name] of models.entries()) {
-      byId(`name-${index}`).textContent = name;
-      side(index).classList.toggle("chosen", SIDES[index] === what);
+      byId(`name-${index}`).firstChild.textContent = name;
+      side(index).querySelector(".place").textContent = ranks && count > 2 ? places(ranks)[index] : "";
+      side(index).classList.remove("picked");
+      side(index).classList.toggle("chosen", Boolean(ranks) && ranks[index] === 1 && new Set(ranks).size > 1);
     }
     byId("comparison").classList.add("told");
-    byId("outcome").textContent = `${OUTCOMES[what]}. Left was ${models[0]}, right was ${models[1]}.`;
+    byId("outcome").textContent = outcome(ranks, models);
     byId("votes").hidden = true;
     byId("after").hidden = false;
     byId("progress").textContent = `${++voted} vote${voted === 1 ? "" : "s"}`;
     announce(byId("outcome").textContent);
     byId("new").focus({ preventScroll: true });
   } catch (error) {
-    votable(true);
+    order = [];
+    drawOrder(true);
     complain(`Not saved: ${error.message}. Vote again.`);
   }
   sending = false;
@@ -93,6 +156,24 @@ function fresh() {
   byId("prompt").focus();
 }
 
+async function enter() {
+  byId("task").hidden = false;
+  byId("prompt").focus();
+  try {
+    const { most } = await ask("/compare/models");
+    byId("count").replaceChildren(...Array.from({ length: Math.max(1, most - 1) }, (_, index) => new Option(`${index + 2} models`, index + 2)));
+    byId("count").hidden = most < 3;
+  } catch (error) { complain(error.message); }
+}
+
+function leave() {
+  busy?.abort();
+  comparison = null;
+  voted = 0;
+  byId("comparison").hidden = true;
+  byId("progress").textContent = "";
+}
+
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const prompt = byId("prompt").value;
@@ -101,19 +182,17 @@ byId("ask").addEventListener("submit", (event) => {
 byId("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); byId("ask").requestSubmit(); }
 });
-for (const one of byId("votes").children) one.addEventListener("click", () => vote(one.dataset.vote));
 byId("new").addEventListener("click", fresh);
 byId("again").addEventListener("click", () => compare(byId("asked").textContent));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.target.matches("input, textarea, select")) return;
   if (byId("comparison").hidden || byId("task").hidden) return;
-  if (!byId("after").hidden && event.key === "n") fresh();
-  else if (!byId("after").hidden && event.key === "a") byId("again").click();
-  else if (byId("after").hidden && VOTES[event.key]) vote(VOTES[event.key]);
-  else return;
+  const keys = byId("after").hidden
+    ? Object.fromEntries([...byId("votes").children].map((one) => [one.querySelector("kbd").textContent, one]))
+    : { n: byId("new"), a: byId("again") };
+  const pressed = keys[{ ArrowLeft: "←", ArrowRight: "→" }[event.key] ?? event.key];
+  if (!pressed) return;
+  pressed.click();
   event.preventDefault();
 });
-startSession(
-  () => { byId("task").hidden = false; byId("prompt").focus(); },
-  () => { busy?.abort(); comparison = null; voted = 0; byId("comparison").hidden = true; byId("progress").textContent = ""; },
-);
+startSession(enter, leave);

@@ -5,19 +5,18 @@ let keyAsked = null;
 
 function askForKey(reason) {
   keyAsked ??= new Promise((resolve) => {
-    const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
-    const dialog = make("dialog"), form = make("form"), label = make("label", "Your key"), input = make("input");
-    const buttons = make("div"), enter = make("button", "Go on"), leave = make("button", "Cancel");
-    dialog.className = "key";
+    const dialog = element("dialog", "key"), form = element("form"), label = element("label", "", "Your key"), input = element("input");
+    const buttons = element("div", "buttons"), enter = element("button", "main", "Go on"), leave = element("button", "", "Cancel");
+    // Browsers want to know whose a password is.
+    const owner = Object.assign(element("input"), { type: "text", value: "key", autocomplete: "username", hidden: true });
     dialog.setAttribute("aria-labelledby", "key-title");
     form.method = "dialog";
     Object.assign(input, { type: "password", autocomplete: "off", spellcheck: false, id: "key" });
-    Object.assign(enter, { className: "main", value: "enter" });
+    enter.value = "enter";
     leave.value = "cancel";
-    buttons.className = "buttons";
     buttons.append(enter, leave);
     label.append(input);
-    form.append(Object.assign(make("h2", "A key, please"), { id: "key-title" }), make("p", reason), label, buttons);
+    form.append(Object.assign(element("h2", "", "A key, please"), { id: "key-title" }), element("p", "", reason), owner, label, buttons);
     dialog.append(form);
     document.body.append(dialog);
     dialog.addEventListener("close", () => {

@@ -1,17 +1,10 @@
 "use strict";
-const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg", WIDTH = 240, HEIGHT = 90, EDGE = 8, LOOK_AGAIN_MS = 5_000;
 // What a glance needs; the rest is one click away.
 const FIGURES_SHOWN = 8, CURVES_SHOWN = 4;
 const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy", before: "Before training", now: "Now", data: "In the data" };
 let shown = "";
 
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
 const words = (name) => name.replaceAll("_", " ").replaceAll(".", ": ");
 const duration = (seconds) => (seconds < 120 ? `${Math.round(seconds)} s` : `${(seconds / 60).toFixed(1)} min`);
 function number(value) {

@@ -1,13 +1,6 @@
 "use strict";
 // Signing in with a personal token, which this browser keeps, and asking the server with it.
-const byId = (id) => document.getElementById(id);
-
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
+// What is wrong, in the page's own place for it; an empty text takes it away.
 function complain(text) { byId("trouble").textContent = text; byId("trouble").hidden = !text; }
 
 class Refused extends Error {}

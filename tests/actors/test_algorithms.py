@@ -11,7 +11,7 @@ from actors.model.objectives.algorithm import Algorithm
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.policy import Clip, RolloutBatch, Targets, kl_k1, kl_k2, kl_k3
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 # A group of three, a group whose rewards are equal, and a sample alone; answers of 1 to 5 tokens.
 STARTS = [1, 2, 1, 3, 1, 2]

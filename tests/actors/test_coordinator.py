@@ -20,7 +20,7 @@ from actors.scaling import Scaler, advice
 from actors.simulation import Call, Fate, Latency, World, weights_of
 from actors.weights import Weights
 from cluster.failures import DeadlineError, EngineError, StageError
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 DEADLINE = 20.0
 STEPS = 12

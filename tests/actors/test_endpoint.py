@@ -13,7 +13,7 @@ from actors.endpoint import HttpReward
 from actors.reward_function import Question
 from actors.sample import Prompt, Sample
 from cluster.failures import DeadlineError, EngineError, StageError
-from cluster.recipe import Reward
+from cluster.rlhf_recipe import Reward
 from tests.helpers import free_port
 
 QUESTIONS = {name: Question([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}

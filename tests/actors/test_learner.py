@@ -19,7 +19,8 @@ from actors.model.objectives.limits import breach
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
 from cluster.failures import StageError
-from cluster.recipe import Model, Rlhf
+from cluster.recipe import Model
+from cluster.rlhf_recipe import Rlhf
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [Prompt("a", [2, 10, 11, 4, 3]), Prompt("b", [2, 12, 4, 3])]

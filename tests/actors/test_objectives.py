@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.model.objectives import grpo, ppo
+from actors.model.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses, padded_answers
 from actors.model.objectives.policy import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
 from actors.model.objectives.preference import CENTRING, PreferenceObjective, ranking_losses
 from actors.model.objectives.shaping import at_last_token
@@ -213,3 +215,50 @@ def test_muon_step_equals_newton_schulz_written_out():
     expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * math.sqrt(6) * x.float()
     assert torch.allclose(weight, expected, atol=2e-4)
     assert not torch.allclose(weight, before, atol=1e-3)
+
+
+def test_dpo_loss_and_gradient_equal_the_closed_form_and_trls_on_the_same_batch():
+    generator = torch.Generator().manual_seed(5)
+    policy, reference = (-20 * torch.rand(9, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    beta = 0.3
+    losses, margins = dpo_losses(policy.requires_grad_(), reference, beta)
+    # Rafailov et al. 2023, eq. 7, and the gradient below it: -beta σ(-margin) for the chosen answer.
+    closed = beta * ((policy[:, 0] - reference[:, 0]) - (policy[:, 1] - reference[:, 1])).detach()
+    assert torch.allclose(margins, closed, atol=1e-12)
+    assert torch.allclose(losses, torch.log1p(torch.exp(-closed)), atol=1e-12)
+    losses.sum().backward()
+    push = beta / (1 + torch.exp(closed))
+    assert torch.allclose(policy.grad, torch.stack([-push, push], 1), atol=1e-12)
+    # TRL's DPOTrainer, loss_type "sigmoid", label_smoothing 0, in float32 as it computes.
+    single, other = policy.detach().float(), reference.float()
+    logits = (single[:, 0] - single[:, 1]) - (other[:, 0] - other[:, 1])
+    trl = -torch.nn.functional.logsigmoid(beta * logits)
+    assert torch.allclose(dpo_losses(single, other, beta)[0], trl, rtol=0, atol=1e-6)
+
+
+def test_dpo_reads_the_log_probability_of_answers_alone_and_starts_from_no_preference():
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).double().eval()
+    prompt, answers = [5, 9, 3], [[7, 8, 2], [11, 2]]
+    expected = []
+    for answer in answers:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
+    ids, answer = padded_answers([prompt + one for one in answers], [len(prompt)] * 2, padding=0)
+    assert answer.sum(1).tolist() == [3, 2]
+    with torch.no_grad():
+        assert answer_logprobs(model, ids, answer).tolist() == pytest.approx(expected, abs=1e-5)
+    row = {"input_ids": [*prompt, *answers[0], *prompt, *answers[1]], "lengths": [6, 5], "prompt": 3}
+    objective = DpoObjective(padding=0, beta=0.1)
+    batch = objective.collate(pa.Table.from_pylist([row | {"reference": expected}] * 2))
+    loss, figures = objective.loss(model, batch)
+    assert objective.count(batch) == 2
+    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-5)
+    batch = objective.collate(pa.Table.from_pylist([row | {"reference": [expected[0] - 3.0, expected[1]]}]))
+    loss, figures = objective.loss(model, batch)
+    assert (loss.item(), figures["margins"]) == pytest.approx((math.log1p(math.exp(-0.3)), 0.3), abs=1e-5)
+    assert figures["right_pairs"] == 1

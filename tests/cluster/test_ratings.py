@@ -1,6 +1,7 @@
 """Ratings against planted strengths, a closed form and what length does."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -26,6 +27,10 @@ def votes(seed: int, count: int, ties: float = 0.0, length_effect: float = 0.0) 
     return found
 
 
+def ballots(cast: list[Vote]) -> list[list[Vote]]:
+    return [[vote] for vote in cast]
+
+
 def values(found: list[Rating]) -> dict[str, float]:
     return {rating.model: rating.value for rating in found}
 
@@ -34,7 +39,7 @@ def test_two_models_have_the_rating_of_their_share_of_wins() -> None:
     cast = (
         [Vote(("a", "b"), 1, (1, 1))] * 60 + [Vote(("b", "a"), 1, (1, 1))] * 20 + [Vote(("a", "b"), 0.5, (1, 1))] * 20
     )
-    found = ratings(cast)
+    found = ratings(ballots(cast))
     assert [rating.model for rating in found.models] == ["a", "b"]
     assert [rating.votes for rating in found.models] == [100, 100]
     # 70 of 100 points: the odds of 7 to 3, less what the wide prior takes.
@@ -50,7 +55,7 @@ def test_two_models_have_the_rating_of_their_share_of_wins() -> None:
 def test_planted_strengths_are_recovered_and_the_intervals_cover_them() -> None:
     inside = []
     for seed in range(30):
-        found = ratings(votes(seed, 1_500), resamples=100, seed=seed)
+        found = ratings(ballots(votes(seed, 1_500)), resamples=100, seed=seed)
         for rating in found.models:
             truth = MEAN + SCALE * STRENGTHS[int(rating.model[1:])]
             inside.append(rating.low <= truth <= rating.high)
@@ -61,7 +66,7 @@ def test_planted_strengths_are_recovered_and_the_intervals_cover_them() -> None:
 
 
 def test_control_for_length_takes_away_what_length_won() -> None:
-    cast = votes(1, 6_000, length_effect=2.0)
+    cast = ballots(votes(1, 6_000, length_effect=2.0))
     raw, controlled = ratings(cast, resamples=20), ratings(cast, control_length=True, resamples=20)
     truth = {f"m{index}": MEAN + SCALE * strength for index, strength in enumerate(STRENGTHS)}
 
@@ -77,7 +82,18 @@ def test_control_for_length_takes_away_what_length_won() -> None:
 
 
 def test_a_model_that_never_lost_has_a_finite_rating_and_no_votes_give_none() -> None:
-    found = ratings([Vote(("a", "b"), 1, (5, 5))] * 8)
+    found = ratings(ballots([Vote(("a", "b"), 1, (5, 5))] * 8))
     assert all(math.isfinite(number) for r in found.models for number in (r.value, r.low, r.high))
     assert ratings([]).models == []
     assert ratings([], control_length=True).models == []
+
+
+def test_the_votes_of_one_ballot_are_not_taken_for_so_many_opinions() -> None:
+    # Everyone who ranks three models gives three votes that agree with each other.
+    orders = [("a", "b", "c")] * 24 + [("c", "b", "a")] * 16
+    ranked = [[Vote(pair, 1, (1, 1)) for pair in combinations(order, 2)] for order in orders]
+    together, apart = ratings(ranked), ratings([[vote] for ballot in ranked for vote in ballot])
+    assert values(together.models) == pytest.approx(values(apart.models))
+    assert [rating.votes for rating in together.models] == [40] * 3
+    wide = [found.models[0].high - found.models[0].low for found in (together, apart)]
+    assert wide[0] > 1.3 * wide[1]

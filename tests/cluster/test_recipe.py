@@ -45,6 +45,7 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("model={hidden: 16}", "not a multiple of 32: set heads too"),
         ("model={hidden: 544}", "not a multiple of 64: set heads too"),
         ("rlhf.samples_per_prompt=1", "at least 2"),
+        ("corpus.extractor=lynx", "corpus.extractor"),
         ("sft.workers=99", "less than workers"),
         ("pretrain={compile_layers: true, workers: 2}", "compile_layers is for one worker"),
         ("sft.lora={rank: 0}", "sft.lora.rank: input should be greater than 0"),
@@ -71,6 +72,12 @@ def test_wrong_overrides_are_named(recipe_path: Path, override: str, message: st
         load_recipe(recipe_path, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_wordpiece_needs_two_tokens_a_byte(recipe_path: Path) -> None:
+    load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=600"])
+    with pytest.raises(UserError, match=r"set model\.vocabulary to 600 or more"):
+        load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=599"])
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("2.5M", 2_500_000), ("135M", 135_000_000), ("8B", 8_000_000_000)])

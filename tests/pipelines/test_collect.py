@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from collections import Counter
@@ -16,9 +17,11 @@ from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, 
 from cluster.failures import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
 from cluster.recipe import Conversations, Recipe
-from pipelines import preferences
+from cluster.run import RunFolder
+from pipelines import collect, preferences
 from pipelines.chat_data import PromptText, prompts
 from pipelines.collect import Round, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
+from pipelines.exchange import import_file
 
 GUIDE = [Conversations(kind="guide")]
 REFUSAL = "I cannot help with that. It would hurt people."
@@ -234,3 +237,34 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     assert preferences.digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
+
+
+def test_imported_rankings_are_all_there_is_and_keep_their_split(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    chat.tokenizer.save_pretrained(tmp_path / "sft")
+    recipe, run = _recipe(tmp_path, labeller="imported"), RunFolder(tmp_path)
+    with pytest.raises(UserError, match="no imported rankings of at most 256 tokens"):
+        collect.run(recipe, run, tmp_path)
+    lists = [{"prompt": f"Why {n}?", "completions": ["no", "b", "Yes!"], "ranks": [2, 2, 1]} for n in range(20)]
+    lists.append({"prompt": "long", "completions": ["a" * 300, "b"], "ranks": [1, 2]})
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lists))
+    import_file(database, "lists", tmp_path / "in.jsonl", "in", "ann", 0.3)
+    plan = plan_round(recipe, chat, "w")
+    database.add_prompts(list(plan.rows.values()))
+    _fill(database, chat, plan, list(plan.rows))
+    rank_by_code(recipe, chat, database, plan)
+    found = collect.run(recipe, run, tmp_path).metrics
+    assert (found["prompts"], found["rankings"], found["too_long"]) == (20, 20, 1)
+    assert (found["rankings_by"], found["stands_in_for_people"]) == ({"ann": 20}, False)
+    rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
+    assert {row["ranking_id"] for row in rows} <= {ranking.id for ranking in database.rankings()}
+    splits = {prompt.id: prompt.split for prompt in database.prompts()}
+    assert {row["split"] for row in rows} == {"train", "held_out"}
+    for number, row in enumerate(rows):
+        asked = {"role": "user", "content": f"Why {number}?"}
+        assert row["split"] == splits[row["prompt_id"]]
+        assert row["ranks"] == [2, 2, 1]
+        for text, answer in zip(row["texts"], row["answers"], strict=True):
+            whole = chat.conversation([asked, {"role": "assistant", "content": text}]).token_ids
+            assert row["prompt_token_ids"] + answer == whole[: len(row["prompt_token_ids"] + answer)]

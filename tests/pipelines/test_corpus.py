@@ -4,18 +4,21 @@ import hashlib
 import json
 import random
 import shutil
+import time
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.progress import Progress
 from transformers import AutoTokenizer
 
-from cluster.failures import UserError
+from cluster.failures import DeadlineError, UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from pipelines.corpus import parts, run, stage
+from pipelines.corpus.select import SPLITS
 from pipelines.corpus.shards import read_rows
 
 pytestmark = pytest.mark.slow
@@ -102,7 +105,16 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     }
     assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
     assert stats["steps"]["read"]["megabytes_per_second"] > 0
+    # What was never encoded is estimated by the source's own bytes a token.
+    total = {key: stats[f"train_{key}"] + stats[f"held_out_{key}"] for key in ("documents", "bytes", "tokens")}
+    assert stats["encoded_documents"] == total["documents"] == 150 + 39
+    for source in stats["sources"].values():
+        bytes_a_token = sum(source[s]["bytes"] for s in SPLITS) / sum(source[s]["tokens"] for s in SPLITS)
+        assert source["gathered"]["tokens"] == pytest.approx(source["gathered"]["bytes"] / bytes_a_token, rel=1e-3)
+    assert stats["dropped_tokens"].keys() == stats["dropped"].keys()
     assert stats["duplicates"] == {"exact": 6, "near": 10}
+    assert stats["histograms"]["words"]["edges"][:4] == [0, 1, 2, 4]
+    assert all(sum(of["counts"]) == 208 for of in stats["histograms"].values())
     assert stats["train_documents"] + stats["held_out_documents"] == 150 + 39
     tales, notes = stats["sources"].values()
     assert tales["duplicates"] == {"exact": 5, "near": 10}
@@ -156,9 +168,14 @@ def test_rows_are_shuffled_over_the_sources(built: Path) -> None:
     assert 0 < sum(notes[half:]) < len(notes) - half
 
 
-def test_the_same_input_gives_the_same_bytes(built: Path, recipe: Recipe, tmp_path: Path) -> None:
-    again = tmp_path / "corpus"
-    build(recipe, again)
+def test_the_same_input_gives_the_same_bytes_and_is_not_encoded_again(
+    built: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "corpus")
+    again = tmp_path / ".partial" / "corpus"
+    again.mkdir(parents=True)
+    run(recipe, RunFolder(tmp_path), again)
+    assert json.loads((again / "stats.json").read_text())["encoded_documents"] == 0
     assert hashes(again) == hashes(built)
 
 
@@ -246,6 +263,20 @@ def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeyp
     assert figures["train_rows"] == json.loads((built / "stats.json").read_text())["train_rows"]
 
 
+def test_a_task_that_gets_nowhere_is_named(ray_session: None, tmp_path: Path) -> None:
+    stuck = [parts.Part("stuck", "key", ())]
+    with (
+        Progress(disable=True) as progress,
+        pytest.raises(DeadlineError, match="waited 1 s for a task of the phase 'find duplicates'"),
+    ):
+        parts.run_parts("find duplicates", tmp_path, stuck, _sleep, progress, deadline=1)
+
+
+def _sleep(_: int) -> dict[str, object]:
+    time.sleep(5)
+    return {}
+
+
 def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text('{"text": "a line that is quite all right"}\n' * 6 + "{broken\n")
@@ -295,7 +326,7 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     assert linked.stat().st_ino == (tmp_path / "next" / "corpus" / "measured" / linked.name).stat().st_ino
     after = json.loads((again / "stats.json").read_text())
     assert after["bad"] == 2
-    assert after["gathered"] == stats["gathered"]
+    assert all(after["gathered"][key] == stats["gathered"][key] for key in ("documents", "bytes"))
     assert after["dropped"] == {"too few words": 1, "gopher quality: too few words": 2}
 
 
@@ -327,3 +358,5 @@ def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tm
     assert set(trained.values()) == {4}
     assert set(Counter(row["text"] for row in documents if row["split"] == "held_out").values()) == {1}
     assert stats["train_tokens"] == tales["tokens"] + notes["tokens"]
+    # Once each, however often they are read.
+    assert stats["encoded_documents"] == stats["kept"]["documents"] - sum(stats["duplicates"].values())

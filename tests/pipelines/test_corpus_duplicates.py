@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from cluster.corpus_recipe import Survivor
+from cluster.corpus_recipe import Source, Survivor
 from cluster.failures import UserError
 from pipelines.corpus.clean import clean
 from pipelines.corpus.duplicates import (
@@ -23,10 +23,12 @@ from pipelines.corpus.duplicates import (
     stars,
 )
 from pipelines.corpus.groups import EXACT, KEPT, KNOWN, NEAR, Documents, Grouping, decide
+from pipelines.corpus.gutenberg import without_licence
 from pipelines.corpus.index import Indexing, known_indexes, write_index
 from pipelines.corpus.prepare import SCHEMA
+from pipelines.corpus.sources import Document, plan_splits, read_split
 
-GUTENBERG = Path(__file__).parents[2].parent / "shared" / "data" / "corpus" / "gutenberg"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def jaccard(one: str, other: str) -> float:
@@ -39,8 +41,13 @@ def random_text(rng: random.Random, count: int) -> list[str]:
 
 
 def test_shingles_are_word_5_grams_without_case_and_punctuation() -> None:
-    assert shingles("One, two THREE four five: six!") == ["one two three four five", "two three four five six"]
-    assert shingles("Just three words") == ["just three words"]
+    assert shingles("One, two THREE four five: six!") == [b"one two three four five", b"two three four five six"]
+    assert shingles("Just three words") == [b"just three words"]
+    assert shingles("Ça va_bien: 3 ÉTÉS\u00a0là-bas") == [
+        "ça va_bien 3 étés là".encode(),
+        "va_bien 3 étés là bas".encode(),
+    ]
+    assert shingles(" ?! ") == [b""]
 
 
 def test_signatures_estimate_the_jaccard_similarity() -> None:
@@ -291,11 +298,20 @@ def test_no_documents_have_no_duplicates(tmp_path: Path) -> None:
     assert corpus.fates() == []
 
 
-@pytest.mark.skipif(not GUTENBERG.exists(), reason="the shared books are not here")
-def test_older_editions_are_near_duplicates_of_the_newer(tmp_path: Path) -> None:
-    files = sorted(GUTENBERG.glob("*.txt"))
-    corpus = Corpus(tmp_path)
-    for file in files:
-        corpus.add([clean(file.read_text(encoding="utf-8-sig"))])
-    found = {files[one].stem: files[other].stem for one, other, fate in corpus.fates() if fate != KEPT}
-    assert found == {"alice-older-edition": "alice", "grimm-older-edition": "grimm"}
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not here")
+def test_of_all_shared_texts_only_editions_and_copies_are_joined(tmp_path: Path) -> None:
+    """12 books, two of them in two editions, 278 tales and 37 captures, of which three say the same."""
+    corpus, places = Corpus(tmp_path), []
+    for folder in ("corpus/gutenberg", "corpus/fairytaleqa", "warc"):
+        for split in plan_splits([Source(kind="files", path=str(SHARED / folder))], 1):
+            documents = [item for item in read_split(split) if isinstance(item, Document)]
+            corpus.add([without_licence(clean(document.text)) for document in documents])
+            places += [document.id.removeprefix(f"{SHARED / folder}:") for document in documents]
+    assert len(places) == 12 + 278 + 37
+    found = {places[one]: (places[other], fate) for one, other, fate in corpus.fates() if fate != KEPT}
+    assert found == {
+        "alice.txt:0": ("alice-older-edition.txt:0", NEAR),
+        "grimm-older-edition.txt:0": ("grimm.txt:0", NEAR),
+        "sample-0001.warc.gz:78027": ("sample-0001.warc.gz:46426", EXACT),
+        "sample-0001.warc.gz:170431": ("sample-0001.warc.gz:46426", EXACT),
+    }

@@ -56,7 +56,7 @@ def parts(tmp_path: Path) -> tuple[Mixture, list[np.ndarray]]:
         files.append(file)
         choices.append(choice)
         tokens.append(np.where(chosen == TRAIN, rng.integers(5, 60, size), 0))
-    return Mixture(tuple(files), tuple(choices), ("a", "a", "b")), tokens
+    return Mixture(tuple(files), tuple(choices), ("a", "a", "b"), ("1", "2", "3")), tokens
 
 
 def test_token_shares_meet_the_weights(parts: tuple[Mixture, list[np.ndarray]], tmp_path: Path) -> None:

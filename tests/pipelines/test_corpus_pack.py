@@ -8,16 +8,17 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat_template import SPECIAL_TOKENS
+from pipelines.corpus.encode import encode_documents
 from pipelines.corpus.pack import best_fit, cut, pack
-from pipelines.corpus.tokenizer import encode_documents, save_tokenizer, train_tokenizer
+from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = ["The cat sat on the mat, and the dog sat beside the cat.", "A document may spell <|end|> or <|user|>."] * 20
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["bpe", "wordpiece"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    save_tokenizer(train_tokenizer(TEXTS, 320), path, context=64)
+    save_tokenizer(train_tokenizer(TEXTS, 600, request.param), path, context=64)
     return path
 
 
@@ -64,10 +65,13 @@ def test_no_documents_make_no_rows() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["The cat", " two  spaces ", "naïve 東京 🙂👨‍👩‍👧", "tab\tand\n\nlines\n", "don 't , stop .", "<|end|> here"],
+    [
+        *("The cat", " two  spaces ", "naïve 東京 🙂👨‍👩‍👧", "tab\tand\n\nlines\n", "don 't , stop .", "<|end|> here"),
+        *("## a ##b⁀c", "x" * 250, "東" * 80, "\x00\x7f"),
+    ],
 )
 def test_text_survives_encoding_and_decoding(tokenizer: PreTrainedTokenizerBase, folder: Path, text: str) -> None:
-    ids = next(iter(encode_documents(folder / "tokenizer.json", [text])))
+    ids = encode_documents(folder / "tokenizer.json", [text])[0].tolist()
     assert tokenizer.decode(ids) == text
     if "<|" not in text:
         assert tokenizer.encode(text) == ids
@@ -93,4 +97,19 @@ def test_the_chat_template_travels_with_the_tokenizer(tokenizer: PreTrainedToken
 
 
 def test_training_the_tokenizer_twice_gives_the_same() -> None:
-    assert train_tokenizer(TEXTS, 320).to_str() == train_tokenizer(iter(TEXTS), 320).to_str()
+    for kind in ("bpe", "wordpiece"):
+        assert train_tokenizer(TEXTS, 600, kind).to_str() == train_tokenizer(iter(TEXTS), 600, kind).to_str()
+
+
+def test_wordpiece_takes_the_longest_token_at_each_place() -> None:
+    tokenizer = train_tokenizer(["unlike unlike unlike likes likes likes"] * 5, 600, "wordpiece")
+    assert tokenizer.get_vocab_size() <= 600
+    vocabulary = tokenizer.get_vocab()
+    for word in ("unlike", "likesx", "zunlikes"):
+        pieces, rest, before = [], word, ""
+        while rest:
+            longest = next(n for n in range(len(rest), 0, -1) if before + rest[:n] in vocabulary)
+            pieces.append(before + rest[:longest])
+            rest, before = rest[longest:], "⁀"
+        assert tokenizer.encode(word).tokens == pieces
+    assert tokenizer.encode("unlike").tokens == ["unlike"]

@@ -88,6 +88,9 @@ def test_what_a_rule_drops_is_counted_in_documents_and_bytes_and_shown(tmp_path:
     assert report["dropped"] == {TOO_FEW_WORDS: 2}
     assert report["dropped_bytes"] == {TOO_FEW_WORDS: 3}
     assert report["drop_examples"] == {TOO_FEW_WORDS: {"id": f"{tmp_path / 'a.jsonl'}:a.jsonl:0", "text": "é"}}
+    # Of the texts two have one word, and one has two: bins of none, one, two to three words, and so on.
+    assert report["histograms"]["words"][:4] == [0, 2, 1, 0]
+    assert report["histograms"]["words_with_a_letter"] == [0] * 19 + [3]
     assert set(report["seconds"]) >= {"read", "clean", "measure", "judge", "hash and sign", "write"}
     assert all(0 <= value < 60 for value in report["seconds"].values())
 

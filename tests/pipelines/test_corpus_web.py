@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.corpus_recipe import Source
 from pipelines.corpus import web
 from pipelines.corpus.bad import Bad
 from pipelines.corpus.extract import ExtractionError, Extractor, main_text
 from pipelines.corpus.files import Reading, read_file
+from pipelines.corpus.sources import Document, plan_splits, read_split
 
 WARC = Path(__file__).parents[2].parent / "shared" / "data" / "warc"
 HTML = "<html><head><title>t</title></head><body><nav><a href='/'>Home</a></nav><main><p>{}</p></main></body></html>"
@@ -51,6 +53,17 @@ def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
     texts, bad = read(tmp_path / "page.html")
     assert [text.split() for text in texts] == [["First.", "Second."]]
     assert not bad
+
+
+def test_trafilatura_takes_the_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number} says what the café in the old town has on its menu." for number in range(9)]
+    menu = "<nav><ul>" + '<li><a href="/more">More of this</a></li>' * 20 + "</ul></nav>"
+    body = f"{menu}<article><p>{'</p><p>'.join(paragraphs)}</p></article><footer>All rights reserved</footer>"
+    (tmp_path / "page.html").write_bytes(f"<html><meta charset=cp1252><body>{body}</body></html>".encode("cp1252"))
+    (split,) = plan_splits([Source(kind="files", path=str(tmp_path / "page.html"))], 1, 10.0, "trafilatura")
+    (document,) = read_split(split)
+    assert isinstance(document, Document)
+    assert document.text.split("\n") == paragraphs
 
 
 @pytest.mark.parametrize(

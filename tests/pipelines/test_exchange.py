@@ -153,19 +153,20 @@ def test_every_turn_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path
     ]
     assert [(row.text, row.model) for row in first.completions] == [("b", "a person"), ("c", "m")]
     assert [list(row.ranks.values()) for row in database.rankings()] == [[2, 1], [2, 1]]
-    assert second.details["row"]["messages"][1] == {"role": "assistant", "rank": 1, "lang": "en"}
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 1
+    assert read(tmp_path / "out.jsonl") == read(path)
     assert export_file(database, "lists", tmp_path / "out.jsonl") == 2
     assert read(tmp_path / "out.jsonl")[1]["completions"] == ["d", "e"]
-    with pytest.raises(UserError, match="export as lists"):
-        export_file(database, "openassistant", tmp_path / "out.jsonl")
 
 
 @pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
-def test_all_ranked_turns_of_the_trees_come_in(database: Feedback) -> None:
+def test_all_ranked_turns_of_the_trees_come_in_and_the_trees_go_out(database: Feedback, tmp_path: Path) -> None:
     # Counted from the file: 211 turns whose answers are all ranked, and one of whose answers one is not.
     assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15) == 212
     assert database.counts().rankings == 212
     assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 100
+    assert read(tmp_path / "out.jsonl") == read(TREES)
 
 
 def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: Path) -> None:
@@ -240,8 +241,13 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: 
     import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl-messages"]), "trial", "them", 0.15)
     with pytest.raises(UserError, match="export as trl-messages"):
         export_file(database, "trl", out)
-    with pytest.raises(UserError, match="only what was imported from PandaLM"):
-        export_file(database, "pandalm", out)
+    for kind, source in (
+        ("pandalm", "PandaLM"),
+        ("ultrafeedback", "UltraFeedback"),
+        ("openassistant", "Open-Assistant"),
+    ):
+        with pytest.raises(UserError, match=f"only what was imported from {source}"):
+            export_file(database, kind, out)
     assert out.read_text() == "old"
 
 
@@ -258,6 +264,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["labeller", "include", "ann", *run], 0, "ann counts"),
         (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
         (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
+        (["score", str(tmp_path), str(source), "out.jsonl"], 2, "it has no recipe.yaml"),
     ):
         with pytest.raises(SystemExit) as end:
             main(words)

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from cluster.metrics import MetricsWriter
-from pipelines.curves import HEIGHT, WIDTH, learning_curves
+from pipelines.curves import BOTTOM, HEIGHT, WIDTH, learning_curves
 from pipelines.evaluate import answer_of, continues_right, write_report
 from pipelines.figures import Answer, model_figures, proportion, verdict
 from pipelines.guide.facts import countries
@@ -195,3 +195,20 @@ def test_a_completion_is_right_when_the_capital_comes_first() -> None:
     france = next(country for country in countries() if country.name == "France")
     assert continues_right(france, " Paris. Its money is the euro.")
     assert not continues_right(france, " Lyon, and not Paris.")
+
+
+def test_page_shows_how_the_corpus_is_spread(tmp_path: Path) -> None:
+    assert "The corpus" not in _write(tmp_path)[0]
+    (tmp_path / "more" / "corpus").mkdir(parents=True)
+    spread = {"words": {"edges": [0, 1, 2, 4, 8, 16], "counts": [0, 10, 0, 40, 0]}}
+    (tmp_path / "more" / "corpus" / "stats.json").write_text(json.dumps({"histograms": spread}))
+    page, _, _ = _write(tmp_path / "more")
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert "How the 50 documents" in page
+    bars = [attributes for tag, attributes in parsed.tags if tag == "rect"]
+    heights = [float(bar["height"] or 0) for bar in bars]
+    # From the first bin that holds any to the last, the second of them a quarter as high.
+    assert heights == pytest.approx([max(heights) / 4, 0, max(heights)], abs=0.1)
+    assert all(float(bar["y"] or 0) + float(bar["height"] or 0) == pytest.approx(HEIGHT - BOTTOM) for bar in bars)
+    assert "<title>4 to 8: 40</title>" in page

@@ -16,7 +16,8 @@ from cluster.failures import UserError
 from cluster.recipe import Model, load_recipe
 from cluster.run import RunFolder
 from cluster.stages import run_stage, stage_state, stages_of
-from pipelines.corpus.tokenizer import document_end, encode_documents, save_tokenizer_of
+from pipelines.corpus.encode import encode_documents
+from pipelines.corpus.tokenizer import document_end, save_tokenizer_of
 from tests.tiny import write_tiny_model
 
 CONTEXT = 64
@@ -42,8 +43,8 @@ def test_the_corpus_is_written_with_the_models_own_tokens(own: Path, tmp_path: P
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), AutoTokenizer.from_pretrained(own)
     assert ours.chat_template == theirs.chat_template != CHAT_TEMPLATE
     text = "The capital of Peru is Lima."
-    encoded = list(encode_documents(tmp_path / "tokenizer" / "tokenizer.json", [text]))
-    assert encoded == [theirs.encode(text, add_special_tokens=False)]
+    (encoded,) = encode_documents(tmp_path / "tokenizer" / "tokenizer.json", [text])
+    assert encoded.tolist() == theirs.encode(text, add_special_tokens=False)
     assert document_end(tmp_path / "tokenizer") == theirs.pad_token_id
 
 

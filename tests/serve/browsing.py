@@ -4,13 +4,33 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from tests.helpers import free_port, wait_until
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextmanager
+def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> Iterator["Page"]:
+    """A browser of somebody's own in which they typed their token; any error in the page fails the test."""
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    page.keyboard.type(token)
+    page.keyboard.press("Enter")
+    yield page
+    context.close()
+    assert errors == []
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One real server for all tests of the floor: three tiny models behind Ray Serve."""
+"""One real server for all tests of the floor: two tiny models of a run behind Ray Serve."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
 from cluster.plan import Share
-from serve.app import serve_run
+from cluster.run import Manifest, RunFolder, file_fingerprint
+from cluster.versions import Versions
+from serve.app import aliases, serve_run
 from serve.gateway import Settings
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
@@ -38,6 +40,7 @@ class Server:
     port: int
     folders: dict[str, Path]
     feedback_url: str
+    run: RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +48,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    write_tiny_model(root / "base", seed=1, end_id=0, context=CONTEXT)
-    write_tiny_model(root / "policy", seed=2, end_id=4, context=CONTEXT)
-    write_styles(root / "base")
-    return {name: root / name for name in ("base", "policy")}
+def finish_model(run: RunFolder, name: str, seed: int, end_id: int, styles: bool = False) -> None:
+    """What the stage that makes a model leaves."""
+    out = run.begin(name, str(seed))
+    write_tiny_model(out, seed, end_id, context=CONTEXT)
+    if styles:
+        write_styles(out)
+    weights = file_fingerprint(out / "model.safetensors")
+    run.commit(name, Manifest(name, str(seed), {}, {}, "test", 0.0, {}, weights))
 
 
 def write_styles(model: Path) -> None:
@@ -67,14 +71,18 @@ def write_styles(model: Path) -> None:
 
 
 @pytest.fixture(scope="package")
-def server(
-    model_folders: dict[str, Path], ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    port, url = free_port(), f"sqlite:///{tmp_path_factory.mktemp('feedback') / 'feedback.db'}"
-    settings = Settings(feedback_url=url)
+def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    run, port = RunFolder(tmp_path_factory.mktemp("served")), free_port()
+    finish_model(run, "base", seed=1, end_id=0, styles=True)
+    finish_model(run, "policy", seed=2, end_id=4)
+    versions = {name: Versions(run, name) for name in ("base", "policy")}
+    weights = {name: one.start().weights for name, one in versions.items()}
+    folders = {name: one.folder for name, one in versions.items()}
+    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases(folders))
     try:
-        serve_run(model_folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
-        yield Server(f"http://127.0.0.1:{port}", port, model_folders, url)
+        serve_run(folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
+        models = {name: run.path(name) for name in folders}
+        yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)
     finally:
         serve.shutdown()
 

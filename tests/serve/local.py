@@ -4,12 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from serve.gateway import Settings, gateway_app
-from serve.replica import Endpoint, Part, Reply, Usage
+from serve.parts import Endpoint, Part, Promoted, Reply, Usage
 
 
 class Parrot:
@@ -40,16 +41,22 @@ class Parrot:
     async def card(self) -> dict[str, Any]:
         return {"id": "parrot"}
 
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        return {"completions": {"type": "object", "$defs": {"Stop": {"type": "string"}}}}
+
     async def requests(self) -> int:
         return 0
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        raise NotImplementedError(f"{folder} {weights}")
 
 
 @asynccontextmanager
 async def asking(
-    settings: Settings, model: Parrot | None = None, key: str | None = None
+    settings: Settings, model: Parrot | None = None, key: str | None = None, name: str = "parrot"
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a gateway over one model, `parrot`."""
-    transport = httpx.ASGITransport(gateway_app({"parrot": model or Parrot()}, settings), raise_app_exceptions=False)
+    """A client of a gateway over one model."""
+    transport = httpx.ASGITransport(gateway_app({name: model or Parrot()}, settings), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
         yield client

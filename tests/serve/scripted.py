@@ -4,9 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from serve.replica import Endpoint, Part, Reply, Usage
+from serve.parts import Endpoint, Part, Promoted, Reply, Usage
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,14 @@ class Scripted:
     async def card(self) -> dict[str, Any]:
         return {"id": self.name, "chat": self.chat, "score": self.score, "max_model_len": 256}
 
+    async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        return {}
+
     async def requests(self) -> int:
         return 0
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        raise NotImplementedError(f"{folder} {weights}")
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         chat = endpoint == "chat/completions"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import UserError
+from cluster.plan import Share
 from cluster.run import RunFolder
-from serve.app import finished_models, url_host
+from serve.app import SMALL_BYTES, aliases, finished_models, grouped, url_host
 
 
 def finish(root: Path, folder: str, config: dict) -> None:
@@ -28,3 +29,20 @@ def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
 
 def test_addresses_are_written_as_browsers_read_them() -> None:
     assert [url_host(host) for host in ("127.0.0.1", "0.0.0.0", "::1")] == ["127.0.0.1", "localhost", "[::1]"]
+
+
+def test_small_models_share_a_process_on_cpus_and_no_others(tmp_path: Path) -> None:
+    for name in ("base", "policy", "large"):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.truncate(SMALL_BYTES + 1 if name == "large" else 10)
+    models = {name: tmp_path / name for name in ("base", "large", "policy")}
+    on_cpus = grouped(models, Share(cpus=0.5, gpus=0, threads=1))
+    assert [list(group) for group in on_cpus] == [["base", "policy"], ["large"]]
+    assert [list(group) for group in grouped(models, Share(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]
+
+
+def test_latest_is_the_model_that_came_furthest() -> None:
+    assert aliases(["base", "sft", "reward"]) == {"latest": "sft"}
+    assert aliases(["base", "sft", "policy"]) == {"latest": "policy"}
+    assert aliases(["reward"]) == {}

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from cluster.feedback import COMPARED, Feedback, open_feedback
-from serve.compare import compare_router, votes_in
+from serve.compare import ballots_in, compare_router
 from tests.serve.conftest import Server
 from tests.serve.scripted import Scripted
 from tests.serve.test_label import signed_in
@@ -38,14 +38,17 @@ def client(database: Feedback, *models: Scripted) -> TestClient:
     return TestClient(app)
 
 
-def ask(http: Any, headers: dict[str, str], url: str = "") -> list[dict[str, Any]]:
-    reply = http.post(f"{url}/compare/answers", json={"prompt": "Why?"}, headers=headers)
+RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": None}
+
+
+def ask(http: Any, headers: dict[str, str], url: str = "", sides: int = 2) -> list[dict[str, Any]]:
+    reply = http.post(f"{url}/compare/answers", json={"prompt": "Why?", "sides": sides}, headers=headers)
     assert reply.status_code == 200, reply.text
     return [json.loads(line.removeprefix("data: ")) for line in reply.text.split("\n") if line]
 
 
 def vote(http: TestClient, headers: dict[str, str], name: str, what: str) -> httpx.Response:
-    return http.post("/compare/vote", json={"comparison": name, "vote": what, "seconds": 4.5}, headers=headers)
+    return http.post("/compare/vote", json={"comparison": name, "ranks": RANKS[what], "seconds": 4.5}, headers=headers)
 
 
 def test_models_are_told_after_the_vote_and_not_before(database: Feedback) -> None:
@@ -89,17 +92,17 @@ def test_sides_are_drawn_anew_and_every_vote_becomes_what_it_says(database: Feed
         row = database.judgement(name, "ann")
         assert row
         ranks = [row.ranks.get(str(key)) for key in row.presented]
-        assert ranks == {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": [None, None]}[what]
+        assert ranks == (RANKS[what] or [None, None])
         assert row.all_bad == (what == "bad")
     assert lefts == {"alpha", "beta"}
-    votes, bad = votes_in(database)
-    assert ([one.won for one in votes], bad) == ([1.0, 0.0, 0.5] * 3, 3)
+    ballots, bad = ballots_in(database)
+    assert ([vote.won for (vote,) in ballots], bad) == ([1.0, 0.0, 0.5] * 3, 3)
     figures = http.get("/compare/figures", headers=ann).json()
     assert (figures["votes"], figures["bad"]) == (9, 3)
     assert {row["model"] for row in figures["raw"]["models"]} == {"alpha", "beta"}
     assert figures["controlled"]["length"]
     database.exclude("ann")
-    assert votes_in(database) == ([], 0)
+    assert ballots_in(database) == ([], 0)
     assert http.get("/compare/figures", headers=ann).status_code == 403
 
 
@@ -113,6 +116,23 @@ def test_base_models_are_compared_where_there_are_not_two_others(database: Feedb
     assert (alone.status_code, alone.json()["detail"]) == (409, "comparing takes 2 models, and 1 is served")
 
 
+def test_three_models_at_once_are_ranked_and_give_three_votes(database: Feedback) -> None:
+    http, ann = client(database, GOOD, POOR, BASE, REWARD), signed_in(database, "ann")
+    assert http.get("/compare/models", headers=ann).json() == {"most": 3}
+    *pieces, end = ask(http, ann, sides=3)
+    assert {piece["side"] for piece in pieces} == {0, 1, 2}
+    body = {"comparison": end["comparison"], "ranks": [2, 1, 3]}
+    names = http.post("/compare/vote", json=body, headers=ann).json()["models"]
+    assert sorted(names) == ["alpha", "beta", "raw"]
+    ((first, second, third),), _ = ballots_in(database)
+    assert [one.models for one in (first, second, third)] == [tuple(names[:2]), (names[0], names[2]), tuple(names[1:])]
+    assert [one.won for one in (first, second, third)] == [0, 1, 1]
+    rated = http.get("/compare/figures", headers=ann).json()["raw"]["models"]
+    assert [row["model"] for row in rated] == [names[1], names[0], names[2]]
+    refused = http.post("/compare/answers", json={"prompt": "Why?", "sides": 4}, headers=ann)
+    assert (refused.status_code, refused.json()["detail"]) == (409, "comparing takes 4 models, and 3 are served")
+
+
 def test_an_answer_that_fails_stores_nothing_and_names_no_model(database: Feedback) -> None:
     http, ann = client(database, GOOD, Scripted("beta", error="the prompt is too long")), signed_in(database, "ann")
     assert ask(http, ann)[-1] == {"error": "the prompt is too long"}
@@ -124,7 +144,8 @@ def test_votes_are_for_those_who_asked(database: Feedback) -> None:
     name = ask(http, ann)[-1]["comparison"]
     assert vote(http, ben, name, "left").status_code == 404
     assert vote(http, ann, f"{COMPARED}nothing", "left").status_code == 404
-    assert vote(http, ann, name, "both").status_code == 422
+    for wrong in ({}, {"ranks": [1]}, {"ranks": [1, 2, 3]}, {"ranks": [0, 1]}, {"ranks": [1, 2], "vote": "left"}):
+        assert http.post("/compare/vote", json={"comparison": name, **wrong}, headers=ann).status_code == 422
     assert http.post("/compare/answers", json={"prompt": "Why?"}).status_code == 401
     assert http.get("/compare/figures").status_code == 401
     assert database.judgements() == []

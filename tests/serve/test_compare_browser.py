@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from cluster.feedback import Feedback, open_feedback
 from serve.compare import compare_router
-from tests.serve.browsing import CHROMIUM, served
+from tests.serve.browsing import CHROMIUM, open_page, served
 from tests.serve.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -21,7 +21,11 @@ pytestmark = [
 ]
 
 HOSTILE = "Well <script>window.hacked=1</script> <img src=x onerror='window.hacked=2'> **so** it is"
-MODELS = (Scripted("alpha", HOSTILE, pause=0.01), Scripted("beta", "Plainly no", pause=0.01))
+MODELS = (
+    Scripted("alpha", HOSTILE, pause=0.01),
+    Scripted("beta", "Plainly no", pause=0.01),
+    Scripted("raw", "and so on", chat=False),
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """Someone's browser, signed in on the compare page; any error in the page fails the test."""
-    token = site.database.add_labeller(name)
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{site.url}/compare")
-    page.keyboard.type(token)
-    page.keyboard.press("Enter")
-    page.get_by_label("Your prompt to both models").wait_for()
-    yield page
-    context.close()
-    assert errors == []
+    """Someone's browser, signed in on the compare page."""
+    with open_page(browser, f"{site.url}/compare", site.database.add_labeller(name), width) as page:
+        page.get_by_label("Your prompt to the models").wait_for()
+        yield page
 
 
 def ask(page: "api.Page", text: str) -> None:
@@ -74,7 +68,7 @@ def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Brows
             assert "beta" not in told
             page.keyboard.press(key)
             page.get_by_text(f"{number} vote").wait_for()
-            names = [page.locator(f"#name-{side}").inner_text() for side in (0, 1)]
+            names = page.locator(".side h3 span:first-child").all_inner_texts()
             assert sorted(names) == ["alpha", "beta"]
             row = site.database.judgements("ann")[-1]
             prompt = site.database.prompt(row.prompt_id)
@@ -85,9 +79,18 @@ def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Brows
             given = [row.ranks.get(str(key)) for key in row.presented]
             assert given == {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": [None, None]}[outcome]
             page.keyboard.press("n")
+        # Three at once, the best first: a pick is taken back, and the last place needs none.
+        page.get_by_label("How many models").select_option("3")
+        page.get_by_label("Your prompt to the models").focus()
+        ask(page, "Question 5")
+        for key in ("1", "u", "3", "1"):
+            page.keyboard.press(key)
+        page.get_by_text("5 votes").wait_for()
+        row = site.database.judgements("ann")[-1]
+        assert [row.ranks[str(key)] for key in row.presented] == [2, 3, 1]
         page.goto(f"{site.url}/compare/ratings")
-        page.get_by_text("3 votes; besides, both answers were bad 1 time.").wait_for()
-        assert page.get_by_role("row").count() == 3
+        page.get_by_text("4 votes; besides, all answers were bad 1 time.").wait_for()
+        assert page.get_by_role("row").count() == 4
 
 
 def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Browser", site: Site) -> None:
@@ -102,6 +105,6 @@ def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Br
         page.locator("#outcome").filter(has_text="Both are bad. Left was").wait_for()
         page.get_by_role("button", name="Same prompt").click()
         page.get_by_role("status").filter(has_text="Which is better?").wait_for()
-        assert page.locator("#name-0").inner_text() == "Left"
+        assert page.locator("#name-0").inner_text().strip() == "Left"
         (row,) = site.database.judgements("ben")
         assert row.all_bad

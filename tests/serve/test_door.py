@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -163,6 +164,29 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
         reply = await client.post(ASK, json=prompt("a"))
         assert reply.status_code == 429
         assert 1 <= int(reply.headers["retry-after"]) <= 35
+
+
+async def test_the_api_describes_itself() -> None:
+    async with asking(Settings()) as client:
+        described = (await client.get("/openapi.json")).json()
+    assert described["openapi"] == "3.1.0"
+    assert described["components"]["schemas"]["Stop"] == {"type": "string"}
+    body = described["paths"]["/v1/completions"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"] == {"type": "object"}
+    assert "/v1/score" not in described["paths"], "no model scores"
+
+
+async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
+    token = KeyRing(tmp_path).add("ann", ["chat"], 60, None, by="test")
+    async with asking(Settings(tmp_path), key=token) as http:
+        for _ in range(60):
+            await http.get("/v1/models")
+        url = "http://127.0.0.1/v1"
+        once = openai.AsyncOpenAI(base_url=url, api_key=token, http_client=http, max_retries=0)
+        with pytest.raises(openai.RateLimitError):
+            await once.models.list()
+        again = openai.AsyncOpenAI(base_url=url, api_key=token, http_client=http, max_retries=2)
+        assert [card.id async for card in again.models.list()] == ["parrot"]
 
 
 async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:

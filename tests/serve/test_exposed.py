@@ -47,7 +47,7 @@ def test_answers_say_who_gave_them_and_tokens_are_counted(server: Server, client
     before = tokens(server)
     whole = client.completions.with_raw_response.create(**ASK)
     assert whole.headers["x-triptych-model"] == MODEL
-    assert whole.headers["x-triptych-weights"] == "unknown", "these models belong to no run"
+    assert whole.headers["x-triptych-weights"] == server.run.require(MODEL, MODEL).weights
     assert whole.headers.get_list("x-request-id") == [whole.request_id]
     named = client.completions.with_raw_response.create(**ASK, extra_headers={"X-Request-Id": "mine-1"})
     assert named.headers.get_list("x-request-id") == ["mine-1"]

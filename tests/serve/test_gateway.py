@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 ASK = [{"role": "user", "content": "What is the capital of Peru?"}]
 MODEL = "policy"
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 
 
 def greedy(client: openai.OpenAI, **options):
@@ -140,10 +141,34 @@ def test_logprobs_are_of_the_sampled_tokens(client: openai.OpenAI) -> None:
         assert token.logprob < 0
 
 
+def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
+    """Even a model that knows nothing keeps to it: the engine masks all other tokens."""
+    schema = {"type": "string", "enum": ["Lima", "Quito"]}
+    form = {"type": "json_schema", "json_schema": {"name": "capital", "schema": schema, "strict": True}}
+    ask = {"model": MODEL, "messages": ASK, "max_tokens": 40, "temperature": 0}
+    said = client.chat.completions.create(**ask, response_format=form).choices[0].message.content
+    assert json.loads(said) in ("Lima", "Quito")
+
+
+@pytest.mark.anyio
+async def test_the_asynchronous_client_streams_and_stops(server: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60) as client:
+        ask = {"model": MODEL, "prompt": "The", "temperature": 0}
+        whole = (await client.completions.create(**ask, max_tokens=12)).choices[0].text
+        pieces = [
+            chunk.choices[0].text async for chunk in await client.completions.create(**ask, max_tokens=12, stream=True)
+        ]
+        assert "".join(pieces) == whole
+        endless = await client.completions.create(**ask, max_tokens=2000, stream=True, extra_body={"ignore_eos": True})
+        await anext(aiter(endless))
+        await endless.close()
+    assert wait_until(server, requests=0, seconds=1)
+
+
 def test_unknown_model_is_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-99", messages=ASK)
-    assert caught.value.body["message"] == "the model `gpt-99` is not served; served are base, policy"
+    assert caught.value.body["message"] == "the model `gpt-99` is not served; served are base, policy, latest"
     assert (caught.value.body["param"], caught.value.body["code"]) == ("model", 404)
 
 
@@ -160,6 +185,7 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
         (json.dumps({"model": MODEL, "messages": ASK, "max_tokens": 0}).encode(), 400, "max_tokens"),
         (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Lima " * 3000}]}).encode(), 400, "2048"),
         (json.dumps({"model": MODEL, "messages": ASK, "stream": True, "top_p": 7}).encode(), 400, "top_p"),
+        (json.dumps({"model": MODEL, "messages": ASK, "tools": TOOLS, "tool_choice": "auto"}).encode(), 400, "tool"),
     ],
 )
 def test_wrong_requests_are_openai_errors(server: Server, body: bytes, status: int, words: str) -> None:

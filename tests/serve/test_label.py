@@ -19,8 +19,8 @@ AT_ONCE = 64
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Feedback]:
-    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
+def database(sqlite_url: str) -> Iterator[Feedback]:
+    with open_feedback(sqlite_url) as opened:
         fill(opened, 3, ["a", "b", "c", "d"])
         yield opened
 
@@ -197,8 +197,11 @@ def test_who_is_excluded_judges_no_more_and_their_prompts_open_again(client: Tes
 
 
 @pytest.mark.slow
-def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(tmp_path: Path) -> None:
-    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
+def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(
+    tmp_path: Path, feedback_url: str
+) -> None:
+    (tmp_path / "feedback.url").write_text(f"{feedback_url}\n")
+    with open_feedback(feedback_url) as database:
         fill(database, SUBMISSIONS // 4, ["a", "b"])
         tokens = {name: database.add_labeller(name) for name in ("ann", "ben", "cat", "dan")}
         answers = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
@@ -233,7 +236,7 @@ def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(tm
         return stored
 
     def there() -> list[tuple[str, str]]:
-        with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
+        with open_feedback(feedback_url) as database:
             return [(row.labeller, row.prompt_id) for row in database.rankings()]
 
     server = label_server(tmp_path, port)

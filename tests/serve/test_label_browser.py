@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.label import label_router
 from tests.helpers import wait_until
-from tests.serve.browsing import CHROMIUM, served
+from tests.serve.browsing import CHROMIUM, open_page, served
 from tests.serve.labelling import fill
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -48,20 +48,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """Someone's browser with the page open and the first prompt on it; any error in the page fails the test."""
-    token = site.database.add_labeller(name)
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(site.url)
-    page.keyboard.type(token)
-    page.keyboard.press("Enter")
-    page.get_by_role("article").first.wait_for()
-    yield page
-    context.close()
-    assert errors == []
+    """Someone's browser with the page open and the first prompt on it."""
+    with open_page(browser, site.url, site.database.add_labeller(name), width) as page:
+        page.get_by_role("article").first.wait_for()
+        yield page
 
 
 def shown(page: "api.Page") -> str:

@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.plan import Share
-from serve.app import is_reward_model
-from serve.replica import Reply
-from serve.scorer import MOST_CONVERSATIONS, ScorerReplica
-from tests.tiny import tiny_tokenizer
+from cluster.versions import Version
+from serve.parts import Opening, Reply
+from serve.replica import is_reward_model
+from serve.scorer import MOST_CONVERSATIONS, Scorer
+from tests.tiny import write_tiny_reward_model
 
 CONTEXT = 64
 MEAN, DEVIATION = 0.3, 1.7
@@ -26,32 +28,28 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, tokenizer = tmp_path_factory.mktemp("reward"), tiny_tokenizer()
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
-    LlamaForSequenceClassification(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    (path / "normalisation.json").write_text(json.dumps({"mean": MEAN, "deviation": DEVIATION}))
+    path = tmp_path_factory.mktemp("reward")
+    write_tiny_reward_model(path, MEAN, DEVIATION)
     return path
 
 
 @pytest.fixture(scope="module")
-def scorer(folder: Path) -> ScorerReplica:
-    return ScorerReplica("reward", folder, CONTEXT, Share(cpus=1, gpus=0, threads=1))
+def scorer(folder: Path) -> Scorer:
+    return Scorer("reward", Version(folder, "abc"), CONTEXT, Share(cpus=1, gpus=0, threads=1))
 
 
-def ask(scorer: ScorerReplica, body: dict, endpoint: str = "score") -> Reply:
+def ask(scorer: Scorer, body: dict, endpoint: str = "score") -> Reply:
     async def whole() -> list:
         return [part async for part in scorer.answer(endpoint, body)]
 
-    (reply,) = asyncio.run(whole())
+    *opening, reply = asyncio.run(whole())
+    assert opening in ([], [Opening(scorer.weights)])
     assert scorer.running == 0
     return reply
 
 
 def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_training(
-    folder: Path, scorer: ScorerReplica
+    folder: Path, scorer: Scorer
 ) -> None:
     """transformers' own pooling at the last token, each conversation alone and unpadded."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -80,13 +78,24 @@ def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_trai
         ([TALKS[0]] * (MOST_CONVERSATIONS + 1), "at most 128"),
     ],
 )
-def test_wrong_requests_are_400(scorer: ScorerReplica, conversations: object, words: str) -> None:
+def test_wrong_requests_are_400(scorer: Scorer, conversations: object, words: str) -> None:
     reply = ask(scorer, {"model": "reward", "conversations": conversations})
     assert (reply.status, reply.body["error"]["code"]) == (400, 400)
     assert words in reply.body["error"]["message"]
 
 
-def test_a_reward_model_does_not_write(folder: Path, scorer: ScorerReplica) -> None:
+def test_other_weights_give_other_rewards(folder: Path, scorer: Scorer, tmp_path: Path) -> None:
+    before, old = ask(scorer, {"model": "reward", "conversations": TALKS}), scorer.weights
+    shutil.copytree(folder, tmp_path / "new")
+    (tmp_path / "new" / "normalisation.json").write_text(json.dumps({"mean": MEAN + 1, "deviation": DEVIATION}))
+    assert asyncio.run(scorer.promote(tmp_path / "new", "new")).error is None
+    after = ask(scorer, {"model": "reward", "conversations": TALKS})
+    asyncio.run(scorer.promote(folder, old))
+    for row, was in zip(after.body["data"], before.body["data"], strict=True):
+        assert row["score"] == pytest.approx(was["score"] - 1 / DEVIATION, abs=1e-5)
+
+
+def test_a_reward_model_does_not_write(folder: Path, scorer: Scorer) -> None:
     reply = ask(scorer, {"model": "reward", "prompt": "x"}, "completions")
     assert (reply.status, reply.body["error"]["param"]) == (400, "model")
     assert is_reward_model(folder)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actors.model.objectives.policy import Clip, RolloutBatch, Targets, token_surrogate
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 DEFAULT_CLIP = Clip(0.2, 0.2)
 Average = Callable[[Tensor, int], tuple[Tensor, int]]

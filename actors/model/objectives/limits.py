@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cluster.recipe import Rlhf
+from cluster.rlhf_recipe import Rlhf
 
 
 def has_limits(settings: Rlhf) -> bool:

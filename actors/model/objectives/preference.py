@@ -1,5 +1,6 @@
 """The reward model's loss on K-way rankings (Ouyang et al. 2022, eq. 1): all pairs of a prompt stay in one batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,11 @@ class PreferenceObjective:
             ordered += int(better.sum())
             right += int((better & (r[:, None] > r[None, :])).sum())
         return total, {"right_pairs": right, "ordered_pairs": ordered}
+
+
+def ensemble_rewards(models: Sequence[Any], input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """The rewards of every member of an ensemble: as `sequence_rewards`, [M, N]. Their mean over M is its reward."""
+    return torch.stack([sequence_rewards(model, input_ids, lengths) for model in models])
 
 
 def sequence_rewards(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sqlalchemy import Connection, UniqueConstraint, text
+from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
 SCHEMA_VERSION = 3
@@ -22,6 +22,16 @@ CODE = "code (noise "
 GOLD = "gold (expected)"
 # What the names of the prompts of the compare page begin with.
 COMPARED = "compare "
+
+
+class AnyText(TypeDecorator[str]):
+    """Text in which a model may have written anything. PostgreSQL holds no NUL, which becomes U+FFFD."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value.replace("\0", "\ufffd") if value and dialect.name == "postgresql" else value
 
 
 class Meta(SQLModel, table=True):
@@ -56,7 +66,7 @@ class Completion(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     prompt_id: str = Field(foreign_key="prompt.id", index=True)
     index: int
-    text: str
+    text: str = Field(sa_type=AnyText)
     token_ids: list[int] = Field(sa_column=Column(JSON, nullable=False))
     model: str
     weight_version: int = 0
@@ -85,10 +95,10 @@ class Ranking(SQLModel, table=True):
     prompt_id: str = Field(foreign_key="prompt.id", index=True)
     labeller: str
     ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    skipped: str | None = None
+    skipped: str | None = Field(default=None, sa_type=AnyText)
     all_bad: bool = False
     marks: dict[str, dict[str, bool]] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    better: str | None = None
+    better: str | None = Field(default=None, sa_type=AnyText)
     presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     seconds: float = 0.0
     created: float = Field(default_factory=time.time)

@@ -1,0 +1,89 @@
+"""The recipe's section on RLHF: algorithm, rewards, fleet and limits."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.section import Positive, PositiveFloat, Section, Share, Temperature
+
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+
+
+class Reward(Section):
+    """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
+
+    kind: Literal["model", "function", "http"] = "model"
+    function: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="for kind function: module:function(question, answer) -> number"
+    )
+    url: str | None = Field(None, pattern=r"^https?://\S+$", description="for kind http: see actors/endpoint.py")
+    weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
+    timeout_seconds: PositiveFloat = Field(
+        60, description="for kinds function and http: most time for the answers of one step"
+    )
+
+    @model_validator(mode="after")
+    def _every_kind_has_its_own(self) -> "Reward":
+        for kind, value in (("function", self.function), ("http", self.url)):
+            if (self.kind == kind) != (value is not None):
+                needed = "function" if kind == "function" else "url"
+                raise ValueError(f"a reward of kind {kind} needs a {needed}, and no other kind takes one")
+        return self
+
+
+class Rlhf(Section):
+    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = "grpo"
+    rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()], description="added up by their weights")
+    steps: Positive = 40
+    prompts_per_step: Positive = 16
+    samples_per_prompt: Positive = 8
+    temperature: Temperature = 1.0
+    max_tokens: Positive = 32
+    learning_rate: PositiveFloat = 5e-5
+    minibatches: Positive = Field(1, description="optimiser steps on each batch of samples")
+    micro_batch_rows: Positive = 64
+    clip_range: PositiveFloat | None = Field(None, description="by default the algorithm's own, most often 0.2")
+    clip_range_high: PositiveFloat | None = Field(None, description="upper side, where it differs (clip-higher)")
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.02
+    kl_in: Literal["reward", "loss"] | None = Field(None, description="reward for ppo, rloo, reinforce++; else loss")
+    kl_estimator: Literal["k1", "k2", "k3"] | None = Field(None, description="k1 in the reward, k3 in the loss")
+    kl_target: PositiveFloat | None = Field(None, description="nats an answer that kl_coefficient is adapted towards")
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
+    reward_clip: PositiveFloat | None = Field(None, description="largest size of a reward that counts")
+    overlong_share: Share | None = Field(None, description="last part of max_tokens, in which the reward falls by 1")
+    pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
+    rollout_actors: Positive = 2
+    most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
+    checkpoint_every: Positive = 10
+    accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
+    kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
+    minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
+    parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
+
+    @model_validator(mode="after")
+    def _groups(self) -> "Rlhf":
+        if self.algorithm not in ("ppo", "reinforce++") and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.algorithm} compares samples of one prompt: samples_per_prompt must be at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _divergence(self) -> "Rlhf":
+        if self.kl_estimator and not self.kl_in:
+            raise ValueError("kl_estimator needs kl_in: which estimator fits depends on it")
+        if (self.kl_estimator, self.kl_in) == ("k1", "loss"):
+            raise ValueError("kl_estimator k1 in the loss has no gradient on average: use k2 or k3, or kl_in reward")
+        if self.kl_target and not self.kl_coefficient:
+            raise ValueError("kl_target adapts kl_coefficient, which must be above 0 to begin with")
+        return self
+
+    @model_validator(mode="after")
+    def _fleet(self) -> "Rlhf":
+        if self.fleet_limit < self.rollout_actors:
+            raise ValueError("most_rollout_actors is less than rollout_actors, with which the fleet starts")
+        return self
+
+    @property
+    def fleet_limit(self) -> int:
+        """The most rollout actors there may be, unless a person adds more."""
+        return self.most_rollout_actors or self.rollout_actors

@@ -1,0 +1,70 @@
+"""The commands that change which version of a model a running server serves."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from cluster.failures import StageError, UserError
+from cluster.run import RunFolder
+
+# Reading and checking the weights of a large model takes minutes.
+PROMOTE_SECONDS = 600.0
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder that is being served, such as runs/demo")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, such as policy")]
+
+
+def promote(
+    run: Run,
+    model: Model,
+    version: Annotated[
+        str | None, typer.Option(help="the first digits of a version that was served before; by default the run's last")
+    ] = None,
+) -> None:
+    """Give a running server other weights of a model, without a request being dropped."""
+    _print(_ask(run, "promote", {"model": model, "version": version}))
+
+
+def rollback(run: Run, model: Model) -> None:
+    """Give a running server the weights of a model that it had before the live ones."""
+    _print(_ask(run, "rollback", {"model": model}))
+
+
+def write_server(run: RunFolder, url: str, token: str) -> Path:
+    """Says where a run is served, to whoever owns the folder and nobody else."""
+    path = run.root / "server.json"
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump({"url": url, "token": token}, file)
+    return path
+
+
+def _ask(run: Path, action: str, body: dict[str, Any]) -> dict[str, Any]:
+    path = run / "server.json"
+    try:
+        server = json.loads(path.read_text(encoding="utf-8"))
+        url, token = server["url"], server["token"]
+    except FileNotFoundError as error:
+        raise UserError(f"{run} is not being served: run `triptych serve {run}` first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: start the server again") from error
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        reply = httpx.post(f"{url}/admin/{action}", json=body, headers=headers, timeout=PROMOTE_SECONDS)
+    except httpx.HTTPError as error:
+        raise UserError(f"no server answers at {url}: run `triptych serve {run}` first") from error
+    said = reply.json()
+    if reply.is_success:
+        return said
+    message = said["error"]["message"]
+    raise StageError(message) if reply.is_server_error else UserError(message)
+
+
+def _print(done: dict[str, Any]) -> None:
+    mixed = f"; {done['mixed_answers']} answers were written by both and say so" if done["mixed_answers"] else ""
+    change = f"{done['from'][:12]} -> {done['to'][:12]}"
+    print(f"{done['model']}: {change}, answers waited {done['seconds']:.2f} s{mixed}")

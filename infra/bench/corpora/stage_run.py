@@ -1,0 +1,97 @@
+"""Runs the corpus stage as a user does, in a process of its own, and watches the memory of all that it starts."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+MODEL = {"size": "2.5M", "vocabulary": 2048, "context": 512}
+_GUIDE = {"sources": [{"kind": "guide"}]}
+_EVERY_SECONDS = 0.1
+
+
+@dataclass
+class Watched:
+    """Seconds by the clock, and the most resident MB of the driver, of any one worker and of the workers together."""
+
+    seconds: float = 0.0
+    driver: int = 0
+    worker: int = 0
+    workers: int = 0
+
+
+def write_recipe(folder: Path, lines: Path) -> Path:
+    """A recipe with one source of lines; its run goes to `folder`/run."""
+    recipe = {
+        "name": "bench",
+        "run": str(folder / "run"),
+        "model": MODEL,
+        "corpus": {"sources": [{"kind": "files", "path": str(lines)}]},
+        "sft": _GUIDE,
+        "collect": _GUIDE,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def start(recipe: Path, cpus: int) -> psutil.Popen:
+    """Starts the stage on so many workers."""
+    command = [sys.executable, "-m", "cluster.cli", "corpus", str(recipe), f"cluster.cpus={cpus}"]
+    log = recipe.with_name("log").open("ab")
+    return psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def watch(process: psutil.Popen) -> Watched:
+    """Waits for its end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    found, begun = Watched(), time.monotonic()
+    while process.poll() is None:
+        workers = [_resident(child) for child in family(process) if _is_worker(child)]
+        found.driver = max(found.driver, _resident(process))
+        found.worker = max([found.worker, *workers])
+        found.workers = max(found.workers, sum(workers))
+        time.sleep(_EVERY_SECONDS)
+    found.seconds = time.monotonic() - begun
+    if process.returncode:
+        raise RuntimeError(f"the corpus stage ended with exit code {process.returncode}")
+    return found
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """All processes that it started, and those started."""
+    try:
+        children: list[psutil.Process] = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return children
+
+
+def phases(folder: Path) -> float:
+    """Seconds that the phases of a finished run took, without the start of Ray and of Python."""
+    stats = json.loads((folder / "run" / "corpus" / "stats.json").read_text(encoding="utf-8"))
+    return float(sum(stats["seconds"].values()))
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return str(process.name()).startswith("ray::")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _resident(process: psutil.Process) -> int:
+    """MB, without the memory that processes share: Ray's object store is a fixed size and mapped by all."""
+    try:
+        memory = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.rss - memory.shared) >> 20

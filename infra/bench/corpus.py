@@ -1,0 +1,139 @@
+"""The corpus stage's filters and MinHash beside datatrove's, and each of its steps beside the bare cost of its library.
+
+python -m infra.bench.corpus [documents]        1,000 unless told; one core, without Ray
+
+Seconds are of processor time, so that they mean the same on a busy machine. The peer gets an environment of its own in
+the cache folder, which takes a minute the first time.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
+from infra.bench.corpora.documents import documents, write_lines
+from infra.bench.corpora.steps import steps
+from pipelines.corpus.duplicates import PERMUTATIONS, least_agreement, rows_in_a_band
+from pipelines.corpus.groups import KEPT, Documents, Grouping, decide
+from pipelines.corpus.index import Indexing
+from pipelines.corpus.measured import Measuring
+from pipelines.corpus.prepare import Preparation
+from pipelines.corpus.sources import plan_splits
+
+DOCUMENTS = 1000
+PEER = ("datatrove[io,processing]==0.10.0", "spacy==3.8.18")
+RULES = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepetition(), c4=C4(), fineweb=FineWeb())
+SIMILARITY = 0.8
+REPEATS = 3
+
+
+def main(count: int) -> None:
+    """Prints both rates with their ratio, then a line a step."""
+    with tempfile.TemporaryDirectory(prefix="triptych-corpus-") as name:
+        folder = Path(name)
+        lines = write_lines(folder / "lines.jsonl", documents(count))
+        size = lines.stat().st_size
+        print(f"{count:,} documents, {size / 1e6:.1f} MB; filters: Gopher quality and repetition, C4, FineWeb; MinHash")
+        runs = [_own(lines, folder / f"own-{repeat}") for repeat in range(REPEATS)]
+        # The first loads what is loaded once a process; the peer does that before it is measured.
+        own = _say("the stage", count, *sorted(runs, key=lambda run: sum(run[0].values()))[REPEATS // 2])
+        peer = _say("datatrove", count, *_peer(lines, folder / "peer"))
+        print(f"ratio: {own / peer:.1f}")
+        print(f"{'step':24} {'MB/s':>8}  {'beside':34} {'MB/s':>8} {'over':>7}")
+        for step in steps(folder, list(documents(count))):
+            stage = median(_processor(step.stage) for _ in range(REPEATS))
+            line = f"{step.name:24} {step.size / 1e6 / stage:8.1f}"
+            if step.bare:
+                bare = median(_processor(step.bare) for _ in range(REPEATS))
+                line += f"  {step.library:34} {step.size / 1e6 / bare:8.1f} {stage / bare - 1:+7.0%}"
+            print(line, flush=True)
+
+
+def _say(name: str, count: int, seconds: dict[str, float], left: dict[str, int]) -> float:
+    rate = count / sum(seconds.values())
+    parts = ", ".join(f"{step} {value:.2f} s" for step, value in seconds.items())
+    print(
+        f"{name}: {rate:,.0f} documents/s a core ({parts}); "
+        f"{left['filters']:,} pass the filters, {left['final']:,} are left",
+        flush=True,
+    )
+    return rate
+
+
+def _own(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
+    """Processor seconds of filters and MinHash, and documents after each."""
+    splits = tuple(plan_splits([Source(kind="files", path=str(lines))], 1))
+    preparation = Preparation(splits, out / "prepared", out / "quarantine", 1, Measuring(RULES))
+    rows = rows_in_a_band(SIMILARITY)
+    reports = []
+    filters = _processor(lambda: reports.extend(preparation(index) for index in range(len(splits))))
+    kept = sum(report["kept"]["documents"] for report in reports)
+    files = tuple(preparation.output(split) for split in splits)
+
+    def find() -> None:
+        indexing = Indexing(files, None, out / "index", rows, quality=False)
+        counts = tuple(indexing(part)["documents"] for part in range(len(files)))
+        found = Documents(tuple(map(indexing.output, range(len(files)))), counts, 0, (0,) * len(files))
+        task = Grouping(found, PERMUTATIONS // rows, 1, least_agreement(SIMILARITY), True, out / "links")
+        for index in range(task.tasks()):
+            task(index)
+        links = [task.output(index) for index in range(task.tasks())]
+        fates = decide(found, links[:1], links[1:], "longest")
+        gone.append(int((fates["fate"] != KEPT).sum()))
+
+    gone: list[int] = []
+    duplicates = _processor(find)
+    return {"filters and signatures": filters, "duplicates": duplicates}, {"filters": kept, "final": kept - gone[0]}
+
+
+def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
+    command = [str(_peer_python()), str(Path(__file__).parent / "corpora" / "datatrove_peer.py"), str(lines), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"datatrove failed:\n{done.stderr[-2000:]}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["seconds"], result["documents"]
+
+
+def _peer_python() -> Path:
+    """The Python of an environment with datatrove, which is made if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "triptych" / "-".join(PEER).translate(str.maketrans("[]=,", "----"))
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        for arguments in (
+            ["venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
+            ["pip", "install", "--quiet", "--python", str(python), *PEER],
+        ):
+            subprocess.run([uv, *arguments], check=True)
+        ready.touch()
+    return python
+
+
+def _processor(task: Callable[[], object]) -> float:
+    """Seconds of this process and of those that it started."""
+    start = _spent()
+    task()
+    return _spent() - start
+
+
+def _spent() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alive = [child.cpu_times() for child in psutil.Process().children()]
+    children = sum(times.user + times.system for times in alive)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + children
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)

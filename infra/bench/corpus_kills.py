@@ -1,0 +1,104 @@
+"""Kills the corpus stage ten times at random moments, with other numbers of workers, and compares what comes out.
+
+python -m infra.bench.corpus_kills [seed]        about five minutes; exits with 1 if a byte differs
+"""
+
+import hashlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from infra.bench.corpora.documents import documents, write_lines
+from infra.bench.corpora.stage_run import family, start, watch, write_recipe
+
+KILLS, DOCUMENTS, WORKERS = 10, 5000, (1, 2, 3)
+_EVERY_SECONDS = 0.05
+
+
+def main(seed: int) -> None:
+    """Prints a line a kill, then whether the files are the same."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
+        folder = Path(name)
+        recipe = write_recipe(folder, write_lines(folder / "lines.jsonl", documents(DOCUMENTS)))
+        process = _at_work(folder, start(recipe, 2))
+        begun = time.monotonic()
+        process.wait()
+        whole = time.monotonic() - begun
+        expected = _hashes(folder / "run")
+        print(f"undisturbed: {whole:.1f} s of work, {len(expected)} files", flush=True)
+        shutil.rmtree(folder / "run")
+        kills = workers = 0
+        while kills < KILLS:
+            workers = rng.choice([count for count in WORKERS if count != workers])
+            moment = rng.uniform(0, whole)
+            if _killed(_at_work(folder, start(recipe, workers)), moment):
+                kills += 1
+                print(f"kill {kills}: after {moment:.1f} s of work, {workers} workers; {_done(folder)}", flush=True)
+                continue
+            print(f"through within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True)
+            shutil.rmtree(folder / "run")
+        watch(start(recipe, 2))
+        print(f"after {kills} kills: {_compared(folder, expected)}")
+        if _hashes(folder / "run") != expected:
+            sys.exit(1)
+
+
+def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
+    """Waits until the stage, which has Ray to start first, writes anything, or has ended."""
+    before = _files(folder)
+    while process.poll() is None and _files(folder) == before:
+        time.sleep(_EVERY_SECONDS)
+    return process
+
+
+def _files(folder: Path) -> set[str]:
+    """The names of files that tasks write, those that are not whole among them."""
+    # Unlike rglob, walk passes over folders that vanish meanwhile.
+    return {f"{place}/{name}" for place, _, names in os.walk(folder / "run") if "corpus" in place for name in names}
+
+
+def _killed(process: psutil.Popen, moment: float) -> bool:
+    """Ends the stage and all that it started at that moment; False if it was through before."""
+    deadline = time.monotonic() + moment
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(_EVERY_SECONDS)
+    if process.poll() is not None:
+        return False
+    for member in [process, *family(process)]:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    return True
+
+
+def _done(folder: Path) -> str:
+    markers = (folder / "run").rglob("work/done/*/*.json")
+    return f"{sum(1 for _ in markers)} parts of all phases done"
+
+
+def _compared(folder: Path, expected: dict[str, str]) -> str:
+    found = _hashes(folder / "run")
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return f"{len(found)} files, {f'different: {different}' if different else 'all the same bytes'}"
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    """Of every file of the finished stage but those that hold seconds."""
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((run / "corpus").rglob("*"))
+        if file.is_file() and file.name not in ("stats.json", "manifest.json")
+    }
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)

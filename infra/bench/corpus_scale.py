@@ -1,0 +1,42 @@
+"""The corpus stage's memory at 1, 4 and 16 times a corpus, and its rate with one worker and with two.
+
+python -m infra.bench.corpus_scale [documents]        of the smallest corpus, of 4 KB each; 3,000 unless told
+
+The whole stage on Ray, as a user runs it: one file of lines, cut into parts of 8 MB.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from infra.bench.corpora.documents import documents, write_lines
+from infra.bench.corpora.stage_run import phases, start, watch, write_recipe
+
+DOCUMENTS = 3000
+# Times the smallest corpus, and workers.
+RUNS = ((1, 2), (4, 2), (16, 2), (16, 1))
+
+
+def main(count: int) -> None:
+    """Prints a line a run, then what grew. Of a small corpus's seconds most are the workers' start."""
+    peaks, rates = {}, {}
+    for times, workers in RUNS:
+        with tempfile.TemporaryDirectory(prefix="triptych-scale-") as name:
+            folder = Path(name)
+            lines = write_lines(folder / "lines.jsonl", documents(times * count))
+            found = watch(start(write_recipe(folder, lines), workers))
+            peaks[times, workers] = found
+            rates[times, workers] = times * count / phases(folder)
+            print(
+                f"{times:2}x, {workers} workers: {times * count:,} documents, {lines.stat().st_size / 1e6:.0f} MB, "
+                f"{rates[times, workers]:,.0f} documents/s, {found.seconds:.0f} s with all starts; most memory: "
+                f"driver {found.driver:,} MB, a worker {found.worker:,} MB, workers together {found.workers:,} MB",
+                flush=True,
+            )
+    driver, worker = (getattr(peaks[16, 2], who) / getattr(peaks[1, 2], who) for who in ("driver", "worker"))
+    print(f"memory at 16x over 1x: driver {driver:.2f}, a worker {worker:.2f}")
+    print(f"rate of two workers over one, at 16x: {rates[16, 2] / rates[16, 1]:.2f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)

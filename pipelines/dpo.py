@@ -1,0 +1,112 @@
+"""DPO, beside reinforcement learning: the fine-tuned model learns from the rankings themselves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+from transformers import AutoTokenizer
+
+from actors.model.language import load
+from actors.model.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
+from actors.stream import shards_in
+from actors.training_job import TrainingJob
+from cluster.cli import stage_main
+from cluster.failures import UserError
+from cluster.plan import make_plan
+from cluster.recipe import Recipe
+from cluster.run import RunFolder, file_fingerprint
+from cluster.stages import Result
+from pipelines.figures import proportion
+from pipelines.training import fit
+
+REFERENCE_ROWS = 32
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
+    """Trains on every pair that a ranking orders; the figure is how often the held-out pairs are ordered rightly."""
+    settings, sft, plan = recipe.dpo, run.path("sft"), make_plan(recipe)
+    assert settings is not None, "a stage whose section the recipe lacks is not run"
+    rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
+    counts = {}
+    torch.set_num_threads(plan.learner.threads)
+    reference = load(sft).eval()
+    for name in ("train", "held_out"):
+        pairs = [pair for row in rankings if row["split"] == name for pair in pairs_of(row)]
+        if not pairs:
+            raise UserError(f"no ranking of the {name} prompts says of two answers which is better: collect more")
+        counts[name] = len(pairs)
+        _write_shard(pairs, reference, out / "shards" / name)
+    job = TrainingJob(
+        settings=settings,
+        make=partial(_model, sft, settings.beta),
+        shards=shards_in(out / "shards" / "train"),
+        held_out=shards_in(out / "shards" / "held_out"),
+        out=out,
+        seed=recipe.seed,
+        threads=plan.trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
+    )
+    rows = fit(job, plan, "dpo")
+    return Result(
+        metrics={
+            "pairs": counts["train"],
+            "pair_accuracy": asdict(proportion(int(rows[-1]["held_out_right_pairs"]), counts["held_out"])),
+            "held_out_loss": rows[-1]["held_out_loss"],
+            "held_out_margin": rows[-1]["held_out_margins"] / counts["held_out"],
+        },
+        weights=file_fingerprint(out / "model.safetensors"),
+    )
+
+
+def pairs_of(row: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Prompt, better and worse answer, in tokens, of every pair in a row of rankings.parquet that is not a tie."""
+    answers = sorted(zip(row["ranks"], row["answers"], strict=True))
+    for (high, chosen), (low, rejected) in permutations(answers, 2):
+        if high < low:
+            yield row["prompt_token_ids"], chosen, rejected
+
+
+def _model(sft: Path, beta: float) -> tuple[Any, Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+    return load(sft), DpoObjective(tokenizer.pad_token_id, beta), tokenizer
+
+
+def _write_shard(pairs: Sequence[tuple[list[int], list[int], list[int]]], reference: Any, folder: Path) -> None:
+    """One row a pair, with what the reference says of its answers: no worker then needs a second model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sequences = [prompt + answer for prompt, *answers in pairs for answer in answers]
+    prompts = [len(prompt) for prompt, *answers in pairs for _ in answers]
+    logprobs = _reference_logprobs(reference, sequences, prompts)
+    lengths = [len(sequence) for sequence in sequences]
+    table = pa.table(
+        {
+            "row_id": pa.array(range(len(pairs)), pa.int64()),
+            "input_ids": pa.array(
+                [one + other for one, other in zip(sequences[::2], sequences[1::2], strict=True)], pa.list_(pa.int32())
+            ),
+            "lengths": pa.array(list(zip(lengths[::2], lengths[1::2], strict=True)), pa.list_(pa.int32())),
+            "prompt": pa.array(prompts[::2], pa.int32()),
+            "reference": pa.array(list(zip(logprobs[::2], logprobs[1::2], strict=True)), pa.list_(pa.float32())),
+        }
+    )
+    parquet.write_table(table, folder / "shard-00000.parquet")
+
+
+@torch.no_grad()
+def _reference_logprobs(reference: Any, sequences: list[list[int]], prompts: list[int]) -> list[float]:
+    found: list[float] = []
+    for begin in range(0, len(sequences), REFERENCE_ROWS):
+        part = slice(begin, begin + REFERENCE_ROWS)
+        ids, answer = padded_answers(sequences[part], prompts[part], reference.config.pad_token_id)
+        found += answer_logprobs(reference, ids, answer).tolist()
+    return found
+
+
+if __name__ == "__main__":
+    stage_main("dpo")

@@ -1,0 +1,86 @@
+"""What only keys with the scope admin may do: change which version of a model's weights is served."""
+
+import asyncio
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from cluster.failures import UserError
+from cluster.keys import audit
+from cluster.run import RunFolder
+from cluster.versions import Version, Versions, differing
+from serve.body import json_body
+from serve.door import Visit
+from serve.errors import RequestError
+from serve.meters import Meters
+from serve.remote import Model
+
+
+def admin_router(
+    run: RunFolder, models: Mapping[str, Model], weights: MutableMapping[str, str | None], meters: Meters
+) -> APIRouter:
+    """The paths under /admin.
+
+    Args:
+        run: the run whose models are served.
+        models: by name.
+        weights: the version of every model, which a promotion changes.
+        meters: where it shows.
+    """
+    router = APIRouter(prefix="/admin")
+    # One at a time: two would each take the other's version for the one before.
+    turn = asyncio.Lock()
+
+    def versions_of(name: Any) -> Versions:
+        if not isinstance(name, str) or name not in models:
+            message = f"name the model in the field `model`; served are {', '.join(models)}"
+            raise RequestError(404, message, "NotFoundError", "model")
+        return Versions(run, name)
+
+    @router.get("/versions")
+    def versions() -> dict[str, Any]:
+        found = {name: Versions(run, name) for name in models}
+        return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
+
+    @router.post("/promote")
+    async def promote(request: Request) -> dict[str, Any]:
+        body = await json_body(request)
+        store, name = versions_of(body.get("model")), body.get("version")
+        if not isinstance(name, str | None):
+            raise RequestError(400, "`version` is the beginning of a version's name", param="version")
+
+        def choose() -> Version:
+            return store.find(name) if name else store.take_in()
+
+        return await _change(request, store, str(body["model"]), "promote", choose)
+
+    @router.post("/rollback")
+    async def rollback(request: Request) -> dict[str, Any]:
+        body = await json_body(request)
+        store = versions_of(body.get("model"))
+        return await _change(request, store, str(body["model"]), "rollback", store.before_live)
+
+    async def _change(request: Request, store: Versions, model: str, action: str, choose: Any) -> dict[str, Any]:
+        visit: Visit = request.state.visit
+        async with turn:
+            try:
+                before, chosen = store.live(), await run_in_threadpool(choose)
+                if others := differing(before.folder, chosen.folder):
+                    raise UserError(f"{', '.join(others)} changed too: start the server again to serve this version")
+            except UserError as error:
+                raise RequestError(409, str(error), "ConflictError") from error
+            done = await models[model].promote(chosen.folder, chosen.weights)
+            details = {"model": model, "from": before.weights, "to": chosen.weights, "seconds": round(done.seconds, 3)}
+            outcome = {"error": done.error} if done.error else {"mixed_answers": done.mixed}
+            if not done.error:
+                store.make_live(chosen.weights, again=action == "rollback")
+                weights[model] = chosen.weights
+                meters.show_weights(model, chosen.weights)
+            audit(run.root, visit.caller.name or "a program of this machine", action, **details, **outcome)
+        if done.error:
+            raise RequestError(500, f"{model} still has its old weights: {done.error}", "PromotionError")
+        return details | outcome
+
+    return router

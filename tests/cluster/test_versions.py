@@ -1,0 +1,102 @@
+"""The versions of a served model: what is kept, which is live, and that no new run of a stage takes it away."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.failures import UserError
+from cluster.run import Manifest, RunFolder
+from cluster.version_commands import write_server
+from cluster.versions import KEPT, Versions, differing, live_version
+from tests.cluster.conftest import triptych
+
+
+def make(run: RunFolder, weights: str, config: str = "{}") -> None:
+    """Runs the stage, as far as its folder shows."""
+    out = run.begin("policy", weights)
+    (out / "model.safetensors").write_text(f"tensors of {weights}")
+    (out / "config.json").write_text(config)
+    run.commit("policy", Manifest("rlhf", weights, {}, {}, "1", 1.0, {}, weights))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def versions(run: RunFolder) -> Versions:
+    return Versions(run, "policy")
+
+
+def held(versions: Versions) -> str:
+    return (versions.live().folder / "model.safetensors").read_text()
+
+
+def test_a_server_starts_with_the_newest_weights_unless_they_were_rolled_back(
+    run: RunFolder, versions: Versions
+) -> None:
+    with pytest.raises(UserError, match="triptych rlhf RECIPE"):
+        versions.start()
+    make(run, "aaa")
+    assert versions.start().weights == "aaa"
+    make(run, "bbb")
+    assert (versions.live().weights, held(versions)) == ("aaa", "tensors of aaa")
+    assert versions.start().weights == "bbb"
+    assert versions.before_live().weights == "aaa"
+    versions.make_live("aaa", again=True)
+    assert versions.start().weights == "aaa"
+    assert held(versions) == "tensors of aaa"
+    assert versions.kept() == ["aaa", "bbb"]
+    with pytest.raises(UserError, match="no version of policy before aaa"):
+        versions.before_live()
+    # Promoted again, it is the newest, and the one before it is what was live.
+    versions.make_live("bbb")
+    assert versions.before_live().weights == "aaa"
+    assert live_version(versions.folder) == versions.live()
+
+
+def test_files_are_kept_once_and_only_the_last_versions(run: RunFolder, versions: Versions) -> None:
+    for number in range(KEPT + 3):
+        make(run, f"v{number}")
+        versions.start()
+        inodes = {
+            (folder / "model.safetensors").stat().st_ino for folder in (run.path("policy"), versions.live().folder)
+        }
+        assert len(inodes) == 1
+    assert versions.kept() == [f"v{number}" for number in range(3, KEPT + 3)]
+    assert {path.name for path in versions.folder.iterdir()} == {*versions.kept(), "versions.json"}
+    assert versions.find("v4").weights == "v4"
+    for name in ("v0", "v", "../policy"):
+        with pytest.raises(UserError, match="versions of policy; kept are"):
+            versions.find(name)
+
+
+def test_what_makes_another_model_is_told_apart(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    first = versions.start()
+    make(run, "bbb", config='{"hidden_size": 8}')
+    assert differing(first.folder, versions.take_in().folder) == ["config.json"]
+
+
+def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    versions.start()
+    for broken in ("{", "[]", '{"kept": ["aaa"], "live": "bbb"}'):
+        (versions.folder / "versions.json").write_text(broken)
+        with pytest.raises(UserError, match="is damaged"):
+            versions.live()
+
+
+def test_the_commands_need_a_server_and_only_the_owner_reads_where_it_is(run: RunFolder) -> None:
+    away = triptych("promote", str(run.root), "policy", cwd=run.root)
+    assert (away.returncode, away.stderr.count("\n")) == (2, 1)
+    assert "is not being served" in away.stderr
+    path = write_server(run, "http://127.0.0.1:9", "token")
+    assert json.loads(path.read_text()) == {"url": "http://127.0.0.1:9", "token": "token"}
+    assert path.stat().st_mode & 0o777 == 0o600
+    gone = triptych("rollback", str(run.root), "policy", cwd=run.root)
+    assert gone.returncode == 2
+    assert "no server answers at http://127.0.0.1:9" in gone.stderr
+    assert "token" not in gone.stderr
