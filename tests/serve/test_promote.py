@@ -21,6 +21,8 @@ from tests.serve.conftest import Server, finish_model
 from tests.serve.local import Parrot, asking, prompt
 
 MODEL = "policy"
+# What stands for a character whose last bytes did not come: vLLM keeps it back.
+UNFINISHED = "\ufffd"
 ASK = {"model": MODEL, "prompt": "The capital of", "temperature": 0, "max_tokens": 24, "ignore_eos": True}
 
 
@@ -41,7 +43,7 @@ def stream(url: str, answers: Answers, **options: object) -> None:
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         text = "".join(choice["text"] for event in events for choice in event["choices"])
         comments = [line for line in lines if line.startswith(":")]
-        answers.got.append((reply.headers["x-triptych-weights"], text, comments))
+        answers.got.append((reply.headers["x-triptych-weights"], text.rstrip(UNFINISHED), comments))
     except (httpx.HTTPError, AssertionError, KeyError) as error:
         answers.failed.append(repr(error))
 
@@ -53,7 +55,7 @@ def greedy(folder: Path) -> str:
     # No token ends it.
     greedily = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     out = model.generate(torch.tensor([ids]), generation_config=greedily)[0, len(ids) :]
-    return tokenizer.decode(out, skip_special_tokens=True)
+    return tokenizer.decode(out, skip_special_tokens=True).rstrip(UNFINISHED)
 
 
 @pytest.mark.slow
@@ -93,10 +95,14 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
     assert began == old
 
     after = httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=60)
-    assert (after.headers["x-triptych-weights"], after.json()["choices"][0]["text"]) == (old, expected[old])
+    assert after.headers["x-triptych-weights"] == old
+    assert after.json()["choices"][0]["text"].rstrip(UNFINISHED) == expected[old]
     pinned = [httpx.post(f"{server.url}/v1/completions", json=ASK | {"model": f"latest@{w[:8]}"}) for w in (old, new)]
     assert [reply.status_code for reply in pinned] == [200, 404]
     assert pinned[0].headers["x-triptych-model"] == pinned[0].json()["model"] == MODEL
+    # Other tests compare the server with the run.
+    finish_model(run, MODEL, seed=2, end_id=4)
+    assert run.require(MODEL, MODEL).weights == old
 
 
 class Changeable(Parrot):
