@@ -24,7 +24,8 @@ serve: $(STAMP) ## serve a finished run (RUN=runs/demo PORT=8000)
 	@exec .venv/bin/triptych serve $(RUN) --port $(PORT)
 
 bench: $(STAMP) ## run every benchmark of infra/bench
-	@for bench in $(wildcard infra/bench/*.py); do echo "== $$bench"; .venv/bin/python $$bench || exit 1; done
+	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))); do echo "== $$bench"; \
+	  .venv/bin/python -m infra.bench.$$bench || exit 1; done
 
 requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.toml
 	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \

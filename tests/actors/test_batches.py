@@ -19,7 +19,6 @@ from actors.model.language import PADDING, build, token_losses
 from actors.model.objectives.language import LanguageObjective
 from actors.model.sharding import WithLoss, shard
 from cluster.recipe import Model
-from tests.helpers import free_port
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")
@@ -95,9 +94,9 @@ def test_a_batch_in_which_nothing_is_trained_has_no_gradient():
     assert evaluate(WithLoss(made, objective), objective, [rows], Part(0, 1, 2, "float32", CPU)) == {}
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
+def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     objective, rows = LanguageObjective(), batch()
     total = objective.count(objective.collate(rows))
     for number, (micro_batch_rows, logits, recompute) in enumerate(CASES):
@@ -114,6 +113,8 @@ def worker(rank: int, port: int, folder: Path) -> None:
         if rank == 0:
             figures = {"loss": torch.tensor(loss), "held_out": torch.tensor(held_out["loss"])}
             save_file({**whole, **figures}, folder / f"{number}.safetensors")
+    # One that ends while the other still talks to it takes it down.
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -121,7 +122,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes of a gloo group, with FSDP2, found in each case."""
     folder = tmp_path_factory.mktemp("gradients")
-    multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
+    multiprocessing.spawn(worker, (folder,), nprocs=2)
     return folder
 
 

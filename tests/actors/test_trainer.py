@@ -161,7 +161,7 @@ def test_the_loss_does_not_depend_on_workers_and_micro_batches(undisturbed):
     # It is done: the same again starts no worker.
     begin = time.monotonic()
     assert train(root, "split", workers=2, micro_batch_rows=2) == split
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.slow
