@@ -13,6 +13,9 @@ from cluster.recipe import Training
 FAILURE = "failure.json"
 
 
+Make = Callable[[], tuple[Any, Any, Any]]
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything a worker needs.
@@ -30,7 +33,7 @@ class TrainingJob:
     """
 
     settings: Training
-    make: Callable[[], tuple[Any, Any, Any]]
+    make: Make
     shards: list[Shard]
     held_out: list[Shard]
     out: Path

@@ -14,8 +14,6 @@ from transformers import AutoTokenizer
 
 from actors.model.language import load
 from actors.model.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
-from actors.stream import shards_in
-from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
@@ -23,7 +21,7 @@ from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.figures import proportion
-from pipelines.training import fit
+from pipelines.training import fit, training_job
 
 REFERENCE_ROWS = 32
 
@@ -42,16 +40,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             raise UserError(f"no ranking of the {name} prompts says of two answers which is better: collect more")
         counts[name] = len(pairs)
         _write_shard(pairs, reference, out / "shards" / name)
-    job = TrainingJob(
-        settings=settings,
-        make=partial(_model, sft, settings.beta),
-        shards=shards_in(out / "shards" / "train"),
-        held_out=shards_in(out / "shards" / "held_out"),
-        out=out,
-        seed=recipe.seed,
-        threads=plan.trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
-    )
+    shards, make = out / "shards", partial(_model, sft, settings.beta)
+    job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
     rows = fit(job, plan, "dpo")
     return Result(
         metrics={

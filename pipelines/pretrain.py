@@ -6,14 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.stream import shards_in
-from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.plan import make_plan
 from cluster.recipe import Model, Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
-from pipelines.training import fit, speed
+from pipelines.training import fit, speed, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -26,18 +24,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         return _take_over(recipe, out)
     corpus = run.path("corpus")
     plan = make_plan(recipe)
-    job = TrainingJob(
-        settings=recipe.pretrain,
-        make=partial(_model, recipe.model, recipe.seed, corpus / "tokenizer"),
-        shards=shards_in(corpus / "shards" / "train"),
-        held_out=shards_in(corpus / "shards" / "held_out"),
-        out=out,
-        seed=recipe.seed,
-        threads=plan.trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
+    shards, settings = corpus / "shards", recipe.pretrain
+    job = training_job(
+        recipe,
+        settings,
+        partial(_model, recipe.model, recipe.seed, corpus / "tokenizer"),
+        shards / "train",
+        shards / "held_out",
+        out,
         held_out_bytes=json.loads((corpus / "stats.json").read_text())["held_out_bytes"],
-        samples=recipe.pretrain.samples,
-        sample_tokens=recipe.pretrain.sample_tokens,
+        samples=settings.samples,
+        sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "pre-training")
     last = rows[-1]

@@ -18,17 +18,15 @@ from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
 from actors.model.heads import MEMBER, load_reward_model, with_new_head
-from actors.model.objectives.preference import PreferenceObjective, ensemble_rewards
-from actors.reward_model import BATCH_ROWS, NORMALISATION
-from actors.stream import Shard, shards_in
-from actors.training_job import TrainingJob
+from actors.model.objectives.preference import PreferenceObjective
+from actors.reward_model import NORMALISATION, sequence_scores
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import Plan, make_plan
 from cluster.recipe import Recipe
 from cluster.run import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
-from pipelines.training import fit
+from pipelines.training import fit, training_job
 from pipelines.trust import Score, accuracy, trust
 
 
@@ -40,7 +38,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
     _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
-    train = partial(_train, recipe, plan, sft, shards_in(out / "shards" / "held_out"))
+    train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     torch.set_num_threads(plan.learner.threads)
     curve = [_point(share, recipe.seed, parts, train, out / "curve") for share in sorted(recipe.reward.curve)]
     members = [
@@ -50,7 +48,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             for number in range(2, recipe.reward.members + 1)
         ),
     ]
-    score = partial(_scores, members)
+    score = partial(sequence_scores, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
     for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
@@ -69,28 +67,19 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
 
 
-def _train(
-    recipe: Recipe, plan: Plan, sft: Path, held_out: list[Shard], rankings: list[dict[str, Any]], out: Path
-) -> Any:
+def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Any:
     """Trains a reward model into `out`, and gives it."""
     _write_shard(rankings, recipe.reward.labeller_weights, out / "shards" / "train")
-    job = TrainingJob(
-        settings=recipe.reward,
-        make=partial(_model, sft),
-        shards=shards_in(out / "shards" / "train"),
-        held_out=held_out,
-        out=out,
-        seed=recipe.seed,
-        threads=plan.trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
-    )
+    job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
     return load_reward_model(out).eval()
 
 
 def _accuracies(members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
     """Of each member alone: what the ensemble's own is to be compared with."""
-    return [accuracy(held_out, _scores_of_answers(partial(_scores, [one]), held_out))["value"] for one in members]
+    return [
+        accuracy(held_out, _scores_of_answers(partial(sequence_scores, [one]), held_out))["value"] for one in members
+    ]
 
 
 def _weights(out: Path) -> str:
@@ -126,7 +115,7 @@ def _point(
         chosen = set(prompts[: max(1, round(share * len(prompts)))])
         rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
         out = folder / f"{share:g}"
-        score = partial(_scores, [train(rankings, out)])
+        score = partial(sequence_scores, [train(rankings, out)])
         right = accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
         write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
         shutil.rmtree(out)
@@ -155,18 +144,6 @@ def _write_shard(rankings: list[dict[str, Any]], labeller_weights: Mapping[str, 
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
-
-
-@torch.no_grad()
-def _scores(members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
-    """The scores of token ids, prompt and answer together: the mean of the members'."""
-    scores: list[float] = []
-    for begin in range(0, len(sequences), BATCH_ROWS):
-        part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
-        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=members[0].config.pad_token_id)
-        lengths = torch.tensor([len(sequence) for sequence in part])
-        scores += ensemble_rewards(members, ids, lengths).mean(0).tolist()
-    return scores
 
 
 def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[list[float]]:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.model.chat import Chat
-from actors.stream import shards_in
-from actors.training_job import TrainingJob
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
@@ -16,7 +14,7 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed
-from pipelines.training import fit, speed
+from pipelines.training import fit, speed, training_job
 
 # Of the metrics of the first and the last step: how the model did before, and how it does now.
 HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
@@ -27,17 +25,16 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     base = run.path("base")
     plan = make_plan(recipe)
     figures = _prepare(recipe, base, out)
-    job = TrainingJob(
-        settings=recipe.sft,
-        make=partial(_model, base, recipe.sft.lora, recipe.seed),
-        shards=shards_in(out / "shards" / "train"),
-        held_out=shards_in(out / "shards" / "held_out"),
-        out=out,
-        seed=recipe.seed,
-        threads=plan.trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
-        samples=recipe.sft.samples,
-        sample_tokens=recipe.sft.sample_tokens,
+    shards, settings = out / "shards", recipe.sft
+    job = training_job(
+        recipe,
+        settings,
+        partial(_model, base, settings.lora, recipe.seed),
+        shards / "train",
+        shards / "held_out",
+        out,
+        samples=settings.samples,
+        sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "fine-tuning")
     return Result(

@@ -1,19 +1,49 @@
 """Hands a training job to Ray Train workers and waits for it: the driver's side of `actors.trainer`."""
 
 import json
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from actors.training_job import FAILURE, TrainingJob
+from actors.stream import shards_in
+from actors.training_job import FAILURE, Make, TrainingJob
 from cluster.failures import StageError, UserError
 from cluster.metrics import read_metrics
-from cluster.plan import Plan
+from cluster.plan import Plan, make_plan
 from cluster.progress import metrics_progress
+from cluster.recipe import Recipe, Training
 from cluster.run import SCRATCH
 
 RETRIES = 3
+
+
+def training_job(
+    recipe: Recipe, settings: Training, make: Make, train: Path, held_out: Path, out: Path, **more: int
+) -> TrainingJob:
+    """What the jobs of all stages take from the recipe.
+
+    Args:
+        settings: the stage's section.
+        train: the folder of the shards to train on.
+        held_out: the folder of those that are held out.
+        more: further fields of the job.
+
+    Raises:
+        UserError: there are no shards, or one is damaged.
+    """
+    return TrainingJob(
+        settings=settings,
+        make=make,
+        shards=shards_in(train),
+        held_out=shards_in(held_out),
+        out=out,
+        seed=recipe.seed,
+        threads=make_plan(recipe).trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
+        **more,
+    )
 
 
 def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
