@@ -31,7 +31,7 @@ def encode_documents(file: Path, texts: Iterable[str]) -> list[NDArray[np.int32]
     Args:
         file: a tokenizer.json.
     """
-    encode = _encoder(file)
+    encode = _encoder(file, file.stat().st_mtime_ns)
     return [np.array(encode(text), dtype=np.int32) for text in texts]
 
 
@@ -59,7 +59,9 @@ def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
 
 
 @lru_cache(maxsize=1)
-def _encoder(file: Path) -> Encode:
+def _encoder(file: Path, changed: int) -> Encode:
+    # A process outlives a build: the next one's tokenizer may lie at the same path.
+    del changed
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.encode_special_tokens = True
     fast, slowly = as_tiktoken(tokenizer), partial(_slowly, tokenizer)

@@ -138,3 +138,14 @@ def test_documents_are_encoded_once(tokenizer: Tokenizer, tmp_path: Path) -> Non
 
     other = Tokens(tmp_path / "tokens", tmp_path / "tokenizer.json", "second")
     assert other.encode(later, tmp_path / "choices.npy") == chosen + 1
+
+
+def test_another_tokenizer_at_the_same_path_gives_its_own_ids(tmp_path: Path) -> None:
+    path, text = tmp_path / "tokenizer.json", "the cat sat on the mat"
+    found = []
+    for vocabulary in (300, 262):
+        tokenizer = train_tokenizer([text] * 50, vocabulary)
+        tokenizer.save(str(path))
+        found.append(encode_documents(path, [text])[0].tolist())
+        assert found[-1] == tokenizer.encode(text, add_special_tokens=False).ids
+    assert found[0] != found[1]
