@@ -12,8 +12,9 @@ STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
 demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
 
+# Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
 test: $(STAMP) ## run the tests
-	@.venv/bin/python -m pytest
+	@OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check style and types
 	@.venv/bin/ruff check .
