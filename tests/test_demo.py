@@ -29,7 +29,6 @@ SMALL = [
     "pretrain.epochs=1",
     "pretrain.checkpoint_every=5",
     "sft.epochs=1",
-    "sft.batch_rows=32",
     "collect.prompts=80",
     "collect.held_out_share=0.3",
     "reward.epochs=1",

@@ -4,9 +4,9 @@ Closed loop: so many clients ask for streams of 64 tokens, each again as soon as
 second, the median time to the first token, the 99th percentile of the time between two, and the ratios. The model has
 random weights and by default the demo's shape.
 
-python infra/bench/serving.py [--size 2.5M] [--seconds 5] [--rounds 3] [--concurrency 1 8 32]
-python infra/bench/serving.py --soak 1800     # the server alone: its memory, open files and errors over time
-python infra/bench/serving.py --kill          # the server alone: what clients see when the model's process is killed
+python -m infra.bench.serving [--size 2.5M] [--seconds 5] [--rounds 3] [--concurrency 1 8 32]
+python -m infra.bench.serving --soak 1800     # the server alone: its memory, open files and errors over time
+python -m infra.bench.serving --kill          # the server alone: what clients see when the model's process is killed
 """
 
 import argparse

@@ -4,7 +4,7 @@ The same model, rows, AdamW, clipping and bfloat16 autocast for all. The ways ta
 machine hits all of them; the medians of their steps are compared. The loop masks documents and makes logits for trained
 tokens alone, the peers do neither. With --ray, the loop also runs under Ray Train, as a stage does.
 
-python infra/bench/training.py [--size 2.5M] [--rows 16] [--context 256] [--vocabulary 4096] [--steps 4] [--ray]
+python -m infra.bench.training [--size 2.5M] [--rows 16] [--context 256] [--vocabulary 4096] [--steps 4] [--ray]
 """
 
 import argparse
