@@ -37,7 +37,7 @@ def main(seed: int) -> None:
         kills = workers = 0
         while kills < KILLS:
             workers = rng.choice([count for count in WORKERS if count != workers])
-            # Half as much again as a tenth at most, so that most often all ten fall into one run.
+            # So short that most of the ten fall into one run.
             moment = rng.uniform(0, 1.5 * whole / KILLS)
             if _killed(_at_work(folder, start(recipe, workers)), moment):
                 kills += 1

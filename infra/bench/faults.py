@@ -26,6 +26,7 @@ from rich.table import Table
 
 from cluster.metrics import read_metrics
 from cluster.run import RunFolder
+from cluster.stages import STAGES, stage_named
 
 STEPS, PROMPTS = 6, 4
 # A fault comes once so many steps are done: there is a checkpoint by then.
@@ -137,8 +138,12 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
     with copied(finished) as run:
         command = Command(run, log)
         try:
-            wait_for(lambda: command.steps() >= fault.after, f"step {fault.after}", command)
-            wait_for(lambda: len(command.found(fault.title)) >= fault.number, f"{fault.number} {fault.title}", command)
+            wait_for(lambda: command.steps() >= fault.after, f"step {fault.after}", command.process)
+            wait_for(
+                lambda: len(command.found(fault.title)) >= fault.number,
+                f"{fault.number} {fault.title}",
+                command.process,
+            )
             hit = command.found(fault.title)[: fault.number]
             begin, done = time.monotonic(), command.steps()
             for process in hit:
@@ -148,7 +153,7 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
                 command.process.wait(SECONDS)
                 command.end()
                 command = Command(run, log)
-            wait_for(lambda: command.steps() > done, "the next step", command)
+            wait_for(lambda: command.steps() > done, "the next step", command.process)
             seconds = time.monotonic() - begin
             code = command.process.wait(SECONDS)
         finally:
@@ -171,20 +176,40 @@ def wrong(run: RunFolder, steps: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def copied(finished: Path) -> Iterator[RunFolder]:
-    """A copy of a run as it was before RLHF."""
+def copied(finished: Path, before: str = "rlhf") -> Iterator[RunFolder]:
+    """A copy of a run as it was before a stage."""
+    later = [stage.folder for stage in STAGES[STAGES.index(stage_named(before)) :]]
+    # What `collect` makes lies in the database too.
+    left_out = [*later, *["feedback.db*"] * ("preferences" in later), ".partial", "served", "lock"]
     with tempfile.TemporaryDirectory(prefix="triptych-faults-") as folder:
         root = Path(folder) / "run"
-        shutil.copytree(finished, root, ignore=shutil.ignore_patterns("policy", "report", ".partial"))
+        shutil.copytree(finished, root, ignore=shutil.ignore_patterns(*left_out))
         yield RunFolder(root)
 
 
-def wait_for(holds: Callable[[], bool], what: str, command: Command) -> None:
+def options(about: str | None, log: str) -> argparse.ArgumentParser:
+    """The words that all take who break a finished run."""
+    words = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
+    words.add_argument("--log", type=Path, default=Path(log), help="what the commands print goes here")
+    return words
+
+
+def parsed(words: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given; ends the program if the run is not finished, for which `make bench` does not fail."""
+    given = words.parse_args()
+    if not RunFolder(given.run).manifest("report"):
+        print(f"{given.run} is not finished: run `make demo` first")
+        sys.exit()
+    return given
+
+
+def wait_for(holds: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
     """Raises a TimeoutError that names what was waited for, if the command ends before or it takes too long."""
     end = time.monotonic() + SECONDS
     while not holds():
-        if command.process.poll() is not None:
-            raise TimeoutError(f"the command ended with {command.process.returncode} before {what}")
+        if process.poll() is not None:
+            raise TimeoutError(f"the command ended with {process.returncode} before {what}")
         if time.monotonic() > end:
             raise TimeoutError(f"waited {SECONDS:.0f} s for {what}")
         time.sleep(0.01)
@@ -192,14 +217,9 @@ def wait_for(holds: Callable[[], bool], what: str, command: Command) -> None:
 
 def main() -> None:
     """Prints the table; ends with 1 if a run was not whole."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
+    words = options(__doc__, "faults.log")
     words.add_argument("--only", default="", help="faults with this in their name")
-    words.add_argument("--log", type=Path, default=Path("faults.log"), help="what the commands print goes here")
-    given = words.parse_args()
-    if not (given.run / "reward" / "manifest.json").exists():
-        print(f"{given.run}/reward is not there: run `make demo` first")
-        return
+    given = parsed(words)
     table = Table("fault", "seconds to the next step", "what it took", "wrong")
     failed = False
     for fault in (fault for fault in FAULTS if given.only in fault.name):

@@ -7,12 +7,8 @@ are not byte for byte those of the finished run. Those with seconds in them are 
 make demo && python -m infra.bench.kills [--run runs/demo] [--only sft]        about a quarter of an hour
 """
 
-import argparse
-import hashlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.metrics import read_metrics
-from cluster.run import RunFolder
+from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import STAGES, Stage
-from infra.bench.faults import end_family
+from infra.bench.faults import copied, end_family, options, parsed, wait_for
 
 SECONDS = 900.0
 WITH_SECONDS = {"manifest.json", "metrics.jsonl", "stats.json", "report.json", "index.html"}
@@ -33,35 +29,26 @@ def killed_halfway(stage: Stage, finished: RunFolder, log: Path) -> tuple[float,
 
     Raises:
         RuntimeError: the stage was over before it was killed, or the second command failed.
+        TimeoutError: the stage did not begin.
         subprocess.TimeoutExpired: the second command did not end.
     """
-    with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
-        run = copied(finished, stage, Path(name))
+    with copied(finished.root, stage.name) as run, log.open("a") as out:
         command = [sys.executable, "-m", "cluster.cli", stage.name, str(run.recipe_path), f"run={run.root}"]
-        with log.open("a") as out:
-            work = finished.require(stage.folder, stage.name).seconds / 2
-            with subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
-                while process.poll() is None and run.mark(stage.folder) is None:
-                    time.sleep(0.05)
+        work = finished.require(stage.folder, stage.name).seconds / 2
+        with subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
+            try:
+                wait_for(lambda: run.mark(stage.folder) is not None, stage.name, process)
                 time.sleep(work)
+                if process.poll() is not None:
+                    raise RuntimeError(f"over with {process.returncode} before it was killed; see {log}")
+            finally:
                 end_family(process.pid)
-            if run.manifest(stage.folder):
-                raise RuntimeError("over before it was killed")
-            begin = time.monotonic()
-            code = subprocess.run(command, stdout=out, stderr=out, timeout=SECONDS, check=False).returncode
-            again = time.monotonic() - begin
+        begin = time.monotonic()
+        code = subprocess.run(command, stdout=out, stderr=out, timeout=SECONDS, check=False).returncode
+        again = time.monotonic() - begin
         if code:
             raise RuntimeError(f"the same command ended with {code}; see {log}")
         return work, again, wrong(stage, run, finished)
-
-
-def copied(finished: RunFolder, stage: Stage, folder: Path) -> RunFolder:
-    """The run as it was before the stage."""
-    later = {each.folder for each in STAGES[STAGES.index(stage) :]}
-    if "preferences" in later:
-        later.add("feedback.db*")
-    shutil.copytree(finished.root, folder / "run", ignore=shutil.ignore_patterns(*later, ".partial", "served", "lock"))
-    return RunFolder(folder / "run")
 
 
 def wrong(stage: Stage, run: RunFolder, finished: RunFolder) -> list[str]:
@@ -76,28 +63,23 @@ def wrong(stage: Stage, run: RunFolder, finished: RunFolder) -> list[str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file by its path."""
+    """The fingerprint of each file by its path."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name not in WITH_SECONDS]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file.relative_to(folder)): file_fingerprint(file) for file in files}
 
 
 def main() -> None:
     """Prints the table; ends with 1 if a stage did not go on."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
+    words = options(__doc__, "kills.log")
     words.add_argument("--only", default="", help="the stage of this name")
-    words.add_argument("--log", type=Path, default=Path("kills.log"), help="what the commands print goes here")
-    given = words.parse_args()
+    given = parsed(words)
     finished = RunFolder(given.run)
-    if not finished.manifest("report"):
-        print(f"{given.run} is not finished: run `make demo` first")
-        return
     table = Table("stage", "seconds", "killed after", "the command again", "not as undisturbed")
     failed = False
     for stage in (stage for stage in STAGES if given.only in ("", stage.name)):
         try:
             work, again, differ = killed_halfway(stage, finished, given.log)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
             work = again = float("nan")
             differ, failed = [str(error)], True
         seconds = finished.require(stage.folder, stage.name).seconds

@@ -7,9 +7,9 @@ the loss to the next finished step.
 make demo && python -m infra.bench.node_loss [--run runs/demo]
 """
 
-import argparse
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.metrics import read_metrics
-from infra.bench.faults import SECONDS, Command, copied, end_family, titled, wait_for, wrong
+from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong
 
 STEPS = 40
 DRAWS = "ray::RolloutActor.generate"
 # Room for the actors of the recipe, and hardly more: the one that joins finds its place on the other node.
 HEAD_CPUS, NODE_CPUS = 2, 1
+HEAD_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -39,40 +40,46 @@ def ray_node(*words: str) -> Iterator[int]:
             end_family(process.pid)
 
 
+def wait_until_it_answers(port: int) -> None:
+    """Raises a TimeoutError if nothing listens there in time."""
+    end = time.monotonic() + HEAD_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"waited {HEAD_SECONDS:.0f} s for Ray's control store at port {port}")
+
+
 def join_and_leave(command: Command, address: str) -> None:
     """Has a node and an actor on it join a live run, and kills them.
 
     Raises:
         TimeoutError: the actor does not come to work, or the run does not go on.
     """
-    wait_for(lambda: command.steps() >= 2, "step 2", command)
+    wait_for(lambda: command.steps() >= 2, "step 2", command.process)
     with ray_node(f"--address={address}", f"--num-cpus={NODE_CPUS}") as node:
         begin = time.monotonic()
         fleet = [sys.executable, "-m", "cluster.cli", "fleet", str(command.run.root), "add", "1"]
         subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
-        wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command)
+        wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command.process)
         took, done = time.monotonic() - begin, command.steps()
     lost = time.monotonic()
-    wait_for(lambda: command.steps() > done, "the next step", command)
+    wait_for(lambda: command.steps() > done, "the next step", command.process)
     print(f"an actor on the node that joined drew after {took:.1f} s, at step {done}")
     print(f"the next step came {time.monotonic() - lost:.1f} s after the node was lost")
 
 
 def main() -> None:
     """Prints the figures; ends with 1 if the run was not whole."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
+    words = options(__doc__, "node_loss.log")
     words.add_argument("--port", type=int, default=6380, help="for Ray's control store")
-    words.add_argument("--log", type=Path, default=Path("node_loss.log"), help="what the command prints goes here")
-    given = words.parse_args()
-    if not (given.run / "reward" / "manifest.json").exists():
-        print(f"{given.run}/reward is not there: run `make demo` first")
-        return
+    given = parsed(words)
     address = f"127.0.0.1:{given.port}"
     # Sockets below it may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, copied(given.run) as run:
         head_words = ("--head", f"--port={given.port}", f"--num-cpus={HEAD_CPUS}", f"--temp-dir={folder}")
         with ray_node(*head_words, "--include-dashboard=false"):
+            wait_until_it_answers(given.port)
             command = Command(run, given.log, [f"rlhf.steps={STEPS}", f"cluster.address={address}"])
             try:
                 join_and_leave(command, address)
