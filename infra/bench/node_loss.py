@@ -31,7 +31,8 @@ HEAD_SECONDS = 60.0
 def ray_node(*words: str) -> Iterator[int]:
     """`ray start` in the foreground, by its process's id; all of its processes are killed at the end."""
     ray = Path(sys.executable).with_name("ray")
-    command = [str(ray), "start", *words, "--object-store-memory=300000000", "--block"]
+    fixed = ("--node-ip-address=127.0.0.1", "--object-store-memory=300000000", "--block")
+    command = [str(ray), "start", *words, *fixed]
     environment = {**os.environ, "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
