@@ -9,6 +9,7 @@ from cluster.feedback import open_feedback
 from cluster.ports import require_free_port
 from cluster.run import RunFolder
 from serve.label import label_router
+from serve.listener import KEEP_ALIVE_SECONDS
 from serve.page import url_host
 
 STOP_SECONDS = 5
@@ -30,6 +31,12 @@ def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
         if not database.labellers():
             console.print(f"nobody can sign in yet: `triptych labeller add NAME --run {run.root}` gives a token")
         config = uvicorn.Config(
-            app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+            app,
+            host,
+            port,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
         )
         uvicorn.Server(config).run()

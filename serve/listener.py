@@ -6,6 +6,8 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
+# Longer than clients keep an idle connection (httpx 5 s, proxies 60 s): who closes first must be the client, or a
+# request may meet a closing connection and be lost.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
 # After so long without a byte taken by the client the connection is cut, and its request ends.

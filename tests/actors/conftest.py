@@ -75,7 +75,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausal
 
 @pytest.fixture(scope="package")
 def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fleet]:
-    with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=120) as running:
+    with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=300) as running:
         yield running
 
 

@@ -100,7 +100,7 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
     try:
         groups = [[sample("abc"), sample("")]]
         assert weighted_rewards(scorers[:2], PROMPTS, groups) == [[2.0, 0.5]]
-        ray.get(scorers[2].actor.__ray_ready__.remote(), timeout=60)
+        ray.get(scorers[2].actor.__ray_ready__.remote(), timeout=180)
         with pytest.raises(DeadlineError, match="rewards of the function hangs"):
             weighted_rewards(scorers[:3], PROMPTS, groups)
         with pytest.raises(StageError, match="raised ZeroDivisionError") as caught:

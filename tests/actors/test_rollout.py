@@ -62,7 +62,7 @@ def test_scores_are_those_of_transformers_up_to_a_full_context(fleet: Fleet, tin
     fleet.sync(fresh_version, tiny[1].state_dict())
     rows = [[(7 * i * i + 3) % 300 for i in range(length)] for length in (CONTEXT, 40, 3)]
     starts = [1, 10, 2]
-    scores = ray.get(fleet.handles()[0].score.remote(rows, starts), timeout=60)
+    scores = ray.get(fleet.handles()[0].score.remote(rows, starts), timeout=180)
     for row, start, found in zip(rows, starts, scores, strict=True):
         assert found == pytest.approx(reference_logprobs(tiny[1], row, start, 1.0), abs=1e-4)
 
@@ -73,14 +73,14 @@ def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tin
     expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
     assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
     for handle in fleet.handles():
-        assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=60)) is None
+        assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=180)) is None
 
 
 def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fleet: Fleet):
     (actor, *_) = fleet.handles()
     for sampling, reason in ((Sampling(1, 9.0, 4), "temperature"), (Sampling(2, 0.0, 4), "greedy")):
-        error = actor.generate.remote(prompts("refused", 1), sampling).future().exception(timeout=60)
+        error = actor.generate.remote(prompts("refused", 1), sampling).future().exception(timeout=180)
         assert isinstance(error, RayTaskError)
         assert isinstance(error.cause, ValueError)
         assert reason in str(error.cause)
-    assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=60)[0][0].token_ids
+    assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=180)[0][0].token_ids

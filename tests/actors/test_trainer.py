@@ -248,7 +248,7 @@ def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Pa
         shards.append(Shard(str(path), len(ids)))
 
     def read(start: int) -> list[tuple[int, int]]:
-        rows = row_stream(shards, epochs=2, seed=3, start=start, deadline=60).take_all()
+        rows = row_stream(shards, epochs=2, seed=3, start=start, deadline=240).take_all()
         return sorted((row["position"], row["row_id"]) for row in rows)
 
     everything = read(0)

@@ -21,11 +21,11 @@ class FailsToStart:
 
 
 def by_task() -> None:
-    ray.get(ray.remote(fail).remote(), timeout=60)
+    ray.get(ray.remote(fail).remote(), timeout=180)
 
 
 def by_actor() -> None:
-    ray.get(ray.remote(FailsToStart).remote().ready.remote(), timeout=60)
+    ray.get(ray.remote(FailsToStart).remote().ready.remote(), timeout=180)
 
 
 def by_data() -> None:

@@ -14,7 +14,7 @@ from cluster.recipe import load_recipe
 from tests.cluster.conftest import triptych
 from tests.helpers import answers, free_port, wait_until
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_in_child(recipe: Path, renames: int, *overrides: str, kill_at_step: str = "") -> int:
     environment = {**os.environ, "KILL_AT_STEP": kill_at_step}
     command = [sys.executable, "-c", RUNNER, str(recipe), str(renames), *overrides]
-    return subprocess.run(command, env=environment, timeout=60, check=False).returncode
+    return subprocess.run(command, env=environment, timeout=180, check=False).returncode
 
 
 @pytest.mark.usefixtures("counter")

@@ -14,7 +14,7 @@ import httpx
 
 from cluster.feedback import Completion, Feedback, Prompt
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 
 def fill(database: Feedback, prompts: int, texts: list[str]) -> None:
