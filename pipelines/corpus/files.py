@@ -14,7 +14,7 @@ import pyarrow.parquet
 from cluster.failures import UserError
 from cluster.storage import Stored, is_remote, local_file, locate, look_up, open_file
 from pipelines.corpus.bad import MAXIMUM_RECORD_BYTES, Bad, excerpt
-from pipelines.corpus.extract import Extractor
+from pipelines.corpus.extractor import Extractor
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 WEB = (".html", ".htm", ".warc", ".warc.gz")

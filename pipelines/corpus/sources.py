@@ -7,7 +7,7 @@ from cluster.corpus_recipe import Source
 from cluster.failures import UserError
 from cluster.storage import Stored, find_files, folder_of, look_up, place_in
 from pipelines.corpus.bad import Bad
-from pipelines.corpus.extract import Extractor
+from pipelines.corpus.extractor import Extractor
 from pipelines.corpus.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.layout import files_of_split
 from pipelines.corpus.packages import chatterbot_dialogues, docstrings, random_facts, standard_library

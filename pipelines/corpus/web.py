@@ -2,6 +2,7 @@
 
 import mmap
 import zlib
+from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -9,19 +10,21 @@ from typing import BinaryIO
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from pipelines.corpus.bad import MAXIMUM_RECORD_BYTES, Bad
-from pipelines.corpus.extract import ExtractionError, Extractor
+from pipelines.corpus.extractor import Asked, ExtractionError, Extractor
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _GZIP_MEMBER = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _LINE_ENDS = b"\r\n\r\n"
 _PIECE = 1 << 16
+# Pages with the parser while one before them is used; more than it takes at once gives nothing.
+_AHEAD = 16
 
 
 def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
     """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200, and where it is."""
     if ".warc" in path.name:
-        yield from _read_warc(path, extract)
+        yield from _in_turn(path, _read_warc(path, extract))
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
         yield 0, Bad(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
     else:
@@ -31,7 +34,25 @@ def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
             yield 0, Bad(str(path), 0, f"{path} {error}; remove the file")
 
 
-def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
+def _in_turn(path: Path, found: Iterator[tuple[int, Asked | Bad]]) -> Iterator[tuple[int, str | Bad]]:
+    """The texts of pages, of which later ones are sent to the parser before earlier ones are there."""
+    waiting: deque[tuple[int, Asked | Bad]] = deque()
+    for pair in found:
+        waiting.append(pair)
+        if len(waiting) > _AHEAD:
+            yield _answered(path, *waiting.popleft())
+    while waiting:
+        yield _answered(path, *waiting.popleft())
+
+
+def _answered(path: Path, offset: int, page: Asked | Bad) -> tuple[int, str | Bad]:
+    try:
+        return offset, page if isinstance(page, Bad) else page.text()
+    except ExtractionError as error:
+        return offset, _bad(path, offset, str(error))
+
+
+def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Asked | Bad]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start: int | None = 0
         while start is not None:
@@ -41,14 +62,14 @@ def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]
 
 def _read_from(
     path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
-) -> Generator[tuple[int, str | Bad], None, int | None]:
+) -> Generator[tuple[int, Asked | Bad], None, int | None]:
     """The pages from an offset on; returns the offset of the record at which reading stopped, None at the end.
 
     A record is trusted only once the next one is found where its length says.
     """
     file.seek(start)
     offset, length = start, 0
-    page: str | Bad | None = None
+    page: Asked | Bad | None = None
     records = iter(ArchiveIterator(file, parse_http=False))
     while True:
         try:
@@ -66,17 +87,26 @@ def _read_from(
             return None
         offset, length, page = record.stream_pos, record.content_length, None
         try:
-            data = _read_at_most(record, min(length, MAXIMUM_RECORD_BYTES + 1))
+            found = _load(record)
         except (OSError, ValueError) as error:
             yield offset, _bad(path, offset, f"is damaged ({error})")
             return offset
-        if len(data) > MAXIMUM_RECORD_BYTES:
+        if found > MAXIMUM_RECORD_BYTES:
             page = _bad(path, offset, f"has {length:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}")
-        elif len(data) != length:
-            yield offset, _bad(path, offset, f"says it has {length:,} bytes and has {len(data):,}")
+        elif found != length:
+            yield offset, _bad(path, offset, f"says it has {length:,} bytes and has {found:,}")
             return offset
         else:
-            page = _page(path, record, data, extract)
+            page = _page(path, record, extract)
+
+
+def _load(record: WarcRecord) -> int:
+    """Has the content of a record read into memory, unless it is too large; returns how many bytes there were."""
+    if record.content_length > MAXIMUM_RECORD_BYTES:
+        return len(_read_at_most(record, MAXIMUM_RECORD_BYTES + 1))
+    record.freeze()
+    # What was there, which need not be what the header said.
+    return record.content_length
 
 
 def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> int | None:
@@ -98,12 +128,11 @@ def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> 
     return min(at, len(content)) - len(unpacker.unused_data)
 
 
-def _page(path: Path, record: WarcRecord, data: bytes, extract: Extractor) -> str | Bad | None:
-    """The text of a response that is a page; None of any other record."""
+def _page(path: Path, record: WarcRecord, extract: Extractor) -> Asked | Bad | None:
+    """A response that is a page; None of any other record."""
     if record.record_type != WarcRecordType.response or not record.is_http:
         return None
     offset = record.stream_pos
-    record.set_bytes_content(data)
     try:
         record.parse_http(auto_decode="all")
         headers = record.http_headers
@@ -112,9 +141,7 @@ def _page(path: Path, record: WarcRecord, data: bytes, extract: Extractor) -> st
         body = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
         if len(body) > MAXIMUM_RECORD_BYTES:
             return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
-        return extract(body, record.http_charset)
-    except ExtractionError as error:
-        return _bad(path, offset, str(error))
+        return extract.ask(body, record.http_charset)
     except (OSError, ValueError) as error:
         return _bad(path, offset, f"cannot be decoded ({error})")
 

@@ -8,7 +8,8 @@ import pytest
 from cluster.corpus_recipe import Source
 from pipelines.corpus import web
 from pipelines.corpus.bad import Bad
-from pipelines.corpus.extract import ExtractionError, Extractor, main_text
+from pipelines.corpus.extract import main_text
+from pipelines.corpus.extractor import ExtractionError, Extractor
 from pipelines.corpus.files import Reading, read_file
 from pipelines.corpus.sources import Document, plan_splits, read_split
 
@@ -174,6 +175,33 @@ def test_a_parser_that_dies_is_started_again() -> None:
         process = extract._process
     assert process is not None
     assert process.poll() is not None
+
+
+def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser_is_lost() -> None:
+    nested = b"<div>" * 20_000 + b"x"
+    # More than a socket takes at once, in pages of which some do not fit into it themselves.
+    pages = [b"<p>" + b"%d " % number * (1 + 40_000 * (number % 10 == 0)) for number in range(200)]
+    bad = (0, 50, 51, 120)
+    for number in bad:
+        pages[number] = nested
+    with Extractor(0.5) as extract:
+        asked = [extract.ask(page) for page in pages]
+        for number, page in enumerate(asked):
+            if number in bad:
+                with pytest.raises(ExtractionError, match=r"takes more than 0\.5 s"):
+                    page.text()
+            else:
+                assert set(page.text().split()) == {str(number)}
+
+
+def test_pages_that_nobody_waits_for_end_with_the_extractor(capfd: pytest.CaptureFixture[str]) -> None:
+    with Extractor(10) as extract:
+        for _ in range(50):
+            extract.ask(b"<p>here" * 500)
+        process = extract._process
+    assert process is not None
+    assert process.poll() == 0
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(not WARC.exists(), reason="the shared captures are not here")

@@ -20,7 +20,8 @@ from infra.bench.corpora.documents import page
 from pipelines.corpus.clean import clean
 from pipelines.corpus.duplicates import PERMUTATIONS, SIGNATURE_SEED, signatures
 from pipelines.corpus.encode import as_tiktoken, encode_documents
-from pipelines.corpus.extract import Extractor, main_text
+from pipelines.corpus.extract import main_text
+from pipelines.corpus.extractor import Asked, Extractor
 from pipelines.corpus.files import Reading, read_file
 from pipelines.corpus.languages import _CHARACTERS, _identifier, identify
 from pipelines.corpus.measured import BATCH
@@ -46,6 +47,13 @@ class Step:
     bare: Callable[[], object] | None = None
 
 
+class _Nothing(Extractor):
+    """Says of every page that it is empty, so that what is around it can be measured alone."""
+
+    def ask(self, page: bytes, charset: str | None = None) -> Asked:
+        return Asked(self, page, (charset or "").encode(), answer="")
+
+
 def steps(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
     """Every step, in the order of the stage. Files to read are written to `folder`."""
     yield from _reading(folder, texts)
@@ -69,12 +77,21 @@ def _reading(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
     captures = folder / "a.warc.gz"
     captures.write_bytes(b"".join(gzip.compress(_capture(number, body)) for number, body in enumerate(pages)))
     size = sum(map(len, pages))
-    nothing = Reading("text", False, lambda *_: "")  # type: ignore[arg-type]
-    yield Step("read .warc.gz", lambda: _drain(captures, nothing), size, "fastwarc", lambda: _captures(captures))
+    yield Step(
+        "read .warc.gz",
+        lambda: _drain(captures, Reading("text", False, _Nothing(10))),
+        size,
+        "fastwarc",
+        lambda: _captures(captures),
+    )
     with Extractor(10) as extract:
         extract(pages[0])
         yield Step(
-            "extract", lambda: list(map(extract, pages)), size, "resiliparse", lambda: list(map(main_text, pages))
+            "extract",
+            lambda: [asked.text() for asked in list(map(extract.ask, pages))],
+            size,
+            "resiliparse",
+            lambda: list(map(main_text, pages)),
         )
 
 
