@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from rich.progress import Progress
 
 from cluster.failures import DeadlineError, UserError
@@ -110,6 +111,9 @@ def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Part
     except UserError as error:
         # A raised error would come back wrapped in the traces of two processes.
         return {"part": index, "report": "", "error": str(error)}
+    finally:
+        # A worker lives on for the next part, of whatever phase: what Arrow keeps of this one would come on top.
+        pyarrow.default_memory_pool().release_unused()
     write_json(_marker(folder, part), {"version": VERSION, "key": part.key, "report": report})
     return {"part": index, "report": json.dumps(report), "error": ""}
 

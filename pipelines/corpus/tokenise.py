@@ -74,7 +74,7 @@ class Tokenisation:
             for window in _windows(batches):
                 ids = stored.ids(window["digest"].combine_chunks())
                 packed = pack([np.append(document, np.int32(self.end)) for document in ids], self.context)
-                file.write(np.stack([packed.input_ids, packed.document_ids], axis=1).tobytes())
+                np.stack([packed.input_ids, packed.document_ids], axis=1).tofile(file)
                 columns = [window["id"], window["source"], pa.array([split] * len(ids)), window["text"]]
                 writer.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS), row_group_size=BATCH)
                 count["documents"] += len(ids)

@@ -1,0 +1,116 @@
+"""The DPO stage on rankings whose better answer can be told by its first token."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.model.language import load
+from actors.model.objectives.dpo import answer_logprobs, padded_answers
+from cluster.failures import UserError
+from cluster.recipe import Recipe, load_recipe
+from cluster.run import Manifest, RunFolder
+from cluster.stages import run_stage, stage_of
+from pipelines.dpo import pairs_of
+from pipelines.preferences import write_rankings
+from tests.tiny import write_tiny_model
+
+BETTER, MIDDLE, WORSE, END = 50, 60, 70, 4
+
+
+def ranking(number: int, split: str, answers: list[list[int]], ranks: list[int]) -> dict[str, Any]:
+    chance = random.Random(number)
+    return {
+        "prompt_id": f"p{number}",
+        "kind": None,
+        "prompt_token_ids": [2, *(chance.randrange(20, 300) for _ in range(4)), 3],
+        "answers": answers,
+        "texts": ["" for _ in answers],
+        "ranks": ranks,
+        "grades": None,
+        "labeller": "ann",
+        "split": split,
+        "ranking_id": number,
+    }
+
+
+def rankings(train: int, held_out: int) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(train + held_out):
+        extra = random.Random(-1 - number).randrange(20, 300)
+        answers = [[token, extra, END] for token in (WORSE, BETTER, MIDDLE)]
+        rows.append(ranking(number, "train" if number < train else "held_out", answers, [3, 1, 2]))
+    return rows
+
+
+def finished(tmp_path: Path, rows: list[dict[str, Any]], **settings: object) -> tuple[Recipe, RunFolder]:
+    """A run as `sft` and `collect` leave it."""
+    (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
+    sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"
+    dpo = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 4, "learning_rate": 1e-3, "precision": "float32"}
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: own\nrun: {tmp_path / 'run'}\nmodel: {{start_from: {tmp_path}, context: 64}}\n"
+        f"sft: {sources}\ncollect: {sources}\ndpo: {dpo | settings}\n".replace("'", "")
+    )
+    run = RunFolder(tmp_path / "run")
+    for folder in ("sft", "preferences"):
+        out = run.begin(folder, folder)
+        if folder == "sft":
+            write_tiny_model(out, seed=1, end_id=END)
+        else:
+            write_rankings(rows, out / "rankings.parquet")
+        run.commit(folder, Manifest(folder, folder, {}, {}, "test", 0.0, {}, None))
+    return load_recipe(tmp_path / "recipe.yaml"), run
+
+
+def logprobs(model: Path, rows: list[dict[str, Any]], answer: int) -> torch.Tensor:
+    sequences = [row["prompt_token_ids"] + row["answers"][answer] for row in rows]
+    ids, mask = padded_answers(sequences, [len(row["prompt_token_ids"]) for row in rows], 0)
+    with torch.no_grad():
+        return answer_logprobs(load(model).double().eval(), ids, mask)
+
+
+@pytest.mark.slow
+def test_it_learns_what_people_prefer_and_says_how_surely(tmp_path: Path, ray_session: None) -> None:
+    rows = rankings(train=40, held_out=10)
+    recipe, run = finished(tmp_path, rows)
+    assert run_stage(stage_of("dpo"), recipe, run) == "done"
+    manifest = run.require("dpo", "dpo")
+    found = manifest.metrics
+    assert (found["pairs"], found["pair_accuracy"]["n"]) == (3 * 40, 3 * 10)
+    assert found["pair_accuracy"]["value"] == 1.0
+
+    # The margin by its definition (Rafailov et al. 2023, equation 7), in float64 from the two models on disk.
+    held_out = rows[40:]
+    gain = [
+        logprobs(run.path("dpo"), held_out, answer) - logprobs(run.path("sft"), held_out, answer) for answer in range(3)
+    ]
+    margins = recipe.dpo.beta * torch.stack([gain[1] - gain[0], gain[1] - gain[2], gain[2] - gain[0]])
+    assert found["held_out_margin"] == pytest.approx(margins.mean().item(), rel=1e-3)
+    assert found["held_out_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-3)
+    assert run_stage(stage_of("dpo"), recipe, run) == "skipped"
+
+
+def test_a_pair_is_every_two_answers_that_are_not_tied() -> None:
+    row = ranking(1, "train", [[10], [11], [12], [13]], [2, 1, 2, 3])
+    assert {(*better, *worse) for _, better, worse in pairs_of(row)} == {
+        (11, 10),
+        (11, 12),
+        (11, 13),
+        (10, 13),
+        (12, 13),
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_ties_alone_are_not_enough(tmp_path: Path, split: str) -> None:
+    rows = rankings(train=4, held_out=4)
+    for row in rows:
+        if row["split"] == split:
+            row["ranks"] = [1, 1, 1]
+    recipe, run = finished(tmp_path, rows)
+    with pytest.raises(UserError, match=f"no ranking of the {split} prompts says of two answers which is better"):
+        run_stage(stage_of("dpo"), recipe, run)
+    assert run.manifest("dpo") is None
