@@ -17,10 +17,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.failures import StageError, UserError
 from cluster.recipe import Recipe, dump_recipe
-from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT
+from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
 from cluster.storage import absolute
 
-TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 STATUS_SECONDS = 60.0
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
 
@@ -97,18 +96,11 @@ def _client(address: str) -> JobSubmissionClient:
         # Ray lets the environment win over the address that it is given.
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)
-        return JobSubmissionClient(address, headers=_headers())
+        token = auth_token()
+        # Ray's client sends the token only in token mode.
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else {})
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(f"no Ray job server answers at {address}: {_first_line(error)}") from error
-
-
-def _headers() -> dict[str, str]:
-    """Ray's clusters ask for a token by default; its client sends the one that it finds only in token mode."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE)
-    if not token and path.exists():
-        token = path.read_text(encoding="utf-8").strip()
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _stage(folder: Path, recipe: Recipe | None) -> None:

@@ -57,6 +57,11 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _add_to_path(ROOT)
+    inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
+    address = "auto" if inside_job else settings.address
+    if address != "local" and auth_token():
+        # A cluster asks for the token where there is one; who joins sends it only in this mode, which Ray reads once.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
@@ -68,8 +73,6 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
-    address = "auto" if inside_job else settings.address
     previous = _on_sigterm(_leave)
     try:
         if address == "local":
@@ -83,6 +86,15 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
         ray.shutdown()
         if previous is not None:
             _on_sigterm(previous)
+
+
+def auth_token() -> str:
+    """The token that Ray's clusters ask for, from where Ray itself looks; empty if there is none."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token and path.exists():
+        token = path.read_text(encoding="utf-8").strip()
+    return token
 
 
 def _start_local(settings: Cluster, object_store_gb: float) -> None:

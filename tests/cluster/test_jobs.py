@@ -3,7 +3,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,9 +19,24 @@ from tests.helpers import answers, free_port, wait_until
 START_SECONDS = 240
 
 
+@dataclass(frozen=True)
+class Head:
+    """Where a cluster is reached.
+
+    Attributes:
+        jobs: its job server.
+        address: for drivers that join.
+    """
+
+    jobs: str
+    address: str
+
+
 @pytest.fixture
-def job_server() -> Iterator[str]:
-    """A Ray cluster with a job server, beside whatever other cluster runs on this machine."""
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    """A Ray cluster that asks for a token, beside whatever other cluster runs on this machine."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     # Sockets below it may have 107 characters.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     ray, port = Path(sys.executable).with_name("ray"), free_port()
@@ -32,30 +49,34 @@ def job_server() -> Iterator[str]:
     command = [ray, "start", "--head", "--dashboard-host=127.0.0.1", *words]
     with (
         Path(folder, "log").open("w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as head,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as started,
     ):
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until(lambda: answers(f"{address}/api/version"), START_SECONDS, "the job server")
-            yield address
+            yield Head(address, f"127.0.0.1:{ports['port']}")
         finally:
             # All at once: asked to end in order, it takes half a minute.
-            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            for process in [*psutil.Process(started.pid).children(recursive=True), started]:
                 process.kill()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(job_server: str, recipe_path: Path) -> None:
-    version = triptych("submit", "version", "--address", job_server, cwd=recipe_path.parent)
+def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(head: Head, recipe_path: Path) -> None:
+    version = triptych("submit", "version", "--address", head.jobs, cwd=recipe_path.parent)
     assert version.stderr == ""
     assert version.returncode == 0
     assert f"triptych {__version__}" in version.stdout.splitlines()
     # The recipe's only text has two words: the job reads it on the cluster and says so.
-    corpus = triptych("submit", "corpus", recipe_path, "--address", job_server, cwd=recipe_path.parent)
+    corpus = triptych("submit", "corpus", recipe_path, "--address", head.jobs, cwd=recipe_path.parent)
     assert corpus.returncode == 2
     assert "the corpus has no documents left: 1 were read" in corpus.stdout
+    # So does a command that joins the cluster itself.
+    joined = triptych("corpus", recipe_path, f"cluster.address={head.address}", cwd=recipe_path.parent)
+    assert joined.returncode == 2
+    assert "the corpus has no documents left: 1 were read" in joined.stderr
 
 
 def test_a_submitted_recipe_means_the_same_elsewhere(
