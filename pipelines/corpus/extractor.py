@@ -133,6 +133,10 @@ class Extractor:
 
     def _start(self) -> tuple[socket.socket, BinaryIO]:
         here, there = socket.socketpair()
+        for end in (here, there):
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                # Some systems give 8 KB unless asked.
+                end.setsockopt(socket.SOL_SOCKET, buffer, 2 * _AHEAD_BYTES)
         here.settimeout(self._deadline)
         # Without -P this folder's modules would hide the standard library's.
         command = [sys.executable, "-P", extract.__file__, str(there.fileno()), str(self._seconds), self._library]
