@@ -114,6 +114,8 @@ class Extractor:
                 asked.answer = answer.decode("utf-8", "surrogatepass")
             else:
                 asked.complaint = f"cannot be parsed ({answer.decode()})"
+            # Who waits for its turn needs the answer alone, and a page may have 100 MB.
+            asked.page = b""
             return
         for other in self._waiting:
             self._send(other)

@@ -45,14 +45,14 @@ def rankings(train: int, held_out: int) -> list[dict[str, Any]]:
     return rows
 
 
-def finished(tmp_path: Path, rows: list[dict[str, Any]], **settings: object) -> tuple[Recipe, RunFolder]:
+def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFolder]:
     """A run as `sft` and `collect` leave it."""
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"
     dpo = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 4, "learning_rate": 1e-3, "precision": "float32"}
     (tmp_path / "recipe.yaml").write_text(
         f"name: own\nrun: {tmp_path / 'run'}\nmodel: {{start_from: {tmp_path}, context: 64}}\n"
-        f"sft: {sources}\ncollect: {sources}\ndpo: {dpo | settings}\n".replace("'", "")
+        f"sft: {sources}\ncollect: {sources}\ndpo: {dpo}\n".replace("'", "")
     )
     run = RunFolder(tmp_path / "run")
     for folder in ("sft", "preferences"):

@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
 from serve.label import REPEAT_AFTER, label_router
 from serve.page import page
-from tests.serve.labelling import fill, free_port, label_server
+from tests.helpers import free_port
+from tests.serve.labelling import fill, label_server
 
 SUBMISSIONS = 1_000
 AT_ONCE = 64
