@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,30 @@ from actors.sample import Prompt, Sample
 from cluster.failures import StageError
 
 NORMALISATION = "normalisation.json"
-BATCH_ROWS = 128
+BATCH_TOKENS = 16_384
 
 
 @torch.no_grad()
 def sequence_scores(members: Sequence[Any], sequences: Sequence[list[int]], device: str = "cpu") -> list[float]:
-    """The scores of token ids, prompt and answer together: the mean of the members', not yet normalised."""
-    scores: list[float] = []
-    for begin in range(0, len(sequences), BATCH_ROWS):
-        part = [torch.tensor(sequence) for sequence in sequences[begin : begin + BATCH_ROWS]]
+    """The scores of token ids, prompt and answer together: the mean of the members', not yet normalised, in the order
+    of `sequences`. Sequences of like length share a batch, so that little of it is padding."""
+    scores = [0.0] * len(sequences)
+    for batch in _batches_by_length(sequences):
+        part = [torch.tensor(sequences[index]) for index in batch]
         ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=0).to(device)
         lengths = torch.tensor([len(sequence) for sequence in part], device=device)
-        scores += ensemble_rewards(members, ids, lengths).mean(0).tolist()
+        for index, score in zip(batch, ensemble_rewards(members, ids, lengths).mean(0).tolist(), strict=True):
+            scores[index] = score
     return scores
+
+
+def _batches_by_length(sequences: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Indices of `sequences`, longest first, at most BATCH_TOKENS a batch with its padding (or one sequence)."""
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    while order:
+        rows = max(1, BATCH_TOKENS // max(1, len(sequences[order[0]])))
+        yield order[:rows]
+        order = order[rows:]
 
 
 class ModelReward:

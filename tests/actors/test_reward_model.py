@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.reward_model import ModelReward
+from actors import reward_model
+from actors.model.heads import load_reward_model
+from actors.reward_model import ModelReward, sequence_scores
 from actors.sample import Prompt, Sample
 from tests.tiny import write_tiny_reward_model
 
@@ -21,3 +23,15 @@ def test_the_reward_of_an_ensemble_is_the_mean_of_its_members(tmp_path: Path):
     (first,) = ModelReward(tmp_path, threads=1).score([prompt], [group])
     assert abs(first[0] - second[0]) > 1e-3
     assert together == pytest.approx([(one + other) / 2 for one, other in zip(first, second, strict=True)], abs=1e-6)
+
+
+def test_scores_do_not_depend_on_the_company_a_sequence_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Batches are cut by length, and the scores come back in the order asked."""
+    write_tiny_reward_model(tmp_path, mean=0.0, deviation=1.0, seed=3)
+    models = [load_reward_model(tmp_path).eval()]
+    sequences = [[2, *range(50, 50 + length), 4] for length in (3, 17, 1, 9, 30, 2)]
+    alone = [sequence_scores(models, [sequence])[0] for sequence in sequences]
+    monkeypatch.setattr(reward_model, "BATCH_TOKENS", 24)
+    assert len(set(alone)) == len(alone)
+    assert sequence_scores(models, sequences) == pytest.approx(alone, abs=1e-5)
+    assert sequence_scores(models, []) == []
