@@ -8,11 +8,13 @@ import signal
 import socket
 import struct
 import sys
-from typing import BinaryIO
+from collections.abc import Iterator
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # There go the lengths of charset and page, then both; back come whether it is a text, its length and itself.
 ASKED, ANSWERED = struct.Struct("!II"), struct.Struct("!?I")
+# Half of what the other side sends ahead, so that both have work.
+_AT_ONCE = 1 << 16
 
 
 def main_text(page: bytes, charset: str | None = None, library: str = "resiliparse") -> str:
@@ -49,40 +51,47 @@ def _decoded(page: bytes, charset: str | None) -> str:
     return content
 
 
-def read_exactly(file: BinaryIO, size: int) -> bytes:
-    """So many bytes.
-
-    Raises:
-        EOFError: there are fewer.
-    """
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
 def _serve(connection: socket.socket, seconds: float, library: str) -> None:
-    """Answers until nobody asks or listens any more."""
-    asked = connection.makefile("rb")
-    while True:
-        try:
-            sizes = ASKED.unpack(read_exactly(asked, ASKED.size))
-            charset, page = (read_exactly(asked, size) for size in sizes)
-            answered, answer = _answer(page, charset, seconds, library)
-            connection.sendall(b"".join((ANSWERED.pack(answered, len(answer)), answer)))
-        except (EOFError, ConnectionError):
-            return
+    """Answers until nobody asks or listens any more.
+
+    Pages that came together are answered together: to wake the other process for each took 40 us, of 290 for a page of
+    22 KB.
+    """
+    received = bytearray()
+    try:
+        while data := connection.recv(_AT_ONCE):
+            received += data
+            answers = [_answer(page, charset, seconds, library) for charset, page in _requests(received)]
+            if answers:
+                connection.sendall(b"".join(answers))
+    except ConnectionError:
+        return
 
 
-def _answer(page: bytes, charset: bytes, seconds: float, library: str) -> tuple[bool, bytes]:
+def _requests(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    """Takes the charsets and pages that have come whole."""
+    start = 0
+    with memoryview(received) as view:
+        while len(view) - start >= ASKED.size:
+            charset, page = ASKED.unpack_from(view, start)
+            middle = start + ASKED.size + charset
+            if len(view) < middle + page:
+                break
+            yield bytes(view[middle - charset : middle]), bytes(view[middle : middle + page])
+            start = middle + page
+    del received[:start]
+
+
+def _answer(page: bytes, charset: bytes, seconds: float, library: str) -> bytes:
     # What the signal does when it comes is to end the process.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        return True, main_text(page, charset.decode() or None, library).encode("utf-8", "surrogatepass")
+        answered, answer = True, main_text(page, charset.decode() or None, library).encode("utf-8", "surrogatepass")
     except ValueError as error:
-        return False, str(error).encode()
+        answered, answer = False, str(error).encode()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    return ANSWERED.pack(answered, len(answer)) + answer
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
+from io import BufferedReader
 from types import TracebackType
-from typing import BinaryIO
 
 from pipelines.corpus import extract
-from pipelines.corpus.extract import ANSWERED, ASKED, read_exactly
+from pipelines.corpus.extract import ANSWERED, ASKED
 
 # So many bytes of pages wait for the parser, so that neither process sleeps and wakes for every page: with none waiting
 # a page of 22 KB took a third more. They fit into a socket: a writer who had to wait for room could wait for ever.
@@ -65,9 +65,11 @@ class Extractor:
     def __init__(self, seconds: float, library: str = "resiliparse") -> None:
         self._seconds, self._library = seconds, library
         self._waiting: deque[Asked] = deque()
+        # Bytes of the pages that wait; how many of them were sent; how many, from the first, are sent one by one.
+        self._ahead = self._sent = self._suspects = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._answers: BinaryIO | None = None
+        self._answers: BufferedReader | None = None
 
     def __enter__(self) -> "Extractor":
         return self
@@ -87,53 +89,68 @@ class Extractor:
 
     def ask(self, page: bytes, charset: str | None = None) -> Asked:
         """Sends a page ahead; its text may be taken later, while the parser is at it."""
-        while self._waiting and sum(len(asked.page) for asked in self._waiting) + len(page) > _AHEAD_BYTES:
+        while self._waiting and self._ahead + len(page) > _AHEAD_BYTES:
             self.receive()
         asked = Asked(self, page, (charset or "").encode())
         self._waiting.append(asked)
-        self._send(asked)
+        self._ahead += len(page)
+        self._send()
         return asked
 
     def receive(self) -> None:
-        """Waits for the answer to the page that was sent first. The pages behind one that fails are sent again."""
-        asked = self._waiting.popleft()
+        """Waits for the answer to the page that was asked for first.
+
+        Where one of several ends the parser, all of them are sent again, one by one, to find which.
+        """
         assert self._answers is not None, "a page waits for its text after the end of its extractor"
         try:
-            answered, size = ANSWERED.unpack(read_exactly(self._answers, ANSWERED.size))
-            answer = read_exactly(self._answers, size)
-        except TimeoutError:
-            self._stop()
-            asked.complaint = f"was not parsed in {self._deadline:.0f} s"
-        except (EOFError, ConnectionError):
-            code = self._stop()
-            asked.complaint = f"ended the parser (exit code {code})"
-            if code == -signal.SIGPROF:
-                asked.complaint = f"takes more than {self._seconds:g} s of processor time to parse"
-        else:
-            if answered:
-                asked.answer = answer.decode("utf-8", "surrogatepass")
+            answered, size = ANSWERED.unpack(_read_exactly(self._answers, ANSWERED.size))
+            answer = _read_exactly(self._answers, size)
+        except (TimeoutError, EOFError, ConnectionError) as error:
+            sent, code = self._sent, self._stop()
+            if sent > 1:
+                self._suspects = sent
+            elif isinstance(error, TimeoutError):
+                self._next().complaint = f"was not parsed in {self._deadline:.0f} s"
+            elif code == -signal.SIGPROF:
+                self._next().complaint = f"takes more than {self._seconds:g} s of processor time to parse"
             else:
-                asked.complaint = f"cannot be parsed ({answer.decode()})"
-            # Who waits for its turn needs the answer alone, and a page may have 100 MB.
-            asked.page = b""
-            return
-        for other in self._waiting:
-            self._send(other)
+                self._next().complaint = f"ended the parser (exit code {code})"
+        else:
+            self._sent -= 1
+            if answered:
+                self._next().answer = answer.decode("utf-8", "surrogatepass")
+            else:
+                self._next().complaint = f"cannot be parsed ({answer.decode()})"
+        self._send()
+
+    def _next(self) -> Asked:
+        """Takes the page that was asked for first from those that wait."""
+        asked = self._waiting.popleft()
+        self._ahead -= len(asked.page)
+        self._suspects = max(0, self._suspects - 1)
+        # Who waits for its turn needs the answer alone, and a page may have 100 MB.
+        asked.page = b""
+        return asked
 
     @property
     def _deadline(self) -> float:
         return _START_SECONDS + _PATIENCE * self._seconds
 
-    def _send(self, asked: Asked) -> None:
-        if self._socket is None:
-            self._socket, self._answers = self._start()
-        try:
-            self._socket.sendall(ASKED.pack(len(asked.charset), len(asked.page)) + asked.charset + asked.page)
-        except (TimeoutError, ConnectionError):
-            # A page before this one ended the parser, or this one did not reach it: receive() finds which.
-            self._socket.shutdown(socket.SHUT_WR)
+    def _send(self) -> None:
+        """Sends what waits and was not sent yet."""
+        while self._sent < (min(1, len(self._waiting)) if self._suspects else len(self._waiting)):
+            if self._socket is None:
+                self._socket, self._answers = self._start()
+            asked = self._waiting[self._sent]
+            self._sent += 1
+            try:
+                self._socket.sendall(ASKED.pack(len(asked.charset), len(asked.page)) + asked.charset + asked.page)
+            except (TimeoutError, ConnectionError):
+                # A page before this one ended the parser, or this one did not reach it: receive() finds which.
+                self._socket.shutdown(socket.SHUT_WR)
 
-    def _start(self) -> tuple[socket.socket, BinaryIO]:
+    def _start(self) -> tuple[socket.socket, BufferedReader]:
         here, there = socket.socketpair()
         for end in (here, there):
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -147,7 +164,7 @@ class Extractor:
             self._process = subprocess.Popen(
                 command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, env=environment
             )
-        return here, here.makefile("rb")
+        return here, BufferedReader(here.makefile("rb", 0), _AHEAD_BYTES)
 
     def _stop(self) -> int | None:
         if self._socket is None or self._answers is None or self._process is None:
@@ -161,4 +178,12 @@ class Extractor:
             self._process.kill()
             code = self._process.wait(_START_SECONDS)
         self._socket = self._answers = self._process = None
+        self._sent = 0
         return code
+
+
+def _read_exactly(file: BufferedReader, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data

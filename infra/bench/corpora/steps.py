@@ -51,7 +51,8 @@ class _Nothing(Extractor):
     """Says of every page that it is empty, so that what is around it can be measured alone."""
 
     def ask(self, page: bytes, charset: str | None = None) -> Asked:
-        return Asked(self, page, (charset or "").encode(), answer="")
+        del page  # as from a page that is answered
+        return Asked(self, b"", (charset or "").encode(), answer="")
 
 
 def steps(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
