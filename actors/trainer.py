@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from actors import checkpoints
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
 from actors.model.language import bits_per_byte
+from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard
-from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
+from actors.model.speed import compile_layers, compiling_pays, flops_per_token, peak_flops, peak_memory_gb
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
@@ -66,14 +67,18 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     vocabulary = plain.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if settings.compile_layers:
-        compile_layers(plain)
+    compiled = settings.compile_layers
+    if compiled is None:
+        compiled = workers == 1 and isinstance(objective, LanguageObjective) and _compiling_pays(job, plain, device)
+    if compiled:
+        compile_layers(plain, objective)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, steppers)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
-    untrained = _held_out(job, model, tokenizer, given, part) if start == 0 and given and given[0].is_prompt else {}
+    ask_first = start == 0 and bool(given) and given[0].is_prompt
+    untrained = _held_out(job, model, tokenizer, given, part, compiled) if ask_first else {}
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     speed = Speed(plain, part) if rank == 0 else None
     skipped = 0
@@ -105,7 +110,7 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         if last or (step + 1) % settings.checkpoint_every == 0:
-            found = _held_out(job, model, tokenizer, given, part)
+            found = _held_out(job, model, tokenizer, given, part, compiled)
             if metrics:
                 metrics.write(step, **values, **found)
             if last:
@@ -113,6 +118,12 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
             checkpoints.save(model, steppers, step + 1, job.out, rank)
         elif metrics:
             metrics.write(step, **values)
+
+
+def _compiling_pays(job: TrainingJob, plain: Any, device: torch.device) -> bool:
+    first = next(parquet.ParquetFile(job.shards[0].path).iter_batches(1, columns=["input_ids"]))
+    length = len(first["input_ids"][0])
+    return compiling_pays(plain, job.steps * job.settings.batch_rows * length, length, device)
 
 
 class Speed:
@@ -186,12 +197,14 @@ def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
         yield table
 
 
-def _held_out(job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: Part) -> dict[str, Any]:
+def _held_out(
+    job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: Part, compiled: bool
+) -> dict[str, Any]:
     """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
     objective, plain = model.objective, model.model
     vocabulary = plain.get_input_embeddings().num_embeddings
     # Compiled layers would be compiled again for rows of other lengths.
-    with torch.compiler.set_stance("force_eager") if job.settings.compile_layers else nullcontext():
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
         written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part) if given else []
     values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}

@@ -30,8 +30,8 @@ TRAINED_BYTES = 16
 HELD_BYTES = 4
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
-# Training makes no more than so many at a time (actors.model.language): 0.8 GB.
-LOGITS_AT_ONCE = 1 << 26
+# Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 13: in chunks it is slower.
+LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 30}
 # Activations kept for the backward pass, per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022,
 # section 4.1, without the attention scores, which are never kept); and what is kept of a layer that is done again.
 ACTIVATION_BYTES = 34
@@ -98,7 +98,7 @@ class TrainingMemory:
         return sum(asdict(self).values())
 
 
-def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
+def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingMemory:
     """Worked out for a model of P parameters in float32, sharded by FSDP2 over W workers.
 
     - Weights 4 P / W bytes; gradients as many and AdamW's moments twice as many, of the adapters alone with LoRA.
@@ -107,6 +107,9 @@ def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
     - Activations: 34 bytes a token, layer and unit of width; where they are recomputed, 2, and one layer's 34.
       Twice as much in float32.
     - Logits: 12 bytes each.
+
+    Args:
+        device: cpu or cuda.
     """
     size, shape = parameters(recipe.model), _shape_of(recipe.model)
     trained = trained_parameters(recipe.model, section)
@@ -122,7 +125,7 @@ def training_memory(recipe: Recipe, section: Training) -> TrainingMemory:
         optimiser=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         activations=activations / GB,
-        logits=_logits_gb(recipe.model, section.micro_batch_rows),
+        logits=_logits_gb(recipe.model, section.micro_batch_rows, device),
     )
 
 
@@ -205,7 +208,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         name: ray
         + HELD_BYTES * size
         + (TRAINED_BYTES - HELD_BYTES) * trained_parameters(recipe.model, part) / GB
-        + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows))
+        + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows, "cpu"))
         for name, part in trainings(recipe).items()
     }
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
@@ -238,8 +241,8 @@ def trained_parameters(model: Model, section: Training) -> int:
     return shape.layers * lora.rank * (11 * shape.hidden + 3 * shape.intermediate)
 
 
-def _logits_gb(model: Model, rows: int) -> float:
-    return min(rows * model.context * model.vocabulary, LOGITS_AT_ONCE) * LOGIT_BYTES / GB
+def _logits_gb(model: Model, rows: int, device: str) -> float:
+    return min(rows * model.context * model.vocabulary, LOGITS_AT_ONCE[device]) * LOGIT_BYTES / GB
 
 
 def _shape_of(model: Model) -> Shape:
@@ -271,7 +274,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
     if not found.gpus or found.gpu_memory_gb is None:
         return
     for name, section in trainings(recipe).items():
-        on_each = training_memory(recipe, section).total
+        on_each = training_memory(recipe, section, "cuda").total
         if on_each > found.gpu_memory_gb:
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "

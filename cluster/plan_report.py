@@ -30,14 +30,14 @@ def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
         gpus += f" of {resources.gpu_memory_gb:.1f} GB"
     console.print(f"resources: {resources.cpus:g} CPU cores, {gpus}, {resources.memory_gb:.1f} GB of memory free")
     console.print(f"model: {parameters(recipe.model) / 1e6:,.1f}M parameters, rows of {recipe.model.context} tokens")
-    console.print(_memory(recipe, "GPU" if resources.gpus else "share of the machine"))
+    console.print(_memory(recipe, on_gpu=resources.gpus > 0))
     console.print(_shares(recipe, resources))
 
 
-def _memory(recipe: Recipe, where: str) -> Table:
+def _memory(recipe: Recipe, on_gpu: bool) -> Table:
     sections = trainings(recipe)
-    found = [training_memory(recipe, section) for section in sections.values()]
-    table = Table("GB", *sections, title=f"each training worker's {where}")
+    found = [training_memory(recipe, section, "cuda" if on_gpu else "cpu") for section in sections.values()]
+    table = Table("GB", *sections, title=f"each training worker's {'GPU' if on_gpu else 'share of the machine'}")
     for part in fields(TrainingMemory):
         table.add_row(part.name, *(f"{getattr(memory, part.name):.2f}" for memory in found))
     table.add_row("total", *(f"{memory.total:.2f}" for memory in found))

@@ -86,7 +86,9 @@ class Training(Section):
     )
     workers: Positive = 1
     recompute_activations: bool = Field(False, description="less memory for a third more computing")
-    compile_layers: bool = Field(False, description="a third faster on CPUs, once the first step has compiled them")
+    compile_layers: bool | None = Field(
+        None, description="faster steps, once the first has compiled them; unset: where that pays, with one worker"
+    )
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     @model_validator(mode="after")

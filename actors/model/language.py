@@ -1,6 +1,8 @@
-"""The language model: built or loaded, its attention over packed rows, and its losses."""
+"""The language model: built or loaded, and its losses over packed rows."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from actors.model.attention import mask_for, restarting_positions
 from actors.model.gguf import forget_quantisation, place
 from cluster.failures import UserError
 from cluster.plan import LOGITS_AT_ONCE
 from cluster.recipe import Model
 from cluster.shape import shape_of
-
-PADDING = -1
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
@@ -89,59 +90,39 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
     tokenizer.save_pretrained(path)
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Who attends to whom in packed rows: earlier tokens of the same document, and padding only itself.
-
-    Args:
-        document_ids: [B, T], PADDING where a row is filled up.
-
-    Returns:
-        bool [B, 1, T, T].
-    """
-    length = document_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
-    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
-    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
-    real = (document_ids != PADDING).unsqueeze(1)
-    return ((same & causal & real) | itself).unsqueeze(1)
-
-
-def restarting_positions(document_ids: Tensor) -> Tensor:
-    """Positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = torch.ones_like(document_ids, dtype=torch.bool)
-    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
-
-
 def hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Last hidden states [B, T, H]. Without `document_ids`, a row is one document and padding is at its right end."""
     if document_ids is None:
         return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.model(
         input_ids=input_ids,
-        attention_mask=document_mask(document_ids),
+        attention_mask=mask_for(model, document_ids),
         position_ids=restarting_positions(document_ids),
         use_cache=False,
     ).last_hidden_state
 
 
-def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None) -> Tensor:
+def next_token_losses(
+    model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None, compiled: bool = False
+) -> Tensor:
     """Cross-entropy of each trained token given what comes before it, in float32.
 
     Args:
         input_ids: [B, T].
         trained: bool [B, T]; whether token t is a target. The first token of a document must not be.
+        document_ids: as in `hidden_states`.
+        compiled: as in `token_losses`.
 
     Returns:
         [N], N the number of trained tokens. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
     targets = trained[:, 1:]
     states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
-    return token_losses(model.lm_head, states, input_ids[:, 1:][targets], LOGITS_AT_ONCE)
+    at_once = LOGITS_AT_ONCE[states.device.type]
+    return token_losses(model.lm_head, states, input_ids[:, 1:][targets], at_once, compiled)
 
 
-def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int) -> Tensor:
+def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int, compiled: bool = False) -> Tensor:
     """Cross-entropy of tokens, in float32, without all logits at once.
 
     Where there would be more than `at_once`, tokens go through the head in chunks, and each chunk's logits are made
@@ -151,19 +132,28 @@ def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int) -> Te
         head: from hidden states to logits over the vocabulary V.
         states: [N, H].
         targets: [N], ids.
+        compiled: by a kernel compiled when it is first called, which does not write the logits in float32: twice as
+            fast with a vocabulary of 49,152 on two cores, 1.25 times a whole step of 135M parameters on an H100.
 
     Returns:
         [N].
     """
+    losses = _compiled_token_losses() if compiled else _token_losses
     size = max(1, at_once // head.weight.shape[0])
     if len(states) <= size:
-        return _token_losses(head, states, targets)
+        return losses(head, states, targets)
     chunks = zip(states.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(_token_losses, head, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(losses, head, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _token_losses(head: Any, states: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(head(states).float(), targets, reduction="none")
+
+
+@cache
+def _compiled_token_losses() -> Callable[[Any, Tensor, Tensor], Tensor]:
+    # Not at import: PyTorch's compiler takes two seconds to load.
+    return torch.compile(_token_losses, dynamic=True)
 
 
 def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from actors.model.attention import PADDING
 from actors.model.batches import Part
-from actors.model.language import PADDING
 from actors.model.sharding import WithLoss
 
 # Of a text without turns, how much is given.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.model.objectives.language import LanguageObjective
 from cluster.failures import UserError
 
 # Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
@@ -20,22 +21,35 @@ KNOWN_GPUS = {
     "L40S": 3.62e14,
     "L4": 1.21e14,
 }
-CPP_COMPILERS = ("g++", "clang++")
+COMPILERS = ("g++", "clang++")
+# Operations of a training: about five minutes of two cores, one of an H100. Compiling takes 10 to 30 s.
+COMPILING_PAYS = {"cpu": 1e14, "cuda": 1e16}
 SIDES = {"cpu": 1024, "cuda": 8192}
 REPETITIONS = 5
 
 
-def compile_layers(model: Any) -> None:
-    """Has the model's layers compiled at their first step: one kernel where eager PyTorch reads and writes several
-    times. The layers are alike, so that it is done once for all.
+def compile_layers(model: Any, objective: Any) -> None:
+    """Has the model's layers and the losses of its tokens compiled at their first step: one kernel where eager PyTorch
+    reads and writes several times. The layers are alike, so that it is done once for all.
 
     Raises:
-        UserError: there is no C++ compiler, which PyTorch needs on a CPU.
+        UserError: there is no compiler, which PyTorch needs for it.
     """
-    if not torch.cuda.is_available() and not (os.environ.get("CXX") or any(map(shutil.which, CPP_COMPILERS))):
-        raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(CPP_COMPILERS)} was found")
+    if not _has_compiler():
+        raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(COMPILERS)} was found")
     for layer in model.model.layers:
         layer.compile()
+    if isinstance(objective, LanguageObjective):
+        objective.compiled = True
+
+
+def compiling_pays(model: Any, tokens: int, length: int, device: torch.device) -> bool:
+    """Whether so many tokens, in rows of one length, take so long that compiled layers save more than they cost."""
+    return tokens * flops_per_token(model, length) > COMPILING_PAYS[device.type] and _has_compiler()
+
+
+def _has_compiler() -> bool:
+    return bool(os.environ.get("CXX") or any(map(shutil.which, COMPILERS)))
 
 
 def flops_per_token(model: Any, length: int) -> float:

@@ -1,25 +1,27 @@
 """Tokens per second of the training loop beside transformers' `Trainer` and eager code in nanoGPT's manner.
 
-The same model, rows, AdamW, clipping and bfloat16 autocast for all. The ways take turns, so that a busy moment of the
-machine hits all of them; the medians of their steps are compared. The loop masks documents and makes logits for trained
-tokens alone, the peers do neither. With --ray, the loop also runs under Ray Train, as a stage does.
+The same model, rows, AdamW, clipping and bfloat16 autocast for all. Each way has a process of its own, the loop's with
+the environment that a stage sets. They take turns, so that a busy moment of the machine hits all of them; the medians
+of their steps are compared. The loop keeps documents apart and makes logits for trained tokens alone, the peers do
+neither. With --ray, the loop also runs under Ray Train, as a stage does.
 
-python -m infra.bench.training [--size 2.5M] [--rows 16] [--context 256] [--vocabulary 4096] [--steps 4] [--ray]
+python -m infra.bench.training [--size 2.5M] [--rows 16] [--context 256] [--vocabulary 4096] [--steps 4]
+    [--documents 1] [--ways compiled eager] [--ray]
 """
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
 import torch
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
@@ -29,13 +31,8 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import BETAS, adamw
 from actors.model.sharding import WithLoss
 from actors.model.speed import compile_layers, flops_per_token, peak_flops
-from actors.stream import Shard
-from actors.training_job import TrainingJob
-from cluster.plan import Plan, Share
-from cluster.recipe import Cluster, Model, Training
-from cluster.session import connect
-from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
-from pipelines.training import fit
+from cluster.recipe import Model
+from cluster.session import ENVIRONMENT
 
 TURNS, WARM_UP = 3, 2
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0
@@ -43,12 +40,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Measure = Callable[[int], list[float]]
 
 
-def own(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
+def own(model: LlamaForCausalLM, rows: pa.Table, objective: LanguageObjective | None = None) -> Measure:
     """Seconds of so many steps of the project's loop, one global batch in one micro-batch."""
-    objective = LanguageObjective()
-    rows = table(ids)
+    objective = objective or LanguageObjective()
     both, stepper = WithLoss(model, objective), adamw(list(model.parameters()), RATE, DECAY)
-    part = Part(0, 1, len(ids), "bfloat16", DEVICE)
+    part = Part(0, 1, rows.num_rows, "bfloat16", DEVICE)
 
     def step() -> None:
         accumulate(both, objective, rows, objective.count(objective.collate(rows)), part)
@@ -59,15 +55,16 @@ def own(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
     return lambda steps: [_seconds(step) for _ in range(steps)]
 
 
-def compiled(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
+def compiled(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
     """The same with `compile_layers`."""
-    compile_layers(model)
-    return own(model, ids)
+    objective = LanguageObjective()
+    compile_layers(model, objective)
+    return own(model, rows, objective)
 
 
-def eager(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
+def eager(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
     """The same with transformers' own forward and a loop of five lines."""
-    batch = torch.from_numpy(ids).to(DEVICE)
+    batch = LanguageObjective().collate(rows).input_ids.to(DEVICE)
     stepper = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
 
     def step() -> None:
@@ -91,17 +88,17 @@ class _Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def transformers_trainer(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
+def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
     """The same with transformers' Trainer, its first step left out."""
 
     def measure(steps: int) -> list[float]:
         clock = _Clock()
-        rows = [{"input_ids": row, "labels": row} for row in ids] * (steps + 1)
+        rows = [{"input_ids": row, "labels": row} for row in table["input_ids"].to_numpy()] * (steps + 1)
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainingArguments(
                 output_dir=folder,
                 max_steps=steps + 1,
-                per_device_train_batch_size=len(ids),
+                per_device_train_batch_size=table.num_rows,
                 learning_rate=RATE,
                 weight_decay=DECAY,
                 adam_beta1=BETAS[0],
@@ -121,33 +118,16 @@ def transformers_trainer(model: LlamaForCausalLM, ids: np.ndarray) -> Measure:
     return measure
 
 
-def under_ray_train(shape: Model, ids: np.ndarray, steps: int) -> list[float]:
-    """The same as a stage runs it: Ray Train's worker, the stream of rows, the metrics. From metric to metric."""
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, connect(Cluster(), object_store_gb=0.5):
-        root = Path(folder)
-        save_tokenizer(train_tokenizer(["to export with the model"], 300), root / "tokenizer", shape.context)
-        size = len(ids)
-        job = TrainingJob(
-            settings=Training(batch_rows=size, micro_batch_rows=size, learning_rate=RATE, checkpoint_every=steps),
-            make=partial(_made, shape, root / "tokenizer"),
-            shards=[_shard(root / "train.parquet", np.tile(ids, (steps, 1)))],
-            held_out=[_shard(root / "held_out.parquet", ids[:1])],
-            out=root,
-            seed=0,
-            threads=threads,
-            deadline=300,
-        )
-        share = Share(max(0.5, threads - 1), float(DEVICE.type == "cuda"), threads)
-        plan = Plan(threads, share.gpus, 8, share, 1, share, share, share, share)
-        times = [row["time"] for row in fit(job, plan, "under Ray Train")]
-    # The last step waits for its checkpoint.
-    return [end - start for start, end in pairwise(times[WARM_UP:-1])]
+WAYS = {"the loop": own, "compiled": compiled, "eager": eager, "transformers Trainer": transformers_trainer}
 
 
-def table(ids: np.ndarray) -> pa.Table:
-    """Rows of one document each."""
-    return pa.table({"input_ids": pa.array(list(ids)), "document_ids": pa.array(list(np.zeros_like(ids)))})
+OWN = ("the loop", "compiled")
+
+
+def table(ids: np.ndarray, documents: int) -> pa.Table:
+    """Rows of so many documents of one length each."""
+    document_ids = np.broadcast_to(np.arange(ids.shape[1]) * documents // ids.shape[1], ids.shape)
+    return pa.table({"input_ids": pa.array(list(ids)), "document_ids": pa.array(list(document_ids))})
 
 
 def main() -> None:
@@ -155,45 +135,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="2.5M")
     parser.add_argument("--ray", action="store_true")
-    for name, value in (("rows", 16), ("context", 256), ("vocabulary", 4096), ("steps", 4)):
+    for name, value in (("rows", 16), ("context", 256), ("vocabulary", 4096), ("steps", 4), ("documents", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all are in memory at once")
     given = parser.parse_args()
     shape = Model(size=given.size, context=given.context, vocabulary=given.vocabulary)
     ids = np.random.default_rng(0).integers(5, given.vocabulary, (given.rows, given.context))
+    rows = table(ids, given.documents)
     peak = peak_flops(DEVICE, "bfloat16")
-    ways = {"the loop": own, "compiled": compiled, "eager": eager, "transformers Trainer": transformers_trainer}
     model = build(shape, 0, end_of_turn=4, padding=0)
     flops = flops_per_token(model, given.context)
-    measures = {name: way(build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), ids) for name, way in ways.items()}
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for turn in range(TURNS + 1):
-        for name, measure in measures.items():
-            # The first turn warms up.
-            found[name] += measure(given.steps if turn else WARM_UP)[0 if turn else WARM_UP :]
+    found: dict[str, list[float]] = {name: [] for name in given.ways}
+    with ExitStack() as stack:
+        asked = {name: stack.enter_context(_process(name, shape, rows)) for name in given.ways}
+        for turn in range(TURNS + 1):
+            for name, connection in asked.items():
+                connection.send(given.steps if turn else WARM_UP)
+                # The first turn warms up.
+                found[name] += connection.recv()[0 if turn else WARM_UP :]
     if given.ray:
-        found["under Ray Train"] = under_ray_train(shape, ids, TURNS * given.steps + WARM_UP)
+        from infra.bench.training_under_ray import under_ray_train
+
+        # The last step waits for its checkpoint.
+        found["under Ray Train"] = under_ray_train(shape, rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{given.size} parameters, {given.rows} rows of {given.context} tokens, bfloat16, {where}")
+    shapes = f"{given.rows} rows of {given.documents} documents, {given.context} tokens together"
+    print(f"{given.size} parameters, {shapes}, bfloat16, {where}")
     for name, rate in rates.items():
         share = flops * rate / peak
         print(f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s")
-    for name in ("the loop", "compiled"):
+    for name in OWN:
         for peer in ("eager", "transformers Trainer"):
-            print(f"ratio of {name} to {peer}: {rates[name] / rates[peer]:.2f}")
+            if name in rates and peer in rates:
+                print(f"ratio of {name} to {peer}: {rates[name] / rates[peer]:.2f}")
     if given.ray:
         print(f"ratio of under Ray Train to the loop: {rates['under Ray Train'] / rates['the loop']:.2f}")
 
 
-def _shard(path: Path, rows: np.ndarray) -> Shard:
-    parquet.write_table(table(rows), path)
-    return Shard(str(path), len(rows))
+@contextmanager
+def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
+    """A process for one way: sent how many steps, it answers how many seconds each took."""
+    here, there = multiprocessing.Pipe()
+    start = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, shape, rows, there), daemon=True)
+    start.start()
+    there.close()
+    yield here
+    here.close()
+    start.join()
 
 
-def _made(shape: Model, tokenizer: Path) -> tuple[Any, Any, Any]:
-    from actors.model.tokenizer import load_tokenizer
-
-    return build(shape, 0, end_of_turn=4, padding=0), LanguageObjective(), load_tokenizer(tokenizer)
+def _measure(name: str, shape: Model, rows: pa.Table, connection: Connection) -> None:
+    if name in OWN:
+        # PyTorch reads it when it first allocates.
+        os.environ.update(ENVIRONMENT)
+    measure = WAYS[name](build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), rows)
+    with suppress(EOFError):
+        while True:
+            connection.send(measure(connection.recv()))
 
 
 def _seconds(step: Callable[[], None]) -> float:

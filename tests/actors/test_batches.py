@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from actors.model import language
+from actors.model.attention import PADDING
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
-from actors.model.language import PADDING, build, token_losses
+from actors.model.language import build, token_losses
 from actors.model.objectives.language import LanguageObjective
 from actors.model.sharding import WithLoss, shard
 from cluster.recipe import Model
@@ -100,7 +101,7 @@ def worker(rank: int, folder: Path) -> None:
     objective, rows = LanguageObjective(), batch()
     total = objective.count(objective.collate(rows))
     for number, (micro_batch_rows, logits, recompute) in enumerate(CASES):
-        language.LOGITS_AT_ONCE = logits
+        language.LOGITS_AT_ONCE = {"cpu": logits}
         part, plain = Part(rank, 2, micro_batch_rows, "float32", CPU), model()
         if recompute:
             plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -6,13 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from actors.model.language import (
-    PADDING,
-    build,
-    document_mask,
-    next_token_losses,
-    restarting_positions,
-)
+from actors.model.attention import PADDING
+from actors.model.language import build, next_token_losses
 from cluster.recipe import Model
 from cluster.shape import shape_of
 
@@ -69,26 +64,6 @@ def test_a_seed_makes_the_same_weights_and_another_seed_makes_others():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert float(first.std()) == pytest.approx(0.02, rel=0.05)
-
-
-def test_mask_of_hand_made_rows():
-    found = document_mask(torch.tensor([[0, 0, 1, 1, PADDING, PADDING]]))
-    expected = [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0],
-        [0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
-    assert found.shape == (1, 1, 6, 6)
-    assert found[0, 0].int().tolist() == expected
-
-
-def test_positions_restart_with_every_document():
-    rows = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, PADDING, PADDING]])
-    assert restarting_positions(rows)[0].tolist() == [0, 1, 2, 0, 1, 0]
-    assert restarting_positions(rows)[1, :4].tolist() == [0, 0, 1, 2]
 
 
 def losses_one_by_one(model: LlamaForCausalLM) -> Tensor:

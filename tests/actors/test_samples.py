@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from actors.model.attention import PADDING
 from actors.model.batches import Part
-from actors.model.language import PADDING, load
+from actors.model.language import load
 from actors.model.objectives.language import LanguageObjective
 from actors.model.samples import OPENING_TOKENS, Opening, continuations, openings, read
 from actors.model.sharding import WithLoss

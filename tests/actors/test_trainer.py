@@ -1,6 +1,7 @@
 """The shared training loop on real Ray Train workers."""
 
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import trainer
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import compile_layers, flops_per_token
+from actors.model.speed import compile_layers, compiling_pays, flops_per_token
 from actors.stream import Shard, row_stream
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob
@@ -225,7 +226,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CXX", raising=False)
     model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
     with pytest.raises(UserError, match=r"compile_layers needs a C\+\+ compiler"):
-        compile_layers(model)
+        compile_layers(model, LanguageObjective())
 
 
 def test_the_operations_of_a_token_are_counted_by_hand():
@@ -268,3 +269,20 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is none")
     with pytest.raises(UserError, match="damaged"):
         shards_in(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_layers_and_losses_give_the_same_curve(undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
+    root, plain = undisturbed
+    compiled = train_here(root, "compiled", compile_layers=True)
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], abs=1e-4)
+    assert compiled[-1]["held_out_loss"] == pytest.approx(plain[-1]["held_out_loss"], abs=1e-4)
+
+
+def test_compiling_pays_where_there_is_much_to_train() -> None:
+    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
+    operations = flops_per_token(model, CONTEXT)
+    few, many = (int(factor * 1e14 / operations) for factor in (0.9, 1.1))
+    cpu = torch.device("cpu")
+    assert not compiling_pays(model, few, CONTEXT, cpu)
+    assert compiling_pays(model, many, CONTEXT, cpu) == (shutil.which("g++") is not None)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from actors.model.language import PADDING, next_token_losses
+from actors.model.attention import PADDING
+from actors.model.language import next_token_losses
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class LanguageObjective:
     """Sum of cross-entropies over trained tokens (the caller divides by the tokens of the global batch)."""
 
     unit = "tokens"
+    # Whether the losses are made as `token_losses` does when it is compiled.
+    compiled = False
 
     def collate(self, rows: pa.Table) -> PackedBatch:
         """Tensors of packed rows; without a `trained` column every token but a document's first is a target."""
@@ -39,7 +42,8 @@ class LanguageObjective:
 
     def loss(self, model: Any, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
         """The summed loss in nats, and no further figures."""
-        return next_token_losses(model, batch.input_ids, batch.trained, batch.document_ids).sum(), {}
+        losses = next_token_losses(model, batch.input_ids, batch.trained, batch.document_ids, self.compiled)
+        return losses.sum(), {}
 
 
 def _matrix(rows: pa.Table, name: str) -> Tensor:

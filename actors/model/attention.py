@@ -1,0 +1,100 @@
+"""Attention over packed rows, in which a document attends to itself alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PADDING = -1
+BY_BOUNDS = "by_bounds"
+
+
+def mask_for(model: Any, document_ids: Tensor) -> Tensor:
+    """Who attends to whom in packed rows, as the model's attention takes it: `document_mask`, or `document_bounds` in
+    bfloat16 on a GPU.
+
+    There the model is set to FlashAttention's kernel for many texts end to end (Dao 2023), which passes over what no
+    token attends to, where a mask has it computed.
+    """
+    if not (document_ids.is_cuda and torch.is_autocast_enabled("cuda")):
+        return document_mask(document_ids)
+    AttentionInterface.register(BY_BOUNDS, _attention)
+    AttentionMaskInterface.register(BY_BOUNDS, sdpa_mask)
+    model.set_attn_implementation(BY_BOUNDS)
+    return document_bounds(document_ids)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Who attends to whom in packed rows: earlier tokens of the same document, and padding only itself.
+
+    Args:
+        document_ids: [B, T], PADDING where a row is filled up.
+
+    Returns:
+        bool [B, 1, T, T].
+    """
+    length = document_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
+    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
+    real = (document_ids != PADDING).unsqueeze(1)
+    return ((same & causal & real) | itself).unsqueeze(1)
+
+
+def document_bounds(document_ids: Tensor) -> Tensor:
+    """Where the documents of packed rows begin and the last one ends, in the rows laid end to end.
+
+    The padding of a row counts as a document.
+
+    Args:
+        document_ids: [B, T].
+
+    Returns:
+        int32 [1, 1, 1, D + 1], D the number of documents: models pass a mask of four dimensions on as it is.
+    """
+    begins = torch.nonzero(starts(document_ids).flatten()).flatten()
+    return nn.functional.pad(begins, (0, 1), value=document_ids.numel()).to(torch.int32).view(1, 1, 1, -1)
+
+
+def starts(document_ids: Tensor) -> Tensor:
+    """Whether a token is the first of its document in a row. [B, T] -> bool [B, T]."""
+    first = torch.ones_like(document_ids, dtype=torch.bool)
+    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return first
+
+
+def restarting_positions(document_ids: Tensor) -> Tensor:
+    """Positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    return index - torch.where(starts(document_ids), index, 0).cummax(dim=1).values
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """One layer's attention by `document_bounds`, or as before by any other mask. [B, heads, T, size] -> [B, T, heads,
+    size]."""
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    bounds, (rows, heads, length, size) = attention_mask.flatten(), query.shape
+    # Rotary positions leave float32 under autocast, which does not know this operation.
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1).to(torch.bfloat16) for x in (query, key, value))
+    grouped, causal = heads != key.shape[1], (-1, 0)
+    attended = varlen_attn(
+        queries,
+        keys,
+        values,
+        bounds,
+        bounds,
+        length,
+        length,
+        scale=settings["scaling"],
+        window_size=causal,
+        enable_gqa=grouped,
+    )
+    assert isinstance(attended, Tensor)
+    return attended.view(rows, length, heads, size), None
