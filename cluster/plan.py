@@ -30,8 +30,8 @@ TRAINED_BYTES = 16
 HELD_BYTES = 4
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
-# Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 13: in chunks it is slower.
-LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 30}
+# Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 26: in chunks it is slower.
+LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
 # Activations kept for the backward pass, per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022,
 # section 4.1, without the attention scores, which are never kept); and what is kept of a layer that is done again.
 ACTIVATION_BYTES = 34

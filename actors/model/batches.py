@@ -51,7 +51,7 @@ def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part
     Returns:
         This worker's share of the mean loss, and the sums of the objective's figures over its rows.
     """
-    loss, figures = 0.0, Figures()
+    losses, figures = [], Figures()
     size = part.micro_batch_rows
     for begin in range(0, math.ceil(rows.num_rows / part.workers), size):
         own = list(range(part.rank + begin * part.workers, rows.num_rows, part.workers))[:size]
@@ -63,8 +63,9 @@ def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part
         # Every worker names the same figures, so that they can be summed.
         figures = {name: figures.get(name, 0.0) + (value if own else 0.0) for name, value in found.items()}
         if own:
-            loss += float(summed.detach()) / max(1, total)
-    return loss, figures
+            losses.append(summed.detach())
+    # Read at the end: a GPU would stand still while the next micro-batch is made.
+    return sum(float(loss) / max(1, total) for loss in losses), figures
 
 
 @torch.no_grad()

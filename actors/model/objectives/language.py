@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import torch
 from torch import Tensor
 
@@ -47,4 +48,5 @@ class LanguageObjective:
 
 
 def _matrix(rows: pa.Table, name: str) -> Tensor:
-    return torch.from_numpy(np.stack(rows[name].to_numpy()).astype(np.int64))
+    values = compute.list_flatten(rows[name]).to_numpy()
+    return torch.from_numpy(values.reshape(rows.num_rows, -1).astype(np.int64))
