@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
+from rich.progress import track
 from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
@@ -29,6 +30,9 @@ from cluster.stages import Result
 from pipelines.training import fit, training_job
 from pipelines.trust import Score, accuracy, trust
 
+# Of models, the scores of token ids.
+ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
+
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains on the rankings of the collect stage; the figure is the accuracy on pairs of prompts it never saw."""
@@ -40,7 +44,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     torch.set_num_threads(plan.learner.threads)
-    curve = [_point(share, recipe.seed, parts, train, out / "curve") for share in sorted(recipe.reward.curve)]
+    scores_by = partial(_scores, recipe.reward.precision)
+    curve = [
+        _point(share, recipe.seed, parts, train, scores_by, out / "curve") for share in sorted(recipe.reward.curve)
+    ]
     members = [
         train(parts["train"], out),
         *(
@@ -48,7 +55,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             for number in range(2, recipe.reward.members + 1)
         ),
     ]
-    score = partial(sequence_scores, members)
+    score = partial(scores_by, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalisation(scores["train"], out)
     for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
@@ -61,7 +68,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
             "trust": found,
             **({"curve": curve} if curve else {}),
-            **({"member_accuracies": _accuracies(members, parts["held_out"])} if len(members) > 1 else {}),
+            **({"member_accuracies": _accuracies(scores_by, members, parts["held_out"])} if len(members) > 1 else {}),
         },
         weights=_weights(out),
     )
@@ -75,11 +82,13 @@ def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list
     return load_reward_model(out).eval()
 
 
-def _accuracies(members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
+def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
     """Of each member alone: what the ensemble's own is to be compared with."""
-    return [
-        accuracy(held_out, _scores_of_answers(partial(sequence_scores, [one]), held_out))["value"] for one in members
-    ]
+    return [accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members]
+
+
+def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
+    return sequence_scores(members, sequences, precision=precision, follow=partial(track, description="scoring"))
 
 
 def _weights(out: Path) -> str:
@@ -104,6 +113,7 @@ def _point(
     seed: int,
     parts: Mapping[str, list[dict[str, Any]]],
     train: Callable[[list[dict[str, Any]], Path], Any],
+    scores_by: ScoresBy,
     folder: Path,
 ) -> dict[str, Any]:
     """The accuracy of a model that saw a share of the training prompts: a larger share holds all of a smaller one. The
@@ -115,7 +125,7 @@ def _point(
         chosen = set(prompts[: max(1, round(share * len(prompts)))])
         rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
         out = folder / f"{share:g}"
-        score = partial(sequence_scores, [train(rankings, out)])
+        score = partial(scores_by, [train(rankings, out)])
         right = accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
         write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
         shutil.rmtree(out)

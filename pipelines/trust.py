@@ -135,19 +135,20 @@ def probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str
     """Every probe: the share of cases in which the answer made worse scores higher than the answer, with its 95 %
     interval. It `fails` where that is more than half beyond chance; without any case it cannot fail."""
     good = [(row, index) for row in rows if (index := _best(row)) is not None][:MOST_CASES]
+    right = score([row["prompt_token_ids"] + row["answers"][index] for row, index in good])
     found: dict[str, Row] = {}
     for name in PROBES:
         cases = [
-            (row["prompt_token_ids"] + row["answers"][index], row["prompt_token_ids"] + worse)
+            (number, row["prompt_token_ids"] + worse)
             for number, (row, index) in enumerate(good)
             if (worse := _worse(name, row, index, good[(number + 1) % len(good)], chat)) is not None
+            and len(row["prompt_token_ids"] + max(row["answers"][index], worse, key=len)) <= room
         ]
-        cases = [case for case in cases if max(map(len, case)) <= room]
         if not cases:
             found[name] = {"n": 0, "fails": False}
             continue
-        values = score([sequence for case in cases for sequence in case])
-        wins = sum(worse > right for right, worse in zip(values[::2], values[1::2], strict=True))
+        values = score([sequence for _, sequence in cases])
+        wins = sum(value > right[number] for (number, _), value in zip(cases, values, strict=True))
         share = proportion(wins, len(cases))
         found[name] = {**asdict(share), "fails": share.low > 0.5}
     return found

@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import torch
 import torch.distributed as dist
 
@@ -53,6 +55,7 @@ def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part
     """
     losses, figures = [], Figures()
     size = part.micro_batch_rows
+    rows = _by_length(rows)
     for begin in range(0, math.ceil(rows.num_rows / part.workers), size):
         own = list(range(part.rank + begin * part.workers, rows.num_rows, part.workers))[:size]
         # A worker without rows left still takes part in the gathers, with weight 0.
@@ -73,7 +76,7 @@ def evaluate(model: WithLoss, objective: Any, tables: Iterable[pa.Table], part: 
     """Mean loss per unit over rows that are never trained on, and the objective's own figures, over all workers."""
     model.eval()
     loss, count, figures = 0.0, 0, Figures()
-    for table in tables:
+    for table in map(_by_length, tables):
         # Every worker takes as many forward passes as the others: FSDP gathers parameters in step.
         for begin in range(0, table.num_rows, part.micro_batch_rows * part.workers):
             rows = table.slice(begin, part.micro_batch_rows * part.workers)
@@ -89,6 +92,11 @@ def evaluate(model: WithLoss, objective: Any, tables: Iterable[pa.Table], part: 
     model.train()
     loss, figures = sum_over_workers(loss, {**figures, objective.unit: count}, part)
     return {"loss": loss / figures[objective.unit], **figures} if figures[objective.unit] else {}
+
+
+def _by_length(rows: pa.Table) -> pa.Table:
+    """Rows of like length share a micro-batch, so that little of it is padding."""
+    return rows.take(np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable"))
 
 
 def sum_over_workers(loss: float, figures: Figures, part: Part) -> tuple[float, Figures]:

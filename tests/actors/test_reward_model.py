@@ -31,7 +31,7 @@ def test_scores_do_not_depend_on_the_company_a_sequence_is_in(tmp_path: Path, mo
     models = [load_reward_model(tmp_path).eval()]
     sequences = [[2, *range(50, 50 + length), 4] for length in (3, 17, 1, 9, 30, 2)]
     alone = [sequence_scores(models, [sequence])[0] for sequence in sequences]
-    monkeypatch.setattr(reward_model, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(reward_model, "BATCH_TOKENS", {"cpu": 24})
     assert len(set(alone)) == len(alone)
     assert sequence_scores(models, sequences) == pytest.approx(alone, abs=1e-5)
     assert sequence_scores(models, []) == []

@@ -1,12 +1,13 @@
 """What the reward stage trains on, without training: resamples of an ensemble, and shares of a curve."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.reward import _point, _resample
+from pipelines.reward import _point, _resample, _scores
 
 
 def rows(prompts: int) -> list[dict[str, Any]]:
@@ -60,7 +61,8 @@ def test_a_point_of_the_curve_is_what_a_model_of_fewer_prompts_gets_right_and_is
         assert len(rankings) == 2 * len(seen[out.name])
         return ByToken()
 
-    points = [_point(share, 1, parts, train, tmp_path / "curve") for share in (0.25, 0.5, 0.25)]
+    scores = partial(_scores, "float32")
+    points = [_point(share, 1, parts, train, scores, tmp_path / "curve") for share in (0.25, 0.5, 0.25)]
     assert [(point["prompts"], point["rankings"]) for point in points] == [(10, 20), (20, 40), (10, 20)]
     assert points[0]["pair_accuracy"]["value"] == 1.0
     assert points[0]["pair_accuracy"]["n"] == 30
