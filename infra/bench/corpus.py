@@ -9,7 +9,6 @@ the cache folder, which takes a minute the first time.
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import psutil
 from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.steps import steps
+from infra.bench.peers.install import on_their_own
 from pipelines.corpus.duplicates import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.groups import KEPT, Documents, Grouping, decide
 from pipelines.corpus.index import Indexing
@@ -101,28 +101,17 @@ def _own(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
 
 
 def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
-    command = [str(_peer_python()), str(Path(__file__).parent / "corpora" / "datatrove_peer.py"), str(lines), str(out)]
+    command = [
+        str(on_their_own(PEER)),
+        str(Path(__file__).parent / "peers" / "datatrove_peer.py"),
+        str(lines),
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"datatrove failed:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
     return result["seconds"], result["documents"]
-
-
-def _peer_python() -> Path:
-    """The Python of an environment with datatrove, which is made if it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "triptych" / "-".join(PEER).translate(str.maketrans("[]=,", "----"))
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if not ready.exists():
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        for arguments in (
-            ["venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-            ["pip", "install", "--quiet", "--python", str(python), *PEER],
-        ):
-            subprocess.run([uv, *arguments], check=True)
-        ready.touch()
-    return python
 
 
 def _processor(task: Callable[[], object]) -> float:

@@ -1,0 +1,43 @@
+"""What a bench compares with, in folders of its own in the user's cache: no part of the project's environment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def uv() -> str:
+    """The installer."""
+    return shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+
+
+def folder_of(packages: tuple[str, ...]) -> Path:
+    """Where they are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "triptych" / "-".join(packages).translate(str.maketrans("[]=,", "----"))
+
+
+def beside_ours(packages: tuple[str, ...]) -> Path:
+    """A folder for PYTHONPATH with packages that our environment lacks; what they need of it is there."""
+    folder = folder_of(packages)
+    ready = folder / ".ready"
+    if not ready.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages], check=True)
+        ready.touch()
+    return folder
+
+
+def on_their_own(packages: tuple[str, ...]) -> Path:
+    """The Python of an environment with packages and all that they need."""
+    folder = folder_of(packages)
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
+        for arguments in (
+            ["venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
+            ["pip", "install", "--quiet", "--python", str(python), *packages],
+        ):
+            subprocess.run([uv(), *arguments], check=True)
+        ready.touch()
+    return python

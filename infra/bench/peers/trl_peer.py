@@ -1,0 +1,54 @@
+"""The peer's half of infra/bench/sft.py, run with TRL on the path: one epoch of its SFTTrainer.
+
+python trl_peer.py MODEL CONVERSATIONS CONTEXT ROWS PACKING    prints JSON: seconds of each step but the first
+"""
+
+import json
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class _Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """A time stamp."""
+        self.ends.append(time.perf_counter())
+
+
+def main(model: str, conversations: Path, context: int, rows: int, packing: bool) -> None:
+    """Trains on the answers, as the stage does."""
+    clock = _Clock()
+    messages = [json.loads(line) for line in conversations.read_text(encoding="utf-8").splitlines()]
+    dataset = Dataset.from_list([{"prompt": some[:-1], "completion": some[-1:]} for some in messages])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=rows,
+            max_length=context,
+            packing=packing,
+            learning_rate=1e-3,
+            optim="adamw_torch_fused",
+            bf16=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        SFTTrainer(model, settings, train_dataset=dataset, callbacks=[clock]).train()
+    print(json.dumps([end - start for start, end in pairwise(clock.ends)]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "packing")

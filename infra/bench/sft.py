@@ -1,0 +1,125 @@
+"""Conversations a second of the fine-tuning loop beside TRL's `SFTTrainer`, without and with its packing.
+
+The same model, conversations, AdamW and bfloat16 autocast, the loss on the answers; the rates are of an epoch without
+its first step. Unpacked, a step of the peer has as many conversations as a step of packed rows has on average. Only the
+loop and the peer without packing keep the conversations of a row apart.
+
+python -m infra.bench.sft [FILE] [--size 2.5M] [--rows 16] [--context 256] [--most 2048]
+    FILE in a layout that sft.sources reads; the guide's own conversations unless told
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import torch
+
+from actors.model.batches import Part, accumulate
+from actors.model.chat import Chat
+from actors.model.language import build, end_with, load, save
+from actors.model.objectives.language import LanguageObjective
+from actors.model.optimiser import adamw
+from actors.model.sharding import WithLoss
+from actors.model.speed import compile_layers
+from actors.model.tokenizer import load_tokenizer
+from cluster.recipe import Conversations, Model
+from cluster.session import ENVIRONMENT
+from infra.bench.peers.install import beside_ours
+from pipelines.chat_data import Messages, conversations
+from pipelines.conversation_rows import fit, write_packed
+from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
+
+PEER = ("trl==1.16.0", "datasets==5.2.0", "multiprocess==0.70.19")
+VOCABULARY = 4096
+RATE, DECAY, NORM = 1e-3, 0.0, 1.0
+
+
+def main() -> None:
+    """Prints the rates and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--size", default="2.5M")
+    for name, value in (("rows", 16), ("context", 256), ("most", 2048)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    os.environ.update(ENVIRONMENT)
+    source = Conversations(kind="files", path=given.file) if given.file else Conversations(kind="guide")
+    found = conversations([source], 0, 0.0).messages[: given.most]
+    with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
+        folder = Path(name)
+        base = _base(folder / "base", given.size, given.context, found)
+        chat = Chat.of(base)
+        fitting = [(some, rendered) for some in found if (rendered := fit(chat, some, given.context))]
+        rendered = [one for _, one in fitting]
+        packed = write_packed(rendered, given.context, chat.padding_id, folder / "rows")
+        lines = folder / "conversations.jsonl"
+        lines.write_text("".join(f"{json.dumps(some)}\n" for some, _ in fitting), encoding="utf-8")
+        together = round(given.rows * len(rendered) / packed)
+        tokens = sum(len(some.token_ids) for some in rendered)
+        shapes = f"{packed:,} rows of {given.context}, {given.rows} a step"
+        print(f"{len(rendered):,} conversations, {tokens:,} tokens; {shapes}")
+        rates = {
+            "the loop": _rate(len(rendered), own(base, folder / "rows", given.rows)),
+            "TRL": _rate(len(rendered), _peer(base, lines, given.context, together, "separate")),
+            "TRL, packing": _rate(len(rendered), _peer(base, lines, given.context, given.rows, "packing")),
+        }
+    for name, rate in rates.items():
+        print(f"{name}: {rate:,.1f} conversations/s")
+    for name in ("TRL", "TRL, packing"):
+        print(f"ratio of the loop to {name}: {rates['the loop'] / rates[name]:.2f}")
+
+
+def own(base: Path, folder: Path, rows: int) -> list[float]:
+    """Seconds of every step of an epoch but the first, which compiles."""
+    model, objective = load(base), LanguageObjective()
+    end_with(model, load_tokenizer(base).eos_token_id)
+    compile_layers(model, objective)
+    both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
+    part = Part(0, 1, rows, "bfloat16", torch.device("cpu"))
+    table, seconds = parquet.read_table(folder), []
+    for begin in range(0, table.num_rows, rows):
+        start = time.perf_counter()
+        batch = table.slice(begin, rows)
+        accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)
+        torch.nn.utils.clip_grad_norm_(both.parameters(), NORM)
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _rate(conversations: int, seconds: list[float]) -> float:
+    return conversations * len(seconds) / (len(seconds) + 1) / sum(seconds)
+
+
+def _base(folder: Path, size: str, context: int, found: list[Messages]) -> Path:
+    """A model with random weights, with a tokenizer of the conversations."""
+    texts = [message["content"] for some in found for message in some]
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, context)
+    tokenizer = load_tokenizer(folder)
+    shape = Model(size=size, context=context, vocabulary=len(tokenizer))
+    save(build(shape, 0, end_of_turn=tokenizer.eos_token_id, padding=tokenizer.pad_token_id), tokenizer, folder)
+    return folder
+
+
+def _peer(base: Path, lines: Path, context: int, rows: int, how: str) -> list[float]:
+    program = Path(__file__).parent / "peers" / "trl_peer.py"
+    command = [sys.executable, str(program), str(base), str(lines), str(context), str(rows), how]
+    path = os.pathsep.join([str(beside_ours(PEER)), os.environ.get("PYTHONPATH", "")])
+    # As who uses the peer runs it: without what our stages set.
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(f"TRL failed:\n{done.stderr[-2000:]}")
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
