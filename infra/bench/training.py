@@ -30,7 +30,7 @@ from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import BETAS, adamw
 from actors.model.sharding import WithLoss
-from actors.model.speed import compile_layers, flops_per_token, peak_flops
+from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from cluster.recipe import Model
 from cluster.session import ENVIRONMENT
 
@@ -146,13 +146,15 @@ def main() -> None:
     model = build(shape, 0, end_of_turn=4, padding=0)
     flops = flops_per_token(model, given.context)
     found: dict[str, list[float]] = {name: [] for name in given.ways}
+    memory: dict[str, float] = {}
     with ExitStack() as stack:
         asked = {name: stack.enter_context(_process(name, shape, rows)) for name in given.ways}
         for turn in range(TURNS + 1):
             for name, connection in asked.items():
                 connection.send(given.steps if turn else WARM_UP)
                 # The first turn warms up.
-                found[name] += connection.recv()[0 if turn else WARM_UP :]
+                seconds, memory[name] = connection.recv()
+                found[name] += seconds[0 if turn else WARM_UP :]
     if given.ray:
         from infra.bench.training_under_ray import under_ray_train
 
@@ -164,7 +166,8 @@ def main() -> None:
     print(f"{given.size} parameters, {shapes}, bfloat16, {where}")
     for name, rate in rates.items():
         share = flops * rate / peak
-        print(f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s")
+        held = f"; {memory[name]:.1f} GB at most" if name in memory else ""
+        print(f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s{held}")
     for name in OWN:
         for peer in ("eager", "transformers Trainer"):
             if name in rates and peer in rates:
@@ -175,7 +178,7 @@ def main() -> None:
 
 @contextmanager
 def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
-    """A process for one way: sent how many steps, it answers how many seconds each took."""
+    """A process for one way: sent how many steps, it answers how many seconds each took, and the most memory so far."""
     here, there = multiprocessing.Pipe()
     start = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, shape, rows, there), daemon=True)
     start.start()
@@ -192,7 +195,7 @@ def _measure(name: str, shape: Model, rows: pa.Table, connection: Connection) ->
     measure = WAYS[name](build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), rows)
     with suppress(EOFError):
         while True:
-            connection.send(measure(connection.recv()))
+            connection.send((measure(connection.recv()), peak_memory_gb(DEVICE)))
 
 
 def _seconds(step: Callable[[], None]) -> float:
