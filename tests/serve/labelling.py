@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from cluster.feedback import Completion, Feedback, Prompt
+from tests.helpers import answers, wait_until
 
 START_SECONDS = 180.0
 
@@ -34,16 +32,10 @@ def label_server(run: Path, port: int) -> Iterator[str]:
     """What `triptych label` runs, killed without warning at the end."""
     code = f"from serve.label_app import *; serve_labels(RunFolder({str(run)!r}), '127.0.0.1', {port}, people=2)"
     process = subprocess.Popen([sys.executable, "-c", code])
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+    url = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            try:
-                httpx.get(f"{url}/label")
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, "the label server ended"
-                assert time.monotonic() < end, "the label server did not start"
-                time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None or answers(f"{url}/label"), START_SECONDS, "the label server")
+        assert process.poll() is None, "the label server ended"
         yield url
     finally:
         os.kill(process.pid, signal.SIGKILL)
