@@ -11,6 +11,9 @@ from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, 
 from actors.model.tokenizer import load_tokenizer
 from cluster.failures import UserError
 
+# Who asks looks how long it is; transformers would warn that the model cannot read so much.
+QUIET: dict[str, Any] = {"verbose": False}
+
 
 def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Gives a tokenizer what conversations need and it lacks: a template with its tokens, and a token to pad with."""
@@ -65,7 +68,7 @@ class Chat:
 
     def answer(self, text: str) -> list[int]:
         """The tokens of the assistant's turn, with the one that ends it."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end_of_turn_id]
+        return [*self.tokenizer.encode(text, add_special_tokens=False, **QUIET), self.end_of_turn_id]
 
     def _check_roles(self, messages: Sequence[dict[str, str]]) -> None:
         """ChatML writes any role out; other templates would pass over a tool's turn, or make up a token for it."""
@@ -78,7 +81,11 @@ class Chat:
 
     def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
         output: Any = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            list(messages),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs=QUIET,
         )
         return Rendered(list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]])
 
@@ -104,7 +111,11 @@ class Chat:
 
     def _ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
         output: Any = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=add_generation_prompt,
+            tokenizer_kwargs=QUIET,
         )
         return list(output["input_ids"])
 
