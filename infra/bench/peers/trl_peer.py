@@ -40,6 +40,7 @@ def main(model: str, conversations: Path, context: int, rows: int, packing: bool
             learning_rate=1e-3,
             optim="adamw_torch_fused",
             bf16=True,
+            use_cpu=True,
             gradient_checkpointing=False,
             save_strategy="no",
             logging_strategy="no",
