@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -260,6 +261,8 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()
+    # Both servers are ended with the bench.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     recipe = load_recipe(RECIPE, [f"model.size={arguments.size}"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
