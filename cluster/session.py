@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
-    # PyTorch asks Linux for pages of 2 MB where a tensor is large: with those of 4 KB, their faults made a third of the
+    # PyTorch asks Linux for pages of 2 MB where a tensor is large: with those of 4 KB, their faults made a sixth of the
     # time of a small model's step.
     "THP_MEM_ALLOC_ENABLE": "1",
     # transformers draws a bar for every model that it loads; the stages have progress bars of their own.

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -56,11 +57,11 @@ def document_bounds(document_ids: Tensor) -> Tensor:
     Returns:
         int32 [1, 1, 1, D + 1], D the number of documents: models pass a mask of four dimensions on as it is.
     """
-    begins = torch.nonzero(starts(document_ids).flatten()).flatten()
-    return nn.functional.pad(begins, (0, 1), value=document_ids.numel()).to(torch.int32).view(1, 1, 1, -1)
+    begins = torch.nonzero(_starts(document_ids).flatten()).flatten()
+    return functional.pad(begins, (0, 1), value=document_ids.numel()).to(torch.int32).view(1, 1, 1, -1)
 
 
-def starts(document_ids: Tensor) -> Tensor:
+def _starts(document_ids: Tensor) -> Tensor:
     """Whether a token is the first of its document in a row. [B, T] -> bool [B, T]."""
     first = torch.ones_like(document_ids, dtype=torch.bool)
     first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
@@ -70,7 +71,7 @@ def starts(document_ids: Tensor) -> Tensor:
 def restarting_positions(document_ids: Tensor) -> Tensor:
     """Positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    return index - torch.where(starts(document_ids), index, 0).cummax(dim=1).values
+    return index - torch.where(_starts(document_ids), index, 0).cummax(dim=1).values
 
 
 def _attention(

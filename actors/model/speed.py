@@ -33,9 +33,9 @@ def compile_layers(model: Any, objective: Any) -> None:
     reads and writes several times. The layers are alike, so that it is done once for all.
 
     Raises:
-        UserError: there is no compiler, which PyTorch needs for it.
+        UserError: there is no C++ compiler, which PyTorch needs on a CPU.
     """
-    if not _has_compiler():
+    if not torch.cuda.is_available() and not _has_compiler():
         raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(COMPILERS)} was found")
     for layer in model.model.layers:
         layer.compile()

@@ -20,24 +20,21 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import torch
 
-from actors.model.batches import Part, accumulate
 from actors.model.chat import Chat
 from actors.model.language import build, end_with, load, save
 from actors.model.objectives.language import LanguageObjective
-from actors.model.optimiser import adamw
-from actors.model.sharding import WithLoss
 from actors.model.speed import compile_layers
 from actors.model.tokenizer import load_tokenizer
 from cluster.recipe import Conversations, Model
 from cluster.session import ENVIRONMENT
+from infra.bench.loops.own import own_step
 from infra.bench.peers.install import beside_ours
 from pipelines.chat_data import Messages, conversations
 from pipelines.conversation_rows import fit, write_packed
 from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 PEER = ("trl==1.16.0", "datasets==5.2.0", "multiprocess==0.70.19")
-VOCABULARY = 4096
-RATE, DECAY, NORM = 1e-3, 0.0, 1.0
+VOCABULARY, PEER_SECONDS = 4096, 1800
 
 
 def main() -> None:
@@ -80,16 +77,11 @@ def own(base: Path, folder: Path, rows: int) -> list[float]:
     model, objective = load(base), LanguageObjective()
     end_with(model, load_tokenizer(base).eos_token_id)
     compile_layers(model, objective)
-    both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
-    part = Part(0, 1, rows, "bfloat16", torch.device("cpu"))
+    step = own_step(model, objective, rows, torch.device("cpu"))
     table, seconds = parquet.read_table(folder), []
     for begin in range(0, table.num_rows, rows):
         start = time.perf_counter()
-        batch = table.slice(begin, rows)
-        accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)
-        torch.nn.utils.clip_grad_norm_(both.parameters(), NORM)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
+        step(table.slice(begin, rows))
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 
@@ -114,7 +106,7 @@ def _peer(base: Path, lines: Path, context: int, rows: int, how: str) -> list[fl
     path = os.pathsep.join([str(beside_ours(PEER)), os.environ.get("PYTHONPATH", "")])
     # As who uses the peer runs it: without what our stages set.
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=PEER_SECONDS)
     if done.returncode:
         sys.exit(f"TRL failed:\n{done.stderr[-2000:]}")
     seconds: list[float] = json.loads(done.stdout.splitlines()[-1])

@@ -17,42 +17,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-from actors.model.batches import Part, accumulate
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.optimiser import BETAS, adamw
-from actors.model.sharding import WithLoss
+from actors.model.optimiser import BETAS
 from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from cluster.recipe import Model
 from cluster.session import ENVIRONMENT
+from infra.bench.loops.own import DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
-RATE, DECAY, NORM = 1e-3, 0.1, 1.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Measure = Callable[[int], list[float]]
 
 
 def own(model: LlamaForCausalLM, rows: pa.Table, objective: LanguageObjective | None = None) -> Measure:
-    """Seconds of so many steps of the project's loop, one global batch in one micro-batch."""
-    objective = objective or LanguageObjective()
-    both, stepper = WithLoss(model, objective), adamw(list(model.parameters()), RATE, DECAY)
-    part = Part(0, 1, rows.num_rows, "bfloat16", DEVICE)
-
-    def step() -> None:
-        accumulate(both, objective, rows, objective.count(objective.collate(rows)), part)
-        torch.nn.utils.clip_grad_norm_(both.parameters(), NORM)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
-
-    return lambda steps: [_seconds(step) for _ in range(steps)]
+    """Seconds of so many steps of the project's loop."""
+    step = own_step(model, objective or LanguageObjective(), rows.num_rows, DEVICE)
+    return lambda steps: [_seconds(partial(step, rows)) for _ in range(steps)]
 
 
 def compiled(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
@@ -79,20 +69,11 @@ def eager(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
     return lambda steps: [_seconds(step) for _ in range(steps)]
 
 
-class _Clock(TrainerCallback):
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: object, **__: object) -> None:
-        """A time stamp."""
-        self.ends.append(time.perf_counter())
-
-
 def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
     """The same with transformers' Trainer, its first step left out."""
 
     def measure(steps: int) -> list[float]:
-        clock = _Clock()
+        clock = StepClock()
         rows = [{"input_ids": row, "labels": row} for row in table["input_ids"].to_numpy()] * (steps + 1)
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainingArguments(
@@ -119,8 +100,6 @@ def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
 
 
 WAYS = {"the loop": own, "compiled": compiled, "eager": eager, "transformers Trainer": transformers_trainer}
-
-
 OWN = ("the loop", "compiled")
 
 
@@ -156,7 +135,7 @@ def main() -> None:
                 seconds, memory[name] = connection.recv()
                 found[name] += seconds[0 if turn else WARM_UP :]
     if given.ray:
-        from infra.bench.training_under_ray import under_ray_train
+        from infra.bench.loops.under_ray_train import under_ray_train
 
         # The last step waits for its checkpoint.
         found["under Ray Train"] = under_ray_train(shape, rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]

@@ -6,28 +6,18 @@ python trl_peer.py MODEL CONVERSATIONS CONTEXT ROWS PACKING    prints JSON: seco
 import json
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-
-class _Clock(TrainerCallback):
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """A time stamp."""
-        self.ends.append(time.perf_counter())
+from infra.bench.loops.own import DECAY, RATE, StepClock
 
 
 def main(model: str, conversations: Path, context: int, rows: int, packing: bool) -> None:
     """Trains on the answers, as the stage does."""
-    clock = _Clock()
+    clock = StepClock()
     messages = [json.loads(line) for line in conversations.read_text(encoding="utf-8").splitlines()]
     dataset = Dataset.from_list([{"prompt": some[:-1], "completion": some[-1:]} for some in messages])
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +27,8 @@ def main(model: str, conversations: Path, context: int, rows: int, packing: bool
             per_device_train_batch_size=rows,
             max_length=context,
             packing=packing,
-            learning_rate=1e-3,
+            learning_rate=RATE,
+            weight_decay=DECAY,
             optim="adamw_torch_fused",
             bf16=True,
             use_cpu=True,

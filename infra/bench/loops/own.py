@@ -1,0 +1,42 @@
+"""The project's training loop without what a stage has around it, and the clock of the trainers that it is beside."""
+
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+import torch
+from transformers import LlamaForCausalLM, TrainerCallback
+
+from actors.model.batches import Part, accumulate
+from actors.model.objectives.language import LanguageObjective
+from actors.model.optimiser import adamw
+from actors.model.sharding import WithLoss
+
+RATE, DECAY, NORM = 1e-3, 0.1, 1.0
+
+
+def own_step(
+    model: LlamaForCausalLM, objective: LanguageObjective, rows: int, device: torch.device
+) -> Callable[[pa.Table], None]:
+    """Takes one step on a global batch of at most so many rows, in one micro-batch."""
+    both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
+    part = Part(0, 1, rows, "bfloat16", device)
+
+    def step(batch: pa.Table) -> None:
+        accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)
+        torch.nn.utils.clip_grad_norm_(both.parameters(), NORM)
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+
+    return step
+
+
+class StepClock(TrainerCallback):
+    """When each step of transformers' Trainer ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        """A time stamp."""
+        self.ends.append(time.perf_counter())
