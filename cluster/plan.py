@@ -32,10 +32,13 @@ HELD_BYTES = 4
 LOGIT_BYTES = 12
 # Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 26: in chunks it is slower.
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
-# Activations kept for the backward pass, per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022,
-# section 4.1, without the attention scores, which are never kept); and what is kept of a layer that is done again.
-ACTIVATION_BYTES = 34
-RECOMPUTED_BYTES = 2
+# Kept for the backward pass, per token, layer and unit of width: with SwiGLU 23 values of 16 bits that matrix products
+# take and give, and the residual stream, norms and rotary products in 32 bits. Measured on a GPU at 135M and 1B
+# parameters, with 2,048 tokens a row: 57 and 94. What is kept of a layer that is done again is its input, in 32 bits.
+ACTIVATION_BYTES = {"bfloat16": 58, "float32": 96}
+RECOMPUTED_BYTES = 4
+# A copy of every weight in 16 bits, of which autocast makes its products.
+CAST_BYTES = {"bfloat16": 2, "float32": 0}
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class TrainingMemory:
     gradients: float
     optimiser: float
     gathered: float
+    casts: float
     activations: float
     logits: float
 
@@ -104,8 +108,9 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     - Weights 4 P / W bytes; gradients as many and AdamW's moments twice as many, of the adapters alone with LoRA.
     - Gathered, with several workers: weights of two layers (one at work, the next on its way) and of the embedding, and
       the gradients of one layer and of the embedding before they are scattered.
-    - Activations: 34 bytes a token, layer and unit of width; where they are recomputed, 2, and one layer's 34.
-      Twice as much in float32.
+    - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
+    - Activations: 58 bytes a token, layer and unit of width, 96 in float32; where they are recomputed, 4, and one
+      layer's 58.
     - Logits: 12 bytes each.
 
     Args:
@@ -116,15 +121,15 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     tokens = section.micro_batch_rows * recipe.model.context
     embedding = recipe.model.vocabulary * shape.hidden
     layer = (size - embedding) / shape.layers
-    unit = tokens * shape.hidden * (1 if section.precision == "bfloat16" else 2)
-    kept = RECOMPUTED_BYTES * shape.layers + ACTIVATION_BYTES
-    activations = unit * (kept if section.recompute_activations else ACTIVATION_BYTES * shape.layers)
+    each = ACTIVATION_BYTES[section.precision]
+    kept = RECOMPUTED_BYTES * shape.layers + each if section.recompute_activations else each * shape.layers
     return TrainingMemory(
         weights=HELD_BYTES * size / section.workers / GB,
         gradients=HELD_BYTES * trained / section.workers / GB,
         optimiser=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
-        activations=activations / GB,
+        casts=0.0 if section.recompute_activations else CAST_BYTES[section.precision] * size / GB,
+        activations=tokens * shape.hidden * kept / GB,
         logits=_logits_gb(recipe.model, section.micro_batch_rows, device),
     )
 
@@ -187,9 +192,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     """The most memory each kind of stage holds on the machine, in GB, for a model of P parameters.
 
     - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
-    - Training: 16 P bytes (float32 weights, gradients, AdamW; the last two of the adapters alone with LoRA), sharded
-      over the workers, and 12 bytes a logit of each worker's micro-batch (micro_batch_rows × context × vocabulary, at
-      most 2^26 at a time).
+    - Training: what each worker holds by `training_memory`.
     - Reinforcement: the learner as one training worker, its reference and every reward model 4 P each, and every
       rollout engine 4 P and its cache of 1 GB.
     - Serving: three engines, and the reward model as in reinforcement.
@@ -205,10 +208,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
         return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + REPLICAS * PROCESS_GB}
     needs = {
-        name: ray
-        + HELD_BYTES * size
-        + (TRAINED_BYTES - HELD_BYTES) * trained_parameters(recipe.model, part) / GB
-        + part.workers * (PROCESS_GB + _logits_gb(recipe.model, part.micro_batch_rows, "cpu"))
+        name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
         for name, part in trainings(recipe).items()
     }
     learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits

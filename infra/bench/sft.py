@@ -11,8 +11,6 @@ python -m infra.bench.sft [FILE] [--size 2.5M] [--rows 16] [--context 256] [--mo
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,13 +26,12 @@ from actors.model.tokenizer import load_tokenizer
 from cluster.recipe import Conversations, Model
 from cluster.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
-from infra.bench.peers.install import beside_ours
+from infra.bench.peers.run_trl import steps_of
 from pipelines.chat_data import Messages, conversations
 from pipelines.conversation_rows import fit, write_packed
 from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 
-PEER = ("trl==1.16.0", "datasets==5.2.0", "multiprocess==0.70.19")
-VOCABULARY, PEER_SECONDS = 4096, 1800
+VOCABULARY = 4096
 
 
 def main() -> None:
@@ -63,8 +60,10 @@ def main() -> None:
         print(f"{len(rendered):,} conversations, {tokens:,} tokens; {shapes}")
         rates = {
             "the loop": _rate(len(rendered), own(base, folder / "rows", given.rows)),
-            "TRL": _rate(len(rendered), _peer(base, lines, given.context, together, "separate")),
-            "TRL, packing": _rate(len(rendered), _peer(base, lines, given.context, given.rows, "packing")),
+            "TRL": _rate(len(rendered), steps_of("trl_sft.py", base, lines, given.context, together, "separate")),
+            "TRL, packing": _rate(
+                len(rendered), steps_of("trl_sft.py", base, lines, given.context, given.rows, "packing")
+            ),
         }
     for name, rate in rates.items():
         print(f"{name}: {rate:,.1f} conversations/s")
@@ -98,19 +97,6 @@ def _base(folder: Path, size: str, context: int, found: list[Messages]) -> Path:
     shape = Model(size=size, context=context, vocabulary=len(tokenizer))
     save(build(shape, 0, end_of_turn=tokenizer.eos_token_id, padding=tokenizer.pad_token_id), tokenizer, folder)
     return folder
-
-
-def _peer(base: Path, lines: Path, context: int, rows: int, how: str) -> list[float]:
-    program = Path(__file__).parent / "peers" / "trl_peer.py"
-    command = [sys.executable, str(program), str(base), str(lines), str(context), str(rows), how]
-    path = os.pathsep.join([str(beside_ours(PEER)), os.environ.get("PYTHONPATH", "")])
-    # As who uses the peer runs it: without what our stages set.
-    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=PEER_SECONDS)
-    if done.returncode:
-        sys.exit(f"TRL failed:\n{done.stderr[-2000:]}")
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return seconds
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The peer's half of infra/bench/sft.py, run with TRL on the path: one epoch of its SFTTrainer.
 
-python trl_peer.py MODEL CONVERSATIONS CONTEXT ROWS PACKING    prints JSON: seconds of each step but the first
+python trl_sft.py MODEL CONVERSATIONS CONTEXT ROWS PACKING    prints JSON: seconds of each step but the first
 """
 
 import json

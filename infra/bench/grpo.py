@@ -1,0 +1,77 @@
+"""Samples a second of RLHF with GRPO beside TRL's `GRPOTrainer`, which draws with transformers' `generate`.
+
+The same model, prompts, samples a prompt, most tokens, batch, reward, KL divergence from a reference and AdamW, in
+float32. The stage runs as a command on a copy of a finished run: with its Ray actors, ledger, metrics and weight sync.
+The medians of the steps but the first are compared.
+
+make demo && python -m infra.bench.grpo [--run runs/demo] [--prompts 16] [--samples 8] [--tokens 32] [--steps 8]
+"""
+
+import json
+import statistics
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from cluster.metrics import read_metrics
+from cluster.recipe import load_recipe
+from cluster.run import RunFolder
+from infra.bench.faults import SECONDS, Command, copied, options, parsed
+from infra.bench.loops.reward import BETA, RATE, brevity
+from infra.bench.peers.run_trl import steps_of
+from pipelines.chat_data import prompts
+from pipelines.preferences import in_turn
+
+REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
+
+
+def own(finished: Path, log: Path, steps: int, together: int, samples: int, tokens: int) -> list[float]:
+    """Seconds of every step of the stage but the first.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    settings = {
+        "algorithm": "grpo",
+        "rewards": f"[{REWARD}]",
+        "steps": steps + 1,
+        "prompts_per_step": together,
+        "samples_per_prompt": samples,
+        "max_tokens": tokens,
+        "kl_coefficient": BETA,
+        "learning_rate": RATE,
+        "pretrain_mix": 0,
+        "checkpoint_every": steps + 1,
+    }
+    with copied(finished) as run:
+        command = Command(run, log, [f"rlhf.{name}={value}" for name, value in settings.items()])
+        try:
+            if command.process.wait(SECONDS):
+                raise RuntimeError(f"the stage failed; see {log}")
+        finally:
+            command.end()
+        times = [row["time"] for row in read_metrics(run.path("policy"))]
+    return [end - start for start, end in pairwise(times)]
+
+
+def main() -> None:
+    """Prints the rates and their ratio."""
+    words = options(__doc__, "grpo.log")
+    for name, value in (("prompts", 16), ("samples", 8), ("tokens", 32), ("steps", 8)):
+        words.add_argument(f"--{name}", type=int, default=value)
+    given = parsed(words)
+    shape = (given.steps, given.prompts, given.samples, given.tokens)
+    run, recipe = RunFolder(given.run), load_recipe(given.run / "recipe.yaml")
+    texts = in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]
+    with tempfile.TemporaryDirectory(prefix="triptych-grpo-") as folder:
+        lines = Path(folder) / "prompts.jsonl"
+        lines.write_text("".join(f"{json.dumps(text.messages)}\n" for text in texts), encoding="utf-8")
+        ours = own(given.run, given.log, *shape)
+        theirs = steps_of("trl_grpo.py", run.path("sft"), lines, *shape)
+    print(f"{given.prompts} prompts x {given.samples} samples a step, at most {given.tokens} tokens, GRPO")
+    rates = [given.prompts * given.samples / statistics.median(seconds) for seconds in (ours, theirs)]
+    print(f"Triptych {rates[0]:,.1f} samples/s; TRL {rates[1]:,.1f} samples/s; ratio {rates[0] / rates[1]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

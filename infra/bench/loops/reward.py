@@ -1,0 +1,10 @@
+"""What the loops of the RLHF bench have in common: a reward that costs nothing, and two settings."""
+
+from typing import Any
+
+BETA, RATE = 0.02, 1e-5
+
+
+def brevity(_: Any, answer: str) -> float:
+    """More for fewer words."""
+    return -float(len(answer.split()))
