@@ -32,9 +32,9 @@ HELD_BYTES = 4
 LOGIT_BYTES = 12
 # Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 26: in chunks it is slower.
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
-# Kept for the backward pass, per token, layer and unit of width: with SwiGLU 23 values of 16 bits that matrix products
-# take and give, and the residual stream, norms and rotary products in 32 bits. Measured on a GPU at 135M and 1B
-# parameters, with 2,048 tokens a row: 57 and 94. What is kept of a layer that is done again is its input, in 32 bits.
+# Kept for the backward pass, per token, layer and unit of width. Measured on a GPU with 2,048 tokens a row: 57 at 135M
+# and 1B parameters, 94 in float32. That is more than the 34 of Korthikanti et al. 2022, section 4.1: SwiGLU has a third
+# matrix, and autocast leaves the residual stream and norms in 32 bits, as is the input that a layer is done again from.
 ACTIVATION_BYTES = {"bfloat16": 58, "float32": 96}
 RECOMPUTED_BYTES = 4
 # A copy of every weight in 16 bits, of which autocast makes its products.

@@ -32,7 +32,7 @@ from actors.model.optimiser import BETAS
 from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from cluster.recipe import Model
 from cluster.session import ENVIRONMENT
-from infra.bench.loops.own import DECAY, NORM, RATE, StepClock, own_step
+from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,13 +85,9 @@ def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
                 adam_beta1=BETAS[0],
                 adam_beta2=BETAS[1],
                 max_grad_norm=NORM,
-                optim="adamw_torch_fused",
                 bf16=True,
                 use_cpu=DEVICE.type == "cpu",
-                save_strategy="no",
-                logging_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
+                **BARE,
             )
             Trainer(model, settings, default_data_collator, rows, callbacks=[clock]).train()
         return [end - start for start, end in pairwise(clock.ends)]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -13,6 +14,14 @@ from actors.model.optimiser import adamw
 from actors.model.sharding import WithLoss
 
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0
+# Of transformers' Trainer and those that are made of it: nothing but training.
+BARE: dict[str, Any] = {
+    "optim": "adamw_torch_fused",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+}
 
 
 def own_step(

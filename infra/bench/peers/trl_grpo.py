@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from infra.bench.loops.own import StepClock
+from infra.bench.loops.own import BARE, StepClock
 from infra.bench.loops.reward import BETA, RATE, brevity
 
 
@@ -37,14 +37,10 @@ def main(model: str, prompts: Path, steps: int, together: int, samples: int, tok
             beta=BETA,
             learning_rate=RATE,
             lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
             bf16=False,
             use_cpu=True,
             gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+            **BARE,
         )
         dataset = Dataset.from_list([{"prompt": some} for some in messages])
         GRPOTrainer(model, rewards, settings, train_dataset=dataset, callbacks=[clock]).train()

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from infra.bench.loops.own import DECAY, RATE, StepClock
+from infra.bench.loops.own import BARE, DECAY, RATE, StepClock
 
 
 def main(model: str, conversations: Path, context: int, rows: int, packing: bool) -> None:
@@ -29,14 +29,10 @@ def main(model: str, conversations: Path, context: int, rows: int, packing: bool
             packing=packing,
             learning_rate=RATE,
             weight_decay=DECAY,
-            optim="adamw_torch_fused",
             bf16=True,
             use_cpu=True,
             gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+            **BARE,
         )
         SFTTrainer(model, settings, train_dataset=dataset, callbacks=[clock]).train()
     print(json.dumps([end - start for start, end in pairwise(clock.ends)]))
