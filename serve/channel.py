@@ -1,26 +1,25 @@
-"""The way of answers from replicas to the gateway: one socket for each pair, on which all their streams share frames.
+"""The way of requests to a model and of its answers back: a connection on which they all share frames.
 
-Ray Serve says which replica answers, how many requests it holds and when one is cancelled. It also carries streams, at
-about a millisecond of CPU for every token in each process; a frame here costs a hundredth of that.
+Ray Serve says which replica has the model and when it is gone. It would carry requests and streams too, at some 2 ms of
+CPU for a request and 1 ms for every token in each process; a frame here costs a hundredth of that.
 """
 
 import asyncio
-import hmac
 import itertools
 import json
+import logging
 import secrets
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import cast
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from serve.parts import Opening, Part, Reply, Usage
+from serve.parts import Endpoint, Part
+from serve.wire import Kind, Wire, decoded, encoded
 
-# Bytes of the payload, number of the request, kind of the part.
-_HEAD = struct.Struct("!IQB")
-_EVENT, _REPLY, _USAGE, _OPENING, _END = range(5)
-_KINDS: dict[int, type[Reply] | type[Usage] | type[Opening]] = {_REPLY: Reply, _USAGE: Usage, _OPENING: Opening}
+logger = logging.getLogger("ray.serve")
+
 _HELLO_BYTES = 32
 
 
@@ -33,7 +32,7 @@ Item = Part | End | Exception
 
 @dataclass(frozen=True)
 class Address:
-    """Where a gateway takes answers, and the secret that only its replicas are told."""
+    """Where a gateway waits for one connection, and the secret that it is known by."""
 
     host: str
     port: int
@@ -41,147 +40,152 @@ class Address:
 
 
 class Inbox:
-    """The gateway's side: sorts the parts that come in by request."""
+    """Where replicas connect to a gateway."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Queue[Item]] = {}
-        self._secret = secrets.token_bytes(_HELLO_BYTES)
+        self._expected: dict[bytes, asyncio.Future[Line]] = {}
+        self._lines: set[Line] = set()
 
-    async def open(self, host: str) -> Address:
-        """Begins to listen at an address of this machine, and gives what replicas have to know."""
-        server = await asyncio.get_running_loop().create_server(lambda: _Reader(self._secret, self), host, 0)
-        return Address(host, server.sockets[0].getsockname()[1], self._secret)
+    async def open(self, host: str) -> None:
+        """Begins to listen at an address of this machine."""
+        server = await asyncio.get_running_loop().create_server(lambda: Line(self._arrived), host, 0)
+        self._host, self._port = host, server.sockets[0].getsockname()[1]
 
     @contextmanager
-    def expecting(self) -> Iterator[tuple[int, "asyncio.Queue[Item]"]]:
-        """A number for one request, and the queue that its parts go into. What comes later is thrown away."""
-        number, queue = next(self._numbers), asyncio.Queue[Item]()
-        self._waiting[number] = queue
+    def expecting(self) -> Iterator[tuple[Address, "asyncio.Future[Line]"]]:
+        """What a replica has to know, and the connection once it has made it, while the context lasts."""
+        secret, line = secrets.token_bytes(_HELLO_BYTES), asyncio.get_running_loop().create_future()
+        self._expected[secret] = line
         try:
-            yield number, queue
+            yield Address(self._host, self._port, secret), line
         finally:
-            del self._waiting[number]
+            del self._expected[secret]
+            line.cancel()
 
-    def deliver(self, number: int, item: Item) -> None:
-        """Hands a part to the request that waits for it, if one still does."""
-        if queue := self._waiting.get(number):
-            queue.put_nowait(item)
+    def close(self) -> None:
+        """Ends all connections."""
+        for line in self._lines:
+            line.close()
+
+    def _arrived(self, secret: bytes, line: "Line") -> None:
+        expected = self._expected.get(secret)
+        if expected is None or expected.done():
+            line.close()
+            return
+        self._lines = {one for one in self._lines if not one.lost} | {line}
+        expected.set_result(line)
 
 
-class _Reader(asyncio.Protocol):
-    """One replica's connection. Until it has sent the secret, nothing that it says is heard."""
+class Line(Wire):
+    """The gateway's end of a connection. Until the other has sent a secret, nothing that it says is heard."""
 
-    def __init__(self, secret: bytes, inbox: Inbox) -> None:
-        self._secret, self._inbox = secret, inbox
-        self._left, self._known = bytearray(), False
-        self._open: set[int] = set()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+    def __init__(self, arrived: Callable[[bytes, "Line"], None]) -> None:
+        super().__init__()
+        self._arrived, self._known = arrived, False
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Queue[Item]] = {}
 
     def data_received(self, data: bytes) -> None:
-        self._left += data
-        if not self._known:
-            if len(self._left) < _HELLO_BYTES:
-                return
-            if not hmac.compare_digest(bytes(self._left[:_HELLO_BYTES]), self._secret):
-                self._transport.close()
-                return
-            self._known = True
-            del self._left[:_HELLO_BYTES]
-        at = 0
-        while len(self._left) - at >= _HEAD.size:
-            size, number, kind = _HEAD.unpack_from(self._left, at)
-            end = at + _HEAD.size + size
-            if len(self._left) < end:
-                break
-            self._take(number, kind, bytes(self._left[at + _HEAD.size : end]))
-            at = end
-        del self._left[:at]
+        if self._known:
+            super().data_received(data)
+            return
+        self._came += data
+        if len(self._came) >= _HELLO_BYTES:
+            secret, rest = bytes(self._came[:_HELLO_BYTES]), bytes(self._came[_HELLO_BYTES:])
+            self._came.clear()
+            self._arrived(secret, self)
+            self._known = not self.transport.is_closing()
+            if self._known:
+                super().data_received(rest)
 
-    def _take(self, number: int, kind: int, payload: bytes) -> None:
-        self._open.add(number)
-        if kind == _EVENT:
-            self._inbox.deliver(number, payload.decode())
-        elif kind == _END:
-            self._open.discard(number)
-            self._inbox.deliver(number, End())
-        else:
-            self._inbox.deliver(number, _KINDS[kind](**json.loads(payload)))
+    def take(self, number: int, kind: Kind, payload: bytes) -> None:
+        queue = self._waiting.get(number)
+        if queue is None:
+            return
+        if kind is Kind.FAILED:
+            queue.put_nowait(ConnectionError("the replica failed at this request; its log says why"))
+        elif kind is not Kind.END:
+            queue.put_nowait(decoded(kind, payload))
+        # A whole answer is all there is.
+        if kind in (Kind.END, Kind.FAILED, Kind.REPLY):
+            queue.put_nowait(End())
+            del self._waiting[number]
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        for number in self._open:
-            self._inbox.deliver(number, ConnectionError("the replica's connection broke"))
-
-
-class Outbox:
-    """A replica's side: one connection to each gateway, made when it is first needed."""
-
-    def __init__(self) -> None:
-        self._writers: dict[Address, asyncio.Task[_Writer]] = {}
-
-    async def to(self, address: Address) -> "_Writer":
-        """The connection to a gateway.
+    @contextmanager
+    def asking(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
+        """Sends a request, and gives the queue that its answer's parts go into. Leaving it before the end has the
+        request given up.
 
         Raises:
-            OSError: it does not answer.
+            ConnectionError: the replica is gone.
         """
-        opening = self._writers.get(address)
-        if opening is None or (opening.done() and (opening.exception() or opening.result().lost)):
-            opening = self._writers[address] = asyncio.create_task(_connect(address))
-        # Several requests may wait for it; one that is cancelled must not take it from the others.
-        return await asyncio.shield(opening)
-
-
-class _Writer(asyncio.Protocol):
-    """Collects the frames of one turn of the event loop and writes them at once."""
-
-    def __init__(self) -> None:
-        self.lost = False
-        self._pending = bytearray()
-        self._loop = asyncio.get_running_loop()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
-        self.transport = cast(asyncio.Transport, transport)
+        number, queue = next(self._numbers), asyncio.Queue[Item]()
+        self.send(number, Kind.REQUEST, json.dumps([endpoint, body]).encode())
+        self._waiting[number] = queue
+        try:
+            yield queue
+        finally:
+            if self._waiting.pop(number, None) and not self.lost:
+                self.send(number, Kind.CANCEL)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self.lost = True
-
-    def send(self, number: int, part: Part) -> None:
-        """One part of an answer.
-
-        Raises:
-            ConnectionError: the gateway is gone.
-        """
-        if isinstance(part, str):
-            self._frame(number, _EVENT, part.encode())
-        else:
-            kind = next(kind for kind, known in _KINDS.items() if isinstance(part, known))
-            self._frame(number, kind, json.dumps(asdict(part)).encode())
-
-    def end(self, number: int) -> None:
-        """No more parts."""
-        self._frame(number, _END, b"")
-
-    def _frame(self, number: int, kind: int, payload: bytes) -> None:
-        if self.lost:
-            raise ConnectionError("the gateway's connection broke")
-        if not self._pending:
-            self._loop.call_soon(self._flush)
-        self._pending += _HEAD.pack(len(payload), number, kind)
-        self._pending += payload
-
-    def _flush(self) -> None:
-        if not self.lost:
-            self.transport.write(bytes(self._pending))
-        self._pending.clear()
+        super().connection_lost(exc)
+        for queue in self._waiting.values():
+            queue.put_nowait(ConnectionError("the replica's connection broke"))
+        self._waiting.clear()
 
 
-async def _connect(address: Address) -> _Writer:
-    _, writer = await asyncio.get_running_loop().create_connection(_Writer, address.host, address.port)
-    writer.transport.write(address.secret)
-    return writer
+Answers = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
+
+
+async def attend(address: Address, answers: Answers) -> None:
+    """A replica's end: connects to a gateway and answers what it asks, until the connection ends.
+
+    Args:
+        answers: the parts of the answer to a request, as `serve.replica.Served.answer`.
+
+    Raises:
+        OSError: the gateway does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    _, counter = await loop.create_connection(partial(_Counter, answers), address.host, address.port)
+    counter.transport.write(address.secret)
+    try:
+        await counter.ended
+    finally:
+        counter.close()
+
+
+class _Counter(Wire):
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self.ended = self._loop.create_future()
+        self._answers = answers
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def take(self, number: int, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.REQUEST:
+            task = self._tasks[number] = asyncio.create_task(self._answer(number, payload))
+            task.add_done_callback(partial(self._answered, number))
+        elif number in self._tasks:
+            self._tasks[number].cancel()
+
+    async def _answer(self, number: int, payload: bytes) -> None:
+        endpoint, body = json.loads(payload)
+        async with aclosing(self._answers(endpoint, body)) as parts:
+            async for part in parts:
+                self.send(number, *encoded(part))
+        self.send(number, Kind.END)
+
+    def _answered(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[number]
+        if not task.cancelled() and (failure := task.exception()) and not self.lost:
+            logger.error("a request failed", exc_info=failure)
+            self.send(number, Kind.FAILED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for task in self._tasks.values():
+            task.cancel()
+        if not self.ended.done():
+            self.ended.set_result(None)

@@ -144,9 +144,9 @@ class Gateway:
     async def __init__(  # type: ignore[misc]
         self, handles: dict[str, DeploymentHandle], settings: Settings, host: str, port: int, stop_seconds: float
     ) -> None:
-        inbox = Inbox()
-        address = await inbox.open(ray.util.get_node_ip_address())
-        models = {name: RemoteModel(handle, name, inbox, address) for name, handle in handles.items()}
+        self._inbox = Inbox()
+        await self._inbox.open(ray.util.get_node_ip_address())
+        models = {name: RemoteModel(handle, name, self._inbox) for name, handle in handles.items()}
         self._listener = Listener(gateway_app(models, settings), host, port, stop_seconds)
 
     async def check_health(self) -> None:
@@ -155,8 +155,9 @@ class Gateway:
             raise RuntimeError("the HTTP listener has ended")
 
     async def __del__(self) -> None:
-        # Ray Serve's hook at shutdown.
+        # Ray Serve's hook at shutdown. Replicas are busy as long as they are connected.
         await self._listener.close()
+        self._inbox.close()
 
 
 class Switchboard:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray.exceptions import RayError, TaskCancelledError
-from ray.serve.exceptions import RayServeException, RequestCancelledError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.channel import Address, End, Inbox, Item
+from serve.channel import End, Inbox, Line
 from serve.errors import RequestError
-from serve.parts import Endpoint, Part, Promoted, Reply
+from serve.parts import Endpoint, Part, Promoted
 
 logger = logging.getLogger("ray.serve")
 
-# For the parts that are still on their way when a replica says that it has sent all, or when it fails.
-LATE_SECONDS, FAILED_SECONDS = 5.0, 0.1
+# For a replica to be there and connected; one that has died takes some 20 s to come back.
+CONNECT_SECONDS = 60.0
 
 
 class Model(Protocol):
@@ -47,37 +47,25 @@ class RemoteModel:
     Args:
         handle: the deployment's.
         name: the model's name there.
-        inbox: where its answers come in.
-        address: the inbox's.
+        inbox: where its replica connects to.
     """
 
-    def __init__(self, handle: DeploymentHandle, name: str, inbox: Inbox, address: Address) -> None:
-        self._handle, self._name, self._inbox, self._address = handle, name, inbox, address
-        self._watches: set[asyncio.Task[None]] = set()
+    def __init__(self, handle: DeploymentHandle, name: str, inbox: Inbox) -> None:
+        self._handle, self._name, self._inbox = handle, name, inbox
+        self._connecting: asyncio.Task[Line] | None = None
+        self._attended: asyncio.Task[Exception | None] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """See `Model`."""
-        with self._inbox.expecting() as (number, parts):
-            call: Any = self._handle.answer_to.remote(self._name, self._address, number, endpoint, body)
-            watch = asyncio.create_task(_watch(call, parts))
-            self._watches.add(watch)
-            watch.add_done_callback(self._watches.discard)
-            ended = False
-            try:
-                while True:
-                    part = await parts.get()
-                    if isinstance(part, End):
-                        ended = True
-                        return
+        line = await self._line()
+        try:
+            with line.asking(endpoint, body) as parts:
+                while not isinstance(part := await parts.get(), End):
                     if isinstance(part, Exception):
-                        raise _unreachable(part)
-                    # Nothing but the end comes after it, and who has it does not ask for more.
-                    ended = isinstance(part, Reply)
+                        raise part
                     yield part
-            finally:
-                if not ended:
-                    # The client has gone, or the replica; the request in its engine is aborted.
-                    call.cancel()
+        except ConnectionError as error:
+            raise _unreachable(error) from error
 
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
@@ -107,18 +95,35 @@ class RemoteModel:
         except (RayError, RayServeException) as error:
             raise _unreachable(error) from error
 
+    async def _line(self) -> Line:
+        connecting = self._connecting
+        if connecting is None or (connecting.done() and (connecting.exception() or connecting.result().lost)):
+            connecting = self._connecting = asyncio.create_task(self._connect())
+        # Several requests may wait for it; one that is cancelled must not take it from the others.
+        return await asyncio.shield(connecting)
 
-async def _watch(call: Awaitable[Any], parts: asyncio.Queue[Item]) -> None:
-    """Tells who waits for parts that none will come, if the replica is gone or its connection is."""
-    failure: Exception = ConnectionError("the end of an answer did not come")
-    seconds = LATE_SECONDS
+    async def _connect(self) -> Line:
+        with self._inbox.expecting() as (address, line):
+            call: Any = self._handle.attend.remote(self._name, address)
+            attended = self._attended = asyncio.create_task(_end(call))
+            either: set[asyncio.Future[Any]] = {line, attended}
+            await asyncio.wait(either, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if line.done():
+                # A machine that is gone does not close its connections. Ray notices.
+                attended.add_done_callback(lambda _: line.result().transport.abort())
+                return line.result()
+            call.cancel()
+            failure = attended.result() if attended.done() else None
+        raise _unreachable(failure or TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica of {self._name}"))
+
+
+async def _end(call: Awaitable[None]) -> Exception | None:
+    """Why a call that lasts as long as a connection ended, if it failed."""
     try:
         await call
-    except (TaskCancelledError, RequestCancelledError):
-        return
     except (RayError, RayServeException) as error:
-        failure, seconds = error, FAILED_SECONDS
-    asyncio.get_running_loop().call_later(seconds, parts.put_nowait, failure)
+        return error
+    return None
 
 
 def _unreachable(error: Exception) -> RequestError:

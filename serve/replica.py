@@ -3,13 +3,12 @@
 import os
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.plan import Share
 from cluster.versions import live_version
-from serve.channel import Address, Outbox
+from serve.channel import Address, attend
 from serve.parts import Endpoint, Part, Promoted
 
 
@@ -51,20 +50,18 @@ class Served(Protocol):
 
 
 class Desk:
-    """Takes the gateway's calls to the models of one process; answers go over a channel."""
+    """Takes the gateway's calls to the models of one process."""
 
     def __init__(self, models: Mapping[str, Served]) -> None:
-        self._models, self._outbox = models, Outbox()
+        self._models = models
 
-    async def answer_to(
-        self, model: str, address: Address, number: int, endpoint: Endpoint, body: dict[str, Any]
-    ) -> None:
-        """Sends the parts of a model's answer to a gateway, under the number that it gave the request."""
-        writer = await self._outbox.to(address)
-        async with aclosing(self._models[model].answer(endpoint, body)) as parts:
-            async for part in parts:
-                writer.send(number, part)
-        writer.end(number)
+    async def attend(self, model: str, address: Address) -> None:
+        """Connects to a gateway and answers what it asks of a model, until that connection ends.
+
+        Raises:
+            OSError: the gateway does not answer.
+        """
+        await attend(address, self._models[model].answer)
 
     async def card(self, model: str) -> dict[str, Any]:
         """See `Served`."""
