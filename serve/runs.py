@@ -40,7 +40,6 @@ def describe(run: RunFolder) -> dict[str, Any]:
     working = run.holder() is not None
     return {
         "name": run.root.name,
-        "working": working,
         "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _left_out(run)],
         "samples": _samples(run.path("report") / "answers.json"),
     }

@@ -100,10 +100,11 @@ function sample(row) {
 
 function show(run) {
   const done = run.stages.filter((stage) => stage.state === "done").length;
+  const working = run.stages.find((stage) => stage.state === "working");
   const made = new Map(run.stages.map((stage) => [stage.folder, stage]));
   document.title = `Triptych: ${run.name}`;
   byId("name").textContent = run.name;
-  byId("state").textContent = `${done} of ${run.stages.length} stages done${run.working ? "; working now" : ""}`;
+  byId("state").textContent = `${done} of ${run.stages.length} stages done${working ? `; ${working.name} is at work` : ""}`;
   // What was opened stays open when the numbers change.
   const place = (node) => `${node.parentElement.id} ${[...node.parentElement.children].indexOf(node)}`;
   const open = new Set([...document.querySelectorAll("details[open]")].map(place));

@@ -12,10 +12,9 @@ def test_a_run_halfway(tmp_path: Path) -> None:
     run = write_run(tmp_path, finished=5)
     told = describe(run)
     assert [stage["state"] for stage in told["stages"]] == ["done"] * 5 + ["partial", "pending"]
-    assert (told["working"], told["samples"]) == (False, [])
+    assert told["samples"] == []
     with at_work(run):
         told = describe(run)
-    assert told["working"]
     assert [stage["state"] for stage in told["stages"]][-2:] == ["working", "pending"]
     sft = next(stage for stage in told["stages"] if stage["folder"] == "sft")
     base = next(stage for stage in told["stages"] if stage["folder"] == "base")

@@ -14,7 +14,7 @@ from cluster.run import RunFolder
 from serve.gateway import Settings, gateway_app
 from tests.helpers import free_port, wait_until
 from tests.serve.local import Parrot
-from tests.serve.run_folder import write_run
+from tests.serve.run_folder import at_work, write_run
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -105,6 +105,8 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
         page.get_by_text("7 of 7 stages done").wait_for()
         site.run.begin("report", "another recipe")
         page.get_by_text("interrupted; the same command resumes it").wait_for()
+        with at_work(site.run):
+            page.get_by_text("6 of 7 stages done; evaluate is at work").wait_for()
 
 
 def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
