@@ -27,6 +27,10 @@ class End:
     """There are no more parts."""
 
 
+class RequestFailed(Exception):
+    """A request failed in the replica, which goes on with the others."""
+
+
 Item = Part | End | Exception
 
 
@@ -103,7 +107,7 @@ class Line(Wire):
         if queue is None:
             return
         if kind is Kind.FAILED:
-            queue.put_nowait(ConnectionError("the replica failed at this request; its log says why"))
+            queue.put_nowait(RequestFailed("the replica's log says why"))
         elif kind is not Kind.END:
             queue.put_nowait(decoded(kind, payload))
         # A whole answer is all there is.

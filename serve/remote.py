@@ -3,21 +3,25 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.channel import End, Inbox, Line
+from serve.channel import End, Inbox, Line, RequestFailed
 from serve.errors import RequestError
-from serve.parts import Endpoint, Part, Promoted
+from serve.parts import Endpoint, Opening, Part, Promoted
 
 logger = logging.getLogger("ray.serve")
 
 # For a replica to be there and connected; one that has died takes some 20 s to come back.
 CONNECT_SECONDS = 60.0
+CONNECT_AGAIN_SECONDS = 0.5
+# A request that kills each replica that it comes to must not go on and on.
+TRIES = 2
 
 
 class Model(Protocol):
@@ -56,16 +60,35 @@ class RemoteModel:
         self._attended: asyncio.Task[Exception | None] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `Model`."""
-        line = await self._line()
-        try:
-            with line.asking(endpoint, body) as parts:
-                while not isinstance(part := await parts.get(), End):
-                    if isinstance(part, Exception):
-                        raise part
-                    yield part
-        except ConnectionError as error:
-            raise _unreachable(error) from error
+        """See `Model`. If the replica goes away before it has answered anything, its successor is asked."""
+        for left in reversed(range(TRIES)):
+            begun = False
+            try:
+                async with aclosing(self._parts(endpoint, body)) as parts:
+                    async for part in parts:
+                        begun = True
+                        yield part
+                return
+            except RequestFailed as error:
+                raise _unreachable(error) from error
+            except ConnectionError as error:
+                if begun or not left:
+                    raise _unreachable(error) from error
+
+    async def _parts(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """One replica's answer. The opening comes with what it opens, so that nothing was said before."""
+        line, opening = await self._line(), None
+        with line.asking(endpoint, body) as parts:
+            while not isinstance(part := await parts.get(), End):
+                if isinstance(part, Exception):
+                    raise part
+                if isinstance(part, Opening):
+                    opening = part
+                    continue
+                if opening:
+                    yield opening
+                    opening = None
+                yield part
 
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
@@ -103,18 +126,36 @@ class RemoteModel:
         return await asyncio.shield(connecting)
 
     async def _connect(self) -> Line:
+        failure: Exception = TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica of {self._name}")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                while True:
+                    try:
+                        return await self._connect_once()
+                    except RayActorError as error:
+                        # Ray Serve may not know yet that the replica is dead.
+                        failure = error
+                        await asyncio.sleep(CONNECT_AGAIN_SECONDS)
+        except (RayError, RayServeException) as error:
+            raise _unreachable(error) from error
+        except TimeoutError:
+            raise _unreachable(failure) from failure
+
+    async def _connect_once(self) -> Line:
         with self._inbox.expecting() as (address, line):
             call: Any = self._handle.attend.remote(self._name, address)
             attended = self._attended = asyncio.create_task(_end(call))
             either: set[asyncio.Future[Any]] = {line, attended}
-            await asyncio.wait(either, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not line.done():
+                    call.cancel()
             if line.done():
                 # A machine that is gone does not close its connections. Ray notices.
                 attended.add_done_callback(lambda _: line.result().transport.abort())
                 return line.result()
-            call.cancel()
-            failure = attended.result() if attended.done() else None
-        raise _unreachable(failure or TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica of {self._name}"))
+            raise attended.result() or RayServeException("the replica ended the connection at once")
 
 
 async def _end(call: Awaitable[None]) -> Exception | None:

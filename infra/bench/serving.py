@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerFast
 from actors.model.language import build, save
 from cluster.plan import make_plan, resources_here
 from cluster.recipe import Recipe, dump_recipe, load_recipe
-from cluster.run import Manifest, RunFolder
+from cluster.run import Manifest, RunFolder, file_fingerprint
 from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.guide.questions import training_questions
 
@@ -114,16 +114,17 @@ async def _client(session: aiohttp.ClientSession, url: str, cell: Cell, end: flo
                     last = now
 
 
-def write_run(root: Path, recipe: Recipe) -> RunFolder:
-    """A run folder with one finished model of random weights."""
+def write_run(root: Path, recipe: Recipe, seed: int = 1) -> RunFolder:
+    """A run folder with one finished model of random weights, in place of an earlier one."""
     run, tokens = RunFolder(root), root / "tokenizer"
-    run.begin(MODEL, "bench")
+    run.begin(MODEL, str(seed))
     texts = [question.text for question in training_questions(seed=1)]
     save_tokenizer(train_tokenizer(texts, recipe.model.vocabulary), tokens, recipe.model.context)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokens)
-    model = build(recipe.model, seed=1, end_of_turn=tokenizer.eos_token_id, padding=tokenizer.eos_token_id)
+    model = build(recipe.model, seed, end_of_turn=tokenizer.eos_token_id, padding=tokenizer.eos_token_id)
     save(model, tokenizer, run.partial(MODEL))
-    run.commit(MODEL, Manifest(MODEL, "bench", {}, {}, "bench", 0.0))
+    weights = file_fingerprint(run.partial(MODEL) / "model.safetensors")
+    run.commit(MODEL, Manifest(MODEL, str(seed), {}, {}, "bench", 0.0, {}, weights))
     run.recipe_path.write_text(dump_recipe(recipe), encoding="utf-8")
     return run
 
@@ -189,7 +190,7 @@ def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.Abs
 
 def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> None:
     """Prints a line for every number of clients: both servers' medians over the rounds, and their ratios."""
-    ports = _free_ports()
+    ports = free_port(), free_port()
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     with own(run, ports[0], folder / "own.log"), bare(run, recipe, ports[1], folder / "bare.log"):
         for url in urls:
@@ -210,7 +211,7 @@ def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folde
 
 def soak(run: RunFolder, seconds: float, folder: Path) -> None:
     """Prints memory, open files and errors of the server under a steady load, and how they changed after warm-up."""
-    (port, _) = _free_ports()
+    port = free_port()
     with own(run, port, folder / "own.log") as server:
         sizes, end, errors = [], time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -230,7 +231,7 @@ def soak(run: RunFolder, seconds: float, folder: Path) -> None:
 
 def kill(run: RunFolder, folder: Path) -> None:
     """Kills the process that holds the model under load: who is told so, and how long the next answer takes."""
-    (port, _) = _free_ports()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     with own(run, port, folder / "own.log") as server, ThreadPoolExecutor(1) as pool:
         loading = pool.submit(lambda: asyncio.run(load(url, KILL_CLIENTS, 2 * KILL_AFTER_SECONDS)))
@@ -244,11 +245,11 @@ def kill(run: RunFolder, folder: Path) -> None:
         print(f"{time.monotonic() - killed:.1f} s; {loading.result().errors} streams ended with an error event")
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for each in (first, second):
-            each.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def main() -> None:

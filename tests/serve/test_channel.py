@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.channel import End, Inbox, Line, attend
+from serve.channel import End, Inbox, Line, RequestFailed, attend
 from serve.parts import Endpoint, Opening, Part, Reply, Usage
 
 pytestmark = pytest.mark.anyio
@@ -83,7 +83,7 @@ async def test_many_answers_share_one_connection() -> None:
 async def test_an_answer_that_fails_ends_alone() -> None:
     async with connected() as (line, _, _):
         with line.asking("completions", {"fail": True}) as one, line.asking("completions", {}) as two:
-            assert await taken(one) == [*PARTS, ConnectionError]
+            assert await taken(one) == [*PARTS, RequestFailed]
             assert await taken(two) == PARTS
 
 

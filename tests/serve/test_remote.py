@@ -25,7 +25,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 class Counting:
-    """Counts up to the number asked for; dies at 3 if told to, and waits for ever at 5."""
+    """Counts up to the number asked for; dies at 3 if told to, and waits for ever at 5, or before it counts."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -36,6 +36,8 @@ class Counting:
             if endpoint == "score":
                 yield Reply(200, body)
                 return
+            if body.get("wait"):
+                await asyncio.sleep(60)
             for number in range(body["to"]):
                 if number == 3 and body.get("die"):
                     raise RayActorError
@@ -135,6 +137,32 @@ async def test_a_replica_that_is_gone_is_503_and_its_successor_is_found() -> Non
         assert handle.calls == 2
 
 
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_a_request_that_nobody_has_begun_to_answer_is_asked_once_more(deaths: int) -> None:
+    async with served() as (model, _, handle):
+        asked = {"to": 2, "wait": True}
+
+        async def dies(_: str, address: Address) -> None:
+            if handle.calls > deaths:
+                asked.pop("wait")
+                await lives("count", address)
+            attending = asyncio.create_task(attend(address, Counting().answer))
+            # The request has come, and its opening has gone.
+            await asyncio.sleep(0.1)
+            attending.cancel()
+            raise RayActorError
+
+        lives, handle.does = handle.does, dies
+        if deaths == 1:
+            asked_again = [part async for part in model.answer("completions", asked)]
+            assert asked_again == counted(2)
+        else:
+            with pytest.raises(RequestError) as failed:
+                await anext(model.answer("completions", asked))
+            assert failed.value.status_code == 503
+        assert handle.calls == 2
+
+
 async def test_a_machine_that_vanishes_is_noticed_by_the_call_to_it() -> None:
     async with served() as (model, _, handle):
         gone = asyncio.Event()
@@ -155,8 +183,9 @@ async def test_a_machine_that_vanishes_is_noticed_by_the_call_to_it() -> None:
 
 
 @pytest.mark.parametrize("way", ["cannot connect", "is dead", "does not come"])
-async def test_a_replica_that_does_not_connect_is_503(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replica_that_does_not_connect_in_time_is_503(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "CONNECT_AGAIN_SECONDS", 0.15)
 
     async def does(_: str, address: Address) -> None:
         if way == "is dead":
@@ -169,6 +198,6 @@ async def test_a_replica_that_does_not_connect_is_503(way: str, monkeypatch: pyt
         asked = [anext(model.answer("completions", {"to": 1})) for _ in range(3)]
         found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
         assert [error.status_code for error in found] == [503] * 3
-        assert handle.calls == 1
+        assert handle.calls == (1 if way != "is dead" else 2)
         handle.does = lives
         assert [part async for part in model.answer("completions", {"to": 1})] == counted(1)
