@@ -200,7 +200,7 @@ class Switchboard:
         parts = self._models[name].answer(endpoint, body)
         visit.held.push_async_callback(parts.aclose)
         first = await while_connected(request, anext(parts))
-        if isinstance(first, Opening):
+        while isinstance(first, Opening):
             self._note_weights(visit, first.weights)
             if not first.weights.startswith(pinned):
                 message = f"{name} is served with the weights {first.weights}, not {pinned}"

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +27,10 @@ class Model(Protocol):
     """What the gateway asks of a model."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """The parts of an answer, as `Served.answer`. Closing it ends the work on it."""
+        """The parts of an answer, as `Served.answer`. Closing it ends the work on it.
+
+        Another `Opening` may follow the first, when another replica begins anew.
+        """
 
     async def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
@@ -60,13 +62,16 @@ class RemoteModel:
         self._attended: asyncio.Task[Exception | None] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `Model`. If the replica goes away before it has answered anything, its successor is asked."""
+        """See `Model`. If the replica goes away when it has said no more than an `Opening`, its successor is asked."""
         for left in reversed(range(TRIES)):
             begun = False
+            line = await self._line()
             try:
-                async with aclosing(self._parts(endpoint, body)) as parts:
-                    async for part in parts:
-                        begun = True
+                with line.asking(endpoint, body) as parts:
+                    while not isinstance(part := await parts.get(), End):
+                        if isinstance(part, Exception):
+                            raise part
+                        begun = begun or not isinstance(part, Opening)
                         yield part
                 return
             except RequestFailed as error:
@@ -74,21 +79,6 @@ class RemoteModel:
             except ConnectionError as error:
                 if begun or not left:
                     raise _unreachable(error) from error
-
-    async def _parts(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """One replica's answer. The opening comes with what it opens, so that nothing was said before."""
-        line, opening = await self._line(), None
-        with line.asking(endpoint, body) as parts:
-            while not isinstance(part := await parts.get(), End):
-                if isinstance(part, Exception):
-                    raise part
-                if isinstance(part, Opening):
-                    opening = part
-                    continue
-                if opening:
-                    yield opening
-                    opening = None
-                yield part
 
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
