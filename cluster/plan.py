@@ -157,6 +157,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     actor_cpus = min(found.cpus / (2 * (actors + 2)), found.cores)
     actor_gpus = _gpu_share(found.gpus, actors + 2)
     every_core = found.cores
+    replicas = REPLICAS * recipe.serve.max_replicas
     return Plan(
         cpus=found.cpus,
         gpus=found.gpus,
@@ -167,9 +168,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         reward=Share(_down(actor_cpus), actor_gpus, every_core),
         learner=Share(_down(actor_cpus), actor_gpus, every_core),
         replica=Share(
-            _down(min(found.cpus / (2 * REPLICAS), found.cores)),
-            _gpu_share(found.gpus, REPLICAS),
-            max(1, every_core // REPLICAS),
+            _down(min(found.cpus / (2 * replicas), found.cores)),
+            _gpu_share(found.gpus, replicas),
+            max(1, every_core // replicas),
         ),
     )
 
@@ -195,18 +196,18 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - Training: what each worker holds by `training_memory`.
     - Reinforcement: the learner as one training worker, its reference and every reward model 4 P each, and every
       rollout engine 4 P and its cache of 1 GB.
-    - Serving: three engines, and the reward model as in reinforcement.
+    - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
 
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
     """
     size = parameters(recipe.model) / GB
     logits = recipe.model.context * recipe.model.vocabulary * LOGIT_BYTES / GB
-    engines = recipe.rlhf.fleet_limit
+    engines, replicas = recipe.rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
     ray = RAY_GB + 2 * HELD_BYTES * size
     if on_gpu:
         host = HELD_BYTES * size
         training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
-        return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + REPLICAS * PROCESS_GB}
+        return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + replicas * PROCESS_GB}
     needs = {
         name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
         for name, part in trainings(recipe).items()
@@ -215,7 +216,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
     needs["rlhf"] = ray + learner + reward + engines * engine
-    needs["serve"] = ray + ENGINES * engine + reward
+    needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
     return needs
 
 

@@ -57,5 +57,5 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
     add("rlhf", f"{recipe.rlhf.rollout_actors} rollout", plan.rollout)
     add("", "1 reward", plan.reward)
     add("", "1 learner", plan.learner)
-    add("serve", f"{REPLICAS} replica", plan.replica)
+    add("serve", f"{REPLICAS * recipe.serve.max_replicas} replica", plan.replica)
     return table

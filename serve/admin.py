@@ -74,7 +74,10 @@ def admin_router(
             done = await models[model].promote(chosen.folder, chosen.weights)
             details = {"model": model, "from": before.weights, "to": chosen.weights, "seconds": round(done.seconds, 3)}
             outcome = {"error": done.error} if done.error else {"mixed_answers": done.mixed}
-            if not done.error:
+            if done.error:
+                # With several replicas some may have it.
+                await models[model].promote(before.folder, before.weights)
+            else:
                 store.make_live(chosen.weights, again=action == "rollback")
                 weights[model] = chosen.weights
                 meters.show_weights(model, chosen.weights)

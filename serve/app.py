@@ -16,7 +16,7 @@ from cluster.failures import DeadlineError, StageError, UserError
 from cluster.keys import KeyRing, new_key
 from cluster.plan import Share, make_plan
 from cluster.ports import require_free_port
-from cluster.recipe import Recipe
+from cluster.recipe import Recipe, Serve
 from cluster.run import RunFolder
 from cluster.version_commands import write_server
 from cluster.versions import Versions, live_version
@@ -24,6 +24,7 @@ from serve.access import Openness, is_loopback
 from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
+from serve.scaling import replica_options
 
 APPLICATION = "triptych"
 MODEL_FOLDERS = ("base", "sft", "policy", "reward")
@@ -32,6 +33,8 @@ REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
 STOP_SECONDS = 5.0
+# For a replica that is not needed any more to finish its answers.
+LEAVE_SECONDS = 300.0
 # How often Ray Serve looks whether a replica is alive, and so how soon it replaces one that died.
 HEALTH_SECONDS = 2.0
 # Up to so much an engine's memory and time are those of the process around it and not the model's.
@@ -47,6 +50,7 @@ def serve_run(
     context: int,
     deadline: float,
     settings: Settings = Settings(),
+    scaling: Serve = Serve(),
 ) -> None:
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
 
@@ -58,6 +62,7 @@ def serve_run(
         context: tokens a request may have, prompt and answer together.
         deadline: seconds to wait until all models answer.
         settings: what the gateway is told besides.
+        scaling: how many replicas there are.
 
     Raises:
         DeadlineError: some model was not ready in time; the message names it.
@@ -65,22 +70,23 @@ def serve_run(
     """
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
-    app = application(models, share, context, settings, host, port)
+    app = application(models, share, context, settings, host, port, scaling)
     target = serve.RunTarget(app, APPLICATION, None, logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(deadline)
 
 
 def application(
-    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int
+    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int, scaling: Serve
 ) -> serve.Application:
-    """The Ray Serve application: deployments of the models, and the gateway, which holds a handle for each model."""
+    """The Ray Serve application: deployments of the models, and the gateway, which holds their handles."""
     deployed = serve.deployment(
         max_ongoing_requests=REQUESTS_AT_ONCE * len(models),
         max_constructor_retry_count=1,
         health_check_period_s=HEALTH_SECONDS,
-        graceful_shutdown_timeout_s=STOP_SECONDS,
+        graceful_shutdown_timeout_s=LEAVE_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        **replica_options(scaling),
     )
     environment = {"env_vars": engine_environment(share)}
     gateway = serve.deployment(
@@ -91,12 +97,12 @@ def application(
         # It only passes text on; a share of its own would be taken from the models. It listens where the command runs.
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
     )(Gateway)
-    handles: dict[str, serve.Application] = {}
+    deployments: list[tuple[serve.Application, list[str]]] = []
     for group in grouped(models, share):
         options = {"num_cpus": share.cpus * len(group), "num_gpus": share.gpus, "runtime_env": environment}
         placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
-        handles |= dict.fromkeys(group, placed.bind(group, context, share))
-    return gateway.bind(handles, settings, host, port, STOP_SECONDS)
+        deployments.append((placed.bind(group, context, share), list(group)))
+    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, scaling.min_replicas == 0)
 
 
 def serve_until_interrupted(
@@ -135,6 +141,7 @@ def serve_until_interrupted(
                     recipe.model.context,
                     recipe.cluster.deadline_seconds,
                     settings,
+                    recipe.serve,
                 )
             console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
             console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")

@@ -1,7 +1,7 @@
-"""The way of requests to a model and of its answers back: a connection on which they all share frames.
+"""The way of requests to a replica and of its answers back: a connection on which they all share frames.
 
-Ray Serve says which replica has the model and when it is gone. It would carry requests and streams too, at some 2 ms of
-CPU for a request and 1 ms for every token in each process; a frame here costs a hundredth of that.
+Ray Serve says which replicas there are. It would carry requests and streams too, at some 2 ms of CPU for a request and
+1 ms for every token in each process; a frame here costs a hundredth of that.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from serve.wire import Kind, Wire, decoded, encoded
 
 logger = logging.getLogger("ray.serve")
 
-_HELLO_BYTES = 32
+_SECRET_BYTES = 32
+_NAME_BYTES = 16
 
 
 class End:
@@ -34,9 +35,14 @@ class RequestFailed(Exception):
 Item = Part | End | Exception
 
 
+def new_name() -> bytes:
+    """What a replica is known by on its connections."""
+    return secrets.token_bytes(_NAME_BYTES)
+
+
 @dataclass(frozen=True)
 class Address:
-    """Where a gateway waits for one connection, and the secret that it is known by."""
+    """Where a gateway waits for the replicas of a deployment, and the secret that they are known by."""
 
     host: str
     port: int
@@ -47,7 +53,7 @@ class Inbox:
     """Where replicas connect to a gateway."""
 
     def __init__(self) -> None:
-        self._expected: dict[bytes, asyncio.Future[Line]] = {}
+        self._takers: dict[bytes, Callable[[Line], None]] = {}
         self._lines: set[Line] = set()
 
     async def open(self, host: str) -> None:
@@ -55,16 +61,11 @@ class Inbox:
         server = await asyncio.get_running_loop().create_server(lambda: Line(self._arrived), host, 0)
         self._host, self._port = host, server.sockets[0].getsockname()[1]
 
-    @contextmanager
-    def expecting(self) -> Iterator[tuple[Address, "asyncio.Future[Line]"]]:
-        """What a replica has to know, and the connection once it has made it, while the context lasts."""
-        secret, line = secrets.token_bytes(_HELLO_BYTES), asyncio.get_running_loop().create_future()
-        self._expected[secret] = line
-        try:
-            yield Address(self._host, self._port, secret), line
-        finally:
-            del self._expected[secret]
-            line.cancel()
+    def address(self, take: Callable[["Line"], None]) -> Address:
+        """What the replicas of one deployment have to know; each connection that they make is handed over."""
+        secret = secrets.token_bytes(_SECRET_BYTES)
+        self._takers[secret] = take
+        return Address(self._host, self._port, secret)
 
     def close(self) -> None:
         """Ends all connections."""
@@ -72,30 +73,50 @@ class Inbox:
             line.close()
 
     def _arrived(self, secret: bytes, line: "Line") -> None:
-        expected = self._expected.get(secret)
-        if expected is None or expected.done():
+        take = self._takers.get(secret)
+        if take is None:
             line.close()
             return
         self._lines = {one for one in self._lines if not one.lost} | {line}
-        expected.set_result(line)
+        take(line)
 
 
 class Line(Wire):
-    """The gateway's end of a connection. Until the other has sent a secret, nothing that it says is heard."""
+    """The gateway's end of a connection. Until the other has sent a secret, nothing that it says is heard.
+
+    Attributes:
+        replica: the name of the replica at the other end.
+        leaving: whether that replica answers no more than what it has been asked.
+    """
+
+    replica: bytes
 
     def __init__(self, arrived: Callable[[bytes, "Line"], None]) -> None:
         super().__init__()
+        self.leaving = False
         self._arrived, self._known = arrived, False
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Queue[Item]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be asked."""
+        return not (self.lost or self.leaving)
+
+    @property
+    def requests(self) -> int:
+        """How many wait for their answer's end."""
+        return len(self._waiting)
 
     def data_received(self, data: bytes) -> None:
         if self._known:
             super().data_received(data)
             return
         self._came += data
-        if len(self._came) >= _HELLO_BYTES:
-            secret, rest = bytes(self._came[:_HELLO_BYTES]), bytes(self._came[_HELLO_BYTES:])
+        hello = _SECRET_BYTES + _NAME_BYTES
+        if len(self._came) >= hello:
+            secret, rest = bytes(self._came[:_SECRET_BYTES]), bytes(self._came[hello:])
+            self.replica = bytes(self._came[_SECRET_BYTES:hello])
             self._came.clear()
             self._arrived(secret, self)
             self._known = not self.transport.is_closing()
@@ -103,6 +124,9 @@ class Line(Wire):
                 super().data_received(rest)
 
     def take(self, number: int, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.LEAVING:
+            self.leaving = True
+            return
         queue = self._waiting.get(number)
         if queue is None:
             return
@@ -116,7 +140,7 @@ class Line(Wire):
             del self._waiting[number]
 
     @contextmanager
-    def asking(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
+    def asking(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
         """Sends a request, and gives the queue that its answer's parts go into. Leaving it before the end has the
         request given up.
 
@@ -124,7 +148,7 @@ class Line(Wire):
             ConnectionError: the replica is gone.
         """
         number, queue = next(self._numbers), asyncio.Queue[Item]()
-        self.send(number, Kind.REQUEST, json.dumps([endpoint, body]).encode())
+        self.send(number, Kind.REQUEST, json.dumps([model, endpoint, body]).encode())
         self._waiting[number] = queue
         try:
             yield queue
@@ -139,33 +163,41 @@ class Line(Wire):
         self._waiting.clear()
 
 
-Answers = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
+Answers = Callable[[str, Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
-async def attend(address: Address, answers: Answers) -> None:
-    """A replica's end: connects to a gateway and answers what it asks, until the connection ends.
+async def connect(address: Address, name: bytes, answers: Answers) -> "Counter":
+    """Connects a replica to a gateway, and answers what it asks from then on.
 
     Args:
-        answers: the parts of the answer to a request, as `serve.replica.Served.answer`.
+        name: the replica's.
+        answers: the parts of a model's answer to a request, as `serve.replica.Served.answer`.
 
     Raises:
         OSError: the gateway does not answer.
     """
     loop = asyncio.get_running_loop()
-    _, counter = await loop.create_connection(partial(_Counter, answers), address.host, address.port)
-    counter.transport.write(address.secret)
-    try:
-        await counter.ended
-    finally:
-        counter.close()
+    _, counter = await loop.create_connection(partial(Counter, answers), address.host, address.port)
+    counter.transport.write(address.secret + name)
+    return counter
 
 
-class _Counter(Wire):
+class Counter(Wire):
+    """The replica's end of a connection."""
+
     def __init__(self, answers: Answers) -> None:
         super().__init__()
-        self.ended = self._loop.create_future()
         self._answers = answers
         self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def leave(self) -> None:
+        """Has the gateway ask no more, and ends the connection when everything is answered."""
+        if not self.lost:
+            self.send(0, Kind.LEAVING)
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+        if not self.lost:
+            self.close()
 
     def take(self, number: int, kind: Kind, payload: bytes) -> None:
         if kind is Kind.REQUEST:
@@ -175,8 +207,8 @@ class _Counter(Wire):
             self._tasks[number].cancel()
 
     async def _answer(self, number: int, payload: bytes) -> None:
-        endpoint, body = json.loads(payload)
-        async with aclosing(self._answers(endpoint, body)) as parts:
+        model, endpoint, body = json.loads(payload)
+        async with aclosing(self._answers(model, endpoint, body)) as parts:
             async for part in parts:
                 self.send(number, *encoded(part))
         self.send(number, Kind.END)
@@ -191,5 +223,3 @@ class _Counter(Wire):
         super().connection_lost(exc)
         for task in self._tasks.values():
             task.cancel()
-        if not self.ended.done():
-            self.ended.set_result(None)

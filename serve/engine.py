@@ -206,6 +206,10 @@ class Engine:
         """The JSON schemas of vLLM's requests."""
         return {name: kind.json_schema(ref_template=REFERENCE) for name, (kind, _) in self.endpoints.items()}
 
+    def live(self) -> str:
+        """The version of its weights."""
+        return self.gate.version
+
     async def check_health(self) -> None:
         """Raises when the engine cannot answer any more."""
         await self.engine.check_health()

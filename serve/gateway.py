@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from serve.door import Door, Visit
 from serve.errors import RequestError, error_body
 from serve.label import label_router
 from serve.limits import Queue
+from serve.lines import Lines
 from serve.listener import Listener
 from serve.meters import Meters
 from serve.openapi import PATHS, openapi
@@ -90,7 +91,7 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
     @app.get("/ready")
     async def ready() -> JSONResponse:
         states = dict(zip(models, await asyncio.gather(*map(_state, models.values())), strict=True))
-        whole = all(state["status"] == "ok" for state in states.values())
+        whole = all(state["status"] != "unreachable" for state in states.values())
         return JSONResponse({"status": "ok" if whole else "unhealthy", "models": states}, 200 if whole else 503)
 
     @app.get("/metrics")
@@ -134,19 +135,31 @@ class Gateway:
     """The gateway as a Ray Serve deployment. It listens itself: Serve's proxy would be one more way for every token.
 
     Args:
-        handles: the models' deployments by name.
+        deployments: the models' deployments, and the names of the models of each.
         settings: what else the gateway is told.
         host: the address to listen on.
         port: the port to listen on.
         stop_seconds: for answers that are being written when it ends.
+        may_sleep: whether models may have no replica for a while.
     """
 
     async def __init__(  # type: ignore[misc]
-        self, handles: dict[str, DeploymentHandle], settings: Settings, host: str, port: int, stop_seconds: float
+        self,
+        deployments: Sequence[tuple[DeploymentHandle, list[str]]],
+        settings: Settings,
+        host: str,
+        port: int,
+        stop_seconds: float,
+        may_sleep: bool,
     ) -> None:
         self._inbox = Inbox()
         await self._inbox.open(ray.util.get_node_ip_address())
-        models = {name: RemoteModel(handle, name, self._inbox) for name, handle in handles.items()}
+        models: dict[str, Model] = {}
+        self._keeping = []
+        for handle, names in deployments:
+            lines = Lines(handle, self._inbox, may_sleep)
+            models |= {name: RemoteModel(lines, name) for name in names}
+            self._keeping.append(asyncio.create_task(lines.keep()))
         self._listener = Listener(gateway_app(models, settings), host, port, stop_seconds)
 
     async def check_health(self) -> None:
@@ -155,7 +168,9 @@ class Gateway:
             raise RuntimeError("the HTTP listener has ended")
 
     async def __del__(self) -> None:
-        # Ray Serve's hook at shutdown. Replicas are busy as long as they are connected.
+        # Ray Serve's hook at shutdown. Replicas finish what they are asked as long as they are connected.
+        for task in self._keeping:
+            task.cancel()
         await self._listener.close()
         self._inbox.close()
 
@@ -263,7 +278,8 @@ async def _state(model: Model) -> dict[str, Any]:
         requests = await asyncio.wait_for(model.requests(), READY_SECONDS)
     except (RequestError, TimeoutError):
         return {"status": "unreachable"}
-    return {"status": "ok", "requests": requests}
+    # One that sleeps has none: the next request has one started.
+    return {"status": "ok" if requests else "asleep", "replicas": len(requests), "requests": sum(requests)}
 
 
 async def _request_error(_: Request, error: RequestError) -> JSONResponse:

@@ -53,3 +53,16 @@ class Promoted:
     seconds: float
     mixed: int = 0
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a replica says of itself.
+
+    Attributes:
+        weights: the version of every model's weights.
+        requests: how many of each model wait or run.
+    """
+
+    weights: dict[str, str]
+    requests: dict[str, int]

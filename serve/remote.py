@@ -1,24 +1,13 @@
-"""A model as the gateway sees it: a handle to its Ray Serve deployment, whose failures are answers."""
+"""A model as the gateway sees it: replicas of a Ray Serve deployment, whose failures are answers."""
 
-import asyncio
-import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError, RayError, TaskCancelledError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-
-from serve.channel import End, Inbox, Line, RequestFailed
-from serve.errors import RequestError
+from serve.channel import End, RequestFailed
+from serve.lines import Lines, unreachable
 from serve.parts import Endpoint, Opening, Part, Promoted
 
-logger = logging.getLogger("ray.serve")
-
-# For a replica to be there and connected; one that has died takes some 20 s to come back.
-CONNECT_SECONDS = 60.0
-CONNECT_AGAIN_SECONDS = 0.5
 # A request that kills each replica that it comes to must not go on and on.
 TRIES = 2
 
@@ -38,36 +27,34 @@ class Model(Protocol):
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         """The JSON schema of the requests to every endpoint that it has."""
 
-    async def requests(self) -> int:
-        """How many requests it works on."""
+    async def requests(self) -> list[int]:
+        """How many requests each of its replicas works on."""
 
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """Takes over another version of the weights."""
 
 
 class RemoteModel:
-    """A model in a deployment.
-
-    All methods raise a `RequestError`, 503, when no replica answers.
+    """A model in a deployment. All methods raise a `RequestError`, 503, when no replica answers.
 
     Args:
-        handle: the deployment's.
+        lines: the connections to the deployment's replicas.
         name: the model's name there.
-        inbox: where its replica connects to.
     """
 
-    def __init__(self, handle: DeploymentHandle, name: str, inbox: Inbox) -> None:
-        self._handle, self._name, self._inbox = handle, name, inbox
-        self._connecting: asyncio.Task[Line] | None = None
-        self._attended: asyncio.Task[Exception | None] | None = None
+    def __init__(self, lines: Lines, name: str) -> None:
+        self._lines, self._name = lines, name
+        # They stay the same while it is served, and asking for them would wake it up.
+        self._card: dict[str, Any] | None = None
+        self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `Model`. If the replica goes away when it has said no more than an `Opening`, its successor is asked."""
+        """See `Model`. If the replica goes away when it has said no more than an `Opening`, another one is asked."""
         for left in reversed(range(TRIES)):
             begun = False
-            line = await self._line()
+            line = await self._lines.least_busy()
             try:
-                with line.asking(endpoint, body) as parts:
+                with line.asking(self._name, endpoint, body) as parts:
                     while not isinstance(part := await parts.get(), End):
                         if isinstance(part, Exception):
                             raise part
@@ -75,90 +62,25 @@ class RemoteModel:
                         yield part
                 return
             except RequestFailed as error:
-                raise _unreachable(error) from error
+                raise unreachable(error) from error
             except ConnectionError as error:
                 if begun or not left:
-                    raise _unreachable(error) from error
+                    raise unreachable(error) from error
 
     async def card(self) -> dict[str, Any]:
         """See `Model`."""
-        call: Any = self._handle.card.remote(self._name)
-        return await self._ask(call)
+        self._card = self._card or await self._lines.ask_one("card", self._name)
+        return self._card
 
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         """See `Model`."""
-        call: Any = self._handle.schemas.remote(self._name)
-        return await self._ask(call)
+        self._schemas = self._schemas or await self._lines.ask_one("schemas", self._name)
+        return self._schemas
 
-    async def requests(self) -> int:
+    async def requests(self) -> list[int]:
         """See `Model`."""
-        call: Any = self._handle.requests.remote(self._name)
-        return await self._ask(call)
+        return [replica.requests[self._name] for replica in await self._lines.presences()]
 
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """See `Model`."""
-        call: Any = self._handle.promote.remote(self._name, folder, weights)
-        return await self._ask(call)
-
-    async def _ask(self, call: Awaitable[Any]) -> Any:
-        try:
-            return await call
-        except TaskCancelledError:
-            raise
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
-
-    async def _line(self) -> Line:
-        connecting = self._connecting
-        if connecting is None or (connecting.done() and (connecting.exception() or connecting.result().lost)):
-            connecting = self._connecting = asyncio.create_task(self._connect())
-        # Several requests may wait for it; one that is cancelled must not take it from the others.
-        return await asyncio.shield(connecting)
-
-    async def _connect(self) -> Line:
-        failure: Exception = TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica of {self._name}")
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                while True:
-                    try:
-                        return await self._connect_once()
-                    except RayActorError as error:
-                        # Ray Serve may not know yet that the replica is dead.
-                        failure = error
-                        await asyncio.sleep(CONNECT_AGAIN_SECONDS)
-        except (RayError, RayServeException) as error:
-            raise _unreachable(error) from error
-        except TimeoutError:
-            raise _unreachable(failure) from failure
-
-    async def _connect_once(self) -> Line:
-        with self._inbox.expecting() as (address, line):
-            call: Any = self._handle.attend.remote(self._name, address)
-            attended = self._attended = asyncio.create_task(_end(call))
-            either: set[asyncio.Future[Any]] = {line, attended}
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                if not line.done():
-                    call.cancel()
-            if line.done():
-                # A machine that is gone does not close its connections. Ray notices.
-                attended.add_done_callback(lambda _: line.result().transport.abort())
-                return line.result()
-            raise attended.result() or RayServeException("the replica ended the connection at once")
-
-
-async def _end(call: Awaitable[None]) -> Exception | None:
-    """Why a call that lasts as long as a connection ended, if it failed."""
-    try:
-        await call
-    except (RayError, RayServeException) as error:
-        return error
-    return None
-
-
-def _unreachable(error: Exception) -> RequestError:
-    """The failure of a replica as an answer that clients understand and may retry."""
-    logger.error("a replica did not answer", exc_info=error)
-    message = "the model cannot be reached just now; try again"
-    return RequestError(503, message, "ServiceUnavailableError", wait=1)
+        return await self._lines.promote(self._name, folder, weights)

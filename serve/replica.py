@@ -1,5 +1,6 @@
 """A replica: a process with models, and what the gateway calls on them. Importing this file does not import vLLM."""
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,9 @@ from typing import Any, Protocol
 
 from cluster.plan import Share
 from cluster.versions import live_version
-from serve.channel import Address, attend
-from serve.parts import Endpoint, Part, Promoted
+from serve.channel import Address, Counter, connect, new_name
+from serve.parts import Endpoint, Part, Presence, Promoted
+from serve.scaling import REQUESTS
 
 
 def engine_environment(share: Share) -> dict[str, str]:
@@ -39,6 +41,9 @@ class Served(Protocol):
     async def promote(self, folder: Path, weights: str) -> Promoted:
         """Takes over another version of the weights while it serves."""
 
+    def live(self) -> str:
+        """The version of its weights."""
+
     def requests(self) -> int:
         """How many requests wait or run."""
 
@@ -53,15 +58,30 @@ class Desk:
     """Takes the gateway's calls to the models of one process."""
 
     def __init__(self, models: Mapping[str, Served]) -> None:
-        self._models = models
+        self._models, self._name = models, new_name()
+        self._gateways: dict[Address, Counter] = {}
+        self._connecting = asyncio.Lock()
 
-    async def attend(self, model: str, address: Address) -> None:
-        """Connects to a gateway and answers what it asks of a model, until that connection ends.
+    async def connect(self, address: Address) -> Presence:
+        """Answers what a gateway asks from now on, if it does not yet.
 
         Raises:
             OSError: the gateway does not answer.
         """
-        await attend(address, self._models[model].answer)
+        await self.check_health()
+        async with self._connecting:
+            self._gateways = {known: gateway for known, gateway in self._gateways.items() if not gateway.lost}
+            if address not in self._gateways:
+                self._gateways[address] = await connect(address, self._name, self._answer)
+        models = self._models.items()
+        return Presence({name: one.live() for name, one in models}, {name: one.requests() for name, one in models})
+
+    async def leave(self) -> None:
+        """Answers what it has been asked, and nothing more."""
+        await asyncio.gather(*(gateway.leave() for gateway in self._gateways.values()))
+
+    def _answer(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        return self._models[model].answer(endpoint, body)
 
     async def card(self, model: str) -> dict[str, Any]:
         """See `Served`."""
@@ -72,13 +92,14 @@ class Desk:
         return self._models[model].schemas()
 
     async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
-        """See `Served`."""
+        """See `Served`; it has the version already if it started since."""
+        if self._models[model].live() == weights:
+            return Promoted(0.0)
         return await self._models[model].promote(folder, weights)
 
-    async def requests(self, model: str) -> int:
-        """See `Served`. Raises when the model cannot answer any more."""
-        await self._models[model].check_health()
-        return self._models[model].requests()
+    async def record_autoscaling_stats(self) -> dict[str, int]:
+        """Called by Ray Serve, for `serve.scaling.replicas_wanted`."""
+        return {REQUESTS: sum(model.requests() for model in self._models.values())}
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
@@ -114,8 +135,9 @@ class Replica(Desk):
 
         return Engine(name, version, context, share, self._thread)
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
         # Ray Serve's hook at shutdown. On GPUs an engine's core is a process of its own: it has to be told.
+        await self.leave()
         self._thread.shutdown(wait=True, cancel_futures=True)
         for model in self._models.values():
             model.close()

@@ -106,6 +106,10 @@ class Scorer:
         """The JSON schema of a request for scores."""
         return {"score": ScoreRequest.model_json_schema(ref_template=REFERENCE)}
 
+    def live(self) -> str:
+        """The version of its weights."""
+        return self.weights
+
     def requests(self) -> int:
         """How many requests wait or run."""
         return self.running

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import struct
 from abc import abstractmethod
 from dataclasses import asdict
@@ -9,6 +10,9 @@ from enum import IntEnum
 from typing import cast
 
 from serve.parts import Opening, Part, Reply, Usage
+
+# A machine that is gone closes nothing: silence of so many seconds does, checked every few.
+_GONE_SECONDS, _CHECK_SECONDS = 15, 5
 
 # Bytes of the payload, number of the request, kind of the frame.
 _HEAD = struct.Struct("!IQB")
@@ -25,6 +29,7 @@ class Kind(IntEnum):
     FAILED = 5
     REQUEST = 6
     CANCEL = 7
+    LEAVING = 8
 
 
 _PARTS: dict[Kind, type[Reply] | type[Usage] | type[Opening]] = {
@@ -62,6 +67,11 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            connection.setsockopt(socket.IPPROTO_TCP, option, _CHECK_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc

@@ -37,7 +37,7 @@ def test_readiness_reports_every_model(server: Server) -> None:
     assert response.status_code == 200
     assert response.json() == {
         "status": "ok",
-        "models": {name: {"status": "ok", "requests": 0} for name in ("base", "policy")},
+        "models": {name: {"status": "ok", "replicas": 1, "requests": 0} for name in ("base", "policy")},
     }
 
 

@@ -1,0 +1,42 @@
+"""How many replicas a deployment has: what the recipe says, in Ray Serve's terms."""
+
+from typing import Any
+
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+
+from cluster.recipe import Serve
+
+REQUESTS = "requests"
+# Load has to last so long before another replica starts; counts come as often, and their mean over some counts.
+UPSCALE_SECONDS = 4.0
+COUNT_SECONDS = 2.0
+MEAN_SECONDS = 8.0
+
+
+def replica_options(settings: Serve) -> dict[str, Any]:
+    """A deployment's options for the number of its replicas.
+
+    Ray Serve's own count of requests would be that of connections: it is told the real one by the replicas.
+    """
+    if settings.min_replicas == settings.max_replicas:
+        return {"num_replicas": settings.max_replicas}
+    scaling = AutoscalingConfig(
+        min_replicas=settings.min_replicas,
+        # One at least, so that a model that cannot be loaded is found out at the start.
+        initial_replicas=max(1, settings.min_replicas),
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.target_requests,
+        metrics_interval_s=COUNT_SECONDS,
+        look_back_period_s=MEAN_SECONDS,
+        upscale_delay_s=UPSCALE_SECONDS,
+        downscale_delay_s=settings.idle_seconds,
+        policy=AutoscalingPolicy(policy_function=replicas_wanted),
+    )
+    return {"autoscaling_config": scaling}
+
+
+def replicas_wanted(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """As many replicas as have the target of requests each. Bounds and delays are Ray Serve's to apply."""
+    counts = (context.aggregated_metrics or {}).get(REQUESTS, {})
+    settings: Any = context.config
+    return sum(counts.values()) / settings.target_ongoing_requests, {}
