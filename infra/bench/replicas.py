@@ -1,0 +1,81 @@
+"""How replicas come and go with the load: when another one starts, when one ends, and what clients notice of it.
+
+The model sleeps after some seconds without a request. One request wakes it up, then clients ask for streams until
+there are two replicas and for some seconds more, then nobody does until it sleeps again. The model has random weights
+and the demo's shape.
+
+python -m infra.bench.replicas [--clients 8] [--idle 10]
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from cluster.recipe import load_recipe
+from infra.bench.serving import MODEL, RECIPE, free_port, load, own, write_run
+
+MOST_REPLICAS = 2
+TARGET_REQUESTS = 3
+LOADED_SECONDS = 20.0
+WAIT_SECONDS = 180.0
+POLL_SECONDS = 0.5
+
+
+async def until_replicas(url: str, count: int) -> float:
+    """Seconds until the model has so many replicas."""
+    start = time.monotonic()
+    async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
+        while (found := (await client.get(f"{url}/ready")).json()["models"][MODEL]["replicas"]) != count:
+            if time.monotonic() - start > WAIT_SECONDS:
+                raise SystemExit(f"waited {WAIT_SECONDS:.0f} s for {count} replicas, and there are {found}")
+            await asyncio.sleep(POLL_SECONDS)
+    return time.monotonic() - start
+
+
+async def measure(url: str, clients: int) -> None:
+    """Prints the phases as they end."""
+    print(f"asleep {await until_replicas(url, 0):.0f} s after the start", flush=True)
+    start = time.monotonic()
+    async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
+        reply = await client.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "The", "max_tokens": 8})
+    print(f"woken up by a request, which was answered {reply.status_code} after {time.monotonic() - start:.1f} s")
+    loaded = asyncio.create_task(load(url, clients, WAIT_SECONDS + LOADED_SECONDS))
+    started = await until_replicas(url, MOST_REPLICAS)
+    print(f"{clients} clients: {MOST_REPLICAS} replicas after {started:.0f} s", flush=True)
+    loaded.cancel()
+    cell = await load(url, clients, LOADED_SECONDS)
+    print(f"{cell.tokens / cell.seconds:,.0f} tokens/s then, {cell.errors} errors", flush=True)
+    ended = await until_replicas(url, 0)
+    print(f"nobody asks: asleep after {ended:.0f} s")
+
+
+def main() -> None:
+    """Runs the phases against a server of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--idle", type=float, default=10.0)
+    arguments = parser.parse_args()
+    # The server is ended with the bench.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    settings = {
+        "min_replicas": 0,
+        "max_replicas": MOST_REPLICAS,
+        "target_requests": TARGET_REQUESTS,
+        "idle_seconds": arguments.idle,
+    }
+    recipe = load_recipe(RECIPE, [f"serve.{name}={value}" for name, value in settings.items()])
+    with tempfile.TemporaryDirectory() as name:
+        port = free_port()
+        run = write_run(Path(name) / "run", recipe)
+        with own(run, port, Path(name) / "own.log"):
+            asyncio.run(measure(f"http://127.0.0.1:{port}", arguments.clients))
+
+
+if __name__ == "__main__":
+    main()
