@@ -14,7 +14,7 @@ from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
 from cluster.plan import make_plan, object_store_gb, resources_here
 from cluster.ports import require_free_port
-from cluster.recipe import Recipe, Serve, dump_recipe, load_recipe
+from cluster.recipe import Recipe, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text
 from cluster.session import check_address, connect
 from cluster.stages import ASIDE, STAGES, Outcome, Stage, check_sources, is_done, run_stage, stage_of, stages_of
@@ -296,7 +296,8 @@ def _figure(value: float) -> str:
 def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
     # The server is a floor above: it is named here and imported when called, as the stages are.
     host, port = address
-    placed = recipe.model_copy(update={"serve": Serve(host=host, port=port)})
+    here = recipe.serve.model_copy(update={"host": host, "port": port})
+    placed = recipe.model_copy(update={"serve": here})
     importlib.import_module("serve.app").serve_until_interrupted(placed, run, without_keys=without_keys)
 
 

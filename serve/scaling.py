@@ -37,6 +37,9 @@ def replica_options(settings: Serve) -> dict[str, Any]:
 
 def replicas_wanted(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     """As many replicas as have the target of requests each. Bounds and delays are Ray Serve's to apply."""
-    counts = (context.aggregated_metrics or {}).get(REQUESTS, {})
+    counts = (context.aggregated_metrics or {}).get(REQUESTS)
+    if not counts:
+        # Those that are starting do not count yet, and are still wanted.
+        return context.target_num_replicas, {}
     settings: Any = context.config
     return sum(counts.values()) / settings.target_ongoing_requests, {}
