@@ -19,7 +19,7 @@ def test_a_range_is_ray_serves_to_keep_to() -> None:
     found = scaling["autoscaling_config"]
     assert (found.min_replicas, found.initial_replicas, found.max_replicas) == (0, 1, 4)
     assert (found.target_ongoing_requests, found.downscale_delay_s) == (8, 60)
-    assert found.policy.get_policy() is replicas_wanted
+    assert found.policy.policy_function == "serve.scaling.replicas_wanted"
 
 
 @pytest.mark.parametrize(
