@@ -22,7 +22,7 @@ from infra.bench.faults import SECONDS, Command, copied, end_family, options, pa
 
 STEPS = 40
 DRAWS = "ray::RolloutActor.generate"
-# Room for the actors of the recipe, and hardly more: the one that joins finds its place on the other node.
+# The actor that joins finds its place on the other node, which has less to do.
 HEAD_CPUS, NODE_CPUS = 2, 1
 HEAD_SECONDS = 60.0
 
@@ -33,7 +33,9 @@ def ray_node(*words: str) -> Iterator[int]:
     ray = Path(sys.executable).with_name("ray")
     fixed = ("--node-ip-address=127.0.0.1", "--object-store-memory=300000000", "--block")
     command = [str(ray), "start", *words, *fixed]
-    environment = {**os.environ, "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
+    # By default Ray fills half of a node before it looks at the next.
+    environment = {**os.environ, "PATH": path, "RAY_scheduler_spread_threshold": "0"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process.pid
