@@ -26,7 +26,7 @@ import aiohttp
 import httpx
 
 from cluster.recipe import load_recipe
-from infra.bench.serving import MODEL, RECIPE, free_port, own, write_run
+from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 
 PROMPTS = ("The capital of", "Water is", "Once there was", "A good doctor", "Two and two", "Why does the sun")
 LENGTHS = (8, 24, 64, 160)

@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 
 from cluster.recipe import load_recipe
-from infra.bench.serving import MODEL, RECIPE, free_port, load, own, write_run
+from infra.bench.servers.load import closed_loop
+from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 
 MOST_REPLICAS = 2
 TARGET_REQUESTS = 3
@@ -45,11 +46,11 @@ async def measure(url: str, clients: int) -> None:
     async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
         reply = await client.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "The", "max_tokens": 8})
     print(f"woken up by a request, which was answered {reply.status_code} after {time.monotonic() - start:.1f} s")
-    loaded = asyncio.create_task(load(url, clients, WAIT_SECONDS + LOADED_SECONDS))
+    loaded = asyncio.create_task(closed_loop(url, clients, WAIT_SECONDS + LOADED_SECONDS))
     started = await until_replicas(url, MOST_REPLICAS)
     print(f"{clients} clients: {MOST_REPLICAS} replicas after {started:.0f} s", flush=True)
     loaded.cancel()
-    cell = await load(url, clients, LOADED_SECONDS)
+    cell = await closed_loop(url, clients, LOADED_SECONDS)
     print(f"{cell.tokens / cell.seconds:,.0f} tokens/s then, {cell.errors} errors", flush=True)
     ended = await until_replicas(url, 0)
     print(f"nobody asks: asleep after {ended:.0f} s")

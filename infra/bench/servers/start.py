@@ -1,0 +1,119 @@
+"""Servers to measure: Triptych's on a run made for it, and bare vLLM's on the same model."""
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+from transformers import PreTrainedTokenizerFast
+
+from actors.model.language import build, save
+from cluster.plan import make_plan, resources_here
+from cluster.recipe import Recipe, dump_recipe
+from cluster.run import Manifest, RunFolder, file_fingerprint
+from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.guide.questions import training_questions
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+MODEL = "sft"
+START_SECONDS = 240.0
+
+
+def write_run(root: Path, recipe: Recipe, seed: int = 1, model: Path | None = None) -> RunFolder:
+    """A run folder with one finished model, in place of an earlier one: that of a Hugging Face directory, or one of
+    random weights."""
+    run = RunFolder(root)
+    out = run.begin(MODEL, str(seed))
+    if model:
+        for file in model.iterdir():
+            if file.is_file():
+                shutil.copy(file, out)
+    else:
+        _write_model(root / "tokenizer", out, recipe, seed)
+    weights = file_fingerprint(out / "model.safetensors")
+    run.commit(MODEL, Manifest(MODEL, str(seed), {}, {}, "bench", 0.0, {}, weights))
+    run.recipe_path.write_text(dump_recipe(recipe), encoding="utf-8")
+    return run
+
+
+def _write_model(tokens: Path, out: Path, recipe: Recipe, seed: int) -> None:
+    texts = [question.text for question in training_questions(seed=1)]
+    save_tokenizer(train_tokenizer(texts, recipe.model.vocabulary), tokens, recipe.model.context)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokens)
+    made = build(recipe.model, seed, end_of_turn=tokenizer.eos_token_id, padding=tokenizer.eos_token_id)
+    save(made, tokenizer, out)
+
+
+@contextlib.contextmanager
+def started(command: list[str], url: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
+    """A server as a process, from when it answers."""
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
+        ) as process,
+    ):
+        try:
+            end = time.monotonic() + START_SECONDS
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > end:
+                    raise SystemExit(f"{' '.join(command[:3])} did not start: {log.read_text()[-2000:]}")
+                time.sleep(0.2)
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def own(run: RunFolder, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
+    """Triptych's server."""
+    command = [sys.executable, "-m", "serve", str(run.root), "--port", str(port)]
+    return started(command, f"http://127.0.0.1:{port}/ready", {}, log)
+
+
+def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
+    """vLLM's own server, with the settings of a replica (`serve.engine`)."""
+    threads = str(make_plan(recipe, resources_here(recipe.cluster)).replica.threads)
+    options = {
+        "--model": str(run.path(MODEL)),
+        "--served-model-name": MODEL,
+        "--max-model-len": str(recipe.model.context),
+        "--dtype": "float32",
+        "--kv-cache-memory-bytes": str(256 << 20),
+        "--host": "127.0.0.1",
+        "--port": str(port),
+    }
+    flags = ["--enforce-eager", "--disable-log-stats", "--disable-uvicorn-access-log"]
+    # `vllm serve` asks for the version of a package `vllm`, which the CPU wheel is not called; this is the same server.
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*module, *(word for option in options.items() for word in option), *flags]
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return started(command, f"http://127.0.0.1:{port}/health", environment, log)
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on, below those that Ray's processes get from the system."""
+    while True:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return free.getsockname()[1]
