@@ -61,6 +61,11 @@ def document_bounds(document_ids: Tensor) -> Tensor:
     return functional.pad(begins, (0, 1), value=document_ids.numel()).to(torch.int32).view(1, 1, 1, -1)
 
 
+def one_document_a_row(document_ids: Tensor) -> bool:
+    """Whether every row holds a single document, and padding at its right end. [B, T] -> bool."""
+    return bool(((document_ids == document_ids[:, :1]) | (document_ids == PADDING)).all())
+
+
 def _starts(document_ids: Tensor) -> Tensor:
     """Whether a token is the first of its document in a row. [B, T] -> bool [B, T]."""
     first = torch.ones_like(document_ids, dtype=torch.bool)

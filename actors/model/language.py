@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from actors.model.attention import mask_for, restarting_positions
+from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.gguf import forget_quantisation, place
 from cluster.failures import UserError
 from cluster.plan import LOGITS_AT_ONCE
@@ -92,7 +92,8 @@ def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
 
 def hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Last hidden states [B, T, H]. Without `document_ids`, a row is one document and padding is at its right end."""
-    if document_ids is None:
+    # Without a mask half of the attention is not computed: on a CPU 5 % of a step with 135M parameters.
+    if document_ids is None or (document_ids.is_cpu and one_document_a_row(document_ids)):
         return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.model(
         input_ids=input_ids,

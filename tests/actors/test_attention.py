@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.model.attention import PADDING, document_bounds, document_mask, restarting_positions
+from actors.model import language
+from actors.model.attention import (
+    PADDING,
+    document_bounds,
+    document_mask,
+    one_document_a_row,
+    restarting_positions,
+)
 from actors.model.language import build, next_token_losses
 from cluster.recipe import Model
 
@@ -32,6 +39,35 @@ def test_bounds_of_hand_made_rows() -> None:
     found = document_bounds(rows)
     assert (found.shape, found.dtype) == ((1, 1, 1, 7), torch.int32)
     assert found.flatten().tolist() == [0, 3, 5, 6, 7, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("rows", "alone"),
+    [
+        ([[0, 0, 0], [4, 4, 4]], True),
+        ([[0, 0, PADDING], [PADDING, PADDING, PADDING]], True),
+        ([[0, 0, 0], [0, 0, 1]], False),
+    ],
+)
+def test_rows_of_one_document_are_told(rows: list[list[int]], alone: bool) -> None:
+    assert one_document_a_row(torch.tensor(rows)) is alone
+
+
+def test_a_row_of_one_document_needs_no_mask() -> None:
+    ids = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[0] * 24, [3] * 15 + [PADDING] * 9])
+    trained = documents != PADDING
+    trained[:, 0] = False
+    model = build(Model(hidden=64, layers=2, vocabulary=300, context=32), seed=3, end_of_turn=4, padding=0)
+    parameters = list(model.parameters())
+    found = next_token_losses(model, ids, trained, documents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "one_document_a_row", lambda _: False)
+        masked = next_token_losses(model, ids, trained, documents)
+    torch.testing.assert_close(found, masked, rtol=0, atol=1e-5)
+    pairs = (torch.autograd.grad(losses.sum(), parameters) for losses in (found, masked))
+    for given, right in zip(*pairs, strict=True):
+        torch.testing.assert_close(given, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
