@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,16 @@ class Learner:
         _check_finite(prompts, rewards)
         samples = [sample for group in groups for sample in group]
         settings, batch = self.settings, self._batch(prompts, groups, rewards)
-        targets, start = self._targets(batch)
+        targets = self._targets(batch)
+        seen = torch.zeros_like(batch.behaviour)
         figures: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
         self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         for rows in np.array_split(order, settings.minibatches):
-            for name, value in self._update(batch, targets, torch.from_numpy(rows)).items():
+            for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), seen).items():
                 figures.setdefault(name, []).append(value)
+        start = _start(batch, seen if targets.proximal is None else targets.proximal, targets.reference)
         figures["kl_coefficient"] = [self.kl_coefficient]
         if settings.kl_target:
             self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl_target)
@@ -127,21 +130,18 @@ class Learner:
         }
 
     @torch.no_grad()
-    def _targets(self, batch: RolloutBatch) -> tuple[Targets, dict[str, float]]:
-        """What the samples taught, and figures of the models at the start of the step."""
-        proximal = self._in_pieces(lambda rows: self._logprobs(self.policy, batch.rows(rows)), batch)
-        reference = self._in_pieces(lambda rows: self._logprobs(self.reference, batch.rows(rows)), batch)
-        values = None if self.critic is None else self._in_pieces(lambda rows: self._values(batch.rows(rows)), batch)
+    def _targets(self, batch: RolloutBatch) -> Targets:
+        """What the samples taught."""
+        # Of five passes over the batch (a backward pass counts for two), this saves one.
+        known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
+        proximal = None if known_later else self._in_pieces(partial(self._logprobs, self.policy), batch)
+        reference = self._in_pieces(partial(self._logprobs, self.reference), batch)
+        values = None if self.critic is None else self._in_pieces(self._values, batch)
         rewards = at_last_token(self._shaped(batch), batch.answer)
-        if self.kl_in == "reward":
+        if proximal is not None and self.kl_in == "reward":
             rewards = rewards - self.kl_coefficient * self.kl(proximal, reference) * batch.answer
         advantages, returns = self.algorithm.targets(batch, rewards, values)
-        drawn = batch.answer
-        return Targets(advantages, proximal, reference, values, returns), {
-            "kl": float(kl_k1(proximal, reference).sum() / drawn.sum()),
-            "kl_sequence": float(kl_k1(proximal, reference).sum() / len(drawn)),
-            "behaviour_gap": float((proximal - batch.behaviour)[drawn].abs().max()),
-        }
+        return Targets(advantages, proximal, reference, values, returns)
 
     def _shaped(self, batch: RolloutBatch) -> Tensor:
         settings, rewards = self.settings, batch.rewards
@@ -150,15 +150,20 @@ class Learner:
         share = self.algorithm.overlong_share if settings.overlong_share is None else settings.overlong_share
         return rewards + overlong_penalty(batch.answer.sum(1), settings.max_tokens, share)
 
-    def _update(self, batch: RolloutBatch, targets: Targets, rows: Tensor) -> dict[str, float]:
-        """One optimiser step; every term is divided by what all its rows come to, whatever the micro-batches."""
+    def _update(self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor) -> dict[str, float]:
+        """One optimiser step; every term is divided by what all its rows come to, whatever the micro-batches.
+
+        The log-probabilities before it go into the rows of `seen` [N, T].
+        """
         settings, algorithm = self.settings, self.algorithm
         tokens = int(batch.answer[rows].sum())
         _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
         for piece in rows.split(settings.micro_batch_rows):
-            part, own = batch.rows(piece), targets.rows(piece)
+            part = batch.rows(piece)
+            own = targets.rows(piece, part.width)
             logprobs, entropy = answer_logprobs(self.policy, part, settings.temperature)
+            seen[piece, : part.width] = logprobs.detach()
             losses, clipped = algorithm.token_losses(part, own, logprobs, self.clip)
             if self.kl_in == "loss":
                 losses = losses + self.kl_coefficient * self.kl(logprobs, own.reference)
@@ -215,19 +220,28 @@ class Learner:
         values = token_values(self.critic, batch.input_ids)
         return torch.nn.functional.pad(values[:, :-1], (1, 0)) * batch.answer
 
-    def _in_pieces(self, function: Callable[[Tensor], Tensor], batch: RolloutBatch) -> Tensor:
-        rows = torch.arange(len(batch.rewards), device=self.device)
-        return torch.cat([function(piece) for piece in rows.split(self.settings.micro_batch_rows)])
+    def _in_pieces(self, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
+        whole = torch.zeros_like(batch.behaviour)
+        for piece in torch.arange(len(batch.rewards), device=self.device).split(self.settings.micro_batch_rows):
+            part = batch.rows(piece)
+            whole[piece, : part.width] = function(part)
+        return whole
 
     def _batch(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> RolloutBatch:
-        rows = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=True) for sample in group]
+        rows = [
+            (prompt.token_ids, sample, reward, index)
+            for index, (prompt, group, own) in enumerate(zip(prompts, groups, rewards, strict=True))
+            for sample, reward in zip(group, own, strict=True)
+        ]
+        # By length, so that little of a micro-batch is padding.
+        rows.sort(key=lambda row: len(row[0]) + len(row[1].token_ids))
         batch = self._pad(
-            [prompt.token_ids + sample.token_ids for prompt, sample in rows],
-            [len(prompt.token_ids) for prompt, _ in rows],
-            [sample.logprobs for _, sample in rows],
+            [prompt + sample.token_ids for prompt, sample, _, _ in rows],
+            [len(prompt) for prompt, _, _, _ in rows],
+            [sample.logprobs for _, sample, _, _ in rows],
         )
-        batch.rewards.copy_(torch.tensor([reward for group in rewards for reward in group]))
-        batch.groups.copy_(torch.tensor([index for index, group in enumerate(groups) for _ in group]))
+        batch.rewards.copy_(torch.tensor([reward for _, _, reward, _ in rows]))
+        batch.groups.copy_(torch.tensor([index for _, _, _, index in rows]))
         return batch
 
     def _pad(self, sequences: list[list[int]], starts: list[int], logprobs: list[list[float]]) -> RolloutBatch:
@@ -268,6 +282,16 @@ class Learner:
 
     def _models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
+
+
+def _start(batch: RolloutBatch, proximal: Tensor, reference: Tensor) -> dict[str, float]:
+    """Figures of the models at the start of a step."""
+    divergence = float(kl_k1(proximal, reference).sum())
+    return {
+        "kl": divergence / int(batch.answer.sum()),
+        "kl_sequence": divergence / len(batch.answer),
+        "behaviour_gap": float((proximal - batch.behaviour)[batch.answer].abs().max()),
+    }
 
 
 def _check_finite(prompts: list[Prompt], rewards: list[list[float]]) -> None:

@@ -127,6 +127,20 @@ def test_every_option_has_its_term_in_the_loss(folders):
     assert figures["loss"] == pytest.approx(total / 11, abs=1e-5)
 
 
+def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
+    # With the divergence in the reward, the log-probabilities are needed, and made, before the update.
+    once, before = (make(folders, kl_in=place, kl_coefficient=0) for place in ("loss", "reward"))
+    drawn = samples(once)
+    for sample in itertools.chain(*drawn):
+        sample.logprobs[:] = [value - 0.3 for value in sample.logprobs]
+    for _ in range(2):
+        figures = [learner.step(PROMPTS, drawn, REWARDS) for learner in (once, before)]
+        for name in ("loss", "gradient_norm", "kl", "kl_sequence", "behaviour_gap"):
+            assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-5, abs=1e-7), name
+    assert figures[0]["kl"] > 0
+    assert figures[0]["behaviour_gap"] > 0.3
+
+
 def test_divergence_in_the_reward_is_the_whole_answers(folders):
     # With equal rewards, what is left of an advantage is how much less an answer strayed than the prompt's other one.
     learner = make(folders, algorithm="dr_grpo", kl_in="reward", kl_coefficient=0.5, max_tokens=8)

@@ -1,6 +1,6 @@
 """What the policy-gradient algorithms share: the batch, log-probabilities, divergence and the clipped surrogates."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,9 +31,19 @@ class RolloutBatch:
     rewards: Tensor
     groups: Tensor
 
+    @property
+    def width(self) -> int:
+        """T."""
+        return self.answer.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of prompt and answer, [N]; T for a row without an answer."""
+        return self.answer.shape[1] - self.answer.flip(1).int().argmax(1)
+
     def rows(self, index: Tensor) -> "RolloutBatch":
-        """Some of the rows."""
-        return RolloutBatch(**{name: value[index] for name, value in vars(self).items()})
+        """Some of the rows, as wide as the longest of them."""
+        return RolloutBatch(**_cut(self, index, int(self.lengths[index].max())))
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,29 @@ class Targets:
 
     Attributes:
         advantages: how much better a token was than expected.
-        proximal: log-probabilities under the weights at the start of the step.
+        proximal: log-probabilities under the weights at the start of the step; None if those are the weights of the
+            only update, whose own log-probabilities are meant then.
         reference: log-probabilities under the model that training must stay near.
         values: the critic's estimates (PPO), else None.
         returns: what they should have been (PPO), else None.
     """
 
     advantages: Tensor
-    proximal: Tensor
+    proximal: Tensor | None
     reference: Tensor
     values: Tensor | None = None
     returns: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Targets":
-        """Some of the rows."""
-        return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
+    def rows(self, index: Tensor, width: int) -> "Targets":
+        """Some of the rows, of so many tokens."""
+        return Targets(**_cut(self, index, width))
+
+
+def _cut(table: RolloutBatch | Targets, index: Tensor, width: int) -> dict[str, Any]:
+    return {
+        name: None if value is None else value[index, :width] if value.dim() == 2 else value[index]
+        for name, value in vars(table).items()
+    }
 
 
 def answer_logprobs(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -120,7 +138,8 @@ def token_surrogate(batch: RolloutBatch, targets: Targets, logprobs: Tensor, cli
     Returns:
         the loss of every token, and whether it was clipped; [N, T] each.
     """
-    return _surrogate(logprobs - targets.proximal, targets.proximal - batch.behaviour, targets.advantages, clip)
+    proximal = _proximal(targets, logprobs)
+    return _surrogate(logprobs - proximal, proximal - batch.behaviour, targets.advantages, clip)
 
 
 def sequence_surrogate(
@@ -137,8 +156,13 @@ def sequence_surrogate(
         total = (values * batch.answer).sum(1, keepdim=True)
         return total / batch.answer.sum(1, keepdim=True).clamp(min=1) if mean else total
 
-    step, lag = pooled(logprobs - targets.proximal), pooled(targets.proximal - batch.behaviour)
+    proximal = _proximal(targets, logprobs)
+    step, lag = pooled(logprobs - proximal), pooled(proximal - batch.behaviour)
     return _surrogate(step, lag, targets.advantages, clip)
+
+
+def _proximal(targets: Targets, logprobs: Tensor) -> Tensor:
+    return logprobs.detach() if targets.proximal is None else targets.proximal
 
 
 def _surrogate(step: Tensor, lag: Tensor, advantages: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
