@@ -8,6 +8,7 @@ make demo && python -m infra.bench.node_loss [--run runs/demo]
 """
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -17,10 +18,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import ray
+
 from cluster.metrics import read_metrics
 from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong
 
-STEPS = 40
+STEPS = 60
 DRAWS = "ray::RolloutActor.generate"
 # The actor that joins finds its place on the other node, which has less to do.
 HEAD_CPUS, NODE_CPUS = 2, 1
@@ -53,6 +56,19 @@ def wait_until_it_answers(port: int) -> None:
     raise TimeoutError(f"waited {HEAD_SECONDS:.0f} s for Ray's control store at port {port}")
 
 
+def wait_until_it_joined(address: str, nodes: int) -> None:
+    """Raises a TimeoutError if the cluster has not so many nodes in time."""
+    end = time.monotonic() + HEAD_SECONDS
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        while sum(node["Alive"] for node in ray.nodes()) < nodes:
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {HEAD_SECONDS:.0f} s for node {nodes} of {address}")
+            time.sleep(0.1)
+    finally:
+        ray.shutdown()
+
+
 def join_and_leave(command: Command, address: str) -> None:
     """Has a node and an actor on it join a live run, and kills them.
 
@@ -61,6 +77,8 @@ def join_and_leave(command: Command, address: str) -> None:
     """
     wait_for(lambda: command.steps() >= 2, "step 2", command.process)
     with ray_node(f"--address={address}", f"--num-cpus={NODE_CPUS}") as node:
+        # An actor that is added sooner goes to the first node, where there is room too.
+        wait_until_it_joined(address, 2)
         begin = time.monotonic()
         fleet = [sys.executable, "-m", "cluster.cli", "fleet", str(command.run.root), "add", "1"]
         subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
