@@ -13,6 +13,7 @@ from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Rlhf
 from cluster.section import Positive, PositiveFloat, Section, Share, Temperature
+from cluster.serve_recipe import Serve
 
 
 class Cluster(Section):
@@ -173,23 +174,6 @@ class Dpo(Training):
 
 class Evaluate(Section):
     max_tokens: Positive = 32
-
-
-class Serve(Section):
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    min_replicas: Annotated[int, Field(ge=0)] = Field(
-        1, description="of every model; with 0, one that nobody asks ends, and the next request has it started again"
-    )
-    max_replicas: Positive = Field(1, description="of every model; as many as there is work for, from min_replicas")
-    target_requests: PositiveFloat = Field(16, description="at once to one replica: with more, another one is started")
-    idle_seconds: PositiveFloat = Field(600, description="of less work, until a replica is ended")
-
-    @model_validator(mode="after")
-    def _least_to_most(self) -> "Serve":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
-        return self
 
 
 class Recipe(Section):

@@ -3,9 +3,10 @@
 import logging
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from ray import serve
 from ray.serve.config import ProxyLocation
@@ -16,18 +17,19 @@ from cluster.failures import DeadlineError, StageError, UserError
 from cluster.keys import KeyRing, new_key
 from cluster.plan import Share, make_plan
 from cluster.ports import require_free_port
-from cluster.recipe import Recipe, Serve
+from cluster.recipe import Recipe
 from cluster.run import RunFolder
+from cluster.serve_recipe import Serve, Served
 from cluster.version_commands import write_server
 from cluster.versions import Versions, live_version
 from serve.access import Openness, is_loopback
 from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
+from serve.routes import aliases_of
 from serve.scaling import replica_options
 
 APPLICATION = "triptych"
-MODEL_FOLDERS = ("base", "sft", "policy", "reward")
 
 REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
@@ -119,13 +121,14 @@ def serve_until_interrupted(
     host, port = recipe.serve.host, recipe.serve.port
     openness = openness_for(host, without_keys)
     finished = finished_models(run)
+    aliases = aliases_of(list(finished), recipe.serve.aliases)
     require_free_port(host, port)
     # The run made them; what is served of them may be older, after a rollback.
-    versions = {name: Versions(run, name) for name in finished}
+    versions: dict[str, Versions] = {name: Versions(run, name) for name in finished}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
-    settings = Settings(run.root, run.feedback_url, openness, weights=weights, aliases=aliases(models), owner=owner)
+    settings = Settings(run.root, run.feedback_url, openness, weights=weights, aliases=aliases, owner=owner)
     address = f"http://{url_host(host)}:{port}"
     if others := serve.status().applications:
         raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
@@ -194,19 +197,13 @@ def grouped(models: Mapping[str, Path], share: Share) -> list[dict[str, Path]]:
     return [small, *alone] if small else alone
 
 
-def aliases(models: Collection[str]) -> dict[str, str]:
-    """`latest` is the model that has gone furthest through the stages that make one write."""
-    writing = [name for name in MODEL_FOLDERS if name in models and name != "reward"]
-    return {"latest": writing[-1]} if writing else {}
-
-
-def finished_models(run: RunFolder) -> dict[str, Path]:
+def finished_models(run: RunFolder) -> dict[Served, Path]:
     """The run's finished models by name.
 
     Raises:
         UserError: there is none.
     """
-    models = {folder: run.path(folder) for folder in MODEL_FOLDERS if run.manifest(folder) is not None}
+    models = {name: run.path(name) for name in get_args(Served) if run.manifest(name) is not None}
     if not models:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
     return models

@@ -6,8 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -16,10 +14,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.failures import UserError
-from serve.access import EVERYONE, Access, Caller, bearer, rule_of
+from serve.access import Access, bearer, rule_of
 from serve.errors import RequestError
 from serve.limits import MOST_BODY_BYTES, KeyLimits, bounded, too_large
 from serve.meters import Meters
+from serve.visit import Visit
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,30 +36,6 @@ SAFE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-@dataclass
-class Visit:
-    """One request as it is answered; the gateway fills in what the door cannot know.
-
-    Attributes:
-        id: its number.
-        headers: more headers for the answer.
-        held: what is given back when the request has ended, however it ended.
-    """
-
-    id: str
-    method: str
-    path: str
-    start: float
-    caller: Caller = EVERYONE
-    model: str = ""
-    weights: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    held: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
 class Door:
@@ -123,17 +98,12 @@ class Door:
         if visit.caller.key and tokens:
             self._limits.spend(visit.caller.key, tokens)
         seconds = time.monotonic() - visit.start
-        key, route = visit.caller.name, rule_of(visit.path)
-        self._meters.requests.labels(key, visit.model, route, visit.status).inc()
-        self._meters.duration.labels(key, visit.model, route).observe(seconds)
-        for kind, count in (("prompt", visit.prompt_tokens), ("completion", visit.completion_tokens)):
-            if count:
-                self._meters.tokens.labels(key, visit.model, kind).inc(count)
+        self._meters.count(visit, rule_of(visit.path))
         # As JSON, in which a line break in a path is two characters: nobody can add a line of their own.
         line = {
             "time": round(time.time(), 3),
             "request": visit.id,
-            "key": key,
+            "key": visit.caller.name,
             "method": visit.method,
             "path": visit.path[:LONGEST_PATH],
             "status": visit.status,

@@ -1,8 +1,11 @@
 """What Prometheus reads: requests, tokens and times, by the key's name and the model."""
 
+import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.visit import Visit
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -48,6 +51,15 @@ class Meters:
         )
         for model, version in weights.items():
             self._served.labels(model, version or "").set(1)
+
+    def count(self, visit: Visit, route: str) -> None:
+        """A request has ended."""
+        key, model = visit.caller.name, visit.model
+        self.requests.labels(key, model, route, visit.status).inc()
+        self.duration.labels(key, model, route).observe(time.monotonic() - visit.start)
+        for kind, count in (("prompt", visit.prompt_tokens), ("completion", visit.completion_tokens)):
+            if count:
+                self.tokens.labels(key, model, kind).inc(count)
 
     def show_weights(self, model: str, weights: str) -> None:
         """Another version of a model's weights is served from now on."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from cluster.recipe import Serve
+from cluster.serve_recipe import Serve
 
 REQUESTS = "requests"
 # Load has to last so long before another replica starts; counts come as often, and their mean over some counts.

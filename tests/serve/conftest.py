@@ -14,8 +14,9 @@ from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
 from cluster.plan import Share
 from cluster.run import Manifest, RunFolder, file_fingerprint
 from cluster.versions import Versions
-from serve.app import aliases, serve_run
+from serve.app import serve_run
 from serve.gateway import Settings
+from serve.routes import aliases_of
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
 from tests.templates import CHATML, LLAMA_3
@@ -78,7 +79,7 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     versions = {name: Versions(run, name) for name in ("base", "policy")}
     weights = {name: one.start().weights for name, one in versions.items()}
     folders = {name: one.folder for name, one in versions.items()}
-    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases(folders))
+    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
     try:
         serve_run(folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
         models = {name: run.path(name) for name in folders}

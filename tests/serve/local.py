@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -53,10 +54,15 @@ class Parrot:
 
 @asynccontextmanager
 async def asking(
-    settings: Settings, model: Parrot | None = None, key: str | None = None, name: str = "parrot"
+    settings: Settings,
+    model: Parrot | None = None,
+    key: str | None = None,
+    name: str = "parrot",
+    others: Mapping[str, Parrot] = MappingProxyType({}),
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a gateway over one model."""
-    transport = httpx.ASGITransport(gateway_app({name: model or Parrot()}, settings), raise_app_exceptions=False)
+    """A client of a gateway over one model, and others."""
+    app = gateway_app({name: model or Parrot(), **others}, settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
         yield client

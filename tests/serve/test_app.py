@@ -8,7 +8,7 @@ import pytest
 from cluster.failures import UserError
 from cluster.plan import Share
 from cluster.run import RunFolder
-from serve.app import SMALL_BYTES, aliases, finished_models, grouped, url_host
+from serve.app import SMALL_BYTES, finished_models, grouped, url_host
 
 
 def finish(root: Path, folder: str, config: dict) -> None:
@@ -40,9 +40,3 @@ def test_small_models_share_a_process_on_cpus_and_no_others(tmp_path: Path) -> N
     on_cpus = grouped(models, Share(cpus=0.5, gpus=0, threads=1))
     assert [list(group) for group in on_cpus] == [["base", "policy"], ["large"]]
     assert [list(group) for group in grouped(models, Share(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]
-
-
-def test_latest_is_the_model_that_came_furthest() -> None:
-    assert aliases(["base", "sft", "reward"]) == {"latest": "sft"}
-    assert aliases(["base", "sft", "policy"]) == {"latest": "policy"}
-    assert aliases(["reward"]) == {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.recipe import Serve
+from cluster.serve_recipe import Serve
 from serve.scaling import REQUESTS, replica_options, replicas_wanted
 
 

@@ -1,0 +1,156 @@
+"""From a request to the answer of the model that it is routed to."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from serve.access import Caller
+from serve.body import json_body, while_connected
+from serve.errors import RequestError
+from serve.limits import Queue
+from serve.meters import Meters
+from serve.openapi import PATHS
+from serve.parts import Endpoint, Opening, Part, Reply, Usage
+from serve.remote import Model
+from serve.routes import Routes
+from serve.visit import Visit
+
+WEIGHTS_HEADER = "X-Triptych-Weights"
+MODEL_HEADER = "X-Triptych-Model"
+# Whom requests that no client waits for are counted for.
+SHADOW = Caller("(shadow)")
+Waiting = Callable[[Awaitable[Part]], Awaitable[Part]]
+
+
+class Switchboard:
+    """Passes requests on to the models, and notes what came of them.
+
+    Args:
+        models: by their names.
+        routes: the names that clients may use.
+        queue: the most requests to one model at once.
+        weights: the checksum of every model's weights; kept up to date by others.
+        meters: where times and tokens are counted.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        routes: Routes,
+        queue: int,
+        weights: Mapping[str, str | None],
+        meters: Meters,
+    ) -> None:
+        self._models, self._weights, self._meters = models, weights, meters
+        self.routes = routes
+        self._queue = Queue(queue)
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+        """The answer of the model that the request names: JSON, or server-sent events.
+
+        `NAME@VERSION` names a version of the weights by its first digits: another one does not answer.
+        """
+        visit: Visit = request.state.visit
+        body = await json_body(request)
+        asked, pinned = _without_version(body.get("model"))
+        route = self.routes.find(asked)
+        if route.shadow:
+            task = asyncio.create_task(self._shadow(endpoint, body | {"model": route.shadow}))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+        visit.model = body["model"] = route.model
+        return await self._ask(endpoint, body, pinned, visit, partial(while_connected, request))
+
+    async def _shadow(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
+        """Has a model answer for the sake of its figures: one that fails, or has no place left, is in nobody's way."""
+        visit = Visit(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
+        async with visit.held:
+            try:
+                answer = await self._ask(endpoint, body, "", visit, _as_it_is)
+                if isinstance(answer, StreamingResponse):
+                    async for _ in answer.body_iterator:
+                        pass
+                visit.status = answer.status_code
+            except RequestError as error:
+                visit.status = error.status_code
+        self._meters.count(visit, PATHS[endpoint])
+
+    async def _ask(
+        self, endpoint: Endpoint, body: dict[str, Any], pinned: str, visit: Visit, waiting: Waiting
+    ) -> Response:
+        """The answer of the model of a visit; `waiting` may give up on what it waits for."""
+        name = visit.model
+        self._note_weights(visit, self._weights.get(name))
+        visit.held.enter_context(self._queue.place(name))
+        visit.held.enter_context(self._meters.running.labels(name).track_inprogress())
+        parts = self._models[name].answer(endpoint, body)
+        visit.held.push_async_callback(parts.aclose)
+        first = await waiting(anext(parts))
+        while isinstance(first, Opening):
+            self._note_weights(visit, first.weights)
+            if not first.weights.startswith(pinned):
+                message = f"{name} is served with the weights {first.weights}, not {pinned}"
+                raise RequestError(404, message, "NotFoundError", "model")
+            first = await waiting(anext(parts))
+        if isinstance(first, Reply):
+            self._note_weights(visit, first.weights)
+            _note_usage(visit, first.body)
+            return JSONResponse(first.body, first.status)
+        return StreamingResponse(self._events(first, parts, visit), media_type="text/event-stream")
+
+    def _note_weights(self, visit: Visit, weights: str | None) -> None:
+        if weights or not visit.weights:
+            visit.weights = weights or "unknown"
+            visit.headers = {MODEL_HEADER: visit.model, WEIGHTS_HEADER: visit.weights}
+
+    async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: Visit) -> AsyncIterator[str]:
+        labels = (visit.caller.name, visit.model)
+        next_token = self._meters.next_token.labels(*labels)
+        last = time.monotonic()
+        self._meters.first_token.labels(*labels).observe(last - visit.start)
+        # Until the count comes, an event stands for a token: a client that leaves pays for what it was sent.
+        visit.completion_tokens = 1
+        yield str(first)
+        try:
+            async for part in rest:
+                if isinstance(part, Usage):
+                    visit.prompt_tokens, visit.completion_tokens = part.prompt_tokens, part.completion_tokens
+                    if part.weights:
+                        # The header has been sent. A comment is in no client's way.
+                        visit.weights = part.weights
+                        yield f": {WEIGHTS_HEADER}: {part.weights}\n\n"
+                    continue
+                now = time.monotonic()
+                next_token.observe(now - last)
+                last = now
+                visit.completion_tokens += 1
+                yield str(part)
+        except RequestError as error:
+            # The status line has been sent: an error event is the only way left to say that it is not whole.
+            yield f"data: {json.dumps(error.body)}\n\n"
+
+
+async def _as_it_is(work: Awaitable[Part]) -> Part:
+    return await work
+
+
+def _without_version(name: Any) -> tuple[Any, str]:
+    """`NAME@VERSION` in two; the version is empty where none is named."""
+    if not isinstance(name, str):
+        return name, ""
+    model, _, version = name.partition("@")
+    return model, version
+
+
+def _note_usage(visit: Visit, body: Mapping[str, Any]) -> None:
+    usage = body.get("usage") or {}
+    visit.prompt_tokens = usage.get("prompt_tokens") or 0
+    visit.completion_tokens = usage.get("completion_tokens") or 0
