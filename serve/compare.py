@@ -227,7 +227,7 @@ async def _text(model: Model, chat: bool, name: str, prompt: str, room: int) -> 
     async for part in model.answer("chat/completions" if chat else "completions", body):
         if isinstance(part, Reply):
             raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
-        for line in part.splitlines() if isinstance(part, str) else ():
+        for line in part.split("\n") if isinstance(part, str) else ():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             event = json.loads(line.removeprefix("data: "))

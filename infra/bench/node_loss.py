@@ -8,7 +8,6 @@ make demo && python -m infra.bench.node_loss [--run runs/demo]
 """
 
 import contextlib
-import logging
 import os
 import socket
 import subprocess
@@ -18,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
-
 from cluster.metrics import read_metrics
+from cluster.recipe import Cluster
+from cluster.session import connect
 from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong
 
 STEPS = 60
@@ -59,14 +58,13 @@ def wait_until_it_answers(port: int) -> None:
 def wait_until_it_joined(address: str, nodes: int) -> None:
     """Raises a TimeoutError if the cluster has not so many nodes in time."""
     end = time.monotonic() + HEAD_SECONDS
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with connect(Cluster(address=address)):
+        import ray
+
         while sum(node["Alive"] for node in ray.nodes()) < nodes:
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {HEAD_SECONDS:.0f} s for node {nodes} of {address}")
             time.sleep(0.1)
-    finally:
-        ray.shutdown()
 
 
 def join_and_leave(command: Command, address: str) -> None:

@@ -43,6 +43,7 @@ class Scripted:
         for word in self.text.split(" "):
             await asyncio.sleep(self.pause)
             part = {"delta": {"content": f"{word} "}} if chat else {"text": f"{word} "}
-            yield f"data: {json.dumps({'model': self.name, 'choices': [part]})}\n\n"
+            event = json.dumps({"model": self.name, "choices": [part]}, ensure_ascii=False)
+            yield f"data: {event}\n\n"
         yield "data: [DONE]\n\n"
         yield Usage(3, 5)

@@ -51,6 +51,13 @@ def vote(http: TestClient, headers: dict[str, str], name: str, what: str) -> htt
     return http.post("/compare/vote", json={"comparison": name, "ranks": RANKS[what], "seconds": 4.5}, headers=headers)
 
 
+def test_answers_are_passed_on_whole(database: Feedback) -> None:
+    # Characters that end a line for Python's `splitlines`, and not in a stream of events.
+    odd = "one\u0085two\u2028three"
+    *pieces, _ = ask(client(database, Scripted("alpha", odd), POOR), signed_in(database, "ann"))
+    assert f"{odd} " in ["".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)]
+
+
 def test_models_are_told_after_the_vote_and_not_before(database: Feedback) -> None:
     http, ann = client(database, GOOD, POOR, BASE), signed_in(database, "ann")
     *pieces, end = ask(http, ann)

@@ -38,7 +38,8 @@ def stream(url: str, answers: Answers, **options: object) -> None:
     try:
         with httpx.stream("POST", f"{url}/v1/completions", json=ASK | {"stream": True} | options, timeout=60) as reply:
             assert reply.status_code == 200, reply.read()
-            lines = [line for line in reply.iter_lines() if line]
+            # Not `iter_lines`: it also ends a line at U+0085 and its like, which JSON leaves as they are.
+            lines = [line for line in reply.read().decode().split("\n") if line]
         assert "data: [DONE]" in lines[-2:]
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         text = "".join(choice["text"] for event in events for choice in event["choices"])

@@ -1,0 +1,117 @@
+"""Every page in a real browser, wide and narrow, light and dark: nothing fails in it, nothing comes from elsewhere, axe
+finds no serious fault, and it fits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.feedback import Feedback, open_feedback
+from serve.gateway import Settings, gateway_app
+from tests.serve.browsing import CHROMIUM, served
+from tests.serve.labelling import fill
+from tests.serve.run_folder import write_run
+from tests.serve.scripted import Scripted
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+ANSWER = "Lima is the capital of Peru, and its largest city. Nobody has asked me yet why that is so."
+
+
+@dataclass(frozen=True)
+class Site:
+    url: str
+    database: Feedback
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("pages")
+    run, url = write_run(folder / "run", finished=7), f"sqlite:///{folder / 'feedback.db'}"
+    models = {name: Scripted(name, ANSWER) for name in ("sft", "policy")}
+    with open_feedback(url) as database:
+        fill(database, 4, [ANSWER, "Second\n\n1. one\n2. two", "Third `code`"])
+        app = gateway_app(models, Settings(run.root, url, "always", weights=dict.fromkeys(models, "0123abcd")))
+        with served(app) as address:
+            yield Site(address, database)
+
+
+def chat(page: "api.Page", site: Site) -> None:
+    page.goto(site.url)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Max tokens").fill("128")
+    page.get_by_label("Message").fill("What is the capital of Peru?")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Copy this answer").wait_for()
+    assert page.get_by_role("log").get_by_text(ANSWER).is_visible()
+
+
+def signed_in(page: "api.Page", site: Site, path: str) -> None:
+    page.goto(f"{site.url}{path}")
+    page.keyboard.type(site.database.add_labeller(f"ann {id(page)}"))
+    page.keyboard.press("Enter")
+
+
+def compare(page: "api.Page", site: Site) -> None:
+    signed_in(page, site, "/compare")
+    page.get_by_label("Your prompt to the models").fill("What is the capital of Peru?")
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="Which is better?").wait_for()
+
+
+def ratings(page: "api.Page", site: Site) -> None:
+    signed_in(page, site, "/compare/ratings")
+    page.get_by_role("table").or_(page.get_by_text("No votes yet")).first.wait_for()
+
+
+def label(page: "api.Page", site: Site) -> None:
+    signed_in(page, site, "/label")
+    page.get_by_role("article").first.wait_for()
+    page.keyboard.press("1")
+
+
+def quality(page: "api.Page", site: Site) -> None:
+    signed_in(page, site, "/label/quality")
+    page.get_by_role("row").nth(1).wait_for()
+
+
+def runs(page: "api.Page", site: Site) -> None:
+    page.goto(f"{site.url}/runs")
+    page.get_by_role("heading", name="rlhf").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("show", [chat, compare, ratings, label, quality, runs])
+def test_a_page_is_sound(
+    browser: "api.Browser",
+    site: Site,
+    show: Callable[["api.Page", Site], None],
+    width: int,
+    scheme: str,
+    tmp_path: Path,
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda line: line.type in ("error", "warning") and wrong.append(line.text))
+    page.on("request", lambda asked: asked.url.startswith((site.url, "data:")) or wrong.append(asked.url))
+    show(page, site)
+    page.screenshot(path=tmp_path / f"{show.__name__}-{width}-{scheme}.png")
+    assert wrong == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    faults = axe.Axe().run(page).response["violations"]
+    serious = {
+        fault["id"]: [node["target"] for node in fault["nodes"]]
+        for fault in faults
+        if fault["impact"] in ("serious", "critical")
+    }
+    assert serious == {}
+    context.close()
