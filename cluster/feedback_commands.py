@@ -101,7 +101,8 @@ def export_file(
     run: RunOption,
     name: Annotated[str | None, typer.Option(help="only what was imported under this name")] = None,
 ) -> None:
-    """Write people's rankings to a file; or, as "answers", the better answers that they wrote, to fine-tune on."""
+    """Write people's rankings to a file; as "answers", the better answers that they wrote, to fine-tune on; as
+    "thumbs", what they thought of answers on the chat page, in TRL's layout of preferences without pairs."""
     with _open(run) as database:
         count = importlib.import_module("pipelines.exchange").export_file(database, kind, path, name)
         print(f"{count} rows in {path}")

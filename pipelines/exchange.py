@@ -16,6 +16,8 @@ from pipelines.exchange_item import Item, Row
 WEIGHTS = "imported"
 # Answers that labellers wrote themselves, as conversations to fine-tune on; only out.
 ANSWERS = "answers"
+# Thumbs of the chat page, in TRL's layout of preferences without pairs; only out.
+THUMBS = "thumbs"
 
 
 def import_file(
@@ -86,7 +88,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
 
     Args:
         database: where from.
-        kind: a key of `FORMATS`, or "answers" for the better answers that labellers wrote, to fine-tune on.
+        kind: a key of `FORMATS`, "answers" for the better answers that labellers wrote, to fine-tune on, or "thumbs".
         path: JSONL, or JSON if it ends so.
         name: only what was imported under this name; all by default.
 
@@ -96,6 +98,17 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     Raises:
         UserError: there is nothing to write, or the format cannot hold it.
     """
+    found = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
+    if not found:
+        raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))
+    if path.suffix == ".json":
+        write_text(path, json.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    return len(found)
+
+
+def _judged(database: Feedback, kind: str, name: str | None) -> list[Row]:
     write = None if kind == ANSWERS else FORMATS[_known(kind)].write
     found: list[Row] = []
     judgements: dict[str, list[Ranking]] = defaultdict(list)
@@ -114,13 +127,22 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
                 found += write(item)
             except UserError as error:
                 raise UserError(f"prompt {prompt.id[:80]}: {error}") from error
-    if not found:
-        raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))
-    if path.suffix == ".json":
-        write_text(path, json.dumps(found, ensure_ascii=False, indent=1))
-    else:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    return len(found)
+    return found
+
+
+def _thumbs(database: Feedback) -> list[Row]:
+    excluded = database.excluded()
+    return [
+        {
+            "prompt": thumb.messages,
+            "completion": [{"role": "assistant", "content": thumb.answer}],
+            "label": thumb.good,
+            "model": thumb.model,
+            "weights": thumb.weights,
+        }
+        for thumb in database.thumbs()
+        if thumb.caller not in excluded
+    ]
 
 
 def _item(prompt: Prompt, judgements: list[Ranking]) -> Item | None:

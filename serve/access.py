@@ -22,6 +22,7 @@ NEEDS = {
     "/v1/completions": CHAT,
     "/tokenize": CHAT,
     "/detokenize": CHAT,
+    "/thumbs": CHAT,
     "/v1/score": SCORE,
     "/v1/models": ANY,
     "/v1/models/*": ANY,

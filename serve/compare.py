@@ -8,14 +8,14 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.ratings import Vote, ratings
 from serve.errors import RequestError
-from serve.page import page
+from serve.page import page, routes_of
 from serve.parts import Reply
 from serve.remote import Model
 from serve.sign_in import labeller_of_request
@@ -73,8 +73,8 @@ def compare_router(
     Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 
     @router.get("")
-    def compare_page() -> HTMLResponse:
-        return page("compare.html")
+    def compare_page(request: Request) -> HTMLResponse:
+        return page("compare.html", routes_of(request.app))
 
     @router.get("/models")
     async def most_models(labeller: Labeller) -> dict[str, int]:
@@ -105,8 +105,8 @@ def compare_router(
         return {"models": [side.model for side in sides]}
 
     @router.get("/ratings")
-    def ratings_page() -> HTMLResponse:
-        return page("ratings.html")
+    def ratings_page(request: Request) -> HTMLResponse:
+        return page("ratings.html", routes_of(request.app))
 
     @router.get("/figures")
     def figures(labeller: Labeller) -> dict[str, Any]:

@@ -31,12 +31,13 @@ from serve.lines import Lines
 from serve.listener import Listener
 from serve.meters import Meters
 from serve.openapi import PATHS, openapi
-from serve.page import page
+from serve.page import page, routes_of
 from serve.parts import Endpoint
 from serve.remote import Model, RemoteModel
 from serve.routes import Routes
 from serve.runs import runs_router
 from serve.switchboard import Switchboard
+from serve.thumbs import thumbs_router
 
 logger = logging.getLogger("ray.serve")
 
@@ -79,8 +80,8 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
     app.exception_handler(Exception)(_unexpected)
 
     @app.get("/")
-    async def chat_page() -> HTMLResponse:
-        return page("chat.html")
+    async def chat_page(request: Request) -> HTMLResponse:
+        return page("chat.html", routes_of(request.app))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -123,6 +124,7 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
         database = open_feedback(settings.feedback_url)
         app.include_router(label_router(database, known=access.labeller))
         app.include_router(compare_router(database, models, weights, access.labeller))
+        app.include_router(thumbs_router(database, models))
     if settings.run:
         app.include_router(runs_router(settings.run))
         app.include_router(admin_router(RunFolder(settings.run), models, weights, meters))

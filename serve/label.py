@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ from cluster.agreement import agreement
 from cluster.consistency import reliability
 from cluster.failures import UserError
 from cluster.feedback import COMPARED, GOLD, Completion, Feedback, Prompt, Ranking, is_person
-from serve.page import page
+from serve.page import page, routes_of
 from serve.sign_in import labeller_of_request
 
 # A digit ranks an answer.
@@ -123,8 +123,8 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
     Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 
     @router.get("")
-    def label_page() -> HTMLResponse:
-        return page("label.html")
+    def label_page(request: Request) -> HTMLResponse:
+        return page("label.html", routes_of(request.app))
 
     @router.get("/next")
     def next_task(labeller: Labeller) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
         return Response(status_code=204)
 
     @router.get("/quality")
-    def quality_page() -> HTMLResponse:
-        return page("quality.html")
+    def quality_page(request: Request) -> HTMLResponse:
+        return page("quality.html", routes_of(request.app))
 
     @router.get("/agreement")
     def agreement_figures(labeller: Labeller) -> dict[str, Any]:

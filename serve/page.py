@@ -6,7 +6,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader
 
 PAGES = files("serve") / "pages"
@@ -18,7 +20,12 @@ def _sources(html: str, tag: str) -> str:
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
-def _put_together(name: str) -> str:
+def routes_of(app: FastAPI) -> frozenset[str]:
+    """The names of an application's routes: pages link to those pages that are there."""
+    return frozenset(route.name for route in app.routes if isinstance(route, APIRoute))
+
+
+def _put_together(name: str, routes: frozenset[str]) -> str:
     """The page as one file: what it shares with others is a template that it extends, and `<style src="NAME">` and
     `<script src="NAME">` hold the text of the file beside it."""
 
@@ -26,14 +33,16 @@ def _put_together(name: str) -> str:
         tag, source = found.groups()
         return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
 
-    html = Environment(loader=PackageLoader("serve", "pages"), autoescape=True).get_template(name).render()
+    template = Environment(loader=PackageLoader("serve", "pages"), autoescape=True).get_template(name)
+    html = template.render(routes=routes)
     return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', whole, html)
 
 
 @cache
-def page(name: str) -> HTMLResponse:
-    """The page `serve/pages/NAME`. Only the scripts and styles in it run, and only this server is reached."""
-    html = _put_together(name)
+def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
+    """The page `serve/pages/NAME` of an application with these routes. Only the scripts and styles in it run, and only
+    this server is reached."""
+    html = _put_together(name, routes)
     policy = {
         "default-src": "'none'",
         "script-src": _sources(html, "script"),

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from cluster.metrics import read_metrics
 from cluster.run import Manifest, RunFolder
 from cluster.stages import STAGES, Stage
-from serve.page import page
+from serve.page import page, routes_of
 
 # More points than a drawing has pixels across only make the page heavy.
 POINTS = 160
@@ -25,8 +25,8 @@ def runs_router(folder: Path) -> APIRouter:
     run = RunFolder(folder)
 
     @router.get("")
-    def runs_page() -> HTMLResponse:
-        return page("runs.html")
+    def runs_page(request: Request) -> HTMLResponse:
+        return page("runs.html", routes_of(request.app))
 
     @router.get("/data")
     def data() -> dict[str, Any]:

@@ -8,8 +8,9 @@ from cluster.feedback.judgements import Judgements
 from cluster.feedback.labellers import Labellers, is_person
 from cluster.feedback.prompts import Prompts
 from cluster.feedback.store import column, open_engine
-from cluster.feedback.tables import CODE, COMPARED, GOLD, Completion, Labeller, Prompt, Ranking, Repeat
+from cluster.feedback.tables import CODE, COMPARED, GOLD, Completion, Labeller, Prompt, Ranking, Repeat, Thumb
 from cluster.feedback.tasks import Tasks
+from cluster.feedback.thumbs import Thumbs
 
 __all__ = [
     "CODE",
@@ -22,6 +23,7 @@ __all__ = [
     "Prompt",
     "Ranking",
     "Repeat",
+    "Thumb",
     "is_person",
     "open_feedback",
 ]
@@ -38,7 +40,7 @@ class Counts:
     all_bad: int = 0
 
 
-class Feedback(Prompts, Judgements, Tasks, Labellers):
+class Feedback(Prompts, Judgements, Tasks, Labellers, Thumbs):
     """An open feedback database: all that can be asked of it and told to it."""
 
     def counts(self) -> Counts:

@@ -8,7 +8,7 @@ from sqlmodel import select
 
 from cluster.failures import UserError
 from cluster.feedback.store import Store
-from cluster.feedback.tables import CODE, GOLD, Excluded, Labeller, Ranking
+from cluster.feedback.tables import CODE, GOLD, Excluded, Labeller, Ranking, Thumb
 
 
 def is_person(labeller: str) -> bool:
@@ -61,6 +61,7 @@ class Labellers(Store):
             known = (
                 session.get(Labeller, labeller)
                 or session.exec(select(Ranking.id).where(Ranking.labeller == labeller)).first()
+                or session.exec(select(Thumb.id).where(Thumb.caller == labeller)).first()
             )
             if not known:
                 raise UserError(f"there is no labeller {labeller}: `triptych labeller list` names them")

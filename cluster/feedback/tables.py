@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What makes a database of schema N one of schema N + 1; tables that are new are made beside it.
 MIGRATIONS = {
     1: (
@@ -15,6 +15,7 @@ MIGRATIONS = {
         "ALTER TABLE ranking ADD COLUMN better VARCHAR",
     ),
     2: (),
+    3: (),
 }
 MARKS = ("helpful", "honest", "harmless")
 # The labellers who are no people: a rule written in code, and the ranking that a gold item should get.
@@ -128,6 +129,29 @@ class Repeat(SQLModel, table=True):
     ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     seconds: float = 0.0
+    created: float = Field(default_factory=time.time)
+
+
+class Thumb(SQLModel, table=True):
+    """What somebody thought of one answer of a served model.
+
+    Attributes:
+        request: the number under which the server answered.
+        caller: the name of their key; empty where the server asks for none.
+        messages: the chat that was answered.
+        good: thumb up, or down.
+    """
+
+    __table_args__ = (UniqueConstraint("request", "caller"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    request: str
+    caller: str
+    model: str
+    weights: str = Field(description="checksum of the weights that answered")
+    messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
+    answer: str = Field(sa_type=AnyText)
+    good: bool
     created: float = Field(default_factory=time.time)
 
 

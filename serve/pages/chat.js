@@ -1,29 +1,32 @@
 "use strict";
-const model = byId("model"), log = byId("log"), input = byId("prompt"), send = byId("send"), stopButton = byId("stop");
+const model = byId("model"), input = byId("prompt"), send = byId("send"), stopButton = byId("stop");
 const EXAMPLES = {
   true: ["What is the capital of Peru?", "How do I stop coughing?", "Tell me about France."],
   false: ["The capital of Peru is", "France is a country", "Once upon a time"],
 };
 let cards = new Map();      // model name -> its entry in /v1/models
-let conversation = [];           // finished and running turns: {role, content}
+// The chat that is shown. Its turns are {role, text} and, of an answer, {who, continued, end, tokens, seconds, request,
+// weights, system, first, good}: `first` is the turn from which on the model was told.
+let chat = null;
 let running = null;         // the AbortController of the answer being written
 
+const freshChat = () => ({ id: `${Date.now()}-${Math.random()}`, model: model.value, turns: [], first: 0 });
 const isChat = () => cards.get(model.value)?.chat !== false;
 
 function showMode() {
-  const chat = isChat(), name = model.value;
-  byId("welcome-title").textContent = chat ? "Ask something" : "Start a text";
-  byId("welcome-text").textContent = chat
+  const chats = isChat(), name = model.value;
+  byId("welcome-title").textContent = chats ? "Ask something" : "Start a text";
+  byId("welcome-text").textContent = chats
     ? `The model ${name} answers in conversation.`
     : `The model ${name} has only learned to predict the next word. It continues your text; it does not answer questions.`;
-  byId("prompt-label").textContent = chat ? "Message" : "Text to continue";
-  input.placeholder = chat ? "Message" : "Text to continue";
-  send.textContent = chat ? "Send" : "Continue";
-  byId("hint").textContent = chat
+  byId("prompt-label").textContent = chats ? "Message" : "Text to continue";
+  input.placeholder = chats ? "Message" : "Text to continue";
+  send.textContent = chats ? "Send" : "Continue";
+  byId("hint").textContent = chats
     ? "Enter sends, Shift+Enter starts a new line, Esc stops."
     : `${name} continues text, each time from your text alone. Enter sends, Esc stops.`;
-  byId("system").disabled = !chat;
-  byId("examples").replaceChildren(...EXAMPLES[chat].map((text) => {
+  byId("system").disabled = !chats;
+  byId("examples").replaceChildren(...EXAMPLES[chats].map((text) => {
     const button = element("button", "", text);
     button.type = "button";
     button.addEventListener("click", () => { if (!running) submit(text); });
@@ -48,16 +51,28 @@ async function loadModels() {
   }));
   const chatModels = [...cards.values()].filter((card) => card.chat !== false);
   if (chatModels.length) model.value = chatModels.at(-1).id;
+  chat = freshChat();
   showMode();
 }
 
-function newChat() {
+function show(next) {
   running?.abort();
-  conversation = [];
+  chat = next;
   log.replaceChildren();
-  byId("welcome").hidden = false;
+  byId("welcome").hidden = chat.turns.length > 0;
+  chat.turns.forEach((record, index) => {
+    if (record.role === "user") { addTurn("user", "You", record.text); return; }
+    const place = addAnswer(record.who, record.continued);
+    place.answer.data = record.text;
+    finish(place, record, rating(chat, index));
+  });
   showMode();
   input.focus();
+}
+
+function openPast(past) {
+  if (cards.has(past.model)) model.value = past.model;
+  show({ ...past, model: model.value });
 }
 
 function complain(message) {
@@ -65,20 +80,6 @@ function complain(message) {
   byId("welcome").hidden = true;
   byId("status").textContent = message;
   toEnd();
-}
-
-function toEnd() { byId("scroll").scrollTop = byId("scroll").scrollHeight; }
-
-const isAtEnd = () => byId("scroll").scrollHeight - byId("scroll").scrollTop - byId("scroll").clientHeight < 60;
-
-function addTurn(role, who, text) {
-  const turn = element("div", `turn ${role}`);
-  const body = element("p", "text", text);
-  turn.append(element("span", "who", who), body);
-  log.append(turn);
-  byId("welcome").hidden = true;
-  toEnd();
-  return { turn, body };
 }
 
 function grow() {
@@ -98,8 +99,8 @@ function requestFor(name, messages) {
     temperature: number("temperature", 0, 2, 0.7), max_tokens: Math.round(number("max-tokens", 1, most, 64)),
   };
   if (cards.get(name)?.chat === false) return ["/v1/completions", { ...common, prompt: messages.at(-1).content }];
-  const system = byId("system").value.trim();
-  return ["/v1/chat/completions", { ...common, messages: system ? [{ role: "system", content: system }, ...messages] : messages }];
+  const first = system() ? [{ role: "system", content: system() }] : [];
+  return ["/v1/chat/completions", { ...common, messages: [...first, ...messages] }];
 }
 
 async function reason(response) {
@@ -121,66 +122,76 @@ async function ask(name, messages, signal) {
   }
 }
 
-function finish(turn, body, text, end, tokens, seconds) {
-  turn.classList.remove("busy");
-  const foot = element("div", "foot");
-  const copy = element("button", "", "Copy");
-  copy.type = "button";
-  copy.setAttribute("aria-label", "Copy this answer");
-  copy.addEventListener("click", async () => {
-    try { await navigator.clipboard.writeText(text); copy.textContent = "Copied"; }
-    catch { getSelection().selectAllChildren(body); copy.textContent = "Press Ctrl+C"; }
-    setTimeout(() => { copy.textContent = "Copy"; }, 1600);
-  });
-  const why = { length: "cut at max tokens", stopped: "stopped", failed: "broken off" }[end];
-  const facts = [why, tokens ? `${tokens} token${tokens === 1 ? "" : "s"} in ${seconds.toFixed(1)} s` : ""];
-  foot.append(copy, element("span", "", facts.filter(Boolean).join(" · ")));
-  turn.append(foot);
+const message = ({ role, text }) => ({ role, content: text });
+const system = () => byId("system").value.trim();
+
+// What the person thinks of an answer goes to the run's feedback, with what was asked.
+function rating(where, index) {
+  return async (good) => {
+    const record = where.turns[index], told = where.turns.slice(record.first, index).map(message);
+    const messages = record.system ? [{ role: "system", content: record.system }, ...told] : told;
+    const body = { request: record.request, model: record.who, weights: record.weights, messages, answer: record.text, good };
+    try {
+      const response = await fetchWithKey("/thumbs", {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+      });
+      if (!response.ok) throw new Error(await reason(response));
+    } catch (error) {
+      complain(`What you think of this answer was not stored: ${error.message}`);
+      return false;
+    }
+    record.good = good;
+    byId("status").textContent = good === null ? "Taken back." : "Stored, thank you.";
+    if (chat === where) keepChat(where);
+    return true;
+  };
 }
 
 async function submit(text) {
-  const name = model.value, chat = isChat(), started = performance.now(), control = new AbortController();
+  const name = model.value, chats = isChat(), started = performance.now(), control = new AbortController(), where = chat;
   if (!name) return;
   running = control;
   send.hidden = true; stopButton.hidden = false; model.disabled = true;
   byId("status").textContent = "The model is writing.";
-  const asked = { role: "user", content: text };
-  const thread = conversation;
-  thread.push(asked);
+  where.turns.push({ role: "user", text });
   const question = addTurn("user", "You", text).turn;
-  const { turn, body } = addTurn("assistant busy", name, "");
-  if (!chat) body.append(element("span", "prompt", text));
-  const answer = document.createTextNode("");
-  body.append(answer);
-  let end = "stop", tokens = 0;
+  const place = addAnswer(name, chats ? "" : text), { turn, answer } = place;
+  turn.classList.add("busy");
+  // A model that only continues text is told nothing of what went before.
+  if (!chats) where.first = where.turns.length - 1;
+  const record = { role: "assistant", text: "", who: name, continued: chats ? "" : text, end: "stop", tokens: 0, system: chats ? system() : "" };
   try {
-    const { response, dropped } = await ask(name, chat ? thread : [asked], control.signal);
+    const { response, dropped } = await ask(name, where.turns.slice(where.first).map(message), control.signal);
     if (dropped) {
-      thread.splice(0, dropped);
+      where.first += dropped;
       turn.before(element("p", "note", `The oldest ${dropped} messages no longer fit: ${name} does not see them any more.`));
     }
+    record.request = response.headers.get("x-request-id");
+    record.weights = response.headers.get("x-triptych-weights") ?? "";
     for await (const event of streamedEvents(response)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0], follow = isAtEnd();
       answer.data += choice?.delta?.content ?? choice?.text ?? "";
-      end = choice?.finish_reason ?? end;
-      tokens = event.usage?.completion_tokens ?? tokens;
+      record.end = choice?.finish_reason ?? record.end;
+      record.tokens = event.usage?.completion_tokens ?? record.tokens;
       if (follow) toEnd();
     }
   } catch (error) {
-    end = error.name === "AbortError" ? "stopped" : "failed";
-    if (end === "failed" && conversation === thread) complain(error.message);
+    record.end = error.name === "AbortError" ? "stopped" : "failed";
+    if (record.end === "failed" && chat === where) complain(error.message);
   }
-  if (conversation === thread) {
-    byId("status").textContent = end === "failed" ? byId("status").textContent : `${name}: ${answer.data || "no text"}`;
-    // A turn without an answer would leave two messages of one side in a row.
-    if (chat && answer.data) thread.push({ role: "assistant", content: answer.data }); else thread.pop();
-    if (end === "failed" && !answer.data) {
+  Object.assign(record, { text: answer.data, first: where.first, seconds: (performance.now() - started) / 1000 });
+  // A turn without an answer would leave two messages of one side in a row.
+  if (record.text) where.turns.push(record); else where.turns.pop();
+  if (record.text) keepChat(where);
+  if (chat === where) {
+    if (record.end !== "failed") byId("status").textContent = `${name}: ${record.text || "no text"}`;
+    if (record.end === "failed" && !record.text) {
       turn.remove();
       // The words go back to where they can be mended.
       if (!input.value) { question.remove(); input.value = text; grow(); toEnd(); }
     } else {
-      finish(turn, body, chat ? answer.data : text + answer.data, end, tokens, (performance.now() - started) / 1000);
+      finish(place, record, rating(where, where.turns.length - 1));
       toEnd();
     }
   }
@@ -194,7 +205,7 @@ async function submit(text) {
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = input.value;
-  if (running || !text.trim()) return;
+  if (running || !chat || !text.trim()) return;
   input.value = "";
   grow();
   submit(text);
@@ -205,8 +216,10 @@ input.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 stopButton.addEventListener("click", () => running?.abort());
-byId("new").addEventListener("click", newChat);
-model.addEventListener("change", newChat);
+byId("new").addEventListener("click", () => show(freshChat()));
+model.addEventListener("change", () => show(freshChat()));
+byId("history-button").addEventListener("click", () => showHistory(openPast));
+byId("forget").addEventListener("click", () => { keepChats([]); showHistory(openPast); });
 byId("settings-button").addEventListener("click", (event) => {
   const open = byId("settings").hidden;
   byId("settings").hidden = !open;

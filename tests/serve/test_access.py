@@ -35,6 +35,7 @@ TABLE = {
     ("POST", "/v1/completions"): CHAT,
     ("POST", "/tokenize"): CHAT,
     ("POST", "/detokenize"): CHAT,
+    ("POST", "/thumbs"): CHAT,
     ("POST", "/v1/score"): SCORE,
     ("GET", "/runs/data"): ADMIN,
     ("GET", "/admin/versions"): ADMIN,

@@ -50,8 +50,19 @@ def test_controls_have_names(name: str) -> None:
 @pytest.mark.slow
 def test_page_is_served_with_its_headers(server: Server) -> None:
     response = httpx.get(server.url)
+    wanted = page("chat.html", frozenset({"chat_page", "compare_page", "label_page", "runs_page", "thumbs"}))
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")
-    assert response.text == page("chat.html").body.decode()
+    assert response.text == wanted.body.decode()
     for header in ("content-security-policy", "x-content-type-options", "referrer-policy", "x-frame-options"):
-        assert response.headers[header] == page("chat.html").headers[header]
+        assert response.headers[header] == wanted.headers[header]
+
+
+def test_a_page_links_to_the_pages_that_are_there() -> None:
+    alone = page("label.html", frozenset({"label_page"})).body.decode()
+    assert re.findall(r'<a href="([^"]+)"(?: (aria-current))?', alone) == [
+        ("/label", "aria-current"),
+        ("/label/quality", ""),
+    ]
+    runs = page("runs.html", frozenset({"chat_page", "runs_page"})).body.decode()
+    assert re.findall(r'<a href="([^"]+)"(?: (aria-current))?', runs) == [("/", ""), ("/runs", "aria-current")]

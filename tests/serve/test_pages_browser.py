@@ -52,6 +52,13 @@ def chat(page: "api.Page", site: Site) -> None:
     assert page.get_by_role("log").get_by_text(ANSWER).is_visible()
 
 
+def history(page: "api.Page", site: Site) -> None:
+    chat(page, site)
+    page.get_by_role("button", name="Good answer").click()
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("dialog").get_by_text("What is the capital of Peru?").wait_for()
+
+
 def signed_in(page: "api.Page", site: Site, path: str) -> None:
     page.goto(f"{site.url}{path}")
     page.keyboard.type(site.database.add_labeller(f"ann {id(page)}"))
@@ -88,7 +95,7 @@ def runs(page: "api.Page", site: Site) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-@pytest.mark.parametrize("show", [chat, compare, ratings, label, quality, runs])
+@pytest.mark.parametrize("show", [chat, history, compare, ratings, label, quality, runs])
 def test_a_page_is_sound(
     browser: "api.Browser",
     site: Site,

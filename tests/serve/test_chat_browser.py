@@ -1,0 +1,137 @@
+"""The chat page in a real browser: past chats that this browser keeps, and thumbs that reach the feedback database."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.feedback import Feedback, open_feedback
+from serve.gateway import Settings, gateway_app
+from tests.helpers import wait_until
+from tests.serve.browsing import CHROMIUM, served
+from tests.serve.scripted import Scripted
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    url: str
+    database: Feedback
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    models = {"base": Scripted("base", "and so on", chat=False), "policy": Scripted("policy", "It is <b>Lima</b>.")}
+    with open_feedback(url) as database:
+        settings = Settings(tmp_path, url, "always", weights=dict.fromkeys(models, "0123abcd"))
+        with served(gateway_app(models, settings)) as address:
+            yield Site(address, database)
+
+
+@contextmanager
+def chatting(browser: "api.Browser", site: Site) -> Iterator[tuple["api.Page", Callable[[str], None]]]:
+    """Someone's own browser on the page, and what asks in it and waits for the answer."""
+    context = browser.new_context()
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(site.url)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Max tokens").fill("128")
+
+    def ask(text: str) -> None:
+        answers = page.get_by_role("button", name="Copy this answer")
+        before = answers.count()
+        page.get_by_label("Message").or_(page.get_by_label("Text to continue")).fill(text)
+        page.keyboard.press("Enter")
+        answers.nth(before).wait_for()
+
+    yield page, ask
+    context.close()
+    assert errors == []
+
+
+def test_past_chats_stay_in_this_browser_until_they_are_deleted(browser: "api.Browser", site: Site) -> None:
+    with chatting(browser, site) as (page, ask):
+        ask("What is the capital of Peru?")
+        ask("And its largest city?")
+        page.get_by_role("button", name="New").click()
+        ask("Tell me about France.")
+        page.reload()
+        page.get_by_role("button", name="History").click()
+        assert page.get_by_role("listitem").count() == 2
+        page.get_by_role("listitem").nth(1).get_by_role("button").first.press("Enter")
+        assert not page.get_by_role("dialog").is_visible()
+        log = page.get_by_role("log")
+        assert log.locator(".text").all_inner_texts() == [
+            "What is the capital of Peru?",
+            "It is <b>Lima</b>. ",
+            "And its largest city?",
+            "It is <b>Lima</b>. ",
+        ]
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Max tokens").fill("128")
+        ask("Thanks")
+        page.get_by_role("button", name="History").click()
+        # The chat that goes on is the newest, and no third one.
+        assert page.get_by_role("listitem").count() == 2
+        page.get_by_role("button", name="Delete What is the capital of Peru?").click()
+        assert page.get_by_role("listitem").count() == 1
+        page.get_by_role("button", name="Delete all").click()
+        assert page.get_by_role("listitem").count() == 0
+        page.reload()
+        page.get_by_role("button", name="History").click()
+        assert page.get_by_role("listitem").count() == 0
+    with chatting(browser, site) as (page, _):
+        page.get_by_role("button", name="History").click()
+        page.get_by_text("There is none yet.").wait_for()
+
+
+def test_thumbs_reach_the_feedback_and_can_be_changed_and_taken_back(browser: "api.Browser", site: Site) -> None:
+    with chatting(browser, site) as (page, ask):
+        page.get_by_label("System prompt").fill("Be brief.")
+        ask("What is the capital of Peru?")
+        ask("Sure?")
+        good, poor = (page.get_by_role("button", name=name).nth(1) for name in ("Good answer", "Poor answer"))
+        good.click()
+        wait_until(lambda: len(site.database.thumbs()) == 1, 10, "the thumb")
+        (thumb,) = site.database.thumbs()
+        assert (thumb.model, thumb.weights, thumb.good, thumb.caller) == ("policy", "0123abcd", True, "")
+        assert thumb.answer == "It is <b>Lima</b>. "
+        assert [(one["role"], one["content"]) for one in thumb.messages] == [
+            ("system", "Be brief."),
+            ("user", "What is the capital of Peru?"),
+            ("assistant", "It is <b>Lima</b>. "),
+            ("user", "Sure?"),
+        ]
+        poor.press("Enter")
+        wait_until(lambda: [one.good for one in site.database.thumbs()] == [False], 10, "the other thumb")
+        page.get_by_text("Stored, thank you.").wait_for()
+        # It is still down when the chat is opened again, and pressing it once more takes it back.
+        page.reload()
+        page.get_by_role("button", name="History").click()
+        page.get_by_role("listitem").get_by_role("button").first.click()
+        assert poor.get_attribute("aria-pressed") == "true"
+        assert good.get_attribute("aria-pressed") == "false"
+        poor.click()
+        wait_until(lambda: site.database.thumbs() == [], 10, "it to be taken back")
+
+
+def test_a_model_that_continues_text_is_rated_on_that_text_alone(browser: "api.Browser", site: Site) -> None:
+    with chatting(browser, site) as (page, ask):
+        page.get_by_label("Model").select_option("base")
+        ask("Once upon a time")
+        ask("The capital of Peru")
+        page.get_by_role("button", name="Poor answer").nth(1).click()
+        wait_until(lambda: len(site.database.thumbs()) == 1, 10, "the thumb")
+        (thumb,) = site.database.thumbs()
+        assert thumb.messages == [{"role": "user", "content": "The capital of Peru"}]
+        assert (thumb.model, thumb.answer, thumb.good) == ("base", "and so on ", False)
