@@ -1,9 +1,10 @@
 """How fast training is, and against what: floating-point operations of a token, and of the machine."""
 
 import os
-import resource
+import re
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +91,9 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not `getrusage`, whose figure a new process takes over from the one that started it.
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(kilobytes) * 1024 / 1e9
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -80,3 +80,11 @@ def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision
 )
 def test_on_a_cpu_adamw_holds_what_the_plan_says(size: str, vocabulary: int, rows: int, precision: str) -> None:
     assert 0.85 < ratio("cpu", size, vocabulary, 256, rows, precision, False) < 1.02
+
+
+def test_what_the_starter_of_a_process_held_is_not_its_own() -> None:
+    device = torch.device("cpu")
+    held = np.ones(3 << 26)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        found = process.submit(peak_memory_gb, device).result(timeout=120)
+    assert 0.1 < found < held.nbytes / 1e9 < peak_memory_gb(device)
