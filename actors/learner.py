@@ -233,8 +233,9 @@ class Learner:
             for index, (prompt, group, own) in enumerate(zip(prompts, groups, rewards, strict=True))
             for sample, reward in zip(group, own, strict=True)
         ]
-        # By length, so that little of a micro-batch is padding.
-        rows.sort(key=lambda row: len(row[0]) + len(row[1].token_ids))
+        # The answers to a prompt together: they share a row. By length, so that little of a micro-batch is padding.
+        lengths = [sum(len(sample.token_ids) for sample in group) for group in groups]
+        rows.sort(key=lambda row: (len(row[0]) + lengths[row[3]], row[3], len(row[1].token_ids)))
         batch = self._pad(
             [prompt + sample.token_ids for prompt, sample, _, _ in rows],
             [len(prompt) for prompt, _, _, _ in rows],
@@ -252,7 +253,7 @@ class Learner:
             ids[row, : len(sequence)] = torch.tensor(sequence)
             answer[row, start : len(sequence)] = True
             behaviour[row, start : len(sequence)] = torch.tensor(values)
-        rewards, groups = torch.zeros(shape[0]), torch.zeros(shape[0], dtype=torch.long)
+        rewards, groups = torch.zeros(shape[0]), torch.arange(shape[0])
         return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behaviour, rewards, groups)))
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.model.language import hidden_states
+from actors.model.shared_prompt import answer_states
 
 # Truncation of the importance weight of tokens drawn by older weights (Yao et al. 2025, "TIS").
 IMPORTANCE_LIMIT = 2.0
@@ -22,7 +22,7 @@ class RolloutBatch:
         answer: bool [N, T], which tokens the policy drew.
         behaviour: [N, T], log-probability of every drawn token under the weights that drew it; 0 elsewhere.
         rewards: [N].
-        groups: [N], which prompt a row answers.
+        groups: [N], which prompt a row answers; rows of one group begin with it.
     """
 
     input_ids: Tensor
@@ -83,11 +83,10 @@ def answer_logprobs(model: Any, batch: RolloutBatch, temperature: float) -> tupl
     Returns:
         two [N, T] float32 tensors, 0 outside the answers. Logits are made for drawn tokens alone.
     """
-    states = hidden_states(model, batch.input_ids)
-    drawn = batch.answer[:, 1:]
-    logits = model.lm_head(states[:, :-1][drawn]).float() / temperature
+    states = answer_states(model, batch.input_ids, batch.answer, batch.groups)
+    logits = model.lm_head(states).float() / temperature
     distribution = logits.log_softmax(-1)
-    chosen = distribution.gather(1, batch.input_ids[:, 1:][drawn].unsqueeze(1)).squeeze(1)
+    chosen = distribution.gather(1, batch.input_ids[:, 1:][batch.answer[:, 1:]].unsqueeze(1)).squeeze(1)
     entropy = -(distribution.exp() * distribution).sum(-1)
     return _place(chosen, batch.answer), _place(entropy, batch.answer)
 
