@@ -59,6 +59,7 @@ class Rlhf(Section):
     accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
     kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
     minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
+    promote_every: Positive | None = Field(None, description="steps after which the run's server gets the policy")
     parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
 
     @model_validator(mode="after")

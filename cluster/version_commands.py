@@ -26,25 +26,36 @@ def promote(
     ] = None,
 ) -> None:
     """Give a running server other weights of a model, without a request being dropped."""
-    _print(_ask(run, "promote", {"model": model, "version": version}))
+    _print(ask_server(run, "promote", {"model": model, "version": version}))
 
 
 def rollback(run: Run, model: Model) -> None:
     """Give a running server the weights of a model that it had before the live ones."""
-    _print(_ask(run, "rollback", {"model": model}))
+    _print(ask_server(run, "rollback", {"model": model}))
+
+
+def server_file(run: Path) -> Path:
+    """The file that says where a run is served, while it is."""
+    return run / "server.json"
 
 
 def write_server(run: RunFolder, url: str, token: str) -> Path:
     """Says where a run is served, to whoever owns the folder and nobody else."""
-    path = run.root / "server.json"
+    path = server_file(run.root)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump({"url": url, "token": token}, file)
     return path
 
 
-def _ask(run: Path, action: str, body: dict[str, Any]) -> dict[str, Any]:
-    path = run / "server.json"
+def ask_server(run: Path, action: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the run's server says to a request below /admin.
+
+    Raises:
+        UserError: the run is not being served, or the server refuses.
+        StageError: the server failed.
+    """
+    path = server_file(run)
     try:
         server = json.loads(path.read_text(encoding="utf-8"))
         url, token = server["url"], server["token"]

@@ -8,7 +8,7 @@ runs/demo/served/policy/
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,9 @@ class Versions:
         return live_version(self.folder)
 
     def start(self) -> Version:
-        """What a server starts with: what the run made last, unless it was rolled back."""
+        """What a server starts with: what the run made last, unless it was rolled back or promoted something since."""
+        if self._run.manifest(self._model) is None and self.kept():
+            return self.live()
         made = self.take_in()
         if made.weights not in self.kept():
             self.make_live(made.weights)
@@ -82,13 +84,36 @@ class Versions:
             side.rename(target)
         return Version(target, version)
 
+    def keep(self, write: Callable[[Path], None]) -> Version:
+        """Keeps a model that no stage has finished.
+
+        Args:
+            write: writes its directory, with all weights in `model.safetensors`.
+        """
+        side = self.folder / ".unfinished.side"
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir(parents=True)
+        write(side)
+        version = Version(self.folder / (name := file_fingerprint(side / "model.safetensors")), name)
+        if version.folder.exists():
+            shutil.rmtree(side)
+        else:
+            side.rename(version.folder)
+        return version
+
+    def drop(self, version: Version) -> None:
+        """Removes a version that was never live."""
+        if version.weights not in self.kept():
+            shutil.rmtree(version.folder, ignore_errors=True)
+
     def find(self, name: str) -> Version:
-        """A kept version by the beginning of its name.
+        """A version that is kept, or has just been kept for the first time, by the beginning of its name.
 
         Raises:
             UserError: no version is called so, or several are.
         """
-        found = [version for version in self.kept() if version.startswith(name)]
+        there = [folder.name for folder in self.folder.glob("[!.]*") if folder.is_dir()]
+        found = [version for version in there if version.startswith(name)]
         if len(found) != 1:
             kept = ", ".join(version[:12] for version in self.kept())
             raise UserError(f"{name!r} names {len(found)} versions of {self._model}; kept are {kept}")

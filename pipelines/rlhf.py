@@ -36,6 +36,7 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.chat_data import prompts as prompt_texts
 from pipelines.preferences import in_turn
+from pipelines.promote import promote_unfinished
 from pipelines.trust import require_trust
 
 PARITY_PROMPTS = 8
@@ -85,6 +86,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 stopped = breach(figures, settings)
                 if stopped:
                     break
+                if settings.promote_every and (step + 1) % settings.promote_every == 0:
+                    promote_unfinished(run, step, partial(learner.export, within_limits=False))
                 if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
                     loop.save(step + 1)
         learner.export(out, within_limits=stopped is not None)

@@ -120,11 +120,11 @@ def serve_until_interrupted(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     host, port = recipe.serve.host, recipe.serve.port
     openness = openness_for(host, without_keys)
-    finished = finished_models(run)
-    aliases = aliases_of(list(finished), recipe.serve.aliases)
+    names = models_of(run)
+    aliases = aliases_of(names, recipe.serve.aliases)
     require_free_port(host, port)
     # The run made them; what is served of them may be older, after a rollback.
-    versions: dict[str, Versions] = {name: Versions(run, name) for name in finished}
+    versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
@@ -197,16 +197,16 @@ def grouped(models: Mapping[str, Path], share: Share) -> list[dict[str, Path]]:
     return [small, *alone] if small else alone
 
 
-def finished_models(run: RunFolder) -> dict[Served, Path]:
-    """The run's finished models by name.
+def models_of(run: RunFolder) -> list[Served]:
+    """The names of the models that a run has finished, or promoted while it made them.
 
     Raises:
         UserError: there is none.
     """
-    models = {name: run.path(name) for name in get_args(Served) if run.manifest(name) is not None}
-    if not models:
+    names = [name for name in get_args(Served) if run.manifest(name) is not None or Versions(run, name).kept()]
+    if not names:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
-    return models
+    return names
 
 
 def _status() -> ApplicationStatusOverview:

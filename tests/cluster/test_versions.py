@@ -1,6 +1,7 @@
 """The versions of a served model: what is kept, which is live, and that no new run of a stage takes it away."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,29 @@ def test_files_are_kept_once_and_only_the_last_versions(run: RunFolder, versions
     for name in ("v0", "v", "../policy"):
         with pytest.raises(UserError, match="versions of policy; kept are"):
             versions.find(name)
+
+
+def test_a_model_that_no_stage_has_finished_is_a_version_too(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    versions.start()
+
+    def write(text: str) -> Callable[[Path], None]:
+        return lambda folder: (folder / "model.safetensors").write_text(text) and None
+
+    first = versions.keep(write("first"))
+    assert versions.find(first.weights[:8]) == first
+    assert (versions.keep(write("first")), versions.live().weights) == (first, "aaa")
+    versions.make_live(first.weights)
+    # A server that starts again goes on with it, until the stage has finished another model.
+    assert versions.start() == first
+    second = versions.keep(write("second"))
+    versions.drop(first)
+    versions.drop(second)
+    assert (first.folder.exists(), second.folder.exists()) == (True, False)
+    make(run, "bbb")
+    assert versions.start().weights == "bbb"
+    assert versions.kept() == ["aaa", first.weights, "bbb"]
+    assert not list(versions.folder.glob(".*"))
 
 
 def test_what_makes_another_model_is_told_apart(run: RunFolder, versions: Versions) -> None:

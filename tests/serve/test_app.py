@@ -8,7 +8,8 @@ import pytest
 from cluster.failures import UserError
 from cluster.plan import Share
 from cluster.run import RunFolder
-from serve.app import SMALL_BYTES, finished_models, grouped, url_host
+from cluster.versions import Versions
+from serve.app import SMALL_BYTES, grouped, models_of, url_host
 
 
 def finish(root: Path, folder: str, config: dict) -> None:
@@ -17,14 +18,25 @@ def finish(root: Path, folder: str, config: dict) -> None:
     (root / folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def test_a_policy_in_training_is_served_once_it_was_promoted(tmp_path: Path) -> None:
+    run, versions = RunFolder(tmp_path), Versions(RunFolder(tmp_path), "policy")
+    finish(tmp_path, "sft", {})
+    assert models_of(run) == ["sft"]
+    version = versions.keep(lambda folder: (folder / "model.safetensors").touch())
+    assert models_of(run) == ["sft"]
+    versions.make_live(version.weights)
+    assert models_of(run) == ["sft", "policy"]
+    assert versions.start() == version
+
+
 def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with pytest.raises(UserError, match="no finished model"):
-        finished_models(run)
+        models_of(run)
     for folder in ("corpus", "policy", "base", "reward"):
         finish(tmp_path, folder, {})
     (tmp_path / "sft").mkdir()
-    assert finished_models(run) == {name: tmp_path / name for name in ("base", "policy", "reward")}
+    assert models_of(run) == ["base", "policy", "reward"]
 
 
 def test_addresses_are_written_as_browsers_read_them() -> None:

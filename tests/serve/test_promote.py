@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.keys import KeyRing, new_key
 from cluster.run import RunFolder
+from cluster.version_commands import write_server
 from cluster.versions import Versions
+from pipelines.promote import promote_unfinished
 from serve.gateway import Settings
 from serve.parts import Promoted
 from tests.cluster.test_versions import make
-from tests.serve.conftest import Server, finish_model
+from tests.serve.conftest import CONTEXT, Server, finish_model
 from tests.serve.local import Parrot, asking, prompt
+from tests.tiny import write_tiny_model
 
 MODEL = "policy"
 # What stands for a character whose last bytes did not come: vLLM keeps it back.
@@ -104,6 +107,34 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
     # Other tests compare the server with the run.
     finish_model(run, MODEL, seed=2, end_id=4)
     assert run.require(MODEL, MODEL).weights == old
+
+
+@pytest.mark.slow
+def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    run, before = server.run, server.run.require(MODEL, MODEL).weights
+    where = write_server(run, server.url, "none")
+
+    def weights() -> str:
+        return httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=60).headers["x-triptych-weights"]
+
+    try:
+        promote_unfinished(run, 4, lambda folder: write_tiny_model(folder, 5, 4, context=CONTEXT))
+        assert weights() != before
+        assert weights() == Versions(run, MODEL).live().weights
+        # Of another shape: it goes on as it was, and so does the training.
+        promote_unfinished(run, 9, lambda folder: write_tiny_model(folder, 6, 4, context=CONTEXT // 2))
+        assert "the policy of step 9 was not promoted: config.json changed too" in caplog.text
+        assert len(list(Versions(run, MODEL).folder.glob("*/"))) == len(Versions(run, MODEL).kept())
+        httpx.post(f"{server.url}/admin/promote", json={"model": MODEL, "version": before}, timeout=60)
+        assert weights() == before
+    finally:
+        where.unlink()
+
+
+def test_without_a_server_the_next_one_starts_with_what_was_promoted(served: RunFolder) -> None:
+    promote_unfinished(served, 4, lambda folder: (folder / "model.safetensors").write_text("newer") and None)
+    live = Versions(served, "policy").start()
+    assert (live.folder / "model.safetensors").read_text() == "newer"
 
 
 class Changeable(Parrot):
