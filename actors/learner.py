@@ -20,7 +20,15 @@ from actors.model.heads import load_reward_model, token_values
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
 from actors.model.objectives.limits import breach, has_limits
-from actors.model.objectives.policy import DIVERGENCES, RolloutBatch, Targets, answer_logprobs, kl_k1, kl_k3
+from actors.model.objectives.policy import (
+    DIVERGENCES,
+    RolloutBatch,
+    Targets,
+    answer_logprobs,
+    answer_logprobs_and_entropy,
+    kl_k1,
+    kl_k3,
+)
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
 from actors.sample import Prompt, Sample
@@ -77,7 +85,7 @@ class Learner:
     def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
         """Log-probabilities of the tokens from `starts` on: what the parity gate compares with the engine's."""
         batch = self._pad(sequences, starts, [[0.0] * (len(s) - b) for s, b in zip(sequences, starts, strict=True)])
-        values, _ = answer_logprobs(self.policy, batch, temperature)
+        values = answer_logprobs(self.policy, batch, temperature)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
     def step(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> dict[str, float]:
@@ -162,7 +170,9 @@ class Learner:
         for piece in rows.split(settings.micro_batch_rows):
             part = batch.rows(piece)
             own = targets.rows(piece, part.width)
-            logprobs, entropy = answer_logprobs(self.policy, part, settings.temperature)
+            logprobs, entropy = answer_logprobs_and_entropy(
+                self.policy, part, settings.temperature, entropy_learns=settings.entropy_bonus > 0
+            )
             seen[piece, : part.width] = logprobs.detach()
             losses, clipped = algorithm.token_losses(part, own, logprobs, self.clip)
             if self.kl_in == "loss":
@@ -213,7 +223,7 @@ class Learner:
         return float(loss.detach())
 
     def _logprobs(self, model: Any, batch: RolloutBatch) -> Tensor:
-        return answer_logprobs(model, batch, self.settings.temperature)[0]
+        return answer_logprobs(model, batch, self.settings.temperature)
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Value of the state before each token: the critic's output at the token before it."""

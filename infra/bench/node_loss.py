@@ -38,6 +38,9 @@ def ray_node(*words: str) -> Iterator[int]:
     path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
     # By default Ray fills half of a node before it looks at the next.
     environment = {**os.environ, "PATH": path, "RAY_scheduler_spread_threshold": "0"}
+    if "--head" not in words:
+        # The head asks for the token that it made; who joins sends it only in this mode.
+        environment["RAY_AUTH_MODE"] = "token"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process.pid

@@ -29,7 +29,7 @@ from cluster.run import RunFolder
 from infra.bench.servers.load import TOKENS, Cell, closed_loop, open_loop
 from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_port, own, write_run
 
-SOAK_CLIENTS, SAMPLE_SECONDS = 6, 10.0
+CAPACITY_CLIENTS, SOAK_SHARE, SAMPLE_SECONDS = 32, 0.8, 10.0
 KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
 SHARES = (0.4, 0.6, 0.8)
 
@@ -64,12 +64,18 @@ def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folde
 
 
 def soak(run: RunFolder, seconds: float, folder: Path) -> None:
-    """Prints memory, open files and errors of the server under a steady load, and how they changed after warm-up."""
+    """Prints memory, open files and errors of the server under 80 % of the load that it can take, and how they changed
+    after warm-up."""
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     with own(run, port, folder / "own.log") as server:
+        asyncio.run(closed_loop(url, CAPACITY_CLIENTS, SAMPLE_SECONDS))
+        most = asyncio.run(closed_loop(url, CAPACITY_CLIENTS, SAMPLE_SECONDS)).figures[0]
+        rate = SOAK_SHARE * most / TOKENS
+        print(f"{most:,.0f} tokens/s with {CAPACITY_CLIENTS} clients; now {rate:.1f} requests a second", flush=True)
         sizes, end, errors = [], time.monotonic() + seconds, 0
         while time.monotonic() < end:
-            cell = asyncio.run(closed_loop(f"http://127.0.0.1:{port}", SOAK_CLIENTS, SAMPLE_SECONDS))
+            cell = asyncio.run(open_loop(url, rate, SAMPLE_SECONDS))
             errors += cell.errors
             # Ray's own processes are the server's children too.
             family = [server, *server.children(recursive=True)]

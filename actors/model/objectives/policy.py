@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from actors.model.shared_prompt import answer_states
 
@@ -77,18 +78,32 @@ def _cut(table: RolloutBatch | Targets, index: Tensor, width: int) -> dict[str, 
     }
 
 
-def answer_logprobs(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of drawn tokens and the entropy of the distribution they were drawn from.
+def answer_logprobs(model: Any, batch: RolloutBatch, temperature: float) -> Tensor:
+    """Log-probabilities of drawn tokens. [N, T] float32, 0 outside the answers."""
+    logits, drawn = _logits(model, batch, temperature)
+    return _place(-cross_entropy(logits, drawn, reduction="none"), batch.answer)
 
-    Returns:
-        two [N, T] float32 tensors, 0 outside the answers. Logits are made for drawn tokens alone.
+
+def answer_logprobs_and_entropy(
+    model: Any, batch: RolloutBatch, temperature: float, entropy_learns: bool
+) -> tuple[Tensor, Tensor]:
+    """As `answer_logprobs`, and the entropy of the distribution that every token was drawn from.
+
+    Args:
+        entropy_learns: whether the entropy has a gradient.
     """
-    states = answer_states(model, batch.input_ids, batch.answer, batch.groups)
-    logits = model.lm_head(states).float() / temperature
+    logits, drawn = _logits(model, batch, temperature)
     distribution = logits.log_softmax(-1)
-    chosen = distribution.gather(1, batch.input_ids[:, 1:][batch.answer[:, 1:]].unsqueeze(1)).squeeze(1)
-    entropy = -(distribution.exp() * distribution).sum(-1)
+    chosen = distribution.gather(1, drawn.unsqueeze(1)).squeeze(1)
+    with torch.set_grad_enabled(entropy_learns and torch.is_grad_enabled()):
+        entropy = -(distribution.exp() * distribution).sum(-1)
     return _place(chosen, batch.answer), _place(entropy, batch.answer)
+
+
+def _logits(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Of drawn tokens alone: [M, V] in float32, and their ids, [M]."""
+    states = answer_states(model, batch.input_ids, batch.answer, batch.groups)
+    return model.lm_head(states).float() / temperature, batch.input_ids[:, 1:][batch.answer[:, 1:]]
 
 
 def _place(values: Tensor, answer: Tensor) -> Tensor:
