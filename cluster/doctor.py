@@ -8,9 +8,11 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster import __version__
+from cluster.doctor_serving import serving_hindrances, serving_problems
 from cluster.failures import UserError
 from cluster.plan import resources_here
 from cluster.recipe import Cluster, load_recipe
@@ -96,7 +98,12 @@ def _report_run(console: Console, run: RunFolder) -> int:
     console.print(table)
     advice = f"`triptych run {run.recipe_path}` does what is left: {', '.join(pending)}"
     console.print(advice if pending else f"all done: `triptych serve {run.root}`")
-    return problems
+    wrong = serving_problems(run)
+    for line in wrong:
+        console.print(f"serving: [red]{escape(line)}[/]")
+    for line in [] if pending else serving_hindrances(recipe, run):
+        console.print(f"serving, just now: {escape(line)}")
+    return problems + len(wrong)
 
 
 def _requirements() -> list[Requirement]:

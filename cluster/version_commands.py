@@ -13,6 +13,7 @@ from cluster.run import RunFolder
 
 # Reading and checking the weights of a large model takes minutes.
 PROMOTE_SECONDS = 600.0
+ANSWER_SECONDS = 30.0
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder that is being served, such as runs/demo")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, such as policy")]
@@ -48,8 +49,8 @@ def write_server(run: RunFolder, url: str, token: str) -> Path:
     return path
 
 
-def ask_server(run: Path, action: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the run's server says to a request below /admin.
+def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the run's server says to a request below /admin; without a body it is only asked.
 
     Raises:
         UserError: the run is not being served, or the server refuses.
@@ -65,7 +66,8 @@ def ask_server(run: Path, action: str, body: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        reply = httpx.post(f"{url}/admin/{action}", json=body, headers=headers, timeout=PROMOTE_SECONDS)
+        method, seconds = ("GET", ANSWER_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
+        reply = httpx.request(method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds)
     except httpx.HTTPError as error:
         raise UserError(f"no server answers at {url}: run `triptych serve {run}` first") from error
     said = reply.json()

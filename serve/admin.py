@@ -1,7 +1,7 @@
-"""What only keys with the scope admin may do: change which version of a model's weights is served."""
+"""What only keys with the scope admin may do: see how the replicas are, and change which weights are served."""
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,10 +16,15 @@ from serve.door import Visit
 from serve.errors import RequestError
 from serve.meters import Meters
 from serve.remote import Model
+from serve.states import States
 
 
 def admin_router(
-    run: RunFolder, models: Mapping[str, Model], weights: MutableMapping[str, str | None], meters: Meters
+    run: RunFolder,
+    models: Mapping[str, Model],
+    weights: MutableMapping[str, str | None],
+    meters: Meters,
+    states: Callable[[], States],
 ) -> APIRouter:
     """The paths under /admin.
 
@@ -28,6 +33,7 @@ def admin_router(
         models: by name.
         weights: the version of every model, which a promotion changes.
         meters: where it shows.
+        states: tells how the replicas are; it may take its time.
     """
     router = APIRouter(prefix="/admin")
     # One at a time: two would each take the other's version for the one before.
@@ -43,6 +49,10 @@ def admin_router(
     def versions() -> dict[str, Any]:
         found = {name: Versions(run, name) for name in models}
         return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
+
+    @router.get("/replicas")
+    def replicas() -> States:
+        return states()
 
     @router.post("/promote")
     async def promote(request: Request) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from serve.page import url_host
 from serve.replica import Replica, engine_environment
 from serve.routes import aliases_of
 from serve.scaling import replica_options
+from serve.states import reason
 
 APPLICATION = "triptych"
 
@@ -225,9 +226,8 @@ def _wait_until_running(deadline: float) -> None:
 
 
 def _why(pending: dict[str, DeploymentStatusOverview]) -> str:
-    # Ray's message carries the replica's stack trace, whose last line says what went wrong.
-    lines = {name: one.message.strip().splitlines()[-1] for name, one in pending.items() if one.message.strip()}
-    return "; ".join(f"{name} could not be started: {line}" for name, line in lines.items())
+    reasons = {name: reason(one) for name, one in pending.items()}
+    return "; ".join(f"{name} could not be started: {why}" for name, why in reasons.items() if why)
 
 
 def _watch() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import ray
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -36,6 +37,7 @@ from serve.parts import Endpoint
 from serve.remote import Model, RemoteModel
 from serve.routes import Routes
 from serve.runs import runs_router
+from serve.states import States, states_of
 from serve.switchboard import Switchboard
 from serve.thumbs import thumbs_router
 
@@ -67,8 +69,16 @@ class Settings:
     owner: Key | None = None
 
 
-def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
-    """The HTTP application, in which every request passes the `Door`."""
+def gateway_app(
+    models: Mapping[str, Model], settings: Settings, states: Callable[[], States] = dict[str, dict[str, str]]
+) -> ASGIApp:
+    """The HTTP application, in which every request passes the `Door`.
+
+    Args:
+        models: by the names that clients use.
+        settings: what else it is told.
+        states: tells how the models' replicas are, if they have any.
+    """
     access = Access(settings.run, settings.openness, settings.owner)
     weights = {name: settings.weights.get(name) for name in models}
     meters = Meters(weights)
@@ -127,7 +137,7 @@ def gateway_app(models: Mapping[str, Model], settings: Settings) -> ASGIApp:
         app.include_router(thumbs_router(database, models))
     if settings.run:
         app.include_router(runs_router(settings.run))
-        app.include_router(admin_router(RunFolder(settings.run), models, weights, meters))
+        app.include_router(admin_router(RunFolder(settings.run), models, weights, meters, states))
     return Door(app, access, meters, settings.run / "access.jsonl" if settings.run else None)
 
 
@@ -160,7 +170,8 @@ class Gateway:
             lines = Lines(handle, self._inbox, may_sleep)
             models |= {name: RemoteModel(lines, name) for name in names}
             self._keeping.append(asyncio.create_task(lines.keep()))
-        self._listener = Listener(gateway_app(models, settings), host, port, stop_seconds)
+        states = states_of(serve.get_replica_context().app_name)
+        self._listener = Listener(gateway_app(models, settings, states), host, port, stop_seconds)
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a gateway that raises."""

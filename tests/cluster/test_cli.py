@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run import RunFolder
+from cluster.doctor_serving import serving_hindrances, serving_problems
+from cluster.recipe import load_recipe
+from cluster.run import Manifest, RunFolder, file_fingerprint
 from cluster.stages import STAGES
+from cluster.version_commands import write_server
 from tests.cluster.conftest import triptych
+from tests.helpers import free_port
 
 
 def tree(folder: Path) -> str:
@@ -101,3 +105,38 @@ def test_doctor_says_what_a_run_needs(recipe_path: Path) -> None:
     assert "needs pretrain" in done.stdout
     assert "does what is left: corpus, pretrain, sft" in done.stdout
     assert done.stderr == ""
+
+
+def test_doctor_names_what_keeps_a_model_from_being_served(recipe_path: Path) -> None:
+    run = RunFolder(recipe_path.parent / "runs" / "tiny")
+    for name in ("base", "sft"):
+        out = run.begin(name, "mark")
+        for file in ("config.json", "tokenizer.json", "model.safetensors"):
+            (out / file).write_text(file)
+        weights = file_fingerprint(out / "model.safetensors")
+        run.commit(name, Manifest(name, "mark", {}, {}, "1", 1.0, {}, weights))
+    (run.root / "recipe.yaml").write_text(recipe_path.read_text())
+    assert serving_problems(run) == []
+    (run.path("base") / "tokenizer.json").unlink()
+    (run.path("sft") / "model.safetensors").write_text("cut")
+    write_server(run, f"http://127.0.0.1:{free_port()}", "token")
+    base, sft, server = serving_problems(run)
+    assert base == f"{run.path('base')} lacks tokenizer.json: remove it and run its stage again"
+    assert sft.startswith(f"{run.path('sft') / 'model.safetensors'} is not what its stage wrote")
+    assert server.startswith("no server answers at http://127.0.0.1:")
+    done = triptych("doctor", cwd=recipe_path.parent)
+    assert done.returncode != 0
+    assert done.stdout.replace("\n", " ").count("serving: ") == 3
+
+
+def test_doctor_says_that_the_port_is_taken_or_the_memory_short(recipe_path: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        recipe = load_recipe(recipe_path, [f"serve.port={port}", "cluster.memory_gb=0.5"])
+        memory, taken = serving_hindrances(recipe, run)
+    assert memory.startswith("serving needs about ")
+    assert memory.endswith(" GB of memory and 0.5 GB are free")
+    assert taken.startswith(f"cannot listen on 127.0.0.1 port {port}")
+    write_server(run, "http://127.0.0.1:1", "token")
+    assert serving_hindrances(recipe, run) == []

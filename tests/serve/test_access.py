@@ -39,6 +39,7 @@ TABLE = {
     ("POST", "/v1/score"): SCORE,
     ("GET", "/runs/data"): ADMIN,
     ("GET", "/admin/versions"): ADMIN,
+    ("GET", "/admin/replicas"): ADMIN,
     ("POST", "/admin/promote"): ADMIN,
     ("POST", "/admin/rollback"): ADMIN,
     ("GET", "/label/next"): {"label"},
