@@ -31,7 +31,6 @@ def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None
     assert client.models.retrieve("base").id == "base"
 
 
-@pytest.mark.slow
 def test_admins_see_how_the_replicas_are(server: Server) -> None:
     states = httpx.get(f"{server.url}/admin/replicas").json()
     assert {name: state["status"] for name, state in states.items()} == {"gateway": "HEALTHY", "base-policy": "HEALTHY"}
