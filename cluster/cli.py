@@ -12,7 +12,8 @@ import typer
 from cluster import __version__, feedback_commands, key_commands, score_command, version_commands
 from cluster.failures import UserError, known_failure
 from cluster.fleet import change_fleet
-from cluster.plan import make_plan, object_store_gb, resources_here
+from cluster.memory import object_store_gb
+from cluster.plan import make_plan, resources_here
 from cluster.ports import require_free_port
 from cluster.recipe import Recipe, dump_recipe, load_recipe
 from cluster.run import RunFolder, write_text

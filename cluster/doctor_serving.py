@@ -3,7 +3,8 @@
 from typing import get_args
 
 from cluster.failures import StageError, UserError
-from cluster.plan import memory_needs, resources_here
+from cluster.memory import memory_needs
+from cluster.plan import resources_here
 from cluster.ports import require_free_port
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint

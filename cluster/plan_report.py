@@ -5,17 +5,8 @@ from dataclasses import fields
 from rich.console import Console
 from rich.table import Table
 
-from cluster.plan import (
-    REPLICAS,
-    Resources,
-    Share,
-    TrainingMemory,
-    make_plan,
-    memory_needs,
-    parameters,
-    training_memory,
-    trainings,
-)
+from cluster.memory import REPLICAS, TrainingMemory, memory_needs, parameters, training_memory, trainings
+from cluster.plan import Resources, Share, make_plan
 from cluster.recipe import Recipe
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.failures import UserError
-from cluster.plan import object_store_gb
+from cluster.memory import object_store_gb
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder
 from cluster.session import connect

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.gguf import forget_quantisation, place
 from cluster.failures import UserError
-from cluster.plan import LOGITS_AT_ONCE
+from cluster.memory import LOGITS_AT_ONCE
 from cluster.recipe import Model
 from cluster.shape import shape_of
 

@@ -18,7 +18,7 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import optimisers
 from actors.model.sharding import WithLoss
 from cluster.failures import UserError
-from cluster.plan import trained_parameters
+from cluster.memory import trained_parameters
 from cluster.recipe import Conversations, FineTuning, Lora, Model
 from tests.tiny import write_tiny_model
 

@@ -15,7 +15,7 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import adamw
 from actors.model.sharding import WithLoss
 from actors.model.speed import peak_memory_gb
-from cluster.plan import training_memory
+from cluster.memory import training_memory
 from cluster.recipe import Model, load_recipe
 
 DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import UserError
-from cluster.plan import Resources, make_plan, memory_needs, training_memory
+from cluster.memory import memory_needs, training_memory
+from cluster.plan import Resources, make_plan
 from cluster.recipe import load_recipe
 from tests.cluster.conftest import triptych
 
