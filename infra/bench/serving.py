@@ -1,11 +1,12 @@
-"""The server beside bare vLLM: same model, settings and load in one run. Both are up all the time and take turns.
+"""The server beside bare vLLM, or beside Ray's: same model, settings and load in one run. Both are up, and take turns.
 
 Closed loop: so many clients ask for streams of 64 tokens, each again as soon as it has its answer. Open loop: they come
-at random, at shares of the rate that vLLM keeps up with in the closed loop of most clients. Printed are tokens a
+at random, at shares of the rate that the peer keeps up with in the closed loop of most clients. Printed are tokens a
 second, the median time to the first token, the 99th percentile of the time between two, and the ratios. The model has
 random weights and by default the demo's shape, or is one in a Hugging Face directory.
 
 python -m infra.bench.serving [--size 2.5M | --model DIRECTORY] [--seconds 5] [--rounds 3] [--concurrency 1 8 32]
+    [--peer vllm | ray]
 python -m infra.bench.serving --soak 1800     # the server alone: its memory, open files and errors over time
 python -m infra.bench.serving --kill          # the server alone: what clients see when the model's process is killed
 """
@@ -27,34 +28,35 @@ import httpx
 from cluster.recipe import Recipe, load_recipe
 from cluster.run import RunFolder
 from infra.bench.servers.load import TOKENS, Cell, closed_loop, open_loop
-from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_port, own, write_run
+from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_port, own, ray_llm, write_run
 
 CAPACITY_CLIENTS, SOAK_SHARE, SAMPLE_SECONDS = 32, 0.8, 10.0
 KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
 SHARES = (0.4, 0.6, 0.8)
+PEERS = {"vllm": bare, "ray": ray_llm}
 
 
 def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> None:
     """Prints a line for every load: both servers' medians over the rounds, and their ratios."""
     ports = free_port(), free_port()
     urls = [f"http://127.0.0.1:{port}" for port in ports]
-    with own(run, ports[0], folder / "own.log"), bare(run, recipe, ports[1], folder / "bare.log"):
+    peer = PEERS[arguments.peer]
+    with own(run, ports[0], folder / "own.log"), peer(run, recipe, ports[1], folder / "peer.log"):
         for url in urls:
             asyncio.run(closed_loop(url, max(arguments.concurrency), 2.0))
-        print(
-            "load        | tokens/s own, vLLM, ratio | first token p50 ms | between tokens p99 ms | errors", flush=True
-        )
+        columns = f"tokens/s own, {arguments.peer}, ratio | first token p50 ms | between tokens p99 ms | errors"
+        print(f"load        | {columns}", flush=True)
 
         def row(name: str, load: Callable[[str], Coroutine[Any, Any, Cell]]) -> float:
             rounds = [[asyncio.run(load(url)) for url in urls] for _ in range(arguments.rounds)]
-            mine, peer = (
+            mine, theirs = (
                 [statistics.median(values) for values in zip(*(cells[side].figures for cells in rounds), strict=True)]
                 for side in (0, 1)
             )
-            parts = [f"{a:,.1f} {b:,.1f} {a / b:.2f}" for a, b in zip(mine, peer, strict=True)]
+            parts = [f"{a:,.1f} {b:,.1f} {a / b:.2f}" for a, b in zip(mine, theirs, strict=True)]
             errors = sum(cell.errors for cells in rounds for cell in cells)
             print(f"{name:11} | {' | '.join(parts)} | {errors}", flush=True)
-            return peer[0]
+            return theirs[0]
 
         for clients in arguments.concurrency:
             most = row(f"{clients} clients", lambda url, n=clients: closed_loop(url, n, arguments.seconds))
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--peer", choices=list(PEERS), default="vllm")
     parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()

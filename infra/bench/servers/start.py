@@ -1,4 +1,4 @@
-"""Servers to measure: Triptych's on a run made for it, and bare vLLM's on the same model."""
+"""Servers to measure: Triptych's on a run made for it, and on the same model bare vLLM's and Ray's."""
 
 import contextlib
 import os
@@ -25,6 +25,7 @@ from pipelines.guide.questions import training_questions
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 MODEL = "sft"
 START_SECONDS = 240.0
+CACHE_BYTES = 256 << 20
 
 
 def write_run(root: Path, recipe: Recipe, seed: int = 1, model: Path | None = None) -> RunFolder:
@@ -88,13 +89,12 @@ def own(run: RunFolder, port: int, log: Path) -> contextlib.AbstractContextManag
 
 def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
     """vLLM's own server, with the settings of a replica (`serve.engine`)."""
-    threads = str(make_plan(recipe, resources_here(recipe.cluster)).replica.threads)
     options = {
         "--model": str(run.path(MODEL)),
         "--served-model-name": MODEL,
         "--max-model-len": str(recipe.model.context),
         "--dtype": "float32",
-        "--kv-cache-memory-bytes": str(256 << 20),
+        "--kv-cache-memory-bytes": str(CACHE_BYTES),
         "--host": "127.0.0.1",
         "--port": str(port),
     }
@@ -102,13 +102,29 @@ def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.Abs
     # `vllm serve` asks for the version of a package `vllm`, which the CPU wheel is not called; this is the same server.
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command = [*module, *(word for option in options.items() for word in option), *flags]
-    environment = {
-        "OMP_NUM_THREADS": threads,
+    return started(command, f"http://127.0.0.1:{port}/health", _environment(recipe), log)
+
+
+def ray_llm(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
+    """Ray's own server, with the same settings. It answers before its engine does: the first request waits."""
+    options = {
+        "--name": MODEL,
+        "--port": str(port),
+        "--context": str(recipe.model.context),
+        "--cache-bytes": str(CACHE_BYTES),
+    }
+    module = [sys.executable, "-m", "infra.bench.servers.ray_llm", str(run.path(MODEL))]
+    command = [*module, *(word for option in options.items() for word in option)]
+    return started(command, f"http://127.0.0.1:{port}/v1/models", _environment(recipe), log)
+
+
+def _environment(recipe: Recipe) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(make_plan(recipe, resources_here(recipe.cluster)).replica.threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return started(command, f"http://127.0.0.1:{port}/health", environment, log)
 
 
 def free_port() -> int:
