@@ -269,7 +269,7 @@ class Coordinator:
         done = self._counters
         self._counters = replace(
             done,
-            tokens=done.tokens + sum(len(sample.token_ids) for group in groups for sample in group),
+            tokens=done.tokens + sum(sample.length for group in groups for sample in group),
             busy_seconds=done.busy_seconds + self._clock.now() - start,
         )
         if member.state is ActorState.DRAINING:

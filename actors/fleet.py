@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.coordinator import Coordinator, Counters
+from actors.environment import Environment
 from actors.rollout import Engine, RolloutActor, environment
 from actors.roster import ActorState, Chunk
 from actors.sample import Prompt, Sample, Sampling
@@ -43,6 +44,7 @@ class Fleet:
         seed: of draws that have no seed of their own.
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
         actor: the class of the actors.
+        surroundings: what goes on with their answers, if anything does.
 
     Raises:
         UserError: there is no model in the directory.
@@ -57,13 +59,14 @@ class Fleet:
         seed: int,
         deadline: float,
         actor: type[RolloutActor] = RolloutActor,
+        surroundings: Environment | None = None,
     ) -> None:
         try:
             config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
         self._tied = bool(config.get("tie_word_embeddings", False))
-        self._engine = Engine(model, max_tokens_total, seed, share)
+        self._engine = Engine(model, max_tokens_total, seed, share, surroundings)
         self._actor = ray.remote(actor).options(
             num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, runtime_env={"env_vars": environment(share)}
         )

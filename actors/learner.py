@@ -84,7 +84,8 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
         """Log-probabilities of the tokens from `starts` on: what the parity gate compares with the engine's."""
-        batch = self._pad(sequences, starts, [[0.0] * (len(s) - b) for s, b in zip(sequences, starts, strict=True)])
+        lengths = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+        batch = self._pad(sequences, starts, [[0.0] * n for n in lengths], [[True] * n for n in lengths])
         values = answer_logprobs(self.policy, batch, temperature)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
@@ -121,7 +122,7 @@ class Learner:
             self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl_target)
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
-        lengths = [len(sample.token_ids) for sample in samples]
+        lengths = [sample.length for sample in samples]
         means = {**{name: float(np.mean(values)) for name, values in figures.items()}, **start}
         if before is not None and breach(means, settings) is None:
             self.kept = before
@@ -250,18 +251,21 @@ class Learner:
             [prompt + sample.token_ids for prompt, sample, _, _ in rows],
             [len(prompt) for prompt, _, _, _ in rows],
             [sample.logprobs for _, sample, _, _ in rows],
+            [sample.mask for _, sample, _, _ in rows],
         )
         batch.rewards.copy_(torch.tensor([reward for _, _, reward, _ in rows]))
         batch.groups.copy_(torch.tensor([index for _, _, _, index in rows]))
         return batch
 
-    def _pad(self, sequences: list[list[int]], starts: list[int], logprobs: list[list[float]]) -> RolloutBatch:
+    def _pad(
+        self, sequences: list[list[int]], starts: list[int], logprobs: list[list[float]], drawn: list[list[bool]]
+    ) -> RolloutBatch:
         shape = (len(sequences), max(map(len, sequences)))
         ids = torch.full(shape, self.tokenizer.pad_token_id)
         answer, behaviour = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-        for row, (sequence, start, values) in enumerate(zip(sequences, starts, logprobs, strict=True)):
+        for row, (sequence, start, values, mask) in enumerate(zip(sequences, starts, logprobs, drawn, strict=True)):
             ids[row, : len(sequence)] = torch.tensor(sequence)
-            answer[row, start : len(sequence)] = True
+            answer[row, start : len(sequence)] = torch.tensor(mask)
             behaviour[row, start : len(sequence)] = torch.tensor(values)
         rewards, groups = torch.zeros(shape[0]), torch.arange(shape[0])
         return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behaviour, rewards, groups)))

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actors.reward import Scores
 from actors.sample import Prompt, Sample
@@ -21,9 +22,6 @@ class Question:
 
     messages: list[dict[str, str]]
     metadata: Mapping[str, str]
-
-
-RewardFunction = Callable[[Question, str], float]
 
 
 class FunctionReward:
@@ -59,8 +57,8 @@ class FunctionReward:
         return float(reward)
 
 
-def load_function(name: str) -> RewardFunction:
-    """The function that a recipe names as module:function.
+def load_function(name: str, what: str = "reward function") -> Callable[..., Any]:
+    """The function that a recipe names as module:function; `what` it is to be is for the message.
 
     Raises:
         UserError: there is no such module or function.
@@ -69,7 +67,7 @@ def load_function(name: str) -> RewardFunction:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"reward function {name}: {error}; name it module:function, on Python's path") from error
+        raise UserError(f"{what} {name}: {error}; name it module:function, on Python's path") from error
     if not callable(found):
-        raise UserError(f"reward function {name} is a {type(found).__name__}, not a function")
+        raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
     return found

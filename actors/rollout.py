@@ -9,6 +9,8 @@ import ray
 import torch
 import xxhash
 
+from actors.environment import Dialogues, Environment
+from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
 from cluster.plan import Share
 
@@ -26,6 +28,7 @@ class Engine:
         model: a Hugging Face model directory with its tokenizer.
         context: the most tokens of a prompt and its completion.
         seed: seeds draws that have no seed of their own; every actor adds its number.
+        environment: goes on with the answers, if it is given.
         share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
     """
 
@@ -33,6 +36,7 @@ class Engine:
     context: int
     seed: int
     share: Share
+    environment: Environment | None = None
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
@@ -72,6 +76,9 @@ class RolloutActor:
         )
         self._context = engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
+        self._dialogues = (
+            Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
+        )
         self._llm.update_weight_version("0")
 
     def ready(self) -> None:
@@ -86,18 +93,25 @@ class RolloutActor:
         return int(self._llm.get_weight_version())
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
-        """Draws `sampling.count` completions of every prompt.
+        """Draws `sampling.count` completions of every prompt; with an environment, all turns of their conversations.
 
         With `sampling.seed`, a draw depends on it and on the prompt's id, not on the actor or the rest of the batch.
 
         Raises:
             ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
-                is above 2, which vLLM refuses.
+                is above 2, which vLLM refuses; or the environment's function failed.
         """
+        groups = self._completions(prompts, [sampling] * len(prompts))
+        if self._dialogues is None:
+            return groups
+        return self._dialogues.go_on(prompts, groups, sampling, self._completions)
+
+    def _completions(self, prompts: list[Prompt], samplings: list[Sampling]) -> list[list[Sample]]:
         from vllm import TokensPrompt
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
-        outputs = self._llm.generate(requests, [self._draw(prompt, sampling) for prompt in prompts], use_tqdm=False)
+        params = [self._draw(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
         return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """What passes between rollout actors, rewards and the learner."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Sample:
     Attributes:
         prompt_id: the prompt it answers.
         index: 0 to count - 1 within the prompt.
-        token_ids: the completion, end-of-turn token included when the model stopped by itself.
+        token_ids: what followed the prompt, end-of-turn token included when the model stopped by itself.
         logprobs: log-probability of every token under the weights that drew it, at the sampling temperature.
         weight_versions: the version of the weights that drew every token.
         finish_reason: "stop" when the model ended its turn, "length" when it was cut.
-        text: `token_ids` decoded without special tokens.
+        text: the last turn, decoded without special tokens.
+        drawn: in a conversation of several turns, which tokens the policy drew; empty where it drew all. Others have
+            the log-probability 0.
     """
 
     prompt_id: str
@@ -47,3 +49,14 @@ class Sample:
     weight_versions: list[int]
     finish_reason: str
     text: str
+    drawn: list[bool] = field(default_factory=list)
+
+    @property
+    def mask(self) -> list[bool]:
+        """Which tokens the policy drew."""
+        return self.drawn or [True] * len(self.token_ids)
+
+    @property
+    def length(self) -> int:
+        """How many tokens the policy drew."""
+        return sum(self.mask)

@@ -31,9 +31,19 @@ class Reward(Section):
         return self
 
 
+class Environment(Section):
+    """What goes on with the answers: conversations of several turns."""
+
+    function: str = Field(
+        pattern=r"^[\w.]+:\w+$", description="module:function(question, answers) -> what is said next, or None"
+    )
+    turns: Annotated[int, Field(ge=2)] = Field(4, description="the most answers in a conversation")
+
+
 class Rlhf(Section):
     algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = "grpo"
     rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()], description="added up by their weights")
+    environment: Environment | None = Field(None, description="plays the user or a tool; max_tokens is for all turns")
     steps: Positive = 40
     prompts_per_step: Positive = 16
     samples_per_prompt: Positive = 8

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from actors.endpoint import HttpReward
+from actors.environment import Environment
 from actors.fleet import Fleet
 from actors.ledger import Ledger
 from actors.model.chat import Chat
@@ -53,6 +54,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """The loop. Every prompt taken from the ledger ends trained, across crashes and resumes."""
     settings = recipe.rlhf
     prompts, questions = _prompts(recipe, Chat.of(run.path("sft")))
+    if settings.environment:
+        load_function(settings.environment.function, "environment")
     for source in settings.rewards:
         if source.function:
             load_function(source.function)
@@ -143,7 +146,16 @@ def _actors(
     )
     learner = RemoteLearner(actor, out / "checkpoint", deadline)
     scorers = [_scorer(source, run, plan, questions, deadline) for source in recipe.rlhf.rewards]
-    fleet = Fleet(sft, recipe.rlhf.rollout_actors, plan.rollout, recipe.model.context, recipe.seed, deadline)
+    around = recipe.rlhf.environment
+    fleet = Fleet(
+        sft,
+        recipe.rlhf.rollout_actors,
+        plan.rollout,
+        recipe.model.context,
+        recipe.seed,
+        deadline,
+        surroundings=Environment(around.function, questions, around.turns) if around else None,
+    )
     try:
         fleet.start()
         ready = [scorer.actor.__ray_ready__.remote() for scorer in scorers]

@@ -66,6 +66,15 @@ class Chat:
         """The tokens up to where the assistant begins to speak."""
         return self._ids(messages, add_generation_prompt=True)
 
+    def between(self, message: dict[str, str]) -> list[int]:
+        """The tokens from the end of an assistant's turn to where it speaks again, with a message in between."""
+        before: list[dict[str, str]] = [{"role": "user", "content": "a"}]
+        start = len(self.prompt(before))
+        conversation = [*before, {"role": "assistant", "content": "a"}, message]
+        self._check_roles(conversation)
+        whole = self.prompt(conversation)
+        return whole[start + whole[start:].index(self.end_of_turn_id) + 1 :]
+
     def answer(self, text: str) -> list[int]:
         """The tokens of the assistant's turn, with the one that ends it."""
         return [*self.tokenizer.encode(text, add_special_tokens=False, **QUIET), self.end_of_turn_id]

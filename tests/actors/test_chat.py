@@ -159,6 +159,16 @@ def test_every_token_in_the_style_of_other_models(folder: Path, style: str):
     assert words.count(chat.end_of_turn_id) == 2
 
 
+@pytest.mark.parametrize("style", [*STYLES, "own"])
+def test_what_is_said_between_two_turns_continues_the_conversation(folder: Path, style: str):
+    chat = Chat.of(folder) if style == "own" else styled(folder, style)
+    drawn = chat.prompt(CONVERSATION[:2]) + chat.answer("hello")
+    assert drawn + chat.between(CONVERSATION[3]) == chat.prompt(CONVERSATION[:4])
+    if style == "own":
+        with pytest.raises(UserError, match="no place for one"):
+            chat.between({"role": "tool", "content": "12:00"})
+
+
 def test_a_tools_turn_is_read_and_not_trained_where_the_template_has_it(folder: Path):
     talk = [*CONVERSATION[1:3], {"role": "tool", "content": "12:00"}, CONVERSATION[4]]
     chat = styled(folder, "chatml")

@@ -52,6 +52,15 @@ def test_generalised_advantages_equal_the_closed_form():
         assert found[row, end:].eq(0).all()
 
 
+def test_generalised_advantages_pass_over_what_was_not_drawn():
+    answer = torch.tensor([[False, True, True, False, False, True, False]])
+    rewards, values = torch.randn(2, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = ppo.generalised_advantages(rewards, values, answer)
+    alone = ppo.generalised_advantages(rewards[answer][None], values[answer][None], torch.ones(1, 3, dtype=torch.bool))
+    assert torch.allclose(whole[answer], alone[0])
+    assert whole[~answer].eq(0).all()
+
+
 def test_reward_is_paid_at_the_last_token():
     answer = torch.tensor([[False, True, True, False], [False, True, False, False], [False, False, True, True]])
     rewards = at_last_token(tensor([2.0, -1.0, 0.5]), answer)

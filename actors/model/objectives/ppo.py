@@ -19,7 +19,8 @@ def generalised_advantages(
     Args:
         rewards: reward of drawing token t.
         values: value of the state in which token t is drawn.
-        answer: which tokens were drawn; contiguous in a row. The value after the last is 0.
+        answer: which tokens were drawn; between the turns of a conversation others are passed over. The value after the
+            last is 0.
     """
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
@@ -27,9 +28,9 @@ def generalised_advantages(
     for t in range(rewards.shape[1] - 1, -1, -1):
         drawn = answer[:, t]
         delta = rewards[:, t] + discount * next_value - values[:, t]
-        following = torch.where(drawn, delta + discount * decay * following, 0.0)
-        next_value = torch.where(drawn, values[:, t], 0.0)
-        advantages[:, t] = following
+        following = torch.where(drawn, delta + discount * decay * following, following)
+        next_value = torch.where(drawn, values[:, t], next_value)
+        advantages[:, t] = torch.where(drawn, following, 0.0)
     return advantages
 
 
