@@ -1,6 +1,7 @@
 """Conversations of several turns, drawn by a real engine and learned from."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,30 +33,31 @@ def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
     """An engine with an environment, and weights that end a turn after a few tokens."""
     environment = Environment(named(again), QUESTIONS, turns=4)
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, surroundings=environment) as running:
-        running.sync(1, ending(tiny[1]))
+        running.sync(1, ending(tiny[1]).state_dict())
         yield running
 
 
-def ending(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    # A longer row for the end token makes it likely after some tokens and impossible after others.
-    state["model.embed_tokens.weight"][4] *= 15
-    return state
+def ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model with a longer row for the end token, which is likely after some tokens then, and impossible after
+    others."""
+    other = LlamaForCausalLM(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.model.embed_tokens.weight[4] *= 15
+    return other
 
 
 def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(talkative: Fleet, tiny: Tiny) -> None:
-    model = LlamaForCausalLM(tiny[1].config).eval()
-    model.load_state_dict(ending(tiny[1]))
-    tokenizer = AutoTokenizer.from_pretrained(tiny[0])
+    model, tokenizer = ending(tiny[1]), AutoTokenizer.from_pretrained(tiny[0])
     chat = Chat.of(tiny[0])
     asked = prompts("0:talk", 4)
-    groups = talkative.generate(asked, Sampling(8, 1.0, 60, seed=2))
+    groups = talkative.generate(asked, Sampling(16, 1.0, 12, seed=2))
     turns = []
     for index, prompt in enumerate(asked):
         replies = [chat.between({"role": "user", "content": text}) for text in (f"and n{index}?", "sure?")]
         for sample in groups[prompt.id]:
             assert len(sample.mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
-            assert sample.length <= 60
+            assert sample.length <= 12
             given = [token for token, drawn in zip(sample.token_ids, sample.mask, strict=True) if not drawn]
             # What was said between the turns, and nothing else.
             assert given in ([], replies[0], replies[0] + replies[1])
@@ -65,7 +67,7 @@ def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(tal
             expected = reference_logprobs(model, prompt.token_ids + sample.token_ids, len(prompt.token_ids), 1.0)
             for value, reference, drawn in zip(sample.logprobs, expected, sample.mask, strict=True):
                 assert value == (pytest.approx(reference, abs=1e-4) if drawn else 0.0)
-    assert set(turns) == {1, 2, 3}
+    assert {1, 3} <= set(turns)
 
 
 def test_a_prompt_that_is_not_of_training_has_one_turn(talkative: Fleet) -> None:
@@ -77,9 +79,7 @@ def test_a_prompt_that_is_not_of_training_has_one_turn(talkative: Fleet) -> None
 def test_the_learner_learns_from_drawn_tokens_alone(
     talkative: Fleet, tiny: Tiny, tmp_path: Path, algorithm: str
 ) -> None:
-    model = LlamaForCausalLM(tiny[1].config).eval()
-    model.load_state_dict(ending(tiny[1]))
-    model.save_pretrained(tmp_path)
+    ending(tiny[1]).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny[0]).save_pretrained(tmp_path)
     asked = prompts("1:talk", 4)
     groups = list(talkative.generate(asked, Sampling(4, 1.0, 60, seed=3)).values())
@@ -101,6 +101,15 @@ def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong:
     sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     with pytest.raises(ValueError, match=wrong):
         dialogues.go_on([Prompt("3:talk-1", [2, 20, 4, 3])], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
+
+
+@pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
+def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
+    dialogues = Dialogues(Environment(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
+    sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
+    asked = [Prompt("3:talk-1", [2, 20, 4, 3])]
+    ((found,),) = dialogues.go_on(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))
+    assert found == replace(sample, finish_reason="length")
 
 
 def test_a_function_that_is_not_there_is_named() -> None:
