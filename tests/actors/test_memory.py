@@ -5,6 +5,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -25,7 +26,7 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     """GB that two steps of AdamW took at most, of two micro-batches each: of the GPU, or of the machine beside what the
     process held before there was a model."""
     device = torch.device(kind)
-    before = 0.0 if device.type == "cuda" else peak_memory_gb(device)
+    before = 0.0 if device.type == "cuda" else psutil.Process().memory_info().rss / 1e9
     plain, objective = build(model, 0, end_of_turn=4, padding=0).to(device), LanguageObjective()
     if recompute:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -42,9 +43,9 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     return peak_memory_gb(device) - before
 
 
-def ratio(kind: str, size: str, vocabulary: int, context: int, rows: int, precision: str, recompute: bool) -> float:
+def ratio(kind: str, size: str, context: int, rows: int, precision: str, recompute: bool) -> float:
     """What was held, over what the plan says."""
-    overrides = [f"size={size}", f"context={context}", f"vocabulary={vocabulary}"]
+    overrides = [f"size={size}", f"context={context}", "vocabulary=49152"]
     training = [f"micro_batch_rows={rows}", f"precision={precision}", f"recompute_activations={recompute}"]
     recipe = load_recipe(
         DEMO, [*(f"model.{field}" for field in overrides), *(f"pretrain.{field}" for field in training)]
@@ -67,19 +68,13 @@ def ratio(kind: str, size: str, vocabulary: int, context: int, rows: int, precis
     ],
 )
 def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision: str, recompute: bool) -> None:
-    assert 0.9 < ratio("cuda", size, 49152, 2048, rows, precision, recompute) < 1.02
+    assert 0.9 < ratio("cuda", size, 2048, rows, precision, recompute) < 1.02
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("size", "vocabulary", "rows", "precision"),
-    [
-        ("135M", 49152, 4, "bfloat16"),
-        ("15M", 4096, 16, "float32"),
-    ],
-)
-def test_on_a_cpu_adamw_holds_what_the_plan_says(size: str, vocabulary: int, rows: int, precision: str) -> None:
-    assert 0.85 < ratio("cpu", size, vocabulary, 256, rows, precision, False) < 1.02
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_on_a_cpu_adamw_holds_what_the_plan_says(precision: str) -> None:
+    assert 0.85 < ratio("cpu", "135M", 256, 4, precision, False) < 1.05
 
 
 def test_what_the_starter_of_a_process_held_is_not_its_own() -> None:

@@ -42,7 +42,7 @@ def test_nothing_is_told_to_those_without_a_token(client: TestClient, database: 
         assert client.get("/label/next", headers=headers).status_code == 401
         assert client.get("/label/task", params={"prompt": "p000"}, headers=headers).status_code == 401
         assert client.post("/label/judgement", json={}, headers=headers).status_code == 401
-    assert client.get("/label").text == page("label.html").body.decode()
+    assert client.get("/label").text == page("label.html", frozenset({"label_page"})).body.decode()
 
 
 def test_people_get_different_prompts_in_orders_of_their_own_and_never_learn_the_model(
@@ -125,7 +125,7 @@ def test_agreement_is_told_to_those_with_a_token(client: TestClient, database: F
     assert everyone["pairwise"]["value"] == pytest.approx(5 / 6)
     assert everyone["tau"]["value"] == pytest.approx(2 / 3)
     assert ann["seconds"] == [3.0, 3.0, 3.0]
-    assert client.get("/label/quality").text == page("quality.html").body.decode()
+    assert client.get("/label/quality").text == page("quality.html", frozenset({"label_page"})).body.decode()
 
 
 def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database: Feedback, tmp_path: Path) -> None:
