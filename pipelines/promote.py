@@ -26,7 +26,6 @@ def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], None]
     if not server_file(run.root).exists():
         versions.make_live(version.weights)
         return
-    # The server finds only what is kept.
     try:
         ask_server(run.root, "promote", {"model": POLICY, "version": version.weights})
     except (UserError, StageError) as error:

@@ -4,17 +4,35 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from cluster.feedback import Feedback
 from tests.helpers import free_port, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+# What the tests in a browser are marked with.
+IN_A_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    """An application that is served, and its database."""
+
+    url: str
+    database: Feedback
 
 
 @contextmanager

@@ -2,28 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cluster.feedback import Feedback, open_feedback
+from cluster.feedback import open_feedback
 from serve.gateway import Settings, gateway_app
 from tests.helpers import wait_until
-from tests.serve.browsing import CHROMIUM, served
+from tests.serve.browsing import IN_A_BROWSER, Site, served
 from tests.serve.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
-
-
-@dataclass(frozen=True)
-class Site:
-    url: str
-    database: Feedback
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture

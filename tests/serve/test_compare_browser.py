@@ -2,23 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
-from cluster.feedback import Feedback, open_feedback
+from cluster.feedback import open_feedback
 from serve.compare import compare_router
-from tests.serve.browsing import CHROMIUM, open_page, served
+from tests.serve.browsing import IN_A_BROWSER, Site, open_page, served
 from tests.serve.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = IN_A_BROWSER
 
 HOSTILE = "Well <script>window.hacked=1</script> <img src=x onerror='window.hacked=2'> **so** it is"
 MODELS = (
@@ -26,12 +22,6 @@ MODELS = (
     Scripted("beta", "Plainly no", pause=0.01),
     Scripted("raw", "and so on", chat=False),
 )
-
-
-@dataclass(frozen=True)
-class Site:
-    url: str
-    database: Feedback
 
 
 @pytest.fixture

@@ -11,14 +11,11 @@ from fastapi import FastAPI
 from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.label import label_router
 from tests.helpers import wait_until
-from tests.serve.browsing import CHROMIUM, open_page, served
+from tests.serve.browsing import IN_A_BROWSER, open_page, served
 from tests.serve.labelling import fill
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = IN_A_BROWSER
 
 HOSTILE = (
     "<script>window.hacked = 1</script>\n<img src=x onerror='window.hacked = 2'>\n"

@@ -2,32 +2,22 @@
 finds no serious fault, and it fits."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cluster.feedback import Feedback, open_feedback
+from cluster.feedback import open_feedback
 from serve.gateway import Settings, gateway_app
-from tests.serve.browsing import CHROMIUM, served
+from tests.serve.browsing import IN_A_BROWSER, Site, served
 from tests.serve.labelling import fill
 from tests.serve.run_folder import write_run
 from tests.serve.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = IN_A_BROWSER
 
 ANSWER = "Lima is the capital of Peru, and its largest city. Nobody has asked me yet why that is so."
-
-
-@dataclass(frozen=True)
-class Site:
-    url: str
-    database: Feedback
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,21 @@
 """The run page and the chat page in a real browser, on a server that asks for keys."""
 
-import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-import uvicorn
 
 from cluster.keys import KeyRing
 from cluster.run import RunFolder
 from serve.gateway import Settings, gateway_app
-from tests.helpers import free_port, wait_until
+from tests.serve.browsing import IN_A_BROWSER, served
 from tests.serve.local import Parrot
 from tests.serve.run_folder import at_work, write_run
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = IN_A_BROWSER
 
 
 @dataclass(frozen=True)
@@ -35,25 +28,11 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    run, port = write_run(tmp_path_factory.mktemp("run"), finished=7), free_port()
+    run = write_run(tmp_path_factory.mktemp("run"), finished=7)
     keys = [KeyRing(run.root).add(name, [name], None, None, by="test") for name in ("admin", "chat")]
     app = gateway_app({"parrot": Parrot()}, Settings(run.root))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    wait_until(lambda: server.started, 60, "the server")
-    yield Site(f"http://127.0.0.1:{port}", run, *keys)
-    server.should_exit = True
-    thread.join(30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["api.Browser"]:
-    with api.sync_playwright() as driver:
-        # Without a sandbox of its own it also starts as root and in containers.
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with served(app) as url:
+        yield Site(url, run, *keys)
 
 
 @contextmanager
