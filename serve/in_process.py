@@ -57,6 +57,8 @@ class ThreadedCore(InprocClient):
 
     async def resume_scheduler_async(self) -> None:
         await self._do(self.engine_core.resume_scheduler)
+        # A paused scheduler says that it has no requests, though it keeps some.
+        self.busy.set()
 
     async def collective_rpc_async(
         self,

@@ -110,6 +110,21 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_the_only_answer_goes_on_when_weights_change_under_it(server: Server) -> None:
+    run, long, before = server.run, Answers(), server.run.require(MODEL, MODEL).weights
+    finish_model(run, MODEL, seed=3, end_id=4)
+    client = threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 1500})
+    client.start()
+    time.sleep(0.3)
+    done = httpx.post(f"{server.url}/admin/promote", json={"model": MODEL}, timeout=60).json()
+    client.join()
+    finish_model(run, MODEL, seed=2, end_id=4)
+    httpx.post(f"{server.url}/admin/rollback", json={"model": MODEL}, timeout=60).raise_for_status()
+    assert done["mixed_answers"] == 1
+    assert (long.failed, [weights for weights, _, _ in long.got]) == ([], [before])
+
+
+@pytest.mark.slow
 def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     run, before = server.run, server.run.require(MODEL, MODEL).weights
     where = write_server(run, server.url, "none")
