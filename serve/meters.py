@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, tokens and times, by the key's name and the model."""
+"""What Prometheus reads: requests, tokens and times, by the key's name, the model and the version of its weights."""
 
 import time
 from collections.abc import Mapping
@@ -10,12 +10,17 @@ from serve.visit import Visit
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
+def labels_of(visit: Visit) -> tuple[str, str, str]:
+    """The values of the labels `key`, `model` and `weights`. Weights of many versions count as the newest."""
+    return visit.caller.name, visit.model, visit.weights.rpartition(", ")[2]
+
+
 class Meters:
     """The meters of one gateway. `model` is a served name or empty and `route` a rule: no client can make new ones."""
 
     def __init__(self, weights: Mapping[str, str | None]) -> None:
         self._registry = CollectorRegistry()
-        by = ("key", "model")
+        by = ("key", "model", "weights")
         self.requests = Counter(
             "triptych_requests", "Requests answered.", (*by, "route", "status"), registry=self._registry
         )
@@ -54,12 +59,12 @@ class Meters:
 
     def count(self, visit: Visit, route: str) -> None:
         """A request has ended."""
-        key, model = visit.caller.name, visit.model
-        self.requests.labels(key, model, route, visit.status).inc()
-        self.duration.labels(key, model, route).observe(time.monotonic() - visit.start)
+        labels = labels_of(visit)
+        self.requests.labels(*labels, route, visit.status).inc()
+        self.duration.labels(*labels, route).observe(time.monotonic() - visit.start)
         for kind, count in (("prompt", visit.prompt_tokens), ("completion", visit.completion_tokens)):
             if count:
-                self.tokens.labels(key, model, kind).inc(count)
+                self.tokens.labels(*labels, kind).inc(count)
 
     def show_weights(self, model: str, weights: str) -> None:
         """Another version of a model's weights is served from now on."""

@@ -15,7 +15,7 @@ from serve.access import Caller
 from serve.body import json_body, while_connected
 from serve.errors import RequestError
 from serve.limits import Queue
-from serve.meters import Meters
+from serve.meters import Meters, labels_of
 from serve.openapi import PATHS
 from serve.parts import Endpoint, Opening, Part, Reply, Usage
 from serve.remote import Model
@@ -112,7 +112,7 @@ class Switchboard:
             visit.headers = {MODEL_HEADER: visit.model, WEIGHTS_HEADER: visit.weights}
 
     async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: Visit) -> AsyncIterator[str]:
-        labels = (visit.caller.name, visit.model)
+        labels = labels_of(visit)
         next_token = self._meters.next_token.labels(*labels)
         last = time.monotonic()
         self._meters.first_token.labels(*labels).observe(last - visit.start)

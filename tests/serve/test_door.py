@@ -205,7 +205,7 @@ async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:
     assert model.ended == 6
 
 
-async def test_metrics_count_by_key_and_model(tmp_path: Path) -> None:
+async def test_metrics_count_by_key_model_and_version(tmp_path: Path) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat", "admin"], None, None, by="test")
     async with asking(Settings(tmp_path, weights={"parrot": "abc"}), key=token) as client:
         await client.post(ASK, json=prompt("a b"))
@@ -213,13 +213,13 @@ async def test_metrics_count_by_key_and_model(tmp_path: Path) -> None:
         await client.post(ASK, json=prompt("a") | {"model": "made-up"})
         await client.get("/made/up")
         found = await measured(client)
-    assert found["triptych_tokens_total", "ann", "prompt", "parrot"] == 5
-    assert found["triptych_tokens_total", "ann", "completion", "parrot"] == 9
-    assert found["triptych_requests_total", "ann", "parrot", ASK, "200"] == 2
-    assert found["triptych_requests_total", "ann", "", ASK, "404"] == 1
-    assert found["triptych_requests_total", "ann", "", "other", "404"] == 1
-    assert found["triptych_time_to_first_token_seconds_count", "ann", "parrot"] == 1
-    assert found["triptych_inter_token_seconds_count", "ann", "parrot"] == 2
+    assert found["triptych_tokens_total", "ann", "prompt", "parrot", "abc"] == 5
+    assert found["triptych_tokens_total", "ann", "completion", "parrot", "abc"] == 9
+    assert found["triptych_requests_total", "ann", "parrot", ASK, "200", "abc"] == 2
+    assert found["triptych_requests_total", "ann", "", ASK, "404", ""] == 1
+    assert found["triptych_requests_total", "ann", "", "other", "404", ""] == 1
+    assert found["triptych_time_to_first_token_seconds_count", "ann", "parrot", "abc"] == 1
+    assert found["triptych_inter_token_seconds_count", "ann", "parrot", "abc"] == 2
     assert found["triptych_model_info", "parrot", "abc"] == 1
     assert found["triptych_requests_running", "parrot"] == 0
     assert not any("made" in label for name in found for label in name)

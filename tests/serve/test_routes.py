@@ -18,6 +18,7 @@ from serve.routes import Route, Routes, aliases_of
 from tests.serve.local import Parrot, asking, prompt
 
 DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
+WELL = 'route="/v1/completions",status="200",weights="unknown"'
 SHADOWED = Settings(aliases={"production": Alias(models={"policy": 1}, shadow="sft")})
 
 
@@ -78,13 +79,15 @@ async def test_a_shadow_is_asked_too_and_counted_apart(stream: bool) -> None:
     seen, shadow = Parrot(), Parrot()
     async with asking(SHADOWED, seen, name="policy", others={"sft": shadow}) as client:
         answer = await client.post("/v1/completions", json=prompt("a b", model="production", stream=stream))
-        line = 'triptych_requests_total{key="(shadow)",model="sft",route="/v1/completions",status="200"} 1.0'
+        line = f'triptych_requests_total{{key="(shadow)",model="sft",{WELL}}} 1.0'
         text = await metrics(client, line)
     assert (answer.status_code, answer.headers["x-triptych-model"]) == (200, "policy")
     assert (seen.ended, shadow.ended) == (1, 1)
-    assert 'triptych_requests_total{key="",model="policy",route="/v1/completions",status="200"} 1.0' in text
-    assert f'kind="completion",model="sft"}} {7 if stream else 2}.0' in text
-    assert ('triptych_time_to_first_token_seconds_count{key="(shadow)",model="sft"} 1.0' in text) == stream
+    assert f'triptych_requests_total{{key="",model="policy",{WELL}}} 1.0' in text
+    assert f'kind="completion",model="sft",weights="unknown"}} {7 if stream else 2}.0' in text
+    assert (
+        'triptych_time_to_first_token_seconds_count{key="(shadow)",model="sft",weights="unknown"} 1.0' in text
+    ) == stream
 
 
 @pytest.mark.anyio
@@ -104,6 +107,6 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
             answer = await client.post("/v1/completions", json=prompt("a b", model="production"))
             assert answer.status_code == 200
         # The second found no place in the shadow's queue.
-        await metrics(client, 'key="(shadow)",model="sft",route="/v1/completions",status="503"} 1.0')
+        await metrics(client, 'key="(shadow)",model="sft",route="/v1/completions",status="503",weights="unknown"} 1.0')
         shadow.go_on.set()
-        await metrics(client, 'key="(shadow)",model="sft",route="/v1/completions",status="200"} 1.0')
+        await metrics(client, f'key="(shadow)",model="sft",{WELL}}} 1.0')
