@@ -137,7 +137,8 @@ class Coordinator:
     def sync(self, weights: Weights, wait: bool) -> None:
         """Brings every actor to new weights, and proves by digest that each computes with them.
 
-        Work that an actor has begun is finished with the old weights first; its samples say so. Actors that start or
+        Work that an actor has begun is finished with the old weights first, unless actors swap them in flight; its
+        samples say so. Actors that start or
         join later pull this version by themselves.
 
         Args:

@@ -29,6 +29,8 @@ from cluster.plan import Share
 
 # How often a late actor is looked for while nobody reports or waits.
 PERIOD = 1.0
+# The concurrency group of an actor that takes weights while it draws.
+WEIGHTS = "weights"
 
 Report = Callable[[], None]
 
@@ -45,6 +47,7 @@ class Fleet:
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
         actor: the class of the actors.
         surroundings: what goes on with their answers, if anything does.
+        swap_in_flight: actors take new weights in the midst of answers.
 
     Raises:
         UserError: there is no model in the directory.
@@ -60,16 +63,23 @@ class Fleet:
         deadline: float,
         actor: type[RolloutActor] = RolloutActor,
         surroundings: Environment | None = None,
+        swap_in_flight: bool = False,
     ) -> None:
         try:
             config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
         self._tied = bool(config.get("tie_word_embeddings", False))
-        self._engine = Engine(model, max_tokens_total, seed, share, surroundings)
-        self._actor = ray.remote(actor).options(
-            num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, runtime_env={"env_vars": environment(share)}
-        )
+        self._engine = Engine(model, max_tokens_total, seed, share, surroundings, swap_in_flight)
+        options: dict[str, Any] = {
+            "num_cpus": share.cpus,
+            "num_gpus": share.gpus,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": environment(share)},
+        }
+        if swap_in_flight:
+            options["concurrency_groups"] = {WEIGHTS: 1}
+        self._actor = ray.remote(**options)(actor)
         self._deadline = deadline
         self._inbox: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
@@ -173,7 +183,8 @@ class Fleet:
                 )
 
     def _launch(self, number: int) -> "_RayWorker":
-        return _RayWorker(self._actor.remote(self._engine, number), self._inbox.put)
+        group = WEIGHTS if self._engine.swap_in_flight else None
+        return _RayWorker(self._actor.remote(self._engine, number), group, self._inbox.put)
 
     def _serve(self) -> None:
         try:
@@ -208,10 +219,14 @@ class _Clock:
 
 
 class _RayWorker:
-    """A `Worker` that is a Ray actor. `report` is handed each answer, to be given by the fleet's thread."""
+    """A `Worker` that is a Ray actor. `report` is handed each answer, to be given by the fleet's thread.
 
-    def __init__(self, handle: Any, report: Callable[[Report], None]) -> None:
+    Weights are pulled in the concurrency group `group`: beside what else the actor does, if there is one.
+    """
+
+    def __init__(self, handle: Any, group: str | None, report: Callable[[Report], None]) -> None:
         self.handle = handle
+        self._pull = handle.pull_weights.options(concurrency_group=group)
         self._report = report
 
     def start(self, answer: Answer) -> None:
@@ -219,7 +234,7 @@ class _RayWorker:
 
     def pull(self, weights: Weights, answer: Answer) -> None:
         # In a list, so that the reference is fetched by the engine and not before the call.
-        self._send(self.handle.pull_weights.remote(weights.version, [weights.ref], weights.dtype), answer)
+        self._send(self._pull.remote(weights.version, [weights.ref], weights.dtype), answer)
 
     def generate(self, chunk: Chunk, answer: Answer) -> None:
         self._send(self.handle.generate.remote(list(chunk.prompts), chunk.sampling), answer)

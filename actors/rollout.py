@@ -1,5 +1,6 @@
 """The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import xxhash
 
 from actors.environment import Dialogues, Environment
+from actors.fair_lock import FairLock
 from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
 from cluster.plan import Share
@@ -29,6 +31,7 @@ class Engine:
         context: the most tokens of a prompt and its completion.
         seed: seeds draws that have no seed of their own; every actor adds its number.
         environment: goes on with the answers, if it is given.
+        swap_in_flight: weights are taken between two tokens of an answer, and not between two calls.
         share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
     """
 
@@ -37,6 +40,7 @@ class Engine:
     seed: int
     share: Share
     environment: Environment | None = None
+    swap_in_flight: bool = False
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
@@ -50,7 +54,11 @@ class Engine:
 
 
 class RolloutActor:
-    """One engine. `Fleet` runs it as a Ray actor; calls are served one at a time, in order."""
+    """One engine. `Fleet` runs it as a Ray actor; calls are served one at a time, in order.
+
+    With `swap_in_flight`, `pull_weights` is served meanwhile (PipelineRL, Piché et al. 2025): tokens say which weights
+    drew them, and those of an answer before the change are read again with the new ones.
+    """
 
     def __init__(self, engine: Engine, number: int) -> None:
         # vLLM takes seconds to import and configures its process: it stays out of the driver's.
@@ -80,6 +88,8 @@ class RolloutActor:
             Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
         )
         self._llm.update_weight_version("0")
+        self._turn = FairLock()
+        self._requests = itertools.count()
 
     def ready(self) -> None:
         """Returns once the engine has been started."""
@@ -111,8 +121,24 @@ class RolloutActor:
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
         params = [self._draw(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        outputs = self._answers(requests, params)
         return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def _answers(self, requests: list[Any], params: list[Any]) -> list[Any]:
+        """As `LLM.generate`, but that weights may change between two steps of the engine."""
+        engine, names, done = self._llm.llm_engine, list[str](), dict[str, Any]()
+        with self._turn:
+            try:
+                for request, param in zip(requests, params, strict=True):
+                    names.append(str(next(self._requests)))
+                    engine.add_request(names[-1], request, param)
+            except ValueError:
+                engine.abort_request(names)
+                raise
+        while engine.has_unfinished_requests():
+            with self._turn:
+                done |= {output.request_id: output for output in engine.step() if output.finished}
+        return [done[name] for name in names]
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
         """Log-probabilities, at temperature 1, of the tokens of each row from `start` (at least 1) to its end."""
@@ -122,7 +148,8 @@ class RolloutActor:
         requests = [TokensPrompt(prompt_token_ids=row[:-1]) for row in token_ids]
         params = [SamplingParams(max_tokens=1, prompt_logprobs=0, logprob_token_ids=[row[-1]]) for row in token_ids]
         scores = []
-        outputs: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
+        with self._turn:
+            outputs: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
         for row, start, output in zip(token_ids, starts, outputs, strict=True):
             given = [output.prompt_logprobs[i][row[i]].logprob for i in range(start, len(row) - 1)]
             scores.append([*given, output.outputs[0].logprobs[0][row[-1]].logprob])
@@ -139,13 +166,14 @@ class RolloutActor:
         Returns:
             The digest of the weights that the engine then computes with.
         """
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype}})
-        self._llm.finish_weight_update(str(version))
-        # Cached keys and values are of the old weights.
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("the engine refused to forget the keys and values of the old weights")
-        return self.checksums()
+        with self._turn:
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype}})
+            self._llm.finish_weight_update(str(version))
+            # Cached keys and values are of the old weights.
+            if not self._llm.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("the engine refused to forget the keys and values of the old weights")
+            return self.checksums()
 
     def checksums(self) -> dict[str, int]:
         """`transfer.live_digest` of the engine's weights."""
@@ -157,6 +185,7 @@ class RolloutActor:
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import RequestOutputKind
 
         seed = None
         if sampling.seed is not None:
@@ -168,6 +197,7 @@ class RolloutActor:
                 max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
                 stop_token_ids=[self._tokenizer.eos_token_id],
                 logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
                 seed=seed,
                 detokenize=False,
             )

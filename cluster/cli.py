@@ -206,10 +206,10 @@ def _add_stage_command(stage: Stage) -> None:
     @app.command(stage.name, help=f"One stage: {stage.purpose}.{needs}")
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
         loaded = load_recipe(recipe, overrides)
-        chosen = tuple(found for found in (*stages_of(loaded), *ASIDE) if found.name == stage.name)
-        if not chosen:
+        if stage.name == "corpus" and not loaded.corpus.sources:
             raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
-        _run_stages(loaded, chosen, None)
+        chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
+        _run_stages(loaded, (chosen,), None)
 
 
 for _stage in (*STAGES, *ASIDE):

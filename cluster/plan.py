@@ -60,8 +60,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """Shares out the connected Ray cluster, or the resources given.
 
     On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
-    and tasks run beside it; the threads are what uses the cores. On GPUs each gets one while there are enough,
-    else as many as necessary share one.
+    and tasks run beside it; the threads are what uses the cores: all of them are the rollout actors' and the learner's
+    in turn, or where `rlhf.max_staleness` has them work beside each other, half of them each. On GPUs each gets one
+    while there are enough, else as many as necessary share one.
 
     Raises:
         UserError: it does not fit; the message says what is short and what to do.
@@ -79,6 +80,8 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     actor_cpus = min(found.cpus / (2 * (actors + 2)), found.cores)
     actor_gpus = _gpu_share(found.gpus, actors + 2)
     every_core = found.cores
+    # Threads that outnumber the cores wait for each other at every operation.
+    sides = 2 if recipe.rlhf.max_staleness and not found.gpus else 1
     replicas = REPLICAS * recipe.serve.max_replicas
     return Plan(
         cpus=found.cpus,
@@ -86,9 +89,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         memory_gb=found.memory_gb,
         trainer=Share(_down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))),
         data_cpus=data_cpus,
-        rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // actors)))),
+        rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
         reward=Share(_down(actor_cpus), actor_gpus, every_core),
-        learner=Share(_down(actor_cpus), actor_gpus, every_core),
+        learner=Share(_down(actor_cpus), actor_gpus, max(1, every_core // sides)),
         replica=Share(
             _down(min(found.cpus / (2 * replicas), found.cores)),
             _gpu_share(found.gpus, replicas),

@@ -65,6 +65,9 @@ class Rlhf(Section):
     rollout_actors: Positive = 2
     most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
+    swap_in_flight: bool = Field(
+        False, description="new weights reach long answers in the midst, which go on with them; needs max_staleness"
+    )
     checkpoint_every: Positive = 10
     accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
     kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
@@ -92,7 +95,14 @@ class Rlhf(Section):
     def _fleet(self) -> "Rlhf":
         if self.fleet_limit < self.rollout_actors:
             raise ValueError("most_rollout_actors is less than rollout_actors, with which the fleet starts")
+        if self.swap_in_flight and not self.max_staleness:
+            raise ValueError("swap_in_flight makes answers of several versions of the weights: set max_staleness too")
         return self
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether answers are rewarded by the reward model, or a critic starts from it."""
+        return self.algorithm == "ppo" or any(reward.kind == "model" for reward in self.rewards)
 
     @property
     def fleet_limit(self) -> int:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from cluster.recipe import Cluster
 ROOT = Path(cluster.__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "pipelines", "serve", "infra")
 ANSWER_SECONDS = 10.0
+LEAVE_SECONDS = 5.0
 
 ENVIRONMENT = {
     # The engine stays in its actor's process: it dies with it, and its weights can be reached.
@@ -86,7 +87,9 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
         _on_sigterm(_leave)
         yield
     finally:
+        started = _workers() if address == "local" else []
         ray.shutdown()
+        _end(started)
         if previous is not None:
             _on_sigterm(previous)
 
@@ -157,6 +160,23 @@ def _check_answers(address: str) -> None:
             return
     except (OSError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at {address} ({error}): is it running, and the port right?") from error
+
+
+def _workers() -> list[psutil.Process]:
+    """The processes that this process's local cluster has started."""
+    with suppress(psutil.NoSuchProcess):
+        raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+        return [process for raylet in raylets for process in raylet.children(recursive=True)]
+    return []
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Kills what does not end by itself: Ray no longer looks after a worker that hangs as it leaves."""
+    _, left = psutil.wait_procs(processes, timeout=LEAVE_SECONDS)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=LEAVE_SECONDS)
 
 
 def _session_folder() -> Path:

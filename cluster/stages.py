@@ -68,11 +68,21 @@ ASIDE = (Stage("dpo", "dpo", "pipelines.dpo", ("dpo",), ("sft", "preferences"), 
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The recipe's stages. Without text to pre-train on there is no corpus, and the base is model.start_from."""
-    if recipe.corpus.sources:
-        return STAGES
-    base = replace(stage_of("base"), sections=("model",), after=(), purpose="take over the model to start from")
-    return tuple(base if stage.folder == "base" else stage for stage in STAGES if stage.folder != "corpus")
+    """The stages that the recipe needs, in order. Without text to pre-train on there is no corpus, and the base is
+    model.start_from; without a reward model to follow, nothing is ranked."""
+    stages: tuple[Stage, ...] = STAGES
+    if not recipe.corpus.sources:
+        base = replace(stage_of("base"), sections=("model",), purpose="take over the model to start from")
+        stages = _without({"corpus"}, tuple(base if stage.folder == "base" else stage for stage in stages))
+    return stages if recipe.rlhf.needs_reward_model else _without({"preferences", "reward"}, stages)
+
+
+def _without(folders: set[str], stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    return tuple(
+        replace(stage, after=tuple(folder for folder in stage.after if folder not in folders))
+        for stage in stages
+        if stage.folder not in folders
+    )
 
 
 def stage_named(name: str) -> Stage:

@@ -19,7 +19,7 @@ from cluster.failures import wait_for
 from cluster.plan import make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, write_json
-from cluster.stages import STAGES, Result
+from cluster.stages import STAGES, Result, stage_of
 from pipelines.curves import learning_curves
 from pipelines.figures import FIGURES, Answer, Proportion, divergence, model_figures, proportion, verdict
 from pipelines.guide.facts import Country, countries
@@ -56,14 +56,13 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             answers["sft"] = _answers(questions, fleet.generate(asked, greedy), run.path("sft"), chat.tokenizer)
             kl = kl_from_reference(fleet, asked, [drawn[prompt.id][0] for prompt in asked], deadline)
     figures = {name: model_figures(answers[name]) for name in MODELS}
+    ranked = recipe.rlhf.needs_reward_model
     report = {
         **{name: {key: asdict(value) for key, value in figures[name].items()} for name in MODELS},
-        "reward_model": {key: run.require("reward", "reward").metrics[key] for key in ("pair_accuracy", "trust")},
+        "reward_model": _metrics(run, "reward", ("pair_accuracy", "trust")) if ranked else None,
         "kl_from_sft": kl,
         "verdict": verdict(figures["sft"], figures["policy"]),
-        "labeller": {
-            key: run.require("preferences", "collect").metrics.get(key) for key in ("labeller", "noise", "rankings")
-        },
+        "labeller": _metrics(run, "preferences", ("labeller", "noise", "rankings")) if ranked else None,
         "timings": _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)},
         "seed": recipe.seed,
         "name": recipe.name,
@@ -138,6 +137,11 @@ def _answers(
     return [answer_of(question, drawn[question.id][0].token_ids, known, tokenizer) for question in questions]
 
 
+def _metrics(run: RunFolder, folder: str, names: Sequence[str]) -> dict[str, Any]:
+    metrics = run.require(folder, stage_of(folder).name).metrics
+    return {name: metrics.get(name) for name in names}
+
+
 def _timings(run: RunFolder) -> dict[str, float]:
     manifests = {stage.name: run.manifest(stage.folder) for stage in STAGES if stage.name != "evaluate"}
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest is not None}
@@ -152,11 +156,11 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
         cells = [report[name][figure.name] for name in MODELS]
         table.add_row(figure.title, *(f"{c['value']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
     console.print(table)
-    pairs, kl = report["reward_model"]["pair_accuracy"], report["kl_from_sft"]
-    console.print(
-        f"base completes {report['base']['capital_completion']['value']:.2f} of capitals; reward model orders "
-        f"{pairs['value']:.2f} of {pairs['n']} unseen pairs; KL from sft {kl['value']:.1f} nats an answer"
-    )
+    said = [f"base completes {report['base']['capital_completion']['value']:.2f} of capitals"]
+    if report["reward_model"]:
+        pairs = report["reward_model"]["pair_accuracy"]
+        said.append(f"reward model orders {pairs['value']:.2f} of {pairs['n']} unseen pairs")
+    console.print("; ".join([*said, f"KL from sft {report['kl_from_sft']['value']:.1f} nats an answer"]))
     console.print(report["verdict"])
 
 

@@ -155,6 +155,7 @@ def _actors(
         recipe.seed,
         deadline,
         surroundings=Environment(around.function, questions, around.turns) if around else None,
+        swap_in_flight=recipe.rlhf.swap_in_flight,
     )
     try:
         fleet.start()

@@ -46,9 +46,11 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 
 def _left_out(run: RunFolder) -> set[str]:
-    """A run that fine-tunes somebody's model has no corpus."""
-    base = run.manifest("base")
-    return set() if base is None or "corpus" in base.inputs else {"corpus"}
+    """A run that fine-tunes somebody's model has no corpus, and one whose rewards are computed ranks nothing."""
+    base, policy = run.manifest("base"), run.manifest("policy")
+    corpus = {"corpus"} if base and "corpus" not in base.inputs else set()
+    ranked = {"preferences", "reward"} if policy and "reward" not in policy.inputs else set()
+    return corpus | {folder for folder in ranked if run.manifest(folder) is None}
 
 
 def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:

@@ -10,8 +10,10 @@ make demo && python -m infra.bench.grpo [--run runs/demo] [--prompts 16] [--samp
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
@@ -25,8 +27,16 @@ from pipelines.preferences import in_turn
 REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
 
 
-def own(finished: Path, log: Path, steps: int, together: int, samples: int, tokens: int) -> list[float]:
-    """Seconds of every step of the stage but the first.
+def own(
+    finished: Path,
+    log: Path,
+    steps: int,
+    together: int,
+    samples: int,
+    tokens: int,
+    more: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The metrics of every step of the stage but the first, with its `seconds`; `more` settings of rlhf are set.
 
     Raises:
         RuntimeError: the command failed.
@@ -42,6 +52,7 @@ def own(finished: Path, log: Path, steps: int, together: int, samples: int, toke
         "learning_rate": RATE,
         "pretrain_mix": 0,
         "checkpoint_every": steps + 1,
+        **(more or {}),
     }
     with copied(finished) as run:
         command = Command(run, log, [f"rlhf.{name}={value}" for name, value in settings.items()])
@@ -50,8 +61,8 @@ def own(finished: Path, log: Path, steps: int, together: int, samples: int, toke
                 raise RuntimeError(f"the stage failed; see {log}")
         finally:
             command.end()
-        times = [row["time"] for row in read_metrics(run.path("policy"))]
-    return [end - start for start, end in pairwise(times)]
+        rows = read_metrics(run.path("policy"))
+    return [row | {"seconds": row["time"] - before["time"]} for before, row in pairwise(rows)]
 
 
 def main() -> None:
@@ -66,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="triptych-grpo-") as folder:
         lines = Path(folder) / "prompts.jsonl"
         lines.write_text("".join(f"{json.dumps(text.messages)}\n" for text in texts), encoding="utf-8")
-        ours = own(given.run, given.log, *shape)
+        ours = [row["seconds"] for row in own(given.run, given.log, *shape)]
         theirs = steps_of("trl_grpo.py", run.path("sft"), lines, *shape)
     print(f"{given.prompts} prompts x {given.samples} samples a step, at most {given.tokens} tokens, GRPO")
     rates = [given.prompts * given.samples / statistics.median(seconds) for seconds in (ours, theirs)]

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from actors.fleet import Fleet
 from actors.sample import Sampling
 from actors.weights import digest, mismatch
-from tests.actors.conftest import CONTEXT, prompts, reference_logprobs
+from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
@@ -84,3 +84,28 @@ def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fle
         assert isinstance(error.cause, ValueError)
         assert reason in str(error.cause)
     assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=180)[0][0].token_ids
+
+
+def test_weights_change_in_the_midst_of_answers_and_every_token_says_which_drew_it(tiny: Tiny, ray_session: None):
+    models = {1: tiny[1], 2: changed(tiny[1], seed=3)}
+    asked = prompts("in-flight", 4)
+    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, swap_in_flight=True) as fleet:
+        fleet.sync(1, models[1].state_dict())
+        fleet.submit(asked, Sampling(8, 1.0, 200, seed=5))
+        fleet.sync(2, models[2].state_dict())
+        groups = fleet.collect(len(asked))
+        (found,) = ray.get([handle.checksums.remote() for handle in fleet.handles()], timeout=180)
+    state = models[2].state_dict()
+    expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
+    assert mismatch(expected, found) is None
+    given = {prompt.id: prompt.token_ids for prompt in asked}
+    samples = [sample for group in groups for sample in group]
+    assert {version for sample in samples for version in sample.weight_versions} == {1, 2}
+    for sample in samples:
+        assert sample.weight_versions == sorted(sample.weight_versions)
+        prompt = given[sample.prompt_id]
+        by = {
+            version: reference_logprobs(model, prompt + sample.token_ids, len(prompt), 1.0)
+            for version, model in models.items()
+        }
+        assert sample.logprobs == pytest.approx([by[v][i] for i, v in enumerate(sample.weight_versions)], abs=1e-3)

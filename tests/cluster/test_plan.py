@@ -28,6 +28,8 @@ def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors:
 def test_threads_use_the_cores(recipe_path: Path) -> None:
     plan = make_plan(load_recipe(recipe_path, ["pretrain.workers=2"]), replace(LAPTOP, cpus=8, cores=8))
     assert (plan.trainer.threads, plan.rollout.threads, plan.learner.threads, plan.reward.threads) == (4, 4, 8, 8)
+    beside = make_plan(load_recipe(recipe_path, ["rlhf.max_staleness=1"]), replace(LAPTOP, cpus=8, cores=8))
+    assert 2 * beside.rollout.threads + beside.learner.threads == 8
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(8, 1.0), (4, 1.0), (2, 0.5), (1, 0.25)])

@@ -56,6 +56,7 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("rlhf={kl_in: loss, kl_estimator: k1}", "no gradient on average"),
         ("rlhf.kl_estimator=k2", "needs kl_in"),
         ("rlhf={kl_target: 3.0, kl_coefficient: 0}", "must be above 0"),
+        ("rlhf.swap_in_flight=true", "set max_staleness too"),
         ("rlhf.rewards=[]", "at least 1 item"),
         ("rlhf.rewards=[{kind: function}]", "needs a function"),
         ("rlhf.rewards=[{kind: function, function: len}]", "pattern"),

@@ -52,6 +52,39 @@ def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: 
     assert _names(children) <= allowed
 
 
+# An actor that never gets to the end of leaving: Ray takes it for gone.
+HANGING = """
+import atexit, os, time, psutil, ray
+from cluster.recipe import Cluster
+from cluster.session import connect
+with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
+    @ray.remote
+    class Hanging:
+        def process(self):
+            atexit.register(time.sleep, 100)
+            return os.getpid()
+        def leave(self):
+            ray.actor.exit_actor()
+    actor = Hanging.remote()
+    process = psutil.Process(ray.get(actor.process.remote(), timeout=180))
+    actor.leave.remote()
+    try:
+        ray.get(actor.process.remote(), timeout=60)
+    except ray.exceptions.ActorDiedError:
+        print(process.is_running())
+print(process.is_running())
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_as_it_leaves_is_ended_with_the_session() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
+
+
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "ray://no.such.host.invalid:10001"])
 def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
     script = f"""

@@ -79,11 +79,13 @@ def _write(root: Path, hostile: bool = False, labeller: str = "code") -> tuple[s
     figures = {name: model_figures(group) for name, group in answers.items()}
     report: dict[str, Any] = {name: {k: vars(v) for k, v in group.items()} for name, group in figures.items()}
     report["base"]["capital_completion"] = vars(proportion(200, 232))
+    trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
+    ranked = {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700}
     report |= {
-        "reward_model": {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)},
+        "reward_model": trust if labeller else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
         "verdict": verdict(figures["sft"], figures["policy"]),
-        "labeller": {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700},
+        "labeller": ranked if labeller else None,
         "timings": {"pretrain": 190.0, "sft": 20.0},
         "seed": 1,
         "name": HOSTILE if hostile else "trial",
@@ -129,6 +131,13 @@ def test_people_are_not_called_code(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path, labeller="people")
     assert "No person ranked" not in page
     assert "People gave the 700 rankings" in page
+
+
+def test_without_a_reward_model_the_page_shows_none(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path, labeller="")
+    assert _Page(page).open == []
+    assert "Nobody ranked answers" in page
+    assert "eward model" not in page
 
 
 def test_page_escapes_what_models_say(tmp_path: Path) -> None:

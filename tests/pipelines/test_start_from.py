@@ -164,6 +164,16 @@ def test_without_text_the_base_is_the_model_itself_also_from_gguf(own: Path, tmp
     assert (ours.chat_template, ours.eos_token, ours.pad_token) == (theirs.chat_template, "<|end|>", "<|endoftext|>")
 
 
+def test_without_a_reward_model_to_follow_nothing_is_ranked(own: Path, tmp_path: Path):
+    computed = "rlhf.rewards=[{kind: function, function: 'operator:length_hint'}]"
+    path = fine_tuning_alone(tmp_path, own)
+    stages = {stage.name: stage for stage in stages_of(load_recipe(path, [computed]))}
+    assert list(stages) == ["pretrain", "sft", "rlhf", "evaluate"]
+    assert (stages["rlhf"].after, stages["evaluate"].after) == (("sft",), ("base", "sft", "policy"))
+    with_critic = stages_of(load_recipe(path, [computed, "rlhf.algorithm=ppo"]))
+    assert [stage.name for stage in with_critic] == ["pretrain", "sft", "collect", "reward", "rlhf", "evaluate"]
+
+
 def test_a_recipe_with_neither_text_nor_model_is_refused(tmp_path: Path, own: Path):
     recipe = fine_tuning_alone(tmp_path, own)
     with pytest.raises(UserError, match=r"corpus has no sources: name some, or set model\.start_from"):

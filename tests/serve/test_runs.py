@@ -42,6 +42,15 @@ def test_a_run_without_a_corpus_shows_none(tmp_path: Path) -> None:
     assert [stage["name"] for stage in describe(run)["stages"]][:2] == ["pretrain", "sft"]
 
 
+def test_a_run_whose_rewards_are_computed_ranks_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=6)
+    path = run.path("policy") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    for folder in ("preferences", "reward"):
+        (run.path(folder) / "manifest.json").unlink()
+    assert [stage["name"] for stage in describe(run)["stages"]] == ["corpus", "pretrain", "sft", "rlhf", "evaluate"]
+
+
 def test_samples_are_taken_over_the_whole_file(tmp_path: Path) -> None:
     samples = describe(write_run(tmp_path, finished=7))["samples"]
     numbers = [int(row["question"].rsplit(" ", 1)[1].rstrip("?")) for row in samples]

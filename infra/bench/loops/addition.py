@@ -1,0 +1,38 @@
+"""Two-digit addition as a verifiable task: texts, conversations, prompts with their sums, and the reward."""
+
+import json
+import random
+from itertools import product
+from pathlib import Path
+
+from actors.reward_function import Question
+
+SUMS_A_DOCUMENT = 8
+
+
+def sum_is_right(question: Question, answer: str) -> float:
+    """1 for the right sum and nothing else, else 0."""
+    return float(answer.strip() == question.metadata["sum"])
+
+
+def asked(pair: tuple[int, int]) -> str:
+    """The user's words."""
+    return f"What is the sum of {pair[0]} and {pair[1]}?"
+
+
+def write_task(folder: Path, seed: int, documents: int, conversations: int, held_out: int) -> list[tuple[int, int]]:
+    """Writes `text.jsonl`, `chats.jsonl` and `prompts.jsonl`, and returns the pairs that are in none of them."""
+    chance = random.Random(seed)
+    pairs = list(product(range(10, 100), repeat=2))
+    chance.shuffle(pairs)
+    apart, known = pairs[:held_out], pairs[held_out:]
+    text = [
+        {"text": "\n".join(f"The sum of {a} and {b} is {a + b}." for a, b in chance.sample(known, SUMS_A_DOCUMENT))}
+        for _ in range(documents)
+    ]
+    chats = [{"prompt": asked(pair), "response": str(sum(pair))} for pair in chance.choices(known, k=conversations)]
+    prompts = [{"prompt": asked(pair), "sum": str(sum(pair))} for pair in known]
+    for name, rows in (("text", text), ("chats", chats), ("prompts", prompts)):
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return apart
