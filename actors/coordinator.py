@@ -138,8 +138,7 @@ class Coordinator:
         """Brings every actor to new weights, and proves by digest that each computes with them.
 
         Work that an actor has begun is finished with the old weights first, unless actors swap them in flight; its
-        samples say so. Actors that start or
-        join later pull this version by themselves.
+        samples say so. Actors that start or join later pull this version by themselves.
 
         Args:
             wait: for all actors to have them. Without, each pulls them as soon as it can and draws on meanwhile.

@@ -13,8 +13,7 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from infra.bench.faults import options, parsed
-from infra.bench.grpo import own
+from infra.bench.grpo import own, shaped
 
 MODES = {
     "in turn": {"max_staleness": 0},
@@ -25,10 +24,7 @@ MODES = {
 
 def main() -> None:
     """Prints a table."""
-    words = options(__doc__, "asynchronous.log")
-    for name, value in (("prompts", 16), ("samples", 8), ("tokens", 96), ("steps", 10)):
-        words.add_argument(f"--{name}", type=int, default=value)
-    given = parsed(words)
+    given = shaped(__doc__, "asynchronous.log", tokens=96, steps=10)
     shape = (given.steps, given.prompts, given.samples, given.tokens)
     table = Table("mode", "samples/s", "of in turn", "learner idle", "rollouts idle")
     rates: list[float] = []

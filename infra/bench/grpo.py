@@ -7,6 +7,7 @@ The medians of the steps but the first are compared.
 make demo && python -m infra.bench.grpo [--run runs/demo] [--prompts 16] [--samples 8] [--tokens 32] [--steps 8]
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -65,12 +66,17 @@ def own(
     return [row | {"seconds": row["time"] - before["time"]} for before, row in pairwise(rows)]
 
 
+def shaped(about: str | None, log: str, tokens: int, steps: int) -> argparse.Namespace:
+    """What was given: a finished run, and how large a step is."""
+    words = options(about, log)
+    for name, value in (("prompts", 16), ("samples", 8), ("tokens", tokens), ("steps", steps)):
+        words.add_argument(f"--{name}", type=int, default=value)
+    return parsed(words)
+
+
 def main() -> None:
     """Prints the rates and their ratio."""
-    words = options(__doc__, "grpo.log")
-    for name, value in (("prompts", 16), ("samples", 8), ("tokens", 32), ("steps", 8)):
-        words.add_argument(f"--{name}", type=int, default=value)
-    given = parsed(words)
+    given = shaped(__doc__, "grpo.log", tokens=32, steps=8)
     shape = (given.steps, given.prompts, given.samples, given.tokens)
     run, recipe = RunFolder(given.run), load_recipe(given.run / "recipe.yaml")
     texts = in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]

@@ -31,8 +31,6 @@ from infra.bench.servers.load import TOKENS, Cell, closed_loop, open_loop
 from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_port, own, ray_llm, write_run
 
 CAPACITY_CLIENTS, SOAK_SHARE, SAMPLE_SECONDS = 32, 0.8, 10.0
-# Part of a soak in which the allocators' pools fill up: of 30 min 10, after which the model's process grew no more.
-WARM_UP = 1 / 3
 KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
 SHARES = (0.4, 0.6, 0.8)
 PEERS = {"vllm": bare, "ray": ray_llm}
@@ -87,10 +85,9 @@ def soak(run: RunFolder, seconds: float, folder: Path) -> None:
             files = sum(process.num_fds() for process in family)
             sizes.append((memory, files))
             print(f"{memory:,.0f} MB, {files} files, {cell.figures[0]:,.0f} tokens/s, {errors} errors", flush=True)
-        first, (memory, files), (memory_after, files_after) = sizes[0], sizes[round(WARM_UP * len(sizes))], sizes[-1]
+        (memory, files), (memory_after, files_after) = sizes[len(sizes) // 10], sizes[-1]
         print(
-            f"after warm-up: memory {memory_after / memory - 1:+.1%}, files {files_after - files:+d}, {errors} errors; "
-            f"memory in warm-up {memory / first[0] - 1:+.1%}"
+            f"after warm-up: memory {memory_after / memory - 1:+.1%}, files {files_after - files:+d}, {errors} errors"
         )
 
 

@@ -72,7 +72,8 @@ with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
         ray.get(actor.process.remote(), timeout=60)
     except ray.exceptions.ActorDiedError:
         print(process.is_running())
-print(process.is_running())
+# Where nobody reaps orphans, one that has ended stays as a zombie.
+print(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 """
 
 
