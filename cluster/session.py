@@ -36,6 +36,9 @@ ENVIRONMENT = {
     # PyTorch asks Linux for pages of 2 MB where a tensor is large: with those of 4 KB, their faults made a sixth of the
     # time of a small model's step.
     "THP_MEM_ALLOC_ENABLE": "1",
+    # vLLM's products on CPUs go through oneDNN, which keeps a compiled kernel of 0.2 MB for every number of tokens and
+    # shape that it has seen, 1,024 by default: under changing load a server grew for half an hour. Few were slower.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
     # transformers draws a bar for every model that it loads; the stages have progress bars of their own.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
