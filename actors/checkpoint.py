@@ -31,7 +31,7 @@ def save_checkpoint(
     shutil.rmtree(side, ignore_errors=True)
     side.mkdir(parents=True)
     for name, model in models.items():
-        save_file({key: value.contiguous() for key, value in untied(model).items()}, side / f"{name}.safetensors")
+        save_file({key: value.contiguous() for key, value in trained(model).items()}, side / f"{name}.safetensors")
         save_file(_flat(optimisers[name]), side / f"{name}-optimiser.safetensors")
     if kept is not None:
         save_file(dict(kept), side / "kept.safetensors")
@@ -61,9 +61,9 @@ def load_checkpoint(
     return load_file(kept) if kept.exists() else None, json.loads((folder / STATE).read_text())
 
 
-def untied(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once: tied ones have one name in `named_parameters`."""
-    return {name: value.detach() for name, value in model.named_parameters()}
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that learns, once: tied ones have one name in `named_parameters`."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -16,13 +16,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from actors.model.adapters import has_adapters, merged, save_adapter
+from actors.model import language
 from actors.model.sharding import WithLoss
 from cluster.failures import UserError
 from cluster.run import SCRATCH
-
-# Where an adapter lies, below the model that it is merged into.
-ADAPTER = "adapter"
 
 
 def save(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
@@ -72,17 +69,13 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
 
 
 def export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) -> None:
-    """Writes the model as a Hugging Face directory: adapters are merged into it, and beside it on their own."""
+    """As `language.save`, of a model that is spread over the workers."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = {
         name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
     }
     if rank == 0:
-        if has_adapters(plain):
-            save_adapter(plain, weights, str(plain.name_or_path), out / ADAPTER)
-            weights = merged(plain, weights)
-        plain.save_pretrained(out, state_dict=weights)
-        tokenizer.save_pretrained(out)
+        language.save(plain, tokenizer, out, weights)
 
 
 def _state(model: WithLoss, steppers: list[Optimizer]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from actors.coordinator import Coordinator, Counters
 from actors.environment import Environment
+from actors.model.adapters import added, is_adapter
 from actors.rollout import Engine, RolloutActor, environment
 from actors.roster import ActorState, Chunk
 from actors.sample import Prompt, Sample, Sampling
-from actors.weights import Weights, digest, publish
+from actors.weights import Weights, digest, publish, stored
 from actors.worker import Answer
 from cluster.failures import DeadlineError, EngineError, UserError
 from cluster.plan import Share
@@ -152,7 +153,8 @@ class Fleet:
             return self._coordinator.generate(prompts, sampling)
 
     def sync(self, version: int, state: dict[str, Tensor], wait: bool = True) -> None:
-        """Publishes the weights of a version, by their Hugging Face names, and then as `Coordinator.sync`."""
+        """Publishes the weights of a version, by their Hugging Face names, or adapters of version 0, and then as
+        `Coordinator.sync`."""
         weights = publish(version, self._sent(state), self._engine.dtype)
         with self._changed:
             self._coordinator.sync(weights, wait)
@@ -163,8 +165,10 @@ class Fleet:
             self._coordinator.wait_synced()
 
     def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
-        """What `RolloutActor.checksums` gives when an engine computes with these weights."""
-        return digest((name, tensor.to(self._engine.dtype)) for name, tensor in self._sent(state).items())
+        """What `RolloutActor.checksums` gives when an engine computes with these weights, or with these adapters."""
+        adapters = any(map(is_adapter, state))
+        whole = added(stored(self._engine.model), state) if adapters else self._sent(state).items()
+        return digest((name, tensor.to(self._engine.dtype)) for name, tensor in whole)
 
     def resize(self, actors: int) -> None:
         """As `Coordinator.resize`."""
@@ -234,7 +238,7 @@ class _RayWorker:
 
     def pull(self, weights: Weights, answer: Answer) -> None:
         # In a list, so that the reference is fetched by the engine and not before the call.
-        self._send(self._pull.remote(weights.version, [weights.ref], weights.dtype), answer)
+        self._send(self._pull.remote(weights.version, [weights.ref], weights.dtype, weights.adapters), answer)
 
     def generate(self, chunk: Chunk, answer: Answer) -> None:
         self._send(self.handle.generate.remote(list(chunk.prompts), chunk.sampling), answer)

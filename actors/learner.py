@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoTokenizer
 
-from actors.checkpoint import load_checkpoint, save_checkpoint, untied
-from actors.model import language
+from actors.checkpoint import load_checkpoint, save_checkpoint, trained
+from actors.model import adapters, language
 from actors.model.heads import load_reward_model, token_values
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
@@ -46,7 +47,7 @@ class Learner:
     """One optimiser step or a few on each batch of samples.
 
     Args:
-        start: the fine-tuned model; also the reference.
+        start: the fine-tuned model; also the reference, which with `settings.lora` is the policy without its adapters.
         critic: the model from which a critic starts, for algorithms that have one.
         text: pre-training shards, mixed in when `settings.pretrain_mix` is set.
     """
@@ -61,8 +62,13 @@ class Learner:
         self.kl = DIVERGENCES[settings.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")]
         self.kl_coefficient = settings.kl_coefficient
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy = language.load(start).to(self.device)
-        self.reference = language.load(start).to(self.device).eval().requires_grad_(False)
+        self.policy = language.load(start)
+        self.reference: Any = None
+        if settings.lora:
+            adapters.add(self.policy, settings.lora, seed)
+        else:
+            self.reference = language.load(start).to(self.device).eval().requires_grad_(False)
+        self.policy.to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(start)
         self.critic = load_reward_model(critic).to(self.device) if self.algorithm.value_losses else None
         self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
@@ -75,11 +81,17 @@ class Learner:
         self.kept: dict[str, Tensor] | None = None
 
     def weights(self) -> dict[str, Tensor]:
-        """The policy's parameters on the CPU, by their Hugging Face names."""
+        """The policy's parameters on the CPU, by their Hugging Face names; with `settings.lora` only its adapters, as
+        `adapters.scaled` gives them."""
+        if self.settings.lora:
+            return adapters.scaled(self.policy, self._copy())
         return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.cpu().clone() for name, value in untied(self.policy).items()}
+        return {name: value.cpu().clone() for name, value in trained(self.policy).items()}
+
+    def _reference(self) -> AbstractContextManager[Any]:
+        return adapters.switched_off(self.policy) if self.settings.lora else nullcontext(self.reference)
 
     @torch.no_grad()
     def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
@@ -131,6 +143,7 @@ class Learner:
             "reward": float(batch.rewards.mean()),
             "reward_deviation": float(batch.rewards.std(unbiased=False)),
             "response_length": float(np.mean(lengths)),
+            "repetition": float(np.mean([sample.repetition for sample in samples])),
             "stopped": float(np.mean([sample.finish_reason == "stop" for sample in samples])),
             "staleness": float(np.mean(lag)),
             "tokens": sum(lengths),
@@ -144,7 +157,8 @@ class Learner:
         # Of five passes over the batch (a backward pass counts for two), this saves one.
         known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
         proximal = None if known_later else self._in_pieces(partial(self._logprobs, self.policy), batch)
-        reference = self._in_pieces(partial(self._logprobs, self.reference), batch)
+        with self._reference() as fine_tuned:
+            reference = self._in_pieces(partial(self._logprobs, fine_tuned), batch)
         values = None if self.critic is None else self._in_pieces(self._values, batch)
         rewards = at_last_token(self._shaped(batch), batch.answer)
         if proximal is not None and self.kl_in == "reward":
@@ -285,15 +299,22 @@ class Learner:
         return state
 
     def export(self, folder: Path, within_limits: bool) -> None:
-        """Writes the policy as a Hugging Face directory.
+        """Writes the policy as `language.save` does.
 
         Args:
             within_limits: whether to write the last policy that was measured to be within the recipe's limits, else
                 the fine-tuned model, and not the newest; the learner then holds it.
         """
         if within_limits:
-            self.policy.load_state_dict(self.kept or self.reference.state_dict(), strict=False)
+            self.policy.load_state_dict(self.kept or self._untrained(), strict=False)
         language.save(self.policy, self.tokenizer, folder)
+
+    def _untrained(self) -> dict[str, Tensor]:
+        """What makes the policy the fine-tuned model again."""
+        if self.settings.lora:
+            ups = {name: value for name, value in trained(self.policy).items() if name.endswith(adapters.UP)}
+            return {name: torch.zeros_like(value) for name, value in ups.items()}
+        return dict(self.reference.state_dict())
 
     def _models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}

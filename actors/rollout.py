@@ -14,6 +14,7 @@ from actors.environment import Dialogues, Environment
 from actors.fair_lock import FairLock
 from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
+from actors.weights import digest, unpack
 from cluster.plan import Share
 
 # Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
@@ -82,7 +83,7 @@ class RolloutActor:
             use_tqdm_on_load=False,
             **_memory(engine),
         )
-        self._context = engine.context
+        self._model, self._context = engine.model, engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
         self._dialogues = (
             Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
@@ -155,25 +156,32 @@ class RolloutActor:
             scores.append([*given, output.outputs[0].logprobs[0][row[-1]].logprob])
         return scores
 
-    def pull_weights(self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype) -> dict[str, int]:
+    def pull_weights(
+        self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype, adapters: bool = False
+    ) -> dict[str, int]:
         """Loads a version from the object store.
 
         Args:
             version: the version that samples will carry from now on.
             refs: one reference as of `weights.publish`, in a list so that it is fetched here and not before the call.
             dtype: the tensors' element type.
+            adapters: whether the tensors are those of version 0's weights, to be merged into them.
 
         Returns:
-            The digest of the weights that the engine then computes with.
+            The digest of the weights that the engine then computes with; of adapters, that of what came.
         """
         with self._turn:
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype}})
+            base = self._model if adapters else None
+            self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype, "base": base}})
             self._llm.finish_weight_update(str(version))
             # Cached keys and values are of the old weights.
             if not self._llm.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("the engine refused to forget the keys and values of the old weights")
-            return self.checksums()
+            if not adapters:
+                return self.checksums()
+            (packed,) = ray.get(refs)
+            return digest(unpack(packed, dtype).items())
 
     def checksums(self) -> dict[str, int]:
         """`transfer.live_digest` of the engine's weights."""

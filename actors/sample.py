@@ -60,3 +60,9 @@ class Sample:
     def length(self) -> int:
         """How many tokens the policy drew."""
         return sum(self.mask)
+
+    @property
+    def repetition(self) -> float:
+        """Share of the answer's runs of three tokens that stood in it before; 0 where it has none."""
+        runs = list(zip(self.token_ids, self.token_ids[1:], self.token_ids[2:], strict=False))
+        return 1 - len(set(runs)) / len(runs) if runs else 0.0

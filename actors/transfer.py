@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +18,8 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weights import digest, unpack
+from actors.model.adapters import added
+from actors.weights import digest, mismatch, stored, unpack
 
 BACKEND = "object_store"
 
@@ -29,10 +31,12 @@ class ObjectStoreInit(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdate(WeightTransferUpdateInfo):
-    """What to fetch: one reference as of `weights.publish`, and the element type of its tensors."""
+    """What to fetch: one reference as of `weights.publish`, the element type of its tensors, and where the weights lie
+    that they are adapters of, if they are."""
 
     refs: list[ray.ObjectRef]
     dtype: torch.dtype
+    base: Path | None = None
 
 
 class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
@@ -40,6 +44,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
 
     init_info_cls = ObjectStoreInit
     update_info_cls = ObjectStoreUpdate
+    expected: dict[str, int] | None = None
 
     def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
         """Nothing to connect."""
@@ -57,12 +62,25 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
     def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
         """Loads one set of tensors."""
         (packed,) = ray.get(update_info.refs)
+        received, base = unpack(packed, update_info.dtype), update_info.base
         model: Any = self.model
-        model.load_weights(iter(unpack(packed, update_info.dtype).items()))
+        self.expected = None
+        if base is None:
+            model.load_weights(iter(received.items()))
+        else:
+            model.load_weights(added(stored(base), received))
+            whole = added(stored(base), received)
+            self.expected = digest((name, tensor.to(self.model_config.dtype)) for name, tensor in whole)
 
     def finish_weight_update(self) -> None:
-        """Repacks what is left and puts the layers back."""
+        """Repacks what is left and puts the layers back.
+
+        Raises:
+            RuntimeError: the model does not compute with the weights that adapters were merged into.
+        """
         finish_reload(self.model, self.model_config)
+        if self.expected is not None and (wrong := mismatch(self.expected, live_digest(self.model))) is not None:
+            raise RuntimeError(f"with adapters, the engine computes with other weights in {wrong}")
 
     def shutdown(self) -> None:
         """Nothing to release."""

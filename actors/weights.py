@@ -7,13 +7,17 @@ replaces a dead one takes the same road as the others. The store serves CPU and 
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from safetensors import safe_open
 from torch import Tensor
+
+from actors.model.adapters import is_adapter
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -26,27 +30,33 @@ class Weights:
         version: counts upwards; 0 is what the engines loaded from the model's folder.
         ref: the Ray object reference of the tensors: a dictionary from name to bytes, rows kept apart.
         dtype: the element type of all tensors.
-        digests: `digest` of the tensors, which every engine's own weights must match.
+        digests: `digest` of the tensors, which every engine's own weights must match, or what it received, if they are
+            adapters.
+        adapters: whether they are those of version 0, and not whole.
     """
 
     version: int
     ref: Any
     dtype: torch.dtype
     digests: dict[str, int]
+    adapters: bool = False
 
 
 def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
-    """Puts weights into the object store, cast to the element type that the engines compute in.
+    """Puts weights into the object store, cast to the element type that the engines compute in; adapters in float32.
 
     Args:
         version: the version that samples drawn with these weights will carry.
-        state: Hugging Face names and tensors. The output head must be left out if it is tied to the embeddings.
+        state: Hugging Face names and tensors, or adapters as of `adapters.scaled`. An output head that is tied to the
+            embeddings must be left out.
         dtype: element type of the engines.
     """
+    adapters = any(map(is_adapter, state))
+    dtype = torch.float32 if adapters else dtype
     cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     # NumPy has no bfloat16, so that bytes are what travels; Ray hands NumPy arrays out without a copy.
     packed = {name: tensor.view(torch.uint8).numpy() for name, tensor in cast.items()}
-    return Weights(version, ray.put(packed), dtype, digest(cast.items()))
+    return Weights(version, ray.put(packed), dtype, digest(cast.items()), adapters)
 
 
 def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -55,6 +65,19 @@ def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         # PyTorch has no read-only tensors and warns that these could be written to.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {name: torch.from_numpy(data).view(dtype) for name, data in packed.items()}
+
+
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of the safetensors of a Hugging Face directory.
+
+    Raises:
+        OSError: they cannot be read.
+        SafetensorError: they are damaged.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                yield name, file.get_tensor(name)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.recipe import FineTuning, Model, Recipe, Training
+from cluster.section import Lora
 from cluster.shape import Shape, shape_of
 
 GB = 1e9
@@ -17,10 +18,10 @@ PROCESS_GB = 0.7
 RAY_GB = 0.8
 # The engine's cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
 CACHE_GB = 1.0
-# float32 weights, gradients and the two moments of AdamW.
-TRAINED_BYTES = 16
 # float32 weights.
 HELD_BYTES = 4
+# float32 gradients and the two moments of AdamW.
+LEARNING_BYTES = 12
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
 # Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 26: in chunks it is slower.
@@ -70,7 +71,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
         device: cpu or cuda.
     """
     size, shape = parameters(recipe.model), _shape_of(recipe.model)
-    trained = trained_parameters(recipe.model, section)
+    trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
     tokens = section.micro_batch_rows * recipe.model.context
     embedding = recipe.model.vocabulary * shape.hidden
     layer = (size - embedding) / shape.layers
@@ -97,8 +98,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
 
     - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
     - Training: what each worker holds by `training_memory`.
-    - Reinforcement: the learner as one training worker, its reference and every reward model 4 P each, and every
-      rollout engine 4 P and its cache of 1 GB.
+    - Reinforcement: the learner and its reference 4 P each, or 4 P together with LoRA, and 12 bytes for each parameter
+      that is trained; every reward model 4 P, and every rollout engine 4 P and its cache of 1 GB.
     - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
 
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
@@ -115,7 +116,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
         for name, part in trainings(recipe).items()
     }
-    learner = PROCESS_GB + (TRAINED_BYTES + HELD_BYTES) * size + recipe.rlhf.micro_batch_rows * logits
+    lora = recipe.rlhf.lora
+    models = 1 if lora else 2
+    learning = LEARNING_BYTES * trained_parameters(recipe.model, lora) / GB
+    learner = PROCESS_GB + models * HELD_BYTES * size + learning + recipe.rlhf.micro_batch_rows * logits
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
     needs["rlhf"] = ray + learner + reward + engines * engine
@@ -136,9 +140,8 @@ def parameters(model: Model) -> int:
     return model.parameters
 
 
-def trained_parameters(model: Model, section: Training) -> int:
+def trained_parameters(model: Model, lora: Lora | None) -> int:
     """How many parameters have a gradient: all, or those of adapters beside the seven matrices of each layer."""
-    lora = section.lora if isinstance(section, FineTuning) else None
     if lora is None:
         return parameters(model)
     shape = _shape_of(model)

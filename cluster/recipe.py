@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Rlhf
-from cluster.section import Positive, PositiveFloat, Section, Share, Temperature
+from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
 from cluster.serve_recipe import Serve
 
 
@@ -110,13 +110,6 @@ class LanguageTraining(Training):
 
     samples: Annotated[int, Field(ge=0)] = Field(4, description="held-out texts that it continues at each checkpoint")
     sample_tokens: Positive = Field(32, description="most tokens of such a continuation")
-
-
-class Lora(Section):
-    """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
-
-    rank: Positive = 16
-    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
 
 
 class Conversations(Section):

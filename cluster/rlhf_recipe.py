@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.section import Positive, PositiveFloat, Section, Share, Temperature
+from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
 
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
 
@@ -50,6 +50,7 @@ class Rlhf(Section):
     temperature: Temperature = 1.0
     max_tokens: Positive = 32
     learning_rate: PositiveFloat = 5e-5
+    lora: Lora | None = Field(None, description="train adapters; they alone travel to the rollout actors")
     minibatches: Positive = Field(1, description="optimiser steps on each batch of samples")
     micro_batch_rows: Positive = 64
     clip_range: PositiveFloat | None = Field(None, description="by default the algorithm's own, most often 0.2")

@@ -13,3 +13,10 @@ Temperature = Annotated[float, Field(gt=0, le=2)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Lora(Section):
+    """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
+
+    rank: Positive = 16
+    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")

@@ -9,8 +9,9 @@ from actors.model.chat import Chat
 from cluster.cli import stage_main
 from cluster.failures import UserError
 from cluster.plan import make_plan
-from cluster.recipe import Lora, Recipe
+from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
+from cluster.section import Lora
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed

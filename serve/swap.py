@@ -1,15 +1,12 @@
 """What vLLM's worker gets besides its own methods: to load other weights of the same model while it lives."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
 from actors.transfer import finish_reload, live_digest
-from actors.weights import digest
+from actors.weights import digest, stored
 
 
 class Swap:
@@ -25,20 +22,13 @@ class Swap:
             OSError: they cannot be read.
             SafetensorError: they are damaged.
         """
-        tensors = _tensors(Path(folder))
+        tensors = stored(Path(folder))
         return digest((name, tensor.to(self.model_config.dtype)) for name, tensor in tensors)
 
     def swap_weights(self, folder: str) -> dict[str, int]:
         """Loads them, and returns the `live_digest` of what the model computes with then."""
         model = self.model_runner.get_model()
         initialize_layerwise_reload(model)
-        model.load_weights(_tensors(Path(folder)))
+        model.load_weights(stored(Path(folder)))
         finish_reload(model, self.model_config)
         return live_digest(model)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                yield name, file.get_tensor(name)

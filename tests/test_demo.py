@@ -139,9 +139,9 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS)
-def test_ppo_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
-    settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", f"run={finished.root}"]
-    recipe = load_recipe(RECIPE, [*SMALL, *settings])
+def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
+    settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", "rlhf.lora={rank: 4, alpha: 8}"]
+    recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
     assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
     rows = read_metrics(finished.path("policy"))
     assert rows[0]["value_loss"] > 0

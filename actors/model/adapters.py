@@ -1,6 +1,8 @@
 """Low-rank adapters (Hu et al. 2022, https://arxiv.org/abs/2106.09685): put beside the linear layers of a model's
-trunk, merged into them, and saved on their own."""
+trunk, merged into them, and saved or sent on their own."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cluster.recipe import Lora
+from cluster.section import Lora
 
 # What PEFT, transformers and vLLM look for.
 ADAPTER_FILE = "adapter_model.safetensors"
-BASE, DOWN, UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
+# Where an adapter lies, below the model that it is merged into.
+FOLDER = "adapter"
+DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def add(model: Any, settings: Lora, seed: int) -> None:
@@ -41,31 +45,64 @@ def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         model: what `add` was called on.
         weights: its state dictionary, whole.
     """
+    plain = {name.replace(".base_layer.", "."): value for name, value in weights.items() if not is_adapter(name)}
+    return dict(added(plain.items(), scaled(model, weights)))
+
+
+def scaled(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters alone, the upper matrices times alpha / rank: all that `added` needs beside the model's own weights.
+
+    Args:
+        model: what `add` was called on.
+        weights: its state dictionary, or the adapters' part of it.
+    """
     config = model.peft_config["default"]
-    plain = {name: value for name, value in weights.items() if ".lora_" not in name and not name.endswith(BASE)}
-    for name in (name.removesuffix(BASE) for name in weights if name.endswith(BASE)):
-        change = weights[name + UP] @ weights[name + DOWN]
-        plain[f"{name}.weight"] = weights[name + BASE] + config.lora_alpha / config.r * change
-        # Where the layer has a bias, it goes on as it is.
-        bias = plain.pop(f"{name}.base_layer.bias", None)
-        if bias is not None:
-            plain[f"{name}.bias"] = bias
-    return plain
+    scale = config.lora_alpha / config.r
+    return {name: scale * value if name.endswith(UP) else value for name, value in weights.items() if is_adapter(name)}
 
 
-def save_adapter(model: Any, weights: dict[str, Tensor], base: str, folder: Path) -> None:
+def added(plain: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights with the adapters, as of `scaled`, merged into those that have one."""
+    for name, weight in plain:
+        layer = name.removesuffix(".weight")
+        if layer + UP in adapters:
+            yield name, weight.float() + adapters[layer + UP] @ adapters[layer + DOWN]
+        else:
+            yield name, weight
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of this name is a part of an adapter."""
+    return ".lora_" in name
+
+
+@contextmanager
+def switched_off(model: Any) -> Iterator[Any]:
+    """The model as it was before `add`, for as long as the context lasts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def save_adapter(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     """Writes the adapter in PEFT's format, which vLLM loads beside the model that it was trained on.
 
     Args:
         model: what `add` was called on.
         weights: its state dictionary, whole.
-        base: the model that the adapter belongs to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config["default"]
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = str(model.name_or_path)
     config.task_type = "CAUSAL_LM"
     config.save_pretrained(folder)
-    own = {name.replace(".default.", "."): value for name, value in weights.items() if ".lora_" in name}
+    own = {name.replace(".default.", "."): value for name, value in weights.items() if is_adapter(name)}
     contiguous = {f"base_model.model.{name}": value.contiguous() for name, value in own.items()}
     save_file(contiguous, folder / ADAPTER_FILE, metadata={"format": "pt"})

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from actors.model import adapters
 from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.gguf import forget_quantisation, place
 from cluster.failures import UserError
@@ -84,9 +85,18 @@ def end_with(language: Any, token: int) -> None:
     language.generation_config.eos_token_id = token
 
 
-def save(model: nn.Module, tokenizer: Any, path: Path) -> None:
-    """Writes a Hugging Face directory that transformers and vLLM load as it is."""
-    model.save_pretrained(path)  # type: ignore[operator]
+def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Writes a Hugging Face directory that transformers and vLLM load as it is: adapters are merged into the model, and
+    below it on their own.
+
+    Args:
+        weights: the model's state dictionary, whole, where the model itself does not hold it.
+    """
+    weights = model.state_dict() if weights is None else weights
+    if adapters.has_adapters(model):
+        adapters.save_adapter(model, weights, path / adapters.FOLDER)
+        weights = adapters.merged(model, weights)
+    model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)
 
 

@@ -9,10 +9,11 @@ BETAS = (0.9, 0.95)
 
 
 def adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); vectors (norms, biases) do not decay."""
+    """AdamW (Loshchilov and Hutter 2019) for those that have a gradient; vectors (norms, biases) do not decay."""
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
 
@@ -36,7 +37,7 @@ def optimisers(model: nn.Module, name: str, learning_rate: float, weight_decay: 
     """The optimisers of a recipe's `optimiser`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)
-    return [adamw([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay)]
+    return [adamw(list(model.parameters()), learning_rate, weight_decay)]
 
 
 def learning_rate_factor(

@@ -17,9 +17,11 @@ from actors.model.language import build, load
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import optimisers
 from actors.model.sharding import WithLoss
+from actors.weights import stored
 from cluster.failures import UserError
 from cluster.memory import trained_parameters
-from cluster.recipe import Conversations, FineTuning, Lora, Model
+from cluster.recipe import Model
+from cluster.section import Lora
 from tests.tiny import write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
@@ -79,11 +81,10 @@ def test_adapters_begin_as_nothing_and_come_from_the_seed(base: Path):
 def test_the_plan_counts_the_parameters_that_are_trained():
     shape, lora = Model(vocabulary=300, hidden=64, layers=2, heads=2), Lora(rank=4)
     plain = build(shape, 1, end_of_turn=4, padding=0)
-    settings = FineTuning(sources=[Conversations(kind="guide", path=None)], lora=lora)
     everything = sum(parameter.numel() for parameter in plain.parameters())
     adapters.add(plain, lora, 7)
-    assert trained_parameters(shape, settings) == sum(p.numel() for p in plain.parameters() if p.requires_grad)
-    assert trained_parameters(shape, settings) < everything / 8
+    assert trained_parameters(shape, lora) == sum(p.numel() for p in plain.parameters() if p.requires_grad)
+    assert trained_parameters(shape, lora) < everything / 8
 
 
 def test_only_adapters_are_trained(base: Path):
@@ -93,6 +94,30 @@ def test_only_adapters_are_trained(base: Path):
     assert losses[-1] < losses[0]
     changed = {name for name, value in trained.weights().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base: Path):
+    trained = Trained(base)
+    trained.step(4)
+    weights = trained.weights()
+    sent = adapters.scaled(trained.plain, weights)
+    expected = adapters.merged(trained.plain, weights)
+    expected.pop("lm_head.weight")
+    found = dict(adapters.added(stored(base), sent))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
+
+
+def test_switched_off_it_is_the_model_before(base: Path):
+    trained = Trained(base)
+    trained.step(4)
+    after = logits(trained.plain)
+    with adapters.switched_off(trained.plain) as plain:
+        assert torch.equal(logits(plain), logits(load(base)))
+    assert torch.equal(logits(trained.plain), after)
+    losses = trained.step(3)
+    assert losses[-1] < losses[0]
 
 
 def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(base: Path, tmp_path: Path):
@@ -108,7 +133,7 @@ def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(
     # In float32, a sum in another order differs by some 2^-22 of what is summed.
     rounding = 5e-6 * float(expected.abs().max())
     torch.testing.assert_close(logits(exported), expected, rtol=0, atol=rounding)
-    beside = PeftModel.from_pretrained(load(base), tmp_path / checkpoints.ADAPTER)
+    beside = PeftModel.from_pretrained(load(base), tmp_path / adapters.FOLDER)
     torch.testing.assert_close(logits(beside), expected, rtol=0, atol=rounding)
     # PEFT's own merge is the reference.
     merged = deepcopy(beside).merge_and_unload().state_dict()

@@ -12,20 +12,24 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.learner import Learner
+from actors.model import adapters
 from actors.model.heads import with_new_head
 from actors.model.language import build
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.limits import breach
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
+from actors.weights import stored
 from cluster.failures import StageError
 from cluster.recipe import Model
 from cluster.rlhf_recipe import Rlhf
+from cluster.section import Lora
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [Prompt("a", [2, 10, 11, 4, 3]), Prompt("b", [2, 12, 4, 3])]
 ANSWERS = [[[20, 21, 4], [22, 4]], [[23, 4], [24, 25, 26, 4]]]
 REWARDS = [[1.0, -1.0], [0.5, -0.5]]
+LORA = Lora(rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +91,12 @@ def test_micro_batches_change_nothing(folders, algorithm: str):
     assert figures[0]["gradient_norm"] > 0
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_resuming_equals_going_on(folders, algorithm: str, tmp_path: Path):
-    first = make(folders, algorithm=algorithm)
+@pytest.mark.parametrize("settings", [{"algorithm": "grpo"}, {"algorithm": "ppo"}, {"lora": LORA}])
+def test_resuming_equals_going_on(folders, settings: dict[str, object], tmp_path: Path):
+    first = make(folders, **settings)
     first.step(PROMPTS, samples(first), REWARDS)
     first.save(tmp_path / "checkpoint", {"step": 1})
-    second = make(folders, algorithm=algorithm)
+    second = make(folders, **settings)
     state = second.restore(tmp_path / "checkpoint")
     assert state is not None
     assert (state["step"], second.version) == (1, 1)
@@ -100,6 +104,26 @@ def test_resuming_equals_going_on(folders, algorithm: str, tmp_path: Path):
         learner.step(PROMPTS, samples(learner), REWARDS)
     for name, value in first.weights().items():
         assert torch.equal(value, second.weights()[name]), name
+
+
+def test_adapters_learn_from_the_model_that_they_are_beside(folders, tmp_path: Path):
+    learner = make(folders, lora=LORA, algorithm="ppo")
+    before = [total(learner, 0, a) for a in (0, 1)]
+    kl = [learner.step(PROMPTS, samples(learner), REWARDS)["kl"] for _ in range(4)]
+    after = [total(learner, 0, a) for a in (0, 1)]
+    assert after[0] - before[0] > 0 > after[1] - before[1]
+    # The divergence is from the fine-tuned model: at first none, then more and more.
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert kl[1] != pytest.approx(0, abs=1e-6)
+    learner.export(tmp_path / "policy", within_limits=False)
+    exported = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").named_parameters())
+    sent = dict(adapters.added(stored(folders[0]), learner.weights()))
+    assert all(torch.equal(value, sent[name]) for name, value in exported.items())
+    assert (tmp_path / "policy" / adapters.FOLDER / adapters.ADAPTER_FILE).exists()
+    # No policy was measured to be within limits: the fine-tuned model is what is left.
+    learner.export(tmp_path / "start", within_limits=True)
+    left = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "start").named_parameters())
+    assert all(torch.equal(value, left[name]) for name, value in stored(folders[0]))
 
 
 def test_every_option_has_its_term_in_the_loss(folders):
@@ -114,7 +138,7 @@ def test_every_option_has_its_term_in_the_loss(folders):
     for prompt, answers, rewards in zip(PROMPTS, ANSWERS, shaped, strict=True):
         for answer, reward in zip(answers, rewards, strict=True):
             advantage = (reward - np.mean(rewards)) / (np.std(rewards) + 1e-4)
-            row = torch.tensor([prompt.token_ids + answer])
+            row = torch.tensor([prompt.token_ids + answer], device=learner.device)
             with torch.no_grad():
                 both = [
                     model(row).logits[0, len(prompt.token_ids) - 1 : -1].log_softmax(-1)
@@ -244,7 +268,7 @@ def test_log_probabilities_are_those_of_the_tempered_distribution(folders):
     model = learner.policy.double()
     with torch.no_grad():
         for sequence, begin, values in ((row, start, found[0]), (short, 3, found[1])):
-            logits = model(torch.tensor([sequence])).logits[0] / temperature
+            logits = model(torch.tensor([sequence], device=learner.device)).logits[0] / temperature
             for value, position in zip(values, range(begin, len(sequence)), strict=True):
                 before = logits[position - 1]
                 expected = before[sequence[position]] - before.exp().sum().log()
@@ -273,7 +297,7 @@ def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path
     newest = exported(learner, tmp_path / "newest", within_limits=False)
     kept = exported(learner, tmp_path / "kept", within_limits=True)
     for name, value in kept.items():
-        assert torch.equal(value, policies[1][f"policy.{name}"]), name
+        assert torch.equal(value, policies[1][f"policy.{name}"].cpu()), name
     assert any(not torch.equal(value, newest[name]) for name, value in kept.items())
 
 

@@ -2,12 +2,16 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.exceptions import RayTaskError
 from transformers import LlamaForCausalLM
 
 from actors.fleet import Fleet
+from actors.model import adapters
+from actors.model.language import load
 from actors.sample import Sampling
 from actors.weights import digest, mismatch
+from cluster.section import Lora
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
 
 pytestmark = pytest.mark.slow
@@ -74,6 +78,32 @@ def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tin
     assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
     for handle in fleet.handles():
         assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=180)) is None
+
+
+def test_adapters_alone_are_sent_and_merged_by_the_engines(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    policy = load(tiny[0])
+    adapters.add(policy, Lora(rank=4, alpha=8), seed=1)
+    with torch.no_grad():
+        for name, value in policy.named_parameters():
+            if name.endswith(adapters.UP):
+                value.normal_(0, 0.1)
+    sent = adapters.scaled(policy, policy.state_dict())
+    fleet.sync(fresh_version, sent)
+    for handle in fleet.handles():
+        assert mismatch(fleet.digests(sent), ray.get(handle.checksums.remote(), timeout=180)) is None
+    asked = prompts("adapters", 4)
+    groups = fleet.generate(asked, Sampling(2, 1.0, 24, seed=5))
+    gaps = []
+    for prompt in asked:
+        for sample in groups[prompt.id]:
+            row = prompt.token_ids + sample.token_ids
+            expected, without = (
+                reference_logprobs(model, row, len(prompt.token_ids), 1.0) for model in (policy, tiny[1])
+            )
+            assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+            assert sample.weight_versions == [fresh_version] * len(sample.token_ids)
+            gaps += [abs(one - other) for one, other in zip(expected, without, strict=True)]
+    assert max(gaps) > 0.1
 
 
 def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fleet: Fleet):
