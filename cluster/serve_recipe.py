@@ -21,6 +21,13 @@ class Alias(Section):
         return {"models": {given: 1}} if isinstance(given, str) else given
 
 
+class Adapter(Section):
+    """One more model: a low-rank adapter beside one of the run's models, whose engine it shares."""
+
+    path: str = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
+    model: Literal["base", "sft", "policy"] = "base"
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
@@ -31,6 +38,13 @@ class Serve(Section):
     target_requests: PositiveFloat = Field(16, description="at once to one replica: with more, another one is started")
     idle_seconds: PositiveFloat = Field(600, description="of less work, until a replica is ended")
     aliases: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Alias] = Field({}, description="more names of models")
+    adapters: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Adapter] = Field(
+        {}, description="more models, by their names; a model that has some takes no other weights while it is served"
+    )
+    tool_parser: str | None = Field(
+        None,
+        description="vLLM's name for how the models write calls of tools, such as hermes; their template shows tools",
+    )
 
     @model_validator(mode="after")
     def _least_to_most(self) -> "Serve":
@@ -40,6 +54,7 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _aliases_are_new_names(self) -> "Serve":
-        if taken := self.aliases.keys() & set(get_args(Served)):
-            raise ValueError(f"aliases: {', '.join(sorted(taken))} is the name of a model")
+        for section, names in (("adapters", self.adapters.keys()), ("aliases", self.aliases.keys())):
+            if taken := names & {*get_args(Served), *(self.adapters if section == "aliases" else ())}:
+                raise ValueError(f"{section}: {', '.join(sorted(taken))} is the name of a model")
         return self

@@ -23,6 +23,7 @@ from cluster.serve_recipe import Serve, Served
 from cluster.version_commands import write_server
 from cluster.versions import Versions, live_version
 from serve.access import Openness, is_loopback
+from serve.adapter import check_adapters, checksum
 from serve.gateway import Gateway, Settings
 from serve.page import url_host
 from serve.replica import Replica, engine_environment
@@ -53,7 +54,7 @@ def serve_run(
     context: int,
     deadline: float,
     settings: Settings = Settings(),
-    scaling: Serve = Serve(),
+    section: Serve = Serve(),
 ) -> None:
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when every one is ready.
 
@@ -65,7 +66,7 @@ def serve_run(
         context: tokens a request may have, prompt and answer together.
         deadline: seconds to wait until all models answer.
         settings: what the gateway is told besides.
-        scaling: how many replicas there are.
+        section: how many replicas there are, the adapters, and how models call tools.
 
     Raises:
         DeadlineError: some model was not ready in time; the message names it.
@@ -73,14 +74,14 @@ def serve_run(
     """
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
-    app = application(models, share, context, settings, host, port, scaling)
+    app = application(models, share, context, settings, host, port, section)
     target = serve.RunTarget(app, APPLICATION, None, logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(deadline)
 
 
 def application(
-    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int, scaling: Serve
+    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int, section: Serve
 ) -> serve.Application:
     """The Ray Serve application: deployments of the models, and the gateway, which holds their handles."""
     deployed = serve.deployment(
@@ -89,7 +90,7 @@ def application(
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=LEAVE_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
-        **replica_options(scaling),
+        **replica_options(section),
     )
     environment = {"env_vars": engine_environment(share)}
     gateway = serve.deployment(
@@ -104,8 +105,10 @@ def application(
     for group in grouped(models, share):
         options = {"num_cpus": share.cpus * len(group), "num_gpus": share.gpus, "runtime_env": environment}
         placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
-        deployments.append((placed.bind(group, context, share), list(group)))
-    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, scaling.min_replicas == 0)
+        adapters = {model: beside(model, section) for model in group}
+        names = [*group, *(name for found in adapters.values() for name in found)]
+        deployments.append((placed.bind(group, context, share, section.tool_parser, adapters), names))
+    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, section.min_replicas == 0)
 
 
 def serve_until_interrupted(
@@ -123,10 +126,13 @@ def serve_until_interrupted(
     openness = openness_for(host, without_keys)
     names = models_of(run)
     aliases = aliases_of(names, recipe.serve.aliases)
+    adapters = {name: folder for model in names for name, folder in beside(model, recipe.serve).items()}
+    check_adapters(recipe.serve, adapters)
     require_free_port(host, port)
     # The run made them; what is served of them may be older, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
+    weights |= {name: checksum(folder) for name, folder in adapters.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
     settings = Settings(run.root, run.feedback_url, openness, weights=weights, aliases=aliases, owner=owner)
@@ -147,7 +153,9 @@ def serve_until_interrupted(
                     settings,
                     recipe.serve,
                 )
-            console.print(f"serving [bold]{', '.join(models)}[/]: chat at {address}, OpenAI API at {address}/v1")
+            console.print(
+                f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
+            )
             console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")
             console.print(who_may_ask(run, openness))
             console.print("Ctrl-C ends it")
@@ -160,6 +168,11 @@ def serve_until_interrupted(
             # A local cluster ends with the command, and Serve's controller with it.
             if recipe.cluster.address != "local":
                 serve.shutdown()
+
+
+def beside(model: str, section: Serve) -> dict[str, Path]:
+    """The adapters that a model's engine also answers with, and where they lie."""
+    return {name: Path(one.path).absolute() for name, one in section.adapters.items() if one.model == model}
 
 
 def openness_for(host: str, without_keys: bool) -> Openness:

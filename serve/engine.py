@@ -3,24 +3,25 @@
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from jinja2 import TemplateError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from starlette.requests import Request
 from transformers import AutoTokenizer
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -28,11 +29,14 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.weights import mismatch
+from cluster.failures import UserError
 from cluster.plan import Share
 from cluster.versions import Version
+from serve.adapter import rank_of
 from serve.gate import Gate, Pass
 from serve.in_process import start_in_process
 from serve.openapi import REFERENCE
@@ -74,6 +78,24 @@ def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
     return not end_ids.isdisjoint(tokenizer.apply_chat_template(turns, return_dict=False))
 
 
+def _tools(parser: str | None) -> dict[str, Any]:
+    if parser is None:
+        return {}
+    known = ToolParserManager.list_registered()
+    if parser not in known:
+        raise UserError(f"serve.tool_parser: vLLM has no parser {parser!r}; it has {', '.join(sorted(known))}")
+    return {"enable_auto_tools": True, "tool_parser": parser}
+
+
+def _room(adapters: Mapping[str, Path]) -> MaxLoRARanks:
+    """The least of vLLM's ranks that is enough for all."""
+    most = max(map(rank_of, adapters.values()))
+    for rank in get_args(MaxLoRARanks):
+        if rank >= most:
+            return cast(MaxLoRARanks, rank)
+    raise UserError(f"serve.adapters: vLLM takes ranks of {max(get_args(MaxLoRARanks))} at most, and one has {most}")
+
+
 class Engine:
     """Answers OpenAI requests about one model. Must be made inside a running event loop.
 
@@ -83,22 +105,45 @@ class Engine:
         context: tokens a request may have.
         share: what it may use.
         thread: where it computes, without GPUs.
+        tool_parser: how it writes calls of tools, by vLLM's name, if it does.
+        adapters: the folders of those that it also answers with, by their names.
+
+    Raises:
+        UserError: vLLM has no such parser, or no room for an adapter's rank.
     """
 
-    def __init__(self, name: str, version: Version, context: int, share: Share, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: Version,
+        context: int,
+        share: Share,
+        thread: ThreadPoolExecutor,
+        tool_parser: str | None,
+        adapters: Mapping[str, Path],
+    ) -> None:
+        tools = _tools(tool_parser)
         model = self.model = version.folder
         self.gate = Gate(version.weights)
         arguments = engine_arguments(model, context, share)
+        if adapters:
+            arguments.enable_lora, arguments.max_loras = True, len(adapters)
+            arguments.max_lora_rank = _room(adapters)
+        self._has_adapters = bool(adapters)
         self.engine = AsyncLLM.from_engine_args(arguments) if share.gpus else start_in_process(arguments, thread)
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
-        self.models = OpenAIServingModels(self.engine, [BaseModelPath(name=name, model_path=name)])
+        beside = [LoRAModulePath(name, str(folder)) for name, folder in adapters.items()]
+        self.models = OpenAIServingModels(
+            self.engine, [BaseModelPath(name=name, model_path=name)], lora_modules=beside or None
+        )
         renderer = OnlineRenderer(
             self.engine.model_config,
             self.engine.renderer,
             request_logger=None,
             chat_template=None,
             chat_template_content_format="auto",
+            **tools,
         )
         chat = OpenAIServingChat(
             self.engine,
@@ -108,6 +153,7 @@ class Engine:
             request_logger=None,
             chat_template=None,
             chat_template_content_format="auto",
+            **tools,
         )
         completion = OpenAIServingCompletion(self.engine, self.models, online_renderer=renderer, request_logger=None)
         tokens = ServingTokenization(
@@ -119,6 +165,14 @@ class Engine:
             "tokenize": (TypeAdapter(TokenizeRequest), tokens.create_tokenize),
             "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
         }
+
+    async def load_adapters(self) -> None:
+        """Loads them, after which requests may name them.
+
+        Raises:
+            ValueError: one does not fit the model.
+        """
+        await self.models.init_static_loras()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """Yields an `Opening`, then one `Reply`, or a stream's server-sent events and their `Usage`.
@@ -160,6 +214,10 @@ class Engine:
 
         If what the engine computes with then is not what the files hold, the old weights are loaded again.
         """
+        if self._has_adapters:
+            return Promoted(
+                0.0, error="adapters are served beside this model: start the server again for other weights"
+            )
         try:
             expected = await self._call("read_weights", folder)
         except (OSError, SafetensorError) as error:

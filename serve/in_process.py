@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -51,6 +52,9 @@ class ThreadedCore(InprocClient):
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         await self._do(self.abort_requests, request_ids)
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        return await self._do(self.add_lora, lora_request)
 
     async def pause_scheduler_async(self, mode: PauseMode, clear_cache: bool) -> None:
         await self._do(self.engine_core.pause_scheduler, mode, clear_cache)

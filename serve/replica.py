@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from cluster.plan import Share
 from cluster.versions import live_version
+from serve.adapter import Adapter
 from serve.channel import Address, Counter, connect, new_name
 from serve.parts import Endpoint, Part, Presence, Promoted
 from serve.scaling import REQUESTS
@@ -116,24 +117,37 @@ class Replica(Desk):
         models: the name that clients use, and the directory, or that of the versions (`cluster.versions`), of each.
         context: tokens a request may have.
         share: what each model may use.
+        tool_parser: how they write calls of tools, by vLLM's name, if they do.
+        adapters: the folders of the adapters beside each model, by their names.
     """
 
-    def __init__(self, models: Mapping[str, Path], context: int, share: Share) -> None:
+    async def __init__(  # type: ignore[misc]
+        self,
+        models: Mapping[str, Path],
+        context: int,
+        share: Share,
+        tool_parser: str | None,
+        adapters: Mapping[str, Mapping[str, Path]],
+    ) -> None:
         # It would override the size of the cache that the engine's arguments set.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         # vLLM keeps what it is computing in the module: engines of one process take turns.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        super().__init__({name: self._load(name, path, context, share) for name, path in models.items()})
+        loaded: dict[str, Served] = {}
+        for name, path in models.items():
+            version = live_version(path)
+            if is_reward_model(version.folder):
+                from serve.scorer import Scorer
 
-    def _load(self, name: str, path: Path, context: int, share: Share) -> Served:
-        version = live_version(path)
-        if is_reward_model(version.folder):
-            from serve.scorer import Scorer
+                loaded[name] = Scorer(name, version, context, share)
+                continue
+            from serve.engine import Engine
 
-            return Scorer(name, version, context, share)
-        from serve.engine import Engine
-
-        return Engine(name, version, context, share, self._thread)
+            engine = Engine(name, version, context, share, self._thread, tool_parser, adapters[name])
+            await engine.load_adapters()
+            loaded[name] = engine
+            loaded |= {beside: Adapter(beside, folder, engine) for beside, folder in adapters[name].items()}
+        super().__init__(loaded)
 
     async def __del__(self) -> None:
         # Ray Serve's hook at shutdown. On GPUs an engine's core is a process of its own: it has to be told.

@@ -8,7 +8,7 @@ random weights and by default the demo's shape, or is one in a Hugging Face dire
 python -m infra.bench.serving [--size 2.5M | --model DIRECTORY] [--seconds 5] [--rounds 3] [--concurrency 1 8 32]
     [--peer vllm | ray]
 python -m infra.bench.serving --soak 1800     # the server alone: its memory, open files and errors over time
-python -m infra.bench.serving --kill          # the server alone: what clients see when the model's process is killed
+python -m infra.bench.serving --kill          # the server alone: what clients see when a process of it is killed
 """
 
 import argparse
@@ -32,6 +32,8 @@ from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_p
 
 CAPACITY_CLIENTS, SOAK_SHARE, SAMPLE_SECONDS = 32, 0.8, 10.0
 KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
+# What Ray calls their processes.
+VICTIMS = {"Ray Serve's controller": "ServeController", "the model's process": "ServeReplica"}
 SHARES = (0.4, 0.6, 0.8)
 PEERS = {"vllm": bare, "ray": ray_llm}
 
@@ -92,19 +94,22 @@ def soak(run: RunFolder, seconds: float, folder: Path) -> None:
 
 
 def kill(run: RunFolder, folder: Path) -> None:
-    """Kills the process that holds the model under load: who is told so, and how long the next answer takes."""
+    """Kills Ray Serve's controller under load, and then the process that holds the model: who is told so, and how long
+    the next answer takes."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with own(run, port, folder / "own.log") as server, ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(lambda: asyncio.run(closed_loop(url, KILL_CLIENTS, 2 * KILL_AFTER_SECONDS)))
-        time.sleep(KILL_AFTER_SECONDS)
-        names = {process: " ".join(process.cmdline()) for process in server.children(recursive=True)}
-        (replica,) = (each for each, name in names.items() if "ServeReplica" in name and "gateway" not in name)
-        replica.kill()
-        killed = time.monotonic()
-        reply = httpx.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "The"}, timeout=START_SECONDS)
-        print(f"killed under {KILL_CLIENTS} streams: asked then, it answered {reply.status_code} after", end=" ")
-        print(f"{time.monotonic() - killed:.1f} s; {loading.result().errors} streams ended with an error event")
+        for name, title in VICTIMS.items():
+            loading = pool.submit(lambda: asyncio.run(closed_loop(url, KILL_CLIENTS, 2 * KILL_AFTER_SECONDS)))
+            time.sleep(KILL_AFTER_SECONDS)
+            lines = {process: " ".join(process.cmdline()) for process in server.children(recursive=True)}
+            (process,) = (each for each, line in lines.items() if title in line and "gateway" not in line)
+            process.kill()
+            killed = time.monotonic()
+            reply = httpx.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "The"}, timeout=START_SECONDS)
+            seconds, errors = time.monotonic() - killed, loading.result().errors
+            print(f"{name} killed under {KILL_CLIENTS} streams: asked then, it answered {reply.status_code}", end=" ")
+            print(f"after {seconds:.1f} s; {errors} streams ended with an error event", flush=True)
 
 
 def main() -> None:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 import openai
 import pytest
+import torch
 from ray import serve
 from transformers import AutoTokenizer
 
+from actors.model import adapters
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
+from actors.model.language import load
 from cluster.plan import Share
 from cluster.run import Manifest, RunFolder, file_fingerprint
+from cluster.section import Lora
+from cluster.serve_recipe import Adapter, Serve
 from cluster.versions import Versions
+from serve.adapter import checksum
 from serve.app import serve_run
 from serve.gateway import Settings
 from serve.routes import aliases_of
@@ -71,18 +77,35 @@ def write_styles(model: Path) -> None:
     tokenizer.save_pretrained(model)
 
 
+def write_adapter(model: Path, folder: Path) -> None:
+    """One that changes what the model says."""
+    language = load(model)
+    adapters.add(language, Lora(rank=4, alpha=8), seed=1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in language.named_parameters():
+            if name.endswith(adapters.UP):
+                value.normal_(0, 0.1, generator=generator)
+    adapters.save_adapter(language, language.state_dict(), folder)
+
+
 @pytest.fixture(scope="package")
 def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     run, port = RunFolder(tmp_path_factory.mktemp("served")), free_port()
     finish_model(run, "base", seed=1, end_id=0, styles=True)
     finish_model(run, "policy", seed=2, end_id=4)
     versions = {name: Versions(run, name) for name in ("base", "policy")}
-    weights = {name: one.start().weights for name, one in versions.items()}
+    weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
+    terse = tmp_path_factory.mktemp("terse")
+    write_adapter(run.path("base"), terse)
+    weights["terse"] = checksum(terse)
     folders = {name: one.folder for name, one in versions.items()}
     settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
     try:
-        serve_run(folders, "127.0.0.1", port, Share(cpus=0.5, gpus=0, threads=1), CONTEXT, 180, settings)
-        models = {name: run.path(name) for name in folders}
+        share = Share(cpus=0.5, gpus=0, threads=1)
+        section = Serve(tool_parser="hermes", adapters={"terse": Adapter(path=str(terse), model="base")})
+        serve_run(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
+        models = {name: run.path(name) for name in folders} | {"terse": terse}
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)
     finally:
         serve.shutdown()

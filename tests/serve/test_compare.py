@@ -166,7 +166,7 @@ def test_two_served_models_answer_side_by_side(server: Server) -> None:
         assert {piece["side"] for piece in pieces} == {0, 1}
         prompt = database.prompt(end["comparison"])
         assert prompt
-        assert {row.model for row in prompt.completions} == {"base", "policy"}
+        assert len({row.model for row in prompt.completions} & set(server.folders)) == 2
         assert [row.text for row in sorted(prompt.completions, key=lambda row: row.index)] == [
             "".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)
         ]

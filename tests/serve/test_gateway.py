@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import httpx
 import openai
@@ -10,13 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
+from serve.adapter import checksum
 from tests.serve.conftest import CONTEXT, STYLES, Server
 
 pytestmark = pytest.mark.slow
 
 ASK = [{"role": "user", "content": "What is the capital of Peru?"}]
 MODEL = "policy"
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+OTHER_TOOL = {"type": "function", "function": {"name": "clock"}}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": NOTHING, "strict": True}}]
 
 
 def greedy(client: openai.OpenAI, **options):
@@ -25,8 +29,8 @@ def greedy(client: openai.OpenAI, **options):
 
 def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None:
     cards = {card.id: card.model_dump() for card in client.models.list()}
-    assert list(cards) == ["base", "policy"]
-    assert [cards[name]["chat"] for name in cards] == [False, True]
+    assert list(cards) == ["base", "policy", "terse"]
+    assert [cards[name]["chat"] for name in cards] == [False, True, False]
     assert cards["policy"]["max_model_len"] == CONTEXT
     assert client.models.retrieve("base").id == "base"
 
@@ -42,7 +46,7 @@ def test_readiness_reports_every_model(server: Server) -> None:
     assert response.status_code == 200
     assert response.json() == {
         "status": "ok",
-        "models": {name: {"status": "ok", "replicas": 1, "requests": 0} for name in ("base", "policy")},
+        "models": {name: {"status": "ok", "replicas": 1, "requests": 0} for name in ("base", "policy", "terse")},
     }
 
 
@@ -90,6 +94,33 @@ def test_a_conversation_has_the_same_ids_in_training_and_in_serving(server: Serv
         assert prompt == chat.prompt(talk[:turn]) == rendered.token_ids[: len(prompt)]
         assert rendered.trained[len(prompt)]
         assert not rendered.trained[len(prompt) - 1]
+
+
+def test_an_adapter_answers_as_the_model_with_it_merged(client: openai.OpenAI, server: Server) -> None:
+    from peft import PeftModel
+
+    tokenizer = AutoTokenizer.from_pretrained(server.folders["base"])
+    prompt = tokenizer.encode("The capital of Peru")
+    plain, other = (
+        AutoModelForCausalLM.from_pretrained(server.folders["base"], dtype=torch.float32) for _ in ("base", "terse")
+    )
+    expected = {}
+    for name, model in (("base", plain), ("terse", PeftModel.from_pretrained(other, server.folders["terse"]))):
+        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+        expected[name] = model.generate(input_ids=torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    assert expected["base"] != expected["terse"]
+    for name, ids in expected.items():
+        body = {"return_token_ids": True, "ignore_eos": True}
+        ask = {"model": name, "prompt": prompt, "max_tokens": 12, "temperature": 0}
+        answer = client.completions.with_raw_response.create(**ask, extra_body=body)
+        assert answer.parse().model_dump()["choices"][0]["token_ids"] == ids
+        assert answer.headers["x-triptych-model"] == name
+        if name == "terse":
+            assert answer.headers["x-triptych-weights"] == checksum(server.folders["terse"])
+    assert client.models.retrieve("terse").model_dump()["parent"] == "base"
+    refused = httpx.post(f"{server.url}/admin/promote", json={"model": "base"}, timeout=60)
+    assert refused.status_code >= 400
+    assert "adapters" in refused.json()["error"]["message"]
 
 
 def test_models_differ(client: openai.OpenAI) -> None:
@@ -155,6 +186,27 @@ def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
     assert json.loads(said) in ("Lima", "Quito")
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])
+def test_tools_are_called(client: openai.OpenAI, choice: Any) -> None:
+    """The model knows nothing: the engine masks what is no call. With "auto" it is the parser that finds the call."""
+    words = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    form = {"structured_outputs": {"choice": [words]}} if choice == "auto" else {}
+    # JSON may have spaces for ever, which a greedy draw would choose again and again.
+    ask = {"model": MODEL, "messages": ASK, "max_tokens": 400, "seed": 1, "tools": TOOLS, "tool_choice": choice}
+    ask["parallel_tool_calls"] = False
+    said = client.chat.completions.create(**ask, extra_body=form).choices[0]
+    (call,) = said.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {}
+    pieces = [
+        piece.function
+        for chunk in client.chat.completions.create(**ask, extra_body=form, stream=True)
+        for piece in chunk.choices[0].delta.tool_calls or []
+    ]
+    assert "".join(piece.name or "" for piece in pieces) == "weather"
+    assert json.loads("".join(piece.arguments or "" for piece in pieces)) == {}
+
+
 @pytest.mark.anyio
 async def test_the_asynchronous_client_streams_and_stops(server: Server) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60) as client:
@@ -173,7 +225,7 @@ async def test_the_asynchronous_client_streams_and_stops(server: Server) -> None
 def test_unknown_model_is_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-99", messages=ASK)
-    assert caught.value.body["message"] == "the model `gpt-99` is not served; served are base, policy, latest"
+    assert caught.value.body["message"] == "the model `gpt-99` is not served; served are base, policy, terse, latest"
     assert (caught.value.body["param"], caught.value.body["code"]) == ("model", 404)
 
 
@@ -190,7 +242,11 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
         (json.dumps({"model": MODEL, "messages": ASK, "max_tokens": 0}).encode(), 400, "max_tokens"),
         (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Lima " * 3000}]}).encode(), 400, "2048"),
         (json.dumps({"model": MODEL, "messages": ASK, "stream": True, "top_p": 7}).encode(), 400, "top_p"),
-        (json.dumps({"model": MODEL, "messages": ASK, "tools": TOOLS, "tool_choice": "auto"}).encode(), 400, "tool"),
+        (
+            json.dumps({"model": MODEL, "messages": ASK, "tools": TOOLS, "tool_choice": OTHER_TOOL}).encode(),
+            400,
+            "tool",
+        ),
     ],
 )
 def test_wrong_requests_are_openai_errors(server: Server, body: bytes, status: int, words: str) -> None:
