@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from cluster.failures import UserError
 from cluster.keys import audit
 from cluster.run import RunFolder
+from cluster.serve_recipe import Served
 from cluster.versions import Version, Versions, differing
 from serve.body import json_body
 from serve.door import Visit
@@ -43,11 +44,14 @@ def admin_router(
         if not isinstance(name, str) or name not in models:
             message = f"name the model in the field `model`; served are {', '.join(models)}"
             raise RequestError(404, message, "NotFoundError", "model")
+        if name not in get_args(Served):
+            message = f"{name} is an adapter, which has no versions: start the server again to serve another one"
+            raise RequestError(409, message, "ConflictError", "model")
         return Versions(run, name)
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
-        found = {name: Versions(run, name) for name in models}
+        found = {name: Versions(run, name) for name in models if name in get_args(Served)}
         return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
 
     @router.get("/replicas")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, LoggingConfig
 from rich.console import Console
@@ -36,6 +37,8 @@ APPLICATION = "triptych"
 REQUESTS_AT_ONCE = 1024
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
+# For Ray to start Serve's controller again, which takes some 5 s.
+CONTROLLER_SECONDS = 60.0
 STOP_SECONDS = 5.0
 # For a replica that is not needed any more to finish its answers.
 LEAVE_SECONDS = 300.0
@@ -244,10 +247,29 @@ def _why(pending: dict[str, DeploymentStatusOverview]) -> str:
 
 
 def _watch() -> None:
-    # Serve restarts what dies. Only a failure that it has given up on, or the end of Ray itself, ends the wait.
-    while _status().status != ApplicationStatus.DEPLOY_FAILED:
+    silent = 0.0
+    while True:
+        silent = 0.0 if is_well() else silent + WATCH_SECONDS
+        if silent > CONTROLLER_SECONDS:
+            raise StageError(f"Ray Serve's controller has said nothing for {silent:.0f} s; see the Ray logs")
         time.sleep(WATCH_SECONDS)
-    raise StageError(_status().message)
+
+
+def is_well() -> bool:
+    """Whether Ray Serve's controller answers and knows the application.
+
+    It restarts what dies, and Ray restarts it; for a moment it then knows nothing, while the models go on answering.
+
+    Raises:
+        StageError: it has given up on a model.
+    """
+    try:
+        status = _status()
+    except (KeyError, RayActorError):
+        return False
+    if status.status == ApplicationStatus.DEPLOY_FAILED:
+        raise StageError(status.message)
+    return True
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
 from serve.adapter import checksum
+from serve.app import is_well
 from tests.serve.conftest import CONTEXT, STYLES, Server
 
 pytestmark = pytest.mark.slow
@@ -38,6 +40,20 @@ def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None
 def test_admins_see_how_the_replicas_are(server: Server) -> None:
     states = httpx.get(f"{server.url}/admin/replicas").json()
     assert {name: state["status"] for name, state in states.items()} == {"gateway": "HEALTHY", "base-policy": "HEALTHY"}
+
+
+def test_models_answer_while_the_controller_is_dead(server: Server, client: openai.OpenAI) -> None:
+    family = psutil.Process().children(recursive=True)
+    (controller,) = (process for process in family if "ServeController" in " ".join(process.cmdline()))
+    before = greedy(client).choices[0].message.content
+    controller.kill()
+    states, end = [is_well()], time.monotonic() + 60
+    while time.monotonic() < end and not (len(states) > 1 and states[-1]):
+        assert greedy(client).choices[0].message.content == before
+        time.sleep(0.5)
+        states.append(is_well())
+    assert states[-1]
+    assert httpx.get(f"{server.url}/admin/replicas").status_code == 200
 
 
 def test_readiness_reports_every_model(server: Server) -> None:
@@ -118,9 +134,9 @@ def test_an_adapter_answers_as_the_model_with_it_merged(client: openai.OpenAI, s
         if name == "terse":
             assert answer.headers["x-triptych-weights"] == checksum(server.folders["terse"])
     assert client.models.retrieve("terse").model_dump()["parent"] == "base"
-    refused = httpx.post(f"{server.url}/admin/promote", json={"model": "base"}, timeout=60)
-    assert refused.status_code >= 400
-    assert "adapters" in refused.json()["error"]["message"]
+    refused = httpx.post(f"{server.url}/admin/promote", json={"model": "terse"}, timeout=60)
+    assert refused.status_code == 409
+    assert "terse is an adapter" in refused.json()["error"]["message"]
 
 
 def test_models_differ(client: openai.OpenAI) -> None:
