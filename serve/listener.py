@@ -30,6 +30,8 @@ class Listener:
     ) -> None:
         config = uvicorn.Config(
             app,
+            # uvicorn's set-up of logging would close Ray Serve's log of the gateway, as vLLM's would a replica's.
+            log_config=None,
             log_level="warning",
             access_log=False,
             lifespan="off",

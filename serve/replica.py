@@ -17,7 +17,9 @@ from serve.scaling import REQUESTS
 
 def engine_environment(share: Share) -> dict[str, str]:
     """Environment variables that a replica's process must have before vLLM is imported."""
-    common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    # vLLM's own set-up of logging would close Ray Serve's log of the replica, without which a controller that was started
+    # again takes the replica for broken.
+    common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1"}
     if share.gpus:
         return common
     # No process of its own for vLLM's worker, and engines that share the cores instead of each binding all of them.
