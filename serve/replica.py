@@ -17,8 +17,8 @@ from serve.scaling import REQUESTS
 
 def engine_environment(share: Share) -> dict[str, str]:
     """Environment variables that a replica's process must have before vLLM is imported."""
-    # vLLM's own set-up of logging would close Ray Serve's log of the replica, without which a controller that was started
-    # again takes the replica for broken.
+    # vLLM's own set-up of logging would close Ray Serve's log of the replica, and a controller that was started again
+    # takes a replica without one for broken.
     common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1"}
     if share.gpus:
         return common
