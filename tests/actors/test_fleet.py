@@ -104,8 +104,10 @@ def test_a_prompt_without_room_for_an_answer_is_refused(fleet: Fleet):
 class Forgetful(RolloutActor):
     """Takes the new version's number without the weights."""
 
-    def pull_weights(self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype) -> dict[str, int]:
-        del refs, dtype
+    def pull_weights(
+        self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype, adapters: bool = False
+    ) -> dict[str, int]:
+        del refs, dtype, adapters
         self._llm.update_weight_version(str(version))
         return self.checksums()
 
