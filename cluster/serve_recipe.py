@@ -53,8 +53,10 @@ class Serve(Section):
         return self
 
     @model_validator(mode="after")
-    def _aliases_are_new_names(self) -> "Serve":
+    def _names_are_given_once(self) -> "Serve":
+        models = set(get_args(Served))
         for section, names in (("adapters", self.adapters.keys()), ("aliases", self.aliases.keys())):
-            if taken := names & {*get_args(Served), *(self.adapters if section == "aliases" else ())}:
+            if taken := names & models:
                 raise ValueError(f"{section}: {', '.join(sorted(taken))} is the name of a model")
+            models |= names
         return self

@@ -129,7 +129,6 @@ class Engine:
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = _room(adapters)
-        self._has_adapters = bool(adapters)
         self.engine = AsyncLLM.from_engine_args(arguments) if share.gpus else start_in_process(arguments, thread)
         end_ids = self.engine.model_config.try_get_generation_config().get("eos_token_id", [])
         self.chat_tuned = is_chat_tuned(model, {end_ids} if isinstance(end_ids, int) else set(end_ids))
@@ -214,7 +213,7 @@ class Engine:
 
         If what the engine computes with then is not what the files hold, the old weights are loaded again.
         """
-        if self._has_adapters:
+        if self.models.lora_requests:
             return Promoted(
                 0.0, error="adapters are served beside this model: start the server again for other weights"
             )
