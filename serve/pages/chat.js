@@ -50,7 +50,9 @@ async function loadModels() {
     return option;
   }));
   const chatModels = [...cards.values()].filter((card) => card.chat !== false);
-  if (chatModels.length) model.value = chatModels.at(-1).id;
+  // The last of the run's own models came furthest; adapters are beside them.
+  const furthest = chatModels.findLast((card) => !card.parent) ?? chatModels.at(-1);
+  if (furthest) model.value = furthest.id;
   chat = freshChat();
   showMode();
 }
