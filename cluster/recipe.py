@@ -166,7 +166,11 @@ class Dpo(Training):
 
 
 class Evaluate(Section):
-    max_tokens: Positive = 32
+    max_tokens: Positive = Field(32, description="of an answer to the guide's questions")
+    prompts: Positive = Field(200, description="prompts of collect.sources, kept back from RLHF, to reward answers to")
+    samples_per_prompt: Positive = Field(2, description="answers to each of these, by every model")
+    text: list[Source] = Field([], description="to measure perplexity on; by default what the corpus held out")
+    text_tokens: Positive = Field(20_000, description="the most of it that is read")
 
 
 class Recipe(Section):
@@ -216,7 +220,7 @@ class Recipe(Section):
     @property
     def sources(self) -> list[Source | Conversations]:
         """Everything that the stages read from."""
-        return [*self.corpus.sources, *self.sft.sources, *self.collect.sources]
+        return [*self.corpus.sources, *self.sft.sources, *self.collect.sources, *self.evaluate.text]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

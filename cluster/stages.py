@@ -223,7 +223,7 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def _source_paths(section: BaseModel) -> list[str]:
-    sources = getattr(section, "sources", [])
+    sources = [*getattr(section, "sources", []), *getattr(section, "text", [])]
     start = getattr(section, "start_from", None)
     return [source.path for source in sources if source.path] + ([start] if start and Path(start).exists() else [])
 

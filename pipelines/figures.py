@@ -1,8 +1,11 @@
 """The figures of the report: proportions with their intervals, what changed beyond chance, and the verdict in words."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
 
 from pipelines.guide.labeller import behaves, refuses
 from pipelines.guide.questions import Question
@@ -108,6 +111,27 @@ def difference(first: Proportion, second: Proportion) -> tuple[float, float]:
     return change - below, change + above
 
 
+@dataclass(frozen=True)
+class Change:
+    """The means of `n` cases before and after, and the mean of what changed with its 95 % interval."""
+
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+    n: int
+
+
+def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
+    """What changed over the same cases, with Student's interval of the paired differences; infinite for one case."""
+    differences = np.array(after) - np.array(before)
+    n, mean = len(differences), float(differences.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    half = float(stdtrit(max(1, n - 1), 0.975)) * error
+    return Change(float(np.mean(before)), float(np.mean(after)), mean, mean - half, mean + half, n)
+
+
 def model_figures(answers: Sequence[Answer]) -> dict[str, Proportion]:
     """All figures of one model from its answers to all questions."""
     found = {}
@@ -136,43 +160,3 @@ def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[f
         "per_token": sum(ratios) / sum(map(len, policy)),
         "n": n,
     }
-
-
-def verdict(sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
-    """Whether reinforcement learning made the model better, in words. Only what chance does not explain counts."""
-    better: list[str] = []
-    worse: list[str] = []
-    for figure in FIGURES:
-        low, high = difference(sft[figure.name], policy[figure.name])
-        if low <= 0 <= high:
-            continue
-        before, after = sft[figure.name].value, policy[figure.name].value
-        clause = f"it {figure.clause} in {after:.0%} of cases instead of {before:.0%}"
-        (better if (low > 0) == figure.higher_is_better else worse).append(clause)
-    return f"{_judgement(better, worse)} {_alignment_tax(sft['capital_accuracy'], policy['capital_accuracy'])}"
-
-
-def _judgement(better: list[str], worse: list[str]) -> str:
-    if better and worse:
-        return (
-            "The policy is better than the fine-tuned model in some ways and worse in others. "
-            f"Better, because {_listed(better)}. Worse, because {_listed(worse)}."
-        )
-    if better:
-        return f"The policy is better than the fine-tuned model, because {_listed(better)}; nothing else got worse."
-    if worse:
-        return f"The policy is worse than the fine-tuned model, because {_listed(worse)}; nothing else got better."
-    return "The policy is no better and no worse than the fine-tuned model: chance explains every difference."
-
-
-def _alignment_tax(sft: Proportion, policy: Proportion) -> str:
-    tax = sft.value - policy.value
-    low, high = difference(policy, sft)
-    return (
-        f"The alignment tax, the capital accuracy lost, is {tax:.2f} (from {sft.value:.2f} to {policy.value:.2f}; "
-        f"95% interval {low:.2f} to {high:.2f})."
-    )
-
-
-def _listed(clauses: list[str]) -> str:
-    return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"

@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from pipelines.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
 from pipelines.figures import FIGURES
 from pipelines.histograms import Histogram
+from pipelines.kept_back import MEASURES
 from pipelines.trust import PROBES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
@@ -45,7 +46,9 @@ def render(
         models=MODELS,
         curves=curves,
         histograms=histograms,
-        groups=[(title, note, _spread(answers, kind)) for kind, (title, note) in KINDS.items()],
+        measures=MEASURES,
+        groups=[(title, note, _spread(_of_kind(answers, kind))) for kind, (title, note) in KINDS.items()],
+        rewarded=_spread(sorted(_of_kind(answers, "kept back"), key=_gain)),
         timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
         total=_duration(sum(report["timings"].values())),
         duration=_duration,
@@ -53,11 +56,18 @@ def render(
     )
 
 
-def _spread(answers: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-    """Rows of one kind, taken evenly over all of them: neighbours ask about the same thing."""
-    rows = [row for row in answers if row["kind"] == kind]
+def _of_kind(answers: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    return [row for row in answers if row["kind"] == kind]
+
+
+def _gain(row: Mapping[str, Any]) -> float:
+    return float(row["answers"]["policy"]["reward"] - row["answers"]["sft"]["reward"])
+
+
+def _spread(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some of them, taken evenly over all, both ends among them: neighbours are much alike."""
     count = min(SHOWN_PER_KIND, len(rows))
-    return [rows[index * len(rows) // count] for index in range(count)]
+    return [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
 
 
 def _duration(seconds: float) -> str:

@@ -1,16 +1,13 @@
 """RLHF: sample, reward, reinforce, reload; rollout actors, a reward actor and a learner actor."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
-from actors.endpoint import HttpReward
-from actors.environment import Environment
 from actors.fleet import Fleet
 from actors.ledger import Ledger
 from actors.model.chat import Chat
@@ -18,42 +15,34 @@ from actors.model.objectives.limits import breach
 from actors.parity import check_parity
 from actors.reinforce import Loop
 from actors.remote_learner import RemoteLearner, learner_actor
-from actors.reward import Scorer, restarted, weighted_rewards
-from actors.reward_function import FunctionReward, Question, load_function
-from actors.reward_model import ModelReward
+from actors.reward import Scorer, weighted_rewards
+from actors.reward_function import Question, load_function
 from actors.rollouts import Rollouts
-from actors.sample import Prompt
 from actors.scaling import Scaler, advice
 from actors.stream import shards_in
 from cluster.cli import stage_main
-from cluster.failures import wait_for
 from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
 from cluster.metrics import MetricsWriter, read_metrics
-from cluster.plan import Plan, Share, make_plan
+from cluster.plan import make_plan
 from cluster.progress import metrics_progress
 from cluster.recipe import Recipe
-from cluster.rlhf_recipe import Reward, Rlhf
+from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
-from pipelines.chat_data import prompts as prompt_texts
-from pipelines.preferences import in_turn
 from pipelines.promote import promote_unfinished
+from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 from pipelines.trust import require_trust
 
 PARITY_PROMPTS = 8
 # The summary's last reward is a mean over so many steps: one step's is noisy.
 LAST_STEPS = 5
-# In a run: a machine that is short of memory kills more than once.
-REWARD_RESTARTS = 3
-HTTP_GRACE_SECONDS = 5.0
-# A reward function computes little beside the models.
-FUNCTION_SHARE = Share(cpus=0, gpus=0, threads=1)
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """The loop. Every prompt taken from the ledger ends trained, across crashes and resumes."""
     settings = recipe.rlhf
-    prompts, questions = _prompts(recipe, Chat.of(run.path("sft")))
+    asked = prompts_to_train_on(recipe, Chat.of(run.path("sft")))
+    prompts = asked.rendered
     if settings.environment:
         load_function(settings.environment.function, "environment")
     for source in settings.rewards:
@@ -62,7 +51,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if source.kind == "model":
             require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
     with (
-        _actors(recipe, run, out, questions) as (fleet, learner, scorers),
+        _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
         fleet_control(run, settings.rollout_actors),
     ):
         state = learner.restore()
@@ -124,19 +113,9 @@ def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
         write_fleet_state(run, wanted)
 
 
-def _prompts(recipe: Recipe, chat: Chat) -> tuple[dict[str, Prompt], dict[str, Question]]:
-    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others. As
-    the engines take them, and as reward functions do."""
-    texts = in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]
-    found = {text.id: Prompt(text.id, chat.prompt(text.messages)) for text in texts}
-    questions = {text.id: Question(text.messages, text.metadata) for text in texts}
-    room = recipe.model.context - recipe.rlhf.max_tokens
-    return {name: prompt for name, prompt in found.items() if len(prompt.token_ids) <= room}, questions
-
-
 @contextmanager
 def _actors(
-    recipe: Recipe, run: RunFolder, out: Path, questions: dict[str, Question]
+    recipe: Recipe, run: RunFolder, out: Path, questions: Mapping[str, Question]
 ) -> Iterator[tuple[Fleet, RemoteLearner, list[Scorer]]]:
     """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
@@ -145,42 +124,15 @@ def _actors(
         recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads
     )
     learner = RemoteLearner(actor, out / "checkpoint", deadline)
-    scorers = [_scorer(source, run, plan, questions, deadline) for source in recipe.rlhf.rewards]
-    around = recipe.rlhf.environment
-    fleet = Fleet(
-        sft,
-        recipe.rlhf.rollout_actors,
-        plan.rollout,
-        recipe.model.context,
-        recipe.seed,
-        deadline,
-        surroundings=Environment(around.function, questions, around.turns) if around else None,
-        swap_in_flight=recipe.rlhf.swap_in_flight,
-    )
     try:
-        fleet.start()
-        ready = [scorer.actor.__ray_ready__.remote() for scorer in scorers]
-        wait_for(ready, deadline, "the reward actors to start")
-        yield fleet, learner, scorers
+        with (
+            reward_actors(recipe, run, questions) as scorers,
+            rollout_fleet(recipe, sft, recipe.rlhf.rollout_actors, questions) as fleet,
+        ):
+            wait_ready(scorers, deadline)
+            yield fleet, learner, scorers
     finally:
-        fleet.close()
         learner.close()
-        for scorer in scorers:
-            ray.kill(scorer.actor)
-
-
-def _scorer(source: Reward, run: RunFolder, plan: Plan, questions: dict[str, Question], deadline: float) -> Scorer:
-    if source.function:
-        actor = restarted(FunctionReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.function, questions)
-        return Scorer(f"the function {source.function}", actor, source.weight, source.timeout_seconds)
-    if source.url:
-        actor = restarted(HttpReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(
-            source.url, questions, source.timeout_seconds
-        )
-        # The actor ends first, and says more.
-        return Scorer(f"the endpoint {source.url}", actor, source.weight, source.timeout_seconds + HTTP_GRACE_SECONDS)
-    actor = restarted(ModelReward, plan.reward, REWARD_RESTARTS).remote(run.path("reward"), plan.reward.threads)
-    return Scorer("the reward model", actor, source.weight, deadline)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from actors.reward_function import Question
 from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder, file_fingerprint
@@ -120,7 +121,11 @@ def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
             assert figure["n"] >= least
     assert report["reward_model"]["pair_accuracy"]["n"] > 0
-    assert report["kl_from_sft"]["n"] == report["policy"]["stop_rate"]["n"]
+    rewards = report["rewards"]
+    assert rewards["kept_back"]
+    assert report["kl_from_sft"]["n"] == rewards["reward"]["n"] == 200
+    assert rewards["reward"]["low"] <= rewards["reward"]["change"] <= rewards["reward"]["high"]
+    assert 1 < report["perplexity"]["base"] < report["perplexity"]["sft"]
     assert set(report["timings"]) == {stage.name for stage in STAGES}
     assert report["seed"] == 1
 
@@ -146,3 +151,43 @@ def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_se
     rows = read_metrics(finished.path("policy"))
     assert rows[0]["value_loss"] > 0
     assert max(row["staleness"] for row in rows) > 0
+
+
+def length(question: Question, answer: str) -> float:
+    """A reward that says how long the answer is."""
+    return float(len(answer))
+
+
+def hush(question: Question, answers: list[str]) -> str | None:
+    """A user who speaks once more."""
+    return "Go on." if len(answers) == 1 else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS)
+def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFolder, tmp_path: Path, ray_session: None):
+    (tmp_path / "own.jsonl").write_text("".join(f'{{"prompt": "Say {word}", "response": "A"}}\n' for word in "abcdef"))
+    (tmp_path / "text.txt").write_text("The capital of France is Paris. " * 400)
+    source = f"{{kind: files, path: {tmp_path / 'own.jsonl'}}}"
+    settings = [
+        f"sft.sources=[{source}]",
+        f"collect.sources=[{source}]",
+        "collect.prompts=2",
+        f"rlhf.rewards=[{{kind: function, function: '{__name__}:length', weight: 2}}]",
+        f"rlhf.environment={{function: '{__name__}:hush', turns: 2}}",
+        f"evaluate.text=[{{kind: files, path: {tmp_path / 'text.txt'}}}]",
+        "evaluate.text_tokens=1000",
+    ]
+    recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
+    assert run_stage(stage_named("evaluate"), recipe, finished) == "done"
+    report = json.loads((finished.path("report") / "report.json").read_text())
+    rows = json.loads((finished.path("report") / "answers.json").read_text())
+    assert [row["question"] for row in rows if row["kind"] != "kept back"] == []
+    assert len(rows) == report["rewards"]["reward"]["n"] == 4
+    # What a function sees is the last answer, which is also the one that is shown.
+    said = [row["answers"][name] for row in rows for name in ("sft", "policy")]
+    assert all(answer["reward"] == pytest.approx(2 * len(answer["text"]), abs=4) for answer in said)
+    assert report["reward_model"] is None
+    # The first token of each of the four rows of 256 tokens has nothing before it.
+    assert report["perplexity"]["tokens"] == 996
+    assert "By its rewards" in report["verdict"]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pipelines.figures import FIGURES, Answer, Proportion, difference, divergence, model_figures, proportion, verdict
+from pipelines.figures import FIGURES, Answer, Proportion, difference, divergence, model_figures, proportion
 from pipelines.guide.questions import held_out_questions
+from pipelines.verdict import verdict
 
 SAME = {figure.name: proportion(40, 80) for figure in FIGURES}
 

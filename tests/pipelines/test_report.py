@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from cluster.metrics import MetricsWriter
 from pipelines.curves import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate import answer_of, continues_right, write_report
-from pipelines.figures import Answer, model_figures, proportion, verdict
+from pipelines.evaluate import exam_rows, write_report
+from pipelines.figures import Answer, model_figures, paired_change, proportion
+from pipelines.guide.exam import answer_of, continues_right
 from pipelines.guide.facts import countries
 from pipelines.guide.questions import held_out_questions
+from pipelines.kept_back import MEASURES
 from pipelines.report import SHOWN_PER_KIND
 from pipelines.trust import PROBES
 
@@ -74,17 +76,41 @@ def _trust(hostile: bool) -> dict[str, Any]:
     }
 
 
-def _write(root: Path, hostile: bool = False, labeller: str = "code") -> tuple[str, dict[str, Any], list[Any]]:
-    answers = _answers(hostile)
+def _rewarded(hostile: bool) -> list[dict[str, Any]]:
+    """Prompts 0 to 19, whose rewards change by -10 to 9."""
+    text = HOSTILE if hostile else "Yes."
+    return [
+        {
+            "kind": "kept back",
+            "question": f"{HOSTILE if hostile else 'Prompt'} {number}",
+            "answers": {
+                "sft": {"text": text, "reward": 0.0, "stopped": True},
+                "policy": {"text": text, "reward": number - 10.0, "stopped": True},
+            },
+        }
+        for number in range(20)
+    ]
+
+
+def _write(
+    root: Path, hostile: bool = False, labeller: str = "code", guide: bool = True
+) -> tuple[str, dict[str, Any], list[Any]]:
+    answers = _answers(hostile) if guide else {}
     figures = {name: model_figures(group) for name, group in answers.items()}
-    report: dict[str, Any] = {name: {k: vars(v) for k, v in group.items()} for name, group in figures.items()}
-    report["base"]["capital_completion"] = vars(proportion(200, 232))
+    report: dict[str, Any] = {
+        name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
+    }
+    if guide:
+        report["base"]["capital_completion"] = vars(proportion(200, 232))
     trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
     ranked = {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700}
+    change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
     report |= {
+        "rewards": {**{measure.name: change for measure in MEASURES}, "kept_back": guide, "samples": 2},
+        "perplexity": {"base": 9, "sft": 10, "policy": 11, "change": 0.1, "low": -0.02, "high": 0.2, "tokens": 5000},
         "reward_model": trust if labeller else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
-        "verdict": verdict(figures["sft"], figures["policy"]),
+        "verdict": "The policy is better than the fine-tuned model.",
         "labeller": ranked if labeller else None,
         "timings": {"pretrain": 190.0, "sft": 20.0},
         "seed": 1,
@@ -92,7 +118,7 @@ def _write(root: Path, hostile: bool = False, labeller: str = "code") -> tuple[s
     }
     out = root / "report"
     out.mkdir()
-    write_report(report, answers, root, out)
+    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], root, out)
     return (
         (out / "index.html").read_text(encoding="utf-8"),
         json.loads((out / "report.json").read_text()),
@@ -104,18 +130,41 @@ def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
     page, report, rows = _write(tmp_path)
     parsed = _Page(page)
     assert parsed.open == []
-    assert report["verdict"] in page.replace("&#39;", "'")
+    assert report["verdict"] in page
     assert "No person ranked these answers" in page
     assert "5 % noise" in page
-    assert len(rows) == len(held_out_questions(1))
-    assert len(parsed.quotes) == 4 * SHOWN_PER_KIND * 3
+    assert len(rows) == len(held_out_questions(1)) + 20
+    guide = 4 * SHOWN_PER_KIND * 3
+    assert len(parsed.quotes) == guide + 2 * SHOWN_PER_KIND
     assert parsed.quotes.count("(nothing)") == 4 * SHOWN_PER_KIND
     # Right and wrong are said in words, not by colour alone.
-    assert page.count("✓ right") + page.count("✗ wrong") == len(parsed.quotes)
+    assert page.count("✓ right") + page.count("✗ wrong") == guide
     assert page.count("cut off") == 4 * SHOWN_PER_KIND
     assert report["policy"]["harmful_compliance"]["value"] == 0.0
     assert report["sft"]["harmful_compliance"]["value"] == 1.0
     assert {"value", "n", "low", "high"} == set(report["base"]["stop_rate"])
+
+
+def test_the_page_goes_from_the_prompt_that_lost_most_to_the_one_that_won_most(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path)
+    shown = [int(number) for number in re.findall(r'<p class="asked">Prompt (\d+)</p>', page)]
+    assert (shown[0], shown[-1], len(shown)) == (0, 19, SHOWN_PER_KIND)
+    assert shown == sorted(shown)
+    assert "reward -10.00" in page
+    assert "RLHF did not train on them" in page
+    assert "+10.0 %" in page
+
+
+def test_a_run_that_knows_nothing_of_the_guide_has_a_whole_page(tmp_path: Path) -> None:
+    page, report, rows = _write(tmp_path, guide=False)
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert report["sft"] == {}
+    assert {row["kind"] for row in rows} == {"kept back"}
+    assert len(parsed.quotes) == 2 * SHOWN_PER_KIND
+    assert "a\nsmaller collect.prompts keeps some back" in page
+    assert "guide" not in page
+    assert "capital" not in page.replace(">capital<small>kind of prompt", "")
 
 
 def test_page_tells_how_far_to_trust_the_reward_model(tmp_path: Path) -> None:
@@ -147,7 +196,7 @@ def test_page_escapes_what_models_say(tmp_path: Path) -> None:
     assert "script" not in names
     assert "img" not in names
     assert not [value for _, attrs in parsed.tags for name, value in attrs.items() if name.startswith("on")]
-    assert parsed.quotes.count(HOSTILE) == 4 * SHOWN_PER_KIND
+    assert parsed.quotes.count(HOSTILE) == (4 + 2) * SHOWN_PER_KIND
 
 
 def test_page_fetches_nothing(tmp_path: Path) -> None:

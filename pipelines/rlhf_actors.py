@@ -1,0 +1,112 @@
+"""What RLHF and its evaluation share: the prompts, the rollout fleet and the actors that give rewards."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import ray
+
+from actors.endpoint import HttpReward
+from actors.environment import Environment
+from actors.fleet import Fleet
+from actors.model.chat import Chat
+from actors.reward import Scorer, restarted
+from actors.reward_function import FunctionReward, Question
+from actors.reward_model import ModelReward
+from actors.sample import Prompt
+from cluster.failures import wait_for
+from cluster.plan import Share, make_plan
+from cluster.recipe import Recipe
+from cluster.rlhf_recipe import Reward
+from cluster.run import RunFolder
+from pipelines.chat_data import PromptText
+from pipelines.chat_data import prompts as prompt_texts
+from pipelines.preferences import in_turn
+
+# In a run: a machine that is short of memory kills more than once.
+REWARD_RESTARTS = 3
+HTTP_GRACE_SECONDS = 5.0
+# A reward function computes little beside the models.
+FUNCTION_SHARE = Share(cpus=0, gpus=0, threads=1)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts by their id: as the engines take them, and as people and reward functions read them."""
+
+    rendered: dict[str, Prompt]
+    questions: dict[str, Question]
+
+    def first(self, count: int) -> "Prompts":
+        """So many of them."""
+        return Prompts(dict(islice(self.rendered.items(), count)), self.questions)
+
+
+def prompts_to_train_on(recipe: Recipe, chat: Chat) -> Prompts:
+    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others."""
+    return _rendered(recipe, chat, _in_turn(recipe)[: recipe.collect.prompts])
+
+
+def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
+    """Those of `collect.sources` that RLHF does not train on."""
+    return _rendered(recipe, chat, _in_turn(recipe)[recipe.collect.prompts :])
+
+
+def _in_turn(recipe: Recipe) -> list[PromptText]:
+    return in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)
+
+
+def _rendered(recipe: Recipe, chat: Chat, texts: list[PromptText]) -> Prompts:
+    room = recipe.model.context - recipe.rlhf.max_tokens
+    found = [Prompt(text.id, chat.prompt(text.messages)) for text in texts]
+    return Prompts(
+        {prompt.id: prompt for prompt in found if len(prompt.token_ids) <= room},
+        {text.id: Question(text.messages, text.metadata) for text in texts},
+    )
+
+
+def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, Question]) -> Fleet:
+    """Engines that begin with that model, and go on with answers as `rlhf.environment` says. To be started."""
+    settings = recipe.rlhf
+    around = settings.environment
+    return Fleet(
+        model,
+        actors,
+        make_plan(recipe).rollout,
+        recipe.model.context,
+        recipe.seed,
+        recipe.cluster.deadline_seconds,
+        surroundings=Environment(around.function, questions, around.turns) if around else None,
+        swap_in_flight=settings.swap_in_flight,
+    )
+
+
+@contextmanager
+def reward_actors(recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Iterator[list[Scorer]]:
+    """An actor for each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
+    scorers = [_scorer(source, recipe, run, questions) for source in recipe.rlhf.rewards]
+    try:
+        yield scorers
+    finally:
+        for scorer in scorers:
+            ray.kill(scorer.actor)
+
+
+def wait_ready(scorers: list[Scorer], deadline: float) -> None:
+    """Raises as `wait_for` if one does not start."""
+    wait_for([scorer.actor.__ray_ready__.remote() for scorer in scorers], deadline, "the reward actors to start")
+
+
+def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Scorer:
+    seconds, share = source.timeout_seconds, make_plan(recipe).reward
+    if source.function:
+        actor = restarted(FunctionReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.function, questions)
+        return Scorer(f"the function {source.function}", actor, source.weight, seconds)
+    if source.url:
+        actor = restarted(HttpReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.url, questions, seconds)
+        # The actor ends first, and says more.
+        return Scorer(f"the endpoint {source.url}", actor, source.weight, seconds + HTTP_GRACE_SECONDS)
+    actor = restarted(ModelReward, share, REWARD_RESTARTS).remote(run.path("reward"), share.threads)
+    return Scorer("the reward model", actor, source.weight, recipe.cluster.deadline_seconds)
