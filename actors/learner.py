@@ -94,11 +94,14 @@ class Learner:
         return adapters.switched_off(self.policy) if self.settings.lora else nullcontext(self.reference)
 
     @torch.no_grad()
-    def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
-        """Log-probabilities of the tokens from `starts` on: what the parity gate compares with the engine's."""
+    def logprobs(
+        self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
+    ) -> list[list[float]]:
+        """Log-probabilities of the tokens from `starts` on, by the policy or by the fine-tuned model that it was."""
         lengths = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
         batch = self._pad(sequences, starts, [[0.0] * n for n in lengths], [[True] * n for n in lengths])
-        values = answer_logprobs(self.policy, batch, temperature)
+        with self._reference() if fine_tuned else nullcontext(self.policy) as model:
+            values = answer_logprobs(model, batch, temperature)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
     def step(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> dict[str, float]:

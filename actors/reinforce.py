@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.coordinator import Counters
 from actors.ledger import Outcome
 from actors.model.objectives.algorithms import ALGORITHMS
-from actors.rollouts import Rollouts
+from actors.rollouts import Rollouts, Scored
 from actors.roster import ActorState
 from actors.sample import Prompt, Sample
 from cluster.metrics import Stopwatch
@@ -50,6 +50,7 @@ class Loop:
     Attributes:
         score: rewards of the samples of each prompt.
         now: tells the time.
+        last: what the last step learned from.
     """
 
     engines: Engines
@@ -58,6 +59,7 @@ class Loop:
     settings: Rlhf
     score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]]
     now: Callable[[], float] = time.monotonic
+    last: Scored = field(default_factory=Scored)
 
     def step(self, number: int) -> dict[str, Any]:
         """Makes version `number + 1` of the weights and brings it to the engines; figures of the step.
@@ -68,7 +70,7 @@ class Loop:
         clock, before = Stopwatch(self.now), self.engines.counters()
         dynamic = ALGORITHMS[self.settings.algorithm].dynamic_sampling
         batch = self.rollouts.scored_batch(number, self.score, dynamic)
-        waited = clock.lap()
+        self.last, waited = batch, clock.lap()
         figures = self.policy.step(batch.prompts, batch.groups, batch.rewards)
         self.rollouts.ledger.settle(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()

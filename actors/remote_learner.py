@@ -46,11 +46,12 @@ class RemoteLearner:
         """As `Learner.weights`."""
         return self._wait(self._actor.weights.remote(), "the learner's weights")
 
-    def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
+    def logprobs(
+        self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
+    ) -> list[list[float]]:
         """As `Learner.logprobs`."""
-        return self._wait(
-            self._actor.logprobs.remote(sequences, starts, temperature), "the learner's log-probabilities"
-        )
+        asked = self._actor.logprobs.remote(sequences, starts, temperature, fine_tuned)
+        return self._wait(asked, "the learner's log-probabilities")
 
     def save(self, extra: dict[str, Any]) -> None:
         """As `Learner.save`, to the checkpoint."""

@@ -24,6 +24,13 @@ class Question:
     metadata: Mapping[str, str]
 
 
+def shown(question: Question) -> str:
+    """As people read it: what the user said, or the whole conversation where it is longer."""
+    if len(question.messages) == 1:
+        return question.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
+
+
 class FunctionReward:
     """Calls a function for every answer: a reward that can be verified.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.fleet import Fleet
 from actors.reward import Scorer, weighted_rewards
-from actors.reward_function import Question
+from actors.reward_function import Question, shown
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import wait_for
 from pipelines.figures import Change, divergence, paired_change
@@ -77,7 +77,7 @@ def answer_rows(
     return [
         {
             "kind": "kept back",
-            "question": _shown(questions[prompt.id]),
+            "question": shown(questions[prompt.id]),
             "answers": {
                 name: {
                     "text": found.groups[index][0].text.strip(),
@@ -101,10 +101,3 @@ def _means(measure: Measure, drawn: Drawn) -> list[float]:
         float(np.mean([measure.of(sample, reward) for sample, reward in zip(group, rewards, strict=True)]))
         for group, rewards in zip(drawn.groups, drawn.rewards, strict=True)
     ]
-
-
-def _shown(question: Question) -> str:
-    """What the user said, or the whole conversation where it is longer."""
-    if len(question.messages) == 1:
-        return question.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)

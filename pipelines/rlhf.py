@@ -32,6 +32,7 @@ from cluster.stages import Result
 from pipelines.promote import promote_unfinished
 from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 from pipelines.trust import require_trust
+from pipelines.viewed import viewed
 
 PARITY_PROMPTS = 8
 # The summary's last reward is a mean over so many steps: one step's is noisy.
@@ -41,7 +42,8 @@ LAST_STEPS = 5
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """The loop. Every prompt taken from the ledger ends trained, across crashes and resumes."""
     settings = recipe.rlhf
-    asked = prompts_to_train_on(recipe, Chat.of(run.path("sft")))
+    chat = Chat.of(run.path("sft"))
+    asked = prompts_to_train_on(recipe, chat)
     prompts = asked.rendered
     if settings.environment:
         load_function(settings.environment.function, "environment")
@@ -74,13 +76,18 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 figures = loop.step(step)
                 if settings.most_rollout_actors:
                     _resize(run, fleet, scaler.wanted(figures, fleet.states()))
+                saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+                if saved or step == 0:
+                    figures["rollouts"] = viewed(
+                        loop.last, learner, chat.tokenizer, asked.questions, settings.temperature
+                    )
                 metrics.write(step, **figures)
                 stopped = breach(figures, settings)
                 if stopped:
                     break
                 if settings.promote_every and (step + 1) % settings.promote_every == 0:
                     promote_unfinished(run, step, partial(learner.export, within_limits=False))
-                if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                if saved:
                     loop.save(step + 1)
         learner.export(out, within_limits=stopped is not None)
     summary = _summary(read_metrics(out), ledger, settings, stopped)

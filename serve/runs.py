@@ -66,6 +66,7 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
         "why": why,
         "curves": curves(rows),
         "written": written(rows),
+        "rollouts": rollouts(rows),
     }
     if manifest is None:
         return described
@@ -131,6 +132,12 @@ def written(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         for then, now in zip(before, newest["samples"], strict=False)
     ]
     return {"step": newest["step"], "samples": samples}
+
+
+def rollouts(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest answers that RLHF kept to be looked at, as of `pipelines.viewed`."""
+    newest = next((row for row in reversed(rows) if row.get("rollouts")), None)
+    return newest and {"step": newest["step"], "rollouts": newest["rollouts"]}
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -139,6 +139,13 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     assert max(row["behaviour_gap"] for row in rows) < 1e-3
     assert {row["staleness"] for row in rows} == {0.0}
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+    # Before the first step the policy is the fine-tuned model; after two it leans to other tokens.
+    leans = [
+        [ratio for shown in row["rollouts"] for answer in shown["answers"] for _, ratio in answer["tokens"]]
+        for row in rows
+    ]
+    assert leans[0] == pytest.approx([0] * len(leans[0]), abs=1e-3)
+    assert max(map(abs, leans[2])) > 0.01
     assert finished.require("policy", "rlhf").metrics["prompts"] == {"trained": 12, "filtered": 0, "failed": 0}
 
 

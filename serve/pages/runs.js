@@ -76,6 +76,32 @@ function card(stage, made) {
     more.append(element("summary", "", `What it wrote at step ${stage.written.step}`), ...stage.written.samples.map(sample));
     node.append(more);
   }
+  if (stage.rollouts) {
+    const more = element("details");
+    more.append(
+      element("summary", "", `What it drew at step ${stage.rollouts.step}, token by token`),
+      element("p", "quiet", "Of each prompt's answers the one with the highest reward and the one with the lowest. Underlined: the policy says this more readily than the fine-tuned model does; dotted: less. The ground deepens with the logarithm of their ratio, which a token tells when pointed at."),
+      ...stage.rollouts.rollouts.map(rollout));
+    node.append(more);
+  }
+  return node;
+}
+
+// From -3 to 3: how far the policy leans towards a token, half a nat a level.
+const lean = (ratio) => Math.max(-3, Math.min(3, Math.trunc(ratio * 2)));
+
+function rollout(row) {
+  const node = element("article", "sample"), said = element("div", "said");
+  said.append(...row.answers.map((answer) => {
+    const box = element("div");
+    box.append(element("span", "", `reward ${answer.reward.toFixed(2)}`), ...answer.tokens.map(([text, ratio]) => {
+      const token = element("b", ratio === null ? "other" : `lean${lean(ratio)}`, text);
+      if (ratio !== null) token.title = `log ratio ${ratio.toFixed(2)}`;
+      return token;
+    }));
+    return box;
+  }));
+  node.append(element("h3", "", row.given), said);
   return node;
 }
 

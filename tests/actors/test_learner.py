@@ -260,6 +260,16 @@ def test_a_gradient_that_is_not_finite_moves_neither_model(folders):
     assert all(parameter.grad is None for parameter in learner.critic.parameters())
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_learner_still_knows_the_model_that_it_began_with(folders, lora: Lora | None):
+    learner = make(folders, lora=lora)
+    rows, starts = [PROMPTS[0].token_ids + ANSWERS[0][0]], [5]
+    before = learner.logprobs(rows, starts, 1.0)[0]
+    learner.step(PROMPTS, samples(learner), REWARDS)
+    assert learner.logprobs(rows, starts, 1.0, fine_tuned=True)[0] == pytest.approx(before, abs=1e-6)
+    assert learner.logprobs(rows, starts, 1.0)[0] != pytest.approx(before, abs=1e-4)
+
+
 def test_log_probabilities_are_those_of_the_tempered_distribution(folders):
     learner = make(folders)
     row, start, temperature = [2, 10, 11, 4, 3, 20, 21, 4], 5, 0.7

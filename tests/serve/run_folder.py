@@ -25,6 +25,10 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
         if stage.folder == "sft":
             sample = {"given": f"{HOSTILE}?", "written": HOSTILE, "wanted": "Lima."}
             writer.write(200, samples=[sample, sample])
+        if stage.folder == "policy":
+            tokens = [[HOSTILE, 1.7], [" is", -0.6], [" Lima", 0.0], ["Who?", None]]
+            answers = [{"reward": 1.5, "tokens": tokens}, {"reward": -0.5, "tokens": tokens}]
+            writer.write(200, rollouts=[{"given": f"{HOSTILE}?", "answers": answers}])
         if stage.folder == "report":
             answer = {"text": HOSTILE, "right": True, "stopped": True}
             rows = [

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from serve.runs import POINTS, SAMPLES, curves, describe, figures, written
+from serve.runs import POINTS, SAMPLES, curves, describe, figures, rollouts, written
 from tests.serve.run_folder import at_work, write_run
 
 
@@ -88,6 +88,12 @@ def test_what_a_model_writes_is_shown_beside_the_data_and_what_it_wrote_before()
     assert fresh["samples"][0]["answers"] == {"now": "a", "data": "Lima."}
     assert written([]) is None
     assert written([{"step": 0}]) is None
+
+
+def test_the_newest_rollouts_are_shown() -> None:
+    rows = [{"step": 0, "rollouts": ["a"]}, {"step": 9, "rollouts": ["b"]}, {"step": 10}]
+    assert rollouts(rows) == {"step": 9, "rollouts": ["b"]}
+    assert rollouts(rows[2:]) is None
 
 
 def test_figures_are_numbers_only() -> None:

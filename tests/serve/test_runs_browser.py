@@ -69,6 +69,20 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         sft.get_by_text("What it wrote at step 200").click()
         assert sft.locator(".sample").count() == 2
         assert sft.get_by_text("Lima.").first.is_visible()
+        rlhf = page.get_by_role("region", name="rlhf")
+        rlhf.get_by_text("What it drew at step 200, token by token").click()
+        assert rlhf.get_by_text("reward 1.50").is_visible()
+        said = rlhf.locator(".said").first.locator("b")
+        assert said.evaluate_all("tokens => tokens.slice(0, 4).map(token => [token.className, token.title])") == [
+            ["lean3", "log ratio 1.70"],
+            ["lean-1", "log ratio -0.60"],
+            ["lean0", "log ratio 0.00"],
+            ["other", ""],
+        ]
+        grounds = said.evaluate_all(
+            "tokens => tokens.slice(0, 3).map(token => getComputedStyle(token).backgroundColor)"
+        )
+        assert len(set(grounds)) == 3
         assert page.evaluate("window.hacked") is None
         # The key is this tab's alone, and goes with it.
         assert page.evaluate("Object.values(localStorage).length") == 0
