@@ -6,7 +6,7 @@ Both compare with the field `answer` of the prompt's row.
 import re
 from decimal import Decimal
 
-from actors.reward_function import Question
+from actors.sample import Question
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from actors.reward import Scores
-from actors.reward_function import Question
-from actors.sample import Prompt, Sample
+from actors.sample import Prompt, Question, Sample
 from cluster.failures import DeadlineError, EngineError, StageError
 
 ATTEMPTS = 3
@@ -26,34 +25,37 @@ class HttpReward:
 
     Args:
         url: where.
-        questions: what is sent of each prompt, by the prompt's id.
         seconds: most time for one step, all attempts together.
     """
 
-    def __init__(self, url: str, questions: Mapping[str, Question], seconds: float) -> None:
-        self.url, self.questions, self.seconds = url, questions, seconds
+    def __init__(self, url: str, seconds: float) -> None:
+        self.url, self.seconds = url, seconds
 
-    def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:
+    def score(
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[Question]
+    ) -> Scores:
         """Rewards of the samples of each prompt.
 
         A server that is not there, does not answer or answers 429 or 5xx is asked again, three times in all.
+
+        Args:
+            questions: what is sent of each prompt.
 
         Raises:
             DeadlineError: it did not answer in time.
             EngineError: it could not be asked, or said three times that it was not able to.
             StageError: it refused the request, or answered with something else than a finite number for each answer.
         """
-        body = {"prompts": [self._asked(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]}
-        return self._checked(self._post(body), groups)
-
-    def _asked(self, prompt: Prompt, group: Sequence[Sample]) -> dict[str, Any]:
-        question = self.questions[prompt.id]
-        return {
-            "id": prompt.id,
-            "messages": question.messages,
-            "metadata": dict(question.metadata),
-            "answers": [sample.text for sample in group],
-        }
+        asked = [
+            {
+                "id": prompt.id,
+                "messages": question.messages,
+                "metadata": dict(question.metadata),
+                "answers": [sample.text for sample in group],
+            }
+            for prompt, group, question in zip(prompts, groups, questions, strict=True)
+        ]
+        return self._checked(self._post({"prompts": asked}), groups)
 
     def _post(self, body: dict[str, Any]) -> httpx.Response:
         end = time.monotonic() + self.seconds

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from actors.model.chat import Chat
-from actors.reward_function import Question, load_function
-from actors.sample import Prompt, Sample, Sampling
+from actors.reward_function import load_function
+from actors.sample import Prompt, Question, Sample, Sampling
 from cluster.failures import UserError
 
 Message = dict[str, str]

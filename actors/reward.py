@@ -1,12 +1,12 @@
 """Rewards of answers, each from an actor of its own, and their weighted sum."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from actors.sample import Prompt, Sample
+from actors.sample import Prompt, Question, Sample
 from cluster.failures import wait_for
 from cluster.plan import Share
 
@@ -33,15 +33,24 @@ class Scorer:
 
     Attributes:
         name: for messages.
-        actor: a handle of a `ModelReward` or `FunctionReward`.
+        actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
         weight: in the sum.
         seconds: most time for the answers of one step.
+        questions: by the prompts' ids, for actors that are to see them. They go with what is asked: as an argument of
+            an actor that may be started again, many would have to stay in Ray's object store.
     """
 
     name: str
     actor: Any
     weight: float
     seconds: float
+    questions: Mapping[str, Question] | None = None
+
+    def ask(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Any:
+        """The reference of the rewards to come."""
+        if self.questions is None:
+            return self.actor.score.remote(prompts, groups)
+        return self.actor.score.remote(prompts, groups, [self.questions[prompt.id] for prompt in prompts])
 
 
 def weighted_rewards(
@@ -54,7 +63,7 @@ def weighted_rewards(
         EngineError: one was killed more often than it is started again.
         StageError: one failed.
     """
-    asked = [(scorer, scorer.actor.score.remote(prompts, groups)) for scorer in scorers]
+    asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
     total = [[0.0] * len(group) for group in groups]
     for scorer, answer in asked:
         scores = wait_for(answer, scorer.seconds, f"the rewards of {scorer.name}")

@@ -2,33 +2,12 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.reward import Scores
-from actors.sample import Prompt, Sample
+from actors.sample import Prompt, Question, Sample
 from cluster.failures import StageError, UserError
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a reward function sees of a prompt.
-
-    Attributes:
-        messages: the conversation up to the answer.
-        metadata: what else is known of the prompt, such as the right answer.
-    """
-
-    messages: list[dict[str, str]]
-    metadata: Mapping[str, str]
-
-
-def shown(question: Question) -> str:
-    """As people read it: what the user said, or the whole conversation where it is longer."""
-    if len(question.messages) == 1:
-        return question.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
 
 
 class FunctionReward:
@@ -36,27 +15,31 @@ class FunctionReward:
 
     Args:
         name: module:function.
-        questions: what the function sees of each prompt, by the prompt's id.
     """
 
-    def __init__(self, name: str, questions: Mapping[str, Question]) -> None:
-        self.name, self.function, self.questions = name, load_function(name), questions
+    def __init__(self, name: str) -> None:
+        self.name, self.function = name, load_function(name)
 
-    def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:
+    def score(
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[Question]
+    ) -> Scores:
         """Rewards of the samples of each prompt.
+
+        Args:
+            questions: what the function sees of each prompt.
 
         Raises:
             StageError: the function raised, or gave something else than a finite number; function and prompt are named.
         """
         return [
-            [self._one(prompt.id, sample.text) for sample in group]
-            for prompt, group in zip(prompts, groups, strict=True)
+            [self._one(prompt.id, question, sample.text) for sample in group]
+            for prompt, group, question in zip(prompts, groups, questions, strict=True)
         ]
 
-    def _one(self, prompt_id: str, answer: str) -> float:
+    def _one(self, prompt_id: str, question: Question, answer: str) -> float:
         where = f"for prompt {prompt_id!r} and answer {answer!r}"
         try:
-            reward = self.function(self.questions[prompt_id], answer)
+            reward = self.function(question, answer)
         except Exception as error:
             raise StageError(f"reward function {self.name} raised {type(error).__name__} {where}: {error}") from error
         if not isinstance(reward, int | float) or not math.isfinite(reward):

@@ -1,5 +1,6 @@
 """What passes between rollout actors, rewards and the learner."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -14,6 +15,26 @@ class Prompt:
 
     id: str
     token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a reward function sees of a prompt.
+
+    Attributes:
+        messages: the conversation up to the answer.
+        metadata: what else is known of the prompt, such as the right answer.
+    """
+
+    messages: list[dict[str, str]]
+    metadata: Mapping[str, str]
+
+
+def shown(question: Question) -> str:
+    """As people read it: what the user said, or the whole conversation where it is longer."""
+    if len(question.messages) == 1:
+        return question.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import numpy as np
 
 from actors.fleet import Fleet
 from actors.reward import Scorer, weighted_rewards
-from actors.reward_function import Question, shown
-from actors.sample import Prompt, Sample, Sampling
+from actors.sample import Prompt, Question, Sample, Sampling, shown
 from cluster.failures import wait_for
 from pipelines.figures import Change, divergence, paired_change
 

@@ -16,8 +16,9 @@ from actors.parity import check_parity
 from actors.reinforce import Loop
 from actors.remote_learner import RemoteLearner, learner_actor
 from actors.reward import Scorer, weighted_rewards
-from actors.reward_function import Question, load_function
+from actors.reward_function import load_function
 from actors.rollouts import Rollouts
+from actors.sample import Question
 from actors.scaling import Scaler, advice
 from actors.stream import shards_in
 from cluster.cli import stage_main

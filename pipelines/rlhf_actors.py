@@ -13,9 +13,9 @@ from actors.environment import Environment
 from actors.fleet import Fleet
 from actors.model.chat import Chat
 from actors.reward import Scorer, restarted
-from actors.reward_function import FunctionReward, Question
+from actors.reward_function import FunctionReward
 from actors.reward_model import ModelReward
-from actors.sample import Prompt
+from actors.sample import Prompt, Question
 from cluster.failures import wait_for
 from cluster.plan import Share, make_plan
 from cluster.recipe import Recipe
@@ -102,11 +102,12 @@ def wait_ready(scorers: list[Scorer], deadline: float) -> None:
 def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Scorer:
     seconds, share = source.timeout_seconds, make_plan(recipe).reward
     if source.function:
-        actor = restarted(FunctionReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.function, questions)
-        return Scorer(f"the function {source.function}", actor, source.weight, seconds)
+        actor = restarted(FunctionReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.function)
+        return Scorer(f"the function {source.function}", actor, source.weight, seconds, questions)
     if source.url:
-        actor = restarted(HttpReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.url, questions, seconds)
+        actor = restarted(HttpReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.url, seconds)
         # The actor ends first, and says more.
-        return Scorer(f"the endpoint {source.url}", actor, source.weight, seconds + HTTP_GRACE_SECONDS)
+        name = f"the endpoint {source.url}"
+        return Scorer(name, actor, source.weight, seconds + HTTP_GRACE_SECONDS, questions)
     actor = restarted(ModelReward, share, REWARD_RESTARTS).remote(run.path("reward"), share.threads)
     return Scorer("the reward model", actor, source.weight, recipe.cluster.deadline_seconds)

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.reward_function import Question, shown
 from actors.rollouts import Scored
+from actors.sample import Question, shown
 
 PROMPTS = 4
 

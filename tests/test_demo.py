@@ -12,7 +12,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.reward_function import Question
+from actors.sample import Question
 from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder, file_fingerprint

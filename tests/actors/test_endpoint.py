@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from actors.endpoint import HttpReward
-from actors.reward_function import Question
-from actors.sample import Prompt, Sample
+from actors.sample import Prompt, Question, Sample
 from cluster.failures import DeadlineError, EngineError, StageError
 from cluster.rlhf_recipe import Reward
 from tests.helpers import free_port
 
 QUESTIONS = {name: Question([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
 PROMPTS = [Prompt("b", [1]), Prompt("a", [2])]
+ASKED = [QUESTIONS[prompt.id] for prompt in PROMPTS]
 TEXTS = [["x", "xyz"], ["xy"]]
 GROUPS = [
     [Sample(prompt.id, i, [5], [-0.1], [0], "stop", text) for i, text in enumerate(texts)]
@@ -72,7 +72,7 @@ def lengths(body: dict[str, Any], _: int) -> tuple[int, str]:
 
 
 def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Server):
-    assert HttpReward(server.url, QUESTIONS, 10).score(PROMPTS, GROUPS) == [[1.0, 3.0], [2.0]]
+    assert HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED) == [[1.0, 3.0], [2.0]]
     (asked,) = server.asked
     assert asked["prompts"][0] == {
         "id": "b",
@@ -85,14 +85,14 @@ def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Ser
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_is_busy_is_asked_again(server: Server, status: int):
     server.reply = lambda body, before: lengths(body, before) if before else (status, "later")
-    assert HttpReward(server.url, QUESTIONS, 10).score(PROMPTS, GROUPS) == [[1.0, 3.0], [2.0]]
+    assert HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED) == [[1.0, 3.0], [2.0]]
     assert server.asked[0] == server.asked[1]
 
 
 def test_a_server_that_fails_three_times_is_not_asked_a_fourth(server: Server):
     server.reply = lambda *_: (500, "out of memory")
     with pytest.raises(EngineError, match=f"{server.url} failed 3 times; the last: it answered 500: out of memory"):
-        HttpReward(server.url, QUESTIONS, 10).score(PROMPTS, GROUPS)
+        HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED)
     assert len(server.asked) == 3
 
 
@@ -101,7 +101,7 @@ def test_a_server_that_does_not_answer_in_time_is_named(server: Server):
     server.reply = lambda *_: (200, str(done.wait(30)))
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match=r"waited 0.3 s for reward endpoint http"):
-        HttpReward(server.url, QUESTIONS, 0.3).score(PROMPTS, GROUPS)
+        HttpReward(server.url, 0.3).score(PROMPTS, GROUPS, ASKED)
     assert time.monotonic() - begun < 10
     done.set()
 
@@ -109,7 +109,7 @@ def test_a_server_that_does_not_answer_in_time_is_named(server: Server):
 def test_a_server_that_is_not_there_is_named():
     url = f"http://127.0.0.1:{free_port()}/"
     with pytest.raises(EngineError, match=f"{url} failed 3 times; the last: .*refused"):
-        HttpReward(url, QUESTIONS, 10).score(PROMPTS, GROUPS)
+        HttpReward(url, 10).score(PROMPTS, GROUPS, ASKED)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_server_that_is_not_there_is_named():
 def test_what_is_no_reward_is_refused_at_once(server: Server, status: int, text: str, message: str):
     server.reply = lambda *_: (status, text)
     with pytest.raises(StageError, match=message):
-        HttpReward(server.url, QUESTIONS, 10).score(PROMPTS, GROUPS)
+        HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED)
     assert len(server.asked) == 1
 
 

@@ -12,8 +12,8 @@ from actors.environment import Dialogues, Environment
 from actors.fleet import Fleet
 from actors.learner import Learner
 from actors.model.chat import Chat
-from actors.reward_function import Question, load_function
-from actors.sample import Prompt, Sample, Sampling
+from actors.reward_function import load_function
+from actors.sample import Prompt, Question, Sample, Sampling
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Rlhf
 from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs

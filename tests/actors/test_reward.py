@@ -13,9 +13,9 @@ import ray
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
 from actors.reward import Scorer, restarted, weighted_rewards
-from actors.reward_function import FunctionReward, Question, load_function
+from actors.reward_function import FunctionReward, load_function
 from actors.rollouts import ROUNDS, Rollouts
-from actors.sample import Prompt, Sample, Sampling
+from actors.sample import Prompt, Question, Sample, Sampling
 from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure
 from cluster.plan import Share
 from cluster.rlhf_recipe import Rlhf
@@ -24,6 +24,7 @@ from cluster.rlhf_recipe import Rlhf
 HERE = "tests.actors.test_reward"
 QUESTIONS = {"a": Question([{"role": "user", "content": "two and two"}], {"answer": "4"})}
 PROMPTS = [Prompt("a", [1, 2])]
+ASKED = [QUESTIONS[prompt.id] for prompt in PROMPTS]
 
 
 def sample(text: str) -> Sample:
@@ -44,7 +45,7 @@ def hangs(question: Question, answer: str) -> float:
 
 
 def test_a_function_sees_question_and_answer():
-    scores = FunctionReward(f"{HERE}:length", QUESTIONS).score(PROMPTS, [[sample("abc"), sample("")]])
+    scores = FunctionReward(f"{HERE}:length").score(PROMPTS, [[sample("abc"), sample("")]], ASKED)
     assert scores == [[4.0, 1.0]]
 
 
@@ -54,7 +55,7 @@ def test_a_function_sees_question_and_answer():
 )
 def test_a_reward_that_is_none_is_named(answer: str, message: str):
     with pytest.raises(StageError, match=f"{message} for prompt 'a' and answer '{answer}'"):
-        FunctionReward(f"{HERE}:broken", QUESTIONS).score(PROMPTS, [[sample(answer)]])
+        FunctionReward(f"{HERE}:broken").score(PROMPTS, [[sample(answer)]], ASKED)
 
 
 @pytest.mark.parametrize("name", ["no.such.module:f", f"{HERE}:nothing", f"{HERE}:QUESTIONS"])
@@ -82,14 +83,14 @@ def test_checks_by_hand(check, right: str, answer: str, reward: int):
 
 def test_a_check_without_a_right_answer_says_so():
     with pytest.raises(StageError, match="no field 'answer'"):
-        FunctionReward("actors.checks:same_text", {"a": Question([], {})}).score(PROMPTS, [[sample("x")]])
+        FunctionReward("actors.checks:same_text").score(PROMPTS, [[sample("x")]], [Question([], {})])
 
 
 @pytest.mark.slow
 def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None):
     def scorer(name: str, weight: float, seconds: float) -> Scorer:
-        actor = ray.remote(FunctionReward).options(num_cpus=0).remote(f"{HERE}:{name}", QUESTIONS)
-        return Scorer(f"the function {name}", actor, weight, seconds)
+        actor = ray.remote(FunctionReward).options(num_cpus=0).remote(f"{HERE}:{name}")
+        return Scorer(f"the function {name}", actor, weight, seconds, QUESTIONS)
 
     scorers = [
         scorer("length", 1.0, 60),
@@ -132,10 +133,8 @@ def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_i
 ):
     questions = {"a": Question([], {"mark": str(tmp_path / "mark")})}
     for name, restarts in (("dies_once", 3), ("always_dies", 1)):
-        actor = restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(
-            f"{HERE}:{name}", questions
-        )
-        scorer = Scorer(f"the function {name}", actor, 2.0, 90)
+        actor = restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(f"{HERE}:{name}")
+        scorer = Scorer(f"the function {name}", actor, 2.0, 90, questions)
         try:
             if name == "dies_once":
                 assert weighted_rewards([scorer], PROMPTS, [[sample("x"), sample("y")]]) == [[2.0, 2.0]]

@@ -1,6 +1,5 @@
-from actors.reward_function import Question
 from actors.rollouts import Scored
-from actors.sample import Prompt, Sample
+from actors.sample import Prompt, Question, Sample
 from pipelines.viewed import PROMPTS, viewed
 from tests.tiny import tiny_tokenizer
 
@@ -14,7 +13,7 @@ class Even:
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool
     ) -> list[list[float]]:
-        assert fine_tuned
+        assert (fine_tuned, temperature) == (True, 1.0)
         return [[-2.0] * (len(row) - start) for row, start in zip(sequences, starts, strict=True)]
 
 
