@@ -138,7 +138,8 @@ class Learner:
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
         lengths = [sample.length for sample in samples]
-        means = {**{name: float(np.mean(values)) for name, values in figures.items()}, **start}
+        means = {name: float(np.mean(values)) for name, values in figures.items()} | start
+        means["repetition"] = float(np.mean([sample.repetition for sample in samples]))
         if before is not None and breach(means, settings) is None:
             self.kept = before
         return {
@@ -146,7 +147,6 @@ class Learner:
             "reward": float(batch.rewards.mean()),
             "reward_deviation": float(batch.rewards.std(unbiased=False)),
             "response_length": float(np.mean(lengths)),
-            "repetition": float(np.mean([sample.repetition for sample in samples])),
             "stopped": float(np.mean([sample.finish_reason == "stop" for sample in samples])),
             "staleness": float(np.mean(lag)),
             "tokens": sum(lengths),

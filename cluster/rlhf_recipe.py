@@ -73,6 +73,9 @@ class Rlhf(Section):
     accept_probes: list[Probe] = Field([], description="probes that the reward model may fail and be followed")
     kl_budget: PositiveFloat | None = Field(None, description="nats an answer from the fine-tuned model; then it ends")
     minimum_entropy: PositiveFloat | None = Field(None, description="nats a token; below, the run ends")
+    maximum_repetition: Share | None = Field(
+        None, description="of an answer's runs of three tokens, those that stood in it before; above, the run ends"
+    )
     promote_every: Positive | None = Field(None, description="steps after which the run's server gets the policy")
     parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
 

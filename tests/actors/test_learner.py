@@ -312,7 +312,7 @@ def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path
 
 
 def test_limits_are_named_and_none_is_set_unless_asked():
-    figures = {"kl_sequence": 5.0, "entropy": 0.01}
+    figures = {"kl_sequence": 5.0, "entropy": 0.01, "repetition": 0.4}
     assert breach(figures, Rlhf()) is None
     assert "entropy was 0.010 nats a token, and rlhf.minimum_entropy is 0.02" in (
         breach(figures, Rlhf(kl_budget=5.0, minimum_entropy=0.02)) or ""
@@ -321,6 +321,10 @@ def test_limits_are_named_and_none_is_set_unless_asked():
     assert "was 5.00 nats an answer away from the fine-tuned model, and rlhf.kl_budget is 4.9" in (
         breach(figures, Rlhf(kl_budget=4.9)) or ""
     )
+    assert "0.40 of the policy's answers had stood in them before, and rlhf.maximum_repetition is 0.3" in (
+        breach(figures, Rlhf(maximum_repetition=0.3)) or ""
+    )
+    assert breach(figures, Rlhf(maximum_repetition=0.4)) is None
 
 
 def test_without_limits_no_second_policy_is_held(folders):
