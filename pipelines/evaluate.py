@@ -6,7 +6,7 @@ the guide's held-out questions.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cluster.recipe import Recipe
 from cluster.run import RunFolder, write_json
 from cluster.stages import STAGES, Result, stage_of
 from pipelines.curves import learning_curves
-from pipelines.figures import FIGURES, Answer, Change, model_figures
+from pipelines.figures import FIGURES, Answer, Change, Proportion, model_figures
 from pipelines.guide.exam import Exam, is_asked
 from pipelines.histograms import corpus_histograms
 from pipelines.kept_back import MEASURES, Drawn, answer_rows, changes, divergence_from_held, draw
@@ -42,16 +42,46 @@ ACTORS = 2
 ORDER = ("base", "policy", "sft")
 
 
+@dataclass
+class Found:
+    """What the models said and how they read, each by the model's name, and the policy's divergence.
+
+    Attributes:
+        answers: to the guide's questions, if those are asked.
+        completion: of capitals, by the base model.
+        drawn: answers to prompts with their rewards, of all but the base model.
+        nats: of every row of text.
+        kl: of the policy from the fine-tuned model.
+    """
+
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    completion: Proportion | None = None
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+    nats: dict[str, list[float]] = field(default_factory=dict)
+    kl: dict[str, float] = field(default_factory=dict)
+
+
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Asks, counts, and writes `report.json`, `answers.json` and `index.html`."""
-    clock, console, deadline = time.monotonic(), Console(), recipe.cluster.deadline_seconds
-    exam = Exam.of(recipe, run) if is_asked(recipe) else None
+    clock, console = time.monotonic(), Console()
     asked, kept_back = _prompts(recipe, Chat.of(run.path("sft")))
-    prompts, text = list(asked.rendered.values()), text_rows(recipe, run)
+    text = text_rows(recipe, run)
+    found = _ask(recipe, run, asked, text, console)
+    report = _report(found, kept_back, text) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
+    report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
+    drawn = {name: found.drawn[name] for name in ("sft", "policy")}
+    rows = answer_rows(list(asked.rendered.values()), asked.questions, drawn)
+    write_report(report, [*exam_rows(found.answers), *rows], run.root, out)
+    _print(report, console)
+    kept = ("rewards", "perplexity", "reward_model", "kl_from_sft", "verdict")
+    return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
+
+
+def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], console: Console) -> Found:
+    """Asks every model, one after the other, in the same engines."""
+    found, deadline, prompts = Found(), recipe.cluster.deadline_seconds, list(asked.rendered.values())
+    exam = Exam.of(recipe, run) if is_asked(recipe) else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.max_tokens, recipe.seed)
-    answers: dict[str, list[Answer]] = {}
-    nats: dict[str, list[float]] = {}
-    drawn: dict[str, Drawn] = {}
     with (
         reward_actors(recipe, run, asked.questions) as scorers,
         # The engines start once and take all models' weights: those have one architecture.
@@ -62,39 +92,36 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             with console.status(f"asking the {MODELS[name].lower()} model"):
                 fleet.sync(version, language.load(run.path(name)).state_dict())
                 if exam:
-                    answers[name] = exam.answers(fleet, name)
+                    found.answers[name] = exam.answers(fleet, name)
                 if exam and name == "base":
-                    completion = exam.capital_completion(fleet)
+                    found.completion = exam.capital_completion(fleet)
                 if text:
-                    nats[name] = losses(fleet, text, deadline)
+                    found.nats[name] = losses(fleet, text, deadline)
                 if name != "base":
-                    drawn[name] = draw(fleet, scorers, prompts, sampling)
-        kl = divergence_from_held(fleet, prompts, drawn["policy"], deadline, "the fine-tuned model")
-    figures = {name: model_figures(answers[name]) for name in MODELS} if exam else {}
-    changed = changes(drawn["sft"], drawn["policy"])
-    read = perplexity(text, nats) if text else None
-    report = {
-        **{name: {key: asdict(value) for key, value in figures.get(name, {}).items()} for name in MODELS},
-        "rewards": {
-            **{name: asdict(change) for name, change in changed.items()},
-            "kept_back": kept_back,
-            "samples": sampling.count,
-        },
-        "perplexity": asdict(read) if read else None,
-        **_ranked(recipe, run),
-        "kl_from_sft": kl,
-        "verdict": _verdict(figures, changed, kept_back, read),
-        "timings": _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)},
-        "seed": recipe.seed,
-        "name": recipe.name,
+                    found.drawn[name] = draw(fleet, scorers, prompts, sampling)
+        found.kl = divergence_from_held(fleet, prompts, found.drawn["policy"], deadline, "the fine-tuned model")
+    return found
+
+
+def _report(found: Found, kept_back: bool, text: list[list[int]]) -> dict[str, Any]:
+    """The figures and the verdict."""
+    figures = {name: model_figures(answers) for name, answers in found.answers.items()}
+    changed = changes(found.drawn["sft"], found.drawn["policy"])
+    read = perplexity(text, found.nats) if text else None
+    report: dict[str, Any] = {
+        name: {key: asdict(value) for key, value in figures.get(name, {}).items()} for name in MODELS
     }
-    if exam:
-        report["base"]["capital_completion"] = asdict(completion)
-    rows = answer_rows(prompts, asked.questions, {name: drawn[name] for name in ("sft", "policy")})
-    write_report(report, [*exam_rows(answers), *rows], run.root, out)
-    _print(report, console)
-    kept = ("rewards", "perplexity", "reward_model", "kl_from_sft", "verdict")
-    return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
+    if found.completion:
+        report["base"]["capital_completion"] = asdict(found.completion)
+    report["rewards"] = {name: asdict(change) for name, change in changed.items()} | {
+        "kept_back": kept_back,
+        "samples": len(found.drawn["sft"].groups[0]),
+    }
+    return report | {
+        "perplexity": asdict(read) if read else None,
+        "kl_from_sft": found.kl,
+        "verdict": _verdict(figures, changed, kept_back, read),
+    }
 
 
 def write_report(report: dict[str, Any], rows: Sequence[Mapping[str, Any]], root: Path, out: Path) -> None:
