@@ -15,12 +15,15 @@ from actors.fair_lock import FairLock
 from actors.model.chat import Chat
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import digest, unpack
+from actors.whole_prompts import whole_prompts
 from cluster.plan import Share
 
 # Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
 _SEQUENCES = 128
 # vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
 _MOST_CPU_CACHE_BYTES = 1 << 30
+# On CPUs, what vLLM takes by itself.
+_STEP_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class RolloutActor:
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
             use_tqdm_on_load=False,
-            **_memory(engine),
+            **_room(engine),
         )
         self._model, self._context = engine.model, engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
@@ -242,11 +245,12 @@ def environment(share: Share) -> dict[str, str]:
     }
 
 
-def _memory(engine: Engine) -> dict[str, Any]:
+def _room(engine: Engine) -> dict[str, Any]:
     from transformers import AutoConfig
 
     if engine.share.gpus:
         return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
     token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
-    return {"kv_cache_memory_bytes": min(_MOST_CPU_CACHE_BYTES, token * engine.context * _SEQUENCES)}
+    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * _SEQUENCES)
+    return {"kv_cache_memory_bytes": cache, **whole_prompts(engine.context, _STEP_TOKENS)}

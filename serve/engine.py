@@ -33,6 +33,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.weights import mismatch
+from actors.whole_prompts import whole_prompts
 from cluster.failures import UserError
 from cluster.plan import Share
 from cluster.versions import Version
@@ -47,6 +48,8 @@ logger = logging.getLogger("ray.serve")
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
 CPU_CACHE_BYTES = 256 << 20
+# On CPUs, what vLLM takes by itself.
+STEP_TOKENS = 2048
 # Before a change of weights, for answers that are being written.
 DRAIN_SECONDS = 0.5
 
@@ -66,6 +69,8 @@ def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs
         arguments.dtype = "float32"
         arguments.enforce_eager = True
         arguments.kv_cache_memory_bytes = CPU_CACHE_BYTES
+        for name, value in whole_prompts(context, STEP_TOKENS).items():
+            setattr(arguments, name, value)
     return arguments
 
 

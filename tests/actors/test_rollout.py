@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from actors.fleet import Fleet
 from actors.model import adapters
 from actors.model.language import load
-from actors.sample import Sampling
+from actors.sample import Prompt, Sampling
 from actors.weights import digest, mismatch
 from cluster.section import Lora
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
@@ -43,6 +43,15 @@ def test_a_seeded_draw_does_not_depend_on_actor_or_batch(fleet: Fleet):
     assert drawn[0] == drawn[1]
     assert all(first[name][0].token_ids != other[name][0].token_ids for name in first)
     assert all(first[name][0].token_ids != first[name][1].token_ids for name in first)
+
+
+def test_more_prompts_with_a_seed_than_a_step_reads_are_answered(fleet: Fleet):
+    """Of 128 prompts that an engine takes at once, one would be read in two parts."""
+    asked = [Prompt(f"long-{number}", [2 + number, *range(10, 160)]) for number in range(256)]
+    deaths = fleet.counters().deaths
+    drawn = fleet.generate(asked, Sampling(1, 1.0, 2, seed=3))
+    assert all(drawn[prompt.id][0].token_ids for prompt in asked)
+    assert fleet.counters().deaths == deaths
 
 
 def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version: int):
