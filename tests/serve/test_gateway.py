@@ -184,6 +184,14 @@ def test_several_answers_and_seed(client: openai.OpenAI) -> None:
     assert first.usage.completion_tokens <= 36
 
 
+def test_a_seed_is_safe_where_a_step_cannot_read_all_prompts(client: openai.OpenAI) -> None:
+    prompts = [[20 + number] * 1000 for number in range(5)]
+    ask: dict[str, Any] = {"model": "base", "prompt": prompts, "max_tokens": 4, "temperature": 1.0, "seed": 7}
+    first, second = (client.completions.create(**ask) for _ in range(2))
+    assert len(first.choices) == len(prompts)
+    assert [choice.text for choice in first.choices] == [choice.text for choice in second.choices]
+
+
 def test_logprobs_are_of_the_sampled_tokens(client: openai.OpenAI) -> None:
     tokens = greedy(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
     assert tokens
