@@ -99,7 +99,7 @@ def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], 
                     found.nats[name] = losses(fleet, text, deadline)
                 if name != "base":
                     found.drawn[name] = draw(fleet, scorers, prompts, sampling)
-        found.kl = divergence_from_held(fleet, prompts, found.drawn["policy"], deadline, "the fine-tuned model")
+        found.kl = divergence_from_held(fleet, prompts, found.drawn["policy"], deadline)
     return found
 
 
@@ -150,10 +150,10 @@ def exam_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
 
 def _prompts(recipe: Recipe, chat: Chat) -> tuple[Prompts, bool]:
     """What to ask and whether RLHF kept it back; where it trained on every prompt, some of those."""
-    kept_back = prompts_kept_back(recipe, chat).first(recipe.evaluate.prompts)
+    kept_back = prompts_kept_back(recipe, chat)
     if kept_back.rendered:
         return kept_back, True
-    return prompts_to_train_on(recipe, chat).first(recipe.evaluate.prompts), False
+    return prompts_to_train_on(recipe, chat, recipe.evaluate.prompts), False
 
 
 def _verdict(

@@ -50,19 +50,13 @@ def changes(before: Drawn, after: Drawn) -> dict[str, Change]:
     return {measure.name: paired_change(_means(measure, before), _means(measure, after)) for measure in MEASURES}
 
 
-def divergence_from_held(
-    fleet: Fleet, prompts: Sequence[Prompt], drawn: Drawn, deadline: float, what: str
-) -> dict[str, float]:
-    """`figures.divergence` of the first answer to each prompt from the weights that the fleet holds now.
-
-    Args:
-        drawn: at temperature 1.
-        what: whose weights the fleet holds, for messages.
-    """
+def divergence_from_held(fleet: Fleet, prompts: Sequence[Prompt], drawn: Drawn, deadline: float) -> dict[str, float]:
+    """`figures.divergence` of the first answer to each prompt, drawn at temperature 1, from the weights that the fleet
+    holds now."""
     samples = [group[0] for group in drawn.groups]
     rows = [prompt.token_ids + sample.token_ids for prompt, sample in zip(prompts, samples, strict=True)]
     starts = [len(prompt.token_ids) for prompt in prompts]
-    held = wait_for(fleet.handles()[0].score.remote(rows, starts), deadline, f"the scores of {what}")
+    held = wait_for(fleet.handles()[0].score.remote(rows, starts), deadline, "the scores of the policy's answers")
     return divergence(
         [_own(sample, sample.logprobs) for sample in samples],
         [_own(sample, scores) for sample, scores in zip(samples, held, strict=True)],

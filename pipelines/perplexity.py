@@ -49,12 +49,11 @@ def text_rows(recipe: Recipe, run: RunFolder) -> list[list[int]]:
 
 def losses(fleet: Fleet, rows: Sequence[list[int]], deadline: float) -> list[float]:
     """Nats of every row by the weights that the fleet holds, its first token left out."""
-    actors = fleet.handles()
-    parts = [
-        actor.score.remote(rows[n :: len(actors)], [1] * len(rows[n :: len(actors)])) for n, actor in enumerate(actors)
-    ]
+    actors = fleet.handles()[: len(rows)]
+    parts = [rows[number :: len(actors)] for number in range(len(actors))]
+    asked = [actor.score.remote(part, [1] * len(part)) for actor, part in zip(actors, parts, strict=True)]
     found = [0.0] * len(rows)
-    for number, scores in enumerate(wait_for(parts, deadline, "the scores of held-out text")):
+    for number, scores in enumerate(wait_for(asked, deadline, "the scores of held-out text")):
         found[number :: len(actors)] = [-sum(row) for row in scores]
     return found
 

@@ -39,32 +39,27 @@ class Prompts:
     rendered: dict[str, Prompt]
     questions: dict[str, Question]
 
-    def first(self, count: int) -> "Prompts":
-        """So many of them."""
-        return Prompts(dict(islice(self.rendered.items(), count)), self.questions)
 
-
-def prompts_to_train_on(recipe: Recipe, chat: Chat) -> Prompts:
+def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> Prompts:
     """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others."""
-    return _rendered(recipe, chat, _in_turn(recipe)[: recipe.collect.prompts])
+    return _rendered(recipe, chat, _in_turn(recipe)[: recipe.collect.prompts], most)
 
 
 def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
-    """Those of `collect.sources` that RLHF does not train on."""
-    return _rendered(recipe, chat, _in_turn(recipe)[recipe.collect.prompts :])
+    """Those of `collect.sources` that RLHF does not train on, at most `evaluate.prompts`."""
+    return _rendered(recipe, chat, _in_turn(recipe)[recipe.collect.prompts :], recipe.evaluate.prompts)
 
 
 def _in_turn(recipe: Recipe) -> list[PromptText]:
     return in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)
 
 
-def _rendered(recipe: Recipe, chat: Chat, texts: list[PromptText]) -> Prompts:
+def _rendered(recipe: Recipe, chat: Chat, texts: list[PromptText], most: int | None) -> Prompts:
+    """The first of those that leave room for an answer; no others are rendered."""
     room = recipe.model.context - recipe.rlhf.max_tokens
-    found = [Prompt(text.id, chat.prompt(text.messages)) for text in texts]
-    return Prompts(
-        {prompt.id: prompt for prompt in found if len(prompt.token_ids) <= room},
-        {text.id: Question(text.messages, text.metadata) for text in texts},
-    )
+    every = (Prompt(text.id, chat.prompt(text.messages)) for text in texts)
+    rendered = {prompt.id: prompt for prompt in islice((p for p in every if len(p.token_ids) <= room), most)}
+    return Prompts(rendered, {text.id: Question(text.messages, text.metadata) for text in texts if text.id in rendered})
 
 
 def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, Question]) -> Fleet:

@@ -60,7 +60,11 @@ Handler = Callable[[Any, Request], Awaitable[Answer]]
 def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
     """How vLLM loads a model. On CPUs float32, and eager: compiling a small model takes longer than it saves."""
     arguments = AsyncEngineArgs(
-        model=str(model), max_model_len=context, disable_log_stats=True, worker_extension_cls="serve.swap.Swap"
+        model=str(model),
+        max_model_len=context,
+        disable_log_stats=True,
+        worker_extension_cls="serve.swap.Swap",
+        **({} if share.gpus else whole_prompts(context, STEP_TOKENS)),
     )
     if share.gpus:
         arguments.gpu_memory_utilization = 0.9 * min(share.gpus, 1.0)
@@ -69,8 +73,6 @@ def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs
         arguments.dtype = "float32"
         arguments.enforce_eager = True
         arguments.kv_cache_memory_bytes = CPU_CACHE_BYTES
-        for name, value in whole_prompts(context, STEP_TOKENS).items():
-            setattr(arguments, name, value)
     return arguments
 
 

@@ -85,7 +85,7 @@ def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> 
             for way, temperature in DRAWS.items():
                 sampling = Sampling(1, temperature, recipe.rlhf.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)
-                hits = sum(last_number(drawn[name][0].text) == right for name, right in sums.items())
+                hits = sum(last_number(drawn[question][0].text) == right for question, right in sums.items())
                 found.setdefault(way, {})[name] = proportion(hits, len(sums))
     return found
 
