@@ -81,6 +81,8 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         assert shown(page) == first
         press(page, "b Enter")
         wait_until(lambda: site.said("ann")[0].all_bad, 60, "the judgement")
+        # Until the next prompt is there, keys are not heeded; the count was this before.
+        wait_until(lambda: shown(page) != first, 60, "the next prompt")
         page.get_by_text("ann: 1 done, 3 left").wait_for()
         press(page, "s")
         page.get_by_role("dialog").wait_for()
