@@ -7,42 +7,43 @@ time. The work of a decision does not grow with the number of actors.
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from actors.books import Books, Counters, Kind
 from actors.roster import ActorState, Chunk, WorkList, advance
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import Weights, mismatch
 from actors.worker import Answer, Clock, Worker
 from cluster.failures import DeadlineError, EngineError
+from cluster.trace import Present, Span
 
 Value = TypeVar("Value")
 
 
 @dataclass
 class Member:
-    """A rollout actor, its state, and the prompts that it is at."""
+    """A rollout actor, its state, the version of its weights, and the prompts that it is at."""
 
     number: int
     worker: Worker
     state: ActorState = ActorState.STARTING
+    version: int = 0
     chunk: Chunk | None = None
 
-
-@dataclass(frozen=True)
-class Counters:
-    """What the fleet has done since its start: tokens drawn, seconds that actors were at it, actors that died."""
-
-    tokens: int = 0
-    busy_seconds: float = 0.0
-    deaths: int = 0
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"rollout {self.number}"
 
 
 @dataclass(frozen=True)
 class _Call:
     member: Member
+    kind: Kind
     what: str
+    begin: float
     due: float
 
 
@@ -72,7 +73,7 @@ class Coordinator:
         self._called = 0
         self._work = WorkList()
         self._weights: Weights | None = None
-        self._counters = Counters()
+        self._books = Books(clock)
         self._deaths_since_ready = 0
         self._failure: EngineError | None = None
 
@@ -106,7 +107,15 @@ class Coordinator:
 
     def counters(self) -> Counters:
         """What has been done so far."""
-        return self._counters
+        return self._books.counters
+
+    def present(self) -> list[Present]:
+        """The actors that are not dead."""
+        return [Present(member.name, member.state, member.version) for member in self._members.values()]
+
+    def spans(self) -> list[Span]:
+        """As `Books.spans`."""
+        return self._books.spans()
 
     def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Gives prompts to the actors and returns; `collect` hands out their samples.
@@ -182,7 +191,7 @@ class Coordinator:
         now = self._clock.now()
         while self._calls and (call := next(iter(self._calls.values()))).due <= now:
             self._calls.popitem(last=False)
-            self._guarded(partial(self._bury, call.member, f"{call.what}: no answer within {self._deadline:.0f} s"))
+            self._guarded(partial(self._bury, call, f"no answer within {self._deadline:.0f} s"))
 
     def _wait(self, take: Callable[[], Value | None], what: str, seconds: float | None = None) -> Value:
         # What an actor is stuck in ends at the deadline; a second one is left for another actor to do the work.
@@ -201,22 +210,27 @@ class Coordinator:
             due = next(iter(self._calls.values())).due if self._calls else end
             self._clock.sleep(min(end, due) - now)
 
-    def _call(self, member: Member, what: str, ask: Callable[[Answer], None], then: Callable[[Any], None]) -> None:
+    def _call(
+        self, member: Member, kind: Kind, what: str, ask: Callable[[Answer], None], then: Callable[[_Call, Any], None]
+    ) -> None:
         number, self._called = self._called, self._called + 1
-        self._calls[number] = _Call(member, what, self._clock.now() + self._deadline)
+        now = self._clock.now()
+        self._calls[number] = _Call(member, kind, what, now, now + self._deadline)
         ask(partial(self._answered, number, then))
 
-    def _answered(self, number: int, then: Callable[[Any], None], value: Any, error: BaseException | None) -> None:
+    def _answered(
+        self, number: int, then: Callable[[_Call, Any], None], value: Any, error: BaseException | None
+    ) -> None:
         call = self._calls.pop(number, None)
         if call is None or call.member.state is ActorState.DEAD:
             return
         if error is None:
-            self._guarded(partial(then, value))
+            self._guarded(partial(then, call, value))
         elif isinstance(error, ValueError):
             # The engine is well and refuses the request, as any other would.
             self.fail(EngineError(f"{call.what}: {error}"))
         else:
-            self._guarded(partial(self._bury, call.member, f"{call.what}: {error}"))
+            self._guarded(partial(self._bury, call, str(error)))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Keeps a failure for whoever waits, and gives those who have nothing to do what there is."""
@@ -232,9 +246,11 @@ class Coordinator:
             self._started += 1
             self._members[member.number] = member
             self._states[member.state] += 1
-            self._call(member, "start", member.worker.start, partial(self._up, member))
+            self._call(member, "start", "start", member.worker.start, self._up)
 
-    def _up(self, member: Member, _: None) -> None:
+    def _up(self, call: _Call, _: None) -> None:
+        member = call.member
+        self._books.done(member.name, call.kind, call.begin)
         self._move(member, ActorState.STALE)
         if self._weights is None:
             self._synced(member)
@@ -243,13 +259,17 @@ class Coordinator:
 
     def _pull(self, member: Member, weights: Weights) -> None:
         ask = partial(member.worker.pull, weights)
-        self._call(member, f"weights {weights.version}", ask, partial(self._pulled, member, weights))
+        self._call(member, "weights", f"weights {weights.version}", ask, partial(self._pulled, weights))
 
-    def _pulled(self, member: Member, weights: Weights, found: dict[str, int]) -> None:
+    def _pulled(self, weights: Weights, call: _Call, found: dict[str, int]) -> None:
         differing = mismatch(weights.digests, found)
         if differing is not None:
-            self._bury(member, f"weights {weights.version}: the engine computes with others in {differing}")
-        elif weights is self._weights and member.state is ActorState.STALE:
+            self._bury(call, f"the engine computes with others in {differing}")
+            return
+        member = call.member
+        self._books.done(member.name, call.kind, call.begin)
+        member.version = weights.version
+        if weights is self._weights and member.state is ActorState.STALE:
             self._synced(member)
 
     def _synced(self, member: Member) -> None:
@@ -261,28 +281,25 @@ class Coordinator:
             _, member = self._idle.popitem(last=False)
             member.chunk = chunk
             ask = partial(member.worker.generate, chunk)
-            self._call(member, _name(chunk), ask, partial(self._drawn, member, chunk, self._clock.now()))
+            self._call(member, "draw", _name(chunk), ask, partial(self._drawn, chunk))
 
-    def _drawn(self, member: Member, chunk: Chunk, start: float, groups: list[list[Sample]]) -> None:
+    def _drawn(self, chunk: Chunk, call: _Call, groups: list[list[Sample]]) -> None:
+        member = call.member
         member.chunk = None
         self._work.finish(chunk, groups)
-        done = self._counters
-        self._counters = replace(
-            done,
-            tokens=done.tokens + sum(sample.length for group in groups for sample in group),
-            busy_seconds=done.busy_seconds + self._clock.now() - start,
-        )
+        self._books.drawn(member.name, call.begin, chunk, groups)
         if member.state is ActorState.DRAINING:
             self._dismiss(member)
         elif member.state is ActorState.READY:
             self._idle[member.number] = member
 
-    def _bury(self, member: Member, cause: str) -> None:
+    def _bury(self, call: _Call, why: str) -> None:
+        member, cause = call.member, f"{call.what}: {why}"
         if member.state is ActorState.DEAD:
             return
         starting = member.state in (ActorState.STARTING, ActorState.STALE)
         chunk = self._dismiss(member)
-        self._counters = replace(self._counters, deaths=self._counters.deaths + 1)
+        self._books.lost(member.name, call.kind, call.begin, chunk)
         self._deaths_since_ready += starting
         if self._deaths_since_ready > self._target:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")

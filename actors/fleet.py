@@ -17,7 +17,8 @@ import ray
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from actors.coordinator import Coordinator, Counters
+from actors.books import Counters
+from actors.coordinator import Coordinator
 from actors.environment import Environment
 from actors.model.adapters import added, is_adapter
 from actors.rollout import Engine, RolloutActor, environment
@@ -27,6 +28,7 @@ from actors.weights import Weights, digest, publish, stored
 from actors.worker import Answer
 from cluster.failures import DeadlineError, EngineError, UserError
 from cluster.plan import Share
+from cluster.trace import Present, Span
 
 # How often a late actor is looked for while nobody reports or waits.
 PERIOD = 1.0
@@ -134,6 +136,16 @@ class Fleet:
         """What has been done so far."""
         with self._changed:
             return self._coordinator.counters()
+
+    def present(self) -> list[Present]:
+        """As `Coordinator.present`."""
+        with self._changed:
+            return self._coordinator.present()
+
+    def spans(self) -> list[Span]:
+        """As `Coordinator.spans`."""
+        with self._changed:
+            return self._coordinator.spans()
 
     def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """As `Coordinator.submit`; a prompt that leaves no room for an answer is a ValueError too."""

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from actors.model import adapters, language
 from actors.model.heads import load_reward_model, token_values
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
-from actors.model.objectives.limits import breach, has_limits
+from actors.model.objectives.limits import has_limits, is_within
 from actors.model.objectives.policy import (
     DIVERGENCES,
     RolloutBatch,
@@ -32,6 +33,7 @@ from actors.model.objectives.policy import (
 )
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
+from actors.rollout_batch import Batching, figures_of
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
 from cluster.failures import StageError
@@ -75,10 +77,12 @@ class Learner:
         if self.critic is not None:
             parameters = list(self.critic.parameters())
             self.optimisers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
+        self.batching = Batching(self.tokenizer.pad_token_id, self.device)
         self.text = text
         self.seed = seed
         self.version = 0
         self.kept: dict[str, Tensor] | None = None
+        self.first_length: float | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's parameters on the CPU, by their Hugging Face names; with `settings.lora` only its adapters, as
@@ -98,22 +102,28 @@ class Learner:
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
     ) -> list[list[float]]:
         """Log-probabilities of the tokens from `starts` on, by the policy or by the fine-tuned model that it was."""
-        lengths = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-        batch = self._pad(sequences, starts, [[0.0] * n for n in lengths], [[True] * n for n in lengths])
+        batch = self.batching.sequences(sequences, starts)
         with self._reference() if fine_tuned else nullcontext(self.policy) as model:
-            values = answer_logprobs(model, batch, temperature)
+            values = self._in_pieces(partial(answer_logprobs, model, temperature=temperature), batch)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
-    def step(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> dict[str, float]:
+    def step(
+        self,
+        prompts: list[Prompt],
+        groups: list[list[Sample]],
+        rewards: list[list[float]],
+        measured: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, float]:
         """Learns from the samples of several prompts.
 
         Args:
             prompts: P prompts.
             groups: the samples of each.
             rewards: the reward of every sample.
+            measured: what else is known of the policy, by which it may be beyond a limit.
 
         Returns:
-            figures of the step; `version` is that of the new weights.
+            figures of the step, with those measured; `version` is that of the new weights.
 
         Raises:
             StageError: a reward is not finite, or a loss or gradient is; no weight has been changed by it.
@@ -121,7 +131,7 @@ class Learner:
         clock = time.monotonic()
         _check_finite(prompts, rewards)
         samples = [sample for group in groups for sample in group]
-        settings, batch = self.settings, self._batch(prompts, groups, rewards)
+        settings, batch = self.settings, self.batching.samples(prompts, groups, rewards)
         targets = self._targets(batch)
         seen = torch.zeros_like(batch.behaviour)
         figures: dict[str, list[float]] = {}
@@ -137,19 +147,15 @@ class Learner:
             self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl_target)
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
-        lengths = [sample.length for sample in samples]
-        means = {name: float(np.mean(values)) for name, values in figures.items()} | start
-        means["repetition"] = float(np.mean([sample.repetition for sample in samples]))
-        if before is not None and breach(means, settings) is None:
+        own = figures_of(groups, rewards)
+        self.first_length = self.first_length or own["response_length"]
+        own["length_change"] = own["response_length"] / self.first_length
+        means = {name: float(np.mean(values)) for name, values in figures.items()} | start | own | dict(measured)
+        if before is not None and is_within(means, settings):
             self.kept = before
         return {
             **means,
-            "reward": float(batch.rewards.mean()),
-            "reward_deviation": float(batch.rewards.std(unbiased=False)),
-            "response_length": float(np.mean(lengths)),
-            "stopped": float(np.mean([sample.finish_reason == "stop" for sample in samples])),
             "staleness": float(np.mean(lag)),
-            "tokens": sum(lengths),
             "learner_seconds": time.monotonic() - clock,
             "version": self.version,
         }
@@ -255,41 +261,10 @@ class Learner:
             whole[piece, : part.width] = function(part)
         return whole
 
-    def _batch(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> RolloutBatch:
-        rows = [
-            (prompt.token_ids, sample, reward, index)
-            for index, (prompt, group, own) in enumerate(zip(prompts, groups, rewards, strict=True))
-            for sample, reward in zip(group, own, strict=True)
-        ]
-        # The answers to a prompt together: they share a row. By length, so that little of a micro-batch is padding.
-        lengths = [sum(len(sample.token_ids) for sample in group) for group in groups]
-        rows.sort(key=lambda row: (len(row[0]) + lengths[row[3]], row[3], len(row[1].token_ids)))
-        batch = self._pad(
-            [prompt + sample.token_ids for prompt, sample, _, _ in rows],
-            [len(prompt) for prompt, _, _, _ in rows],
-            [sample.logprobs for _, sample, _, _ in rows],
-            [sample.mask for _, sample, _, _ in rows],
-        )
-        batch.rewards.copy_(torch.tensor([reward for _, _, reward, _ in rows]))
-        batch.groups.copy_(torch.tensor([index for _, _, _, index in rows]))
-        return batch
-
-    def _pad(
-        self, sequences: list[list[int]], starts: list[int], logprobs: list[list[float]], drawn: list[list[bool]]
-    ) -> RolloutBatch:
-        shape = (len(sequences), max(map(len, sequences)))
-        ids = torch.full(shape, self.tokenizer.pad_token_id)
-        answer, behaviour = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-        for row, (sequence, start, values, mask) in enumerate(zip(sequences, starts, logprobs, drawn, strict=True)):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            answer[row, start : len(sequence)] = torch.tensor(mask)
-            behaviour[row, start : len(sequence)] = torch.tensor(values)
-        rewards, groups = torch.zeros(shape[0]), torch.arange(shape[0])
-        return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behaviour, rewards, groups)))
-
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         """Writes weights, optimisers and `extra` (JSON): a kill leaves the old or the new."""
-        state = {"version": self.version, "kl_coefficient": self.kl_coefficient, **extra}
+        own = {"version": self.version, "kl_coefficient": self.kl_coefficient, "first_length": self.first_length}
+        state = {**own, **extra}
         save_checkpoint(folder, self._models(), self.optimisers, self.kept, state)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
@@ -299,6 +274,7 @@ class Learner:
             return None
         self.kept, state = loaded
         self.version, self.kl_coefficient = state["version"], state["kl_coefficient"]
+        self.first_length = state["first_length"]
         return state
 
     def export(self, folder: Path, within_limits: bool) -> None:

@@ -1,11 +1,12 @@
 """One step of RLHF: draw, reward, learn, reload; and how long each side waited for the other."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from actors.coordinator import Counters
+from actors.books import Counters
 from actors.ledger import Outcome
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.rollouts import Rollouts, Scored
@@ -13,15 +14,20 @@ from actors.roster import ActorState
 from actors.sample import Prompt, Sample
 from cluster.metrics import Stopwatch
 from cluster.rlhf_recipe import Rlhf
+from cluster.trace import Present, Span, StepTrace
 
 
 class Policy(Protocol):
     """The learner, as the loop reaches it."""
 
     def step(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]
+        self,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        rewards: Sequence[Sequence[float]],
+        measured: Mapping[str, float],
     ) -> dict[str, float]:
-        """Learns from samples; figures of the step."""
+        """Learns from samples; figures of the step, with those measured."""
 
     def weights(self) -> Any:
         """What the fleet's `sync` takes."""
@@ -39,6 +45,12 @@ class Engines(Protocol):
     def counters(self) -> Counters:
         """What has been done so far."""
 
+    def present(self) -> list[Present]:
+        """The actors that are not dead."""
+
+    def spans(self) -> list[Span]:
+        """What actors did since this was last asked."""
+
     def sync(self, version: int, state: Any, wait: bool) -> None:
         """As `Fleet.sync`."""
 
@@ -51,6 +63,7 @@ class Loop:
         score: rewards of the samples of each prompt.
         now: tells the time.
         last: what the last step learned from.
+        trace: who was at what in the last step.
     """
 
     engines: Engines
@@ -60,18 +73,20 @@ class Loop:
     score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]]
     now: Callable[[], float] = time.monotonic
     last: Scored = field(default_factory=Scored)
+    trace: StepTrace = field(default_factory=lambda: StepTrace(0, 0.0))
 
-    def step(self, number: int) -> dict[str, Any]:
+    def step(self, number: int, measured: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
         """Makes version `number + 1` of the weights and brings it to the engines; figures of the step.
 
+        `measured` is what is known of the policy besides, and goes to the learner.
         `learner_idle` and `rollout_idle` are the shares of the step's time in which the learner learned nothing and
         rollout actors drew nothing.
         """
-        clock, before = Stopwatch(self.now), self.engines.counters()
+        clock, before, begin = Stopwatch(self.now), self.engines.counters(), self.now()
         dynamic = ALGORITHMS[self.settings.algorithm].dynamic_sampling
         batch = self.rollouts.scored_batch(number, self.score, dynamic)
         self.last, waited = batch, clock.lap()
-        figures = self.policy.step(batch.prompts, batch.groups, batch.rewards)
+        figures = self.policy.step(batch.prompts, batch.groups, batch.rewards, measured)
         self.rollouts.ledger.settle(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()
         # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.
@@ -79,6 +94,22 @@ class Loop:
         synced = clock.lap()
         seconds, actors = waited + learned + synced, len(self.engines.states())
         busy = self.engines.counters().busy_seconds - before.busy_seconds
+        drawn, learnt = begin + waited, begin + waited + learned
+        ids = [handed.id for handed in batch.handed]
+        self.trace = StepTrace(
+            number,
+            begin,
+            end=begin + seconds,
+            waiting=len(self.rollouts.in_work),
+            spans=[
+                *self.engines.spans(),
+                *batch.spans,
+                Span("learner", "learn", drawn, learnt, ids),
+                Span("learner", "publish", learnt, begin + seconds),
+            ],
+            prompts=batch.handed,
+            actors=self.engines.present(),
+        )
         return {
             **figures,
             "rollout_seconds": batch.rollout_seconds,
@@ -87,6 +118,7 @@ class Loop:
             "rollout_tokens_per_second": figures["tokens"] / max(batch.rollout_seconds, 1e-9),
             "filtered": batch.filtered,
             "rollout_actors": actors,
+            "prompts_waiting": len(self.rollouts.in_work),
             "learner_idle": 1 - learned / seconds,
             "rollout_idle": min(1.0, max(0.0, 1 - busy / (seconds * max(1, actors)))),
         }

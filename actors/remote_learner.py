@@ -1,6 +1,6 @@
 """The learner in a Ray actor of its own, every call with a deadline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,14 @@ class RemoteLearner:
         self._actor, self._checkpoint, self._deadline = actor, checkpoint, deadline
 
     def step(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]
+        self,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        rewards: Sequence[Sequence[float]],
+        measured: Mapping[str, float],
     ) -> dict[str, float]:
         """As `Learner.step`."""
-        return self._wait(self._actor.step.remote(prompts, groups, rewards), "the learner's step")
+        return self._wait(self._actor.step.remote(prompts, groups, rewards, measured), "the learner's step")
 
     def weights(self) -> dict[str, Tensor]:
         """As `Learner.weights`."""

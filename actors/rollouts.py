@@ -12,6 +12,7 @@ from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import StageError
 from cluster.metrics import Stopwatch
 from cluster.rlhf_recipe import Rlhf
+from cluster.trace import Handed, Span
 
 # With dynamic sampling: the most rounds in which the batch of one step is filled up.
 ROUNDS = 10
@@ -27,17 +28,45 @@ class Answering(Protocol):
         """As `Coordinator.collect`."""
 
 
+@dataclass(frozen=True)
+class InWork:
+    """A prompt that the fleet has, since `given`."""
+
+    ticket: Ticket
+    given: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with its samples, and how it came by them."""
+
+    ticket: Ticket
+    prompt: Prompt
+    group: list[Sample]
+    handed: Handed
+
+
 @dataclass
 class Scored:
-    """What a step learns from: the same index is the same prompt in all lists."""
+    """What a step learns from: the same index is the same prompt in all lists but `spans`, when rewards were given."""
 
     tickets: list[Ticket] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     groups: list[list[Sample]] = field(default_factory=list)
     rewards: list[list[float]] = field(default_factory=list)
+    handed: list[Handed] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     filtered: int = 0
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
+
+    def add(self, one: Answered, rewards: list[float]) -> None:
+        """One prompt more."""
+        self.tickets.append(one.ticket)
+        self.prompts.append(one.prompt)
+        self.groups.append(one.group)
+        self.rewards.append(rewards)
+        self.handed.append(one.handed)
 
 
 @dataclass
@@ -54,24 +83,26 @@ class Rollouts:
     settings: Rlhf
     seed: int
     now: Callable[[], float] = time.monotonic
-    in_work: dict[str, Ticket] = field(default_factory=dict)
+    in_work: dict[str, InWork] = field(default_factory=dict)
 
-    def next_batch(self, version: int, count: int) -> tuple[list[Ticket], list[Prompt], list[list[Sample]]]:
-        """Samples of `count` prompts for the step that makes `version + 1`: tickets, prompts and groups of samples."""
-        tickets: list[Ticket] = []
-        groups: list[list[Sample]] = []
+    def next_batch(self, version: int, count: int) -> list[Answered]:
+        """Samples of `count` prompts for the step that makes `version + 1`."""
+        batch: list[Answered] = []
         ahead = self.settings.max_staleness * self.settings.prompts_per_step
-        while len(groups) < count:
-            wanted = ahead + count - len(self.in_work) - len(groups)
+        while len(batch) < count:
+            wanted = ahead + count - len(self.in_work) - len(batch)
             self._submit(self.ledger.take(max(0, wanted)), version)
-            for group in self.fleet.collect(count - len(groups)):
-                ticket = self.in_work.pop(group[0].prompt_id)
-                if version - min(v for sample in group for v in sample.weight_versions) > self.settings.max_staleness:
-                    self.ledger.give_back([ticket])
-                else:
-                    tickets.append(ticket)
-                    groups.append(group)
-        return tickets, [self.prompts[ticket.prompt_id] for ticket in tickets], groups
+            for group in self.fleet.collect(count - len(batch)):
+                name = group[0].prompt_id
+                work = self.in_work.pop(name)
+                behind = version - min(v for sample in group for v in sample.weight_versions)
+                if behind > self.settings.max_staleness:
+                    self.ledger.give_back([work.ticket])
+                    continue
+                tokens = sum(sample.length for sample in group)
+                handed = Handed(name, work.given, self.now(), tokens, behind)
+                batch.append(Answered(work.ticket, self.prompts[work.ticket.prompt_id], group, handed))
+        return batch
 
     def scored_batch(
         self, version: int, score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]], dynamic: bool
@@ -85,18 +116,17 @@ class Rollouts:
         batch, size = Scored(), self.settings.prompts_per_step
         for _ in range(ROUNDS if dynamic else 1):
             clock = Stopwatch(self.now)
-            tickets, prompts, groups = self.next_batch(version, size - len(batch.groups))
+            answered = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
-            for row in zip(tickets, prompts, groups, score(prompts, groups), strict=True):
-                ticket, prompt, group, rewards = row
+            begin = self.now()
+            scores = score([one.prompt for one in answered], [one.group for one in answered])
+            batch.spans.append(Span("rewards", "reward", begin, self.now(), [one.handed.id for one in answered]))
+            for one, rewards in zip(answered, scores, strict=True):
                 if dynamic and min(rewards) == max(rewards):
-                    self.ledger.settle([ticket], Outcome.FILTERED)
+                    self.ledger.settle([one.ticket], Outcome.FILTERED)
                     batch.filtered += 1
-                    continue
-                batch.tickets.append(ticket)
-                batch.prompts.append(prompt)
-                batch.groups.append(group)
-                batch.rewards.append(rewards)
+                else:
+                    batch.add(one, rewards)
             batch.reward_seconds += clock.lap()
             if len(batch.groups) == size:
                 return batch
@@ -114,7 +144,8 @@ class Rollouts:
         seed = int(np.random.SeedSequence([self.seed, version]).generate_state(1)[0])
         sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, seed)
         named = {f"{ticket.epoch}:{ticket.prompt_id}": ticket for ticket in tickets}
-        self.in_work.update(named)
+        given = self.now()
+        self.in_work.update({name: InWork(ticket, given) for name, ticket in named.items()})
         self.fleet.submit(
             [Prompt(name, self.prompts[ticket.prompt_id].token_ids) for name, ticket in named.items()], sampling
         )

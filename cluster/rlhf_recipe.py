@@ -76,6 +76,15 @@ class Rlhf(Section):
     maximum_repetition: Share | None = Field(
         None, description="of an answer's runs of three tokens, those that stood in it before; above, the run ends"
     )
+    maximum_length_change: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="times as long, or as short, as the fine-tuned model's answers; beyond, the run ends"
+    )
+    minimum_preference_accuracy: Share | None = Field(
+        None,
+        description="of held-out rankings' pairs, those in which the policy moved towards the better answer (the upper "
+        "end of the 95 % interval); below, the run ends",
+    )
+    probe_every: Positive = Field(10, description="steps between measurements of that accuracy")
     promote_every: Positive | None = Field(None, description="steps after which the run's server gets the policy")
     parity_every: Positive | None = Field(None, description="steps between comparisons of engine and learner")
 
@@ -101,6 +110,12 @@ class Rlhf(Section):
             raise ValueError("most_rollout_actors is less than rollout_actors, with which the fleet starts")
         if self.swap_in_flight and not self.max_staleness:
             raise ValueError("swap_in_flight makes answers of several versions of the weights: set max_staleness too")
+        return self
+
+    @model_validator(mode="after")
+    def _judged(self) -> "Rlhf":
+        if self.minimum_preference_accuracy is not None and not self.needs_reward_model:
+            raise ValueError("minimum_preference_accuracy is measured on rankings, and rewards need none here")
         return self
 
     @property

@@ -56,6 +56,8 @@ _PLANS = (
     _Plan("policy", "RLHF: reward", {"reward": "mean"}),
     _Plan("policy", "RLHF: KL to the fine-tuned model", {"kl_sequence": "nats an answer"}),
     _Plan("policy", "RLHF: response length", {"response_length": "tokens"}),
+    _Plan("policy", "RLHF: held-out judgements it moved towards", {"preference_accuracy": "share of pairs"}),
+    _Plan("policy", "RLHF: reward and length", {"length_correlation": "correlation in a prompt's answers"}),
     _Plan("policy", "RLHF: repeated runs of three tokens", {"repetition": "share of an answer"}),
     _Plan("policy", "RLHF: entropy", {"entropy": "nats a token"}),
     _Plan("policy", "RLHF: waiting", {"learner_idle": "learner", "rollout_idle": "rollout actors"}),

@@ -35,7 +35,7 @@ from pipelines.rlhf_actors import (
     rollout_fleet,
     wait_ready,
 )
-from pipelines.verdict import perplexity_verdict, reward_verdict, verdict
+from pipelines.verdict import perplexity_verdict, preference_verdict, reward_verdict, verdict
 
 ACTORS = 2
 # The fine-tuned model last: it then scores what the policy drew.
@@ -67,13 +67,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     asked, kept_back = _prompts(recipe, Chat.of(run.path("sft")))
     text = text_rows(recipe, run)
     found = _ask(recipe, run, asked, text, console)
-    report = _report(found, kept_back, text) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
+    moved = run.require("policy", "rlhf").metrics.get("preference_accuracy")
+    report = _report(found, kept_back, text, moved) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
     drawn = {name: found.drawn[name] for name in ("sft", "policy")}
     rows = answer_rows(list(asked.rendered.values()), asked.questions, drawn)
     write_report(report, [*exam_rows(found.answers), *rows], run.root, out)
     _print(report, console)
-    kept = ("rewards", "perplexity", "reward_model", "kl_from_sft", "verdict")
+    kept = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
     return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
 
 
@@ -103,8 +104,8 @@ def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], 
     return found
 
 
-def _report(found: Found, kept_back: bool, text: list[list[int]]) -> dict[str, Any]:
-    """The figures and the verdict."""
+def _report(found: Found, kept_back: bool, text: list[list[int]], moved: Mapping[str, float] | None) -> dict[str, Any]:
+    """The figures and the verdict; `moved` is as of `PreferenceProbe.measure`."""
     figures = {name: model_figures(answers) for name, answers in found.answers.items()}
     changed = changes(found.drawn["sft"], found.drawn["policy"])
     read = perplexity(text, found.nats) if text else None
@@ -119,8 +120,9 @@ def _report(found: Found, kept_back: bool, text: list[list[int]]) -> dict[str, A
     }
     return report | {
         "perplexity": asdict(read) if read else None,
+        "preference_accuracy": moved,
         "kl_from_sft": found.kl,
-        "verdict": _verdict(figures, changed, kept_back, read),
+        "verdict": _verdict(figures, changed, kept_back, read, moved),
     }
 
 
@@ -161,8 +163,11 @@ def _verdict(
     changed: Mapping[str, Change],
     kept_back: bool,
     read: Perplexity | None,
+    moved: Mapping[str, float] | None,
 ) -> str:
     sentences = [reward_verdict(changed, kept_back, alone=not figures)]
+    if moved:
+        sentences.append(preference_verdict(moved))
     if figures:
         sentences.insert(0, verdict(figures["sft"], figures["policy"]))
     if read:

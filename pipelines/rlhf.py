@@ -30,6 +30,8 @@ from cluster.recipe import Recipe
 from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
+from cluster.trace import TraceWriter
+from pipelines.preference_probe import preference_probe
 from pipelines.promote import promote_unfinished
 from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 from pipelines.trust import require_trust
@@ -46,13 +48,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     chat = Chat.of(run.path("sft"))
     asked = prompts_to_train_on(recipe, chat)
     prompts = asked.rendered
-    if settings.environment:
-        load_function(settings.environment.function, "environment")
-    for source in settings.rewards:
-        if source.function:
-            load_function(source.function)
-        if source.kind == "model":
-            require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
+    _check(settings, run)
     with (
         _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
         fleet_control(run, settings.rollout_actors),
@@ -65,16 +61,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             fleet.sync(start, learner.weights())
         rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
         loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
+        probe = preference_probe(run, settings, learner, recipe.seed)
         some = list(prompts.values())[:PARITY_PROMPTS]
         scaler = Scaler(settings.rollout_actors, settings.fleet_limit)
-        metrics = MetricsWriter(out, resume_at=start)
+        metrics, traces = MetricsWriter(out, resume_at=start), TraceWriter(out)
         stopped = None
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):
                 if step == start or (settings.parity_every and step % settings.parity_every == 0):
                     check_parity(fleet, learner, some, settings.max_tokens, recipe.cluster.deadline_seconds)
                 _resize(run, fleet, wanted_actors(run))
-                figures = loop.step(step)
+                figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.most_rollout_actors:
                     _resize(run, fleet, scaler.wanted(figures, fleet.states()))
                 saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
@@ -83,6 +80,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                         loop.last, learner, chat.tokenizer, asked.questions, settings.temperature
                     )
                 metrics.write(step, **figures)
+                traces.write(loop.trace)
                 stopped = breach(figures, settings)
                 if stopped:
                     break
@@ -91,8 +89,20 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 if saved:
                     loop.save(step + 1)
         learner.export(out, within_limits=stopped is not None)
-    summary = _summary(read_metrics(out), ledger, settings, stopped)
+        moved = probe.measure() if probe else None
+    summary = _summary(read_metrics(out), ledger, settings, stopped) | ({"preference_accuracy": moved} if moved else {})
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
+
+
+def _check(settings: Rlhf, run: RunFolder) -> None:
+    """Before anything starts: functions can be imported, and the reward model can be trusted."""
+    if settings.environment:
+        load_function(settings.environment.function, "environment")
+    for source in settings.rewards:
+        if source.function:
+            load_function(source.function)
+        if source.kind == "model":
+            require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
 
 
 def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped: str | None) -> dict[str, Any]:

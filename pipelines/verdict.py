@@ -31,6 +31,13 @@ def reward_verdict(changed: Mapping[str, Change], kept_back: bool, alone: bool) 
     return f"{said} Answers became {word}: {length.before:.0f} tokens before, {length.after:.0f} now."
 
 
+def preference_verdict(moved: Mapping[str, float]) -> str:
+    """Whether the policy went where the judges of held-out answers point, as of `PreferenceProbe.measure`."""
+    way = "towards" if moved["low"] > 0.5 else "away from" if moved["high"] < 0.5 else "as often towards as away from"
+    said = f"It moved {way} what held-out judgements ask for: towards the better answer in {moved['value']:.0%}"
+    return f"{said} of {moved['n']:.0f} pairs (95% interval {moved['low']:.0%} to {moved['high']:.0%})."
+
+
 def perplexity_verdict(read: Perplexity) -> str:
     """What became of the text that the base model had learned to write."""
     return (

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from cluster.metrics import read_metrics
 from cluster.run import Manifest, RunFolder
 from cluster.stages import STAGES, Stage
+from cluster.trace import read_trace
 from serve.page import page, routes_of
 
 # More points than a drawing has pixels across only make the page heavy.
@@ -56,7 +57,8 @@ def _left_out(run: RunFolder) -> set[str]:
 def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
     manifest, begun = run.manifest(stage.folder), run.mark(stage.folder) is not None
     state, why = _state(manifest, begun, working, run)
-    rows = read_metrics(run.partial(stage.folder) if begun else run.path(stage.folder))
+    folder = run.partial(stage.folder) if begun else run.path(stage.folder)
+    rows = read_metrics(folder)
     described = {
         "name": stage.name,
         "folder": stage.folder,
@@ -67,6 +69,7 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
         "curves": curves(rows),
         "written": written(rows),
         "rollouts": rollouts(rows),
+        "trace": read_trace(folder),
     }
     if manifest is None:
         return described

@@ -2,10 +2,12 @@
 
 The stage runs as a command on a copy of a finished run: by current weights only (`max_staleness` 0), with one version's
 staleness, and with new weights swapped in under answers too. One rollout actor draws; on two cores it and the learner
-have one each, so that they can overlap. The medians of the steps but the first are compared.
+have one each, so that they can overlap. A step is so small that both take about as long: with more prompts the learner
+is at work nearly all the time, and the whole machine is no faster in two halves. The medians of the steps but the first
+are compared.
 
-make demo && python -m infra.bench.asynchronous [--run runs/demo] [--prompts 16] [--samples 8] [--tokens 96]
-    [--steps 10]
+make demo && python -m infra.bench.asynchronous [--run runs/demo] [--prompts 4] [--samples 8] [--tokens 96]
+    [--steps 30]
 """
 
 import statistics
@@ -13,7 +15,8 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from infra.bench.grpo import own, shaped
+from infra.bench.faults import parsed
+from infra.bench.grpo import own, shape_options
 
 MODES = {
     "in turn": {"max_staleness": 0},
@@ -24,7 +27,7 @@ MODES = {
 
 def main() -> None:
     """Prints a table."""
-    given = shaped(__doc__, "asynchronous.log", tokens=96, steps=10)
+    given = parsed(shape_options(__doc__, "asynchronous.log", prompts=4, tokens=96, steps=30))
     shape = (given.steps, given.prompts, given.samples, given.tokens)
     table = Table("mode", "samples/s", "of in turn", "learner idle", "rollouts idle")
     rates: list[float] = []

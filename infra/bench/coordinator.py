@@ -28,8 +28,8 @@ def run(actors: int) -> tuple[float, float]:
     rollouts = Rollouts(coordinator, Ledger(list(prompts), 1), prompts, settings, 1, world.timeline.now)
     begun, cpu = world.timeline.now(), time.process_time()
     for step in range(STEPS):
-        tickets, _, _ = rollouts.next_batch(step, settings.prompts_per_step)
-        rollouts.ledger.give_back(tickets)
+        answered = rollouts.next_batch(step, settings.prompts_per_step)
+        rollouts.ledger.give_back([one.ticket for one in answered])
         coordinator.sync(weights_of(step + 1), wait=False)
     samples = STEPS * settings.prompts_per_step * SAMPLES
     return samples / (world.timeline.now() - begun), (time.process_time() - cpu) / samples * 1e6

@@ -5,6 +5,7 @@ float32. The stage runs as a command on a copy of a finished run: with its Ray a
 The medians of the steps but the first are compared.
 
 make demo && python -m infra.bench.grpo [--run runs/demo] [--prompts 16] [--samples 8] [--tokens 32] [--steps 8]
+    [--rows 8]
 """
 
 import argparse
@@ -16,14 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from actors.model.chat import Chat
 from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder
 from infra.bench.faults import SECONDS, Command, copied, options, parsed
 from infra.bench.loops.reward import BETA, RATE, brevity
 from infra.bench.peers.run_trl import steps_of
-from pipelines.chat_data import prompts
-from pipelines.preferences import in_turn
+from pipelines.rlhf_actors import prompts_to_train_on
 
 REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
 
@@ -66,27 +67,32 @@ def own(
     return [row | {"seconds": row["time"] - before["time"]} for before, row in pairwise(rows)]
 
 
-def shaped(about: str | None, log: str, tokens: int, steps: int) -> argparse.Namespace:
-    """What was given: a finished run, and how large a step is."""
+def shape_options(about: str | None, log: str, prompts: int, tokens: int, steps: int) -> argparse.ArgumentParser:
+    """The words that say on which finished run, and how large a step is."""
     words = options(about, log)
-    for name, value in (("prompts", 16), ("samples", 8), ("tokens", tokens), ("steps", steps)):
+    for name, value in (("prompts", prompts), ("samples", 8), ("tokens", tokens), ("steps", steps)):
         words.add_argument(f"--{name}", type=int, default=value)
-    return parsed(words)
+    return words
 
 
 def main() -> None:
     """Prints the rates and their ratio."""
-    given = shaped(__doc__, "grpo.log", tokens=32, steps=8)
+    words = shape_options(__doc__, "grpo.log", prompts=16, tokens=32, steps=8)
+    words.add_argument("--rows", type=int, help="samples that TRL's model takes at once: all, unless memory is short")
+    given = parsed(words)
+    batch = given.prompts * given.samples
+    rows = given.rows or batch
     shape = (given.steps, given.prompts, given.samples, given.tokens)
-    run, recipe = RunFolder(given.run), load_recipe(given.run / "recipe.yaml")
-    texts = in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)[: recipe.collect.prompts]
+    run = RunFolder(given.run)
+    recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.max_tokens={given.tokens}"])
+    asked = prompts_to_train_on(recipe, Chat.of(run.path("sft"))).questions.values()
     with tempfile.TemporaryDirectory(prefix="triptych-grpo-") as folder:
         lines = Path(folder) / "prompts.jsonl"
-        lines.write_text("".join(f"{json.dumps(text.messages)}\n" for text in texts), encoding="utf-8")
+        lines.write_text("".join(f"{json.dumps(question.messages)}\n" for question in asked), encoding="utf-8")
         ours = [row["seconds"] for row in own(given.run, given.log, *shape)]
-        theirs = steps_of("trl_grpo.py", run.path("sft"), lines, *shape)
+        theirs = steps_of("trl_grpo.py", run.path("sft"), lines, *shape, rows)
     print(f"{given.prompts} prompts x {given.samples} samples a step, at most {given.tokens} tokens, GRPO")
-    rates = [given.prompts * given.samples / statistics.median(seconds) for seconds in (ours, theirs)]
+    rates = [batch / statistics.median(seconds) for seconds in (ours, theirs)]
     print(f"Triptych {rates[0]:,.1f} samples/s; TRL {rates[1]:,.1f} samples/s; ratio {rates[0] / rates[1]:.2f}")
 
 

@@ -76,6 +76,7 @@ function card(stage, made) {
     more.append(element("summary", "", `What it wrote at step ${stage.written.step}`), ...stage.written.samples.map(sample));
     node.append(more);
   }
+  if (stage.trace) node.append(...trace(stage.trace));
   if (stage.rollouts) {
     const more = element("details");
     more.append(

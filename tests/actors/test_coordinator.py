@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,6 +41,7 @@ class Engines:
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.states, self.counters = coordinator.states, coordinator.counters
+        self.present, self.spans = coordinator.present, coordinator.spans
 
     def sync(self, version: int, state: Weights, wait: bool) -> None:
         assert state.version == version
@@ -63,7 +64,13 @@ class Learner:
     trained: list[Ticket] = field(default_factory=list)
     checkpoint: str | None = None
 
-    def step(self, prompts: list[Prompt], groups: list[list[Sample]], rewards: list[list[float]]) -> dict[str, float]:
+    def step(
+        self,
+        prompts: list[Prompt],
+        groups: list[list[Sample]],
+        rewards: list[list[float]],
+        measured: Mapping[str, float],
+    ) -> dict[str, float]:
         self._maybe_killed()
         self.world.timeline.run(self.seconds)
         assert len(prompts) == len(groups) == len(rewards) == self.settings.prompts_per_step
@@ -78,7 +85,7 @@ class Learner:
             self.trained.append(Ticket(int(epoch), name))
         self.version += 1
         self._maybe_killed()
-        return {"tokens": float(sum(len(group) for group in groups))}
+        return {"tokens": float(sum(len(group) for group in groups)), **measured}
 
     def weights(self) -> Weights:
         return weights_of(self.version)
@@ -176,7 +183,7 @@ def survive(seed: int) -> Counter[str]:
     booked = Counter(learner.trained)
     assert loop.rollouts.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
     # What was handed out and is not booked is in work: nothing waits for nobody.
-    assert loop.rollouts.ledger.outstanding == list(loop.rollouts.in_work.values())
+    assert loop.rollouts.ledger.outstanding == [work.ticket for work in loop.rollouts.in_work.values()]
     # What is left of the passes that were begun: with it, every prompt was handed out once in each.
     ledger = Ledger(PROMPTS, seed=1)
     ledger.load_state_dict(loop.rollouts.ledger.state_dict())
@@ -237,6 +244,44 @@ def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
     assert coordinator.states() == [ActorState.READY] * 4
     assert {worker.version for worker in coordinator.ready()} == {3}
     assert loop.step(3)["rollout_seconds"] < 0.7 * before
+
+
+def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
+    # The second of two actors dies in its first call; another takes its place and its prompts.
+    fates = iter(["well", "well", "well", "die"])
+    settings = Rlhf(prompts_per_step=8, samples_per_prompt=2, max_staleness=1)
+    world = World(Latency(), random.Random(1), lambda _: next(fates, "well"))
+    coordinator = world.coordinator(2, DEADLINE)
+    coordinator.start()
+    loop = loop_of(world, coordinator, Learner(world, settings, 0.5), rewarded)
+    traces = []
+    for step in range(6):
+        figures = loop.step(step, {"known": 0.25})
+        assert figures["known"] == 0.25
+        assert figures["prompts_waiting"] == loop.trace.waiting == len(loop.rollouts.in_work)
+        traces.append(loop.trace)
+    draws = [span for trace in traces for span in trace.spans if span.what == "draw"]
+    (lost,) = [span for span in draws if span.lost]
+    again = [span for span in draws if set(span.prompts) & set(lost.prompts) and not span.lost]
+    assert lost.who == "rollout 1"
+    assert sorted(name for span in again for name in span.prompts) == sorted(lost.prompts)
+    assert all(span.begin >= lost.end for span in again)
+    drawn = {name: span for span in draws if not span.lost for name in span.prompts}
+    for trace, before in zip(traces, [None, *traces], strict=False):
+        assert before is None or before.end <= trace.begin
+        learn, publish = (next(s for s in trace.spans if s.what == what) for what in ("learn", "publish"))
+        reward = next(span for span in trace.spans if span.what == "reward")
+        names = [handed.id for handed in trace.prompts]
+        assert list(learn.prompts) == list(reward.prompts) == names
+        assert (learn.end - learn.begin, publish.end) == (pytest.approx(0.5), pytest.approx(trace.end))
+        for handed in trace.prompts:
+            span = drawn[handed.id]
+            assert handed.given <= span.begin < span.end <= handed.handed_out <= learn.begin + 1e-9
+            assert (handed.tokens, 0 <= handed.behind <= 1) == (2, True)
+    assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.spans())
+    assert {actor.who for actor in traces[-1].actors} == {"rollout 0", "rollout 2"}
+    assert {actor.version for actor in traces[-1].actors} <= {5, 6}
+    assert any(handed.behind for trace in traces for handed in trace.prompts)
 
 
 def test_an_actor_that_hangs_is_found_while_others_report_without_pause():

@@ -16,7 +16,8 @@ from actors.model import adapters
 from actors.model.heads import with_new_head
 from actors.model.language import build
 from actors.model.objectives.algorithms import ALGORITHMS
-from actors.model.objectives.limits import breach
+from actors.model.objectives.limits import breach, is_within
+from actors.rollout_batch import length_correlation
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
 from actors.weights import stored
@@ -325,6 +326,60 @@ def test_limits_are_named_and_none_is_set_unless_asked():
         breach(figures, Rlhf(maximum_repetition=0.3)) or ""
     )
     assert breach(figures, Rlhf(maximum_repetition=0.4)) is None
+    for times in (2.1, 0.4):
+        said = breach({"length_change": times}, Rlhf(maximum_length_change=2))
+        assert said is not None
+        assert f"{times:.2f} times as long" in said
+    assert all(breach({"length_change": times}, Rlhf(maximum_length_change=2)) is None for times in (0.5, 2.0))
+    judged = Rlhf(minimum_preference_accuracy=0.5)
+    assert "better in 0.45 of pairs at most, and rlhf.minimum_preference_accuracy is 0.5" in (
+        breach({"preference_accuracy_high": 0.45}, judged) or ""
+    )
+    assert breach({}, judged) is None
+
+
+def test_what_has_not_been_measured_is_not_within_a_limit():
+    settings = Rlhf(minimum_preference_accuracy=0.5, minimum_entropy=1.0)
+    assert is_within({"entropy": 2.0, "preference_accuracy_high": 0.6}, settings)
+    assert not is_within({"entropy": 2.0}, settings)
+    assert not is_within({"entropy": 2.0, "preference_accuracy_high": 0.4}, settings)
+    assert is_within({}, Rlhf())
+
+
+def test_only_a_policy_whose_accuracy_was_measured_is_kept(folders):
+    learner = make(folders, minimum_preference_accuracy=0.5)
+    for high, kept in ((None, False), (0.7, True), (None, True), (0.4, True)):
+        before = weights_of(learner)
+        measured = {} if high is None else {"preference_accuracy_high": high}
+        figures = learner.step(PROMPTS, samples(learner), REWARDS, measured)
+        assert measured.items() <= figures.items()
+        if high == 0.7:
+            good = before
+        assert (learner.kept is not None) == kept
+    for name, value in learner.kept.items():
+        assert torch.equal(value, good[f"policy.{name}"]), name
+
+
+def test_the_length_of_answers_is_told_beside_what_it_was_before_training(folders, tmp_path: Path):
+    learner = make(folders)
+    assert learner.step(PROMPTS, samples(learner), REWARDS)["length_change"] == 1
+    learner.save(tmp_path / "checkpoint", {})
+    again = make(folders)
+    again.restore(tmp_path / "checkpoint")
+    first, second = samples(again)
+    figures = again.step(PROMPTS, [first[:1], second[1:]], [[1.0], [0.5]])
+    assert figures["length_change"] == pytest.approx(3.5 / (11 / 4))
+
+
+def test_length_is_correlated_with_reward_within_prompts_alone(folders):
+    first, second = samples(make(folders))
+    # Answers of 3 and 2, and of 2 and 4 tokens; what one prompt's rewards are above the other's says nothing.
+    assert length_correlation([first, second], [[1.0, 0.0], [10.0, 12.0]]) == pytest.approx(1)
+    assert length_correlation([first, second], [[0.0, 1.0], [12.0, 10.0]]) == pytest.approx(-1)
+    deviations = np.array([[0.5, -0.5, -1.0, 1.0], [0.5, -0.5, 1.0, -1.0]])
+    expected = np.corrcoef(deviations)[0, 1]
+    assert length_correlation([first, second], [[1.0, 0.0], [12.0, 10.0]]) == pytest.approx(expected)
+    assert length_correlation([first, second], [[1.0, 1.0], [2.0, 2.0]]) == 0
 
 
 def test_without_limits_no_second_policy_is_held(folders):

@@ -8,7 +8,7 @@ from actors.sample import Sample
 from pipelines.figures import paired_change
 from pipelines.kept_back import Drawn, changes
 from pipelines.perplexity import Perplexity, perplexity
-from pipelines.verdict import perplexity_verdict, reward_verdict
+from pipelines.verdict import perplexity_verdict, preference_verdict, reward_verdict
 
 
 def sample(tokens: list[int], finish: str) -> Sample:
@@ -77,5 +77,9 @@ def test_the_verdict_says_what_chance_does_not_explain():
     equal = reward_verdict({"reward": same, "response_length": down}, kept_back=True, alone=True)
     assert "is no better and no worse than the fine-tuned model" in equal
     assert "Answers became shorter" in equal
+    pairs = {"n": 400, "value": 0.6}
+    assert "moved towards what" in preference_verdict({**pairs, "low": 0.55, "high": 0.65})
+    assert "moved away from what" in preference_verdict({"n": 400, "value": 0.4, "low": 0.35, "high": 0.45})
+    assert "60% of 400 pairs (95% interval 49% to 70%)" in preference_verdict({**pairs, "low": 0.49, "high": 0.7})
     read = perplexity_verdict(Perplexity(8, 10, 10.4, 0.04, 0.03, 0.05, 1000))
     assert read == "Perplexity of held-out text went from 10.00 to 10.40 (+4.0%; 95% interval +3.0% to +5.0%)."

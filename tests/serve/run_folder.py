@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.metrics import MetricsWriter
 from cluster.run import Manifest, RunFolder
 from cluster.stages import STAGES
+from cluster.trace import Handed, Present, Span, StepTrace, TraceWriter
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
@@ -29,6 +30,7 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
             tokens = [[HOSTILE, 1.7], [" is", -0.6], [" Lima", 0.0], ["Who?", None]]
             answers = [{"reward": 1.5, "tokens": tokens}, {"reward": -0.5, "tokens": tokens}]
             writer.write(200, rollouts=[{"given": f"{HOSTILE}?", "answers": answers}])
+            write_trace(out)
         if stage.folder == "report":
             answer = {"text": HOSTILE, "right": True, "stopped": True}
             rows = [
@@ -46,6 +48,26 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
         run.commit(stage.folder, Manifest(stage.name, mark, {}, inputs, "1.0", 75.0, metrics, weights))
         marks[stage.folder] = mark
     return run
+
+
+def write_trace(folder: Path) -> None:
+    """Two steps of four prompts each: of two rollout actors one was lost in the first, and another took its place."""
+    writer = TraceWriter(folder)
+    for step in (8, 9):
+        begin, first, second = 4.0 * step, [f"1:{HOSTILE}", "1:b"], ["1:c", "1:d"]
+        late = "rollout 10" if step == 9 else "rollout 2"
+        spans = [
+            Span("rollout 0", "draw", begin, begin + 1.5, first, 3000),
+            Span(late, "draw", begin + 0.5, begin + 2, second, 1500),
+            Span("rewards", "reward", begin + 2, begin + 2.25, [*first, *second]),
+            Span("learner", "learn", begin + 2.25, begin + 3.75, [*first, *second]),
+            Span("learner", "publish", begin + 3.75, begin + 4),
+        ]
+        if step == 8:
+            spans[1:1] = [Span("rollout 1", "draw", begin, begin + 0.5, second, lost=True)]
+        handed = [Handed(name, begin, begin + 2, 750, int(name == "1:d")) for name in (*first, *second)]
+        actors = [Present("rollout 0", "ready", step + 1), Present(late, "stale", step)]
+        writer.write(StepTrace(step, begin, begin + 4, 4, spans, handed, actors))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from cluster.run import RunFolder
 from serve.gateway import Settings, gateway_app
 from tests.serve.browsing import IN_A_BROWSER, served
 from tests.serve.local import Parrot
-from tests.serve.run_folder import at_work, write_run
+from tests.serve.run_folder import HOSTILE, at_work, write_run
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -79,6 +79,23 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
             ["lean0", "log ratio 0.00"],
             ["other", ""],
         ]
+        rlhf.get_by_text("Who did what in steps 8 to 9").click()
+        lanes = rlhf.locator(".trace").first.locator(".lane:not(.head)")
+        names = ["rollout 0", "rollout 1", "rollout 2", "rollout 10", "learner", "rewards"]
+        assert sorted(lanes.locator(".who").all_inner_texts()) == sorted(names)
+        assert lanes.locator(".who").all_inner_texts()[:4] == names[:4]
+        assert lanes.first.get_by_text("weights 10, ready, 2,000 tokens/s").is_visible()
+        assert lanes.nth(1).get_by_text("gone").is_visible()
+        assert lanes.nth(1).locator("i.lost").get_attribute("title") == "rollout 1 was lost, 0.50 s, 2 prompts"
+        assert rlhf.get_by_text("25 % by weights 1 version behind; 4 are with the rollout actors still").is_visible()
+        rlhf.get_by_text("Where each prompt of step 9 was").click()
+        prompts = rlhf.locator(".trace").last.locator(".lane:not(.head)")
+        assert prompts.locator(".who").all_inner_texts() == [HOSTILE, "b", "c", "d"]
+        assert prompts.last.get_by_text("750 tokens, 1 version behind").is_visible()
+        kinds = prompts.last.locator("i:not(.edge)").evaluate_all("bars => bars.map(bar => [bar.className, bar.title])")
+        assert kinds[0] == ["waits", "with the rollout actors for 2.00 s"]
+        assert [kind for kind, _ in kinds] == ["waits", "draw", "reward", "learn"]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         grounds = said.evaluate_all("tokens => tokens.map(token => getComputedStyle(token).backgroundColor)")
         assert len(set(grounds[:3])) == 3
         assert page.evaluate("window.hacked") is None

@@ -21,6 +21,6 @@ def steps_of(program: str, *words: object) -> list[float]:
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=SECONDS)
     if done.returncode:
-        sys.exit(f"TRL failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"TRL ended with {done.returncode}:\n{done.stderr[-2000:]}")
     seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
     return seconds

@@ -1,6 +1,8 @@
 """The peer's half of infra/bench/grpo.py, run with TRL on the path: some steps of its GRPOTrainer.
 
-python trl_grpo.py MODEL PROMPTS STEPS PROMPTS_A_STEP SAMPLES TOKENS    prints JSON: seconds of each step but the first
+python trl_grpo.py MODEL PROMPTS STEPS PROMPTS_A_STEP SAMPLES TOKENS ROWS
+
+Prints JSON: the seconds of each step but the first.
 """
 
 import json
@@ -22,15 +24,17 @@ def rewards(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
     return [brevity(None, answer[0]["content"]) for answer in completions]
 
 
-def main(model: str, prompts: Path, steps: int, together: int, samples: int, tokens: int) -> None:
-    """One optimiser step on each batch of samples, with a reference for the KL divergence, as the stage does."""
+def main(model: str, prompts: Path, steps: int, together: int, samples: int, tokens: int, rows: int) -> None:
+    """One optimiser step on each batch of samples, with a reference for the KL divergence, as the stage does; `rows`
+    samples go through the model at once."""
     clock = StepClock()
     messages = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder,
             max_steps=steps + 1,
-            per_device_train_batch_size=together * samples,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=together * samples // rows,
             num_generations=samples,
             max_completion_length=tokens,
             temperature=1.0,
@@ -48,4 +52,4 @@ def main(model: str, prompts: Path, steps: int, together: int, samples: int, tok
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:7]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:8]))

@@ -1,0 +1,128 @@
+"use strict";
+// Who was at what in the newest steps of RLHF, and where each prompt was: rows of bars over one axis of time.
+const trace = (() => {
+const KINDS = {
+  draw: ["draws answers", "drew"], weights: ["takes weights", "took weights"], start: ["starts", "started"],
+  reward: ["gives rewards", "gave rewards"], learn: ["learns", "learned"], publish: ["sends weights", "sent weights"],
+};
+const LANES_SHOWN = 16, PROMPTS_SHOWN = 48;
+
+const seconds = (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(1)} s`;
+const percent = (share) => `${(100 * share).toFixed(3)}%`;
+
+function bar(kind, begin, end, axis, title) {
+  const node = element("i", kind);
+  node.style.left = percent((Math.max(begin, axis.begin) - axis.begin) / axis.length);
+  node.style.width = percent((Math.min(end, axis.end) - Math.max(begin, axis.begin)) / axis.length);
+  node.title = title;
+  return node;
+}
+
+function lane(name, bars, axis, said = "") {
+  const row = element("div", "lane"), time = element("div", "time");
+  time.append(...axis.steps.slice(1).map((step) => bar("edge", step.begin, step.begin, axis, `step ${step.step}`)), ...bars);
+  row.append(element("span", "who", name), time);
+  if (said) row.append(element("span", "quiet", said));
+  return row;
+}
+
+function axisOf(steps) {
+  const begin = steps[0].begin, end = steps.at(-1).end;
+  return { begin, end, length: Math.max(end - begin, 1e-9), steps };
+}
+
+function head(axis) {
+  const row = element("div", "lane head"), time = element("div", "time");
+  time.append(...axis.steps.map((step) => {
+    const label = element("b", "", `step ${step.step}, ${seconds(step.end - step.begin)}`);
+    label.style.left = percent((step.begin - axis.begin) / axis.length);
+    label.style.width = percent((step.end - step.begin) / axis.length);
+    return label;
+  }));
+  row.append(element("span", "who"), time);
+  return row;
+}
+
+function span(one, axis) {
+  const many = one.prompts.length, what = KINDS[one.what]?.[1] ?? one.what;
+  const parts = [`${one.who} ${one.lost ? "was lost" : what}`, seconds(one.end - one.begin)];
+  if (many) parts.push(`${many} prompt${many > 1 ? "s" : ""}`);
+  if (one.tokens) parts.push(`${one.tokens.toLocaleString("en")} tokens`);
+  return bar(one.lost ? "lost" : one.what, one.begin, one.end, axis, parts.join(", "));
+}
+
+// "rollout 2" before "rollout 10", and after them who works on what they drew.
+function inOrder(names) {
+  const place = (name) => (name.startsWith("rollout ") ? Number(name.slice(8)) : name === "rewards" ? 1e9 : 2e9);
+  return names.sort((first, second) => place(first) - place(second));
+}
+
+function lanes(axis) {
+  const spans = axis.steps.flatMap((step) => step.spans).filter((one) => one.end > axis.begin);
+  const present = new Map(axis.steps.at(-1).actors.map((actor) => [actor.who, actor]));
+  return inOrder([...new Set([...present.keys(), ...spans.map((one) => one.who)])]).map((who) => {
+    const own = spans.filter((one) => one.who === who), actor = present.get(who);
+    const drawn = own.filter((one) => one.what === "draw" && !one.lost);
+    const busy = drawn.reduce((sum, one) => sum + one.end - one.begin, 0), tokens = drawn.reduce((sum, one) => sum + one.tokens, 0);
+    const rate = busy ? `, ${Math.round(tokens / busy).toLocaleString("en")} tokens/s` : "";
+    const said = actor ? `weights ${actor.version}, ${actor.state}${rate}` : who.startsWith("rollout ") ? "gone" : "";
+    return lane(who, own.map((one) => span(one, axis)), axis, said);
+  });
+}
+
+function whereabouts(handed, axis) {
+  const draws = axis.steps.flatMap((step) => step.spans).filter(
+    (one) => one.what === "draw" && one.prompts.includes(handed.id) && one.begin >= handed.given && one.begin < handed.handed_out);
+  const step = axis.steps.find((one) => one.prompts.includes(handed)), learned = step.spans.find((one) => one.what === "learn");
+  const bars = [
+    bar("waits", handed.given, handed.handed_out, axis, `with the rollout actors for ${seconds(handed.handed_out - handed.given)}`),
+    ...draws.map((one) => span(one, axis)),
+    bar("reward", handed.handed_out, learned.begin, axis, `rewarded and waiting for the learner, ${seconds(learned.begin - handed.handed_out)}`),
+    span({ ...learned, prompts: [] }, axis),
+  ];
+  const behind = handed.behind ? `, ${handed.behind} version${handed.behind > 1 ? "s" : ""} behind` : "";
+  return lane(handed.id.slice(handed.id.indexOf(":") + 1), bars, axis, `${handed.tokens.toLocaleString("en")} tokens${behind}`);
+}
+
+function staleness(axis) {
+  const counts = new Map(), all = axis.steps.flatMap((step) => step.prompts);
+  for (const handed of all) counts.set(handed.behind, (counts.get(handed.behind) ?? 0) + 1);
+  const shares = [...counts].sort(([first], [second]) => first - second).map(([behind, count]) =>
+    `${Math.round((100 * count) / all.length)} % by ${behind ? `weights ${behind} version${behind > 1 ? "s" : ""} behind` : "the learner's own weights"}`);
+  return `Prompts were answered ${shares.join(", ")}; ${axis.steps.at(-1).waiting} are with the rollout actors still.`;
+}
+
+function key() {
+  const list = element("p", "quiet kinds");
+  list.append(...Object.entries({ ...KINDS, lost: ["was lost"] }).map(([kind, [name]]) => {
+    const node = element("span", "", name);
+    node.prepend(element("i", kind));
+    return node;
+  }));
+  return list;
+}
+
+function folded(title, ...parts) {
+  const more = element("details");
+  more.append(element("summary", "", title), ...parts);
+  return more;
+}
+
+// What the card of a stage shows of its trace.
+return function trace(steps) {
+  const axis = axisOf(steps), rows = lanes(axis), prompts = steps.at(-1).prompts;
+  const newest = axisOf(steps.slice(-2)), given = Math.min(...prompts.map((handed) => handed.given));
+  const from = { ...newest, begin: Math.max(newest.begin, given) };
+  from.length = Math.max(from.end - from.begin, 1e-9);
+  const box = (own, ...parts) => { const node = element("div", "trace"); node.append(head(own), ...parts); return node; };
+  const shown = [...prompts].sort((first, second) => second.handed_out - second.given - (first.handed_out - first.given)).slice(0, PROMPTS_SHOWN);
+  return [
+    folded(`Who did what in steps ${steps[0].step} to ${steps.at(-1).step}`, key(), box(axis, ...rows.slice(0, LANES_SHOWN)),
+      ...(rows.length > LANES_SHOWN ? [folded(`${rows.length - LANES_SHOWN} more`, box(axis, ...rows.slice(LANES_SHOWN)))] : []),
+      element("p", "quiet", staleness(axis))),
+    folded(`Where each prompt of step ${steps.at(-1).step} was`,
+      element("p", "quiet", `Those that took longest first${prompts.length > shown.length ? `, ${shown.length} of ${prompts.length}` : ""}.`),
+      box({ ...from, steps: newest.steps.filter((step) => step.end > from.begin) }, ...shown.map((handed) => whereabouts(handed, { ...from, steps: newest.steps })))),
+  ];
+};
+})();
