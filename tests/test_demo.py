@@ -17,6 +17,7 @@ from cluster.metrics import read_metrics
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import STAGES, Stage, run_stage, stage_named
+from cluster.trace import read_trace
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,7 @@ SMALL = [
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",
     "rlhf.checkpoint_every=1",
+    "rlhf.probe_every=2",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Rows of metrics that a stage has written when everything is killed: after its first checkpoint, before its end. The
@@ -146,7 +148,25 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     ]
     assert leans[0] == pytest.approx([0] * len(leans[0]), abs=1e-3)
     assert max(map(abs, leans[2])) > 0.01
-    assert finished.require("policy", "rlhf").metrics["prompts"] == {"trained": 12, "filtered": 0, "failed": 0}
+    metrics = finished.require("policy", "rlhf").metrics
+    assert metrics["prompts"] == {"trained": 12, "filtered": 0, "failed": 0}
+    # Held-out judgements are looked at before the third step and after the last.
+    assert ["preference_accuracy" in row for row in rows] == [False, False, True]
+    assert metrics["preference_accuracy"]["low"] < metrics["preference_accuracy"]["value"]
+
+
+@pytest.mark.slow
+def test_the_trace_holds_every_answer_of_the_newest_steps(finished: RunFolder):
+    rows, traces = read_metrics(finished.path("policy")), read_trace(finished.path("policy"))
+    assert traces is not None
+    assert [trace["step"] for trace in traces] == [row["step"] for row in rows[-len(traces) :]]
+    for trace, row in zip(traces, rows[-len(traces) :], strict=True):
+        draws = [span for span in trace["spans"] if span["what"] == "draw" and span["tokens"]]
+        handed = {prompt["id"] for prompt in trace["prompts"]}
+        assert sum(prompt["tokens"] for prompt in trace["prompts"]) == row["tokens"]
+        assert handed == {name for span in draws for name in span["prompts"] if name in handed}
+        assert trace["end"] - trace["begin"] > row["rollout_seconds"]
+        assert {actor["version"] for actor in trace["actors"]} == {row["version"]}
 
 
 @pytest.mark.slow
