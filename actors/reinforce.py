@@ -112,6 +112,7 @@ class Loop:
         )
         return {
             **figures,
+            "step_seconds": seconds,
             "rollout_seconds": batch.rollout_seconds,
             "reward_seconds": batch.reward_seconds,
             "sync_seconds": synced,

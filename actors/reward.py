@@ -1,7 +1,7 @@
-"""Rewards of answers, each from an actor of its own, and their weighted sum."""
+"""Rewards of answers, each from actors of its own, and their weighted sum."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import ray
@@ -27,30 +27,84 @@ def restarted(kind: type, share: Share, restarts: int) -> Any:
     )
 
 
-@dataclass(frozen=True)
 class Scorer:
-    """One reward among several.
+    """One reward among several: actors that give it and share what is asked.
 
-    Attributes:
+    Args:
         name: for messages.
-        actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
+        launch: makes an actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
         weight: in the sum.
         seconds: most time for the answers of one step.
         questions: by the prompts' ids, for actors that are to see them. They go with what is asked: as an argument of
             an actor that may be started again, many would have to stay in Ray's object store.
+        actors: how many to start with.
     """
 
-    name: str
-    actor: Any
-    weight: float
-    seconds: float
-    questions: Mapping[str, Question] | None = None
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Any],
+        weight: float,
+        seconds: float,
+        questions: Mapping[str, Question] | None = None,
+        actors: int = 1,
+    ) -> None:
+        self.name, self.weight, self.seconds = name, weight, seconds
+        self._launch, self._questions = launch, questions
+        self._actors: list[Any] = []
+        self._starting: dict[ray.ObjectRef, Any] = {}
+        self.resize(actors)
 
-    def ask(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Any:
-        """The reference of the rewards to come."""
-        if self.questions is None:
-            return self.actor.score.remote(prompts, groups)
-        return self.actor.score.remote(prompts, groups, [self.questions[prompt.id] for prompt in prompts])
+    @property
+    def size(self) -> int:
+        """How many actors there are, those that start included."""
+        return len(self._actors) + len(self._starting)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all actors have started."""
+        self._join()
+        return not self._starting
+
+    def wait_ready(self, deadline: float) -> None:
+        """Until all actors have started. Raises as `wait_for`."""
+        wait_for(list(self._starting), deadline, f"the actors of {self.name} to start")
+        self._join()
+
+    def resize(self, actors: int) -> None:
+        """Changes the number of actors between two steps: new ones are asked once they have started."""
+        self._join()
+        while self.size < actors:
+            actor = self._launch()
+            self._starting[actor.__ray_ready__.remote()] = actor
+        while self.size > actors:
+            ray.kill(self._starting.popitem()[1] if self._starting else self._actors.pop())
+
+    def ask(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> list[ray.ObjectRef]:
+        """The references of the rewards to come: of the first prompts, of those after them, and so on."""
+        self._join()
+        # Before any has started, all of them: calls wait in an actor that starts.
+        actors = self._actors or list(self._starting.values())
+        bounds = [len(prompts) * number // len(actors) for number in range(len(actors) + 1)]
+        return [
+            self._ask_one(actor, prompts[begin:end], groups[begin:end])
+            for actor, (begin, end) in zip(actors, pairwise(bounds), strict=True)
+            if begin < end
+        ]
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self.resize(0)
+
+    def _join(self) -> None:
+        if self._starting:
+            started, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
+            self._actors += [self._starting.pop(ref) for ref in started]
+
+    def _ask_one(self, actor: Any, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> ray.ObjectRef:
+        if self._questions is None:
+            return actor.score.remote(prompts, groups)
+        return actor.score.remote(prompts, groups, [self._questions[prompt.id] for prompt in prompts])
 
 
 def weighted_rewards(
@@ -65,8 +119,8 @@ def weighted_rewards(
     """
     asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
     total = [[0.0] * len(group) for group in groups]
-    for scorer, answer in asked:
-        scores = wait_for(answer, scorer.seconds, f"the rewards of {scorer.name}")
+    for scorer, answers in asked:
+        scores = chain(*wait_for(answers, scorer.seconds, f"the rewards of {scorer.name}"))
         total = [
             [old + scorer.weight * new for old, new in zip(*rows, strict=True)]
             for rows in zip(total, scores, strict=True)

@@ -22,6 +22,9 @@ class ActorState(StrEnum):
     DEAD = "dead"
 
 
+# At prompts, or at the weights in between.
+WORKING = {ActorState.READY, ActorState.STALE}
+
 # DEAD leads nowhere: what replaces a dead actor starts anew and has to pull the current weights before it is READY.
 _NEXT = {
     ActorState.STARTING: {ActorState.STALE, ActorState.DEAD},

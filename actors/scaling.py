@@ -1,10 +1,8 @@
-"""How many rollout actors keep the learner at work: what a run advises, and how a fleet sizes itself."""
+"""How many rollout and reward actors keep the learner at work: what a run advises, and how they are sized."""
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-
-from actors.roster import ActorState
+from collections.abc import Callable, Mapping, Sequence
 
 # A learner that waits less than this is busy: what is left is the time of the weights on their way.
 WAITING_SHARE = 0.1
@@ -13,8 +11,6 @@ WINDOW = 5
 # An estimate from few steps errs: fewer than so many actors too many stay, and the fleet at most doubles at once.
 SPARE_SHARE = 0.25
 GROWTH = 2
-# At their prompts, or at the weights in between.
-WORKING = {ActorState.READY, ActorState.STALE}
 
 
 def balanced(learner_idle: float, rollout_idle: float, actors: int) -> int:
@@ -46,32 +42,62 @@ def advice(learner_idle: float, rollout_idle: float, actors: int, max_staleness:
     return f"{waited}: add {needed - actors} rollout actors" if needed > actors else None
 
 
+def rollout_actors_needed(figures: Mapping[str, float], actors: int) -> int:
+    """`balanced` for the figures of a step."""
+    return balanced(figures["learner_idle"], figures["rollout_idle"], actors)
+
+
+def reward_actors_needed(figures: Mapping[str, float], actors: int) -> int:
+    """How many reward actors keep the rewards below a share of a step that is hardly waited for."""
+    return max(1, math.ceil(actors * figures["reward_seconds"] / figures["step_seconds"] / WAITING_SHARE))
+
+
 class Scaler:
-    """Sizes a fleet by the measured idle shares, between two bounds."""
+    """Sizes a set of actors by measured figures, between two bounds.
 
-    def __init__(self, least: int, most: int) -> None:
+    Args:
+        least, most: the bounds.
+        needed: how many actors there should be, by figures of a step (means over a few are given) and by how many
+            there were.
+        names: of those figures.
+    """
+
+    def __init__(
+        self, least: int, most: int, needed: Callable[[Mapping[str, float], int], int], names: Sequence[str]
+    ) -> None:
         self.least, self.most = least, most
-        self._idle: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._needed, self._names = needed, names
+        self._steps: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
 
-    def wanted(self, figures: Mapping[str, float], states: Sequence[ActorState]) -> int | None:
-        """How many actors there should be, or None to leave the fleet as it is.
+    @classmethod
+    def of_rollouts(cls, least: int, most: int) -> "Scaler":
+        """By the idle shares."""
+        return cls(least, most, rollout_actors_needed, ("learner_idle", "rollout_idle"))
 
-        A step counts if all actors worked in it: while some start or go, the shares are of neither size.
+    @classmethod
+    def of_rewards(cls, least: int, most: int) -> "Scaler":
+        """By the share of a step in which rewards are waited for."""
+        return cls(least, most, reward_actors_needed, ("reward_seconds", "step_seconds"))
+
+    def wanted(self, figures: Mapping[str, float], actors: int, settled: bool) -> int | None:
+        """How many actors there should be, or None to leave them as they are.
+
+        A step counts if all actors worked in it: while some start or go, its figures are of neither size.
 
         Args:
-            figures: `learner_idle` and `rollout_idle` of the step that is done.
-            states: of the actors after it.
+            figures: of the step that is done.
+            actors: how many there are after it.
+            settled: whether all of them are at work.
         """
-        actors = len(states)
-        if not WORKING.issuperset(states) or not self.least <= actors <= self.most:
-            self._idle.clear()
+        if not settled or not self.least <= actors <= self.most:
+            self._steps.clear()
             return None
-        self._idle.append((figures["learner_idle"], figures["rollout_idle"]))
-        if len(self._idle) < WINDOW:
+        self._steps.append(figures)
+        if len(self._steps) < WINDOW:
             return None
-        learner_idle, rollout_idle = (sum(shares) / WINDOW for shares in zip(*self._idle, strict=True))
-        needed = min(max(balanced(learner_idle, rollout_idle, actors), self.least), self.most, GROWTH * actors)
+        means = {name: sum(step[name] for step in self._steps) / WINDOW for name in self._names}
+        needed = min(max(self._needed(means, actors), self.least), self.most, GROWTH * actors)
         if actors * (1 - SPARE_SHARE) < needed <= actors:
             return None
-        self._idle.clear()
+        self._steps.clear()
         return needed

@@ -107,11 +107,16 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     size = parameters(recipe.model) / GB
     logits = recipe.model.context * recipe.model.vocabulary * LOGIT_BYTES / GB
     engines, replicas = recipe.rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
+    rewards = recipe.rlhf.reward_models
     ray = RAY_GB + 2 * HELD_BYTES * size
     if on_gpu:
         host = HELD_BYTES * size
         training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
-        return {**training, "rlhf": ray + host + (engines + 2) * PROCESS_GB, "serve": ray + replicas * PROCESS_GB}
+        return {
+            **training,
+            "rlhf": ray + host + (engines + rewards + 1) * PROCESS_GB,
+            "serve": ray + replicas * PROCESS_GB,
+        }
     needs = {
         name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
         for name, part in trainings(recipe).items()
@@ -122,7 +127,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     learner = PROCESS_GB + models * HELD_BYTES * size + learning + recipe.rlhf.micro_batch_rows * logits
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
-    needs["rlhf"] = ray + learner + reward + engines * engine
+    needs["rlhf"] = ray + learner + recipe.rlhf.reward_models * reward + engines * engine
     needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
     return needs
 

@@ -77,8 +77,10 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     # A task that reads takes a whole CPU by default: with less left over, training would wait for its data for ever.
     data_cpus = _down(min(found.cpus / 2, max(1.0, found.cpus / 4)))
     trainer_cpus = min((found.cpus - data_cpus) / workers, found.cores)
-    actor_cpus = min(found.cpus / (2 * (actors + 2)), found.cores)
-    actor_gpus = _gpu_share(found.gpus, actors + 2)
+    rewards = max(1, recipe.rlhf.reward_models)
+    processes = actors + rewards + 1
+    actor_cpus = min(found.cpus / (2 * processes), found.cores)
+    actor_gpus = _gpu_share(found.gpus, processes)
     every_core = found.cores
     # Threads that outnumber the cores wait for each other at every operation.
     sides = 2 if recipe.rlhf.max_staleness and not found.gpus else 1
@@ -90,7 +92,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         trainer=Share(_down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))),
         data_cpus=data_cpus,
         rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
-        reward=Share(_down(actor_cpus), actor_gpus, every_core),
+        reward=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
         learner=Share(_down(actor_cpus), actor_gpus, max(1, every_core // sides)),
         replica=Share(
             _down(min(found.cpus / (2 * replicas), found.cores)),

@@ -46,7 +46,7 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
     for name, section in trainings(recipe).items():
         add(name, f"{section.workers} trainer", plan.trainer)
     add("rlhf", f"{recipe.rlhf.rollout_actors} rollout", plan.rollout)
-    add("", "1 reward", plan.reward)
+    add("", f"{max(1, recipe.rlhf.reward_models)} reward", plan.reward)
     add("", "1 learner", plan.learner)
     add("serve", f"{REPLICAS * recipe.serve.max_replicas} replica", plan.replica)
     return table

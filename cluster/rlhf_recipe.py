@@ -65,6 +65,8 @@ class Rlhf(Section):
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
     most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
+    reward_actors: Positive = Field(1, description="of each of rewards; they share the answers of a step")
+    most_reward_actors: Positive | None = Field(None, description="there may be so many while rewards hold the step up")
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")
     swap_in_flight: bool = Field(
         False, description="new weights reach long answers in the midst, which go on with them; needs max_staleness"
@@ -108,6 +110,8 @@ class Rlhf(Section):
     def _fleet(self) -> "Rlhf":
         if self.fleet_limit < self.rollout_actors:
             raise ValueError("most_rollout_actors is less than rollout_actors, with which the fleet starts")
+        if self.most_reward_actors and self.most_reward_actors < self.reward_actors:
+            raise ValueError("most_reward_actors is less than reward_actors, with which a run starts")
         if self.swap_in_flight and not self.max_staleness:
             raise ValueError("swap_in_flight makes answers of several versions of the weights: set max_staleness too")
         return self
@@ -127,3 +131,13 @@ class Rlhf(Section):
     def fleet_limit(self) -> int:
         """The most rollout actors there may be, unless a person adds more."""
         return self.most_rollout_actors or self.rollout_actors
+
+    @property
+    def reward_limit(self) -> int:
+        """The most actors there may be of each reward."""
+        return self.most_reward_actors or self.reward_actors
+
+    @property
+    def reward_models(self) -> int:
+        """The most actors there may be that hold the reward model."""
+        return self.reward_limit * sum(reward.kind == "model" for reward in self.rewards)

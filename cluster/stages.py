@@ -24,6 +24,8 @@ EXECUTION = {
     "compile_layers",
     "rollout_actors",
     "most_rollout_actors",
+    "reward_actors",
+    "most_reward_actors",
     "parity_every",
     "samples",
     "sample_tokens",

@@ -18,6 +18,7 @@ from actors.remote_learner import RemoteLearner, learner_actor
 from actors.reward import Scorer, weighted_rewards
 from actors.reward_function import load_function
 from actors.rollouts import Rollouts
+from actors.roster import WORKING
 from actors.sample import Question
 from actors.scaling import Scaler, advice
 from actors.stream import shards_in
@@ -63,7 +64,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
         probe = preference_probe(run, settings, learner, recipe.seed)
         some = list(prompts.values())[:PARITY_PROMPTS]
-        scaler = Scaler(settings.rollout_actors, settings.fleet_limit)
+        scaler = Scaler.of_rollouts(settings.rollout_actors, settings.fleet_limit)
+        reward_scaler = Scaler.of_rewards(settings.reward_actors, settings.reward_limit)
         metrics, traces = MetricsWriter(out, resume_at=start), TraceWriter(out)
         stopped = None
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
@@ -73,7 +75,11 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 _resize(run, fleet, wanted_actors(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.most_rollout_actors:
-                    _resize(run, fleet, scaler.wanted(figures, fleet.states()))
+                    states = fleet.states()
+                    _resize(run, fleet, scaler.wanted(figures, len(states), WORKING.issuperset(states)))
+                if settings.most_reward_actors:
+                    _resize_rewards(scorers, reward_scaler, figures)
+                figures["reward_actors"] = scorers[0].size
                 saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
                 if saved or step == 0:
                     figures["rollouts"] = viewed(
@@ -129,6 +135,14 @@ def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
     if wanted is not None:
         fleet.resize(wanted)
         write_fleet_state(run, wanted)
+
+
+def _resize_rewards(scorers: list[Scorer], scaler: Scaler, figures: Mapping[str, float]) -> None:
+    """All alike: which of them a step waits for changes with their number."""
+    actors = scorers[0].size
+    wanted = scaler.wanted(figures, actors, settled=all(scorer.settled for scorer in scorers))
+    for scorer in scorers:
+        scorer.resize(wanted or actors)
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import ray
+from typing import Any
 
 from actors.endpoint import HttpReward
 from actors.environment import Environment
@@ -16,7 +16,6 @@ from actors.reward import Scorer, restarted
 from actors.reward_function import FunctionReward
 from actors.reward_model import ModelReward
 from actors.sample import Prompt, Question
-from cluster.failures import wait_for
 from cluster.plan import Share, make_plan
 from cluster.recipe import Recipe
 from cluster.rlhf_recipe import Reward
@@ -80,29 +79,34 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[s
 
 @contextmanager
 def reward_actors(recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Iterator[list[Scorer]]:
-    """An actor for each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
+    """The actors of each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
     scorers = [_scorer(source, recipe, run, questions) for source in recipe.rlhf.rewards]
     try:
         yield scorers
     finally:
         for scorer in scorers:
-            ray.kill(scorer.actor)
+            scorer.close()
 
 
 def wait_ready(scorers: list[Scorer], deadline: float) -> None:
     """Raises as `wait_for` if one does not start."""
-    wait_for([scorer.actor.__ray_ready__.remote() for scorer in scorers], deadline, "the reward actors to start")
+    for scorer in scorers:
+        scorer.wait_ready(deadline)
 
 
 def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Scorer:
-    seconds, share = source.timeout_seconds, make_plan(recipe).reward
+    seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.reward_actors
     if source.function:
-        actor = restarted(FunctionReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.function)
-        return Scorer(f"the function {source.function}", actor, source.weight, seconds, questions)
+        launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
+        return Scorer(f"the function {source.function}", launch, source.weight, seconds, questions, count)
     if source.url:
-        actor = restarted(HttpReward, FUNCTION_SHARE, REWARD_RESTARTS).remote(source.url, seconds)
+        launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, seconds)
         # The actor ends first, and says more.
         name = f"the endpoint {source.url}"
-        return Scorer(name, actor, source.weight, seconds + HTTP_GRACE_SECONDS, questions)
-    actor = restarted(ModelReward, share, REWARD_RESTARTS).remote(run.path("reward"), share.threads)
-    return Scorer("the reward model", actor, source.weight, recipe.cluster.deadline_seconds)
+        return Scorer(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, questions, count)
+    launch = partial(_launch, ModelReward, share, run.path("reward"), share.threads)
+    return Scorer("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
+
+
+def _launch(kind: type, share: Share, *words: object) -> Any:
+    return restarted(kind, share, REWARD_RESTARTS).remote(*words)

@@ -14,7 +14,7 @@ from actors.coordinator import Coordinator
 from actors.ledger import Ledger, Ticket
 from actors.reinforce import Loop
 from actors.rollouts import Rollouts
-from actors.roster import ActorState
+from actors.roster import WORKING, ActorState
 from actors.sample import Prompt, Sample, Sampling
 from actors.scaling import Scaler, advice
 from actors.simulation import Call, Fate, Latency, World, weights_of
@@ -345,9 +345,10 @@ def test_a_fleet_sizes_itself_to_the_learner(start: int, learner_seconds: float,
     coordinator = world.coordinator(start, DEADLINE)
     coordinator.start()
     loop = loop_of(world, coordinator, Learner(world, settings, learner_seconds), rewarded)
-    scaler, sizes = Scaler(1, 16), [start]
+    scaler, sizes = Scaler.of_rollouts(1, 16), [start]
     for step in range(60):
-        wanted = scaler.wanted(loop.step(step), coordinator.states())
+        figures, states = loop.step(step), coordinator.states()
+        wanted = scaler.wanted(figures, len(states), WORKING.issuperset(states))
         if wanted is not None:
             coordinator.resize(wanted)
             sizes.append(wanted)
@@ -357,11 +358,25 @@ def test_a_fleet_sizes_itself_to_the_learner(start: int, learner_seconds: float,
 
 
 def test_a_fleet_stays_within_its_bounds_and_does_not_count_steps_of_another_size():
-    scaler, waiting = Scaler(2, 3), {"learner_idle": 0.9, "rollout_idle": 0.0}
-    ready = [ActorState.READY] * 2
-    assert [scaler.wanted(waiting, ready) for _ in range(4)] == [None] * 4
-    assert scaler.wanted(waiting, [*ready, ActorState.STARTING]) is None
-    assert [scaler.wanted(waiting, ready) for _ in range(5)] == [None] * 4 + [3]
-    assert [scaler.wanted(waiting, [ActorState.READY] * 3) for _ in range(5)] == [None] * 5
+    scaler, waiting = Scaler.of_rollouts(2, 3), {"learner_idle": 0.9, "rollout_idle": 0.0}
+    assert [scaler.wanted(waiting, 2, True) for _ in range(4)] == [None] * 4
+    assert scaler.wanted(waiting, 3, settled=False) is None
+    assert [scaler.wanted(waiting, 2, True) for _ in range(5)] == [None] * 4 + [3]
+    assert [scaler.wanted(waiting, 3, True) for _ in range(5)] == [None] * 5
     # Somebody added actors by hand: theirs to take away.
-    assert [scaler.wanted({"learner_idle": 0.0, "rollout_idle": 0.9}, ready * 2) for _ in range(5)] == [None] * 5
+    assert [scaler.wanted({"learner_idle": 0.0, "rollout_idle": 0.9}, 4, True) for _ in range(5)] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("start", "work", "reached"), [(1, 2.0, 5), (8, 0.8, 2), (4, 1.7, 4), (1, 0.1, 1), (1, 99.0, 8)]
+)
+def test_there_are_so_many_reward_actors_that_a_tenth_of_a_step_is_theirs(start: int, work: float, reached: int):
+    # One actor needs `work` seconds for a step's rewards, and the rest of a step takes 4.
+    scaler, sizes = Scaler.of_rewards(1, 8), [start]
+    for _ in range(60):
+        seconds = work / sizes[-1]
+        wanted = scaler.wanted({"reward_seconds": seconds, "step_seconds": 4 + seconds}, sizes[-1], True)
+        if wanted is not None:
+            sizes.append(wanted)
+    assert sizes[-1] == reached, sizes
+    assert all(after <= 2 * before for before, after in pairwise(sizes))

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
 
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
@@ -19,6 +21,7 @@ from actors.sample import Prompt, Question, Sample, Sampling
 from cluster.failures import DeadlineError, EngineError, StageError, UserError, known_failure
 from cluster.plan import Share
 from cluster.rlhf_recipe import Rlhf
+from tests.helpers import wait_until
 
 # Actors import this file: what needs torch is tested in another, which spares each 9 s of processor time.
 HERE = "tests.actors.test_reward"
@@ -86,11 +89,14 @@ def test_a_check_without_a_right_answer_says_so():
         FunctionReward("actors.checks:same_text").score(PROMPTS, [[sample("x")]], [Question([], {})])
 
 
+def function_actor(name: str, restarts: int = 3) -> Any:
+    return restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(f"{HERE}:{name}")
+
+
 @pytest.mark.slow
 def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None):
     def scorer(name: str, weight: float, seconds: float) -> Scorer:
-        actor = ray.remote(FunctionReward).options(num_cpus=0).remote(f"{HERE}:{name}")
-        return Scorer(f"the function {name}", actor, weight, seconds, QUESTIONS)
+        return Scorer(f"the function {name}", partial(function_actor, name), weight, seconds, QUESTIONS)
 
     scorers = [
         scorer("length", 1.0, 60),
@@ -101,7 +107,7 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
     try:
         groups = [[sample("abc"), sample("")]]
         assert weighted_rewards(scorers[:2], PROMPTS, groups) == [[2.0, 0.5]]
-        ray.get(scorers[2].actor.__ray_ready__.remote(), timeout=180)
+        scorers[2].wait_ready(180)
         with pytest.raises(DeadlineError, match="rewards of the function hangs"):
             weighted_rewards(scorers[:3], PROMPTS, groups)
         with pytest.raises(StageError, match="raised ZeroDivisionError") as caught:
@@ -109,7 +115,7 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
         assert "broken raised" in str(known_failure(caught.value))
     finally:
         for one in scorers:
-            ray.kill(one.actor)
+            one.close()
 
 
 def dies_once(question: Question, answer: str) -> float:
@@ -133,8 +139,7 @@ def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_i
 ):
     questions = {"a": Question([], {"mark": str(tmp_path / "mark")})}
     for name, restarts in (("dies_once", 3), ("always_dies", 1)):
-        actor = restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(f"{HERE}:{name}")
-        scorer = Scorer(f"the function {name}", actor, 2.0, 90, questions)
+        scorer = Scorer(f"the function {name}", partial(function_actor, name, restarts), 2.0, 90, questions)
         try:
             if name == "dies_once":
                 assert weighted_rewards([scorer], PROMPTS, [[sample("x"), sample("y")]]) == [[2.0, 2.0]]
@@ -142,7 +147,45 @@ def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_i
                 with pytest.raises(EngineError, match="died before it gave the rewards of the function always_dies"):
                     weighted_rewards([scorer], PROMPTS, [[sample("x")]])
         finally:
-            ray.kill(actor)
+            scorer.close()
+
+
+def signed(question: Question, answer: str) -> float:
+    """The answer, a number, and behind the point who was asked; slow, so that a kill comes in its midst."""
+    time.sleep(0.5)
+    return int(answer) + os.getpid() / 1e9
+
+
+@pytest.mark.slow
+def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_session: None):
+    prompts = [Prompt(f"p{number}", [1]) for number in range(7)]
+    groups = [[sample(str(number))] for number in range(7)]
+    questions = {prompt.id: Question([], {}) for prompt in prompts}
+    scorer = Scorer("the function signed", partial(function_actor, "signed"), 1.0, 120, questions, actors=2)
+
+    def scored() -> tuple[list[int], list[float]]:
+        scores = [row[0] for row in weighted_rewards([scorer], prompts, groups)]
+        return [int(score) for score in scores], [round(score % 1 * 1e9) for score in scores]
+
+    try:
+        scorer.wait_ready(180)
+        answers, processes = scored()
+        assert answers == list(range(7))
+        assert processes == [processes[0]] * 3 + [processes[-1]] * 4
+        assert processes[0] != processes[-1]
+        threading.Timer(0.7, os.kill, (processes[0], signal.SIGKILL)).start()
+        answers, others = scored()
+        assert answers == list(range(7))
+        assert processes[0] not in others
+        # Whoever joins is asked once it has started; nobody waits for it, and nobody is asked who has gone.
+        scorer.resize(3)
+        assert scorer.size == 3
+        wait_until(lambda: scorer.settled, 180, "the third actor")
+        assert len(set(scored()[1])) == 3
+        scorer.resize(1)
+        assert (len(set(scored()[1])), scorer.size) == (1, 1)
+    finally:
+        scorer.close()
 
 
 @dataclass

@@ -32,6 +32,21 @@ def test_threads_use_the_cores(recipe_path: Path) -> None:
     assert 2 * beside.rollout.threads + beside.learner.threads == 8
 
 
+def test_reward_actors_have_shares_and_memory_for_as_many_as_there_may_be(recipe_path: Path) -> None:
+    one = load_recipe(recipe_path)
+    four = load_recipe(recipe_path, ["rlhf.reward_actors=2", "rlhf.most_reward_actors=4"])
+    plan = make_plan(four, replace(LAPTOP, cpus=16, cores=16))
+    actors = four.rlhf.rollout_actors * plan.rollout.cpus + 4 * plan.reward.cpus + plan.learner.cpus
+    assert actors == pytest.approx(8, abs=0.1)
+    assert plan.reward.threads == 4
+    apart = memory_needs(four)["rlhf"] - memory_needs(one)["rlhf"]
+    assert apart == pytest.approx(3 * (0.7 + 4 * 2.5e-3), abs=0.02)
+    computed = "rlhf.rewards=[{kind: function, function: 'a.b:c'}]"
+    assert (
+        memory_needs(load_recipe(recipe_path, [computed, "rlhf.reward_actors=4"]))["rlhf"] < memory_needs(one)["rlhf"]
+    )
+
+
 @pytest.mark.parametrize(("gpus", "share"), [(8, 1.0), (4, 1.0), (2, 0.5), (1, 0.25)])
 def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, share: float) -> None:
     plan = make_plan(load_recipe(recipe_path), Resources(cpus=16, cores=16, gpus=gpus, memory_gb=100, gpu_memory_gb=80))
