@@ -1,20 +1,22 @@
-"""A progress bar that follows the metrics a stage writes, wherever the stage runs."""
+"""A progress bar and TensorBoard's files, both of which follow the metrics a stage writes, wherever it runs."""
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.metrics import read_metrics
+from cluster.tracker import EventWriter
 
 PERIOD = 1.0
 
 
 @contextmanager
 def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[None]:
-    """Shows how many of `steps` are in the folder's `metrics.jsonl`, and the last loss, until the block ends."""
+    """Shows how many of `steps` are in the folder's `metrics.jsonl`, and the last loss, until the block ends; what is
+    in it, TensorBoard finds beside it."""
     stop = threading.Event()
     columns = (
         TextColumn("{task.description}"),
@@ -28,14 +30,16 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[None]:
         task = progress.add_task(title, total=steps, figure="")
 
         def follow() -> None:
-            while True:
-                finished = stop.wait(PERIOD)
-                if rows := read_metrics(folder):
-                    last = rows[-1]
-                    figure = f"loss {last['loss']:.3f}" if "loss" in last else ""
-                    progress.update(task, completed=last["step"] + 1, figure=figure)
-                if finished:
-                    return
+            with closing(EventWriter(folder)) as events:
+                while True:
+                    finished = stop.wait(PERIOD)
+                    if rows := read_metrics(folder):
+                        last = rows[-1]
+                        figure = f"loss {last['loss']:.3f}" if "loss" in last else ""
+                        progress.update(task, completed=last["step"] + 1, figure=figure)
+                        events.follow(rows)
+                    if finished:
+                        return
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

@@ -10,6 +10,7 @@ make demo && python -m infra.bench.kills [--run runs/demo] [--only sft]        a
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
@@ -18,10 +19,11 @@ from rich.table import Table
 from cluster.metrics import read_metrics
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import STAGES, Stage
+from cluster.tracker import FILES
 from infra.bench.faults import copied, end_family, options, parsed, wait_for
 
 SECONDS = 900.0
-WITH_SECONDS = {"manifest.json", "metrics.jsonl", "stats.json", "report.json", "index.html"}
+WITH_SECONDS = ("manifest.json", "metrics.jsonl", "trace.json", FILES, "stats.json", "report.json", "index.html")
 
 
 def killed_halfway(stage: Stage, finished: RunFolder, log: Path) -> tuple[float, float, list[str]]:
@@ -64,7 +66,8 @@ def wrong(stage: Stage, run: RunFolder, finished: RunFolder) -> list[str]:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The fingerprint of each file by its path."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in WITH_SECONDS]
+    every = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in every if not any(fnmatch(file.name, pattern) for pattern in WITH_SECONDS)]
     return {str(file.relative_to(folder)): file_fingerprint(file) for file in files}
 
 
