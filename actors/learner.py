@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoTokenizer
 
-from actors.checkpoint import load_checkpoint, save_checkpoint, trained
+from actors.checkpoint import load_checkpoint, save_checkpoint, take_over, trained
 from actors.model import adapters, language
+from actors.model.batches import Part, sum_over_workers, to_device
 from actors.model.heads import load_reward_model, token_values
 from actors.model.objectives.algorithms import ALGORITHMS
 from actors.model.objectives.language import LanguageObjective
@@ -33,6 +35,7 @@ from actors.model.objectives.policy import (
 )
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
+from actors.model.sharding import Spread, whole
 from actors.rollout_batch import Batching, figures_of
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
@@ -47,6 +50,9 @@ PRETRAIN_ROWS = 8
 
 class Learner:
     """One optimiser step or a few on each batch of samples.
+
+    Where a process group has been set up, models, gradients and optimisers are spread over its workers (FSDP2). Every
+    one is given all samples and computes a part of them; all must be called alike.
 
     Args:
         start: the fine-tuned model; also the reference, which with `settings.lora` is the policy without its adapters.
@@ -63,21 +69,23 @@ class Learner:
         self.kl_in = settings.kl_in or self.algorithm.kl_in
         self.kl = DIVERGENCES[settings.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")]
         self.kl_coefficient = settings.kl_coefficient
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.part = _own_part(settings)
         self.policy = language.load(start)
         self.reference: Any = None
         if settings.lora:
             adapters.add(self.policy, settings.lora, seed)
         else:
-            self.reference = language.load(start).to(self.device).eval().requires_grad_(False)
-        self.policy.to(self.device)
+            self.reference = language.load(start).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(start)
-        self.critic = load_reward_model(critic).to(self.device) if self.algorithm.value_losses else None
+        self.critic = load_reward_model(critic) if self.algorithm.value_losses else None
+        models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
+        workers, device = self.part.workers, self.part.device
+        self.spread = {name: Spread(model, workers, device) for name, model in models.items() if model is not None}
         self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
             self.optimisers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
-        self.batching = Batching(self.tokenizer.pad_token_id, self.device)
+        self.batching = Batching(self.tokenizer.pad_token_id, self.part.device)
         self.text = text
         self.seed = seed
         self.version = 0
@@ -88,14 +96,19 @@ class Learner:
         """The policy's parameters on the CPU, by their Hugging Face names; with `settings.lora` only its adapters, as
         `adapters.scaled` gives them."""
         if self.settings.lora:
-            return adapters.scaled(self.policy, self._copy())
-        return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
+            return adapters.scaled(self.policy, _gathered(trained(self.policy)))
+        return _gathered(self.policy.state_dict())
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.cpu().clone() for name, value in trained(self.policy).items()}
+        return {name: value.clone() for name, value in trained(self.policy).items()}
 
-    def _reference(self) -> AbstractContextManager[Any]:
-        return adapters.switched_off(self.policy) if self.settings.lora else nullcontext(self.reference)
+    @contextmanager
+    def _fine_tuned(self) -> Iterator[Spread]:
+        if self.reference is not None:
+            yield self.spread["reference"]
+            return
+        with adapters.switched_off(self.policy):
+            yield self.spread["policy"]
 
     @torch.no_grad()
     def logprobs(
@@ -103,8 +116,12 @@ class Learner:
     ) -> list[list[float]]:
         """Log-probabilities of the tokens from `starts` on, by the policy or by the fine-tuned model that it was."""
         batch = self.batching.sequences(sequences, starts)
-        with self._reference() if fine_tuned else nullcontext(self.policy) as model:
-            values = self._in_pieces(partial(answer_logprobs, model, temperature=temperature), batch)
+        compute = partial(_logprobs, temperature=temperature)
+        if fine_tuned:
+            with self._fine_tuned() as model:
+                values = self._in_pieces(partial(compute, model), batch)
+        else:
+            values = self._in_pieces(partial(compute, self.spread["policy"]), batch)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
     def step(
@@ -141,6 +158,8 @@ class Learner:
         for rows in np.array_split(order, settings.minibatches):
             for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), seen).items():
                 figures.setdefault(name, []).append(value)
+        if self.part.workers > 1:
+            dist.all_reduce(seen)
         start = _start(batch, seen if targets.proximal is None else targets.proximal, targets.reference)
         figures["kl_coefficient"] = [self.kl_coefficient]
         if settings.kl_target:
@@ -165,9 +184,10 @@ class Learner:
         """What the samples taught."""
         # Of five passes over the batch (a backward pass counts for two), this saves one.
         known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
-        proximal = None if known_later else self._in_pieces(partial(self._logprobs, self.policy), batch)
-        with self._reference() as fine_tuned:
-            reference = self._in_pieces(partial(self._logprobs, fine_tuned), batch)
+        compute = partial(_logprobs, temperature=self.settings.temperature)
+        proximal = None if known_later else self._in_pieces(partial(compute, self.spread["policy"]), batch)
+        with self._fine_tuned() as fine_tuned:
+            reference = self._in_pieces(partial(compute, fine_tuned), batch)
         values = None if self.critic is None else self._in_pieces(self._values, batch)
         rewards = at_last_token(self._shaped(batch), batch.answer)
         if proximal is not None and self.kl_in == "reward":
@@ -191,13 +211,12 @@ class Learner:
         tokens = int(batch.answer[rows].sum())
         _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
-        for piece in rows.split(settings.micro_batch_rows):
+        for piece, counts in self._pieces(rows, batch.groups[rows]):
             part = batch.rows(piece)
             own = targets.rows(piece, part.width)
-            logprobs, entropy = answer_logprobs_and_entropy(
-                self.policy, part, settings.temperature, entropy_learns=settings.entropy_bonus > 0
+            logprobs, entropy = self.spread["policy"](
+                answer_logprobs_and_entropy, part, settings.temperature, entropy_learns=settings.entropy_bonus > 0
             )
-            seen[piece, : part.width] = logprobs.detach()
             losses, clipped = algorithm.token_losses(part, own, logprobs, self.clip)
             if self.kl_in == "loss":
                 losses = losses + self.kl_coefficient * self.kl(logprobs, own.reference)
@@ -205,20 +224,27 @@ class Learner:
                 losses = losses - settings.entropy_bonus * entropy
             divisors, _ = algorithm.average(part.answer, settings.max_tokens)
             loss = (losses / divisors)[part.answer].sum() / total
-            loss.backward()
+            # FSDP averages over workers.
+            weight = self.part.workers if counts else 0
+            (loss * weight).backward()
             if algorithm.value_losses:
                 value_losses = algorithm.value_losses(self._values(part), own, self.clip)
                 value_loss = value_losses[part.answer].sum() / tokens
-                value_loss.backward()
-                sums["value_loss"] += float(value_loss.detach())
+                (value_loss * weight).backward()
+                sums["value_loss"] += float(value_loss.detach()) if counts else 0.0
+            if not counts:
+                continue
+            seen[piece, : part.width] = logprobs.detach()
             sums["loss"] += float(loss.detach())
             sums["entropy"] += float(entropy[part.answer].detach().sum()) / tokens
             sums["clip_fraction"] += float(clipped[part.answer].sum()) / tokens
             sums["kl_k3"] += float(kl_k3(logprobs.detach(), own.reference)[part.answer].sum()) / tokens
         if settings.pretrain_mix:
             sums["pretrain_loss"] = self._mix_in_text()
+        _, sums = sum_over_workers(0.0, sums, self.part)
         norms = {
-            name: float(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)) for name, m in self._models().items()
+            name: float(whole(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)))
+            for name, m in self._models().items()
         }
         found = {**sums, **{f"gradient norm of the {name}": norm for name, norm in norms.items()}}
         broken = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
@@ -235,37 +261,56 @@ class Learner:
             optimiser.zero_grad(set_to_none=True)
 
     def _mix_in_text(self) -> float:
-        """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax."""
+        """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax; this
+        worker's share of the loss."""
         objective = LanguageObjective()
         chance = np.random.default_rng([self.seed, self.version, 1])
         shard = self.text[chance.integers(len(self.text))]
         rows = parquet.read_table(shard.path).take(chance.choice(shard.rows, min(PRETRAIN_ROWS, shard.rows), False))
-        batch = objective.collate(rows)
-        batch = type(batch)(**{name: value.to(self.device) for name, value in vars(batch).items()})
-        loss = objective.loss(self.policy, batch)[0] / max(1, objective.count(batch))
-        (self.settings.pretrain_mix * loss).backward()
-        return float(loss.detach())
-
-    def _logprobs(self, model: Any, batch: RolloutBatch) -> Tensor:
-        return answer_logprobs(model, batch, self.settings.temperature)
+        total, found, numbers = max(1, objective.count(objective.collate(rows))), 0.0, torch.arange(rows.num_rows)
+        for piece, counts in self._pieces(numbers, numbers):
+            batch = to_device(objective.collate(rows.take(piece.numpy())), self.part.device)
+            loss = self.spread["policy"](objective.loss, batch)[0] / total
+            (self.settings.pretrain_mix * loss * (self.part.workers if counts else 0)).backward()
+            found += float(loss.detach()) if counts else 0.0
+        return found
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Value of the state before each token: the critic's output at the token before it."""
-        values = token_values(self.critic, batch.input_ids)
+        values = self.spread["critic"](token_values, batch.input_ids)
         return torch.nn.functional.pad(values[:, :-1], (1, 0)) * batch.answer
 
     def _in_pieces(self, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
-        whole = torch.zeros_like(batch.behaviour)
-        for piece in torch.arange(len(batch.rewards), device=self.device).split(self.settings.micro_batch_rows):
+        found = torch.zeros_like(batch.behaviour)
+        for piece, counts in self._pieces(torch.arange(len(batch.rewards), device=self.part.device), batch.groups):
             part = batch.rows(piece)
-            whole[piece, : part.width] = function(part)
-        return whole
+            values = function(part)
+            if counts:
+                found[piece, : part.width] = values
+        if self.part.workers > 1:
+            dist.all_reduce(found)
+        return found
+
+    def _pieces(self, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """This worker's part of rows in micro-batches, and whether each counts: FSDP gathers parameters in step, so
+        that all workers have as many, one that has too few rows some that do not count.
+
+        Groups go to the workers in turn, whole where there are enough: rows of like length lie together, and the
+        answers to a prompt share its row.
+        """
+        workers = self.part.workers
+        _, turn = groups.unique_consecutive(return_inverse=True)
+        turn = turn.to(rows.device) if int(turn[-1]) + 1 >= workers else torch.arange(len(rows), device=rows.device)
+        parts = [rows[turn % workers == rank] for rank in range(workers)]
+        count = max(math.ceil(len(part) / self.part.micro_batch_rows) for part in parts)
+        for piece in parts[self.part.rank].tensor_split(count):
+            yield (piece, True) if len(piece) else (rows[:1], False)
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         """Writes weights, optimisers and `extra` (JSON): a kill leaves the old or the new."""
         own = {"version": self.version, "kl_coefficient": self.kl_coefficient, "first_length": self.first_length}
         state = {**own, **extra}
-        save_checkpoint(folder, self._models(), self.optimisers, self.kept, state)
+        save_checkpoint(folder, self._models(), self.optimisers, self.kept, state, first=self.part.rank == 0)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
         """Goes on from what `save` wrote; returns its `extra`, or None if there is nothing."""
@@ -285,18 +330,36 @@ class Learner:
                 the fine-tuned model, and not the newest; the learner then holds it.
         """
         if within_limits:
-            self.policy.load_state_dict(self.kept or self._untrained(), strict=False)
-        language.save(self.policy, self.tokenizer, folder)
+            take_over(self.policy, self.kept or self._untrained())
+        weights = _gathered(self.policy.state_dict())
+        if self.policy.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        if self.part.rank == 0:
+            language.save(self.policy, self.tokenizer, folder, weights)
 
     def _untrained(self) -> dict[str, Tensor]:
         """What makes the policy the fine-tuned model again."""
         if self.settings.lora:
             ups = {name: value for name, value in trained(self.policy).items() if name.endswith(adapters.UP)}
             return {name: torch.zeros_like(value) for name, value in ups.items()}
-        return dict(self.reference.state_dict())
+        return dict(self.reference.named_parameters())
 
     def _models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
+
+
+def _own_part(settings: Rlhf) -> Part:
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Part(rank, workers, settings.micro_batch_rows, "float32", device)
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(value.detach()).cpu().clone() for name, value in tensors.items()}
+
+
+def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:
+    return model(answer_logprobs, batch, temperature)
 
 
 def _start(batch: RolloutBatch, proximal: Tensor, reference: Tensor) -> dict[str, float]:

@@ -1,40 +1,84 @@
-"""The learner in a Ray actor of its own, every call with a deadline."""
+"""The learner in Ray actors of its own, one or several, every call with a deadline."""
 
+import socket
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
 from actors.learner import Learner
 from actors.sample import Prompt, Sample
-from cluster.failures import wait_for
+from cluster.failures import EngineError, known_failure, wait_for
 from cluster.plan import Share
 
+# A worker whose neighbour died finds the connection cut at once; that the neighbour died, Ray knows a little later.
+DEATH_SECONDS = 10.0
 
-def learner_actor(share: Share) -> Any:
-    """The learner's class as that of a Ray actor with that share of the machine."""
-    return ray.remote(Learner).options(
-        num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}}
-    )
+
+class LearnerActor:
+    """One worker of the learner: a `Learner` that computes its part of what the workers compute together."""
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self._rank, self._workers = rank, workers
+        self._learner: Any = None
+
+    def address(self) -> str:
+        """Where the workers can meet: a free port of this one's node."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def start(self, address: str | None, deadline: float, *arguments: Any) -> None:
+        """Makes the `Learner` with these arguments; several workers meet at the address first."""
+        if address is not None:
+            dist.init_process_group(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                init_method=f"tcp://{address}",
+                rank=self._rank,
+                world_size=self._workers,
+                timeout=timedelta(seconds=deadline),
+            )
+        self._learner = Learner(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of the `Learner` gives; of several workers the first tells."""
+        found = getattr(self._learner, method)(*arguments)
+        return found if self._rank == 0 else None
 
 
 class RemoteLearner:
     """The methods of `Learner`, each of which waits for its answer.
 
     Args:
-        actor: the handle of a `Learner`.
+        share: of each worker.
+        workers: how many share the work.
         checkpoint: the folder of its checkpoint.
         deadline: the most seconds for each call.
+        arguments: of `Learner`.
+
+    Attributes:
+        actors: the handles of the workers.
 
     Raises:
         DeadlineError: from every method: the learner did not answer in time.
         EngineError: from every method: the learner has died.
     """
 
-    def __init__(self, actor: Any, checkpoint: Path, deadline: float) -> None:
-        self._actor, self._checkpoint, self._deadline = actor, checkpoint, deadline
+    def __init__(self, share: Share, workers: int, checkpoint: Path, deadline: float, *arguments: Any) -> None:
+        kind: Any = ray.remote(LearnerActor).options(
+            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}}
+        )
+        self.actors = [kind.remote(rank, workers) for rank in range(workers)]
+        self._checkpoint, self._deadline = checkpoint, deadline
+        # A reference: nobody waits for the first actor here.
+        address = self.actors[0].address.remote() if workers > 1 else None
+        self._started = [actor.start.remote(address, deadline, *arguments) for actor in self.actors]
 
     def step(
         self,
@@ -44,34 +88,54 @@ class RemoteLearner:
         measured: Mapping[str, float],
     ) -> dict[str, float]:
         """As `Learner.step`."""
-        return self._wait(self._actor.step.remote(prompts, groups, rewards, measured), "the learner's step")
+        return self._call("step", "the learner's step", prompts, groups, rewards, dict(measured))
 
     def weights(self) -> dict[str, Tensor]:
         """As `Learner.weights`."""
-        return self._wait(self._actor.weights.remote(), "the learner's weights")
+        return self._call("weights", "the learner's weights")
 
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
     ) -> list[list[float]]:
         """As `Learner.logprobs`."""
-        asked = self._actor.logprobs.remote(sequences, starts, temperature, fine_tuned)
-        return self._wait(asked, "the learner's log-probabilities")
+        return self._call("logprobs", "the learner's log-probabilities", sequences, starts, temperature, fine_tuned)
 
     def save(self, extra: dict[str, Any]) -> None:
         """As `Learner.save`, to the checkpoint."""
-        self._wait(self._actor.save.remote(self._checkpoint, extra), "the checkpoint")
+        self._call("save", "the checkpoint", self._checkpoint, extra)
 
     def restore(self) -> dict[str, Any] | None:
         """As `Learner.restore`, from the checkpoint."""
-        return self._wait(self._actor.restore.remote(self._checkpoint), "the learner to load")
+        return self._call("restore", "the learner to load", self._checkpoint)
 
     def export(self, folder: Path, within_limits: bool) -> None:
         """As `Learner.export`."""
-        self._wait(self._actor.export.remote(folder, within_limits), "the policy to be written")
+        self._call("export", "the policy to be written", folder, within_limits)
 
     def close(self) -> None:
-        """Ends the actor."""
-        ray.kill(self._actor)
+        """Ends the actors."""
+        for actor in self.actors:
+            ray.kill(actor)
 
-    def _wait(self, ref: ray.ObjectRef, what: str) -> Any:
-        return wait_for(ref, self._deadline, what)
+    def _call(self, method: str, what: str, *arguments: Any) -> Any:
+        started, self._started = self._started, []
+        refs = [*started, *(actor.call.remote(method, *arguments) for actor in self.actors)]
+        try:
+            return wait_for(refs, self._deadline, what)[len(started)]
+        except RayTaskError as error:
+            if known_failure(error) is None and any(map(_has_died, refs)):
+                raise EngineError(
+                    f"a worker of the learner died before it gave {what}; the same command goes on from the last "
+                    "checkpoint"
+                ) from error
+            raise
+
+
+def _has_died(ref: ray.ObjectRef) -> bool:
+    try:
+        ray.get(ref, timeout=DEATH_SECONDS)
+    except RayActorError:
+        return True
+    except (RayTaskError, GetTimeoutError):
+        return False
+    return False

@@ -11,7 +11,6 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import ray.train
 import torch
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from actors import checkpoints
@@ -20,7 +19,7 @@ from actors.model.language import bits_per_byte
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.samples import Opening, continuations, openings, read
-from actors.model.sharding import WithLoss, shard
+from actors.model.sharding import WithLoss, shard, whole
 from actors.model.speed import compile_layers, compiling_pays, flops_per_token, peak_flops, peak_memory_gb
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
@@ -89,7 +88,7 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
         total = objective.count(batch)
         learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
         loss, figures = accumulate(model, objective, rows, total, part)
-        norm = _whole(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
         loss, figures = sum_over_workers(loss, figures, part)
         finite = math.isfinite(loss) and math.isfinite(norm)
         skipped = 0 if finite else skipped + 1
@@ -219,7 +218,3 @@ def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int,
     for group in (group for stepper in steppers for group in stepper.param_groups):
         group["lr"] = rate
     return rate
-
-
-def _whole(norm: torch.Tensor) -> float:
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

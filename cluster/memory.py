@@ -114,7 +114,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
         return {
             **training,
-            "rlhf": ray + host + (engines + rewards + 1) * PROCESS_GB,
+            "rlhf": ray + host + (engines + rewards + recipe.rlhf.learner_workers) * PROCESS_GB,
             "serve": ray + replicas * PROCESS_GB,
         }
     needs = {
@@ -124,7 +124,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     lora = recipe.rlhf.lora
     models = 1 if lora else 2
     learning = LEARNING_BYTES * trained_parameters(recipe.model, lora) / GB
-    learner = PROCESS_GB + models * HELD_BYTES * size + learning + recipe.rlhf.micro_batch_rows * logits
+    workers = recipe.rlhf.learner_workers
+    learner = workers * (PROCESS_GB + recipe.rlhf.micro_batch_rows * logits) + models * HELD_BYTES * size + learning
     engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
     reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
     needs["rlhf"] = ray + learner + recipe.rlhf.reward_models * reward + engines * engine

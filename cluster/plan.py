@@ -78,7 +78,8 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     data_cpus = _down(min(found.cpus / 2, max(1.0, found.cpus / 4)))
     trainer_cpus = min((found.cpus - data_cpus) / workers, found.cores)
     rewards = max(1, recipe.rlhf.reward_models)
-    processes = actors + rewards + 1
+    learners = recipe.rlhf.learner_workers
+    processes = actors + rewards + learners
     actor_cpus = min(found.cpus / (2 * processes), found.cores)
     actor_gpus = _gpu_share(found.gpus, processes)
     every_core = found.cores
@@ -93,7 +94,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         data_cpus=data_cpus,
         rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
         reward=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
-        learner=Share(_down(actor_cpus), actor_gpus, max(1, every_core // sides)),
+        learner=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)),
         replica=Share(
             _down(min(found.cpus / (2 * replicas), found.cores)),
             _gpu_share(found.gpus, replicas),
@@ -117,6 +118,13 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
             raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
+    learners = recipe.rlhf.learner_workers
+    needed = recipe.rlhf.fleet_limit + max(1, recipe.rlhf.reward_models) + learners
+    if learners > 1 and 0 < found.gpus < needed:
+        raise UserError(
+            f"rlhf.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside them: "
+            f"{needed} in all, and there are {found.gpus:g}"
+        )
     actors = recipe.rlhf.fleet_limit
     if actors > 8 * found.cpus:
         name = "most_rollout_actors" if recipe.rlhf.most_rollout_actors else "rollout_actors"

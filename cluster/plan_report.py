@@ -47,6 +47,6 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
         add(name, f"{section.workers} trainer", plan.trainer)
     add("rlhf", f"{recipe.rlhf.rollout_actors} rollout", plan.rollout)
     add("", f"{max(1, recipe.rlhf.reward_models)} reward", plan.reward)
-    add("", "1 learner", plan.learner)
+    add("", f"{recipe.rlhf.learner_workers} learner", plan.learner)
     add("serve", f"{REPLICAS * recipe.serve.max_replicas} replica", plan.replica)
     return table

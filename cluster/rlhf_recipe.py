@@ -65,6 +65,7 @@ class Rlhf(Section):
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
     most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
+    learner_workers: Positive = Field(1, description="share the policy and its training (FSDP2)")
     reward_actors: Positive = Field(1, description="of each of rewards; they share the answers of a step")
     most_reward_actors: Positive | None = Field(None, description="there may be so many while rewards hold the step up")
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(0, description="weight versions a sample may be behind")

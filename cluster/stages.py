@@ -24,6 +24,7 @@ EXECUTION = {
     "compile_layers",
     "rollout_actors",
     "most_rollout_actors",
+    "learner_workers",
     "reward_actors",
     "most_reward_actors",
     "parity_every",

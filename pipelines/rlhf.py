@@ -14,7 +14,7 @@ from actors.model.chat import Chat
 from actors.model.objectives.limits import breach
 from actors.parity import check_parity
 from actors.reinforce import Loop
-from actors.remote_learner import RemoteLearner, learner_actor
+from actors.remote_learner import RemoteLearner
 from actors.reward import Scorer, weighted_rewards
 from actors.reward_function import load_function
 from actors.rollouts import Rollouts
@@ -152,10 +152,8 @@ def _actors(
     """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
-    actor = learner_actor(plan.learner).remote(
-        recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads
-    )
-    learner = RemoteLearner(actor, out / "checkpoint", deadline)
+    words = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
+    learner = RemoteLearner(plan.learner, recipe.rlhf.learner_workers, out / "checkpoint", deadline, *words)
     try:
         with (
             reward_actors(recipe, run, questions) as scorers,

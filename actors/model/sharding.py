@@ -1,11 +1,13 @@
 """How a model and its loss are spread over workers: FSDP2."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class WithLoss(nn.Module):
@@ -22,6 +24,38 @@ class WithLoss(nn.Module):
     def generate(self, **settings: Any) -> Tensor:
         """What the model writes: transformers' `generate`."""
         return self.model.generate(**settings)
+
+
+class Spread(nn.Module):
+    """A model of which functions of it are computed: FSDP gathers its parameters around each.
+
+    With several workers, every one calls the same functions in the same order.
+    """
+
+    def __init__(self, model: Any, workers: int, device: torch.device) -> None:
+        super().__init__()
+        self.model = model.to(device)
+        if workers > 1:
+            mesh = init_device_mesh(device.type, (workers,))
+            for layer in model.model.layers:
+                fully_shard(layer, mesh=mesh)
+            # Otherwise those outside the layers would stay gathered after a pass without gradients.
+            fully_shard(self, mesh=mesh, reshard_after_forward=True)
+
+    def forward(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        return function(self.model, *arguments, **settings)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which every worker holds a part; every worker has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, own: Tensor) -> Tensor:
+    """This worker's part of a tensor that is whole, as `own` is a part of one."""
+    if not isinstance(own, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:

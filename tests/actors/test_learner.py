@@ -33,9 +33,11 @@ REWARDS = [[1.0, -1.0], [0.5, -0.5]]
 LORA = Lora(rank=4, alpha=8)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Shard]]:
-    root = tmp_path_factory.mktemp("learner")
+Folders = tuple[Path, Path, list[Shard]]
+
+
+def model_folders(root: Path) -> Folders:
+    """A fine-tuned model, a reward model of it, and two rows of text."""
     model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=64), 0, end_of_turn=4, padding=0)
     model.save_pretrained(root / "sft")
     tiny_tokenizer(300).save_pretrained(root / "sft")
@@ -46,7 +48,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
     return root / "sft", root / "reward", [Shard(str(root / "text.parquet"), 2)]
 
 
-def make(folders: tuple[Path, Path, list[Shard]], **settings: object) -> Learner:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return model_folders(tmp_path_factory.mktemp("learner"))
+
+
+def make(folders: Folders, **settings: object) -> Learner:
     return Learner(Rlhf(**{"learning_rate": 1e-3, **settings}), *folders, seed=0, threads=1)
 
 
@@ -139,7 +146,7 @@ def test_every_option_has_its_term_in_the_loss(folders):
     for prompt, answers, rewards in zip(PROMPTS, ANSWERS, shaped, strict=True):
         for answer, reward in zip(answers, rewards, strict=True):
             advantage = (reward - np.mean(rewards)) / (np.std(rewards) + 1e-4)
-            row = torch.tensor([prompt.token_ids + answer], device=learner.device)
+            row = torch.tensor([prompt.token_ids + answer], device=learner.part.device)
             with torch.no_grad():
                 both = [
                     model(row).logits[0, len(prompt.token_ids) - 1 : -1].log_softmax(-1)
@@ -279,7 +286,7 @@ def test_log_probabilities_are_those_of_the_tempered_distribution(folders):
     model = learner.policy.double()
     with torch.no_grad():
         for sequence, begin, values in ((row, start, found[0]), (short, 3, found[1])):
-            logits = model(torch.tensor([sequence], device=learner.device)).logits[0] / temperature
+            logits = model(torch.tensor([sequence], device=learner.part.device)).logits[0] / temperature
             for value, position in zip(values, range(begin, len(sequence)), strict=True):
                 before = logits[position - 1]
                 expected = before[sequence[position]] - before.exp().sum().log()
