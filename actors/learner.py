@@ -46,6 +46,8 @@ MAXIMUM_GRADIENT_NORM = 1.0
 # The critic starts from the reward model and has to follow the policy: it learns faster than the policy moves.
 CRITIC_RATE = 5.0
 PRETRAIN_ROWS = 8
+# The run page draws a stage's first figures before the others.
+FIRST_LOOKED_AT = ("reward", "kl_sequence", "response_length", "entropy")
 
 
 class Learner:
@@ -173,6 +175,7 @@ class Learner:
         if before is not None and is_within(means, settings):
             self.kept = before
         return {
+            **{name: means[name] for name in FIRST_LOOKED_AT},
             **means,
             "staleness": float(np.mean(lag)),
             "learner_seconds": time.monotonic() - clock,
