@@ -119,7 +119,9 @@ class RemoteLearner:
 
     def _call(self, method: str, what: str, *arguments: Any) -> Any:
         started, self._started = self._started, []
-        refs = [*started, *(actor.call.remote(method, *arguments) for actor in self.actors)]
+        # Named after what is called: so Ray's dashboard and the processes' titles tell it.
+        calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
+        refs = [*started, *calls]
         try:
             return wait_for(refs, self._deadline, what)[len(started)]
         except RayTaskError as error:

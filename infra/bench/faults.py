@@ -51,6 +51,7 @@ class Fault:
         sent: the signal.
         after: steps that are done before.
         again: whether the command ends, and is given again.
+        settings: of the recipe.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Fault:
     sent: signal.Signals = signal.SIGKILL
     after: int = AFTER
     again: bool = False
+    settings: tuple[str, ...] = ()
 
 
 FAULTS = (
@@ -70,6 +72,7 @@ FAULTS = (
     Fault("reward actor killed", "ray::ModelReward"),
     Fault("learner killed as it learns", "ray::Learner.step", again=True),
     Fault("learner killed as it saves", "ray::Learner.save", again=True),
+    Fault("one of two learner workers killed", "ray::Learner.step", again=True, settings=("rlhf.learner_workers=2",)),
     Fault("driver killed", "", again=True),
     Fault("driver told to end", "", sent=signal.SIGTERM, again=True),
 )
@@ -136,7 +139,7 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
         TimeoutError: something was waited for too long; the message says what.
     """
     with copied(finished) as run:
-        command = Command(run, log)
+        command = Command(run, log, fault.settings)
         try:
             wait_for(lambda: command.steps() >= fault.after, f"step {fault.after}", command.process)
             wait_for(
@@ -152,7 +155,7 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
             if fault.again:
                 command.process.wait(SECONDS)
                 command.end()
-                command = Command(run, log)
+                command = Command(run, log, fault.settings)
             wait_for(lambda: command.steps() > done, "the next step", command.process)
             seconds = time.monotonic() - begin
             code = command.process.wait(SECONDS)
