@@ -358,7 +358,7 @@ def _own_part(settings: Rlhf) -> Part:
 
 
 def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(value.detach()).cpu().clone() for name, value in tensors.items()}
+    return {name: whole(value.detach()).to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:
