@@ -95,11 +95,15 @@ class Learner:
         self.first_length: float | None = None
 
     def weights(self) -> dict[str, Tensor]:
-        """The policy's parameters on the CPU, by their Hugging Face names; with `settings.lora` only its adapters, as
-        `adapters.scaled` gives them."""
+        """The policy's parameters on the CPU, by their Hugging Face names, without a head that is tied to the
+        embeddings; with `settings.lora` only its adapters, as `adapters.scaled` gives them."""
         if self.settings.lora:
             return adapters.scaled(self.policy, _gathered(trained(self.policy)))
-        return _gathered(self.policy.state_dict())
+        return self._whole()
+
+    def _whole(self) -> dict[str, Tensor]:
+        tied = "lm_head.weight" if self.policy.config.tie_word_embeddings else None
+        return _gathered({name: value for name, value in self.policy.state_dict().items() if name != tied})
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in trained(self.policy).items()}
@@ -334,9 +338,7 @@ class Learner:
         """
         if within_limits:
             take_over(self.policy, self.kept or self._untrained())
-        weights = _gathered(self.policy.state_dict())
-        if self.policy.config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
+        weights = self._whole()
         if self.part.rank == 0:
             language.save(self.policy, self.tokenizer, folder, weights)
 

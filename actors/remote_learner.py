@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actors.learner import Learner
 from actors.sample import Prompt, Sample
+from actors.weights import pack, unpack
 from cluster.failures import EngineError, known_failure, wait_for
 from cluster.plan import Share
 
@@ -45,6 +46,11 @@ class LearnerActor:
                 timeout=timedelta(seconds=deadline),
             )
         self._learner = Learner(*arguments)
+
+    def weights(self) -> dict[str, Any] | None:
+        """`pack` of the `Learner`'s weights, from the first worker."""
+        found = self._learner.weights()
+        return pack(found) if self._rank == 0 else None
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the `Learner` gives; of several workers the first tells."""
@@ -92,7 +98,8 @@ class RemoteLearner:
 
     def weights(self) -> dict[str, Tensor]:
         """As `Learner.weights`."""
-        return self._call("weights", "the learner's weights")
+        refs = [actor.weights.options(name="Learner.weights").remote() for actor in self.actors]
+        return unpack(self._wait(refs, "the learner's weights")[0], torch.float32)
 
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
@@ -121,9 +128,12 @@ class RemoteLearner:
         started, self._started = self._started, []
         # Named after what is called: so Ray's dashboard and the processes' titles tell it.
         calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
-        refs = [*started, *calls]
+        return self._wait([*started, *calls], what)[len(started)]
+
+    def _wait(self, refs: list[ray.ObjectRef], what: str) -> list[Any]:
         try:
-            return wait_for(refs, self._deadline, what)[len(started)]
+            found: list[Any] = wait_for(refs, self._deadline, what)
+            return found
         except RayTaskError as error:
             if known_failure(error) is None and any(map(_has_died, refs)):
                 raise EngineError(

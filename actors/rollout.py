@@ -3,6 +3,7 @@
 import itertools
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,26 +172,27 @@ class RolloutActor:
             adapters: whether the tensors are those of version 0's weights, to be merged into them.
 
         Returns:
-            The digest of the weights that the engine then computes with; of adapters, that of what came.
+            The digest of the version's stripe of the weights that the engine then computes with; of adapters, that of
+            all that came.
         """
         with self._turn:
             self._llm.start_weight_update()
             base = self._model if adapters else None
-            self._llm.update_weights({"update_info": {"refs": refs, "dtype": dtype, "base": base}})
+            self._llm.update_weights({"update_info": {"refs": refs, "version": version, "dtype": dtype, "base": base}})
             self._llm.finish_weight_update(str(version))
             # Cached keys and values are of the old weights.
             if not self._llm.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("the engine refused to forget the keys and values of the old weights")
             if not adapters:
-                return self.checksums()
+                return self.checksums(version)
             (packed,) = ray.get(refs)
             return digest(unpack(packed, dtype).items())
 
-    def checksums(self) -> dict[str, int]:
+    def checksums(self, stripe: int | None = None) -> dict[str, int]:
         """`transfer.live_digest` of the engine's weights."""
         from actors.transfer import live_digest
 
-        (found,) = self._llm.apply_model(live_digest)
+        (found,) = self._llm.apply_model(partial(live_digest, stripe=stripe))
         return found
 
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:

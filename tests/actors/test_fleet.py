@@ -109,7 +109,7 @@ class Forgetful(RolloutActor):
     ) -> dict[str, int]:
         del refs, dtype, adapters
         self._llm.update_weight_version(str(version))
-        return self.checksums()
+        return self.checksums(version)
 
 
 def test_a_sync_that_did_not_happen_is_found(tiny: Tiny, ray_session: None):
