@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from actors.model.objectives.policy import (
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
 from actors.model.sharding import Spread, whole
+from actors.pieces import from_all_workers, in_pieces, pieces
 from actors.rollout_batch import Batching, figures_of
 from actors.sample import Prompt, Sample
 from actors.stream import Shard
@@ -125,9 +126,9 @@ class Learner:
         compute = partial(_logprobs, temperature=temperature)
         if fine_tuned:
             with self._fine_tuned() as model:
-                values = self._in_pieces(partial(compute, model), batch)
+                values = in_pieces(self.part, partial(compute, model), batch)
         else:
-            values = self._in_pieces(partial(compute, self.spread["policy"]), batch)
+            values = in_pieces(self.part, partial(compute, self.spread["policy"]), batch)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
     def step(
@@ -164,8 +165,7 @@ class Learner:
         for rows in np.array_split(order, settings.minibatches):
             for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), seen).items():
                 figures.setdefault(name, []).append(value)
-        if self.part.workers > 1:
-            dist.all_reduce(seen)
+        from_all_workers(self.part, seen)
         start = _start(batch, seen if targets.proximal is None else targets.proximal, targets.reference)
         figures["kl_coefficient"] = [self.kl_coefficient]
         if settings.kl_target:
@@ -192,10 +192,10 @@ class Learner:
         # Of five passes over the batch (a backward pass counts for two), this saves one.
         known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
         compute = partial(_logprobs, temperature=self.settings.temperature)
-        proximal = None if known_later else self._in_pieces(partial(compute, self.spread["policy"]), batch)
+        proximal = None if known_later else in_pieces(self.part, partial(compute, self.spread["policy"]), batch)
         with self._fine_tuned() as fine_tuned:
-            reference = self._in_pieces(partial(compute, fine_tuned), batch)
-        values = None if self.critic is None else self._in_pieces(self._values, batch)
+            reference = in_pieces(self.part, partial(compute, fine_tuned), batch)
+        values = None if self.critic is None else in_pieces(self.part, self._values, batch)
         rewards = at_last_token(self._shaped(batch), batch.answer)
         if proximal is not None and self.kl_in == "reward":
             rewards = rewards - self.kl_coefficient * self.kl(proximal, reference) * batch.answer
@@ -218,7 +218,7 @@ class Learner:
         tokens = int(batch.answer[rows].sum())
         _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
-        for piece, counts in self._pieces(rows, batch.groups[rows]):
+        for piece, counts in pieces(self.part, rows, batch.groups[rows]):
             part = batch.rows(piece)
             own = targets.rows(piece, part.width)
             logprobs, entropy = self.spread["policy"](
@@ -275,7 +275,7 @@ class Learner:
         shard = self.text[chance.integers(len(self.text))]
         rows = parquet.read_table(shard.path).take(chance.choice(shard.rows, min(PRETRAIN_ROWS, shard.rows), False))
         total, found, numbers = max(1, objective.count(objective.collate(rows))), 0.0, torch.arange(rows.num_rows)
-        for piece, counts in self._pieces(numbers, numbers):
+        for piece, counts in pieces(self.part, numbers, numbers):
             batch = to_device(objective.collate(rows.take(piece.numpy())), self.part.device)
             loss = self.spread["policy"](objective.loss, batch)[0] / total
             (self.settings.pretrain_mix * loss * (self.part.workers if counts else 0)).backward()
@@ -286,32 +286,6 @@ class Learner:
         """Value of the state before each token: the critic's output at the token before it."""
         values = self.spread["critic"](token_values, batch.input_ids)
         return torch.nn.functional.pad(values[:, :-1], (1, 0)) * batch.answer
-
-    def _in_pieces(self, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
-        found = torch.zeros_like(batch.behaviour)
-        for piece, counts in self._pieces(torch.arange(len(batch.rewards), device=self.part.device), batch.groups):
-            part = batch.rows(piece)
-            values = function(part)
-            if counts:
-                found[piece, : part.width] = values
-        if self.part.workers > 1:
-            dist.all_reduce(found)
-        return found
-
-    def _pieces(self, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """This worker's part of rows in micro-batches, and whether each counts: FSDP gathers parameters in step, so
-        that all workers have as many, one that has too few rows some that do not count.
-
-        Groups go to the workers in turn, whole where there are enough: rows of like length lie together, and the
-        answers to a prompt share its row.
-        """
-        workers = self.part.workers
-        _, turn = groups.unique_consecutive(return_inverse=True)
-        turn = turn.to(rows.device) if int(turn[-1]) + 1 >= workers else torch.arange(len(rows), device=rows.device)
-        parts = [rows[turn % workers == rank] for rank in range(workers)]
-        count = max(math.ceil(len(part) / self.part.micro_batch_rows) for part in parts)
-        for piece in parts[self.part.rank].tensor_split(count):
-            yield (piece, True) if len(piece) else (rows[:1], False)
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         """Writes weights, optimisers and `extra` (JSON): a kill leaves the old or the new."""
