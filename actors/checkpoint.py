@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from actors.model.sharding import spread_like, whole
+from actors.model.sharding import gathered, spread_like
 
 STATE = "state.json"
 
@@ -41,16 +41,11 @@ def save_checkpoint(
         shutil.rmtree(side, ignore_errors=True)
         side.mkdir(parents=True)
     for name, tensors in files.items():
-        gathered = _gathered(tensors, first)
+        found = gathered(tensors, keep=first)
         if first:
-            save_file(gathered, side / f"{name}.safetensors")
+            save_file(found, side / f"{name}.safetensors")
     if first:
         _take_place(side, folder, state)
-
-
-def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    every = ((name, whole(tensor)) for name, tensor in tensors.items())
-    return {name: tensor.cpu().contiguous() for name, tensor in every if keep}
 
 
 def _take_place(side: Path, folder: Path, state: dict[str, Any]) -> None:

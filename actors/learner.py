@@ -35,7 +35,7 @@ from actors.model.objectives.policy import (
 )
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
-from actors.model.sharding import Spread, whole
+from actors.model.sharding import Spread, gathered, whole
 from actors.pieces import from_all_workers, in_pieces, pieces
 from actors.rollout_batch import Batching, figures_of
 from actors.sample import Prompt, Sample
@@ -97,14 +97,16 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's parameters on the CPU, by their Hugging Face names, without a head that is tied to the
-        embeddings; with `settings.lora` only its adapters, as `adapters.scaled` gives them."""
+        embeddings; with `settings.lora` only its adapters, as `adapters.scaled` gives them. Of several workers the first
+        gives them, the others nothing. They may share memory with the policy, and change with its next step."""
         if self.settings.lora:
-            return adapters.scaled(self.policy, _gathered(trained(self.policy)))
+            return adapters.scaled(self.policy, gathered(trained(self.policy), keep=self.part.rank == 0))
         return self._whole()
 
     def _whole(self) -> dict[str, Tensor]:
         tied = "lm_head.weight" if self.policy.config.tie_word_embeddings else None
-        return _gathered({name: value for name, value in self.policy.state_dict().items() if name != tied})
+        own = {name: value for name, value in self.policy.state_dict().items() if name != tied}
+        return gathered(own, keep=self.part.rank == 0)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in trained(self.policy).items()}
@@ -331,10 +333,6 @@ def _own_part(settings: Rlhf) -> Part:
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Part(rank, workers, settings.micro_batch_rows, "float32", device)
-
-
-def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(value.detach()).to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:

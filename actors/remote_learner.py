@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
 from actors.learner import Learner
@@ -47,10 +47,9 @@ class LearnerActor:
             )
         self._learner = Learner(*arguments)
 
-    def weights(self) -> dict[str, Any] | None:
+    def weights(self) -> dict[str, Any]:
         """`pack` of the `Learner`'s weights, from the first worker."""
-        found = self._learner.weights()
-        return pack(found) if self._rank == 0 else None
+        return pack(self._learner.weights())
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the `Learner` gives; of several workers the first tells."""
@@ -135,7 +134,7 @@ class RemoteLearner:
             found: list[Any] = wait_for(refs, self._deadline, what)
             return found
         except RayTaskError as error:
-            if known_failure(error) is None and any(map(_has_died, refs)):
+            if known_failure(error) is None and _one_has_died(refs):
                 raise EngineError(
                     f"a worker of the learner died before it gave {what}; the same command goes on from the last "
                     "checkpoint"
@@ -143,11 +142,13 @@ class RemoteLearner:
             raise
 
 
-def _has_died(ref: ray.ObjectRef) -> bool:
-    try:
-        ray.get(ref, timeout=DEATH_SECONDS)
-    except RayActorError:
-        return True
-    except (RayTaskError, GetTimeoutError):
-        return False
+def _one_has_died(refs: list[ray.ObjectRef]) -> bool:
+    answered, _ = ray.wait(refs, num_returns=len(refs), timeout=DEATH_SECONDS)
+    for ref in answered:
+        try:
+            ray.get(ref, timeout=DEATH_SECONDS)
+        except RayActorError:
+            return True
+        except RayTaskError:
+            continue
     return False

@@ -79,9 +79,8 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     trainer_cpus = min((found.cpus - data_cpus) / workers, found.cores)
     rewards = max(1, recipe.rlhf.reward_models)
     learners = recipe.rlhf.learner_workers
-    processes = actors + rewards + learners
-    actor_cpus = min(found.cpus / (2 * processes), found.cores)
-    actor_gpus = _gpu_share(found.gpus, processes)
+    actor_cpus = min(found.cpus / (2 * recipe.rlhf.actors), found.cores)
+    actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
     every_core = found.cores
     # Threads that outnumber the cores wait for each other at every operation.
     sides = 2 if recipe.rlhf.max_staleness and not found.gpus else 1
@@ -118,8 +117,7 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
             raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
-    learners = recipe.rlhf.learner_workers
-    needed = recipe.rlhf.fleet_limit + max(1, recipe.rlhf.reward_models) + learners
+    learners, needed = recipe.rlhf.learner_workers, recipe.rlhf.actors
     if learners > 1 and 0 < found.gpus < needed:
         raise UserError(
             f"rlhf.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside them: "

@@ -142,3 +142,8 @@ class Rlhf(Section):
     def reward_models(self) -> int:
         """The most actors there may be that hold the reward model."""
         return self.reward_limit * sum(reward.kind == "model" for reward in self.rewards)
+
+    @property
+    def actors(self) -> int:
+        """The most there may be that hold a model: of rollouts, rewards (room for one at least) and the learner."""
+        return self.fleet_limit + max(1, self.reward_models) + self.learner_workers

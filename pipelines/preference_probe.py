@@ -6,7 +6,7 @@ that the policy has come to follow (Rafailov et al. 2023, eq. 5): it should orde
 """
 
 import random
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow.parquet as parquet
 
@@ -14,17 +14,9 @@ from cluster.failures import UserError
 from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder
 from pipelines.trust import Row, accuracy
+from pipelines.viewed import FineTuned
 
 RANKINGS = 100
-
-
-class TwoModels(Protocol):
-    """The learner, which still knows the model that it began with."""
-
-    def logprobs(
-        self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool
-    ) -> list[list[float]]:
-        """As `Learner.logprobs`."""
 
 
 class PreferenceProbe:
@@ -36,7 +28,7 @@ class PreferenceProbe:
         every: steps between measurements.
     """
 
-    def __init__(self, rankings: list[dict[str, Any]], learner: TwoModels, temperature: float, every: int) -> None:
+    def __init__(self, rankings: list[dict[str, Any]], learner: FineTuned, temperature: float, every: int) -> None:
         # By length, so that little of a micro-batch is padding.
         self._rankings = sorted(rankings, key=lambda row: len(row["prompt_token_ids"]) + max(map(len, row["answers"])))
         self._learner, self._temperature, self._every = learner, temperature, every
@@ -76,8 +68,8 @@ class PreferenceProbe:
         return [[next(sums) for _ in row["answers"]] for row in self._rankings]
 
 
-def preference_probe(run: RunFolder, settings: Rlhf, learner: TwoModels, seed: int) -> PreferenceProbe | None:
-    """On some of the run's held-out rankings; None where RLHF follows no reward model.
+def held_out_rankings(run: RunFolder, settings: Rlhf, seed: int) -> list[dict[str, Any]]:
+    """Some that say which of two answers is better; none where RLHF follows no reward model.
 
     Raises:
         UserError: the rankings are not there, or tie throughout, and the recipe limits what is measured on them.
@@ -85,14 +77,11 @@ def preference_probe(run: RunFolder, settings: Rlhf, learner: TwoModels, seed: i
     path = run.path("preferences") / "rankings.parquet"
     needed = settings.minimum_preference_accuracy is not None
     if not settings.needs_reward_model or not (needed or path.exists()):
-        return None
+        return []
     if not path.exists():
         raise UserError(f"rlhf.minimum_preference_accuracy is measured on {path}, which is not there any more")
     rows = parquet.read_table(path, filters=[("split", "==", "held_out")]).to_pylist()
     rows = [row for row in rows if len(set(row["grades"] or row["ranks"])) > 1 and all(row["answers"])]
-    if not rows:
-        if needed:
-            raise UserError("rlhf.minimum_preference_accuracy: no two answers to a held-out prompt differ in rank")
-        return None
-    chosen = random.Random(f"preference probe {seed}").sample(rows, min(RANKINGS, len(rows)))
-    return PreferenceProbe(chosen, learner, settings.temperature, settings.probe_every)
+    if needed and not rows:
+        raise UserError("rlhf.minimum_preference_accuracy: no two answers to a held-out prompt differ in rank")
+    return random.Random(f"preference probe {seed}").sample(rows, min(RANKINGS, len(rows)))

@@ -32,7 +32,7 @@ from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from cluster.trace import TraceWriter
-from pipelines.preference_probe import preference_probe
+from pipelines.preference_probe import PreferenceProbe, held_out_rankings
 from pipelines.promote import promote_unfinished
 from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 from pipelines.trust import require_trust
@@ -50,6 +50,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     asked = prompts_to_train_on(recipe, chat)
     prompts = asked.rendered
     _check(settings, run)
+    judged = held_out_rankings(run, settings, recipe.seed)
     with (
         _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
         fleet_control(run, settings.rollout_actors),
@@ -62,7 +63,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             fleet.sync(start, learner.weights())
         rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
         loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
-        probe = preference_probe(run, settings, learner, recipe.seed)
+        probe = PreferenceProbe(judged, learner, settings.temperature, settings.probe_every) if judged else None
         some = list(prompts.values())[:PARITY_PROMPTS]
         scaler = Scaler.of_rollouts(settings.rollout_actors, settings.fleet_limit)
         reward_scaler = Scaler.of_rewards(settings.reward_actors, settings.reward_limit)

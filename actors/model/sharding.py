@@ -1,6 +1,6 @@
 """How a model and its loss are spread over workers: FSDP2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,13 @@ class Spread(nn.Module):
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which every worker holds a part; every worker has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """All of them whole and on the CPU, where they share memory with those that lie there already; one by one, on
+    every worker, of which one will `keep` them."""
+    every = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in every if keep}
 
 
 def spread_like(tensor: Tensor, own: Tensor) -> Tensor:

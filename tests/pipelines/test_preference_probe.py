@@ -7,7 +7,7 @@ import pytest
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Reward, Rlhf
 from cluster.run import RunFolder
-from pipelines.preference_probe import RANKINGS, PreferenceProbe, preference_probe
+from pipelines.preference_probe import RANKINGS, PreferenceProbe, held_out_rankings
 from pipelines.preferences import write_rankings
 
 
@@ -79,22 +79,21 @@ def test_it_is_measured_before_the_steps_that_it_is_time_for():
 
 def test_held_out_rankings_that_say_something_are_what_it_is_measured_on(tmp_path: Path):
     run = RunFolder(tmp_path)
-    assert preference_probe(run, Rlhf(), Shifted({}), 1) is None
+    assert held_out_rankings(run, Rlhf(), 1) == []
     with pytest.raises(UserError, match="not there any more"):
-        preference_probe(run, Rlhf(minimum_preference_accuracy=0.5), Shifted({}), 1)
+        held_out_rankings(run, Rlhf(minimum_preference_accuracy=0.5), 1)
     run.path("preferences").mkdir()
     path = run.path("preferences") / "rankings.parquet"
     ties = [ranking(0, [1, 2], "train"), ranking(1, [1, 1]), ranking(2, [1, 2], grades=[3, 3])]
     write_rankings(ties, path)
-    assert preference_probe(run, Rlhf(), Shifted({}), 1) is None
+    assert held_out_rankings(run, Rlhf(), 1) == []
     with pytest.raises(UserError, match="no two answers to a held-out prompt differ"):
-        preference_probe(run, Rlhf(minimum_preference_accuracy=0.5), Shifted({}), 1)
+        held_out_rankings(run, Rlhf(minimum_preference_accuracy=0.5), 1)
     write_rankings([*ties, *(ranking(n, [1, 2]) for n in range(3, 3 + 2 * RANKINGS))], path)
-    probe = preference_probe(run, Rlhf(), Shifted({5: 1.0}), 1)
-    assert probe is not None
-    assert probe.measure()["n"] == RANKINGS
+    rankings = held_out_rankings(run, Rlhf(), 1)
+    assert PreferenceProbe(rankings, Shifted({5: 1.0}), 1.0, every=5).measure()["n"] == RANKINGS
     computed = Rlhf(rewards=[Reward(kind="function", function="a.b:c")])
-    assert preference_probe(run, computed, Shifted({}), 1) is None
+    assert held_out_rankings(run, computed, 1) == []
 
 
 def test_without_rankings_there_is_nothing_to_measure_and_the_recipe_says_so():
