@@ -97,8 +97,8 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's parameters on the CPU, by their Hugging Face names, without a head that is tied to the
-        embeddings; with `settings.lora` only its adapters, as `adapters.scaled` gives them. Of several workers the first
-        gives them, the others nothing. They may share memory with the policy, and change with its next step."""
+        embeddings; with `settings.lora` only its adapters, as `adapters.scaled` gives them. The first of several
+        workers gives them, the others nothing. They may share memory with the policy, and change with its next step."""
         if self.settings.lora:
             return adapters.scaled(self.policy, gathered(trained(self.policy), keep=self.part.rank == 0))
         return self._whole()
