@@ -164,12 +164,14 @@ class Fleet:
         with self._changed:
             return self._coordinator.generate(prompts, sampling)
 
-    def sync(self, version: int, state: dict[str, Tensor], wait: bool = True) -> None:
-        """Publishes the weights of a version, by their Hugging Face names, or adapters of version 0, and then as
-        `Coordinator.sync`."""
-        weights = publish(version, self._sent(state), self._engine.dtype)
+    def sync(self, weights: Weights, wait: bool = True) -> None:
+        """As `Coordinator.sync`."""
         with self._changed:
             self._coordinator.sync(weights, wait)
+
+    def load(self, version: int, state: dict[str, Tensor]) -> None:
+        """Publishes the weights of a version, by their Hugging Face names, or adapters of version 0, and syncs."""
+        self.sync(publish(version, self._sent(state), self._engine.dtype))
 
     def wait_synced(self) -> None:
         """As `Coordinator.wait_synced`."""

@@ -12,6 +12,7 @@ from actors.model.objectives.algorithms import ALGORITHMS
 from actors.rollouts import Rollouts, Scored
 from actors.roster import ActorState
 from actors.sample import Prompt, Sample
+from actors.weights import Weights
 from cluster.metrics import Stopwatch
 from cluster.rlhf_recipe import Rlhf
 from cluster.trace import Present, Span, StepTrace
@@ -29,8 +30,8 @@ class Policy(Protocol):
     ) -> dict[str, float]:
         """Learns from samples; figures of the step, with those measured."""
 
-    def weights(self) -> Any:
-        """What the fleet's `sync` takes."""
+    def publish(self, version: int) -> Weights:
+        """The weights, in the object store."""
 
     def save(self, extra: dict[str, Any]) -> None:
         """Writes a checkpoint with `extra` in it."""
@@ -51,8 +52,8 @@ class Engines(Protocol):
     def spans(self) -> list[Span]:
         """What actors did since this was last asked."""
 
-    def sync(self, version: int, state: Any, wait: bool) -> None:
-        """As `Fleet.sync`."""
+    def sync(self, weights: Weights, wait: bool) -> None:
+        """As `Coordinator.sync`."""
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Loop:
         self.rollouts.ledger.settle(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()
         # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.
-        self.engines.sync(number + 1, self.policy.weights(), wait=self.settings.max_staleness == 0)
+        self.engines.sync(self.policy.publish(number + 1), wait=self.settings.max_staleness == 0)
         synced = clock.lap()
         seconds, actors = waited + learned + synced, len(self.engines.states())
         busy = self.engines.counters().busy_seconds - before.busy_seconds

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.learner import Learner
 from actors.sample import Prompt, Sample
-from actors.weights import pack, unpack
+from actors.weights import Weights, pack, publish, unpack
 from cluster.failures import EngineError, known_failure, wait_for
 from cluster.plan import Share
 
@@ -51,6 +51,12 @@ class LearnerActor:
         """`pack` of the `Learner`'s weights, from the first worker."""
         return pack(self._learner.weights())
 
+    def publish(self, version: int, dtype: torch.dtype) -> Weights | None:
+        """As `weights.publish` of the `Learner`'s, by the first worker: from here the engines fetch them at once, where
+        a way by the driver would copy them twice."""
+        weights = self._learner.weights()
+        return publish(version, weights, dtype) if self._rank == 0 else None
+
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the `Learner` gives; of several workers the first tells."""
         found = getattr(self._learner, method)(*arguments)
@@ -64,6 +70,7 @@ class RemoteLearner:
         share: of each worker.
         workers: how many share the work.
         checkpoint: the folder of its checkpoint.
+        published: the element type that weights are published in.
         deadline: the most seconds for each call.
         arguments: of `Learner`.
 
@@ -75,12 +82,14 @@ class RemoteLearner:
         EngineError: from every method: the learner has died.
     """
 
-    def __init__(self, share: Share, workers: int, checkpoint: Path, deadline: float, *arguments: Any) -> None:
+    def __init__(
+        self, share: Share, workers: int, checkpoint: Path, published: torch.dtype, deadline: float, *arguments: Any
+    ) -> None:
         kind: Any = ray.remote(LearnerActor).options(
             num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}}
         )
         self.actors = [kind.remote(rank, workers) for rank in range(workers)]
-        self._checkpoint, self._deadline = checkpoint, deadline
+        self._checkpoint, self._published, self._deadline = checkpoint, published, deadline
         # A reference: nobody waits for the first actor here.
         address = self.actors[0].address.remote() if workers > 1 else None
         self._started = [actor.start.remote(address, deadline, *arguments) for actor in self.actors]
@@ -99,6 +108,13 @@ class RemoteLearner:
         """As `Learner.weights`."""
         refs = [actor.weights.options(name="Learner.weights").remote() for actor in self.actors]
         return unpack(self._wait(refs, "the learner's weights")[0], torch.float32)
+
+    def publish(self, version: int) -> Weights:
+        """The weights in the object store, as this version; they are lost with the learner."""
+        calls = [
+            actor.publish.options(name="Learner.publish").remote(version, self._published) for actor in self.actors
+        ]
+        return self._wait(calls, "the learner's weights")[0]
 
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False

@@ -50,12 +50,12 @@ class Engine:
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
         """The element type that the engine computes in, as vLLM names it."""
-        return "bfloat16" if self.share.gpus else "float32"
+        return "bfloat16" if self.dtype is torch.bfloat16 else "float32"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The element type that the engine computes in."""
-        return torch.bfloat16 if self.share.gpus else torch.float32
+        """The same, as PyTorch's."""
+        return element_type(self.share)
 
 
 class RolloutActor:
@@ -233,6 +233,11 @@ class RolloutActor:
             )
             for done, text in zip(completions, texts, strict=True)
         ]
+
+
+def element_type(share: Share) -> torch.dtype:
+    """What an engine with such a share computes in."""
+    return torch.bfloat16 if share.gpus else torch.float32
 
 
 def environment(share: Share) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], 
         wait_ready(scorers, deadline)
         for version, name in enumerate(ORDER, 1):
             with console.status(f"asking the {MODELS[name].lower()} model"):
-                fleet.sync(version, language.load(run.path(name)).state_dict())
+                fleet.load(version, language.load(run.path(name)).state_dict())
                 if exam:
                     found.answers[name] = exam.answers(fleet, name)
                 if exam and name == "base":

@@ -17,6 +17,7 @@ from actors.reinforce import Loop
 from actors.remote_learner import RemoteLearner
 from actors.reward import Scorer, weighted_rewards
 from actors.reward_function import load_function
+from actors.rollout import element_type
 from actors.rollouts import Rollouts
 from actors.roster import WORKING
 from actors.sample import Question
@@ -60,7 +61,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         ledger = Ledger(list(prompts), recipe.seed)
         if state:
             ledger.load_state_dict(state["ledger"])
-            fleet.sync(start, learner.weights())
+            fleet.sync(learner.publish(start))
         rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
         loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
         probe = PreferenceProbe(judged, learner, settings.temperature, settings.probe_every) if judged else None
@@ -154,7 +155,8 @@ def _actors(
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
     words = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
-    learner = RemoteLearner(plan.learner, recipe.rlhf.learner_workers, out / "checkpoint", deadline, *words)
+    workers, sent = recipe.rlhf.learner_workers, element_type(plan.rollout)
+    learner = RemoteLearner(plan.learner, workers, out / "checkpoint", sent, deadline, *words)
     try:
         with (
             reward_actors(recipe, run, questions) as scorers,

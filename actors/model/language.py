@@ -1,21 +1,18 @@
 """The language model: built or loaded, and its losses over packed rows."""
 
 import math
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from actors.model import adapters
 from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.gguf import forget_quantisation, place
+from actors.model.token_losses import summed_loss, token_losses
 from cluster.failures import UserError
 from cluster.memory import LOGITS_AT_ONCE
 from cluster.recipe import Model
@@ -113,58 +110,33 @@ def hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = N
     ).last_hidden_state
 
 
-def next_token_losses(
-    model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None, compiled: bool = False
-) -> Tensor:
+def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Cross-entropy of each trained token given what comes before it, in float32.
 
     Args:
         input_ids: [B, T].
         trained: bool [B, T]; whether token t is a target. The first token of a document must not be.
         document_ids: as in `hidden_states`.
-        compiled: as in `token_losses`.
 
     Returns:
         [N], N the number of trained tokens. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
+    states, targets = _predicted(model, input_ids, trained, document_ids)
+    return token_losses(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type])
+
+
+def next_token_loss(
+    model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None, compiled: bool = False
+) -> Tensor:
+    """The sum of `next_token_losses`, to be trained on: `compiled` is as in `summed_loss`."""
+    states, targets = _predicted(model, input_ids, trained, document_ids)
+    return summed_loss(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
+
+
+def _predicted(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of every trained token the state that predicts it and its id, [N, H] and [N]."""
     targets = trained[:, 1:]
-    states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
-    at_once = LOGITS_AT_ONCE[states.device.type]
-    return token_losses(model.lm_head, states, input_ids[:, 1:][targets], at_once, compiled)
-
-
-def token_losses(head: Any, states: Tensor, targets: Tensor, at_once: int, compiled: bool = False) -> Tensor:
-    """Cross-entropy of tokens, in float32, without all logits at once.
-
-    Where there would be more than `at_once`, tokens go through the head in chunks, and each chunk's logits are made
-    again for its gradient: a second product with the head, for memory that does not grow with the batch.
-
-    Args:
-        head: from hidden states to logits over the vocabulary V.
-        states: [N, H].
-        targets: [N], ids.
-        compiled: by a kernel compiled when it is first called, which does not write the logits in float32: twice as
-            fast with a vocabulary of 49,152 on two cores, 1.25 times a whole step of 135M parameters on an H100.
-
-    Returns:
-        [N].
-    """
-    losses = _compiled_token_losses() if compiled else _token_losses
-    size = max(1, at_once // head.weight.shape[0])
-    if len(states) <= size:
-        return losses(head, states, targets)
-    chunks = zip(states.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(losses, head, *chunk, use_reentrant=False) for chunk in chunks])
-
-
-def _token_losses(head: Any, states: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(head(states).float(), targets, reduction="none")
-
-
-@cache
-def _compiled_token_losses() -> Callable[[Any, Tensor, Tensor], Tensor]:
-    # Not at import: PyTorch's compiler takes two seconds to load.
-    return torch.compile(_token_losses, dynamic=True)
+    return hidden_states(model, input_ids, document_ids)[:, :-1][targets], input_ids[:, 1:][targets]
 
 
 def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:

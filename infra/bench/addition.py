@@ -81,7 +81,7 @@ def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> 
     deadline, share = recipe.cluster.deadline_seconds, make_plan(recipe).rollout
     with Fleet(run.path("sft"), 1, share, recipe.model.context, recipe.seed, deadline) as fleet:
         for version, name in enumerate(("sft", "policy"), 1):
-            fleet.sync(version, language.load(run.path(name)).state_dict())
+            fleet.load(version, language.load(run.path(name)).state_dict())
             for way, temperature in DRAWS.items():
                 sampling = Sampling(1, temperature, recipe.rlhf.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)

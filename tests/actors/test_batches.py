@@ -16,9 +16,10 @@ from torch.nn import functional
 from actors.model import language
 from actors.model.attention import PADDING
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
-from actors.model.language import build, token_losses
+from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.sharding import WithLoss, shard
+from actors.model.token_losses import summed_loss, token_losses
 from cluster.recipe import Model
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
@@ -148,11 +149,12 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("tokens", "at_once"), [(64, 64 * 1000), (64, 9 * 1000), (64, 1), (0, 1)])
+SIZES = pytest.mark.parametrize(("tokens", "at_once"), [(64, 64 * 1000), (64, 9 * 1000), (64, 1), (0, 1)])
+
+
+@SIZES
 def test_losses_in_chunks_equal_those_in_one_piece(tokens: int, at_once: int):
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, 1000, bias=False)
-    states, targets = torch.randn(tokens, 8, requires_grad=True), torch.randint(1000, (tokens,))
+    head, states, targets = head_and_states(tokens)
     weights = torch.rand(tokens)
     plain = functional.cross_entropy(head(states), targets, reduction="none")
     expected = torch.autograd.grad((plain * weights).sum(), (states, head.weight))
@@ -164,6 +166,32 @@ def test_losses_in_chunks_equal_those_in_one_piece(tokens: int, at_once: int):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
     # Neither forward nor backward makes more logits than allowed; the head's own gradient has 8,000.
     assert largest.elements <= max(at_once, 8 * 1000)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@SIZES
+def test_the_sum_in_chunks_equals_that_in_one_piece(tokens: int, at_once: int, frozen: bool):
+    head, states, targets = head_and_states(tokens)
+    learning = (states,) if frozen else (states, head.weight)
+    plain = functional.cross_entropy(head(states), targets, reduction="sum")
+    expected = torch.autograd.grad(plain / 7, learning)
+    head.requires_grad_(not frozen)
+    with Largest() as largest:
+        found = summed_loss(head, states, targets, at_once)
+        gradients = torch.autograd.grad(found / 7, learning)
+    with torch.no_grad():
+        torch.testing.assert_close(summed_loss(head, states, targets, at_once), plain)
+    torch.testing.assert_close(found, plain)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
+    assert largest.elements <= max(at_once, 8 * 1000)
+
+
+def head_and_states(tokens: int) -> tuple[torch.nn.Linear, Tensor, Tensor]:
+    """A head over 1,000 words, and states of width 8 with their targets."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 1000, bias=False)
+    return head, torch.randn(tokens, 8, requires_grad=True), torch.randint(1000, (tokens,))
 
 
 def test_the_plain_loss_does_make_all_logits():

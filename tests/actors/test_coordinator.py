@@ -35,19 +35,6 @@ def listed(count: int) -> list[Prompt]:
     return [Prompt(f"q{i}", [1]) for i in range(count)]
 
 
-class Engines:
-    """A fleet of simulated actors."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self.coordinator = coordinator
-        self.states, self.counters = coordinator.states, coordinator.counters
-        self.present, self.spans = coordinator.present, coordinator.spans
-
-    def sync(self, version: int, state: Weights, wait: bool) -> None:
-        assert state.version == version
-        self.coordinator.sync(state, wait)
-
-
 class KilledError(Exception):
     """The driver, or the learner, is no more."""
 
@@ -87,8 +74,9 @@ class Learner:
         self._maybe_killed()
         return {"tokens": float(sum(len(group) for group in groups)), **measured}
 
-    def weights(self) -> Weights:
-        return weights_of(self.version)
+    def publish(self, version: int) -> Weights:
+        assert version == self.version
+        return weights_of(version)
 
     def save(self, extra: dict[str, Any]) -> None:
         self._maybe_killed()
@@ -114,7 +102,7 @@ def loop_of(
     prompts = {name: Prompt(name, [1]) for name in (f"p{i}" for i in range(count))}
     ledger = Ledger(list(prompts), seed=1)
     rollouts = Rollouts(coordinator, ledger, prompts, learner.settings, 1, world.timeline.now)
-    return Loop(Engines(coordinator), learner, rollouts, learner.settings, score, world.timeline.now)
+    return Loop(coordinator, learner, rollouts, learner.settings, score, world.timeline.now)
 
 
 def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:

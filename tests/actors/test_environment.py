@@ -33,7 +33,7 @@ def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
     """An engine with an environment, and weights that end a turn after a few tokens."""
     environment = Environment(named(again), QUESTIONS, turns=4)
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, surroundings=environment) as running:
-        running.sync(1, ending(tiny[1]).state_dict())
+        running.load(1, ending(tiny[1]).state_dict())
         yield running
 
 

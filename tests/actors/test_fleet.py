@@ -34,7 +34,7 @@ def processes(fleet: Fleet) -> list[int]:
 
 def test_samples_after_a_sync_are_of_the_new_weights(fleet: Fleet, tiny: Tiny, fresh_version: int):
     new = changed(tiny[1], seed=fresh_version)
-    fleet.sync(fresh_version, new.state_dict())
+    fleet.load(fresh_version, new.state_dict())
     asked = prompts("synced", 4)
     greedy = Sampling(1, 0.0, 16)
     groups = fleet.generate(asked, greedy)
@@ -48,16 +48,16 @@ def test_samples_after_a_sync_are_of_the_new_weights(fleet: Fleet, tiny: Tiny, f
 
 
 def test_versions_only_grow(fleet: Fleet, tiny: Tiny, fresh_version: int):
-    fleet.sync(fresh_version, tiny[1].state_dict())
+    fleet.load(fresh_version, tiny[1].state_dict())
     with pytest.raises(ValueError, match="not newer"):
-        fleet.sync(fresh_version, tiny[1].state_dict())
+        fleet.load(fresh_version, tiny[1].state_dict())
 
 
 def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weights(
     fleet: Fleet, tiny: Tiny, fresh_version: int
 ):
     new = changed(tiny[1], seed=fresh_version)
-    fleet.sync(fresh_version, new.state_dict())
+    fleet.load(fresh_version, new.state_dict())
     deaths = fleet.counters().deaths
     victim = processes(fleet)[0]
     asked = prompts("killed", 24)
@@ -79,7 +79,7 @@ def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weig
 def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     fleet: Fleet, tiny: Tiny, fresh_version: int
 ):
-    fleet.sync(fresh_version, changed(tiny[1], seed=fresh_version).state_dict())
+    fleet.load(fresh_version, changed(tiny[1], seed=fresh_version).state_dict())
     asked = prompts("drained", 8)
     fleet.submit(asked, Sampling(4, 1.0, 60, seed=1))
     fleet.resize(1)
@@ -116,7 +116,7 @@ def test_a_sync_that_did_not_happen_is_found(tiny: Tiny, ray_session: None):
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, actor=Forgetful) as forgetful:
         (process,) = processes(forgetful)
         with pytest.raises(EngineError, match=r"weights 1: the engine computes with others in model"):
-            forgetful.sync(1, changed(tiny[1], seed=1).state_dict())
+            forgetful.load(1, changed(tiny[1], seed=1).state_dict())
     until(lambda: not psutil.pid_exists(process), "the actor's process to end")
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from actors.learner import Learner
 from actors.remote_learner import RemoteLearner
 from actors.sample import Prompt, Sample
+from actors.weights import unpack
 from cluster.failures import EngineError, StageError
 from cluster.plan import Share
 from cluster.rlhf_recipe import Rlhf
@@ -35,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @contextmanager
 def two_workers(folders: Folders, settings: Rlhf, checkpoint: Path) -> Iterator[RemoteLearner]:
     share = Share(cpus=0.1, gpus=0, threads=1)
-    made = RemoteLearner(share, 2, checkpoint, 120, settings, *folders, 0, 1)
+    made = RemoteLearner(share, 2, checkpoint, torch.float32, 120, settings, *folders, 0, 1)
     try:
         yield made
     finally:
@@ -102,6 +103,10 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
         assert_alike(step(two_after_one), expected[1])
         weights = two_after_one.weights()
         assert_close(weights, alone.weights())
+        published = two_after_one.publish(7)
+        sent = unpack(ray.get(published.ref), published.dtype)
+        assert sent.keys() == weights.keys()
+        assert all(torch.equal(value, weights[name]) for name, value in sent.items())
         two_after_one.export(tmp_path / "policy", False)
         two_after_one.export(tmp_path / "kept", True)
     # What is kept is the policy before the last step, which had been measured.

@@ -32,7 +32,7 @@ class Model:
 
 @pytest.mark.slow
 def test_what_differs_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]):
-    fleet.sync(next(versions), tiny[1].state_dict())
+    fleet.load(next(versions), tiny[1].state_dict())
 
     def gate(model: LlamaForCausalLM) -> float:
         return check_parity(fleet, Model(model), prompts("gate", 6), 48, 60.0)
@@ -50,7 +50,7 @@ def test_what_differs_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]
     with pytest.raises(StageError, match="the weights are the same and the gap grows along an answer: positions"):
         gate(turned)
     rounded = changed(tiny[1], seed=1).bfloat16()
-    fleet.sync(next(versions), dict(rounded.state_dict()))
+    fleet.load(next(versions), dict(rounded.state_dict()))
     with pytest.raises(StageError, match="the engine computes in float32 and the learner in bfloat16"):
         gate(rounded)
 

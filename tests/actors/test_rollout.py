@@ -22,7 +22,7 @@ Tiny = tuple[Path, LlamaForCausalLM]
 def test_logprobs_are_those_of_transformers_at_the_sampling_temperature(
     fleet: Fleet, tiny: Tiny, fresh_version: int, temperature: float
 ):
-    fleet.sync(fresh_version, tiny[1].state_dict())
+    fleet.load(fresh_version, tiny[1].state_dict())
     asked = prompts(f"parity-{temperature}", 4)
     groups = fleet.generate(asked, Sampling(3 if temperature else 1, temperature, 24, seed=5))
     for prompt in asked:
@@ -58,7 +58,7 @@ def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version
     state = {name: tensor.clone() for name, tensor in tiny[1].state_dict().items()}
     # A longer row for the end token makes it likely after some tokens and impossible after others.
     state["model.embed_tokens.weight"][4] *= 15
-    fleet.sync(fresh_version, state)
+    fleet.load(fresh_version, state)
     groups = fleet.generate(prompts("end", 8), Sampling(8, 1.0, 20, seed=2))
     samples = [sample for group in groups.values() for sample in group]
     stopped = [sample for sample in samples if sample.finish_reason == "stop"]
@@ -72,7 +72,7 @@ def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version
 
 
 def test_scores_are_those_of_transformers_up_to_a_full_context(fleet: Fleet, tiny: Tiny, fresh_version: int):
-    fleet.sync(fresh_version, tiny[1].state_dict())
+    fleet.load(fresh_version, tiny[1].state_dict())
     rows = [[(7 * i * i + 3) % 300 for i in range(length)] for length in (CONTEXT, 40, 3)]
     starts = [1, 10, 2]
     scores = ray.get(fleet.handles()[0].score.remote(rows, starts), timeout=180)
@@ -82,7 +82,7 @@ def test_scores_are_those_of_transformers_up_to_a_full_context(fleet: Fleet, tin
 
 def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tiny: Tiny, fresh_version: int):
     state = tiny[1].state_dict()
-    fleet.sync(fresh_version, state)
+    fleet.load(fresh_version, state)
     expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
     assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
     for handle in fleet.handles():
@@ -97,7 +97,7 @@ def test_adapters_alone_are_sent_and_merged_by_the_engines(fleet: Fleet, tiny: T
             if name.endswith(adapters.UP):
                 value.normal_(0, 0.1)
     sent = adapters.scaled(policy, policy.state_dict())
-    fleet.sync(fresh_version, sent)
+    fleet.load(fresh_version, sent)
     for handle in fleet.handles():
         assert mismatch(fleet.digests(sent), ray.get(handle.checksums.remote(), timeout=180)) is None
     asked = prompts("adapters", 4)
@@ -131,7 +131,7 @@ def test_weights_change_in_the_midst_of_answers_and_every_token_says_which_drew_
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, swap_in_flight=True) as fleet:
         fleet.submit(asked, Sampling(8, 1.0, 200, seed=5))
         for version in range(1, last + 1):
-            fleet.sync(version, models[version % 2].state_dict())
+            fleet.load(version, models[version % 2].state_dict())
         groups = fleet.collect(len(asked))
         (found,) = ray.get([handle.checksums.remote() for handle in fleet.handles()], timeout=180)
     state = models[last % 2].state_dict()

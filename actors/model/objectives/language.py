@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.model.attention import PADDING
-from actors.model.language import next_token_losses
+from actors.model.language import next_token_loss
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LanguageObjective:
     """Sum of cross-entropies over trained tokens (the caller divides by the tokens of the global batch)."""
 
     unit = "tokens"
-    # Whether the losses are made as `token_losses` does when it is compiled.
+    # Whether the loss is made as `summed_loss` does when it is compiled.
     compiled = False
 
     def collate(self, rows: pa.Table) -> PackedBatch:
@@ -43,8 +43,7 @@ class LanguageObjective:
 
     def loss(self, model: Any, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
         """The summed loss in nats, and no further figures."""
-        losses = next_token_losses(model, batch.input_ids, batch.trained, batch.document_ids, self.compiled)
-        return losses.sum(), {}
+        return next_token_loss(model, batch.input_ids, batch.trained, batch.document_ids, self.compiled), {}
 
 
 def _matrix(rows: pa.Table, name: str) -> Tensor:
