@@ -170,7 +170,10 @@ def test_losses_in_chunks_equal_those_in_one_piece(tokens: int, at_once: int):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @SIZES
-def test_the_sum_in_chunks_equals_that_in_one_piece(tokens: int, at_once: int, frozen: bool):
+def test_the_sum_in_chunks_equals_that_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, at_once: int, frozen: bool
+):
+    monkeypatch.setattr("actors.model.token_losses.LOGITS_TOGETHER", {"cpu": 64 * 300})
     head, states, targets = head_and_states(tokens)
     learning = (states,) if frozen else (states, head.weight)
     plain = functional.cross_entropy(head(states), targets, reduction="sum")
@@ -184,7 +187,8 @@ def test_the_sum_in_chunks_equals_that_in_one_piece(tokens: int, at_once: int, f
     torch.testing.assert_close(found, plain)
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
-    assert largest.elements <= max(at_once, 8 * 1000)
+    # In place of three numbers for each logit, as many logits.
+    assert largest.elements <= max(3 * at_once, 8 * 1000)
 
 
 def head_and_states(tokens: int) -> tuple[torch.nn.Linear, Tensor, Tensor]:
