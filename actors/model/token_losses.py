@@ -98,9 +98,9 @@ class _SummedLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             words = weight.to(dtype).split(max(1, LOGITS_TOGETHER[device] // most))
             into = [None] * len(words) if of_weight is None else of_weight.split(len(words[0]))
-            pieces = zip(*(part.split(most) for part in (states.to(dtype), targets, of_states)), strict=True)
-            for number, piece in enumerate(pieces):
-                loss += _loss(*piece, list(zip(words, into, strict=True)), compiled, first=number == 0)
+            pieces = zip(states.to(dtype).split(most), targets.split(most), of_states.split(most), strict=True)
+            for number, (some, own, slopes) in enumerate(pieces):
+                loss += _loss(some, own, slopes, list(zip(words, into, strict=True)), compiled, first=number == 0)
         ctx.types = states.dtype, weight.dtype
         ctx.save_for_backward(of_states, *([] if of_weight is None else [of_weight]))
         return loss
