@@ -17,6 +17,7 @@ from actors.sample import Prompt, Sample
 from actors.weights import Weights, pack, publish, unpack
 from cluster.failures import EngineError, known_failure, wait_for
 from cluster.plan import Share
+from cluster.session import TRAINING_ENVIRONMENT
 
 # A worker whose neighbour died finds the connection cut at once; that the neighbour died, Ray knows a little later.
 DEATH_SECONDS = 10.0
@@ -85,8 +86,9 @@ class RemoteLearner:
     def __init__(
         self, share: Share, workers: int, checkpoint: Path, published: torch.dtype, deadline: float, *arguments: Any
     ) -> None:
+        surroundings = {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}
         kind: Any = ray.remote(LearnerActor).options(
-            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}}
+            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": surroundings}
         )
         self.actors = [kind.remote(rank, workers) for rank in range(workers)]
         self._checkpoint, self._published, self._deadline = checkpoint, published, deadline

@@ -24,8 +24,10 @@ HELD_BYTES = 4
 LEARNING_BYTES = 12
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
-# Training makes no more than so many at a time (actors.model.language), 0.8 GB and on a GPU 26: in chunks it is slower.
+# Training makes no more than so many at a time (actors.model.token_losses), 0.8 GB and on a GPU 26. Of more, it keeps
+# each in the type of the products alone, in as many bytes altogether.
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
+KEPT_LOGIT_BYTES = {"bfloat16": 2, "float32": 4}
 # Kept for the backward pass, per token, layer and unit of width. Measured on a GPU with 2,048 tokens a row: 57 at 135M
 # and 1B parameters, 94 in float32. That is more than the 34 of Korthikanti et al. 2022, section 4.1: SwiGLU has a third
 # matrix, and autocast leaves the residual stream and norms in 32 bits, as is the input that a layer is done again from.
@@ -70,7 +72,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     - Activations: 58 bytes a token, layer and unit of width, 96 in float32, and on a CPU 126 and 184; where they are
       recomputed, 4, and of one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each number of
       the embedding).
-    - Logits: 12 bytes each.
+    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes.
 
     Args:
         device: cpu or cuda.
@@ -91,7 +93,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         casts=0.0 if section.recompute_activations else CAST_BYTES[section.precision] * size / GB,
         activations=tokens * shape.hidden * kept / GB,
-        logits=_logits_gb(recipe.model, section.micro_batch_rows, device),
+        logits=_logits_gb(recipe.model, section, device),
     )
 
 
@@ -167,8 +169,11 @@ def trainings(recipe: Recipe) -> dict[str, Training]:
     return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
 
 
-def _logits_gb(model: Model, rows: int, device: str) -> float:
-    return min(rows * model.context * model.vocabulary, LOGITS_AT_ONCE[device]) * LOGIT_BYTES / GB
+def _logits_gb(model: Model, section: Training, device: str) -> float:
+    logits = section.micro_batch_rows * model.context * model.vocabulary
+    if logits <= LOGITS_AT_ONCE[device]:
+        return logits * LOGIT_BYTES / GB
+    return min(logits * KEPT_LOGIT_BYTES[section.precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
 
 
 def _shape_of(model: Model) -> Shape:

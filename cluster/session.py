@@ -47,6 +47,11 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
 }
 
+# Of processes that train: what they free stays theirs, for the next step to take. Otherwise glibc hands large tensors
+# back to Linux, which clears every page anew: 12 % of a step with 135M parameters on two cores, 5 % with 2.5M. It holds
+# 3 to 6 % more at most, and is not for processes that live for weeks.
+TRAINING_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
 
 @contextmanager
 def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:

@@ -15,6 +15,7 @@ from cluster.plan import Plan, make_plan
 from cluster.progress import metrics_progress
 from cluster.recipe import Recipe, Training
 from cluster.run import SCRATCH
+from cluster.session import TRAINING_ENVIRONMENT
 
 RETRIES = 3
 
@@ -80,6 +81,8 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
             storage_path=str(job.out),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=RETRIES),
+            # The type is that of Ray Train v1, which has no such field.
+            worker_runtime_env={"env_vars": TRAINING_ENVIRONMENT},  # type: ignore[call-arg]
         ),
     )
     failure = job.out / SCRATCH / FAILURE

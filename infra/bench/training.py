@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import BETAS
 from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from cluster.recipe import Model
-from cluster.session import ENVIRONMENT
+from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
@@ -156,7 +157,8 @@ def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
     """A process for one way: sent how many steps, it answers how many seconds each took, and the most memory so far."""
     here, there = multiprocessing.Pipe()
     start = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, shape, rows, there), daemon=True)
-    start.start()
+    with patch.dict(os.environ, {**ENVIRONMENT, **TRAINING_ENVIRONMENT} if name in OWN else {}):
+        start.start()
     there.close()
     yield here
     here.close()
@@ -164,9 +166,6 @@ def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
 
 
 def _measure(name: str, shape: Model, rows: pa.Table, connection: Connection) -> None:
-    if name in OWN:
-        # PyTorch reads it when it first allocates.
-        os.environ.update(ENVIRONMENT)
     measure = WAYS[name](build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), rows)
     with suppress(EOFError):
         while True:
