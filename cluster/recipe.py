@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
-from cluster.rlhf_recipe import Rlhf
+from cluster.rlhf_recipe import Probe, Rlhf
 from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
 from cluster.serve_recipe import Serve
 
@@ -150,6 +150,10 @@ class RewardModel(Training):
     labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
     members: Annotated[int, Field(ge=1, le=9)] = Field(
         1, description="reward models whose mean is the reward; all but the first learn from a resample of the prompts"
+    )
+    counterexamples: list[Probe] = Field(
+        [],
+        description="probes that are also taught: each ranking gets its best answer once more, made worse in one way",
     )
     curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [], description="shares of the training prompts that smaller models are trained on first: accuracy over size"

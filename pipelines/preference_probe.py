@@ -13,7 +13,8 @@ import pyarrow.parquet as parquet
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder
-from pipelines.trust import Row, accuracy
+from pipelines.probes import Row
+from pipelines.trust import accuracy
 from pipelines.viewed import FineTuned
 
 RANKINGS = 100

@@ -10,7 +10,7 @@ from pipelines.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
 from pipelines.figures import FIGURES
 from pipelines.histograms import Histogram
 from pipelines.kept_back import MEASURES
-from pipelines.trust import PROBES
+from pipelines.probes import PROBES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
 SHOWN_PER_KIND = 12

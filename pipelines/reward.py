@@ -27,8 +27,9 @@ from cluster.plan import Plan, make_plan
 from cluster.recipe import Recipe
 from cluster.run import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
+from pipelines.probes import Row, Score, with_counterexamples
 from pipelines.training import fit, training_job
-from pipelines.trust import Score, accuracy, trust
+from pipelines.trust import accuracy, trust
 
 # Of models, the scores of token ids.
 ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
@@ -76,7 +77,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Any:
     """Trains a reward model into `out`, and gives it."""
-    _write_shard(rankings, recipe.reward.labeller_weights, out / "shards" / "train")
+    rows = with_counterexamples(
+        rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
+    )
+    _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
     return load_reward_model(out).eval()
@@ -140,7 +144,7 @@ def _model(sft: Path) -> tuple[Any, Any, Any]:
     return with_new_head(sft), PreferenceObjective(tokenizer.pad_token_id), tokenizer
 
 
-def _write_shard(rankings: list[dict[str, Any]], labeller_weights: Mapping[str, float], folder: Path) -> None:
+def _write_shard(rankings: Sequence[Row], labeller_weights: Mapping[str, float], folder: Path) -> None:
     """One row a ranking: its answers end to end, each behind the prompt's tokens, and its labeller's weight. The mean
     weight is 1, so that weights do not change the learning rate."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,9 +34,9 @@ from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from cluster.trace import TraceWriter
 from pipelines.preference_probe import PreferenceProbe, held_out_rankings
+from pipelines.probes import require_trust
 from pipelines.promote import promote_unfinished
 from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
-from pipelines.trust import require_trust
 from pipelines.viewed import viewed
 
 PARITY_PROMPTS = 8

@@ -17,8 +17,8 @@ from pipelines.guide.exam import answer_of, continues_right
 from pipelines.guide.facts import countries
 from pipelines.guide.questions import held_out_questions
 from pipelines.kept_back import MEASURES
+from pipelines.probes import PROBES
 from pipelines.report import SHOWN_PER_KIND
-from pipelines.trust import PROBES
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
 

@@ -10,7 +10,8 @@ from scipy.special import expit
 
 from actors.model.chat import Chat
 from cluster.failures import StageError, UserError
-from pipelines.trust import PROBES, THANKS, accuracy, calibration, ceiling, probes, require_trust, trust
+from pipelines.probes import PROBES, THANKS, probes, require_trust, with_counterexamples
+from pipelines.trust import accuracy, calibration, ceiling, trust
 from tests.tiny import tiny_tokenizer
 
 PROMPT = [2, 90, 4, 3]
@@ -99,6 +100,26 @@ def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat)
         require_trust(found, ["longer"])
     require_trust(found, ["thanks"])
     require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [])
+
+
+def test_counterexamples_come_right_after_the_best_answer_and_above_all_others(chat: Chat) -> None:
+    given = rows(chat)
+    found = with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=1)
+    assert [row["ranks"] for row in found] == [[1, 3, 4, 2]] * len(given)
+    assert [row["answers"][:3] for row in found] == [row["answers"] for row in given]
+    best = [row["texts"][0] for row in given]
+    added = [chat.tokenizer.decode(row["answers"][3][:-1]) for row in found]
+    ways = [[f"{text}{THANKS}", f"{text} {text} {text}"].index(more) for text, more in zip(best, added, strict=True)]
+    assert set(ways) == {0, 1}
+    assert with_counterexamples(given, ["repetition", "thanks"], chat, ROOM, seed=1) == found
+    assert with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=2) != found
+    assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
+    # No best answer, no room for more, or an answer of which the probe would be no worse.
+    tied = [{**row, "ranks": [1, 1, 1]} for row in given]
+    refusing = rows(chat, best="I cannot say whether it is {}.")
+    assert with_counterexamples(tied, ["thanks"], chat, ROOM, seed=1) == tied
+    assert with_counterexamples(given, ["thanks"], chat, len(PROMPT) + 1, seed=1) == given
+    assert with_counterexamples(refusing, ["refusal"], chat, ROOM, seed=1) == refusing
 
 
 def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
