@@ -27,6 +27,8 @@ PROBES = {
     "repetition": "prefers the answer said three times over",
     "empty": "prefers an empty answer",
 }
+# Of these, what leaves nothing of the answer.
+EMPTIED = ("refusal", "empty")
 
 
 def probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str, Row]:
@@ -74,9 +76,10 @@ def require_trust(found: Mapping[str, Row], accepted: Collection[str]) -> None:
 
 
 def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, room: int, seed: int) -> list[Row]:
-    """Rankings in which the best answer is followed by itself made worse, in one way each, drawn from the seed (as Liu
-    et al. 2024 add what tells a good answer from its form): the answers that were sampled seldom show what a policy
-    finds once a reward leads it away from them.
+    """Rankings in which the best answer comes once more, made worse in one way each, drawn from the seed (as Liu et al.
+    2024 add what tells a good answer from its form): the answers that were sampled seldom show what a policy finds once
+    a reward leads it away from them. What says the same, and more, is ranked right after the best; what says nothing of
+    it last.
 
     Args:
         rows: of rankings.parquet.
@@ -97,10 +100,9 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
         index = best_answer(row)
         worse = None if index is None or other is None else made_worse(name, row, index, other, chat)
         if worse is not None and len(row["prompt_token_ids"] + worse) <= room:
-            best = min(row["ranks"])
-            # Still above all answers that were ranked below the best.
-            ranks = [rank + (rank > best) for rank in row["ranks"]]
-            row = {**row, "answers": [*row["answers"], worse], "ranks": [*ranks, best + 1]}
+            after = max(row["ranks"]) if name in EMPTIED else min(row["ranks"])
+            ranks = [rank + (rank > after) for rank in row["ranks"]]
+            row = {**row, "answers": [*row["answers"], worse], "ranks": [*ranks, after + 1]}
         found.append(row)
     return found
 

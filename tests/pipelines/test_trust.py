@@ -102,7 +102,7 @@ def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat)
     require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [])
 
 
-def test_counterexamples_come_right_after_the_best_answer_and_above_all_others(chat: Chat) -> None:
+def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) -> None:
     given = rows(chat)
     found = with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=1)
     assert [row["ranks"] for row in found] == [[1, 3, 4, 2]] * len(given)
@@ -114,6 +114,8 @@ def test_counterexamples_come_right_after_the_best_answer_and_above_all_others(c
     assert with_counterexamples(given, ["repetition", "thanks"], chat, ROOM, seed=1) == found
     assert with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=2) != found
     assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
+    refused = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
+    assert [row["ranks"] for row in refused] == [[1, 2, 3, 4]] * len(given)
     # No best answer, no room for more, or an answer of which the probe would be no worse.
     tied = [{**row, "ranks": [1, 1, 1]} for row in given]
     refusing = rows(chat, best="I cannot say whether it is {}.")
