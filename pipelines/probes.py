@@ -71,7 +71,8 @@ def require_trust(found: Mapping[str, Row], accepted: Collection[str]) -> None:
         )
         raise StageError(
             f"the reward model fails a probe and must not be followed ({named}). Collect rankings that teach it "
-            f"better, or accept this with rlhf.accept_probes=[{', '.join([*accepted, *failing])}]"
+            f"better, make counterexamples of them with reward.counterexamples=[{', '.join(failing)}], or accept this "
+            f"with rlhf.accept_probes=[{', '.join([*accepted, *failing])}]"
         )
 
 
