@@ -91,21 +91,24 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
     Returns:
         As many rows. One without a best answer, or in which the probe means nothing or has no room, is as it was.
     """
-    if not names:
+    best = [best_answer(row) for row in rows]
+    good = [(row, index) for row, index in zip(rows, best, strict=True) if index is not None]
+    if not names or not good:
         return list(rows)
     chance = random.Random(f"counterexamples {seed}")
-    good = [(row, index) for row in rows if (index := best_answer(row)) is not None]
-    found = []
-    for row in rows:
-        name, other = chance.choice(sorted(names)), chance.choice(good) if good else None
-        index = best_answer(row)
-        worse = None if index is None or other is None else made_worse(name, row, index, other, chat)
-        if worse is not None and len(row["prompt_token_ids"] + worse) <= room:
-            after = max(row["ranks"]) if name in EMPTIED else min(row["ranks"])
-            ranks = [rank + (rank > after) for rank in row["ranks"]]
-            row = {**row, "answers": [*row["answers"], worse], "ranks": [*ranks, after + 1]}
-        found.append(row)
-    return found
+    return [
+        _with_counterexample(row, index, chance.choice(sorted(names)), chance.choice(good), chat, room)
+        for row, index in zip(rows, best, strict=True)
+    ]
+
+
+def _with_counterexample(row: Row, index: int | None, name: str, other: tuple[Row, int], chat: Chat, room: int) -> Row:
+    worse = None if index is None else made_worse(name, row, index, other, chat)
+    if worse is None or len(row["prompt_token_ids"] + worse) > room:
+        return row
+    after = max(row["ranks"]) if name in EMPTIED else min(row["ranks"])
+    ranks = [rank + (rank > after) for rank in row["ranks"]]
+    return {**row, "answers": [*row["answers"], worse], "ranks": [*ranks, after + 1]}
 
 
 def made_worse(name: str, row: Row, index: int, other: tuple[Row, int], chat: Chat) -> list[int] | None:

@@ -191,6 +191,23 @@ def test_the_sum_in_chunks_equals_that_in_one_piece(
     assert largest.elements <= max(3 * at_once, 8 * 1000)
 
 
+@pytest.mark.slow
+def test_compiled_and_in_bfloat16_the_sum_and_its_gradients_are_the_same_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("actors.model.token_losses.LOGITS_TOGETHER", {"cpu": 64 * 300})
+    head, states, targets = head_and_states(64)
+    plain = functional.cross_entropy(head(states), targets, reduction="sum")
+    expected = torch.autograd.grad(plain, (states, head.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = summed_loss(head, states, targets, 1000, compiled=True)
+    gradients = torch.autograd.grad(found, (states, head.weight))
+    torch.testing.assert_close(found, plain, rtol=1e-3, atol=0)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert float((gradient - wanted).norm() / wanted.norm()) < 0.01
+
+
 def head_and_states(tokens: int) -> tuple[torch.nn.Linear, Tensor, Tensor]:
     """A head over 1,000 words, and states of width 8 with their targets."""
     torch.manual_seed(0)
