@@ -2,19 +2,22 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from actors.model.language import build
 from actors.model.objectives import grpo, ppo
 from actors.model.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses, padded_answers
 from actors.model.objectives.policy import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
 from actors.model.objectives.preference import CENTRING, PreferenceObjective, ranking_losses
 from actors.model.objectives.shaping import at_last_token
 from actors.model.optimiser import BETAS, adamw, learning_rate_factor, muon_and_adamw
+from cluster.recipe import Model
 
 
 def tensor(values) -> torch.Tensor:
@@ -117,7 +120,9 @@ def test_with_two_answers_the_loss_is_that_of_trls_reward_trainer():
 class Headed(torch.nn.Module):
     """A model whose score of a row is its last token's number, over ten."""
 
-    def model(self, input_ids, use_cache):
+    config = SimpleNamespace(hidden_size=1)
+
+    def model(self, input_ids, use_cache, **_of_shared_rows):
         assert not use_cache
         return type("Output", (), {"last_hidden_state": input_ids[..., None].double()})()
 
@@ -147,6 +152,44 @@ def test_a_labellers_weight_multiplies_the_loss_of_their_rankings():
     assert total.item() == pytest.approx(expected, abs=1e-6)
     assert objective.count(objective.collate(pa.Table.from_pylist(rows))) == 2
     assert figures == {"right_pairs": 2, "ordered_pairs": 3}
+
+
+def test_the_loss_and_its_gradients_are_those_of_answers_alone():
+    rankings = [
+        ([2, 10, 11, 12, 3], [[20, 21, 4], [22, 4], [20, 23, 24, 25, 4], [4]], [2, 1, 3, 3]),
+        ([2, 13, 3], [[26, 4], [26, 4], [27, 28, 4]], [1, 2, 2]),
+    ]
+    shape = Model(vocabulary=300, hidden=32, layers=3, heads=4, context=64)
+    settings = LlamaConfig(**{**build(shape, 0, end_of_turn=4, padding=0).config.to_dict(), "num_labels": 1})
+    model = LlamaForSequenceClassification(settings).double()
+    rows = [
+        {
+            "input_ids": [token for answer in answers for token in prompt + answer],
+            "lengths": [len(prompt + answer) for answer in answers],
+            "ranks": ranks,
+            "weight": 1.0,
+        }
+        for prompt, answers, ranks in rankings
+    ]
+    objective, seen = PreferenceObjective(padding=0), []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True
+    )
+    loss, _ = objective.loss(model, objective.collate(pa.Table.from_pylist(rows)))
+    hook.remove()
+    # The prompt once, then 3, 2, 5 and 1 tokens.
+    assert seen == [(2, 16)]
+    alone = torch.zeros(())
+    for prompt, answers, ranks in rankings:
+        states = [model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state[0, -1] for answer in answers]
+        rewards = model.score(torch.stack(states)).squeeze(-1)
+        alone = alone + ranking_losses(rewards, torch.tensor(ranks)).mean() + CENTRING * rewards.square().mean()
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
+    parameters = list(model.parameters())
+    pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True)
+    for one, other in pairs:
+        # The norms compute in 32 bits, whatever the model.
+        assert torch.allclose(one, other, atol=1e-6 * float(other.abs().max()))
 
 
 def test_value_loss_takes_the_worse_of_clipped_and_free():

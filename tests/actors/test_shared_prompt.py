@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from actors.model.language import build, hidden_states
-from actors.model.shared_prompt import answer_states, pays, share_prompts
+from actors.model.shared_prompt import SharedRows, answer_states, pays, share_prompts
 from cluster.recipe import Model
 
 PROMPTS = [[2, 10, 11, 12, 13, 14, 4, 3], [2, 15, 4, 3], [2, 16, 17, 4, 3]]
@@ -33,10 +34,15 @@ def batch(order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, drawn, torch.tensor([group + 7 for group, _ in rows])
 
 
+def rows_of(ids: Tensor, drawn: Tensor, groups: Tensor) -> SharedRows:
+    """The shared rows of the states that predict what was drawn."""
+    return share_prompts(ids, functional.pad(drawn[:, 1:], (0, 1)), drawn.int().argmax(1), groups)
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [4, 2, 5, 0, 3, 1], [1, 2]])
 def test_states_and_gradients_are_those_of_separate_rows(model, order: list[int]):
     ids, drawn, groups = batch(order)
-    assert pays(share_prompts(ids, drawn, groups), ids, 32)
+    assert pays(rows_of(ids, drawn, groups), ids, 32)
     results = []
     for states in (answer_states(model, ids, drawn, groups), hidden_states(model, ids)[:, :-1][drawn[:, 1:]]):
         loss = model.lm_head(states).log_softmax(-1).square().sum()
@@ -51,11 +57,12 @@ def test_states_and_gradients_are_those_of_separate_rows(model, order: list[int]
 
 def test_a_prompt_goes_through_the_model_once(model):
     ids, drawn, groups = batch([0, 1, 2, 3, 4, 5])
-    rows = share_prompts(ids, drawn, groups)
-    assert rows.input_ids[0].tolist() == [*PROMPTS[0], 20, 21, 4, 22, 23, 24, 25, 26, 4]
-    assert rows.segments[0].tolist() == [0] * 8 + [1] * 3 + [2] + [3] * 5
-    assert rows.positions[0].tolist() == [*range(8), 8, 9, 10, 8, 8, 9, 10, 11, 12]
-    assert rows.segments[2].tolist() == [0] * 5 + [1] * 3 + [-1] * 9
+    rows = rows_of(ids, drawn, groups)
+    # The last token of an answer predicts none.
+    assert rows.input_ids[0].tolist() == [*PROMPTS[0], 20, 21, 23, 24, 25, 26]
+    assert rows.segments[0].tolist() == [0] * 8 + [1] * 2 + [2] * 4
+    assert rows.positions[0].tolist() == [*range(8), 8, 9, 8, 9, 10, 11]
+    assert rows.segments[2].tolist() == [0] * 5 + [1] * 2 + [-1] * 7
     seen = []
     hook = model.model.register_forward_pre_hook(
         lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True
@@ -65,13 +72,13 @@ def test_a_prompt_goes_through_the_model_once(model):
         answer_states(model, ids, drawn, torch.arange(6))
     finally:
         hook.remove()
-    assert seen == [(3, 17), (6, 13)]
+    assert seen == [(3, 14), (6, 13)]
 
 
 def test_long_answers_to_a_short_prompt_keep_rows_of_their_own():
     ids, drawn = torch.ones(8, 1016, dtype=torch.long), torch.ones(8, 1016, dtype=torch.bool)
     drawn[:, :16] = False
     groups = torch.zeros(8, dtype=torch.long)
-    assert not pays(share_prompts(ids, drawn, groups), ids, 192)
+    assert not pays(rows_of(ids, drawn, groups), ids, 192)
     drawn[:, :800] = False
-    assert pays(share_prompts(ids, drawn, groups), ids, 192)
+    assert pays(rows_of(ids, drawn, groups), ids, 192)

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from actors.model.shared_prompt import states_at
 
 CENTRING = 0.01
 
@@ -19,6 +22,7 @@ class RankedBatch:
     Attributes:
         input_ids: [N, T], prompt and answer, padded at the right.
         lengths: [N], tokens before the padding.
+        starts: [N], with how many tokens all answers of the ranking begin.
         ranks: [N], 1 is best and ties are equal.
         prompts: [N], which of the batch's P rankings a row belongs to.
         weights: [P], how much a ranking counts: that of its labeller.
@@ -26,6 +30,7 @@ class RankedBatch:
 
     input_ids: Tensor
     lengths: Tensor
+    starts: Tensor
     ranks: Tensor
     prompts: Tensor
     weights: Tensor
@@ -60,14 +65,17 @@ class PreferenceObjective:
 
     def collate(self, rows: pa.Table) -> RankedBatch:
         """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths`, `ranks`, `weight`."""
-        answers, ranks, prompts = [], [], []
+        answers, starts, ranks, prompts = [], [], [], []
         for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
-            answers += list(torch.tensor(row["input_ids"]).split(row["lengths"]))
+            own = torch.tensor(row["input_ids"]).split(row["lengths"])
+            answers += own
+            starts += [_common(own)] * len(own)
             ranks += row["ranks"]
             prompts += [prompt] * len(row["ranks"])
         return RankedBatch(
             input_ids=torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.padding),
             lengths=torch.tensor([len(answer) for answer in answers]),
+            starts=torch.tensor(starts),
             ranks=torch.tensor(ranks),
             prompts=torch.tensor(prompts),
             weights=torch.tensor(rows["weight"].to_pylist()),
@@ -79,7 +87,9 @@ class PreferenceObjective:
 
     def loss(self, model: Any, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
         """The summed loss; pairs ordered and pairs ordered rightly, for the accuracy."""
-        rewards = sequence_rewards(model, batch.input_ids, batch.lengths)
+        ends = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) == batch.lengths[:, None] - 1
+        states = states_at(model, batch.input_ids, ends, batch.starts, batch.prompts)
+        rewards = _rewards(model, states)
         total, right, ordered = rewards.new_zeros(()), 0, 0
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
@@ -109,4 +119,16 @@ def sequence_rewards(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """
     states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     last = states[torch.arange(len(states), device=states.device), lengths - 1]
-    return model.score(last).squeeze(-1).float()
+    return _rewards(model, last)
+
+
+def _rewards(model: Any, states: Tensor) -> Tensor:
+    """[N, H] -> [N], float32."""
+    rewards: Tensor = model.score(states).squeeze(-1).float()
+    return rewards
+
+
+def _common(answers: Sequence[Tensor]) -> int:
+    """With how many tokens all begin; the last of each, whose state gives its reward, is left to each."""
+    columns = zip(*(answer[:-1].tolist() for answer in answers), strict=False)
+    return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, columns)))
