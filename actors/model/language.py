@@ -64,9 +64,11 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     Rows for new tokens are drawn from `seed`, around the mean of those that are there (Hewitt 2021).
 
     Raises:
-        UserError: it cannot be loaded, or is made for shorter texts than `model.context`.
+        UserError: it cannot be loaded, is made for shorter texts than `model.context`, or its output is more than
+            `output_logits` gives.
     """
     language = load(str(model.start_from))
+    _check_logits(language, str(model.start_from))
     positions = language.config.max_position_embeddings
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
@@ -74,6 +76,32 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
         torch.manual_seed(seed)
         language.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     return language
+
+
+@torch.no_grad()
+def _check_logits(language: Any, name: str) -> None:
+    kind = f"{name}: a model of the kind {language.config.model_type}"
+    if not (hasattr(language, "lm_head") and hasattr(language, "model") and hasattr(language.model, "layers")):
+        raise UserError(f"{kind} is not made of model.layers and lm_head: start from one of another kind")
+    ids = torch.arange(8).unsqueeze(0)
+    expected, found = language(input_ids=ids).logits, output_logits(language, hidden_states(language, ids))
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"{kind} does more to its logits than to scale them, such as to cap them, and would be trained on others "
+            "than it is served with: start from one of another kind"
+        )
+
+
+def output_logits(model: Any, states: Tensor) -> Tensor:
+    """What the model says of the next token. [N, H] -> [N, V]."""
+    found: Tensor = model.lm_head(_scaled(model, states))
+    return found
+
+
+def _scaled(model: Any, states: Tensor) -> Tensor:
+    """Times what the model multiplies its logits by (Cohere, Granite), which for a head without bias is the same."""
+    scale = getattr(model.config, "logit_scale", 1.0) / getattr(model.config, "logits_scaling", 1.0)
+    return states if scale == 1.0 else states * scale
 
 
 def end_with(language: Any, token: int) -> None:
@@ -136,7 +164,8 @@ def next_token_loss(
 def _predicted(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of every trained token the state that predicts it and its id, [N, H] and [N]."""
     targets = trained[:, 1:]
-    return hidden_states(model, input_ids, document_ids)[:, :-1][targets], input_ids[:, 1:][targets]
+    states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
+    return _scaled(model, states), input_ids[:, 1:][targets]
 
 
 def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:

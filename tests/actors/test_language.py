@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaForCausalLM
 
 from actors.model.attention import PADDING
 from actors.model.language import build, next_token_losses
@@ -106,6 +106,24 @@ def test_only_trained_tokens_count(model: LlamaForCausalLM):
         found = next_token_losses(model, INPUT_IDS, some, DOCUMENT_IDS)
     assert 0 < len(found) < len(every)
     torch.testing.assert_close(found, every[some[TRAINED]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(CohereConfig, {"logit_scale": 0.2}), (GraniteConfig, {"logits_scaling": 4.0})]
+)
+def test_scaled_logits_are_trained_on_as_the_model_makes_them(kind, settings):
+    torch.manual_seed(0)
+    config = kind(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config.update({**settings, "num_key_value_heads": 4, "initializer_range": 1.0, "eos_token_id": 4})
+    model = AutoModelForCausalLM.from_config(config)
+    whole = torch.ones_like(INPUT_IDS, dtype=torch.bool)
+    whole[:, 0] = False
+    with torch.no_grad():
+        found = next_token_losses(model, INPUT_IDS, whole)
+        expected = functional.cross_entropy(
+            model(input_ids=INPUT_IDS).logits[:, :-1].flatten(0, 1), INPUT_IDS[:, 1:].flatten(), reduction="none"
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_padding_alone_give_no_nan(model: LlamaForCausalLM):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config
 
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
@@ -71,6 +71,22 @@ def test_a_context_beyond_the_models_is_refused(own: Path):
     tokenizer = AutoTokenizer.from_pretrained(own)
     with pytest.raises(UserError, match=r"context 128 is more than the 64 positions"):
         start(Model(start_from=str(own), context=128), tokenizer, seed=1)
+
+
+SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Gemma2Config(**SMALL, final_logit_softcapping=0.01, num_key_value_heads=2), "does more to its logits"),
+        (GPT2Config(**SMALL), "is not made of model.layers and lm_head"),
+    ],
+)
+def test_a_model_that_would_be_trained_wrongly_is_refused(own: Path, tmp_path: Path, config, reason: str):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "odd")
+    with pytest.raises(UserError, match=f"odd: a model of the kind {config.model_type} {reason}"):
+        start(Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1)
 
 
 def test_pickled_weights_are_refused(own: Path):

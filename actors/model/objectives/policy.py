@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from actors.model.language import output_logits
 from actors.model.shared_prompt import answer_states
 
 # Truncation of the importance weight of tokens drawn by older weights (Yao et al. 2025, "TIS").
@@ -103,7 +104,7 @@ def answer_logprobs_and_entropy(
 def _logits(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Of drawn tokens alone: [M, V] in float32, and their ids, [M]."""
     states = answer_states(model, batch.input_ids, batch.answer, batch.groups)
-    return model.lm_head(states).float() / temperature, batch.input_ids[:, 1:][batch.answer[:, 1:]]
+    return output_logits(model, states).float() / temperature, batch.input_ids[:, 1:][batch.answer[:, 1:]]
 
 
 def _place(values: Tensor, answer: Tensor) -> Tensor:
