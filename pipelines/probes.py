@@ -54,12 +54,13 @@ def probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str
     return found
 
 
-def require_trust(found: Mapping[str, Row], accepted: Collection[str]) -> None:
+def require_trust(found: Mapping[str, Row], accepted: Collection[str], shown: Collection[str]) -> None:
     """Lets a reward model stand in for people, or not.
 
     Args:
         found: what `probes` gave.
         accepted: the probes that may fail.
+        shown: those of which the reward model has seen counterexamples.
 
     Raises:
         StageError: it fails others; the message names them and says how to go on.
@@ -69,9 +70,10 @@ def require_trust(found: Mapping[str, Row], accepted: Collection[str]) -> None:
         named = "; ".join(
             f"{name}: it {PROBES[name]} in {found[name]['value']:.0%} of {found[name]['n']}" for name in failing
         )
+        teaching = ", ".join(dict.fromkeys([*shown, *failing]))
         raise StageError(
             f"the reward model fails a probe and must not be followed ({named}). Collect rankings that teach it "
-            f"better, make counterexamples of them with reward.counterexamples=[{', '.join(failing)}], or accept this "
+            f"better, make counterexamples of them with reward.counterexamples=[{teaching}], or accept this "
             f"with rlhf.accept_probes=[{', '.join([*accepted, *failing])}]"
         )
 

@@ -50,7 +50,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     chat = Chat.of(run.path("sft"))
     asked = prompts_to_train_on(recipe, chat)
     prompts = asked.rendered
-    _check(settings, run)
+    _check(recipe, run)
     judged = held_out_rankings(run, settings, recipe.seed)
     with (
         _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
@@ -102,15 +102,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
 
 
-def _check(settings: Rlhf, run: RunFolder) -> None:
+def _check(recipe: Recipe, run: RunFolder) -> None:
     """Before anything starts: functions can be imported, and the reward model can be trusted."""
+    settings = recipe.rlhf
     if settings.environment:
         load_function(settings.environment.function, "environment")
     for source in settings.rewards:
         if source.function:
             load_function(source.function)
         if source.kind == "model":
-            require_trust(run.require("reward", "reward").metrics["trust"]["probes"], settings.accept_probes)
+            found = run.require("reward", "reward").metrics["trust"]["probes"]
+            require_trust(found, settings.accept_probes, recipe.reward.counterexamples)
 
 
 def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped: str | None) -> dict[str, Any]:

@@ -93,13 +93,14 @@ def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: C
 def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat) -> None:
     found = probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
     with pytest.raises(
-        StageError, match=r'thanks: it prefers the answer with "Thanks for asking!".*accept_probes=\[thanks\]'
+        StageError,
+        match=r'thanks: it prefers the answer with "Thanks for asking!".*=\[refusal, thanks\].*_probes=\[thanks\]',
     ):
-        require_trust(found, [])
+        require_trust(found, [], ["refusal"])
     with pytest.raises(StageError, match=r"accept_probes=\[longer, thanks\]"):
-        require_trust(found, ["longer"])
-    require_trust(found, ["thanks"])
-    require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [])
+        require_trust(found, ["longer"], [])
+    require_trust(found, ["thanks"], [])
+    require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
 
 
 def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) -> None:
