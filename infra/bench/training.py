@@ -5,8 +5,8 @@ the environment that a stage sets. They take turns, so that a busy moment of the
 of their steps are compared. The loop keeps documents apart and makes logits for trained tokens alone, the peers do
 neither. With --ray, the loop also runs under Ray Train, as a stage does.
 
-python -m infra.bench.training [--size 2.5M] [--rows 16] [--context 256] [--vocabulary 4096] [--steps 4]
-    [--documents 1] [--ways compiled eager] [--ray]
+python -m infra.bench.training [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
+    [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
 """
 
 import argparse
@@ -40,28 +40,31 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Measure = Callable[[int], list[float]]
 
 
-def own(model: LlamaForCausalLM, rows: pa.Table, objective: LanguageObjective | None = None) -> Measure:
-    """Seconds of so many steps of the project's loop."""
-    step = own_step(model, objective or LanguageObjective(), rows.num_rows, DEVICE)
+def own(
+    model: LlamaForCausalLM, rows: pa.Table, micro_rows: int, objective: LanguageObjective | None = None
+) -> Measure:
+    """Seconds of so many steps of the project's loop, at most so many rows in a forward pass."""
+    step = own_step(model, objective or LanguageObjective(), micro_rows, DEVICE)
     return lambda steps: [_seconds(partial(step, rows)) for _ in range(steps)]
 
 
-def compiled(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
+def compiled(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
     """The same with `compile_layers`."""
     objective = LanguageObjective()
     compile_layers(model, objective)
-    return own(model, rows, objective)
+    return own(model, rows, micro_rows, objective)
 
 
-def eager(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
+def eager(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
     """The same with transformers' own forward and a loop of five lines."""
-    batch = LanguageObjective().collate(rows).input_ids.to(DEVICE)
+    batches = LanguageObjective().collate(rows).input_ids.to(DEVICE).split(micro_rows)
     stepper = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
+        for batch in batches:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                loss = model(input_ids=batch, labels=batch).loss / len(batches)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), NORM)
         stepper.step()
         stepper.zero_grad(set_to_none=True)
@@ -70,7 +73,7 @@ def eager(model: LlamaForCausalLM, rows: pa.Table) -> Measure:
     return lambda steps: [_seconds(step) for _ in range(steps)]
 
 
-def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
+def transformers_trainer(model: LlamaForCausalLM, table: pa.Table, micro_rows: int) -> Measure:
     """The same with transformers' Trainer, its first step left out."""
 
     def measure(steps: int) -> list[float]:
@@ -80,7 +83,8 @@ def transformers_trainer(model: LlamaForCausalLM, table: pa.Table) -> Measure:
             settings = TrainingArguments(
                 output_dir=folder,
                 max_steps=steps + 1,
-                per_device_train_batch_size=table.num_rows,
+                per_device_train_batch_size=micro_rows,
+                gradient_accumulation_steps=table.num_rows // micro_rows,
                 learning_rate=RATE,
                 weight_decay=DECAY,
                 adam_beta1=BETAS[0],
@@ -111,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="2.5M")
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--micro-rows", type=int, help="rows of a forward pass; all, if not given")
     for name, value in (("rows", 16), ("context", 256), ("vocabulary", 4096), ("steps", 4), ("documents", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all are in memory at once")
@@ -118,13 +123,16 @@ def main() -> None:
     shape = Model(size=given.size, context=given.context, vocabulary=given.vocabulary)
     ids = np.random.default_rng(0).integers(5, given.vocabulary, (given.rows, given.context))
     rows = table(ids, given.documents)
+    micro_rows = given.micro_rows or given.rows
+    if given.rows % micro_rows:
+        parser.error(f"--rows {given.rows} is no multiple of --micro-rows {micro_rows}")
     peak = peak_flops(DEVICE, "bfloat16")
     model = build(shape, 0, end_of_turn=4, padding=0)
     flops = flops_per_token(model, given.context)
     found: dict[str, list[float]] = {name: [] for name in given.ways}
     memory: dict[str, float] = {}
     with ExitStack() as stack:
-        asked = {name: stack.enter_context(_process(name, shape, rows)) for name in given.ways}
+        asked = {name: stack.enter_context(_process(name, shape, rows, micro_rows)) for name in given.ways}
         for turn in range(TURNS + 1):
             for name, connection in asked.items():
                 connection.send(given.steps if turn else WARM_UP)
@@ -135,10 +143,10 @@ def main() -> None:
         from infra.bench.loops.under_ray_train import under_ray_train
 
         # The last step waits for its checkpoint.
-        found["under Ray Train"] = under_ray_train(shape, rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
+        found["under Ray Train"] = under_ray_train(shape, rows, micro_rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    shapes = f"{given.rows} rows of {given.documents} documents, {given.context} tokens together"
+    shapes = f"{given.rows} rows ({micro_rows} at once) of {given.documents} documents, {given.context} tokens together"
     print(f"{given.size} parameters, {shapes}, bfloat16, {where}")
     for name, rate in rates.items():
         share = flops * rate / peak
@@ -153,10 +161,11 @@ def main() -> None:
 
 
 @contextmanager
-def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
+def _process(name: str, shape: Model, rows: pa.Table, micro_rows: int) -> Iterator[Connection]:
     """A process for one way: sent how many steps, it answers how many seconds each took, and the most memory so far."""
     here, there = multiprocessing.Pipe()
-    start = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, shape, rows, there), daemon=True)
+    words = (name, shape, rows, micro_rows, there)
+    start = multiprocessing.get_context("spawn").Process(target=_measure, args=words, daemon=True)
     with patch.dict(os.environ, {**ENVIRONMENT, **TRAINING_ENVIRONMENT} if name in OWN else {}):
         start.start()
     there.close()
@@ -165,8 +174,8 @@ def _process(name: str, shape: Model, rows: pa.Table) -> Iterator[Connection]:
     start.join()
 
 
-def _measure(name: str, shape: Model, rows: pa.Table, connection: Connection) -> None:
-    measure = WAYS[name](build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), rows)
+def _measure(name: str, shape: Model, rows: pa.Table, micro_rows: int, connection: Connection) -> None:
+    measure = WAYS[name](build(shape, 0, end_of_turn=4, padding=0).to(DEVICE), rows, micro_rows)
     with suppress(EOFError):
         while True:
             connection.send((measure(connection.recv()), peak_memory_gb(DEVICE)))

@@ -25,11 +25,11 @@ BARE: dict[str, Any] = {
 
 
 def own_step(
-    model: LlamaForCausalLM, objective: LanguageObjective, rows: int, device: torch.device
+    model: LlamaForCausalLM, objective: LanguageObjective, micro_rows: int, device: torch.device
 ) -> Callable[[pa.Table], None]:
-    """Takes one step on a global batch of at most so many rows, in one micro-batch."""
+    """Takes one step on a global batch, in micro-batches of so many rows."""
     both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
-    part = Part(0, 1, rows, "bfloat16", device)
+    part = Part(0, 1, micro_rows, "bfloat16", device)
 
     def step(batch: pa.Table) -> None:
         accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)

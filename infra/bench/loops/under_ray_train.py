@@ -22,16 +22,15 @@ from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.training import fit
 
 
-def under_ray_train(shape: Model, rows: pa.Table, steps: int) -> list[float]:
+def under_ray_train(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> list[float]:
     """Seconds of every step but the first, one global batch each, as a stage runs it: Ray Train's worker, the stream of
     rows, the metrics. From metric to metric."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, connect(Cluster(), object_store_gb=0.5):
         root = Path(folder)
         save_tokenizer(train_tokenizer(["to export with the model"], 300), root / "tokenizer", shape.context)
-        size = rows.num_rows
         job = TrainingJob(
-            settings=Training(batch_rows=size, micro_batch_rows=size, checkpoint_every=steps),
+            settings=Training(batch_rows=rows.num_rows, micro_batch_rows=micro_rows, checkpoint_every=steps),
             make=partial(_made, shape, root / "tokenizer"),
             shards=[_shard(root / "train.parquet", pa.concat_tables([rows] * steps))],
             held_out=[_shard(root / "held_out.parquet", rows.slice(0, 1))],
