@@ -7,25 +7,32 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from actors.model.block_attention import block_attention
+
 PADDING = -1
-BY_BOUNDS = "by_bounds"
+OWN = "triptych"
+
+
+def set_attention(model: Any) -> None:
+    """Has a model attend by the kernel that is fastest where it trains; otherwise it stays with PyTorch's.
+
+    In bfloat16 on a CPU that is `block_attention`. On a GPU it is FlashAttention's for many texts end to end (Dao
+    2023), which passes over what no token attends to, where a mask has it computed.
+    """
+    AttentionInterface.register(OWN, _attention)
+    AttentionMaskInterface.register(OWN, sdpa_mask)
+    model.set_attn_implementation(OWN)
 
 
 def mask_for(model: Any, document_ids: Tensor) -> Tensor:
     """Who attends to whom in packed rows, as the model's attention takes it: `document_mask`, or `document_bounds` in
-    bfloat16 on a GPU.
-
-    There the model is set to FlashAttention's kernel for many texts end to end (Dao 2023), which passes over what no
-    token attends to, where a mask has it computed.
-    """
+    bfloat16 on a GPU."""
     if not (document_ids.is_cuda and torch.is_autocast_enabled("cuda")):
         return document_mask(document_ids)
-    AttentionInterface.register(BY_BOUNDS, _attention)
-    AttentionMaskInterface.register(BY_BOUNDS, sdpa_mask)
-    model.set_attn_implementation(BY_BOUNDS)
+    set_attention(model)
     return document_bounds(document_ids)
 
 
@@ -82,8 +89,9 @@ def restarting_positions(document_ids: Tensor) -> Tensor:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """One layer's attention by `document_bounds`, or as before by any other mask. [B, heads, T, size] -> [B, T, heads,
-    size]."""
+    """One layer's attention, as `set_attention` says. [B, heads, T, size] -> [B, T, heads, size]."""
+    if _goes_in_blocks(query, key, value, settings):
+        return _in_blocks(query, key, value, attention_mask, settings["scaling"]), None
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     bounds, (rows, heads, length, size) = attention_mask.flatten(), query.shape
@@ -104,3 +112,19 @@ def _attention(
     )
     assert isinstance(attended, Tensor)
     return attended.view(rows, length, heads, size), None
+
+
+def _goes_in_blocks(query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
+    """Neither a step of generation, whose keys are more than its queries, nor what the kernel does not know."""
+    on_cpu = query.is_cpu and torch.is_autocast_enabled("cpu")
+    return on_cpu and query.shape[2] == key.shape[2] and key.shape == value.shape and not settings.get("dropout")
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    heads, length = query.shape[1:3]
+    if mask is None:
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    shared = heads // key.shape[1]
+    keys, values = repeat_kv(key, shared), repeat_kv(value, shared)
+    attended = block_attention(*(x.to(torch.bfloat16) for x in (query, keys, values)), mask, scale)
+    return attended.transpose(1, 2)

@@ -9,12 +9,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from actors.model.attention import set_attention
+
 
 class WithLoss(nn.Module):
     """A model and its objective in one forward, so that FSDP gathers every parameter the loss touches."""
 
     def __init__(self, model: Any, objective: Any) -> None:
         super().__init__()
+        set_attention(model)
         self.model = model
         self.objective = objective
 
