@@ -6,10 +6,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from actors.model import block_attention as blocks
-from actors.model.attention import PADDING, document_mask, set_attention
+from actors.model.attention import PADDING, document_mask
 from actors.model.batches import Part
 from actors.model.block_attention import block_attention
 from actors.model.language import build, next_token_loss
+from actors.model.objectives.language import LanguageObjective
+from actors.model.sharding import WithLoss
 from cluster.recipe import Model
 
 
@@ -82,7 +84,7 @@ def test_a_model_that_trains_in_bfloat16_attends_so(heads: int, monkeypatch: pyt
         return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
 
     before = gradients("float32")
-    set_attention(model)
+    WithLoss(model, LanguageObjective())
     assert torch.equal(gradients("float32"), before)
     assert not calls
     assert torch.nn.functional.cosine_similarity(gradients("bfloat16"), before, dim=0) > 0.999
