@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from actors.model import adapters
 from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.gguf import forget_quantisation, place
+from actors.model.tied_words import tied_words
 from actors.model.token_losses import summed_loss, token_losses
 from cluster.failures import UserError
 from cluster.memory import LOGITS_AT_ONCE
@@ -125,13 +126,17 @@ def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | No
     tokenizer.save_pretrained(path)
 
 
-def hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
-    """Last hidden states [B, T, H]. Without `document_ids`, a row is one document and padding is at its right end."""
+def hidden_states(
+    model: Any, input_ids: Tensor, document_ids: Tensor | None = None, embeddings: Tensor | None = None
+) -> Tensor:
+    """Last hidden states [B, T, H]. Without `document_ids`, a row is one document and padding is at its right end.
+    `embeddings` are those of the ids, [B, T, H], if they have been looked up."""
+    words = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     # Without a mask half of the attention is not computed: on a CPU 5 % of a step with 135M parameters.
     if document_ids is None or (document_ids.is_cpu and one_document_a_row(document_ids)):
-        return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return model.model(**words, use_cache=False).last_hidden_state
     return model.model(
-        input_ids=input_ids,
+        **words,
         attention_mask=mask_for(model, document_ids),
         position_ids=restarting_positions(document_ids),
         use_cache=False,
@@ -149,7 +154,8 @@ def next_token_losses(model: Any, input_ids: Tensor, trained: Tensor, document_i
     Returns:
         [N], N the number of trained tokens. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
-    states, targets = _predicted(model, input_ids, trained, document_ids)
+    states = hidden_states(model, input_ids, document_ids)
+    states, targets = _predicted(model, states, input_ids, trained)
     return token_losses(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type])
 
 
@@ -157,15 +163,16 @@ def next_token_loss(
     model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None = None, compiled: bool = False
 ) -> Tensor:
     """The sum of `next_token_losses`, to be trained on: `compiled` is as in `summed_loss`."""
-    states, targets = _predicted(model, input_ids, trained, document_ids)
-    return summed_loss(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
+    head, embeddings = tied_words(model, input_ids) or (model.lm_head, None)
+    states = hidden_states(model, input_ids, document_ids, embeddings)
+    states, targets = _predicted(model, states, input_ids, trained)
+    return summed_loss(head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
 
 
-def _predicted(model: Any, input_ids: Tensor, trained: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+def _predicted(model: Any, states: Tensor, input_ids: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
     """Of every trained token the state that predicts it and its id, [N, H] and [N]."""
     targets = trained[:, 1:]
-    states = hidden_states(model, input_ids, document_ids)[:, :-1][targets]
-    return _scaled(model, states), input_ids[:, 1:][targets]
+    return _scaled(model, states[:, :-1][targets]), input_ids[:, 1:][targets]
 
 
 def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from actors.model.tied_words import TiedHead
 from cluster.memory import LOGIT_BYTES
 
 # Logits that are made together. On a CPU they then lie in its cache until they are used: with 2,048 tokens of width 960
@@ -50,7 +51,7 @@ def summed_loss(head: Any, states: Tensor, targets: Tensor, at_once: int, compil
     """
     if len(states) * head.weight.shape[0] <= at_once:
         return _made(_token_losses, compiled)(head, states, targets).sum()
-    plain = isinstance(head, nn.Linear) and head.bias is None
+    plain = isinstance(head, TiedHead) or (isinstance(head, nn.Linear) and head.bias is None)
     if not plain or not torch.is_grad_enabled():
         return token_losses(head, states, targets, at_once).sum()
     return _SummedLoss.apply(states, head.weight, targets, at_once, compiled)

@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaForCausalLM
 
 from actors.model.attention import PADDING
-from actors.model.language import build, next_token_losses
+from actors.model.language import build, next_token_loss, next_token_losses
 from cluster.recipe import Model
 from cluster.shape import shape_of
 
@@ -106,6 +106,17 @@ def test_only_trained_tokens_count(model: LlamaForCausalLM):
         found = next_token_losses(model, INPUT_IDS, some, DOCUMENT_IDS)
     assert 0 < len(found) < len(every)
     torch.testing.assert_close(found, every[some[TRAINED]])
+
+
+def test_words_that_are_looked_up_and_scored_have_one_gradient(model: LlamaForCausalLM):
+    ids = INPUT_IDS.clone()
+    ids[:, 1] = model.config.pad_token_id
+    parameters = list(model.parameters())
+    tied = torch.autograd.grad(next_token_loss(model, ids, TRAINED, DOCUMENT_IDS), parameters)
+    plain = torch.autograd.grad(next_token_losses(model, ids, TRAINED, DOCUMENT_IDS).sum(), parameters)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for one, other in zip(tied, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
