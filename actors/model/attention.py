@@ -90,7 +90,7 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """One layer's attention, as `set_attention` says. [B, heads, T, size] -> [B, T, heads, size]."""
-    if _goes_in_blocks(query, key, value, settings):
+    if _goes_in_blocks(module, query, key, value, settings):
         return _in_blocks(query, key, value, attention_mask, settings["scaling"]), None
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -114,10 +114,11 @@ def _attention(
     return attended.view(rows, length, heads, size), None
 
 
-def _goes_in_blocks(query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
+def _goes_in_blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
     """Neither a step of generation, whose keys are more than its queries, nor what the kernel does not know."""
     on_cpu = query.is_cpu and torch.is_autocast_enabled("cpu")
-    return on_cpu and query.shape[2] == key.shape[2] and key.shape == value.shape and not settings.get("dropout")
+    same = query.shape[2:] == key.shape[2:] == value.shape[2:]
+    return on_cpu and same and getattr(module, "is_causal", True) and not settings.get("dropout")
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

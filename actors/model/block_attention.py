@@ -27,7 +27,7 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
 
     Args:
         query: [B, heads, T, D]; so are key and value.
-        mask: bool [B or 1, 1, T, T], which keys a query attends to: at least one, and none after itself.
+        mask: bool [B or 1, 1, T, T], which keys a query attends to: none after itself.
 
     Returns:
         [B, heads, T, D].
@@ -100,7 +100,8 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> Tensor:
     """How much each query takes of each key. [B, heads, Q, D], [B, heads, K, D] -> [B, heads, Q, K]."""
     rows, heads, queries, _ = query.shape
     keys = key.shape[2]
-    left_out = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    # Not infinite: a query that is left no key would get numbers that are none.
+    left_out = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     added = left_out[0] if len(mask) == 1 else left_out.expand(-1, heads, -1, -1).reshape(-1, queries, keys)
     scores = torch.baddbmm(added, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
     return scores.softmax(-1).view(rows, heads, queries, keys)

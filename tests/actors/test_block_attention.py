@@ -42,6 +42,15 @@ def test_results_and_gradients_are_those_of_the_definition(mask: Tensor):
     assert torch.autograd.gradcheck(lambda *given: block_attention(*given, mask, 0.7), (query, key, value))
 
 
+def test_a_query_that_is_left_no_key_gets_numbers():
+    mask = MASKS[0].clone()
+    mask[1, :, 2] = False
+    query, key, value = tensors(3, 8, torch.bfloat16)
+    found, whole = (block_attention(query, key, value, given, 0.7) for given in (mask, MASKS[0]))
+    assert bool(found.isfinite().all())
+    assert torch.equal(found[[0, 2]], whole[[0, 2]])
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_the_compiler_is_told_of_the_operation_truly():
     given = (*tensors(3, 8, torch.float32), MASKS[0], 0.7)
