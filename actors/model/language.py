@@ -69,10 +69,10 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
             `output_logits` gives.
     """
     language = load(str(model.start_from))
-    _check_logits(language, str(model.start_from))
     positions = language.config.max_position_embeddings
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
+    _check_logits(language, str(model.start_from))
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         torch.manual_seed(seed)
         language.resize_token_embeddings(len(tokenizer), mean_resizing=True)

@@ -25,12 +25,13 @@ def tied_words(model: Any, input_ids: Tensor) -> tuple[TiedHead, Tensor] | None:
     PyTorch's own makes a whole weight of zeros for it and adds that: 1.3 % of a step of 135M parameters on two cores,
     and up to 5 % where memory is new to the process.
 
-    None where the two are not tied, not trained, or looked up in a way of the model's own.
+    None where the two are not tied, not trained, looked up in a way of the model's own, or on a GPU, which adds numbers
+    of one place in an order that changes from run to run.
     """
     embedding, head = model.get_input_embeddings(), model.lm_head
     weight = embedding.weight
     plain = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None
-    if not plain or head.weight is not weight or not weight.requires_grad:
+    if not plain or head.weight is not weight or not weight.requires_grad or not weight.is_cpu:
         return None
     scored, embeddings = _TiedWords.apply(weight, input_ids, embedding.padding_idx)
     return TiedHead(scored), embeddings

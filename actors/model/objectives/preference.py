@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actors.model.language import hidden_states
 from actors.model.shared_prompt import states_at
 
 CENTRING = 0.01
@@ -87,9 +88,8 @@ class PreferenceObjective:
 
     def loss(self, model: Any, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
         """The summed loss; pairs ordered and pairs ordered rightly, for the accuracy."""
-        ends = torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) == batch.lengths[:, None] - 1
-        states = states_at(model, batch.input_ids, ends, batch.starts, batch.prompts)
-        rewards = _rewards(model, states)
+        ends = _ends(batch.input_ids, batch.lengths)
+        rewards = _rewards(model, states_at(model, batch.input_ids, ends, batch.starts, batch.prompts))
         total, right, ordered = rewards.new_zeros(()), 0, 0
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
@@ -102,24 +102,24 @@ class PreferenceObjective:
 
 
 def ensemble_rewards(models: Sequence[Any], input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The rewards of every member of an ensemble: as `sequence_rewards`, [M, N]. Their mean over M is its reward."""
-    return torch.stack([sequence_rewards(model, input_ids, lengths) for model in models])
-
-
-def sequence_rewards(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The scalar head at the last token of every row, in float32.
+    """The scalar head of every member of an ensemble at the last token of every row, in float32. Their mean over M is
+    its reward.
 
     Args:
-        model: a sequence classifier with one label.
+        models: M sequence classifiers with one label.
         input_ids: [N, T], padded at the right.
         lengths: [N].
 
     Returns:
-        [N].
+        [M, N].
     """
-    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
-    last = states[torch.arange(len(states), device=states.device), lengths - 1]
-    return _rewards(model, last)
+    ends = _ends(input_ids, lengths)
+    return torch.stack([_rewards(model, hidden_states(model, input_ids)[ends]) for model in models])
+
+
+def _ends(input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Which token is the last of its row. [N, T], [N] -> bool [N, T]."""
+    return torch.arange(input_ids.shape[1], device=lengths.device) == lengths[:, None] - 1
 
 
 def _rewards(model: Any, states: Tensor) -> Tensor:
