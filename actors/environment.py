@@ -66,8 +66,9 @@ class Dialogues:
         talks: dict[tuple[int, int], _Talk] = {}
         for row, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             epoch, _, name = prompt.id.partition(":")
-            # A prompt that is drawn for something else than training has no epoch, and one turn.
-            if epoch.isdigit() and (question := self._environment.questions.get(name)):
+            # In training a prompt's id begins with the pass over the prompts. What is drawn for something else than
+            # its reward has a name of its own, and one turn.
+            if question := self._environment.questions.get(name if epoch.isdigit() else prompt.id):
                 talks |= {(row, sample.index): _Talk(prompt, question, sample) for sample in group}
         going = list(talks.values())
         for turn in range(1, self._environment.turns):

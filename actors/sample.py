@@ -84,6 +84,8 @@ class Sample:
 
     @property
     def repetition(self) -> float:
-        """Share of the answer's runs of three tokens that stood in it before; 0 where it has none."""
-        runs = list(zip(self.token_ids, self.token_ids[1:], self.token_ids[2:], strict=False))
+        """Share of the runs of three tokens that the policy drew which stood in the answer before; 0 where there are
+        none."""
+        ids, mask = self.token_ids, self.mask
+        runs = [tuple(ids[end - 3 : end]) for end in range(3, len(ids) + 1) if all(mask[end - 3 : end])]
         return 1 - len(set(runs)) / len(runs) if runs else 0.0

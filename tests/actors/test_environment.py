@@ -70,7 +70,12 @@ def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(tal
     assert {1, 3} <= set(turns)
 
 
-def test_a_prompt_that_is_not_of_training_has_one_turn(talkative: Fleet) -> None:
+def test_a_prompt_that_is_drawn_for_its_reward_has_all_turns_outside_of_training_too(talkative: Fleet) -> None:
+    groups = talkative.generate(prompts("talk", 4), Sampling(16, 1.0, 12, seed=2))
+    assert any(not all(sample.mask) for group in groups.values() for sample in group)
+
+
+def test_a_prompt_that_is_drawn_for_something_else_has_one_turn(talkative: Fleet) -> None:
     groups = talkative.generate([*prompts("other", 2), *prompts("parity:talk", 2)], Sampling(4, 1.0, 60, seed=2))
     assert all(all(sample.mask) for group in groups.values() for sample in group)
 
