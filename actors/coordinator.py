@@ -24,13 +24,15 @@ Value = TypeVar("Value")
 
 @dataclass
 class Member:
-    """A rollout actor, its state, the version of its weights, and the prompts that it is at."""
+    """A rollout actor, its state, the version of its weights, the prompts that it is at, and whether it has been asked
+    to take weights."""
 
     number: int
     worker: Worker
     state: ActorState = ActorState.STARTING
     version: int = 0
     chunk: Chunk | None = None
+    pulling: bool = False
 
     @property
     def name(self) -> str:
@@ -162,7 +164,7 @@ class Coordinator:
         for member in list(self._members.values()):
             if member.state is ActorState.READY:
                 self._move(member, ActorState.STALE)
-            if member.state is ActorState.STALE:
+            if member.state is ActorState.STALE and not member.pulling:
                 self._pull(member, weights)
         if wait:
             self.wait_synced()
@@ -258,6 +260,7 @@ class Coordinator:
             self._pull(member, self._weights)
 
     def _pull(self, member: Member, weights: Weights) -> None:
+        member.pulling = True
         ask = partial(member.worker.pull, weights)
         self._call(member, "weights", f"weights {weights.version}", ask, partial(self._pulled, weights))
 
@@ -268,9 +271,14 @@ class Coordinator:
             return
         member = call.member
         self._books.done(member.name, call.kind, call.begin)
-        member.version = weights.version
-        if weights is self._weights and member.state is ActorState.STALE:
+        member.version, member.pulling = weights.version, False
+        if member.state is not ActorState.STALE:
+            return
+        if self._weights is None or weights is self._weights:
             self._synced(member)
+        else:
+            # Newer ones have come meanwhile; those between would be loaded for nothing.
+            self._pull(member, self._weights)
 
     def _synced(self, member: Member) -> None:
         self._move(member, ActorState.READY)

@@ -234,6 +234,21 @@ def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
     assert loop.step(3)["rollout_seconds"] < 0.7 * before
 
 
+def test_an_actor_at_work_takes_the_newest_of_the_weights_that_came_meanwhile():
+    world = World(Latency(start=1.0, pull=1.0, call=10.0, prompt=0.0, spread=0.0), random.Random(1))
+    coordinator = world.coordinator(1, deadline=60.0)
+    coordinator.start()
+    coordinator.submit(listed(1), SAMPLING)
+    for version in (1, 2, 3, 4):
+        world.timeline.run(1.0)
+        coordinator.sync(weights_of(version), wait=False)
+    coordinator.wait_synced()
+    taken = [span for span in coordinator.spans() if span.what == "weights"]
+    # The first, which it had been asked to take, and the last.
+    assert len(taken) == 2
+    assert [member.version for member in coordinator.present()] == [4]
+
+
 def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
     # The second of two actors dies in its first call; another takes its place and its prompts.
     fates = iter(["well", "well", "well", "die"])
