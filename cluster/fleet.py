@@ -1,6 +1,6 @@
 """The number of rollout actors of a live RLHF run, changed from outside through two small files in the run folder.
 
-The command writes `fleet.json`, what is wanted; the loop reads it between steps and writes `fleet_state.json`, what is.
+The command writes `fleet.json`, what is wanted; the loop takes it between steps and writes `fleet_state.json`, what is.
 """
 
 import json
@@ -30,9 +30,16 @@ def write_fleet_state(run: RunFolder, actors: int) -> None:
     write_json(_state(run), {"actors": actors, "process": os.getpid()})
 
 
-def wanted_actors(run: RunFolder) -> int | None:
-    """How many actors were asked for, or None if nobody asked."""
-    return _read(_wish(run), "target")
+def take_wish(run: RunFolder) -> int | None:
+    """How many actors were asked for since this was last called, or None if nobody asked."""
+    taken = run.root / "fleet.taken.json"
+    try:
+        _wish(run).replace(taken)
+    except FileNotFoundError:
+        return None
+    wanted = _read(taken, "target")
+    taken.unlink()
+    return wanted
 
 
 def change_fleet(run: RunFolder, change: int) -> int:
@@ -49,7 +56,7 @@ def change_fleet(run: RunFolder, change: int) -> int:
     now = _read(_state(run), "actors")
     if now is None or holder is None or holder != _read(_state(run), "process"):
         raise UserError(f"no rlhf stage is running in {run.root}: start one, then change its fleet")
-    wished = wanted_actors(run)
+    wished = _read(_wish(run), "target")
     target = (now if wished is None else wished) + change
     if target < 1:
         raise UserError(f"{run.root} has {now} rollout actors: at least 1 must stay")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import UserError
-from cluster.fleet import change_fleet, fleet_control, wanted_actors
+from cluster.fleet import change_fleet, fleet_control, take_wish, write_fleet_state
 from cluster.run import RunFolder
 
 
@@ -12,13 +12,16 @@ def test_wishes_add_up_and_one_actor_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rlhf stage is running"):
         change_fleet(run, 1)
     with run.lock(), fleet_control(run, actors=2):
-        assert wanted_actors(run) is None
+        assert take_wish(run) is None
         assert change_fleet(run, 1) == 3
         assert change_fleet(run, 2) == 5
-        assert wanted_actors(run) == 5
         with pytest.raises(UserError, match="at least 1"):
             change_fleet(run, -5)
-        assert wanted_actors(run) == 5
+        assert take_wish(run) == 5
+        # Whatever else sizes the fleet from then on, nobody asks for five again.
+        assert take_wish(run) is None
+        write_fleet_state(run, 1)
+        assert change_fleet(run, 1) == 2
     with pytest.raises(UserError, match="no rlhf stage is running"):
         change_fleet(run, 1)
 
