@@ -1,4 +1,4 @@
-"""Which prompts have been learned from: each ends trained, filtered or failed, once in every pass over them."""
+"""Which prompts have been learned from: each ends trained or filtered, once in every pass over them."""
 
 import random
 from collections import Counter, deque
@@ -12,11 +12,10 @@ from cluster.failures import StageError
 
 
 class Outcome(StrEnum):
-    """How a prompt ended: its samples moved the weights, taught nothing (all rewards equal), or could not be had."""
+    """How a prompt ended: its samples moved the weights, or taught nothing (all rewards equal)."""
 
     TRAINED = "trained"
     FILTERED = "filtered"
-    FAILED = "failed"
 
 
 class Ticket(NamedTuple):

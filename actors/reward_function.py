@@ -51,13 +51,16 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
     """The function that a recipe names as module:function; `what` it is to be is for the message.
 
     Raises:
-        UserError: there is no such module or function.
+        UserError: there is no such module or function, or the module cannot be imported.
     """
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{what} {name}: {error}; name it module:function, on Python's path") from error
+    # The module is the user's own, and may fail in any way.
+    except Exception as error:
+        raise UserError(f"{what} {name}: importing {module} raised {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
     return found
