@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoTokenizer
 
-from actors.checkpoint import load_checkpoint, save_checkpoint, take_over, trained
+from actors.learner_checkpoint import load_checkpoint, save_checkpoint, take_over, trained
 from actors.model import adapters, language
 from actors.model.batches import Part, sum_over_workers, to_device
 from actors.model.heads import load_reward_model, token_values
@@ -164,8 +164,9 @@ class Learner:
         before = self._copy() if has_limits(settings) else None
         self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
-        for rows in np.array_split(order, settings.minibatches):
-            for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), seen).items():
+        # Dynamic sampling may leave fewer rows than there are minibatches.
+        for number, rows in enumerate(np.array_split(order, min(settings.minibatches, len(order)))):
+            for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), seen, number).items():
                 figures.setdefault(name, []).append(value)
         from_all_workers(self.part, seen)
         start = _start(batch, seen if targets.proximal is None else targets.proximal, targets.reference)
@@ -211,8 +212,11 @@ class Learner:
         share = self.algorithm.overlong_share if settings.overlong_share is None else settings.overlong_share
         return rewards + overlong_penalty(batch.answer.sum(1), settings.max_tokens, share)
 
-    def _update(self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor) -> dict[str, float]:
-        """One optimiser step; every term is divided by what all its rows come to, whatever the micro-batches.
+    def _update(
+        self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor, number: int
+    ) -> dict[str, float]:
+        """The optimiser step of that number on a batch; every term is divided by what all its rows come to, whatever
+        the micro-batches.
 
         The log-probabilities before it go into the rows of `seen` [N, T].
         """
@@ -249,7 +253,7 @@ class Learner:
             sums["clip_fraction"] += float(clipped[part.answer].sum()) / tokens
             sums["kl_k3"] += float(kl_k3(logprobs.detach(), own.reference)[part.answer].sum()) / tokens
         if settings.pretrain_mix:
-            sums["pretrain_loss"] = self._mix_in_text()
+            sums["pretrain_loss"] = self._mix_in_text(number)
         _, sums = sum_over_workers(0.0, sums, self.part)
         norms = {
             name: float(whole(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)))
@@ -269,11 +273,11 @@ class Learner:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
 
-    def _mix_in_text(self) -> float:
-        """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax; this
-        worker's share of the loss."""
+    def _mix_in_text(self, number: int) -> float:
+        """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax, on other
+        text in each optimiser step; this worker's share of the loss."""
         objective = LanguageObjective()
-        chance = np.random.default_rng([self.seed, self.version, 1])
+        chance = np.random.default_rng([self.seed, self.version, 1 + number])
         shard = self.text[chance.integers(len(self.text))]
         rows = parquet.read_table(shard.path).take(chance.choice(shard.rows, min(PRETRAIN_ROWS, shard.rows), False))
         total, found, numbers = max(1, objective.count(objective.collate(rows))), 0.0, torch.arange(rows.num_rows)
@@ -305,18 +309,22 @@ class Learner:
         self.first_length = state["first_length"]
         return state
 
-    def export(self, folder: Path, within_limits: bool) -> None:
+    def export(self, folder: Path, within_limits: bool) -> bool:
         """Writes the policy as `language.save` does.
 
         Args:
             within_limits: whether to write the last policy that was measured to be within the recipe's limits, else
                 the fine-tuned model, and not the newest; the learner then holds it.
+
+        Returns:
+            Whether there was such a policy.
         """
         if within_limits:
             take_over(self.policy, self.kept or self._untrained())
         weights = self._whole()
         if self.part.rank == 0:
             language.save(self.policy, self.tokenizer, folder, weights)
+        return self.kept is not None
 
     def _untrained(self) -> dict[str, Tensor]:
         """What makes the policy the fine-tuned model again."""

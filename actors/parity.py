@@ -12,8 +12,9 @@ from actors.sample import Prompt, Sample, Sampling
 from actors.weights import mismatch
 from cluster.failures import StageError, wait_for
 
-# Engine and learner run the same float32 weights; measured gap 1e-6. Beyond this they are not the same model.
-LIMIT = 1e-3
+# Beyond this they are not the same model. In float32, of the worst token: measured gap 1e-6. In bfloat16, which rounds
+# to three digits at every layer and may be far off at a rare token, of the average one: measured gap TODO.
+LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
 # Rounding is about as large at the last tokens of an answer as at the first (1.4 times, measured on a model of 2.5M
 # parameters); what a slightly wrong rotation of positions does grows with the distance between tokens (4.3 times).
 GROWTH = 3.0
@@ -43,7 +44,7 @@ class Scores:
 
 
 def check_parity(fleet: Fleet, learner: Scoring, prompts: Sequence[Prompt], max_tokens: int, deadline: float) -> float:
-    """The largest gap over one answer to each prompt; the draws take nothing from those of training.
+    """The gap over one answer to each prompt, as of LIMITS; the draws take nothing from those of training.
 
     Raises:
         StageError: they are not the same model, so that every importance ratio would be wrong; the message says which
@@ -54,13 +55,19 @@ def check_parity(fleet: Fleet, learner: Scoring, prompts: Sequence[Prompt], max_
     samples = fleet.generate(named, Sampling(1, 1.0, max_tokens, seed=0))
     drawn = [samples[prompt.id][0] for prompt in named]
     scores = Scores([sample.logprobs for sample in drawn], _learners_scores(learner, named, drawn))
-    gap = max(float(row.max()) for row in scores.gaps)
-    if gap > LIMIT:
+    gap, limit = gap_of(scores.gaps, fleet.precision), LIMITS[fleet.precision]
+    if gap > limit:
         raise StageError(
-            f"rollout engine and learner differ by {gap:.1e} in log-probability (limit {LIMIT:.0e}): "
+            f"rollout engine and learner differ by {gap:.1e} in log-probability (limit {limit:.0e}): "
             f"{_layer(fleet, learner.weights(), scores, deadline)}"
         )
     return gap
+
+
+def gap_of(gaps: Sequence[np.ndarray], precision: str) -> float:
+    """What is compared with the limit of the engine's precision."""
+    together = np.concatenate(gaps)
+    return float(together.max() if precision == "float32" else together.mean())
 
 
 def _learners_scores(learner: Scoring, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[list[float]]:
@@ -69,14 +76,15 @@ def _learners_scores(learner: Scoring, prompts: Sequence[Prompt], samples: Seque
 
 
 def _layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
-    """What differs, in words: the weights by their digests, else the precision, else what the gaps look like."""
+    """What differs, in words: the weights by their digests, else the learner's precision, which is to be float32, else
+    what the gaps look like."""
     expected = fleet.digests(weights)
     found = wait_for([handle.checksums.remote() for handle in fleet.handles()], deadline, "the engines' checksums")
     differing = next((names for one in found if (names := mismatch(expected, one)) is not None), None)
     if differing is not None:
         return f"the weights differ in {differing}"
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
-    if types != {fleet.precision}:
+    if types != {"float32"}:
         return f"the weights are the same; the engine computes in {fleet.precision} and the learner in {min(types)}"
     if growth(scores.gaps) > GROWTH:
         return "the weights are the same and the gap grows along an answer: positions are not counted in the same way"

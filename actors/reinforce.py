@@ -81,7 +81,7 @@ class Loop:
 
         `measured` is what is known of the policy besides, and goes to the learner.
         `learner_idle` and `rollout_idle` are the shares of the step's time in which the learner learned nothing and
-        rollout actors drew nothing.
+        rollout actors drew nothing; `rollout_tokens_per_second` is what all of them draw while they do.
         """
         clock, before, begin = Stopwatch(self.now), self.engines.counters(), self.now()
         dynamic = ALGORITHMS[self.settings.algorithm].dynamic_sampling
@@ -94,7 +94,8 @@ class Loop:
         self.engines.sync(self.policy.publish(number + 1), wait=self.settings.max_staleness == 0)
         synced = clock.lap()
         seconds, actors = waited + learned + synced, len(self.engines.states())
-        busy = self.engines.counters().busy_seconds - before.busy_seconds
+        after = self.engines.counters()
+        busy = after.busy_seconds - before.busy_seconds
         drawn, learnt = begin + waited, begin + waited + learned
         ids = [handed.id for handed in batch.handed]
         self.trace = StepTrace(
@@ -117,7 +118,7 @@ class Loop:
             "rollout_seconds": batch.rollout_seconds,
             "reward_seconds": batch.reward_seconds,
             "sync_seconds": synced,
-            "rollout_tokens_per_second": figures["tokens"] / max(batch.rollout_seconds, 1e-9),
+            "rollout_tokens_per_second": actors * (after.tokens - before.tokens) / max(busy, 1e-9),
             "filtered": batch.filtered,
             "rollout_actors": actors,
             "prompts_waiting": len(self.rollouts.in_work),

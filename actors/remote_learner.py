@@ -132,9 +132,10 @@ class RemoteLearner:
         """As `Learner.restore`, from the checkpoint."""
         return self._call("restore", "the learner to load", self._checkpoint)
 
-    def export(self, folder: Path, within_limits: bool) -> None:
+    def export(self, folder: Path, within_limits: bool) -> bool:
         """As `Learner.export`."""
-        self._call("export", "the policy to be written", folder, within_limits)
+        there_was_one: bool = self._call("export", "the policy to be written", folder, within_limits)
+        return there_was_one
 
     def close(self) -> None:
         """Ends the actors."""

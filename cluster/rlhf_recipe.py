@@ -2,11 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_validator
 
 from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
 
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+
+
+def _http_url(text: str) -> str:
+    TypeAdapter(AnyHttpUrl).validate_python(text)
+    return text
+
+
+Url = Annotated[str, AfterValidator(_http_url)]
 
 
 class Reward(Section):
@@ -16,7 +24,7 @@ class Reward(Section):
     function: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="for kind function: module:function(question, answer) -> number"
     )
-    url: str | None = Field(None, pattern=r"^https?://\S+$", description="for kind http: see actors/endpoint.py")
+    url: Url | None = Field(None, description="for kind http: see actors/endpoint.py")
     weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
     timeout_seconds: PositiveFloat = Field(
         60, description="for kinds function and http: most time for the answers of one step"
@@ -95,6 +103,8 @@ class Rlhf(Section):
     def _groups(self) -> "Rlhf":
         if self.algorithm not in ("ppo", "reinforce++") and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares samples of one prompt: samples_per_prompt must be at least 2")
+        if self.minibatches > self.prompts_per_step * self.samples_per_prompt:
+            raise ValueError("minibatches are more than the samples of a step, prompts_per_step * samples_per_prompt")
         return self
 
     @model_validator(mode="after")
@@ -121,6 +131,8 @@ class Rlhf(Section):
     def _judged(self) -> "Rlhf":
         if self.minimum_preference_accuracy is not None and not self.needs_reward_model:
             raise ValueError("minimum_preference_accuracy is measured on rankings, and rewards need none here")
+        if self.minimum_preference_accuracy is not None and self.probe_every >= self.steps:
+            raise ValueError("minimum_preference_accuracy is measured every probe_every steps: have fewer than steps")
         return self
 
     @property

@@ -16,20 +16,27 @@ from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, writ
 from cluster.storage import Stored, find_files, folder_of, is_remote, place_in
 
 # How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
-EXECUTION = {
-    "workers",
-    "micro_batch_rows",
-    "checkpoint_every",
-    "recompute_activations",
-    "compile_layers",
-    "rollout_actors",
-    "most_rollout_actors",
-    "learner_workers",
-    "reward_actors",
-    "most_reward_actors",
-    "parity_every",
-    "samples",
-    "sample_tokens",
+EXECUTION: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "workers",
+            "micro_batch_rows",
+            "checkpoint_every",
+            "recompute_activations",
+            "compile_layers",
+            "rollout_actors",
+            "most_rollout_actors",
+            "learner_workers",
+            "reward_actors",
+            "most_reward_actors",
+            "parity_every",
+            "promote_every",
+            "samples",
+            "sample_tokens",
+        ),
+        True,
+    ),
+    "rewards": {"__all__": {"timeout_seconds"}},
 }
 
 Outcome = Literal["skipped", "resumed", "done"]

@@ -24,8 +24,6 @@ from cluster.recipe import Recipe
 from cluster.run import RunFolder, fingerprint
 from cluster.stages import Result
 from pipelines import preferences
-from pipelines.chat_data import PromptText
-from pipelines.chat_data import prompts as all_prompts
 from pipelines.imported import imported_rankings
 
 # Prompts that are stored at once: what a kill may cost, against one write to the database each.
@@ -119,18 +117,11 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
         UserError: there are too few, or the labeller cannot judge them.
     """
     settings = recipe.collect
-    found = all_prompts(settings.sources, recipe.seed)
+    chosen = preferences.chosen_prompts(recipe, chat)
     if settings.labeller == "code":
-        preferences.check_judgeable(found)
-    room = recipe.model.context - settings.max_tokens
-    chosen: list[tuple[PromptText, list[int]]] = []
-    for text in preferences.in_turn(found, recipe.seed):
-        rendered = chat.prompt(text.messages)
-        if len(rendered) <= room:
-            chosen.append((text, rendered))
-        if len(chosen) == settings.prompts:
-            break
+        preferences.check_judgeable([text for text, _ in chosen])
     if len(chosen) < 2:
+        room = recipe.model.context - settings.max_tokens
         raise UserError(
             f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
             "and two are the least: one to train on and one to hold out"

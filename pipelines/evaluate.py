@@ -99,7 +99,7 @@ def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], 
                 if text:
                     found.nats[name] = losses(fleet, text, deadline)
                 if name != "base":
-                    found.drawn[name] = draw(fleet, scorers, prompts, sampling)
+                    found.drawn[name] = draw(fleet, scorers, prompts, sampling, recipe.rlhf.prompts_per_step)
         found.kl = divergence_from_held(fleet, prompts, found.drawn["policy"], deadline)
     return found
 

@@ -38,11 +38,15 @@ MEASURES = (
 )
 
 
-def draw(fleet: Fleet, scorers: Sequence[Scorer], prompts: Sequence[Prompt], sampling: Sampling) -> Drawn:
-    """Answers by the weights that the fleet holds. Raises as `Fleet.generate` and `weighted_rewards`."""
+def draw(
+    fleet: Fleet, scorers: Sequence[Scorer], prompts: Sequence[Prompt], sampling: Sampling, together: int
+) -> Drawn:
+    """Answers by the weights that the fleet holds, and their rewards, of so many prompts at a time: what rewards take
+    for a step of training is what they have been given time for. Raises as `Fleet.generate` and `weighted_rewards`."""
     drawn = fleet.generate(prompts, sampling)
     groups = [drawn[prompt.id] for prompt in prompts]
-    return Drawn(groups, weighted_rewards(scorers, prompts, groups))
+    parts = [slice(begin, begin + together) for begin in range(0, len(prompts), together)]
+    return Drawn(groups, [row for part in parts for row in weighted_rewards(scorers, prompts[part], groups[part])])
 
 
 def changes(before: Drawn, after: Drawn) -> dict[str, Change]:

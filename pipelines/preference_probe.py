@@ -48,14 +48,7 @@ class PreferenceProbe:
     def figures(self, step: int) -> dict[str, float]:
         """What is measured before that step, for its metrics and the limit: nothing unless it is time to, and nothing
         before the first, when the policy has not moved."""
-        if not step or step % self._every:
-            return {}
-        found = self.measure()
-        return {
-            "preference_accuracy": found["value"],
-            "preference_accuracy_low": found["low"],
-            "preference_accuracy_high": found["high"],
-        }
+        return figures_of(self.measure()) if step and step % self._every == 0 else {}
 
     def _scores(self, fine_tuned: bool) -> list[list[float]]:
         rows = [(row["prompt_token_ids"], answer) for row in self._rankings for answer in row["answers"]]
@@ -67,6 +60,15 @@ class PreferenceProbe:
         )
         sums = iter(map(sum, found))
         return [[next(sums) for _ in row["answers"]] for row in self._rankings]
+
+
+def figures_of(measured: Row) -> dict[str, float]:
+    """What `PreferenceProbe.measure` gave, by the names of the metrics."""
+    return {
+        "preference_accuracy": measured["value"],
+        "preference_accuracy_low": measured["low"],
+        "preference_accuracy_high": measured["high"],
+    }
 
 
 def held_out_rankings(run: RunFolder, settings: Rlhf, seed: int) -> list[dict[str, Any]]:

@@ -3,17 +3,19 @@
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain, combinations, zip_longest
+from itertools import chain, combinations, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from actors.model.chat import Chat
 from cluster.failures import UserError
 from cluster.feedback import CODE, Completion, Prompt, Ranking, is_person
+from cluster.recipe import Recipe
 from cluster.run import fingerprint
-from pipelines.chat_data import PromptText
+from pipelines.chat_data import PromptText, prompts
 from pipelines.guide.labeller import grade, rank
 
 SCHEMA = pa.schema(
@@ -39,6 +41,16 @@ def in_turn(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
         kinds[prompt.metadata.get("kind", "")].append(prompt)
     shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
     return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
+
+
+def chosen_prompts(recipe: Recipe, chat: Chat) -> list[tuple[PromptText, list[int]]]:
+    """The prompts that answers are ranked for, and that RLHF trains on, as texts and rendered: the first
+    `collect.prompts`, the kinds in turn, of those that leave room for an answer."""
+    settings = recipe.collect
+    room = recipe.model.context - settings.max_tokens
+    texts = in_turn(prompts(settings.sources, recipe.seed), recipe.seed)
+    rendered = ((text, chat.prompt(text.messages)) for text in texts)
+    return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), settings.prompts))
 
 
 def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ POLICY = "policy"
 logger = logging.getLogger(__name__)
 
 
-def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], None]) -> None:
+def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], object]) -> None:
     """Has the run's server answer with the policy as it is after a step; where none runs, the next one starts with it.
 
     What keeps the server from it is logged and does not end the training.

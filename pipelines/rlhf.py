@@ -24,7 +24,7 @@ from actors.sample import Question
 from actors.scaling import Scaler, advice
 from actors.stream import shards_in
 from cluster.cli import stage_main
-from cluster.fleet import fleet_control, wanted_actors, write_fleet_state
+from cluster.fleet import fleet_control, take_wish, write_fleet_state
 from cluster.metrics import MetricsWriter, read_metrics
 from cluster.plan import make_plan
 from cluster.progress import metrics_progress
@@ -33,7 +33,7 @@ from cluster.rlhf_recipe import Rlhf
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from cluster.trace import TraceWriter
-from pipelines.preference_probe import PreferenceProbe, held_out_rankings
+from pipelines.preference_probe import PreferenceProbe, figures_of, held_out_rankings
 from pipelines.probes import require_trust
 from pipelines.promote import promote_unfinished
 from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
@@ -74,7 +74,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             for step in range(start, settings.steps):
                 if step == start or (settings.parity_every and step % settings.parity_every == 0):
                     check_parity(fleet, learner, some, settings.max_tokens, recipe.cluster.deadline_seconds)
-                _resize(run, fleet, wanted_actors(run))
+                _resize(run, fleet, take_wish(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.most_rollout_actors:
                     states = fleet.states()
@@ -96,9 +96,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                     promote_unfinished(run, step, partial(learner.export, within_limits=False))
                 if saved:
                     loop.save(step + 1)
-        learner.export(out, within_limits=stopped is not None)
         moved = probe.measure() if probe else None
-    summary = _summary(read_metrics(out), ledger, settings, stopped) | ({"preference_accuracy": moved} if moved else {})
+        stopped = stopped or (breach(figures_of(moved), settings) if moved else None)
+        found = learner.export(out, within_limits=stopped is not None)
+        if probe and stopped:
+            moved = probe.measure()
+    kept = "the last policy within the limits" if found else "no policy was measured to be within: the fine-tuned model"
+    ended = stopped and f"{stopped}; {kept} is kept"
+    summary = _summary(read_metrics(out), ledger, settings, ended) | ({"preference_accuracy": moved} if moved else {})
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
 
 
@@ -125,11 +130,11 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "reward_first": rows[0]["reward"],
         "reward_last": float(np.mean([row["reward"] for row in last])),
         "kl_sequence": float(np.mean([row["kl_sequence"] for row in last])),
-        "tokens_per_second": sum(row["tokens"] for row in rows) / max(1e-9, rows[-1]["time"] - rows[0]["time"]),
+        "tokens_per_second": sum(row["tokens"] for row in rows) / sum(row["step_seconds"] for row in rows),
         "learner_idle": learner_idle,
         "rollout_idle": rollout_idle,
         "prompts": ledger.outcomes,
-        "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}; the policy before is kept",
+        "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}",
         "advice": advice(learner_idle, rollout_idle, round(actors), settings.max_staleness),
     }
 

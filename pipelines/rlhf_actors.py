@@ -1,6 +1,6 @@
 """What RLHF and its evaluation share: the prompts, the rollout fleet and the actors that give rewards."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,14 @@ from actors.reward import Scorer, restarted
 from actors.reward_function import FunctionReward
 from actors.reward_model import ModelReward
 from actors.sample import Prompt, Question
+from cluster.failures import UserError
 from cluster.plan import Share, make_plan
 from cluster.recipe import Recipe
 from cluster.rlhf_recipe import Reward
 from cluster.run import RunFolder
 from pipelines.chat_data import PromptText
 from pipelines.chat_data import prompts as prompt_texts
-from pipelines.preferences import in_turn
+from pipelines.preferences import chosen_prompts, in_turn
 
 # In a run: a machine that is short of memory kills more than once.
 REWARD_RESTARTS = 3
@@ -40,25 +41,36 @@ class Prompts:
 
 
 def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> Prompts:
-    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others."""
-    return _rendered(recipe, chat, _in_turn(recipe)[: recipe.collect.prompts], most)
+    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others.
+
+    Raises:
+        UserError: none leaves room for an answer.
+    """
+    found = _with_room(recipe, chosen_prompts(recipe, chat), most)
+    if not found.rendered:
+        raise UserError(
+            f"no prompt of collect.sources leaves room for an answer: rlhf.max_tokens is {recipe.rlhf.max_tokens} of "
+            f"the {recipe.model.context} tokens of model.context"
+        )
+    return found
 
 
 def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
     """Those of `collect.sources` that RLHF does not train on, at most `evaluate.prompts`."""
-    return _rendered(recipe, chat, _in_turn(recipe)[recipe.collect.prompts :], recipe.evaluate.prompts)
+    chosen = {text.id for text, _ in chosen_prompts(recipe, chat)}
+    every = in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)
+    others = ((text, chat.prompt(text.messages)) for text in every if text.id not in chosen)
+    return _with_room(recipe, others, recipe.evaluate.prompts)
 
 
-def _in_turn(recipe: Recipe) -> list[PromptText]:
-    return in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)
-
-
-def _rendered(recipe: Recipe, chat: Chat, texts: list[PromptText], most: int | None) -> Prompts:
-    """The first of those that leave room for an answer; no others are rendered."""
+def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], most: int | None) -> Prompts:
+    """The first of those that leave room for an answer."""
     room = recipe.model.context - recipe.rlhf.max_tokens
-    every = (Prompt(text.id, chat.prompt(text.messages)) for text in texts)
-    rendered = {prompt.id: prompt for prompt in islice((p for p in every if len(p.token_ids) <= room), most)}
-    return Prompts(rendered, {text.id: Question(text.messages, text.metadata) for text in texts if text.id in rendered})
+    found = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), most))
+    return Prompts(
+        {text.id: Prompt(text.id, ids) for text, ids in found},
+        {text.id: Question(text.messages, text.metadata) for text, _ in found},
+    )
 
 
 def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, Question]) -> Fleet:

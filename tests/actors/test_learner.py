@@ -246,6 +246,13 @@ def test_a_reward_that_is_no_number_is_named_before_any_step(folders, reward: fl
     assert not learner.optimisers["policy"].state
 
 
+def test_a_batch_of_fewer_samples_than_minibatches_is_learned_from(folders):
+    learner = make(folders, minibatches=8)
+    before = weights_of(learner)
+    learner.step(PROMPTS, samples(learner), REWARDS)
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(learner).items())
+
+
 def test_a_critic_that_diverges_moves_neither_model(folders):
     learner = make(folders, algorithm="ppo")
     drawn = samples(learner)

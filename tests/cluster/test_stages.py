@@ -90,6 +90,14 @@ def test_how_a_stage_is_run_does_not_make_it_stale(recipe_path: Path) -> None:
     assert run_stage(STAGE, other, RunFolder(recipe.folder)) == "skipped"
 
 
+def test_a_reward_that_is_given_more_time_goes_on_where_it_was(recipe_path: Path) -> None:
+    checked = "rlhf.rewards=[{kind: function, function: 'a:b', timeout_seconds: %d}]"
+    soon, late = (load_recipe(recipe_path, [checked % seconds]) for seconds in (60, 600))
+    other = load_recipe(recipe_path, ["rlhf.rewards=[{kind: function, function: 'a:c'}]"])
+    configs = [stage_config(stage_named("rlhf"), recipe) for recipe in (soon, late, other)]
+    assert configs[0] == configs[1] != configs[2]
+
+
 @pytest.mark.usefixtures("counter")
 def test_a_killed_stage_resumes_where_it_was(recipe_path: Path) -> None:
     assert run_in_child(recipe_path, 100, kill_at_step="2") == -signal.SIGKILL
