@@ -84,7 +84,7 @@ class Versions:
             side.rename(target)
         return Version(target, version)
 
-    def keep(self, write: Callable[[Path], None]) -> Version:
+    def keep(self, write: Callable[[Path], object]) -> Version:
         """Keeps a model that no stage has finished.
 
         Args:
