@@ -2,9 +2,9 @@
 
 The same model, rows, AdamW, clipping and bfloat16 autocast for all. Each way has a process of its own, the loop's with
 the environment that a stage sets. They take turns, so that a busy moment of the machine hits all of them; the medians
-of their steps are compared, and set beside the rate of matrix products, which is measured in each turn too. The loop
-keeps documents apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs
-under Ray Train, as a stage does.
+of their steps are compared, and set beside the rate of matrix products in each turn: the best, and on a CPU also the
+median of a second, which is what it can keep up. The loop keeps documents apart and makes logits for trained tokens
+alone, the peers do neither. With --ray, the loop also runs under Ray Train, as a stage does.
 
 python -m infra.bench.training [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
     [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
@@ -37,6 +37,7 @@ from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
+PRODUCT = 1024
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Measure = Callable[[int], list[float]]
 
@@ -131,12 +132,13 @@ def main() -> None:
     flops = flops_per_token(model, given.context)
     found: dict[str, list[float]] = {name: [] for name in given.ways}
     memory: dict[str, float] = {}
-    peaks = []
+    peaks, kept_up = [], []
     with ExitStack() as stack:
         asked = {name: stack.enter_context(_process(name, shape, rows, micro_rows)) for name in given.ways}
         for turn in range(TURNS + 1):
             # In each turn: a virtual machine's rate changes by 10 % within minutes.
             peaks.append(peak_flops(DEVICE, "bfloat16"))
+            kept_up.append(_kept_up())
             for name, connection in asked.items():
                 connection.send(given.steps if turn else WARM_UP)
                 # The first turn warms up.
@@ -147,7 +149,7 @@ def main() -> None:
 
         # The last step waits for its checkpoint.
         found["under Ray Train"] = under_ray_train(shape, rows, micro_rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
-    peak = statistics.median(peaks)
+    peak, lasting = statistics.median(peaks), statistics.median(kept_up)
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shapes = f"{given.rows} rows ({micro_rows} at once) of {given.documents} documents, {given.context} tokens together"
@@ -155,12 +157,15 @@ def main() -> None:
     for name, rate in rates.items():
         share = flops * rate / peak
         held = f"; {memory[name]:.1f} GB at most" if name in memory else ""
-        print(f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s{held}")
+        print(
+            f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s, "
+            f"{flops * rate / lasting:.2f} of the {lasting / 1e9:,.0f} that last{held}"
+        )
     for name in OWN:
         for peer in ("eager", "transformers Trainer"):
             if name in rates and peer in rates:
                 print(f"ratio of {name} to {peer}: {rates[name] / rates[peer]:.2f}")
-    if given.ray:
+    if given.ray and "the loop" in rates:
         print(f"ratio of under Ray Train to the loop: {rates['under Ray Train'] / rates['the loop']:.2f}")
 
 
@@ -185,7 +190,18 @@ def _measure(name: str, shape: Model, rows: pa.Table, micro_rows: int, connectio
             connection.send((measure(connection.recv()), peak_memory_gb(DEVICE)))
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def _kept_up() -> float:
+    """Operations a second of matrix products of which each takes as long as the median one."""
+    if DEVICE.type == "cuda":
+        return peak_flops(DEVICE, "bfloat16")
+    left, right = (torch.randn(PRODUCT, PRODUCT).bfloat16() for _ in range(2))
+    seconds, end = list[float](), time.perf_counter() + 1.0
+    while time.perf_counter() < end:
+        seconds.append(_seconds(lambda: torch.mm(left, right)))
+    return 2.0 * PRODUCT**3 / statistics.median(seconds)
+
+
+def _seconds(step: Callable[[], object]) -> float:
     start = time.perf_counter()
     step()
     if DEVICE.type == "cuda":
