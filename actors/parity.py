@@ -13,8 +13,9 @@ from actors.weights import mismatch
 from cluster.failures import StageError, wait_for
 
 # Beyond this they are not the same model. In float32, of the worst token: measured gap 1e-6. In bfloat16, which rounds
-# to three digits at every layer and may be far off at a rare token, of the average one: measured gap TODO.
-LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
+# to three digits in every layer, of the average token: measured gap 0.003 with 2.5M parameters and 0.034 with 135M,
+# while the worst of some hundred tokens were off by 0.08 and 0.43.
+LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
 # Rounding is about as large at the last tokens of an answer as at the first (1.4 times, measured on a model of 2.5M
 # parameters); what a slightly wrong rotation of positions does grows with the distance between tokens (4.3 times).
 GROWTH = 3.0
