@@ -19,6 +19,9 @@ from cluster.memory import LOGITS_AT_ONCE
 from cluster.recipe import Model
 from cluster.shape import shape_of
 
+# Layers that attend to what the mask of a packed row has them attend to.
+ATTENDING = {"full_attention", "sliding_attention"}
+
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
     """A model with random weights, N(0, 0.02), tied embeddings."""
@@ -65,10 +68,11 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     Rows for new tokens are drawn from `seed`, around the mean of those that are there (Hewitt 2021).
 
     Raises:
-        UserError: it cannot be loaded, is made for shorter texts than `model.context`, or its output is more than
-            `output_logits` gives.
+        UserError: it cannot be loaded, is made for shorter texts than `model.context`, does not keep the texts of a
+            packed row apart, or its output is more than `output_logits` gives.
     """
     language = load(str(model.start_from))
+    _check_layers(language.config, model)
     positions = language.config.max_position_embeddings
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
@@ -79,9 +83,28 @@ def start(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     return language
 
 
+def _check_layers(config: Any, model: Model) -> None:
+    """The mask of a packed row goes to every layer: one that has a state would carry it from text to text, and one that
+    has a window would see beyond it."""
+    # RecurrentGemma's are called block_types.
+    layers = set(getattr(config, "layer_types", None) or getattr(config, "block_types", None) or ())
+    if others := sorted(layers - ATTENDING):
+        raise UserError(
+            f"{_kind(config, model.start_from)} has layers of the kind {', '.join(others)}, which do not keep the "
+            "texts of a row apart: start from one that has attention alone"
+        )
+    window = getattr(config, "sliding_window", None)
+    uses_window = getattr(config, "use_sliding_window", None) is not False
+    if window and uses_window and (not layers or "sliding_attention" in layers) and window < model.context:
+        raise UserError(
+            f"model.context {model.context} is more than the {window} tokens that layers of {model.start_from} attend "
+            f"to: set it to {window} or less"
+        )
+
+
 @torch.no_grad()
 def _check_logits(language: Any, name: str) -> None:
-    kind = f"{name}: a model of the kind {language.config.model_type}"
+    kind = _kind(language.config, name)
     if not (hasattr(language, "lm_head") and hasattr(language, "model") and hasattr(language.model, "layers")):
         raise UserError(f"{kind} is not made of model.layers and lm_head: start from one of another kind")
     ids = torch.arange(8).unsqueeze(0)
@@ -91,6 +114,10 @@ def _check_logits(language: Any, name: str) -> None:
             f"{kind} does more to its logits than to scale them, such as to cap them, and would be trained on others "
             "than it is served with: start from one of another kind"
         )
+
+
+def _kind(config: Any, name: str | None) -> str:
+    return f"{name}: a model of the kind {config.model_type}"
 
 
 def output_logits(model: Any, states: Tensor) -> Tensor:

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    Lfm2Config,
+    MistralConfig,
+    Qwen2Config,
+    RecurrentGemmaConfig,
+)
 
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
@@ -81,12 +90,38 @@ SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
     [
         (Gemma2Config(**SMALL, final_logit_softcapping=0.01, num_key_value_heads=2), "does more to its logits"),
         (GPT2Config(**SMALL), "is not made of model.layers and lm_head"),
+        (Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv"]), "has layers of the kind conv, which do not"),
+        (RecurrentGemmaConfig(**SMALL, lru_width=16), "has layers of the kind attention, recurrent, which do not"),
     ],
 )
 def test_a_model_that_would_be_trained_wrongly_is_refused(own: Path, tmp_path: Path, config, reason: str):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "odd")
     with pytest.raises(UserError, match=f"odd: a model of the kind {config.model_type} {reason}"):
         start(Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1)
+
+
+ONE_LAYER = {**SMALL, "num_key_value_heads": 2, "sliding_window": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "uses_window"),
+    [
+        (MistralConfig(**ONE_LAYER), True),
+        (Gemma2Config(**ONE_LAYER, final_logit_softcapping=None), True),
+        (Gemma2Config(**ONE_LAYER, final_logit_softcapping=None, layer_types=["full_attention"]), False),
+        (Qwen2Config(**ONE_LAYER, use_sliding_window=False), False),
+    ],
+)
+def test_rows_that_are_longer_than_a_window_are_refused(own: Path, tmp_path: Path, config, uses_window: bool):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    settings = Model(start_from=str(tmp_path / "windowed"), context=CONTEXT)
+    if uses_window:
+        with pytest.raises(UserError, match=r"context 64 is more than the 32 tokens that layers of .*windowed attend"):
+            start(settings, tokenizer, seed=1)
+    else:
+        assert start(settings, tokenizer, seed=1)
+    assert start(settings.model_copy(update={"context": 32}), tokenizer, seed=1)
 
 
 def test_pickled_weights_are_refused(own: Path):
