@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import torch
 from transformers import AutoTokenizer
 
+from actors.model.chat import Chat
 from actors.model.language import load
 from actors.model.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
 from cluster.cli import stage_main
@@ -33,13 +34,13 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
     counts = {}
     torch.set_num_threads(plan.learner.threads)
-    reference = load(sft).eval()
+    reference, padding = load(sft).eval(), Chat.of(sft).padding_id
     for name in ("train", "held_out"):
         pairs = [pair for row in rankings if row["split"] == name for pair in pairs_of(row)]
         if not pairs:
             raise UserError(f"no ranking of the {name} prompts says of two answers which is better: collect more")
         counts[name] = len(pairs)
-        _write_shard(pairs, reference, out / "shards" / name)
+        _write_shard(pairs, reference, padding, out / "shards" / name)
     shards, make = out / "shards", partial(_model, sft, settings.beta)
     job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
     rows = fit(job, plan, "dpo")
@@ -67,12 +68,14 @@ def _model(sft: Path, beta: float) -> tuple[Any, Any, Any]:
     return load(sft), DpoObjective(tokenizer.pad_token_id, beta), tokenizer
 
 
-def _write_shard(pairs: Sequence[tuple[list[int], list[int], list[int]]], reference: Any, folder: Path) -> None:
+def _write_shard(
+    pairs: Sequence[tuple[list[int], list[int], list[int]]], reference: Any, padding: int, folder: Path
+) -> None:
     """One row a pair, with what the reference says of its answers: no worker then needs a second model."""
     folder.mkdir(parents=True, exist_ok=True)
     sequences = [prompt + answer for prompt, *answers in pairs for answer in answers]
     prompts = [len(prompt) for prompt, *answers in pairs for _ in answers]
-    logprobs = _reference_logprobs(reference, sequences, prompts)
+    logprobs = _reference_logprobs(reference, sequences, prompts, padding)
     lengths = [len(sequence) for sequence in sequences]
     table = pa.table(
         {
@@ -89,11 +92,11 @@ def _write_shard(pairs: Sequence[tuple[list[int], list[int], list[int]]], refere
 
 
 @torch.no_grad()
-def _reference_logprobs(reference: Any, sequences: list[list[int]], prompts: list[int]) -> list[float]:
+def _reference_logprobs(reference: Any, sequences: list[list[int]], prompts: list[int], padding: int) -> list[float]:
     found: list[float] = []
     for begin in range(0, len(sequences), REFERENCE_ROWS):
         part = slice(begin, begin + REFERENCE_ROWS)
-        ids, answer = padded_answers(sequences[part], prompts[part], reference.config.pad_token_id)
+        ids, answer = padded_answers(sequences[part], prompts[part], padding)
         found += answer_logprobs(reference, ids, answer).tolist()
     return found
 

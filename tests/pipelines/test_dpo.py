@@ -1,5 +1,6 @@
 """The DPO stage on rankings whose better answer can be told by its first token."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFol
         out = run.begin(folder, folder)
         if folder == "sft":
             write_tiny_model(out, seed=1, end_id=END)
+            # As of most models, whose tokenizer alone says what to pad with.
+            config = json.loads((out / "config.json").read_text())
+            (out / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
         else:
             write_rankings(rows, out / "rankings.parquet")
         run.commit(folder, Manifest(folder, folder, {}, {}, "test", 0.0, {}, None))
