@@ -14,6 +14,7 @@ from cluster.failures import wait_for
 from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from pipelines.corpus.bad import Bad
+from pipelines.corpus.pack import NO_DOCUMENT
 from pipelines.corpus.sources import plan_splits, read_split
 from pipelines.figures import QUANTILE
 
@@ -85,5 +86,6 @@ def _documents(recipe: Recipe, run: RunFolder) -> Iterator[list[int]]:
         for shard in shards_in(run.path("corpus") / "shards" / "held_out"):
             for row in parquet.read_table(shard.path).to_pylist():
                 ids, documents = np.array(row["input_ids"]), np.array(row["document_ids"])
-                for piece in np.split(ids, np.flatnonzero(np.diff(documents)) + 1):
+                text = documents != NO_DOCUMENT
+                for piece in np.split(ids[text], np.flatnonzero(np.diff(documents[text])) + 1):
                     yield piece.tolist()

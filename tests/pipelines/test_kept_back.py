@@ -1,14 +1,22 @@
 import math
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from scipy import stats
 
 from actors.sample import Sample
+from cluster.recipe import load_recipe
+from cluster.run import RunFolder
+from pipelines.corpus.pack import NO_DOCUMENT, pack
 from pipelines.figures import paired_change
 from pipelines.kept_back import Drawn, changes
-from pipelines.perplexity import Perplexity, perplexity
+from pipelines.perplexity import Perplexity, perplexity, text_rows
 from pipelines.verdict import perplexity_verdict, preference_verdict, reward_verdict
+
+DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
 
 
 def sample(tokens: list[int], finish: str) -> Sample:
@@ -48,6 +56,15 @@ def test_perplexity_of_a_model_that_guesses_is_the_size_of_its_vocabulary():
     # Every row says the same, so that nothing is left to chance.
     assert (found.change, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert found.tokens == 40
+
+
+def test_the_padding_of_a_packed_row_is_no_text(tmp_path: Path):
+    rows, held_out = pack([[5, 6, 7], [8, 9]], context=8), tmp_path / "corpus" / "shards" / "held_out"
+    held_out.mkdir(parents=True)
+    table = pa.table({"input_ids": rows.input_ids.tolist(), "document_ids": rows.document_ids.tolist()})
+    parquet.write_table(table, held_out / "shard-00000.parquet")
+    assert (rows.document_ids == NO_DOCUMENT).sum() == 3
+    assert text_rows(load_recipe(DEMO), RunFolder(tmp_path)) == [[5, 6, 7], [8, 9]]
 
 
 def test_the_interval_of_a_perplexity_covers_what_it_should():
