@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
@@ -57,9 +58,7 @@ class Chat:
         self._check_roles(messages)
         rendered = self._marked(messages) if "generation %}" in self._template else self._by_prefix(messages)
         if not any(rendered.trained):
-            raise UserError(
-                f"a conversation that begins {messages[0]['content'][:40]!r} has no assistant turn to learn from"
-            )
+            raise UserError(f"{_named(messages)} has no assistant turn to learn from")
         return rendered
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -84,18 +83,12 @@ class Chat:
         has_tool = any(message["role"] == "tool" for message in messages)
         if has_tool and "tool" not in self._template and "<|im_start|>" not in self._template:
             raise UserError(
-                f"a conversation that begins {messages[0]['content'][:40]!r} has a tool's turn, and the chat template "
-                f"of {self.tokenizer.name_or_path} has no place for one"
+                f"{_named(messages)} has a tool's turn, and the chat template of {self.tokenizer.name_or_path} has no "
+                "place for one"
             )
 
     def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
-        output: Any = self.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs=QUIET,
-        )
+        output = self._applied(messages, return_assistant_tokens_mask=True)
         return Rendered(list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]])
 
     def _by_prefix(self, messages: Sequence[dict[str, str]]) -> Rendered:
@@ -106,8 +99,14 @@ class Chat:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start, whole = len(self.prompt(messages[:index])), self._ids(messages[: index + 1])
-            if ids[: len(whole)] != whole or self.prompt(messages[:index]) != whole[:start]:
+            if index == 0:
+                raise UserError(
+                    f"{_named(messages)} has the assistant's turn first, and the chat template of "
+                    f"{self.tokenizer.name_or_path} does not say where one begins: remove it, or put a user's before it"
+                )
+            prompt, whole = self.prompt(messages[:index]), self._ids(messages[: index + 1])
+            start = len(prompt)
+            if ids[: len(whole)] != whole or whole[:start] != prompt:
                 raise UserError("the chat template renders earlier turns differently later on: it cannot be trained on")
             if self.end_of_turn_id not in whole[start:]:
                 raise UserError(
@@ -119,14 +118,19 @@ class Chat:
         return Rendered(ids, trained)
 
     def _ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        output: Any = self.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=add_generation_prompt,
-            tokenizer_kwargs=QUIET,
-        )
-        return list(output["input_ids"])
+        return list(self._applied(messages, add_generation_prompt=add_generation_prompt)["input_ids"])
+
+    def _applied(self, messages: Sequence[dict[str, str]], **settings: Any) -> Any:
+        """Templates refuse what they have no place for, such as a system's turn or two of the user's in a row."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=True, return_dict=True, tokenizer_kwargs=QUIET, **settings
+            )
+        except (TemplateError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} does not take {_named(messages)}: {reason}"
+            ) from error
 
     @property
     def _template(self) -> str:
@@ -142,3 +146,7 @@ class Chat:
     def padding_id(self) -> int:
         """The token that fills rows; its positions are masked everywhere."""
         return int(self.tokenizer.pad_token_id)
+
+
+def _named(messages: Sequence[dict[str, str]]) -> str:
+    return f"a conversation that begins {messages[0]['content'][:40]!r}" if messages else "an empty conversation"

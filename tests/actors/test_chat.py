@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.failures import UserError
-from tests.templates import CHATML, LLAMA_3
+from tests.templates import CHATML, GEMMA_2, LLAMA_3
 
 SYSTEM, USER, ASSISTANT, END = 1, 2, 3, 4
 CONVERSATION = [
@@ -111,6 +111,24 @@ def test_a_template_without_marks_trains_the_same_tokens(folder: Path):
     assert chat.conversation(CONVERSATION) == expected
 
 
+def test_a_conversation_that_the_assistant_begins_is_refused_where_nothing_marks_its_turn(folder: Path):
+    talk = [{"role": "assistant", "content": "Welcome."}, *CONVERSATION[1:3]]
+    assert any(Chat.of(folder).conversation(talk).trained)
+    with pytest.raises(UserError, match=r"begins 'Welcome\.' has the assistant's turn first"):
+        styled(folder, "chatml").conversation(talk)
+
+
+@pytest.mark.parametrize("refused", [CONVERSATION[:3], [CONVERSATION[1], *CONVERSATION[1:3]]])
+def test_what_a_template_does_not_take_is_said_in_one_line(folder: Path, refused: list[dict[str, str]]):
+    chat = styled(folder, "gemma")
+    assert any(chat.conversation(CONVERSATION[1:]).trained)
+    beginning = repr(refused[0]["content"])
+    for read in (chat.conversation, lambda messages: chat.prompt(messages[:-1])):
+        with pytest.raises(UserError, match=f"does not take a conversation that begins {beginning}: [A-Z].+") as caught:
+            read(refused)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_template_that_changes_earlier_turns_is_refused(folder: Path):
     chat = Chat.of(folder)
     chat.tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
@@ -129,10 +147,12 @@ STYLES = {
         "<|begin_of_text|>",
     ),
 }
+# Of which the template refuses some conversations.
+STRICT = {"gemma": (GEMMA_2, "<end_of_turn>", ["<start_of_turn>"])}
 
 
 def styled(folder: Path, style: str) -> Chat:
-    template, end, others, *_ = STYLES[style]
+    template, end, others, *_ = (STYLES | STRICT)[style]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"eos_token": end, "additional_special_tokens": others})
     if "<|begin_of_text|>" in others:
