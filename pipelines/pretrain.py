@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.cli import stage_main
 from cluster.plan import make_plan
-from cluster.recipe import Model, Recipe
+from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.training import fit, speed, training_job
@@ -28,7 +28,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     job = training_job(
         recipe,
         settings,
-        partial(_model, recipe.model, recipe.seed, corpus / "tokenizer"),
+        partial(_model, recipe, corpus / "tokenizer"),
         shards / "train",
         shards / "held_out",
         out,
@@ -51,31 +51,45 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 def _take_over(recipe: Recipe, out: Path) -> Result:
     """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
-    from actors.model.language import save, start
+    from actors.model.language import save
     from actors.model.tokenizer import load_tokenizer
     from pipelines.corpus.tokenizer import save_tokenizer_of
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
         tokenizer = load_tokenizer(folder)
-    language = start(recipe.model, tokenizer, recipe.seed)
+    language = _started(recipe, tokenizer)
     save(language, tokenizer, out)
     return Result(
         metrics={"parameters": language.num_parameters()}, weights=file_fingerprint(out / "model.safetensors")
     )
 
 
-def _model(model: Model, seed: int, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
+def _started(recipe: Recipe, tokenizer: Any) -> Any:
+    """The model to start from. What the stages after this one cannot go on with is refused before anyone ranks."""
+    from actors.model.heads import require_head
+    from actors.model.language import start
+
+    language = start(recipe.model, tokenizer, recipe.seed)
+    if recipe.rlhf.needs_reward_model:
+        require_head(language.config, recipe.model.start_from)
+    return language
+
+
+def _model(recipe: Recipe, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
     # The worker's alone: the driver waits 10 s less when it does not import what it only names.
     from transformers import AutoTokenizer
 
-    from actors.model.language import build, end_with, start
+    from actors.model.language import build, end_with
     from actors.model.objectives.language import LanguageObjective
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
     end = tokenizer.pad_token_id
-    language = start(model, tokenizer, seed) if model.start_from else build(model, seed, end_of_turn=end, padding=end)
+    if recipe.model.start_from:
+        language = _started(recipe, tokenizer)
+    else:
+        language = build(recipe.model, recipe.seed, end_of_turn=end, padding=end)
     end_with(language, end)
     return language, LanguageObjective(), tokenizer
 

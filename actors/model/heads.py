@@ -4,18 +4,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
+
+from cluster.failures import UserError
 
 # What the folders of the members of an ensemble, but the first, are called before their number.
 MEMBER = "member-"
 
 
+def require_head(config: Any, name: str | None) -> None:
+    """Raises a UserError if transformers has no model with one number for an output for a language model's kind."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"{name}: a model of the kind {config.model_type} cannot be made a reward model: start from one of another "
+            "kind, or set rlhf.rewards to some of kind function or http and an rlhf.algorithm other than ppo"
+        )
+
+
 def load_reward_model(path: str | Path) -> Any:
-    """A sequence classifier with one label, in float32."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
-    )
+    """A sequence classifier with one label, in float32.
+
+    Raises:
+        UserError: there is none, its kind has no such head, or its file is damaged.
+    """
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot load a reward model from {path}: {str(error).splitlines()[0]}") from error
 
 
 def load_ensemble(path: str | Path) -> list[Any]:

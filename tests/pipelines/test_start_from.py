@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     Lfm2Config,
     MistralConfig,
     Qwen2Config,
@@ -20,6 +21,7 @@ from transformers import (
 
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
+from actors.model.heads import load_reward_model
 from actors.model.language import load, start
 from cluster.failures import UserError
 from cluster.recipe import Model, load_recipe
@@ -122,6 +124,22 @@ def test_rows_that_are_longer_than_a_window_are_refused(own: Path, tmp_path: Pat
     else:
         assert start(settings, tokenizer, seed=1)
     assert start(settings.model_copy(update={"context": 32}), tokenizer, seed=1)
+
+
+def test_a_model_that_cannot_be_a_reward_model_is_refused_where_one_is_needed(own: Path, tmp_path: Path):
+    granite, tokenizer = tmp_path / "granite", AutoTokenizer.from_pretrained(own)
+    config = GraniteConfig(**{**SMALL, "vocab_size": len(tokenizer)}, num_key_value_heads=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(granite)
+    tokenizer.save_pretrained(granite)
+    path = fine_tuning_alone(tmp_path, granite)
+    recipe = load_recipe(path)
+    with pytest.raises(UserError, match="a model of the kind granite cannot be made a reward model"):
+        run_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder))
+    computed = ["rlhf.rewards=[{kind: function, function: 'operator:length_hint'}]", f"run={tmp_path / 'computed'}"]
+    recipe = load_recipe(path, computed)
+    assert run_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder)) == "done"
+    with pytest.raises(UserError, match=r"cannot load a reward model from .*granite"):
+        load_reward_model(granite)
 
 
 def test_pickled_weights_are_refused(own: Path):
