@@ -40,16 +40,16 @@ class NotFiniteError(StageError):
 def train(job: TrainingJob) -> None:
     """Trains, or goes on from the newest checkpoint, on one worker of Ray Train.
 
-    Ray Train starts the workers again after any exception. What they would meet again, a wrong row or a loss that is
-    not finite, is therefore written down for the driver, and the workers end. All of them meet it at the same step,
-    because they read the whole stream and know the whole loss: none is left waiting for the others.
+    Ray Train starts the workers again after any exception. What they would meet again, a model that is refused, a wrong
+    row or a loss that is not finite, is therefore written down for the driver, and the workers end. All of them meet it
+    at the same step, because they make the same model, read the whole stream and know the whole loss: none is left
+    waiting for the others.
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
-    made = job.make()
     try:
-        _train(job, rank, workers, *made)
+        _train(job, rank, workers, *job.make())
     except (UserError, NotFiniteError) as failure:
         if rank == 0:
             (job.out / SCRATCH).mkdir(exist_ok=True)

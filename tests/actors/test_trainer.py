@@ -196,6 +196,20 @@ def test_what_a_retry_would_meet_again_stops_at_once_and_names_it(tmp_path: Path
     assert not (tmp_path / "poisoned" / "model.safetensors").exists()
 
 
+def refused(tries: Path) -> tuple[Any, Any, Any]:
+    with tries.open("a") as file:
+        file.write("once\n")
+    raise UserError("no model of this kind")
+
+
+@pytest.mark.slow
+def test_a_model_that_is_refused_is_made_once(tmp_path: Path, ray_session: None):
+    job = replace(training_job(tmp_path, "refused"), make=partial(refused, tmp_path / "tries"))
+    with pytest.raises(UserError, match=r"^no model of this kind$"):
+        fit(job, Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF), title="refused")
+    assert (tmp_path / "tries").read_text() == "once\n"
+
+
 @pytest.mark.parametrize("missing", [{"shards": []}, {"held_out": []}])
 def test_nothing_to_train_on_is_said_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
     job = replace(training_job(tmp_path, "empty"), **missing)
