@@ -73,8 +73,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
     Measured with torch's present number of threads; takes less than a second.
     """
     if device.type == "cuda" and precision == "bfloat16":
-        name = torch.cuda.get_device_name(device)
-        stated = next((rate for known, rate in KNOWN_GPUS.items() if known in name), None)
+        stated = stated_flops(torch.cuda.get_device_name(device))
         if stated:
             return stated
     side = SIDES[device.type]
@@ -84,6 +83,12 @@ def peak_flops(device: torch.device, precision: str) -> float:
     left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     seconds = [_seconds(left, right) for _ in range(1 + REPETITIONS)]
     return 2.0 * side**3 / min(seconds[1:])
+
+
+def stated_flops(name: str) -> float | None:
+    """Operations a second in bfloat16 that a GPU's maker states, or None if it is not known here."""
+    # Whole words: an L40 is no L4, and an A1000 no A100.
+    return next((rate for known, rate in KNOWN_GPUS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import trainer
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import compile_layers, compiling_pays, flops_per_token
+from actors.model.speed import compile_layers, compiling_pays, flops_per_token, stated_flops
 from actors.stream import Shard, row_stream
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob
@@ -233,6 +233,22 @@ def test_what_is_measured_beside_the_loss(undisturbed):
     assert rows[-1]["held_out_bits_per_byte"] == pytest.approx(
         rows[-1]["held_out_loss"] * rows[-1]["held_out_tokens"] / np.log(2) / HELD_OUT_BYTES
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 3.12e14),
+        ("NVIDIA H100 80GB HBM3", 9.89e14),
+        ("NVIDIA H100 PCIe", 7.56e14),
+        ("NVIDIA L4", 1.21e14),
+        ("NVIDIA L40S", 3.62e14),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(name: str, rate: float | None):
+    assert stated_flops(name) == rate
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
