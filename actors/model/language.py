@@ -128,7 +128,8 @@ def output_logits(model: Any, states: Tensor) -> Tensor:
 
 def _scaled(model: Any, states: Tensor) -> Tensor:
     """Times what the model multiplies its logits by (Cohere, Granite), which for a head without bias is the same."""
-    scale = getattr(model.config, "logit_scale", 1.0) / getattr(model.config, "logits_scaling", 1.0)
+    times, divided_by = (getattr(model.config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+    scale = times / divided_by
     return states if scale == 1.0 else states * scale
 
 

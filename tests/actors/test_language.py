@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
 from actors.model.attention import PADDING
 from actors.model.language import build, next_token_loss, next_token_losses
@@ -120,7 +120,12 @@ def test_words_that_are_looked_up_and_scored_have_one_gradient(model: LlamaForCa
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [(CohereConfig, {"logit_scale": 0.2}), (GraniteConfig, {"logits_scaling": 4.0})]
+    ("kind", "settings"),
+    [
+        (CohereConfig, {"logit_scale": 0.2}),
+        (GraniteConfig, {"logits_scaling": 4.0}),
+        (LlamaConfig, {"logit_scale": None, "logits_scaling": None}),
+    ],
 )
 def test_scaled_logits_are_trained_on_as_the_model_makes_them(kind, settings):
     torch.manual_seed(0)
