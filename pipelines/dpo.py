@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 def pairs_of(row: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Prompt, better and worse answer, in tokens, of every pair in a row of rankings.parquet that is not a tie."""
     answers = sorted(zip(row["ranks"], row["answers"], strict=True))
-    for (high, chosen), (low, rejected) in permutations(answers, 2):
+    for (high, chosen), (low, rejected) in combinations(answers, 2):
         if high < low:
             yield row["prompt_token_ids"], chosen, rejected
 
