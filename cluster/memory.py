@@ -1,11 +1,10 @@
 """How much memory the stages hold, worked out before anything starts."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from cluster.recipe import FineTuning, Model, Recipe, Training
 from cluster.section import Lora
-from cluster.shape import Shape, shape_of
+from cluster.shape import parameters, trained_shape, vocabulary
 
 GB = 1e9
 # Three language models, and the reward model, which needs no engine.
@@ -77,10 +76,10 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     Args:
         device: cpu or cuda.
     """
-    size, shape = parameters(recipe.model), _shape_of(recipe.model)
+    size, shape = parameters(recipe.model), trained_shape(recipe.model)
     trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
     tokens = section.micro_batch_rows * recipe.model.context
-    embedding = recipe.model.vocabulary * shape.hidden
+    embedding = vocabulary(recipe.model) * shape.hidden
     layer = (size - embedding) / shape.layers
     kept, beside = ACTIVATION_BYTES[device][section.precision] * shape.layers, 0
     if section.recompute_activations:
@@ -114,7 +113,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
     """
     size = parameters(recipe.model) / GB
-    logits = recipe.model.context * recipe.model.vocabulary * LOGIT_BYTES / GB
+    logits = recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
     engines, replicas = recipe.rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
     rewards = recipe.rlhf.reward_models
     ray = RAY_GB + 2 * HELD_BYTES * size
@@ -142,24 +141,11 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     return needs
 
 
-def parameters(model: Model) -> int:
-    """How many parameters the recipe's model has, roughly: by the files it starts from, its shape or its `size`."""
-    start = Path(model.start_from) if model.start_from else None
-    if start is not None and start.is_file():
-        # GGUF files of four bits hold about 0.56 bytes a parameter; wider ones are overestimated, on the safe side.
-        return round(start.stat().st_size / 0.56)
-    if start is not None and start.is_dir():
-        return sum(file.stat().st_size for file in start.glob("*.safetensors")) // 2
-    if model.hidden and model.layers:
-        return 12 * model.layers * model.hidden**2 + model.vocabulary * model.hidden
-    return model.parameters
-
-
 def trained_parameters(model: Model, lora: Lora | None) -> int:
     """How many parameters have a gradient: all, or those of adapters beside the seven matrices of each layer."""
     if lora is None:
         return parameters(model)
-    shape = _shape_of(model)
+    shape = trained_shape(model)
     return shape.layers * lora.rank * (11 * shape.hidden + 3 * shape.intermediate)
 
 
@@ -170,12 +156,7 @@ def trainings(recipe: Recipe) -> dict[str, Training]:
 
 
 def _logits_gb(model: Model, section: Training, device: str) -> float:
-    logits = section.micro_batch_rows * model.context * model.vocabulary
+    logits = section.micro_batch_rows * model.context * vocabulary(model)
     if logits <= LOGITS_AT_ONCE[device]:
         return logits * LOGIT_BYTES / GB
     return min(logits * KEPT_LOGIT_BYTES[section.precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
-
-
-def _shape_of(model: Model) -> Shape:
-    """Of a model that training starts from, a shape with as many parameters."""
-    return shape_of(model.model_copy(update={"size": f"{max(1, parameters(model) // 1000)}K"}))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import psutil
 
 from cluster.failures import UserError
-from cluster.memory import GB, REPLICAS, memory_needs, parameters, training_memory, trainings
+from cluster.memory import GB, REPLICAS, memory_needs, training_memory, trainings
 from cluster.recipe import Cluster, Recipe
+from cluster.shape import parameters
 
 
 @dataclass(frozen=True)

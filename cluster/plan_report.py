@@ -5,9 +5,10 @@ from dataclasses import fields
 from rich.console import Console
 from rich.table import Table
 
-from cluster.memory import REPLICAS, TrainingMemory, memory_needs, parameters, training_memory, trainings
+from cluster.memory import REPLICAS, TrainingMemory, memory_needs, training_memory, trainings
 from cluster.plan import Resources, Share, make_plan
 from cluster.recipe import Recipe
+from cluster.shape import parameters
 
 
 def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 from cluster.failures import UserError
 from cluster.memory import memory_needs, training_memory
 from cluster.plan import Resources, make_plan
-from cluster.recipe import load_recipe
+from cluster.recipe import Model, load_recipe
+from cluster.shape import parameters, shape_of
 from tests.cluster.conftest import triptych
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
@@ -80,6 +82,34 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     # On the machine, two versions of the weights besides.
     needs = [memory_needs(recipe)["pretrain"] for recipe in recipes]
     assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
+
+
+def test_a_model_at_the_hub_has_the_size_that_the_recipe_says(recipe_path: Path) -> None:
+    hub = "model.start_from=someone/their-model-1b"
+    with pytest.raises(UserError, match=r"their-model-1b is no folder .*: set model\.size and model\.vocabulary"):
+        make_plan(load_recipe(recipe_path, [hub, "model.size=1B"]), LAPTOP)
+    said = load_recipe(recipe_path, [hub, "model.size=1B", "model.vocabulary=50000"])
+    assert memory_needs(said)["sft"] > 16
+
+
+def test_a_folder_to_start_from_says_its_own_shape(recipe_path: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 60_000}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
+    recipe = load_recipe(recipe_path, [f"model.start_from={tmp_path}", "sft.micro_batch_rows=1"])
+    found = training_memory(recipe, recipe.sft, "cpu")
+    assert found.weights == pytest.approx(4 * 2**20 / 1e9)
+    assert found.activations == pytest.approx(256 * 128 * 5 * 126 / 1e9)
+    assert found.logits == pytest.approx(12 * 256 * 60_000 / 1e9)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        make_plan(recipe, LAPTOP)
+
+
+@pytest.mark.parametrize("fields", [{"hidden": 64, "layers": 2}, {"hidden": 64}, {"layers": 3}])
+def test_a_shape_that_the_recipe_sets_has_its_own_parameters(fields: dict[str, int]) -> None:
+    model = Model(size="135M", vocabulary=4096, **fields)
+    assert parameters(model) == shape_of(model).parameters(4096)
 
 
 EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=4096", "pretrain.workers=8", "sft.workers=8"] + [
