@@ -68,9 +68,12 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     Raises:
         UserError: it does not fit; the message says what is short and what to do.
     """
-    found = resources or _connected()
-    if recipe.cluster.memory_gb:
-        found = replace(found, memory_gb=recipe.cluster.memory_gb)
+    found, said = resources or _connected(), recipe.cluster
+    found = replace(
+        found,
+        memory_gb=said.memory_gb or found.memory_gb,
+        gpu_memory_gb=said.gpu_memory_gb or found.gpu_memory_gb,
+    )
     workers = max(section.workers for section in trainings(recipe).values())
     actors = recipe.rlhf.fleet_limit
     _check_counts(recipe, found)

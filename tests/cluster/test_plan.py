@@ -138,6 +138,13 @@ def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
     assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 6.0)
 
 
+def test_the_recipe_says_the_memory_of_gpus_that_are_not_of_this_machine(recipe_path: Path) -> None:
+    cluster = replace(EIGHT_GPUS, gpu_memory_gb=None)
+    assert make_plan(load_recipe(recipe_path, EIGHT_B), cluster)
+    with pytest.raises(UserError, match=r"12\.0 GB are there"):
+        make_plan(load_recipe(recipe_path, [*EIGHT_B, "cluster.gpu_memory_gb=12"]), cluster)
+
+
 def test_activations_that_are_kept_may_be_too_many(recipe_path: Path) -> None:
     many = [*EIGHT_B, "pretrain.micro_batch_rows=16", "pretrain.recompute_activations=false"]
     with pytest.raises(UserError, match=r"pretrain\.recompute_activations=true"):
