@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from cluster.recipe import FineTuning, Model, Recipe, Training
+from cluster.recipe import Dpo, FineTuning, Model, Recipe, RewardModel, Training
 from cluster.section import Lora
 from cluster.shape import parameters, trained_shape, vocabulary
 
@@ -39,6 +39,15 @@ RECOMPUTED_BYTES = 4
 # 135M parameters and 2 to 16 rows of 256 tokens.
 LAYER_AGAIN_BYTES = {"cuda": ACTIVATION_BYTES["cuda"], "cpu": {"bfloat16": 432, "float32": 489}}
 EMBEDDING_GRADIENTS = {"cuda": 0, "cpu": 3}
+# The settings of rlhf that limit how far the policy may go (actors.model.objectives.limits). With one, the learner also
+# holds the newest weights that were within, and those from before the step.
+LIMITS = (
+    "kl_budget",
+    "minimum_entropy",
+    "maximum_repetition",
+    "maximum_length_change",
+    "minimum_preference_accuracy",
+)
 # A copy of every weight in 16 bits, of which autocast makes its products.
 CAST_BYTES = {"bfloat16": 2, "float32": 0}
 
@@ -71,14 +80,17 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     - Activations: 58 bytes a token, layer and unit of width, 96 in float32, and on a CPU 126 and 184; where they are
       recomputed, 4, and of one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each number of
       the embedding).
-    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes.
+    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes; of the reward model, which has none, 0.
+    - Tokens: of a row of text or conversation, the context; of a pair of `dpo`, two of them. A row of `reward` is a
+      ranking, whose answers lie behind one prompt: the context, and for every answer but the first `collect.max_tokens`
+      more, or a context where answers are imported.
 
     Args:
         device: cpu or cuda.
     """
     size, shape = parameters(recipe.model), trained_shape(recipe.model)
     trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
-    tokens = section.micro_batch_rows * recipe.model.context
+    tokens = section.micro_batch_rows * _row_tokens(recipe, section)
     embedding = vocabulary(recipe.model) * shape.hidden
     layer = (size - embedding) / shape.layers
     kept, beside = ACTIVATION_BYTES[device][section.precision] * shape.layers, 0
@@ -92,13 +104,18 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         casts=0.0 if section.recompute_activations else CAST_BYTES[section.precision] * size / GB,
         activations=tokens * shape.hidden * kept / GB,
-        logits=_logits_gb(recipe.model, section, device),
+        logits=0.0 if isinstance(section, RewardModel) else _logits_gb(recipe.model, section, tokens, device),
     )
+
+
+def whole_model_gb(model: Model) -> float:
+    """The model in float32. Every worker makes it on the machine, and has it on its GPU before it is sharded."""
+    return HELD_BYTES * parameters(model) / GB
 
 
 def object_store_gb(recipe: Recipe) -> float:
     """Shared memory for a local cluster: two versions of the weights in flight, and blocks of data."""
-    return 1.0 + 2 * HELD_BYTES * parameters(recipe.model) / GB
+    return 1.0 + 2 * whole_model_gb(recipe.model)
 
 
 def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
@@ -106,37 +123,39 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
 
     - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
     - Training: what each worker holds by `training_memory`.
-    - Reinforcement: the learner and its reference 4 P each, or 4 P together with LoRA, and 12 bytes for each parameter
-      that is trained; every reward model 4 P, and every rollout engine 4 P and its cache of 1 GB.
+    - Reinforcement: the learner's policy and its reference 4 P each, or 4 P together with LoRA, and 12 bytes for each
+      parameter that is trained; with a limit, two copies of these; PPO's critic 16 P. Every reward model 4 P, and every
+      rollout engine 4 P and its cache of 1 GB.
     - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
 
-    With GPUs the models lie there, and the machine itself holds the processes and one copy of the weights.
+    With GPUs the models lie there, and the machine itself holds the processes and, as they start, every model of each
+    worker, of the learner and of the rewards.
     """
-    size = parameters(recipe.model) / GB
-    logits = recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
-    engines, replicas = recipe.rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
-    rewards = recipe.rlhf.reward_models
-    ray = RAY_GB + 2 * HELD_BYTES * size
+    rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
+    engines, replicas = rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
+    ray = RAY_GB + 2 * whole
+    critics = 1 if rlhf.algorithm == "ppo" else 0
+    models = (1 if rlhf.lora else 2) + critics
+    members = recipe.reward.members
     if on_gpu:
-        host = HELD_BYTES * size
-        training = {name: ray + host + part.workers * PROCESS_GB for name, part in trainings(recipe).items()}
+        started = rlhf.learner_workers * models + rlhf.reward_models * members
         return {
-            **training,
-            "rlhf": ray + host + (engines + rewards + recipe.rlhf.learner_workers) * PROCESS_GB,
+            **{name: ray + part.workers * (PROCESS_GB + whole) for name, part in trainings(recipe).items()},
+            "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.learner_workers) * PROCESS_GB,
             "serve": ray + replicas * PROCESS_GB,
         }
     needs = {
         name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
         for name, part in trainings(recipe).items()
     }
-    lora = recipe.rlhf.lora
-    models = 1 if lora else 2
-    learning = LEARNING_BYTES * trained_parameters(recipe.model, lora) / GB
-    workers = recipe.rlhf.learner_workers
-    learner = workers * (PROCESS_GB + recipe.rlhf.micro_batch_rows * logits) + models * HELD_BYTES * size + learning
-    engine = PROCESS_GB + CACHE_GB + HELD_BYTES * size
-    reward = PROCESS_GB + recipe.reward.members * HELD_BYTES * size
-    needs["rlhf"] = ray + learner + recipe.rlhf.reward_models * reward + engines * engine
+    trained = trained_parameters(recipe.model, rlhf.lora) / GB
+    copies = 2 if any(getattr(rlhf, name) is not None for name in LIMITS) else 0
+    learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
+    logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
+    learner = rlhf.learner_workers * (PROCESS_GB + logits) + models * whole + learning
+    engine = PROCESS_GB + CACHE_GB + whole
+    reward = PROCESS_GB + members * whole
+    needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine
     needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
     return needs
 
@@ -155,8 +174,20 @@ def trainings(recipe: Recipe) -> dict[str, Training]:
     return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
 
 
-def _logits_gb(model: Model, section: Training, device: str) -> float:
-    logits = section.micro_batch_rows * model.context * vocabulary(model)
+def _row_tokens(recipe: Recipe, section: Training) -> int:
+    """The most tokens that a row of a stage has, as of `training_memory`."""
+    context, collect = recipe.model.context, recipe.collect
+    if isinstance(section, Dpo):
+        return 2 * context
+    if isinstance(section, RewardModel):
+        answer = context if collect.labeller == "imported" else min(context, collect.max_tokens)
+        answers = collect.samples_per_prompt + (1 if section.counterexamples else 0)
+        return context + (answers - 1) * answer
+    return context
+
+
+def _logits_gb(model: Model, section: Training, tokens: int, device: str) -> float:
+    logits = tokens * vocabulary(model)
     if logits <= LOGITS_AT_ONCE[device]:
         return logits * LOGIT_BYTES / GB
     return min(logits * KEPT_LOGIT_BYTES[section.precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from cluster.failures import UserError
-from cluster.memory import GB, REPLICAS, memory_needs, training_memory, trainings
+from cluster.memory import GB, REPLICAS, memory_needs, training_memory, trainings, whole_model_gb
 from cluster.recipe import Cluster, Recipe
 from cluster.shape import parameters
 
@@ -145,7 +145,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
     if not found.gpus or found.gpu_memory_gb is None:
         return
     for name, section in trainings(recipe).items():
-        on_each = training_memory(recipe, section, "cuda").total
+        on_each = max(training_memory(recipe, section, "cuda").total, whole_model_gb(recipe.model))
         if on_each > found.gpu_memory_gb:
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "

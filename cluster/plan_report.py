@@ -5,7 +5,7 @@ from dataclasses import fields
 from rich.console import Console
 from rich.table import Table
 
-from cluster.memory import REPLICAS, TrainingMemory, memory_needs, training_memory, trainings
+from cluster.memory import REPLICAS, TrainingMemory, memory_needs, training_memory, trainings, whole_model_gb
 from cluster.plan import Resources, Share, make_plan
 from cluster.recipe import Recipe
 from cluster.shape import parameters
@@ -33,6 +33,8 @@ def _memory(recipe: Recipe, on_gpu: bool) -> Table:
     for part in fields(TrainingMemory):
         table.add_row(part.name, *(f"{getattr(memory, part.name):.2f}" for memory in found))
     table.add_row("total", *(f"{memory.total:.2f}" for memory in found))
+    if on_gpu:
+        table.add_row("before it is sharded", *[f"{whole_model_gb(recipe.model):.2f}"] * len(sections))
     return table
 
 

@@ -1,6 +1,7 @@
 """How far a policy may go."""
 
-from actors.model.objectives.limits import breach, is_within
+from actors.model.objectives.limits import breach, has_limits, is_within
+from cluster.memory import LIMITS
 from cluster.rlhf_recipe import Rlhf
 
 
@@ -36,3 +37,10 @@ def test_what_has_not_been_measured_is_not_within_a_limit():
     assert not is_within({"entropy": 2.0}, settings)
     assert not is_within({"entropy": 2.0, "preference_accuracy_high": 0.4}, settings)
     assert is_within({}, Rlhf())
+
+
+def test_the_plan_counts_what_the_learner_keeps_for_every_limit():
+    optional = [name for name, field in Rlhf.model_fields.items() if field.default is None]
+    # Not validated: fields of other kinds than numbers are among them.
+    limits = [name for name in optional if has_limits(Rlhf().model_copy(update={name: 0.5}))]
+    assert sorted(limits) == sorted(LIMITS)

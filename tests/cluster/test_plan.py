@@ -84,6 +84,37 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
 
 
+def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
+    def learner(*overrides: str) -> float:
+        return memory_needs(load_recipe(recipe_path, ["model.size=1B", *overrides]))["rlhf"]
+
+    # Weights, gradients and two moments in float32; and two copies of the weights.
+    assert learner("rlhf.algorithm=ppo") - learner() == pytest.approx(16)
+    assert learner("rlhf.minimum_entropy=0.1") - learner() == pytest.approx(8)
+    lora = "rlhf.lora={rank: 8}"
+    assert 0 < learner(lora, "rlhf.kl_budget=5") - learner(lora) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "contexts"),
+    [
+        ("sft", [], 1),
+        ("dpo", [], 2),
+        # Four answers of at most 32 tokens; then of a whole context each; then one more.
+        ("reward", [], 1 + 3 * 32 / 256),
+        ("reward", ["collect.labeller=imported"], 4),
+        ("reward", ["reward.counterexamples=[longer]"], 1 + 4 * 32 / 256),
+    ],
+)
+def test_a_row_counts_every_sequence_that_it_holds(
+    recipe_path: Path, stage: str, overrides: list[str], contexts: float
+) -> None:
+    recipe = load_recipe(recipe_path, ["dpo={micro_batch_rows: 16}", *overrides])
+    text, found = (training_memory(recipe, getattr(recipe, name), "cpu") for name in ("pretrain", stage))
+    assert found.activations == pytest.approx(contexts * text.activations)
+    assert found.logits == pytest.approx(0 if stage == "reward" else contexts * text.logits)
+
+
 def test_a_model_at_the_hub_has_the_size_that_the_recipe_says(recipe_path: Path) -> None:
     hub = "model.start_from=someone/their-model-1b"
     with pytest.raises(UserError, match=r"their-model-1b is no folder .*: set model\.size and model\.vocabulary"):
@@ -138,6 +169,16 @@ def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
     assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 6.0)
 
 
+def test_a_model_is_whole_before_it_is_sharded(recipe_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs about 326\.4 GB and 300\.0 GB are free"):
+        make_plan(load_recipe(recipe_path, EIGHT_B), replace(EIGHT_GPUS, memory_gb=300))
+    sixteen = [*EIGHT_B, *(f"{stage}.workers=16" for stage in ("pretrain", "sft", "reward")), "model.context=256"]
+    recipe = load_recipe(recipe_path, sixteen)
+    assert training_memory(recipe, recipe.pretrain, "cuda").total < 24
+    with pytest.raises(UserError, match=r"about 32\.0 GB on each of 16 GPUs and 24\.0 GB are there"):
+        make_plan(recipe, Resources(cpus=64, cores=64, gpus=16, memory_gb=2000, gpu_memory_gb=24))
+
+
 def test_the_recipe_says_the_memory_of_gpus_that_are_not_of_this_machine(recipe_path: Path) -> None:
     cluster = replace(EIGHT_GPUS, gpu_memory_gb=None)
     assert make_plan(load_recipe(recipe_path, EIGHT_B), cluster)
@@ -159,6 +200,8 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     assert "8,000.0M parameters" in done.stdout
     (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
     assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
+    (row,) = [line for line in done.stdout.splitlines() if "before it is sharded" in line]
+    assert row.count("32.00") == 3
     assert "2 rollout" in done.stdout
     assert not (tmp_path / "run").exists()
     short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
