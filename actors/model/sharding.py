@@ -39,11 +39,8 @@ class Spread(nn.Module):
         super().__init__()
         self.model = model.to(device)
         if workers > 1:
-            mesh = init_device_mesh(device.type, (workers,))
-            for layer in model.model.layers:
-                fully_shard(layer, mesh=mesh)
             # Otherwise those outside the layers would stay gathered after a pass without gradients.
-            fully_shard(self, mesh=mesh, reshard_after_forward=True)
+            _shard(self, workers, device, reshard_after_forward=True)
 
     def forward(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         return function(self.model, *arguments, **settings)
@@ -72,9 +69,14 @@ def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:
     """Shards parameters, gradients and optimiser state over the workers; one worker keeps them whole."""
     if workers == 1:
         return model
-    mesh = init_device_mesh(device.type, (workers,))
-    for layer in model.model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    _shard(model, workers, device)
     register_fsdp_forward_method(model, "generate")
     return model
+
+
+def _shard(holder: Any, workers: int, device: torch.device, reshard_after_forward: bool | None = None) -> None:
+    """Each layer of the model that it holds on its own, then the rest."""
+    mesh = init_device_mesh(device.type, (workers,))
+    for layer in holder.model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(holder, mesh=mesh, reshard_after_forward=reshard_after_forward)
