@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.section import Positive, PositiveFloat, Section, Share
+from cluster.section import Place, Positive, PositiveFloat, Section, Share
 
 Survivor = Literal["longest", "source", "quality", "earlier_source"]
 TokenizerKind = Literal["bpe", "wordpiece"]
@@ -15,7 +15,7 @@ class Source(Section):
     """Text to pre-train on: files, or text that an installed package carries."""
 
     kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
-    path: str | None = Field(
+    path: Annotated[str | None, Place.FILES] = Field(
         None,
         description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob, here or as "
         "a URI: s3://, gs://, hf://datasets/…",
@@ -105,7 +105,7 @@ class Rules(Section):
 class Decontaminate(Section):
     """Documents that share a run of words with evaluation files, as in Brown et al. 2020, appendix C."""
 
-    files: Annotated[list[str], Field(min_length=1, description=".json, .jsonl or .csv")]
+    files: Annotated[list[str], Place.FILES, Field(min_length=1, description=".json, .jsonl or .csv")]
     n: Positive = Field(13, description="words of a run, without case and punctuation")
     action: Literal["drop", "count"] = "drop"
 
@@ -129,7 +129,9 @@ class Corpus(Section):
         "longest",
         description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
     )
-    known: list[str] = Field([], description="corpus folders of earlier runs: what they have is dropped")
+    known: Annotated[list[str], Place.STAGE] = Field(
+        [], description="corpus folders of earlier runs: what they have is dropped"
+    )
     decontaminate: Decontaminate | None = None
     tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
 

@@ -17,6 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.failures import StageError, UserError
 from cluster.recipe import Recipe, dump_recipe
+from cluster.section import Place, with_places
 from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
 from cluster.storage import absolute
 
@@ -71,18 +72,15 @@ def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with every path made absolute, so that it means the same in the job's working directory."""
-    data = recipe.model_dump()
-    data["run"] = str(recipe.folder)
-    for section in ("corpus", "sft", "collect"):
-        for source in data[section]["sources"]:
-            if source["path"]:
-                source["path"] = absolute(source["path"])
-    start = recipe.model.start_from
-    if start and Path(start).exists():
-        data["model"]["start_from"] = str(Path(start).absolute())
     # Inside the job, the cluster is the job's own.
-    data["cluster"]["address"] = "auto"
-    return Recipe.model_validate(data)
+    own = {"run": str(recipe.folder), "cluster": recipe.cluster.model_copy(update={"address": "auto"})}
+    placed: Recipe = with_places(recipe, _anywhere)
+    return placed.model_copy(update=own)
+
+
+def _anywhere(place: Place, name: str) -> str:
+    on_the_hub = place is Place.MODEL and not Path(name).exists()
+    return name if on_the_hub else absolute(name)
 
 
 def _client(address: str) -> JobSubmissionClient:

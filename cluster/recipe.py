@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Probe, Rlhf
-from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
+from cluster.section import Lora, Place, Positive, PositiveFloat, Section, Share, Temperature
 from cluster.serve_recipe import Serve
 
 
@@ -40,7 +40,7 @@ class Model(Section):
     """The model's shape. `size` derives the rest; a field that is set wins."""
 
     size: str = Field("2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="parameters, e.g. 2.5M, 135M, 8B")
-    start_from: str | None = Field(
+    start_from: Annotated[str | None, Place.MODEL] = Field(
         None, description="a Hugging Face folder, a Hub name or a .gguf file to start from instead"
     )
     vocabulary: Annotated[int, Field(ge=300, le=262_144)] = Field(
@@ -116,7 +116,9 @@ class Conversations(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
     kind: Literal["files", "guide"]
-    path: str | None = Field(None, description="JSONL, JSON or Parquet in a common layout of conversations")
+    path: Annotated[str | None, Place.FILES] = Field(
+        None, description="JSONL, JSON or Parquet in a common layout of conversations"
+    )
 
     @model_validator(mode="after")
     def _files_have_a_path(self) -> "Conversations":
@@ -220,11 +222,6 @@ class Recipe(Section):
     def folder(self) -> Path:
         """Where the run's folder lies."""
         return Path(self.run or f"runs/{self.name}").expanduser().absolute()
-
-    @property
-    def sources(self) -> list[Source | Conversations]:
-        """Everything that the stages read from."""
-        return [*self.corpus.sources, *self.sft.sources, *self.collect.sources, *self.evaluate.text]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

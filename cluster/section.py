@@ -1,6 +1,9 @@
-"""What the sections of a recipe share: strict fields, no unknown keys, and the common types."""
+"""What the sections of a recipe share: strict fields, no unknown keys, common types, and which fields name files."""
 
-from typing import Annotated
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +12,15 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 # vLLM refuses more.
 Temperature = Annotated[float, Field(gt=0, le=2)]
+
+
+class Place(Enum):
+    """Marks a field, in its annotation, that names a place or a list of places; the value says what is there."""
+
+    FILES = "files to read: a path, a URI or a glob"
+    STAGE = "the folder of a finished stage, which its manifest stands for"
+    MODEL = "a model on this machine, or the name of one on the Hub"
+    SERVED = "a folder that need not be there before it is served"
 
 
 class Section(BaseModel):
@@ -20,3 +32,39 @@ class Lora(Section):
 
     rank: Positive = 16
     alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
+
+
+def with_places(value: Any, change: Callable[[Place, str], str]) -> Any:
+    """A section, or a list or table of sections, in which every place is what `change` makes of it."""
+    if isinstance(value, list):
+        return [with_places(one, change) for one in value]
+    if isinstance(value, dict):
+        return {name: with_places(one, change) for name, one in value.items()}
+    if not isinstance(value, BaseModel):
+        return value
+    changed: dict[str, Any] = {}
+    for name, field in type(value).model_fields.items():
+        given = getattr(value, name)
+        place = next((mark for mark in field.metadata if isinstance(mark, Place)), None)
+        if place is None:
+            changed[name] = with_places(given, change)
+        elif isinstance(given, list):
+            changed[name] = [change(place, one) for one in given]
+        elif given is not None:
+            changed[name] = change(place, given)
+    return value.model_copy(update=changed)
+
+
+def files_of(section: BaseModel) -> list[str]:
+    """The files that decide what a stage makes, as paths, URIs and globs, in the order of the fields."""
+    found: list[str] = []
+
+    def note(place: Place, name: str) -> str:
+        if place is Place.STAGE:
+            found.append(str(Path(name) / "manifest.json"))
+        elif place is Place.FILES or (place is Place.MODEL and Path(name).exists()):
+            found.append(name)
+        return name
+
+    with_places(section, note)
+    return found

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from cluster.section import Positive, PositiveFloat, Section
+from cluster.section import Place, Positive, PositiveFloat, Section
 
 Served = Literal["base", "sft", "policy", "reward"]
 
@@ -24,7 +24,7 @@ class Alias(Section):
 class Adapter(Section):
     """One more model: a low-rank adapter beside one of the run's models, whose engine it shares."""
 
-    path: str = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
+    path: Annotated[str, Place.SERVED] = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
     model: Literal["base", "sft", "policy"] = "base"
 
 

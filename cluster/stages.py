@@ -13,6 +13,7 @@ from cluster import __version__
 from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
+from cluster.section import files_of
 from cluster.storage import Stored, find_files, folder_of, is_remote, place_in
 
 # How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
@@ -125,13 +126,13 @@ def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
             f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
         )
     config = {name: section.model_dump(exclude=EXECUTION) for name, section in sections.items()}
-    paths = [path for section in sections.values() for path in _source_paths(section)]
+    paths = [path for section in sections.values() for path in files_of(section)]
     return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
 
 
 def check_sources(recipe: Recipe) -> None:
     """Raises a UserError if the recipe names a file that is not there. Reads nothing."""
-    for path in [source.path for source in recipe.sources if source.path]:
+    for path in files_of(recipe):
         _matching_files(path)
     start = recipe.model.start_from
     if start and not Path(start).exists() and (start.startswith(("/", ".", "~")) or start.endswith(".gguf")):
@@ -230,12 +231,6 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
         keys = sorted(old.keys() | new.keys())
         return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
     return [] if old == new else [name]
-
-
-def _source_paths(section: BaseModel) -> list[str]:
-    sources = [*getattr(section, "sources", []), *getattr(section, "text", [])]
-    start = getattr(section, "start_from", None)
-    return [source.path for source in sources if source.path] + ([start] if start and Path(start).exists() else [])
 
 
 def _matching_files(pattern: str) -> list[Stored]:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from cluster.corpus_recipe import Decontaminate
+from cluster.corpus_recipe import Corpus, Decontaminate
 from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import file_fingerprint, fingerprint
-from pipelines.corpus.contamination import Decontamination
+from pipelines.corpus.contamination import Decontamination, read_items
 from pipelines.corpus.duplicates import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.groups import KEYS_AT_ONCE, Documents, Grouping, decide
 from pipelines.corpus.index import Indexing, known_indexes, mapped, write_index
@@ -38,6 +38,18 @@ class Chosen(NamedTuple):
     selection: Selection
     choices: tuple[Path, ...]
     contamination: Report | None
+
+
+def check_readable(corpus: Corpus) -> None:
+    """Reads what `choose` needs besides the parts, because the phase before it takes long.
+
+    Raises:
+        UserError: an evaluation file or the index of an earlier corpus cannot be read.
+    """
+    known_indexes(corpus.known, rows_in_a_band(corpus.near_duplicate_similarity))
+    for file in _evaluation_files(corpus.decontaminate) if corpus.decontaminate else ():
+        for _ in read_items(file):
+            pass
 
 
 def choose(recipe: Recipe, prepared: Sequence[Prepared], out: Path, progress: Progress) -> Chosen:

@@ -30,7 +30,7 @@ from cluster.failures import UserError
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
 from cluster.stages import Result
-from pipelines.corpus.deduplicate import Prepared, choose
+from pipelines.corpus.deduplicate import Prepared, check_readable, choose
 from pipelines.corpus.languages import known_languages
 from pipelines.corpus.measured import Measuring
 from pipelines.corpus.mix import Mixture, weigh
@@ -58,18 +58,15 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Builds the corpus in `out`, going on from whatever an interrupted attempt left there.
 
     Raises:
-        UserError: a source is missing or damaged, or nothing is left of it; `out` is then removed.
+        UserError: a source is missing or damaged, or nothing is left of it, and then `out` is removed; or what is said
+            to be known, or evaluated with, cannot be read.
     """
     console = Console()
     stats_file = out / "stats.json"
     if not stats_file.exists():
         for name in (MEASURED, TOKENS):
             _take_over(run.path(out.name) / name, out / name)
-        try:
-            write_json(stats_file, _build(recipe, out, console))
-        except UserError:
-            shutil.rmtree(out, ignore_errors=True)
-            raise
+        write_json(stats_file, _build(recipe, out, console))
     shutil.rmtree(out / "work", ignore_errors=True)
     stats = json.loads(stats_file.read_text(encoding="utf-8"))
     print_summary(stats, console)
@@ -87,15 +84,17 @@ def _take_over(finished: Path, folder: Path) -> None:
 def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
-    _require_known(corpus.languages)
-    splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)
+    check_readable(corpus)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        with _timed(FIRST_PHASE, seconds):
+        with _of_no_use_if_wrong(out):
+            _require_known(corpus.languages)
+            splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)
             preparation = _preparation(recipe, splits, out)
-            prepared = _prepare(preparation, recipe, work, progress)
-        _require_readable(prepared, corpus.maximum_bad_share)
-        _require_documents(prepared, corpus.minimum_words)
+            with _timed(FIRST_PHASE, seconds):
+                prepared = _prepare(preparation, recipe, work, progress)
+            _require_readable(prepared, corpus.maximum_bad_share)
+            _require_documents(prepared, corpus.minimum_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
             fingerprints = tuple(report["fingerprint"] for report in prepared)
@@ -250,6 +249,16 @@ def _shard(
         for index, (split, number) in enumerate(sharding.shards())
     ]
     run_parts("shuffle and shard", out / "work" / "done" / "shards", parts, sharding, progress, _deadline(recipe))
+
+
+@contextmanager
+def _of_no_use_if_wrong(out: Path) -> Iterator[None]:
+    """Removes what was made of sources that turn out to be wrong: mended, they are other sources."""
+    try:
+        yield
+    except UserError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _deadline(recipe: Recipe) -> float:

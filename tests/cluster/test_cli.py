@@ -31,6 +31,8 @@ def tree(folder: Path) -> str:
         (["run", "recipe.yaml", "rlhf.steps=many"], "valid integer"),
         (["run", "recipe.yaml", "rlhf.steps=0"], "greater than 0"),
         (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt"),
+        (["run", "recipe.yaml", "corpus.known=[gone]"], "no file matches gone/manifest.json"),
+        (["run", "recipe.yaml", "corpus.decontaminate={files: [gone.json]}"], "no file matches gone.json"),
         (["run", "recipe.yaml", "model.start_from=./gone"], "there is no ./gone"),
         (["run", "recipe.yaml", "model.size=8B"], "too little memory"),
         (["run", "recipe.yaml", "cluster.memory_gb=1"], "1.0 GB are free"),

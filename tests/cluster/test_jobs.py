@@ -85,7 +85,28 @@ def test_a_submitted_recipe_means_the_same_elsewhere(
     from cluster.jobs import resolved
 
     monkeypatch.chdir(tmp_path)
-    recipe = resolved(load_recipe(recipe_path, ["run=''", "corpus.sources.0.path=text.txt", "rlhf.steps=7"]))
+    (tmp_path / "start").mkdir()
+    overrides = [
+        "run=''",
+        "model.start_from=start",
+        "corpus.sources.0.path=text.txt",
+        "corpus.known=[before/corpus]",
+        "corpus.decontaminate={files: [asked.json, 's3://bucket/asked.json']}",
+        "sft.sources=[{kind: files, path: chats/*.jsonl}]",
+        "rlhf.steps=7",
+        "evaluate.text=[{kind: files, path: read.txt}]",
+        "serve.adapters={terse: {path: adapter}}",
+    ]
+    recipe = resolved(load_recipe(recipe_path, overrides))
     assert recipe.run == str(tmp_path / "runs" / "tiny")
     assert recipe.corpus.sources[0].path == str(tmp_path / "text.txt")
+    assert recipe.model.start_from == str(tmp_path / "start")
+    assert recipe.corpus.known == [str(tmp_path / "before" / "corpus")]
+    assert recipe.corpus.decontaminate
+    assert recipe.corpus.decontaminate.files == [str(tmp_path / "asked.json"), "s3://bucket/asked.json"]
+    assert recipe.sft.sources[0].path == str(tmp_path / "chats" / "*.jsonl")
+    assert recipe.evaluate.text[0].path == str(tmp_path / "read.txt")
+    assert recipe.serve.adapters["terse"].path == str(tmp_path / "adapter")
     assert recipe.rlhf.steps == 7
+    assert recipe.cluster.address == "auto"
+    assert resolved(load_recipe(recipe_path, ["model.start_from=owner/name"])).model.start_from == "owner/name"

@@ -143,3 +143,21 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
     (tmp_path / "text.txt").unlink()
     with pytest.raises(UserError, match=r"no file matches .*text\.txt"):
         check_sources(recipe)
+
+
+def test_what_is_known_and_what_is_evaluated_with_are_files_of_the_corpus(recipe_path: Path, tmp_path: Path) -> None:
+    known, asked = tmp_path / "before" / "corpus", tmp_path / "asked.json"
+    recipe = load_recipe(recipe_path, [f"corpus.known=[{known}]", f"corpus.decontaminate={{files: [{asked}]}}"])
+    known.mkdir(parents=True)
+    for file in (known / "manifest.json", asked):
+        with pytest.raises(UserError, match=f"no file matches {file}"):
+            check_sources(recipe)
+        file.write_text("[]")
+    check_sources(recipe)
+    before = stage_config(stage_named("corpus"), recipe)["files"]
+    assert list(before) == [str(tmp_path / "text.txt"), str(known / "manifest.json"), str(asked)]
+    for file in (known / "manifest.json", asked):
+        file.write_text("[1]")
+        changed = stage_config(stage_named("corpus"), recipe)["files"]
+        assert [path for path in changed if changed[path] != before[path]] == [str(file)]
+        before = changed

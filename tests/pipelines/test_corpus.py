@@ -338,6 +338,19 @@ def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: 
     path.write_text('{"text": "always the very same old line"}\n' * 4)
     with pytest.raises(UserError, match="1 documents left of 4"):
         build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")
+    # Only what comes of a source that is wrong is of no use later.
+    assert [(tmp_path / name).exists() for name in ("rules", "copies")] == [False, True]
+
+
+def test_what_documents_are_held_against_is_read_before_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file.jsonl").write_text('{"text": "a line that is quite all right"}\n' * 6)
+    (tmp_path / "asked.json").write_text("[")
+    source = {"kind": "files", "path": str(tmp_path / "file.jsonl")}
+    with pytest.raises(UserError, match=r"cannot read .*asked\.json"):
+        build(make_recipe(source, decontaminate={"files": [str(tmp_path / "asked.json")]}), tmp_path / "corpus")
+    with pytest.raises(UserError, match=r"has no index/index\.json"):
+        build(make_recipe(source, known=[str(tmp_path)]), tmp_path / "corpus")
+    assert list((tmp_path / "corpus").iterdir()) == []
 
 
 def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tmp_path: Path) -> None:
