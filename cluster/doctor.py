@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def _report_run(console: Console, run: RunFolder) -> int:
         table.add_row(stage.name, name, why)
         pending += [] if name == "done" else [stage.name]
     console.print(table)
-    advice = f"`triptych run {run.recipe_path}` does what is left: {', '.join(pending)}"
+    # The recipe may name the folder that the run lay in before it was moved or copied.
+    command = shlex.join(["triptych", "run", str(run.recipe_path), f"run={run.root}"])
+    advice = f"`{command}` does what is left: {', '.join(pending)}"
     console.print(advice if pending else f"all done: `triptych serve {run.root}`")
     wrong = serving_problems(run)
     for line in wrong:

@@ -105,7 +105,7 @@ def test_doctor_says_what_a_run_needs(recipe_path: Path) -> None:
     (folder / "recipe.yaml").write_text(recipe_path.read_text())
     done = triptych("doctor", cwd=recipe_path.parent)
     assert "needs pretrain" in done.stdout
-    assert "does what is left: corpus, pretrain, sft" in done.stdout
+    assert "`triptych run runs/tiny/recipe.yaml run=runs/tiny` does what is left: corpus, pretrain, sft" in done.stdout
     assert done.stderr == ""
 
 
