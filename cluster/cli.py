@@ -228,17 +228,19 @@ def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, 
     if len(stages) == 1:
         for folder in stages[0].after:
             run.require(folder, stage_of(folder).name)
-    with run.lock(), contextlib.ExitStack() as session:
-        write_text(run.recipe_path, dump_recipe(recipe))
-        rows: list[Row] = []
+    with contextlib.ExitStack() as session:
         connected = False
-        for stage in stages:
-            if not connected and not is_done(stage, recipe, run):
-                session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
-                make_plan(recipe)
-                connected = True
-            rows.append(_one_stage(stage, recipe, run))
-        _summarise(rows, run)
+        with run.lock():
+            write_text(run.recipe_path, dump_recipe(recipe))
+            rows: list[Row] = []
+            for stage in stages:
+                if not connected and not is_done(stage, recipe, run):
+                    session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+                    make_plan(recipe)
+                    connected = True
+                rows.append(_one_stage(stage, recipe, run))
+            _summarise(rows, run)
+        # A server leaves the run to others, so that a stage can be run again and promoted.
         if serve_at:
             if not connected:
                 session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import os
 import socket
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import cli
 from cluster.doctor_serving import serving_hindrances, serving_problems
 from cluster.recipe import load_recipe
 from cluster.run import Manifest, RunFolder, file_fingerprint
@@ -87,6 +89,15 @@ def test_a_run_in_use_is_named(recipe_path: Path) -> None:
         done = triptych("run", recipe_path, cwd=recipe_path.parent)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"in use by process {os.getpid()}" in done.stderr
+
+
+def test_a_run_is_free_while_it_is_served(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(recipe_path)
+    holders: list[int | None] = []
+    monkeypatch.setattr(cli, "connect", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(cli, "_serve", lambda *given: holders.append(given[1].holder()))
+    cli._run_stages(recipe, (), ("127.0.0.1", 1))
+    assert holders == [None]
 
 
 def test_help_teaches_and_comes_at_once(tmp_path: Path) -> None:
