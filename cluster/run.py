@@ -131,15 +131,7 @@ class RunFolder:
 
     def holder(self) -> int | None:
         """The process that works on this run now, or None."""
-        try:
-            with (self.root / "lock").open(encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return int(file.read().strip() or 0)
-        except FileNotFoundError:
-            pass
-        return None
+        return _holder(self.root / "lock")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -148,14 +140,30 @@ class RunFolder:
         Raises:
             UserError: another process works on this run, or the folder cannot be written.
         """
+        with self._alone("lock", "in use"):
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Keeps other servers off this run, in the manner of `lock`; its stages may be run meanwhile.
+
+        Raises:
+            UserError: another process serves this run, or the folder cannot be written.
+        """
+        with self._alone("server.lock", "being served"):
+            yield
+
+    @contextmanager
+    def _alone(self, name: str, doing: str) -> Iterator[None]:
         self.check_writable()
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+        path = self.root / name
+        with path.open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = self.holder()
-                raise UserError(f"{self.root} is in use by process {holder}: wait for it, or stop it") from error
+                message = f"{self.root} is {doing} by process {_holder(path)}: wait for it, or stop it"
+                raise UserError(message) from error
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -207,3 +215,16 @@ class RunFolder:
         self.partial(folder).rename(self.path(folder))
         (self.path(folder) / "fingerprint").unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that holds a lock file, or None."""
+    try:
+        with lock.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0)
+    except FileNotFoundError:
+        pass
+    return None

@@ -120,13 +120,18 @@ def serve_until_interrupted(
     """Serves a run's finished models on the connected Ray until SIGINT or SIGTERM. Runs in the main thread.
 
     Raises:
-        UserError: the run has no finished model, the port is taken, the cluster serves something already, or it is to
-            be open on an address that others reach.
+        UserError: the run has no finished model or is being served, the port is taken, the cluster serves something
+            already, or it is to be open on an address that others reach.
     """
-    console = console or Console(soft_wrap=True)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    openness = openness_for(recipe.serve.host, without_keys)
+    # Two servers would each write the versions that are live, and where the run is served.
+    with run.serving():
+        _serve(recipe, run, console or Console(soft_wrap=True), openness)
+
+
+def _serve(recipe: Recipe, run: RunFolder, console: Console, openness: Openness) -> None:
     host, port = recipe.serve.host, recipe.serve.port
-    openness = openness_for(host, without_keys)
     names = models_of(run)
     aliases = aliases_of(names, recipe.serve.aliases)
     adapters = {name: folder for model in names for name, folder in beside(model, recipe.serve).items()}

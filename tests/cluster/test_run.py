@@ -50,6 +50,16 @@ def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None
         assert run.holder() == os.getpid()
 
 
+def test_one_server_at_a_time_while_stages_are_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.serving(), run.lock():
+        assert run.holder() == os.getpid()
+        with pytest.raises(UserError, match=f"being served by process {os.getpid()}"), run.serving():
+            pass
+    with run.serving():
+        assert run.holder() is None
+
+
 def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is not a folder"):
