@@ -19,6 +19,10 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder that is
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, such as policy")]
 
 
+class NotServedError(UserError):
+    """No server of the run answers."""
+
+
 def promote(
     run: Run,
     model: Model,
@@ -53,7 +57,8 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
     """What the run's server says to a request below /admin; without a body it is only asked.
 
     Raises:
-        UserError: the run is not being served, or the server refuses.
+        NotServedError: the run is not being served.
+        UserError: the server refuses, or nobody can tell where it is.
         StageError: the server failed.
     """
     path = server_file(run)
@@ -61,19 +66,23 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         server = json.loads(path.read_text(encoding="utf-8"))
         url, token = server["url"], server["token"]
     except FileNotFoundError as error:
-        raise UserError(f"{run} is not being served: run `triptych serve {run}` first") from error
+        raise NotServedError(f"{run} is not being served: run `triptych serve {run}` first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
     try:
         method, seconds = ("GET", ANSWER_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
-        reply = httpx.request(method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds)
-    except httpx.HTTPError as error:
-        raise UserError(f"no server answers at {url}: run `triptych serve {run}` first") from error
-    said = reply.json()
-    if reply.is_success:
-        return said
-    message = said["error"]["message"]
+        # The server is on this machine or beside it: a proxy that the environment names is not for it.
+        reply = httpx.request(
+            method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds, trust_env=False
+        )
+        said = reply.json()
+        if reply.is_success and isinstance(said, dict):
+            return said
+        message = str(said["error"]["message"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        # Whatever else answers at the address that a killed server left is none of this run's.
+        raise NotServedError(f"no server answers at {url}: run `triptych serve {run}` first") from error
     raise StageError(message) if reply.is_server_error else UserError(message)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.failures import StageError, UserError
 from cluster.run import RunFolder
-from cluster.version_commands import ask_server, server_file
+from cluster.version_commands import NotServedError, ask_server
 from cluster.versions import Versions
 
 POLICY = "policy"
@@ -23,11 +23,10 @@ def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], objec
     """
     versions = Versions(run, POLICY)
     version = versions.keep(export)
-    if not server_file(run.root).exists():
-        versions.make_live(version.weights)
-        return
     try:
         ask_server(run.root, "promote", {"model": POLICY, "version": version.weights})
+    except NotServedError:
+        versions.make_live(version.weights)
     except (UserError, StageError) as error:
         logger.warning("the policy of step %d was not promoted: %s", step, error)
         versions.drop(version)

@@ -1,14 +1,16 @@
 """The versions of a served model: what is kept, which is live, and that no new run of a stage takes it away."""
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from cluster.failures import UserError
 from cluster.run import Manifest, RunFolder
-from cluster.version_commands import write_server
+from cluster.version_commands import NotServedError, ask_server, write_server
 from cluster.versions import KEPT, Versions, differing, live_version
 from tests.cluster.conftest import triptych
 
@@ -111,6 +113,35 @@ def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
         (versions.folder / "versions.json").write_text(broken)
         with pytest.raises(UserError, match="is damaged"):
             versions.live()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that says what it was told to."""
+
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+
+@pytest.mark.parametrize("said", [b'{"policy": {}}', b"[]", b"<html>"])
+def test_a_server_is_asked_past_every_proxy_and_must_speak_as_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setattr(Answering, "said", said)
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        write_server(run, f"http://127.0.0.1:{server.server_port}", "token")
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        if said.startswith(b"{"):
+            assert ask_server(run.root, "replicas") == {"policy": {}}
+        else:
+            with pytest.raises(NotServedError, match="no server answers at"):
+                ask_server(run.root, "replicas")
+        thread.join()
 
 
 def test_the_commands_need_a_server_and_only_the_owner_reads_where_it_is(run: RunFolder) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from pipelines.promote import promote_unfinished
 from serve.gateway import Settings
 from serve.parts import Promoted
 from tests.cluster.test_versions import make
+from tests.helpers import free_port
 from tests.serve.conftest import CONTEXT, Server, finish_model
 from tests.serve.local import Parrot, asking, prompt
 from tests.tiny import write_tiny_model
@@ -146,8 +148,17 @@ def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFi
         where.unlink()
 
 
-def test_without_a_server_the_next_one_starts_with_what_was_promoted(served: RunFolder) -> None:
-    promote_unfinished(served, 4, lambda folder: (folder / "model.safetensors").write_text("newer") and None)
+@pytest.mark.parametrize("left", ["nothing", "an address", "an address that something else has taken"])
+def test_without_a_server_the_next_one_starts_with_what_was_promoted(served: RunFolder, left: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        if left != "nothing":
+            taken = left != "an address"
+            write_server(served, f"http://127.0.0.1:{other.server_port if taken else free_port()}", "token")
+        thread.start()
+        promote_unfinished(served, 4, lambda folder: (folder / "model.safetensors").write_text("newer") and None)
+        other.shutdown()
+        thread.join()
     live = Versions(served, "policy").start()
     assert (live.folder / "model.safetensors").read_text() == "newer"
 
