@@ -7,9 +7,11 @@ import pytest
 
 from cluster.failures import UserError
 from cluster.plan import Share
+from cluster.recipe import Recipe
 from cluster.run import RunFolder
 from cluster.versions import Versions
-from serve.app import SMALL_BYTES, grouped, models_of, url_host
+from serve.app import SMALL_BYTES, grouped, models_of, serve_until_interrupted, url_host
+from tests.helpers import free_port
 
 
 def finish(root: Path, folder: str, config: dict) -> None:
@@ -37,6 +39,15 @@ def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
         finish(tmp_path, folder, {})
     (tmp_path / "sft").mkdir()
     assert models_of(run) == ["base", "policy", "reward"]
+
+
+def test_a_run_that_is_being_served_is_not_served_again(tmp_path: Path) -> None:
+    run, section = RunFolder(tmp_path), {"sources": [{"kind": "guide"}]}
+    given = {"name": "t", "model": {"start_from": "x"}, "sft": section, "collect": section}
+    recipe = Recipe.model_validate(given | {"serve": {"port": free_port()}})
+    finish(tmp_path, "sft", {})
+    with run.serving(), pytest.raises(UserError, match=f"{tmp_path} is being served by process"):
+        serve_until_interrupted(recipe, run)
 
 
 def test_addresses_are_written_as_browsers_read_them() -> None:
