@@ -3,8 +3,9 @@
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -303,13 +304,20 @@ def _explain(error: Any) -> str:
 
 def _field_names(location: tuple[str | int, ...]) -> list[str]:
     model: type[BaseModel] = Recipe
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         if isinstance(part, str):
-            model = _section(model.model_fields[part].annotation)
+            annotation = model.model_fields[part].annotation
+            if get_origin(annotation) is dict:
+                # The name of an entry, which people choose.
+                next(parts)
+            model = next(_sections(annotation))
     return list(model.model_fields)
 
 
-def _section(annotation: Any) -> type[BaseModel]:
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a type is made of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(_section(part) for part in get_args(annotation) if get_args(part) or isinstance(part, type))
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

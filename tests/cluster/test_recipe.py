@@ -31,6 +31,11 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
     [
         ("rlhf.stps=3", "unknown key 'rlhf.stps'; the nearest known key is 'rlhf.steps'"),
         ("corpus.sources.0.pth=x", "the nearest known key is 'corpus.sources.0.path'"),
+        (
+            "serve.aliases={trial: {models: {policy: 1}, shadw: base}}",
+            "'serve.aliases.trial.shadw'; the nearest known key is 'serve.aliases.trial.shadow'",
+        ),
+        ("serve.adapters={models: {pth: x}}", "the nearest known key is 'serve.adapters.models.path'"),
         ("pretrian.epochs=3", "the nearest known key is 'pretrain'"),
         ("rlhf.steps=abc", "rlhf.steps: input should be a valid integer, not 'abc'"),
         ('rlhf.steps="20"', "valid integer"),
