@@ -11,6 +11,7 @@ from cluster.memory import object_store_gb
 from cluster.recipe import load_recipe
 from cluster.run import RunFolder
 from cluster.session import connect
+from cluster.storage import check_can_be_written
 
 
 def score(
@@ -30,6 +31,7 @@ def score(
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
     if at_least is not None and kind != "best":
         raise UserError("--at-least goes with --as best")
+    check_can_be_written(out)
     recipe = load_recipe(run.recipe_path)
     run.require("reward", "reward")
     with connect(recipe.cluster, object_store_gb(recipe)):

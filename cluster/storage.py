@@ -4,6 +4,7 @@ Arrow opens s3://, gs:// and hdfs://; fsspec opens the rest, such as hf://, wher
 """
 
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -59,6 +60,17 @@ def find_files(pattern: str) -> list[Stored]:
     path = Path(absolute(pattern))
     names = path.rglob("*") if path.is_dir() else map(Path, glob(str(path), recursive=True))
     return [_stored(file) for file in sorted(names) if file.is_file()]
+
+
+def check_can_be_written(path: Path) -> None:
+    """Raises a UserError unless a file can be put there. Makes nothing."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it")
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: permission denied in {folder}")
 
 
 def look_up(name: str) -> Stored:

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.failures import UserError
 from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.run import fingerprint, write_text
+from cluster.storage import check_can_be_written
 from pipelines.chat_data import rows
 from pipelines.exchange_formats import FORMATS
 from pipelines.exchange_item import Item, Row
@@ -96,8 +97,9 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
         how many rows.
 
     Raises:
-        UserError: there is nothing to write, or the format cannot hold it.
+        UserError: there is nothing to write, the format cannot hold it, or the file cannot be written.
     """
+    check_can_be_written(path)
     found = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
     if not found:
         raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))

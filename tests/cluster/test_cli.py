@@ -44,6 +44,8 @@ def tree(folder: Path) -> str:
         (["serve", "gone"], "cannot read the recipe gone"),
         (["serve", "."], "it has no recipe.yaml"),
         (["serve", "recipe.yaml"], "run `triptych sft RECIPE` first"),
+        (["score", ".", "text.txt", "base"], "cannot write base: it is a folder"),
+        (["score", ".", "text.txt", "gone/out.jsonl"], "cannot write gone/out.jsonl: there is no folder"),
         (["fleet", "run", "add", "1"], "no rlhf stage is running in run"),
         (["fleet", "run", "grow", "1"], "neither add nor remove"),
         (["fleet", "run", "add", "0"], "greater than or equal to 1"),

@@ -251,6 +251,12 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: 
     assert out.read_text() == "old"
 
 
+def test_where_a_file_cannot_be_put_is_named(database: Feedback, tmp_path: Path) -> None:
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "gone" / "out.jsonl", "there is no folder")):
+        with pytest.raises(UserError, match=why):
+            export_file(database, "trl", path)
+
+
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, run = write(tmp_path / "in.jsonl", ROWS["trl"]), ["--run", str(tmp_path)]
     for words, code, said in (
