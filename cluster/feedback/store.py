@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import URL, Engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session, SQLModel, create_engine
@@ -90,8 +90,8 @@ def open_engine(url: str) -> Engine:
     Raises:
         UserError: it cannot be opened, or a newer version of Triptych made it. No message has the URL's password.
     """
+    place = _place_of(url)
     try:
-        place = make_url(url)
         if place.drivername == "postgresql":
             place = place.set(drivername=DRIVER)
         # A server that was restarted leaves dead connections behind; a wait for it or for its locks has an end.
@@ -103,8 +103,28 @@ def open_engine(url: str) -> Engine:
             engine.dispose()
             raise
     except (SQLAlchemyError, ImportError) as error:
-        raise UserError(f"cannot open the feedback database {_shown(url)}: {_reason(error)}") from error
+        raise UserError(f"cannot open the feedback database {place!r}: {_reason(error)}") from error
     return engine
+
+
+def _place_of(url: str) -> URL:
+    """The parts of the URL.
+
+    Raises:
+        UserError: it is none. Nothing of it is shown, because any part of it may be of a password.
+    """
+    refusal = UserError(
+        "cannot read the URL of the feedback database: write it as postgresql://NAME:PASSWORD@HOST:PORT/DATABASE, and "
+        "an @ in the password as %40"
+    )
+    try:
+        place = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        # Its message, too, shows what was read for a port.
+        raise refusal from None
+    if place.get_backend_name() != "sqlite" and "@" in f"{place.host}{place.database}":
+        raise refusal
+    return place
 
 
 def _prepare(engine: Engine) -> None:
@@ -140,13 +160,6 @@ def _begin(connection: Any) -> None:
     # A transaction that reads first and then writes fails at once if another wrote in between, busy timeout or not.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _shown(url: str) -> str:
-    try:
-        return repr(make_url(url))
-    except SQLAlchemyError:
-        return "that its URL names"
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import traceback
 
 import pytest
 from sqlalchemy import text
@@ -162,6 +163,15 @@ def test_a_place_that_cannot_be_reached_is_named_without_its_password() -> None:
     with pytest.raises(UserError, match=r"cannot open .*127\.0\.0\.1:9/x") as refused:
         open_feedback("postgresql://ann:secret@127.0.0.1:9/x")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("password", ["p@ss:word", "p@ssword", "p@ss/word"])
+def test_a_url_in_which_a_password_is_not_quoted_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(UserError, match="an @ in the password as %40") as refused:
+        open_feedback(f"postgresql://ann:{password}@db.invalid/x")
+    assert "word@db" not in "".join(traceback.format_exception(refused.value))
+    with pytest.raises(UserError, match="cannot read the URL"):
+        open_feedback("no URL")
 
 
 def test_what_was_said_is_replaced_whole_and_saying_it_again_changes_nothing(feedback_url: str) -> None:
