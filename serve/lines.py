@@ -72,9 +72,12 @@ class Lines:
                 continue
 
     async def presences(self) -> list[Presence]:
-        """What every replica says of itself; those that do not answer are left out."""
+        """What every replica says of itself; where some answer, those that do not are left out."""
         found = await self._all("connect", self._address, seconds=ANSWER_SECONDS)
-        return [one for one in found if isinstance(one, Presence)]
+        present = [one for one in found if isinstance(one, Presence)]
+        if not present and found:
+            raise unreachable(found[0])
+        return present
 
     async def ask_one(self, method: str, *arguments: Any) -> Any:
         """Calls a replica, whichever."""

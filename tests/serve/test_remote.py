@@ -104,6 +104,13 @@ class Replica(Desk):
             gateway.transport.abort()
 
 
+class Dead(Replica):
+    """A replica that Ray Serve has not missed yet."""
+
+    async def check_health(self) -> None:
+        raise RayActorError()
+
+
 class Handle:
     """Stands for a deployment: calls go to the replicas that it is said to have, and wait while there are none."""
 
@@ -288,6 +295,17 @@ async def test_all_replicas_are_promoted_and_one_that_missed_it_follows() -> Non
 async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
     async with served(Counting(), Counting(broken=True)) as (model, _, _):
         assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"
+
+
+@pytest.mark.parametrize("may_sleep", [False, True])
+async def test_a_dead_replica_is_not_one_that_sleeps(may_sleep: bool) -> None:
+    async with served(Counting(), may_sleep=may_sleep) as (model, handle, _):
+        handle.replicas.append(Dead(Counting()))
+        assert await model.requests() == [0]
+        del handle.replicas[0]
+        with pytest.raises(RequestError) as failed:
+            await model.requests()
+        assert failed.value.status_code == 503
 
 
 async def test_a_model_may_sleep_until_it_is_asked() -> None:
