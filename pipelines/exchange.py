@@ -97,8 +97,11 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
         how many rows.
 
     Raises:
-        UserError: there is nothing to write, the format cannot hold it, or the file cannot be written.
+        UserError: there is nothing to write, the format cannot hold it, the file cannot be written, or thumbs, which
+            are never imported, are asked for by a name.
     """
+    if kind == THUMBS and name is not None:
+        raise UserError(f"{THUMBS} are not imported, so none has a name: leave out --name {name}")
     check_can_be_written(path)
     found = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
     if not found:

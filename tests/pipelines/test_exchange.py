@@ -263,6 +263,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["feedback", "import", "trl", str(source), *run], 0, "2 new prompts"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
+        (["feedback", "export", "thumbs", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 2, "leave out --name in"),
         (["labeller", "add", "ann", *run], 0, "ann's token"),
         (["labeller", "add", "ann", *run], 2, "a labeller already"),
         (["labeller", "exclude", "ann", *run], 0, "ann is excluded"),
