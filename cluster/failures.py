@@ -64,6 +64,11 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
     return _written_in(str(error)) if type(error).__module__.startswith("ray") else None
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says, or the name of its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _line_with(words: str, text: str) -> str:
     """The last line that says so: above it is where it happened."""
     return [line.strip() for line in text.splitlines() if words in line][-1]

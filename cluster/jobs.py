@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.failures import StageError, UserError
+from cluster.failures import StageError, UserError, first_line
 from cluster.recipe import Recipe, dump_recipe
 from cluster.section import Place, with_places
 from cluster.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
@@ -66,7 +66,7 @@ def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_
             # A cluster that has just started answers before its agents do, and may drop connections.
             starting = "No available agent" in str(error) or isinstance(error, OSError)
             if not starting or time.monotonic() > deadline:
-                raise UserError(f"the job server at {address} did not take the job: {_first_line(error)}") from error
+                raise UserError(f"the job server at {address} did not take the job: {first_line(error)}") from error
         time.sleep(1)
 
 
@@ -98,7 +98,7 @@ def _client(address: str) -> JobSubmissionClient:
         # Ray's client sends the token only in token mode.
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else {})
     except (OSError, ValueError, RuntimeError, RayError) as error:
-        raise UserError(f"no Ray job server answers at {address}: {_first_line(error)}") from error
+        raise UserError(f"no Ray job server answers at {address}: {first_line(error)}") from error
 
 
 def _stage(folder: Path, recipe: Recipe | None) -> None:
@@ -119,21 +119,17 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
             details = client.get_job_info(job)
             if details.status.is_terminal():
                 if details.driver_exit_code is None and details.status != JobStatus.SUCCEEDED:
-                    raise StageError(f"job {job} ended {details.status}: {_first_line(details.message or '')}")
+                    raise StageError(f"job {job} ended {details.status}: {first_line(details.message or '')}")
                 return details.driver_exit_code or 0
             time.sleep(0.5)
     except KeyboardInterrupt:
         print(f"triptych: job {job} goes on; `ray job stop {job}` ends it", flush=True)
         raise
     except (OSError, RuntimeError, RayError) as error:
-        raise StageError(f"lost the job server while job {job} ran: {_first_line(error)}") from error
+        raise StageError(f"lost the job server while job {job} ran: {first_line(error)}") from error
     raise StageError(f"waited {STATUS_SECONDS:.0f} s for the state of job {job} after its log ended")
 
 
 async def _print_logs(client: JobSubmissionClient, job: str) -> None:
     async for lines in client.tail_job_logs(job):
         print(lines, end="", flush=True)
-
-
-def _first_line(error: object) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import psutil
 
 import cluster
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 from cluster.recipe import Cluster
 
 ROOT = Path(cluster.__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def _start_local(settings: Cluster, object_store_gb: float) -> None:
             _temp_dir=str(_session_folder()),
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+        raise UserError(f"cannot start Ray on this machine: {first_line(error)}") from error
 
 
 def _join(address: str, ship_code: bool) -> None:
@@ -144,7 +144,7 @@ def _join(address: str, ship_code: bool) -> None:
     try:
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"cannot use the Ray cluster at {where}: {_first_line(error)}") from error
+        raise UserError(f"cannot use the Ray cluster at {where}: {first_line(error)}") from error
 
 
 def _is_cluster_address(address: str) -> bool:
@@ -220,7 +220,3 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
     """Ends the process in order: every `finally` runs."""
     del frame
     sys.exit(128 + signal_number)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fastapi import HTTPException, Request
 
 from cluster.feedback import Feedback
+from serve.access import bearer
 
 
 def labeller_of_request(database: Feedback, known: Callable[[str], str | None]) -> Callable[[Request], str]:
@@ -16,9 +17,8 @@ def labeller_of_request(database: Feedback, known: Callable[[str], str | None]) 
     """
 
     def signed_in(request: Request) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        token = token.strip()
-        name = database.labeller_of(token) or known(token) if scheme.lower() == "bearer" else None
+        token = bearer(request.headers.get("authorization", ""))
+        name = database.labeller_of(token) or known(token) if token else None
         if name is None:
             raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
         if name in database.excluded():
