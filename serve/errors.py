@@ -6,8 +6,16 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 
-def error_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
+def error_body(status: int, message: str, kind: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error.
+
+    Args:
+        status: the HTTP status.
+        message: what is wrong and what to do.
+        kind: OpenAI's `type`; by default the status's name.
+        param: the field of the request that is wrong.
+    """
+    kind = kind or HTTPStatus(status).phrase.title().replace(" ", "") + "Error"
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
@@ -17,8 +25,8 @@ class RequestError(HTTPException):
     Args:
         status: the HTTP status.
         message: what is wrong and what to do.
-        kind: OpenAI's `type`; by default the status's name.
-        param: the field of the request that is wrong.
+        kind: as `error_body`.
+        param: as `error_body`.
         wait: seconds after which it may be tried again, for `Retry-After`.
     """
 
@@ -26,5 +34,4 @@ class RequestError(HTTPException):
         self, status: int, message: str, kind: str | None = None, param: str | None = None, wait: int | None = None
     ) -> None:
         super().__init__(status, message, {"Retry-After": str(wait)} if wait is not None else None)
-        kind = kind or HTTPStatus(status).phrase.title().replace(" ", "") + "Error"
         self.body = error_body(status, message, kind, param)

@@ -201,7 +201,7 @@ async def _request_error(_: Request, error: RequestError) -> JSONResponse:
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(error.status_code, message, "NotFoundError"), error.status_code, error.headers)
+    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -54,6 +54,8 @@ async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> Non
             assert "access-control-allow-origin" not in reply.headers
         ids = [reply.headers["x-request-id"] for reply in replies]
         assert len(set(ids)) == len(ids)
+        kinds = [reply.json()["error"]["type"] for reply in replies if reply.status_code in (403, 404, 405)]
+        assert kinds == ["NotFoundError", "ForbiddenError", "MethodNotAllowedError"]
         answered = [reply.headers.get("x-triptych-weights") for reply in replies]
         assert answered == [None] * 6 + ["abc"] * 3 + [None]
     assert [row["request"] for row in logged(tmp_path)] == ids
