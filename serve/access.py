@@ -15,7 +15,8 @@ CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admi
 
 # Pages hold no data: what they show, they ask for with a key. /health says nothing but that the server is up.
 # The paths under /label/ and /compare/ ask for a labeller's token themselves: a judgement needs its person's name.
-OPEN = ("/", "/health", "/runs", "/compare", "/compare/*", "/label", "/label/*")
+JUDGING = ("/compare/*", "/label/*")
+OPEN = ("/", "/health", "/runs", "/compare", "/label", *JUDGING)
 # One of these scopes is enough. A path that ends with /* stands for all below it.
 NEEDS = {
     "/v1/chat/completions": CHAT,
@@ -102,7 +103,9 @@ class Access:
             return EVERYONE
         needed = scopes_for(path)
         if needed is None:
-            return EVERYONE
+            # Whoever judges with a key, and not with a labeller's token, has its limits.
+            judge = self._judge(token) if token and rule_of(path) in JUDGING else None
+            return Caller(judge.name, judge) if judge else EVERYONE
         key = self._holder(token) if token else None
         if key is None:
             what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
@@ -119,8 +122,12 @@ class Access:
 
     def labeller(self, token: str) -> str | None:
         """The name under which a key with the scope label judges."""
+        key = self._judge(token)
+        return key.name if key else None
+
+    def _judge(self, token: str) -> Key | None:
         key = self._ring.holder(token) if self._ring else None
-        return key.name if key and "label" in key.scopes else None
+        return key if key and "label" in key.scopes else None
 
 
 def bearer(authorization: str) -> str | None:

@@ -1,5 +1,6 @@
 """Who may do what: every route with every scope, with no key, with a revoked one, and where no key is needed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ async def test_labellers_judge_with_their_tokens_and_with_keys(tmp_path: Path, r
             assert reply.json()["labeller"] == name
         headers = {"Authorization": f"Bearer {tokens['ann']}"}
         assert (await client.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_a_key_that_judges_has_its_limits_and_a_labeller_has_none(tmp_path: Path, ring: KeyRing) -> None:
+    config = settings(tmp_path, "never")
+    with open_feedback(config.feedback_url or "") as database:
+        ann = database.add_labeller("ann")
+    ben = ring.add("ben", ["label"], 2, None, by="test")
+    async with asking(config) as client:
+        for token, statuses in ((ben, [200, 200, 429]), (ann, [200] * 3)):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert [(await client.get("/label/next", headers=headers)).status_code for _ in range(3)] == statuses
+        # What a key may not open, it is not counted for.
+        other = {"Authorization": f"Bearer {make(ring, 'cid', 'chat')}"}
+        assert (await client.get("/label/next", headers=other)).status_code == 401
+    rows = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["ben", "ben", "ben", "", "", "", ""]
 
 
 async def test_a_damaged_key_file_lets_nobody_in(tmp_path: Path, ring: KeyRing) -> None:
