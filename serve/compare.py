@@ -3,8 +3,10 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from typing import Annotated, Any
 
@@ -16,15 +18,17 @@ from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is
 from cluster.ratings import Vote, ratings
 from serve.errors import RequestError
 from serve.page import page, routes_of
-from serve.parts import Reply
+from serve.parts import Endpoint, Part, Reply
 from serve.remote import Model
 from serve.sign_in import labeller_of_request
+from serve.visit import Visit
 
 MOST_SIDES = 4
 TEMPERATURE = 0.7
 # The prompt has the other half of what a model can read; nobody reads more of several answers than this.
 MOST_TOKENS = 1_024
 LONGEST_PROMPT = 100_000
+Ask = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
 class Asked(BaseModel):
@@ -51,6 +55,15 @@ class Voted(BaseModel):
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of the models that are compared, whether it chats, and how many tokens it may write."""
+
+    model: str
+    chat: bool
+    room: int
+
+
 class AnswerError(Exception):
     """A model gave no whole answer. The message does not tell which."""
 
@@ -59,6 +72,7 @@ def compare_router(
     database: Feedback,
     models: Mapping[str, Model],
     weights: Mapping[str, str | None],
+    ask: Callable[[Visit, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
     known: Callable[[str], str | None] = lambda _: None,
 ) -> APIRouter:
     """The page at /compare and the paths under it.
@@ -67,6 +81,7 @@ def compare_router(
         database: where prompts, answers and votes go.
         models: by name. Those tuned to chat are compared; where they are too few, all that write are.
         weights: the checksum of every model's weights, where it is known.
+        ask: gives the parts of an answer of the model that the body names.
         known: as `labeller_of_request`.
     """
     router = APIRouter(prefix="/compare")
@@ -83,9 +98,11 @@ def compare_router(
         return {"most": min(MOST_SIDES, sum(not card.get("score") for card in cards))}
 
     @router.post("/answers")
-    async def answers(labeller: Labeller, asked: Asked) -> StreamingResponse:
+    async def answers(request: Request, labeller: Labeller, asked: Asked) -> StreamingResponse:
+        visit: Visit = request.state.visit
         chosen = await _draw(models, asked.sides)
-        events = _events(database, labeller, asked.prompt, chosen, weights)
+        events = _events(database, labeller, asked.prompt, chosen, weights, partial(ask, visit))
+        visit.held.push_async_callback(events.aclose)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.post("/vote")
@@ -139,8 +156,8 @@ def _vote(ranks: Mapping[str, int], pair: tuple[Completion, Completion]) -> Vote
     return Vote((pair[0].model, pair[1].model), won, (len(pair[0].text), len(pair[1].text)))
 
 
-async def _draw(models: Mapping[str, Model], sides: int) -> list[tuple[str, Model, bool, int]]:
-    """Models at random, from left to right: name, the model, whether it chats, and how many tokens it may write."""
+async def _draw(models: Mapping[str, Model], sides: int) -> list[Side]:
+    """Models at random, from left to right."""
     cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
     writing = [name for name in models if not cards[name].get("score")]
     chat = [name for name in writing if cards[name].get("chat", True)]
@@ -152,26 +169,31 @@ async def _draw(models: Mapping[str, Model], sides: int) -> list[tuple[str, Mode
     names = secrets.SystemRandom().sample(able, sides)
     # All may write equally much: a limit of its own would tell which model it is.
     room = min(MOST_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
-    return [(name, models[name], name in chat, room) for name in names]
+    return [Side(name, name in chat, room) for name in names]
 
 
 async def _events(
     database: Feedback,
     labeller: str,
     prompt: str,
-    chosen: Sequence[tuple[str, Model, bool, int]],
+    chosen: Sequence[Side],
     weights: Mapping[str, str | None],
-) -> AsyncIterator[str]:
+    ask: Ask,
+) -> AsyncGenerator[str]:
     """Pieces of all answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
     stored. Models' own events name them, so none is passed on."""
     texts = [""] * len(chosen)
     try:
-        streams = [_text(model, chat, name, prompt, room) for name, model, chat, room in chosen]
-        async for side, text in _merged(streams):
-            texts[side] += text
-            yield _event(side=side, text=text)
-    except (AnswerError, RequestError) as error:
-        yield _event(error=error.detail if isinstance(error, RequestError) else str(error))
+        async with aclosing(_merged([_text(ask, one, prompt) for one in chosen])) as merged:
+            async for side, text in merged:
+                texts[side] += text
+                yield _event(side=side, text=text)
+    except AnswerError as error:
+        yield _event(error=str(error))
+        return
+    except RequestError:
+        # It may name the model.
+        yield _event(error="a model cannot answer just now; try again")
         return
     name = f"{COMPARED}{secrets.token_hex(16)}"
     messages = [{"role": "user", "content": prompt}]
@@ -181,9 +203,9 @@ async def _events(
             index=side,
             text=texts[side],
             token_ids=[],
-            model=chosen[side][0],
-            weights=weights.get(chosen[side][0]) or "",
-            sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side][3]},
+            model=chosen[side].model,
+            weights=weights.get(chosen[side].model) or "",
+            sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side].room},
         )
         for side in range(len(chosen))
     ]
@@ -193,7 +215,7 @@ async def _events(
     yield _event(comparison=name)
 
 
-async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncIterator[tuple[int, str]]:
+async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tuple[int, str]]:
     """The items of all streams as they come, each with the number of its stream."""
     queue: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
 
@@ -221,21 +243,24 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncIterator[tuple
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _text(model: Model, chat: bool, name: str, prompt: str, room: int) -> AsyncGenerator[str]:
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-    body = {"model": name, "stream": True, "temperature": TEMPERATURE, "max_tokens": room, **asked}
-    async for part in model.answer("chat/completions" if chat else "completions", body):
-        if isinstance(part, Reply):
-            raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
-        for line in part.split("\n") if isinstance(part, str) else ():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            if "error" in event:
-                raise AnswerError(event["error"]["message"])
-            for choice in event["choices"]:
-                if text := (choice.get("delta", {}).get("content") or choice.get("text") or ""):
-                    yield text
+async def _text(ask: Ask, side: Side, prompt: str) -> AsyncGenerator[str]:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if side.chat else {"prompt": prompt}
+    body = {"model": side.model, "stream": True, "temperature": TEMPERATURE, "max_tokens": side.room, **asked}
+    async with aclosing(ask("chat/completions" if side.chat else "completions", body)) as parts:
+        async for part in parts:
+            if isinstance(part, Reply):
+                raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
+            for event in _events_in(part) if isinstance(part, str) else ():
+                if "error" in event:
+                    raise AnswerError(event["error"]["message"])
+                for choice in event["choices"]:
+                    if text := (choice.get("delta", {}).get("content") or choice.get("text") or ""):
+                        yield text
+
+
+def _events_in(part: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in part.split("\n") if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 def _sides(prompt: Prompt) -> list[Completion]:

@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,28 @@ class Switchboard:
             task.add_done_callback(self._shadows.discard)
         visit.model = body["model"] = route.model
         return await self._ask(endpoint, body, pinned, visit, partial(while_connected, request))
+
+    async def parts(self, visit: Visit, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """The parts of the answer of the model that the body names, for a visit that asks several.
+
+        It takes a place in the model's queue, and its tokens are added to the visit's.
+
+        Raises:
+            RequestError: 503, the model has no place left or cannot be reached.
+        """
+        name, read, written = body["model"], 0, 0
+        with self._queue.place(name), self._meters.running.labels(name).track_inprogress():
+            try:
+                async with aclosing(self._models[name].answer(endpoint, body)) as parts:
+                    async for part in parts:
+                        if isinstance(part, Usage):
+                            read, written = part.prompt_tokens, part.completion_tokens
+                        # Until the count comes, an event stands for a token.
+                        written += isinstance(part, str)
+                        yield part
+            finally:
+                visit.prompt_tokens += read
+                visit.completion_tokens += written
 
     async def _shadow(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
         """Has a model answer for the sake of its figures: one that fails, or has no place left, is in nobody's way."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from cluster.feedback import Feedback
 from tests.helpers import free_port, wait_until
@@ -52,7 +52,7 @@ def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> It
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """The application's address, while it is served."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))

@@ -2,12 +2,22 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
+from cluster.feedback import Feedback
+from serve.access import Access
+from serve.compare import compare_router
+from serve.door import Door
+from serve.meters import Meters
 from serve.parts import Endpoint, Part, Promoted, Reply, Usage
+from serve.routes import Routes
+from serve.switchboard import Switchboard
 
 
 @dataclass(frozen=True)
@@ -47,3 +57,14 @@ class Scripted:
             yield f"data: {event}\n\n"
         yield "data: [DONE]\n\n"
         yield Usage(3, 5)
+
+
+def comparing(database: Feedback, *models: Scripted) -> Door:
+    """The compare page over these models, as the gateway has it."""
+    named = {model.name: model for model in models}
+    weights = {name: f"weights of {name}" for name in named}
+    meters = Meters(weights)
+    board = Switchboard(named, Routes(named, {}, random.Random()), 256, weights, meters)
+    app = FastAPI()
+    app.include_router(compare_router(database, named, weights, board.parts))
+    return Door(app, Access(None, "always"), meters, None)

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from cluster.feedback import COMPARED, Feedback, open_feedback
-from serve.compare import ballots_in, compare_router
+from cluster.keys import KeyRing
+from serve.compare import ballots_in
+from serve.gateway import Settings
 from tests.serve.conftest import Server
-from tests.serve.scripted import Scripted
+from tests.serve.local import asking
+from tests.serve.scripted import Scripted, comparing
 from tests.serve.test_label import signed_in
 
 GOOD, POOR, BASE = (
@@ -31,11 +34,7 @@ def database(tmp_path: Path) -> Iterator[Feedback]:
 
 
 def client(database: Feedback, *models: Scripted) -> TestClient:
-    app = FastAPI()
-    app.include_router(
-        compare_router(database, {m.name: m for m in models}, {m.name: f"weights of {m.name}" for m in models})
-    )
-    return TestClient(app)
+    return TestClient(comparing(database, *models), base_url="http://localhost")
 
 
 RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": None}
@@ -144,6 +143,22 @@ def test_an_answer_that_fails_stores_nothing_and_names_no_model(database: Feedba
     http, ann = client(database, GOOD, Scripted("beta", error="the prompt is too long")), signed_in(database, "ann")
     assert ask(http, ann)[-1] == {"error": "the prompt is too long"}
     assert database.prompts() == []
+
+
+@pytest.mark.anyio
+async def test_answers_take_places_in_the_queue_and_count_for_the_key(tmp_path: Path) -> None:
+    ben = KeyRing(tmp_path).add("ben", ["label"], None, 12, by="test")
+    settings = Settings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}", "never")
+    question: dict[str, Any] = {"json": {"prompt": "Why?"}}
+    async with asking(settings, GOOD, ben, GOOD.name, {POOR.name: POOR}) as http:
+        replies = [await http.post("/compare/answers", **question) for _ in range(2)]
+    # Either model read 3 tokens and wrote 5.
+    assert [reply.status_code for reply in replies] == [200, 429]
+    first, _ = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
+    assert (first["key"], first["prompt_tokens"], first["completion_tokens"]) == ("ben", 6, 10)
+    async with asking(replace(settings, queue=0), GOOD, ben, GOOD.name, {POOR.name: POOR}) as http:
+        full = await http.post("/compare/answers", **question)
+    assert full.text.strip() == 'data: {"error": "a model cannot answer just now; try again"}'
 
 
 def test_votes_are_for_those_who_asked(database: Feedback) -> None:

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 
 from cluster.feedback import open_feedback
-from serve.compare import compare_router
 from tests.serve.browsing import IN_A_BROWSER, Site, open_page, served
-from tests.serve.scripted import Scripted
+from tests.serve.scripted import Scripted, comparing
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -26,11 +24,11 @@ MODELS = (
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    app = FastAPI()
-    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
-        app.include_router(compare_router(database, {model.name: model for model in MODELS}, {}))
-        with served(app) as url:
-            yield Site(url, database)
+    with (
+        open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database,
+        served(comparing(database, *MODELS)) as url,
+    ):
+        yield Site(url, database)
 
 
 @contextmanager
