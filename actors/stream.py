@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import ray.data
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def shards_in(folder: Path) -> list[Shard]:
     try:
         shards = [Shard(str(path), parquet.read_metadata(path).num_rows) for path in paths]
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"a shard in {folder} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"a shard in {folder} is damaged: {first_line(error)}") from error
     return [shard for shard in shards if shard.rows]
 
 

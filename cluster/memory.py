@@ -39,15 +39,6 @@ RECOMPUTED_BYTES = 4
 # 135M parameters and 2 to 16 rows of 256 tokens.
 LAYER_AGAIN_BYTES = {"cuda": ACTIVATION_BYTES["cuda"], "cpu": {"bfloat16": 432, "float32": 489}}
 EMBEDDING_GRADIENTS = {"cuda": 0, "cpu": 3}
-# The settings of rlhf that limit how far the policy may go (actors.model.objectives.limits). With one, the learner also
-# holds the newest weights that were within, and those from before the step.
-LIMITS = (
-    "kl_budget",
-    "minimum_entropy",
-    "maximum_repetition",
-    "maximum_length_change",
-    "minimum_preference_accuracy",
-)
 # A copy of every weight in 16 bits, of which autocast makes its products.
 CAST_BYTES = {"bfloat16": 2, "float32": 0}
 
@@ -149,7 +140,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         for name, part in trainings(recipe).items()
     }
     trained = trained_parameters(recipe.model, rlhf.lora) / GB
-    copies = 2 if any(getattr(rlhf, name) is not None for name in LIMITS) else 0
+    # The newest weights that were within the limits, and those from before the step.
+    copies = 2 if rlhf.limits else 0
     learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
     logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
     learner = rlhf.learner_workers * (PROCESS_GB + logits) + models * whole + learning

@@ -16,6 +16,15 @@ def _http_url(text: str) -> str:
 
 Url = Annotated[str, AfterValidator(_http_url)]
 
+# The settings that limit how far the policy may go.
+LIMITS = {
+    "kl_budget",
+    "minimum_entropy",
+    "maximum_repetition",
+    "maximum_length_change",
+    "minimum_preference_accuracy",
+}
+
 
 class Reward(Section):
     """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
@@ -139,6 +148,11 @@ class Rlhf(Section):
     def needs_reward_model(self) -> bool:
         """Whether answers are rewarded by the reward model, or a critic starts from it."""
         return self.algorithm == "ppo" or any(reward.kind == "model" for reward in self.rewards)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those of LIMITS that are set, by their names."""
+        return self.model_dump(include=LIMITS, exclude_none=True)
 
     @property
     def fleet_limit(self) -> int:

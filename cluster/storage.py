@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -169,7 +169,7 @@ def _find_remote(pattern: str) -> list[Stored]:
         below = FileSelector(path, allow_not_found=True, recursive=True)
         infos = [whole] if whole.type == FileType.File else system.get_file_info(below)
     except OSError as error:
-        raise UserError(f"cannot read {pattern}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {pattern}: {first_line(error)}") from error
     # Every file system writes paths in its own way: only what comes after the folder is certain.
     named = [(f"{folder}{info.path[len(path) :]}", info) for info in infos if info.type == FileType.File]
     return [

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 from cluster.recipe import Conversations
 from pipelines.guide.conversations import conversations as guide_conversations
 from pipelines.guide.questions import ranked_questions
@@ -106,7 +106,7 @@ def rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
             try:
                 found = parquet.read_table(path).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from error
+                raise UserError(f"{path} is not a whole Parquet file: {first_line(error)}") from error
             yield from ((row, f"{path} row {number}") for number, row in enumerate(found))
         elif path.endswith(".json"):
             yield from _json_list(path)

@@ -117,7 +117,7 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
         UserError: there are too few, or the labeller cannot judge them.
     """
     settings = recipe.collect
-    chosen = preferences.chosen_prompts(recipe, chat)
+    chosen = preferences.chosen_prompts(recipe, chat, preferences.every_prompt(recipe))
     if settings.labeller == "code":
         preferences.check_judgeable([text for text, _ in chosen])
     if len(chosen) < 2:

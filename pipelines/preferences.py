@@ -43,14 +43,17 @@ def in_turn(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
     return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
 
 
-def chosen_prompts(recipe: Recipe, chat: Chat) -> list[tuple[PromptText, list[int]]]:
+def every_prompt(recipe: Recipe) -> list[PromptText]:
+    """All of `collect.sources`, as `in_turn` has them."""
+    return in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)
+
+
+def chosen_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
     """The prompts that answers are ranked for, and that RLHF trains on, as texts and rendered: the first
-    `collect.prompts`, the kinds in turn, of those that leave room for an answer."""
-    settings = recipe.collect
-    room = recipe.model.context - settings.max_tokens
-    texts = in_turn(prompts(settings.sources, recipe.seed), recipe.seed)
-    rendered = ((text, chat.prompt(text.messages)) for text in texts)
-    return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), settings.prompts))
+    `collect.prompts` of those that leave room for an answer."""
+    room = recipe.model.context - recipe.collect.max_tokens
+    rendered = ((text, chat.prompt(text.messages)) for text in every)
+    return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
 
 
 def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:

@@ -22,8 +22,7 @@ from cluster.recipe import Recipe
 from cluster.rlhf_recipe import Reward
 from cluster.run import RunFolder
 from pipelines.chat_data import PromptText
-from pipelines.chat_data import prompts as prompt_texts
-from pipelines.preferences import chosen_prompts, in_turn
+from pipelines.preferences import chosen_prompts, every_prompt
 
 # In a run: a machine that is short of memory kills more than once.
 REWARD_RESTARTS = 3
@@ -46,7 +45,7 @@ def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> 
     Raises:
         UserError: none leaves room for an answer.
     """
-    found = _with_room(recipe, chosen_prompts(recipe, chat), most)
+    found = _with_room(recipe, chosen_prompts(recipe, chat, every_prompt(recipe)), most)
     if not found.rendered:
         raise UserError(
             f"no prompt of collect.sources leaves room for an answer: rlhf.max_tokens is {recipe.rlhf.max_tokens} of "
@@ -57,8 +56,8 @@ def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> 
 
 def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
     """Those of `collect.sources` that RLHF does not train on, at most `evaluate.prompts`."""
-    chosen = {text.id for text, _ in chosen_prompts(recipe, chat)}
-    every = in_turn(prompt_texts(recipe.collect.sources, recipe.seed), recipe.seed)
+    every = every_prompt(recipe)
+    chosen = {text.id for text, _ in chosen_prompts(recipe, chat, every)}
     others = ((text, chat.prompt(text.messages)) for text in every if text.id not in chosen)
     return _with_room(recipe, others, recipe.evaluate.prompts)
 

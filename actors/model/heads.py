@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 
 # What the folders of the members of an ensemble, but the first, are called before their number.
 MEMBER = "member-"
@@ -34,7 +34,7 @@ def load_reward_model(path: str | Path) -> Any:
             str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load a reward model from {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot load a reward model from {path}: {first_line(error)}") from error
 
 
 def load_ensemble(path: str | Path) -> list[Any]:

@@ -14,7 +14,7 @@ from actors.model.attention import mask_for, one_document_a_row, restarting_posi
 from actors.model.gguf import forget_quantisation, place
 from actors.model.tied_words import tied_words
 from actors.model.token_losses import summed_loss, token_losses
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 from cluster.memory import LOGITS_AT_ONCE
 from cluster.recipe import Model
 from cluster.shape import shape_of
@@ -56,7 +56,7 @@ def load(path: str | Path) -> Any:
             **given, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     if "gguf_file" in given:
         forget_quantisation(language)
     return language

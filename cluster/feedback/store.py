@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session, SQLModel, create_engine
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, Meta, Prompt, migrate
 
 BUSY_SECONDS = 30.0
@@ -163,4 +163,4 @@ def _begin(connection: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error.orig) if isinstance(error, DBAPIError) else str(error).splitlines()[0]
+    return str(error.orig) if isinstance(error, DBAPIError) else first_line(error)

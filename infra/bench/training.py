@@ -31,13 +31,12 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_d
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import BETAS
-from actors.model.speed import compile_layers, flops_per_token, peak_flops, peak_memory_gb
+from actors.model.speed import SIDES, compile_layers, flops_per_token, peak_flops, peak_memory_gb
 from cluster.recipe import Model
 from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
-PRODUCT = 1024
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Measure = Callable[[int], list[float]]
 
@@ -194,11 +193,12 @@ def _kept_up() -> float:
     """Operations a second of matrix products of which each takes as long as the median one."""
     if DEVICE.type == "cuda":
         return peak_flops(DEVICE, "bfloat16")
-    left, right = (torch.randn(PRODUCT, PRODUCT).bfloat16() for _ in range(2))
+    side = SIDES[DEVICE.type]
+    left, right = (torch.randn(side, side).bfloat16() for _ in range(2))
     seconds, end = list[float](), time.perf_counter() + 1.0
     while time.perf_counter() < end:
         seconds.append(_seconds(lambda: torch.mm(left, right)))
-    return 2.0 * PRODUCT**3 / statistics.median(seconds)
+    return 2.0 * side**3 / statistics.median(seconds)
 
 
 def _seconds(step: Callable[[], object]) -> float:

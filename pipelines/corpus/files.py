@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 import pyarrow
 import pyarrow.parquet
 
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 from cluster.storage import Stored, is_remote, local_file, locate, look_up, open_file
 from pipelines.corpus.bad import MAXIMUM_RECORD_BYTES, Bad, excerpt
 from pipelines.corpus.extractor import Extractor
@@ -237,9 +237,9 @@ def _read_parquet(name: str, text_field: str, span: Span | None) -> Iterator[tup
                         kind = f"{name} row {number}: {text_field!r} is {type(text).__name__}, not text"
                         yield number - 1, Bad(name, number, f"{kind}; mend or remove it")
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError) as error:
-        reason = f"{name} is not a readable Parquet file: {str(error).splitlines()[0]}; write or fetch it again"
+        reason = f"{name} is not a readable Parquet file: {first_line(error)}; write or fetch it again"
         yield number, Bad(name, number, reason)
     except OSError as error:
         if error.errno is not None:
             raise
-        yield number, Bad(name, number, f"{name} is damaged after row {number}: {str(error).splitlines()[0]}")
+        yield number, Bad(name, number, f"{name} is damaged after row {number}: {first_line(error)}")

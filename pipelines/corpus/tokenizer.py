@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.corpus_recipe import TokenizerKind
-from cluster.failures import UserError
+from cluster.failures import UserError, first_line
 
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
@@ -99,7 +99,7 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place(model))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.start_from: no tokenizer in {model}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.start_from: no tokenizer in {model}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"model.start_from: the tokenizer of {model} has no tokenizer.json")
     tokenizer.model_max_length = context

@@ -1,8 +1,7 @@
 """How far a policy may go."""
 
 from actors.model.objectives.limits import breach, has_limits, is_within
-from cluster.memory import LIMITS
-from cluster.rlhf_recipe import Rlhf
+from cluster.rlhf_recipe import LIMITS, Rlhf
 
 
 def test_limits_are_named_and_none_is_set_unless_asked():

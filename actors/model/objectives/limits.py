@@ -68,5 +68,5 @@ def is_within(figures: Mapping[str, float], settings: Rlhf) -> bool:
 
 
 def _set(settings: Rlhf) -> Iterator[tuple[_Limit, float]]:
-    values = settings.model_dump(include={limit.setting for limit in _LIMITS})
-    return ((limit, values[limit.setting]) for limit in _LIMITS if values[limit.setting] is not None)
+    values = settings.limits
+    return ((limit, values[limit.setting]) for limit in _LIMITS if limit.setting in values)
