@@ -20,7 +20,14 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import learning_rate_factor, optimisers
 from actors.model.samples import Opening, continuations, openings, read
 from actors.model.sharding import WithLoss, shard, whole
-from actors.model.speed import compile_layers, compiling_pays, flops_per_token, peak_flops, peak_memory_gb
+from actors.model.speed import (
+    compile_layers,
+    compiling_pays,
+    flops_per_token,
+    native_precision,
+    peak_flops,
+    peak_memory_gb,
+)
 from actors.stream import Shard, row_stream
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
@@ -62,7 +69,8 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
     settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    part = Part(rank, workers, settings.micro_batch_rows, settings.precision, device)
+    precision = settings.precision or native_precision(device)
+    part = Part(rank, workers, settings.micro_batch_rows, precision, device)
     vocabulary = plain.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -79,21 +79,21 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     Args:
         device: cpu or cuda.
     """
-    size, shape = parameters(recipe.model), trained_shape(recipe.model)
+    size, shape, precision = parameters(recipe.model), trained_shape(recipe.model), _precision(section, device)
     trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
     tokens = section.micro_batch_rows * _row_tokens(recipe, section)
     embedding = vocabulary(recipe.model) * shape.hidden
     layer = (size - embedding) / shape.layers
-    kept, beside = ACTIVATION_BYTES[device][section.precision] * shape.layers, 0
+    kept, beside = ACTIVATION_BYTES[device][precision] * shape.layers, 0
     if section.recompute_activations:
-        kept = RECOMPUTED_BYTES * shape.layers + LAYER_AGAIN_BYTES[device][section.precision]
+        kept = RECOMPUTED_BYTES * shape.layers + LAYER_AGAIN_BYTES[device][precision]
         beside = EMBEDDING_GRADIENTS[device] * embedding
     return TrainingMemory(
         weights=HELD_BYTES * size / section.workers / GB,
         gradients=HELD_BYTES * (trained / section.workers + beside) / GB,
         optimiser=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
-        casts=0.0 if section.recompute_activations else CAST_BYTES[section.precision] * size / GB,
+        casts=0.0 if section.recompute_activations else CAST_BYTES[precision] * size / GB,
         activations=tokens * shape.hidden * kept / GB,
         logits=0.0 if isinstance(section, RewardModel) else _logits_gb(recipe.model, section, tokens, device),
     )
@@ -178,8 +178,13 @@ def _row_tokens(recipe: Recipe, section: Training) -> int:
     return context
 
 
+def _precision(section: Training, device: str) -> str:
+    """What the worker computes in. Where it is to choose, a CPU is taken for one without bfloat16: that needs more."""
+    return section.precision or ("bfloat16" if device == "cuda" else "float32")
+
+
 def _logits_gb(model: Model, section: Training, tokens: int, device: str) -> float:
     logits = tokens * vocabulary(model)
     if logits <= LOGITS_AT_ONCE[device]:
         return logits * LOGIT_BYTES / GB
-    return min(logits * KEPT_LOGIT_BYTES[section.precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
+    return min(logits * KEPT_LOGIT_BYTES[_precision(section, device)], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB

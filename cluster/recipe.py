@@ -91,7 +91,9 @@ class Training(Section):
     compile_layers: bool | None = Field(
         None, description="faster steps, once the first has compiled them; unset: where that pays, with one worker"
     )
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Literal["bfloat16", "float32"] | None = Field(
+        None, description="of the matrix products; unset: bfloat16 where the worker has instructions for it"
+    )
 
     @model_validator(mode="after")
     def _one_worker_compiles(self) -> "Training":

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from actors.model.chat import Chat
 from actors.model.heads import MEMBER, load_reward_model, with_new_head
 from actors.model.objectives.preference import PreferenceObjective
+from actors.model.speed import native_precision
 from actors.reward_model import NORMALISATION, sequence_scores
 from cluster.cli import stage_main
 from cluster.failures import UserError
@@ -45,7 +46,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     torch.set_num_threads(plan.learner.threads)
-    scores_by = partial(_scores, recipe.reward.precision)
+    scores_by = partial(_scores, recipe.reward.precision or native_precision(torch.device("cpu")))
     curve = [
         _point(share, recipe.seed, parts, train, scores_by, out / "curve") for share in sorted(recipe.reward.curve)
     ]

@@ -1,9 +1,10 @@
 """Conversations a second of the fine-tuning loop beside TRL's `SFTTrainer`, without and with its packing.
 
-The same model, conversations, AdamW and bfloat16 autocast, the loss on the answers. The medians of an epoch's steps but
-the first are compared: our loop compiles its layers in the first, and again in the last if that has fewer rows (4 s
-each with 2.5M parameters on two cores). Unpacked, a step of the peer has as many conversations as a step of packed rows
-has on average. Only the loop and the peer without packing keep the conversations of a row apart.
+The same model, conversations, AdamW and precision (bfloat16 where the machine has instructions for it), the loss on the
+answers. The medians of an epoch's steps but the first are compared: our loop compiles its layers in the first, and
+again in the last if that has fewer rows (4 s each with 2.5M parameters on two cores). Unpacked, a step of the peer has
+as many conversations as a step of packed rows has on average. Only the loop and the peer without packing keep the
+conversations of a row apart.
 
 python -m infra.bench.sft [FILE] [--size 2.5M] [--rows 16] [--context 256] [--most 2048]
     FILE in a layout that sft.sources reads; the guide's own conversations unless told

@@ -1,10 +1,11 @@
 """Tokens per second of the training loop beside transformers' `Trainer` and eager code in nanoGPT's manner.
 
-The same model, rows, AdamW, clipping and bfloat16 autocast for all. Each way has a process of its own, the loop's with
-the environment that a stage sets. They take turns, so that a busy moment of the machine hits all of them; the medians
-of their steps are compared, and set beside the rate of matrix products in each turn: the best, and on a CPU also the
-median of a second, which is what it can keep up. The loop keeps documents apart and makes logits for trained tokens
-alone, the peers do neither. With --ray, the loop also runs under Ray Train, as a stage does.
+The same model, rows, AdamW, clipping and precision (bfloat16 where the machine has instructions for it) for all. Each
+way has a process of its own, the loop's with the environment that a stage sets. They take turns, so that a busy moment
+of the machine hits all of them; the medians of their steps are compared, and set beside the rate of matrix products in
+each turn: the best, and on a CPU also the median of a second, which is what it can keep up. The loop keeps documents
+apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs under Ray Train,
+as a stage does.
 
 python -m infra.bench.training [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
     [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
@@ -31,13 +32,14 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_d
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import BETAS
-from actors.model.speed import SIDES, compile_layers, flops_per_token, peak_flops, peak_memory_gb
+from actors.model.speed import SIDES, compile_layers, flops_per_token, native_precision, peak_flops, peak_memory_gb
 from cluster.recipe import Model
 from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISION = native_precision(DEVICE)
 Measure = Callable[[int], list[float]]
 
 
@@ -63,7 +65,7 @@ def eager(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
 
     def step() -> None:
         for batch in batches:
-            with torch.autocast(DEVICE.type, torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bfloat16"):
                 loss = model(input_ids=batch, labels=batch).loss / len(batches)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), NORM)
@@ -91,7 +93,7 @@ def transformers_trainer(model: LlamaForCausalLM, table: pa.Table, micro_rows: i
                 adam_beta1=BETAS[0],
                 adam_beta2=BETAS[1],
                 max_grad_norm=NORM,
-                bf16=True,
+                bf16=PRECISION == "bfloat16",
                 use_cpu=DEVICE.type == "cpu",
                 **BARE,
             )
@@ -136,7 +138,7 @@ def main() -> None:
         asked = {name: stack.enter_context(_process(name, shape, rows, micro_rows)) for name in given.ways}
         for turn in range(TURNS + 1):
             # In each turn: a virtual machine's rate changes by 10 % within minutes.
-            peaks.append(peak_flops(DEVICE, "bfloat16"))
+            peaks.append(peak_flops(DEVICE, PRECISION))
             kept_up.append(_kept_up())
             for name, connection in asked.items():
                 connection.send(given.steps if turn else WARM_UP)
@@ -152,7 +154,7 @@ def main() -> None:
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shapes = f"{given.rows} rows ({micro_rows} at once) of {given.documents} documents, {given.context} tokens together"
-    print(f"{given.size} parameters, {shapes}, bfloat16, {where}")
+    print(f"{given.size} parameters, {shapes}, {PRECISION}, {where}")
     for name, rate in rates.items():
         share = flops * rate / peak
         held = f"; {memory[name]:.1f} GB at most" if name in memory else ""
@@ -192,9 +194,11 @@ def _measure(name: str, shape: Model, rows: pa.Table, micro_rows: int, connectio
 def _kept_up() -> float:
     """Operations a second of matrix products of which each takes as long as the median one."""
     if DEVICE.type == "cuda":
-        return peak_flops(DEVICE, "bfloat16")
+        return peak_flops(DEVICE, PRECISION)
     side = SIDES[DEVICE.type]
-    left, right = (torch.randn(side, side).bfloat16() for _ in range(2))
+    left, right = (
+        torch.randn(side, side, dtype=torch.bfloat16 if PRECISION == "bfloat16" else torch.float32) for _ in range(2)
+    )
     seconds, end = list[float](), time.perf_counter() + 1.0
     while time.perf_counter() < end:
         seconds.append(_seconds(lambda: torch.mm(left, right)))

@@ -21,7 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import trainer
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import compile_layers, compiling_pays, flops_per_token, stated_flops
+from actors.model.speed import (
+    compile_layers,
+    compiling_pays,
+    flops_per_token,
+    native_precision,
+    peak_flops,
+    stated_flops,
+)
 from actors.stream import Shard, row_stream
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob
@@ -307,6 +314,12 @@ def test_compiled_layers_and_losses_give_the_same_curve(undisturbed: tuple[Path,
     compiled = train_here(root, "compiled", compile_layers=True)
     assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], abs=1e-4)
     assert compiled[-1]["held_out_loss"] == pytest.approx(plain[-1]["held_out_loss"], abs=1e-4)
+
+
+def test_the_precision_that_the_machine_has_instructions_for_is_the_faster_one() -> None:
+    cpu = torch.device("cpu")
+    rates = {precision: peak_flops(cpu, precision) for precision in ("bfloat16", "float32")}
+    assert native_precision(cpu) == max(rates, key=lambda precision: rates[precision])
 
 
 def test_compiling_pays_where_there_is_much_to_train() -> None:

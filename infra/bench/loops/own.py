@@ -12,6 +12,7 @@ from actors.model.batches import Part, accumulate
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import adamw
 from actors.model.sharding import WithLoss
+from actors.model.speed import native_precision
 
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0
 # Of transformers' Trainer and those that are made of it: nothing but training.
@@ -29,7 +30,7 @@ def own_step(
 ) -> Callable[[pa.Table], None]:
     """Takes one step on a global batch, in micro-batches of so many rows."""
     both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
-    part = Part(0, 1, micro_rows, "bfloat16", device)
+    part = Part(0, 1, micro_rows, native_precision(device), device)
 
     def step(batch: pa.Table) -> None:
         accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)

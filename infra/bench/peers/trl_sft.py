@@ -9,9 +9,11 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from actors.model.speed import native_precision
 from infra.bench.loops.own import BARE, DECAY, RATE, StepClock
 
 
@@ -29,7 +31,7 @@ def main(model: str, conversations: Path, context: int, rows: int, packing: bool
             packing=packing,
             learning_rate=RATE,
             weight_decay=DECAY,
-            bf16=True,
+            bf16=native_precision(torch.device("cpu")) == "bfloat16",
             use_cpu=True,
             gradient_checkpointing=False,
             **BARE,
