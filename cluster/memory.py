@@ -76,10 +76,18 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
       ranking, whose answers lie behind one prompt: the context, and for every answer but the first `collect.max_tokens`
       more, or a context where answers are imported.
 
+    Where the worker is to choose its precision, a GPU has bfloat16, and a CPU may be one of either kind: the larger.
+
     Args:
         device: cpu or cuda.
     """
-    size, shape, precision = parameters(recipe.model), trained_shape(recipe.model), _precision(section, device)
+    either = ("bfloat16",) if device == "cuda" else ("bfloat16", "float32")
+    precisions = (section.precision,) if section.precision else either
+    return max((_memory_in(precision, recipe, section, device) for precision in precisions), key=lambda it: it.total)
+
+
+def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -> TrainingMemory:
+    size, shape = parameters(recipe.model), trained_shape(recipe.model)
     trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
     tokens = section.micro_batch_rows * _row_tokens(recipe, section)
     embedding = vocabulary(recipe.model) * shape.hidden
@@ -95,7 +103,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         casts=0.0 if section.recompute_activations else CAST_BYTES[precision] * size / GB,
         activations=tokens * shape.hidden * kept / GB,
-        logits=0.0 if isinstance(section, RewardModel) else _logits_gb(recipe.model, section, tokens, device),
+        logits=0.0 if isinstance(section, RewardModel) else _logits_gb(recipe.model, precision, tokens, device),
     )
 
 
@@ -178,13 +186,8 @@ def _row_tokens(recipe: Recipe, section: Training) -> int:
     return context
 
 
-def _precision(section: Training, device: str) -> str:
-    """What the worker computes in. Where it is to choose, a CPU is taken for one without bfloat16: that needs more."""
-    return section.precision or ("bfloat16" if device == "cuda" else "float32")
-
-
-def _logits_gb(model: Model, section: Training, tokens: int, device: str) -> float:
+def _logits_gb(model: Model, precision: str, tokens: int, device: str) -> float:
     logits = tokens * vocabulary(model)
     if logits <= LOGITS_AT_ONCE[device]:
         return logits * LOGIT_BYTES / GB
-    return min(logits * KEPT_LOGIT_BYTES[_precision(section, device)], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
+    return min(logits * KEPT_LOGIT_BYTES[precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB

@@ -74,7 +74,7 @@ def test_what_cannot_fit_is_refused(recipe_path: Path, override: str, resources:
 
 
 def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) -> None:
-    recipes = [load_recipe(recipe_path, [f"model.size={size}"]) for size in ("1B", "2B")]
+    recipes = [load_recipe(recipe_path, [f"model.size={size}", "pretrain.precision=bfloat16"]) for size in ("1B", "2B")]
     small, large = (training_memory(recipe, recipe.pretrain, "cpu") for recipe in recipes)
     grown = {name: value - asdict(small)[name] for name, value in asdict(large).items()}
     assert grown["weights"] + grown["gradients"] + grown["optimiser"] == pytest.approx(16)
@@ -82,6 +82,19 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     # On the machine, two versions of the weights besides.
     needs = [memory_needs(recipe)["pretrain"] for recipe in recipes]
     assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
+
+
+def test_where_the_worker_chooses_its_precision_a_cpu_is_planned_for_the_larger(recipe_path: Path) -> None:
+    def planned(device: str, rows: int, *precision: str) -> float:
+        chosen = [f"pretrain.precision={name}" for name in precision]
+        recipe = load_recipe(recipe_path, ["model.size=1B", f"pretrain.micro_batch_rows={rows}", *chosen])
+        return training_memory(recipe, recipe.pretrain, device).total
+
+    # Few tokens: the copies of the weights in 16 bits weigh more. Many: the activations in 32.
+    for rows, larger in ((1, "bfloat16"), (16, "float32")):
+        assert planned("cpu", rows) == planned("cpu", rows, larger)
+        assert planned("cpu", rows) > min(planned("cpu", rows, each) for each in ("bfloat16", "float32"))
+    assert planned("cuda", 16) == planned("cuda", 16, "bfloat16")
 
 
 def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
@@ -127,7 +140,9 @@ def test_a_folder_to_start_from_says_its_own_shape(recipe_path: Path, tmp_path: 
     shape = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 300}
     (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 60_000}))
     (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
-    recipe = load_recipe(recipe_path, [f"model.start_from={tmp_path}", "sft.micro_batch_rows=1"])
+    recipe = load_recipe(
+        recipe_path, [f"model.start_from={tmp_path}", "sft.micro_batch_rows=1", "sft.precision=bfloat16"]
+    )
     found = training_memory(recipe, recipe.sft, "cpu")
     assert found.weights == pytest.approx(4 * 2**20 / 1e9)
     assert found.activations == pytest.approx(256 * 128 * 5 * 126 / 1e9)
