@@ -1,13 +1,14 @@
 """The order in which rows are trained on: the same for any number of workers, and from any row on."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import ray.data
 
 from cluster.failures import UserError, first_line
 
@@ -36,44 +37,58 @@ def shards_in(folder: Path) -> list[Shard]:
     return [shard for shard in shards if shard.rows]
 
 
-def row_stream(shards: list[Shard], epochs: int, seed: int, start: int, deadline: float) -> ray.data.Dataset:
-    """Rows of all epochs in training order, from position `start` on, with their position in a column of that name.
+def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, size: int) -> Iterator[pa.Table]:
+    """The rows of all epochs in training order, from position `start` on, so many at a time; the last may be fewer.
 
     An epoch takes the shards in a random order and the rows of a shard in a random order: reads stay sequential, and
-    rows were shuffled over shards when they were packed.
+    rows were shuffled over shards when they were packed. The next shard is read while this one is trained on, in this
+    process: Ray Data would keep three more awake, each of which looks for signals a hundred times a second, and where
+    training has all cores every such moment stops it. On two cores steps took 13 % less while eight such were stopped.
 
-    Args:
-        deadline: seconds that the stream may make no progress: tasks that find no free CPU would wait in silence.
+    Raises:
+        OSError: a shard cannot be read.
     """
-    splits = list(_splits(shards, epochs, seed, start))
-    rows = ray.data.from_items(splits, override_num_blocks=max(1, len(splits))).map_batches(
-        _read, batch_size=1, batch_format="pyarrow", zero_copy_batch=True
-    )
-    rows.context.execution_options.preserve_order = True
-    rows.context.execution_no_progress_timeout_s = deadline
-    return rows
+    ahead: deque[Future[pa.Table]] = deque()
+    left: pa.Table | None = None
+    with ThreadPoolExecutor(1, "shard") as reader:
+        for split in _splits(shards, epochs, seed, start):
+            ahead.append(reader.submit(_read, split))
+            if len(ahead) > 1:
+                left = yield from _whole_batches(left, ahead.popleft().result(), size)
+        while ahead:
+            left = yield from _whole_batches(left, ahead.popleft().result(), size)
+    if left is not None and left.num_rows:
+        yield left
 
 
-def _splits(shards: list[Shard], epochs: int, seed: int, start: int) -> Iterator[dict]:
+@dataclass(frozen=True)
+class _Split:
+    """What one epoch reads of one shard: its rows in the order of a random state, the first few left out."""
+
+    path: str
+    order: tuple[int, int, int]
+    skip: int
+
+
+def _splits(shards: Sequence[Shard], epochs: int, seed: int, start: int) -> Iterator[_Split]:
     position = 0
     for epoch in range(epochs):
         for index in np.random.default_rng([seed, epoch]).permutation(len(shards)):
             shard = shards[index]
             if position + shard.rows > start:
-                yield {
-                    "path": shard.path,
-                    "order": [seed, epoch, int(index)],
-                    "position": position,
-                    "skip": max(0, start - position),
-                }
+                yield _Split(shard.path, (seed, epoch, int(index)), max(0, start - position))
             position += shard.rows
 
 
-def _read(splits: pa.Table) -> pa.Table:
-    tables = []
-    for split in splits.to_pylist():
-        table = parquet.read_table(split["path"])
-        order = np.random.default_rng(split["order"]).permutation(table.num_rows)[split["skip"] :]
-        positions = split["position"] + split["skip"] + np.arange(len(order))
-        tables.append(table.take(order).append_column("position", pa.array(positions)))
-    return pa.concat_tables(tables)
+def _read(split: _Split) -> pa.Table:
+    table = parquet.read_table(split.path)
+    return table.take(np.random.default_rng(split.order).permutation(table.num_rows)[split.skip :])
+
+
+def _whole_batches(left: pa.Table | None, rows: pa.Table, size: int) -> Generator[pa.Table, None, pa.Table]:
+    """Yields batches of what was left and the rows that follow it, and returns what is left of them."""
+    rows = pa.concat_tables([left, rows]) if left is not None else rows
+    whole = rows.num_rows - rows.num_rows % size
+    for begin in range(0, whole, size):
+        yield rows.slice(begin, size)
+    return rows.slice(whole)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,7 +28,7 @@ from actors.model.speed import (
     peak_flops,
     peak_memory_gb,
 )
-from actors.stream import Shard, row_stream
+from actors.stream import Shard, row_batches
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
 from cluster.metrics import MetricsWriter
@@ -163,15 +163,7 @@ class Speed:
 def _global_batches(job: TrainingJob, start: int) -> Iterator[tuple[int, pa.Table]]:
     """Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small."""
     size = job.settings.batch_rows
-    due = start * size
-    stream = row_stream(job.shards, job.settings.epochs, job.seed, due, job.deadline)
-    batches: Iterable[Any] = stream.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=2)
-    for rows in batches:
-        first = rows["position"][0].as_py()
-        if first != due:
-            raise StageError(f"the data stream gave row {first} where row {due} is due")
-        yield first // size, rows
-        due += rows.num_rows
+    yield from enumerate(row_batches(job.shards, job.settings.epochs, job.seed, start * size, size), start)
 
 
 def _timed(batches: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table, float]]:

@@ -27,7 +27,6 @@ class TrainingJob:
         out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
         seed: decides the order of the rows.
         threads: torch threads of a worker.
-        deadline: seconds that the data may make no progress.
         held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
         samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
     """
@@ -39,7 +38,6 @@ class TrainingJob:
     out: Path
     seed: int
     threads: int
-    deadline: float
     held_out_bytes: int | None = None
     samples: int = 0
     sample_tokens: int = 32

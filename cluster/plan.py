@@ -31,7 +31,6 @@ class Plan:
     gpus: float
     memory_gb: float
     trainer: Share
-    data_cpus: float
     rollout: Share
     reward: Share
     learner: Share
@@ -78,9 +77,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     actors = recipe.rlhf.fleet_limit
     _check_counts(recipe, found)
     _check_memory(recipe, found)
-    # A task that reads takes a whole CPU by default: with less left over, training would wait for its data for ever.
-    data_cpus = _down(min(found.cpus / 2, max(1.0, found.cpus / 4)))
-    trainer_cpus = min((found.cpus - data_cpus) / workers, found.cores)
+    trainer_cpus = min(found.cpus / workers, found.cores)
     rewards = max(1, recipe.rlhf.reward_models)
     learners = recipe.rlhf.learner_workers
     actor_cpus = min(found.cpus / (2 * recipe.rlhf.actors), found.cores)
@@ -94,7 +91,6 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         gpus=found.gpus,
         memory_gb=found.memory_gb,
         trainer=Share(_down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))),
-        data_cpus=data_cpus,
         rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
         reward=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
         learner=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)),

@@ -42,7 +42,6 @@ def training_job(
         out=out,
         seed=recipe.seed,
         threads=make_plan(recipe).trainer.threads,
-        deadline=recipe.cluster.deadline_seconds,
         **more,
     )
 

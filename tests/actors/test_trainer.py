@@ -29,7 +29,7 @@ from actors.model.speed import (
     peak_flops,
     stated_flops,
 )
-from actors.stream import Shard, row_stream
+from actors.stream import Shard, row_batches
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob
 from cluster.failures import StageError, UserError
@@ -98,7 +98,7 @@ def make(folder: Path, objective: LanguageObjective) -> tuple[Any, Any, Any]:
 
 def train(root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any) -> list[dict[str, Any]]:
     """Trains on Ray Train's workers."""
-    plan = Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF)
+    plan = Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF)
     return fit(training_job(root, name, objective, **settings), plan, title=name)
 
 
@@ -132,7 +132,6 @@ def training_job(
         out=out,
         seed=1,
         threads=1,
-        deadline=300,
         held_out_bytes=HELD_OUT_BYTES,
         samples=3,
         sample_tokens=4,
@@ -213,7 +212,7 @@ def refused(tries: Path) -> tuple[Any, Any, Any]:
 def test_a_model_that_is_refused_is_made_once(tmp_path: Path, ray_session: None):
     job = replace(training_job(tmp_path, "refused"), make=partial(refused, tmp_path / "tries"))
     with pytest.raises(UserError, match=r"^no model of this kind$"):
-        fit(job, Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF), title="refused")
+        fit(job, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="refused")
     assert (tmp_path / "tries").read_text() == "once\n"
 
 
@@ -221,7 +220,7 @@ def test_a_model_that_is_refused_is_made_once(tmp_path: Path, ray_session: None)
 def test_nothing_to_train_on_is_said_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
     job = replace(training_job(tmp_path, "empty"), **missing)
     with pytest.raises(UserError, match=r"empty: there is not one row to (train on|hold out): add sources"):
-        fit(job, Plan(2, 0, 8, HALF, 1, HALF, HALF, HALF, HALF), title="empty")
+        fit(job, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="empty")
 
 
 def test_ids_without_an_embedding_are_named():
@@ -277,21 +276,22 @@ def test_the_operations_of_a_token_are_counted_by_hand():
     assert flops_per_token(model, 10) == 6 * (300 * 64 + 64) + 4 * 2 * layer + 12 * 2 * 64 * 10
 
 
-@pytest.mark.slow
-def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Path, ray_session: None):
+@pytest.mark.parametrize("size", [1, 4, 7, 30])
+def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Path, size: int):
     shards = []
     for number, ids in enumerate((range(5), range(5, 12))):
         path = tmp_path / f"{number}.parquet"
         parquet.write_table(pa.table({"row_id": list(ids)}), path)
         shards.append(Shard(str(path), len(ids)))
 
-    def read(start: int) -> list[tuple[int, int]]:
-        rows = row_stream(shards, epochs=2, seed=3, start=start, deadline=240).take_all()
-        return sorted((row["position"], row["row_id"]) for row in rows)
+    def read(start: int) -> list[int]:
+        batches = list(row_batches(shards, epochs=2, seed=3, start=start, size=size))
+        assert {batch.num_rows for batch in batches[:-1]} <= {size}
+        assert 0 < batches[-1].num_rows <= size
+        return [row for batch in batches for row in batch["row_id"].to_pylist()]
 
     everything = read(0)
-    assert [position for position, _ in everything] == list(range(24))
-    epochs = [[row for _, row in everything[:12]], [row for _, row in everything[12:]]]
+    epochs = [everything[:12], everything[12:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
     assert epochs[0] != epochs[1]
     assert read(7) == everything[7:]

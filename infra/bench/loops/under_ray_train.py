@@ -37,10 +37,9 @@ def under_ray_train(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -
             out=root,
             seed=0,
             threads=threads,
-            deadline=300,
         )
-        share = Share(max(0.5, threads - 1), float(torch.cuda.is_available()), threads)
-        plan = Plan(threads, share.gpus, 8, share, 1, share, share, share, share)
+        share = Share(threads, float(torch.cuda.is_available()), threads)
+        plan = Plan(threads, share.gpus, 8, share, share, share, share, share)
         times = [row["time"] for row in fit(job, plan, "under Ray Train")]
     return [end - start for start, end in pairwise(times)]
 
