@@ -180,7 +180,7 @@ def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
     assert found.gathered == pytest.approx(4 * (3 * 0.233 + 2 * 0.525), rel=0.15)
     assert found.total < 80
     plan = make_plan(recipe, EIGHT_GPUS)
-    assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 6.0)
+    assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 8.0)
 
 
 def test_a_model_is_whole_before_it_is_sharded(recipe_path: Path) -> None:
