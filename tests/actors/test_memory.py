@@ -15,7 +15,7 @@ from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import adamw
 from actors.model.sharding import WithLoss
-from actors.model.speed import peak_memory_gb
+from actors.model.speed import native_precision, peak_memory_gb
 from cluster.memory import training_memory
 from cluster.recipe import Model, load_recipe
 from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
@@ -83,6 +83,8 @@ def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision
     [(4, "bfloat16", False), (8, "bfloat16", False), (4, "float32", False), (4, "bfloat16", True)],
 )
 def test_on_a_cpu_adamw_holds_what_the_plan_says(rows: int, precision: str, recompute: bool) -> None:
+    if precision == "bfloat16" != native_precision(torch.device("cpu")):
+        pytest.skip("this processor has no instructions for bfloat16: more than ten minutes")
     assert 0.85 < ratio("cpu", "135M", 256, rows, precision, recompute) < 1.05
 
 
