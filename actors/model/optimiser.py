@@ -5,6 +5,9 @@ import math
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from actors.model.muon import MuonInFloat32
+from actors.model.speed import native_precision
+
 BETAS = (0.9, 0.95)
 
 
@@ -26,9 +29,11 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
     chosen = set(inside)
+    native = native_precision(inside[0].device) == "bfloat16"
+    kind = Muon if native else MuonInFloat32
     others = [p for _, p in trained if p not in chosen]
     return [
-        Muon(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        kind(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         adamw(others, learning_rate, weight_decay),
     ]
 

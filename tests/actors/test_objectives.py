@@ -249,23 +249,31 @@ def test_adamw_steps_equal_the_paper():
             assert np.allclose(p.detach().numpy(), value, atol=1e-12)
 
 
-def test_muon_step_equals_newton_schulz_written_out():
+@pytest.mark.parametrize("native", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+def test_muon_step_equals_newton_schulz_written_out(
+    native: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("actors.model.optimiser.native_precision", lambda _: native)
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(6, 4, bias=False)])})
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(*shape[::-1], bias=False)])})
     wrapped = torch.nn.ModuleDict({"model": model})
     weight = wrapped["model"]["layers"][0].weight
-    before, gradient = weight.detach().clone(), torch.randn(4, 6)
+    before, gradient = weight.detach().clone(), torch.randn(shape)
     weight.grad = gradient.clone()
     muon, _ = muon_and_adamw(wrapped, learning_rate=0.01, weight_decay=0.1)
     muon.step()
     # First step of Nesterov momentum 0.95 from zero, then the quintic iteration of Jordan et al. 2024.
     step = (0.05 * gradient) * 0.95 + 0.05 * gradient
-    x = step.bfloat16() / step.bfloat16().norm()
+    dtype = torch.bfloat16 if native == "bfloat16" else torch.float64
+    x = step.to(dtype) / step.to(dtype).norm()
+    x = x.T if shape[0] > shape[1] else x
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    x = x.T if shape[0] > shape[1] else x
     expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * math.sqrt(6) * x.float()
-    assert torch.allclose(weight, expected, atol=2e-4)
+    assert torch.allclose(weight, expected, atol=2e-4 if native == "bfloat16" else 1e-6)
     assert not torch.allclose(weight, before, atol=1e-3)
 
 
