@@ -1,5 +1,7 @@
 """Muon for processors without instructions for bfloat16."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.optim import Muon
@@ -14,8 +16,13 @@ class MuonInFloat32(Muon):
     """
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One step of Jordan et al. 2024, scaled as in Liu et al. 2025, eq. 4."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of Jordan et al. 2024, scaled as in Liu et al. 2025, eq. 4; the loss, of a closure that computes
+        it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -28,6 +35,7 @@ class MuonInFloat32(Muon):
                 direction = _orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+        return loss
 
 
 def _orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from actors.model.language import build
@@ -275,6 +276,26 @@ def test_muon_step_equals_newton_schulz_written_out(
     expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * math.sqrt(6) * x.float()
     assert torch.allclose(weight, expected, atol=2e-4 if native == "bfloat16" else 1e-6)
     assert not torch.allclose(weight, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", ["bfloat16", "float32"])
+def test_muon_goes_on_from_the_state_of_either_precision(first: str, monkeypatch: pytest.MonkeyPatch):
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 6, bias=False)])})
+    wrapped = torch.nn.ModuleDict({"model": model})
+    weight = wrapped["model"]["layers"][0].weight
+    weight.grad = torch.randn(6, 4)
+
+    def made(native: str) -> torch.optim.Optimizer:
+        monkeypatch.setattr("actors.model.optimiser.native_precision", lambda _: native)
+        return muon_and_adamw(wrapped, learning_rate=0.01, weight_decay=0.1)[0]
+
+    before, after = made(first), made("float32" if first == "bfloat16" else "bfloat16")
+    before.step()
+    # As the trainer's checkpoints do; making the state, PyTorch takes a step without gradients.
+    set_optimizer_state_dict(wrapped, after, get_optimizer_state_dict(wrapped, before))
+    momentum = before.state[weight]["momentum_buffer"]
+    assert momentum.any()
+    assert torch.equal(after.state[weight]["momentum_buffer"], momentum)
 
 
 def test_dpo_loss_and_gradient_equal_the_closed_form_and_trls_on_the_same_batch():
