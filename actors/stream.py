@@ -1,8 +1,7 @@
 """The order in which rows are trained on: the same for any number of workers, and from any row on."""
 
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,16 +46,16 @@ def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, siz
 
     Raises:
         OSError: a shard cannot be read.
+        ArrowInvalid: it is damaged.
     """
-    ahead: deque[Future[pa.Table]] = deque()
     left: pa.Table | None = None
     with ThreadPoolExecutor(1, "shard") as reader:
-        for split in _splits(shards, epochs, seed, start):
-            ahead.append(reader.submit(_read, split))
-            if len(ahead) > 1:
-                left = yield from _whole_batches(left, ahead.popleft().result(), size)
-        while ahead:
-            left = yield from _whole_batches(left, ahead.popleft().result(), size)
+        reads = (reader.submit(_read, split) for split in _splits(shards, epochs, seed, start))
+        read = next(reads, None)
+        while read:
+            ahead = next(reads, None)
+            left = yield from _whole_batches(left, read.result(), size)
+            read = ahead
     if left is not None and left.num_rows:
         yield left
 

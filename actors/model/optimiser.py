@@ -29,9 +29,8 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
     chosen = set(inside)
-    native = native_precision(inside[0].device) == "bfloat16"
-    kind = Muon if native else MuonInFloat32
     others = [p for _, p in trained if p not in chosen]
+    kind = Muon if native_precision(inside[0].device) == "bfloat16" else MuonInFloat32
     return [
         kind(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         adamw(others, learning_rate, weight_decay),

@@ -73,7 +73,7 @@ def native_precision(device: torch.device) -> Literal["bfloat16", "float32"]:
     """The narrowest type whose products the device has instructions for.
 
     Without them PyTorch makes the products of bfloat16 one number at a time: on a CPU that has AVX2 alone, such as
-    AMD's before Zen 4 and Intel's for laptops, 1 to 9 GFLOP/s in place of 40 in float32.
+    AMD's before Zen 4 and Intel's for laptops, 1 to 9 GFLOP/s in place of 120 in float32.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
