@@ -1,11 +1,10 @@
 """What a training worker keeps: its state for a resume, and the model it leaves behind."""
 
-import json
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
-import ray.train
+import ray.train.collective
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -18,29 +17,40 @@ from torch.optim import Optimizer
 
 from actors.model import language
 from actors.model.sharding import WithLoss
+from actors.training_job import STEP, checkpoints_in
 from cluster.failures import UserError
-from cluster.run import SCRATCH
+from cluster.run import SCRATCH, write_json
+
+# The newest, and the one before it should the newest turn out to be damaged.
+KEPT = 2
 
 
 def save(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
-    """Reports a checkpoint to Ray Train, which keeps it in `out`. `step` is the next one to do."""
-    # Below Ray Train's own folder, which goes when the stage is done, with what a kill leaves in it.
-    (out / SCRATCH).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out / SCRATCH) as folder:
-        write(model, steppers, folder)
-        if rank == 0:
-            (Path(folder) / "step.json").write_text(json.dumps(step))
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    """Keeps a checkpoint in the scratch folder of `out`, which all workers see. `step` is the next one to do."""
+    side = out / SCRATCH / f"side_{step}"
+    write(model, steppers, side)
+    if rank == 0:
+        write_json(side / STEP, step)
+        side.rename(out / SCRATCH / f"checkpoint_{step}")
+        for _, old in checkpoints_in(out)[:-KEPT]:
+            shutil.rmtree(old)
 
 
-def restore(model: WithLoss, steppers: list[Optimizer]) -> int:
-    """Loads the newest checkpoint that Ray Train knows, of any number of workers; returns the next step to do."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+def restore(model: WithLoss, steppers: list[Optimizer], out: Path, rank: int) -> int:
+    """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
+    newest = None
+    if rank == 0:
+        # What a kill left, in which a checkpoint of fewer workers would leave parts.
+        for half in (out / SCRATCH).glob("side_*"):
+            shutil.rmtree(half)
+        newest = max(checkpoints_in(out), default=None)
+    # The others may not see the same yet on a file system of another machine, and wait until the rest is gone.
+    newest = ray.train.collective.broadcast_from_rank_zero(newest)
+    if newest is None:
         return 0
-    with checkpoint.as_directory() as folder:
-        read(model, steppers, folder)
-        return int(json.loads((Path(folder) / "step.json").read_text()))
+    step, folder = newest
+    read(model, steppers, folder)
+    return step
 
 
 def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
@@ -61,7 +71,8 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
         dcp.load({"model": weights, "optimiser": state}, checkpoint_id=folder)
     except CheckpointException as error:
         raise UserError(
-            f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to train from the start"
+            f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to go on from the one "
+            "before it, or from the start"
         ) from error
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _frozen(model))

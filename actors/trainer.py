@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from actors import checkpoints
+from actors.deadline import Deadline
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
 from actors.model.language import bits_per_byte
 from actors.model.objectives.language import LanguageObjective
@@ -47,24 +49,35 @@ class NotFiniteError(StageError):
 def train(job: TrainingJob) -> None:
     """Trains, or goes on from the newest checkpoint, on one worker of Ray Train.
 
-    Ray Train starts the workers again after any exception. What they would meet again, a model that is refused, a wrong
+    After any exception the workers are started again. What they would meet again, a model that is refused, a wrong
     row or a loss that is not finite, is therefore written down for the driver, and the workers end. All of them meet it
     at the same step, because they make the same model, read the whole stream and know the whole loss: none is left
-    waiting for the others.
+    waiting for the others. A worker that waits longer than the job's deadline ends by itself, and those that are
+    started in its place end at once.
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
-    try:
-        _train(job, rank, workers, *job.make())
-    except (UserError, NotFiniteError) as failure:
-        if rank == 0:
-            (job.out / SCRATCH).mkdir(exist_ok=True)
-            kind = UserError if isinstance(failure, UserError) else StageError
-            write_json(job.out / SCRATCH / FAILURE, {"kind": kind.__name__, "message": str(failure)})
+    if (job.out / SCRATCH / FAILURE).exists():
+        return
+    with Deadline(job.deadline, partial(_write_failure, job)) as deadline:
+        try:
+            deadline.begin("a model to train")
+            _train(job, rank, workers, deadline, *job.make())
+        except (UserError, NotFiniteError) as failure:
+            if rank == 0:
+                _write_failure(job, failure)
 
 
-def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any, tokenizer: Any) -> None:
+def _write_failure(job: TrainingJob, failure: UserError | StageError) -> None:
+    (job.out / SCRATCH).mkdir(exist_ok=True)
+    kind = UserError if isinstance(failure, UserError) else StageError
+    write_json(job.out / SCRATCH / FAILURE, {"kind": kind.__name__, "message": str(failure)})
+
+
+def _train(
+    job: TrainingJob, rank: int, workers: int, deadline: Deadline, plain: Any, objective: Any, tokenizer: Any
+) -> None:
     """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
     sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
     settings = job.settings
@@ -81,7 +94,7 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
         compile_layers(plain, objective)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
-    start = checkpoints.restore(model, steppers)
+    start = checkpoints.restore(model, steppers, job.out, rank)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     ask_first = start == 0 and bool(given) and given[0].is_prompt
@@ -89,8 +102,9 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     speed = Speed(plain, part) if rank == 0 else None
     skipped = 0
+    noticed = None
 
-    for step, rows, waited in _timed(_global_batches(job, start)):
+    for step, rows, waited in _global_batches(job, start, deadline):
         check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
@@ -116,15 +130,18 @@ def _train(job: TrainingJob, rank: int, workers: int, plain: Any, objective: Any
             speed.add(total if finite else 0, batch.input_ids, waited)
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
-        if last or (step + 1) % settings.checkpoint_every == 0:
-            found = _held_out(job, model, tokenizer, given, part, compiled)
-            if metrics:
-                metrics.write(step, **values, **found)
-            if last:
-                checkpoints.export(model, plain, tokenizer, job.out, rank)
-            checkpoints.save(model, steppers, step + 1, job.out, rank)
-        elif metrics:
+        due = last or (step + 1) % settings.checkpoint_every == 0
+        if due:
+            values |= _held_out(job, model, tokenizer, given, part, compiled)
+        if metrics:
             metrics.write(step, **values)
+        if last:
+            checkpoints.export(model, plain, tokenizer, job.out, rank)
+        # Of nodes that will be taken away. All workers are told at the same step.
+        notice = ray.train.get_preemption_info()
+        if due or notice != noticed:
+            checkpoints.save(model, steppers, step + 1, job.out, rank)
+        noticed = notice
 
 
 def _compiling_pays(job: TrainingJob, plain: Any, device: torch.device) -> bool:
@@ -160,18 +177,19 @@ class Speed:
         }
 
 
-def _global_batches(job: TrainingJob, start: int) -> Iterator[tuple[int, pa.Table]]:
-    """Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small."""
+def _global_batches(job: TrainingJob, start: int, deadline: Deadline) -> Iterator[tuple[int, pa.Table, float]]:
+    """Steps from `start` on, the rows of each and the seconds that they were waited for.
+
+    Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small.
+    """
     size = job.settings.batch_rows
-    yield from enumerate(row_batches(job.shards, job.settings.epochs, job.seed, start * size, size), start)
-
-
-def _timed(batches: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table, float]]:
-    """The batches, each with the seconds that it was waited for."""
-    asked = time.monotonic()
-    for step, rows in batches:
-        yield step, rows, time.monotonic() - asked
+    batches = row_batches(job.shards, job.settings.epochs, job.seed, start * size, size)
+    for step in range(start, job.steps):
         asked = time.monotonic()
+        deadline.begin(f"the rows of step {step}")
+        rows = next(batches)
+        deadline.begin(f"step {step} of training")
+        yield step, rows, time.monotonic() - asked
 
 
 def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:

@@ -1,5 +1,6 @@
 """What a training worker is given. The driver makes it, so nothing here is slow to import."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import Any
 
 from actors.stream import Shard
 from cluster.recipe import Training
+from cluster.run import SCRATCH
 
 # In the scratch folder: why training cannot go on, where a retry would meet the same again.
 FAILURE = "failure.json"
-
+# In a checkpoint: the next step to do. It is written last.
+STEP = "step.json"
 
 Make = Callable[[], tuple[Any, Any, Any]]
 
@@ -27,6 +30,7 @@ class TrainingJob:
         out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
         seed: decides the order of the rows.
         threads: torch threads of a worker.
+        deadline: seconds that a worker waits for a step, for its rows or for the model, before it gives up.
         held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
         samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
     """
@@ -38,6 +42,7 @@ class TrainingJob:
     out: Path
     seed: int
     threads: int
+    deadline: float
     held_out_bytes: int | None = None
     samples: int = 0
     sample_tokens: int = 32
@@ -47,3 +52,8 @@ class TrainingJob:
         """Optimiser steps of the whole job; the last one may be smaller."""
         rows = sum(shard.rows for shard in self.shards)
         return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
+
+
+def checkpoints_in(out: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a job that are whole, each with the next step to do, the newest last."""
+    return sorted((json.loads(path.read_text()), path.parent) for path in (out / SCRATCH).glob(f"checkpoint_*/{STEP}"))

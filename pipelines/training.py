@@ -1,17 +1,20 @@
-"""Hands a training job to Ray Train workers and waits for it: the driver's side of `actors.trainer`."""
+"""Hands a training job to its workers and waits for it: the driver's side of `actors.trainer`."""
 
 import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.lone_worker import LoneWorker
 from actors.stream import shards_in
-from actors.training_job import FAILURE, Make, TrainingJob
-from cluster.failures import StageError, UserError
+from actors.training_job import FAILURE, Make, TrainingJob, checkpoints_in
+from cluster.failures import EngineError, StageError, UserError, first_line, known_failure, wait_for
 from cluster.metrics import read_metrics
-from cluster.plan import Plan, make_plan
+from cluster.plan import Plan, Share, make_plan
 from cluster.progress import metrics_progress
 from cluster.recipe import Recipe, Training
 from cluster.run import SCRATCH
@@ -42,6 +45,7 @@ def training_job(
         out=out,
         seed=recipe.seed,
         threads=make_plan(recipe).trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
         **more,
     )
 
@@ -54,49 +58,66 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
 
     Raises:
         UserError: there are no rows, or they do not fit the model.
-        StageError: the loss is not finite.
+        StageError: the loss is not finite, or a worker waited longer than its deadline.
     """
-
     for purpose, shards in (("train on", job.shards), ("hold out", job.held_out)):
         if not shards:
             raise UserError(f"{title}: there is not one row to {purpose}: add sources, or change held_out_share")
-
-    def train() -> None:
-        # Imported by the workers alone: it takes 13 s of processor time, and neither the driver nor Ray Train's
-        # controller, which is given a configuration but not what the function holds, needs any of it.
-        from actors import trainer
-
-        trainer.train(job)
-
-    trainer = TorchTrainer(
-        train,
-        scaling_config=ScalingConfig(
-            num_workers=job.settings.workers,
-            use_gpu=plan.trainer.gpus > 0,
-            resources_per_worker={"CPU": plan.trainer.cpus, "GPU": plan.trainer.gpus},
-        ),
-        run_config=RunConfig(
-            name=SCRATCH,
-            storage_path=str(job.out),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=RETRIES),
-            # The type is that of Ray Train v1, which has no such field.
-            worker_runtime_env={"env_vars": TRAINING_ENVIRONMENT},  # type: ignore[call-arg]
-        ),
-    )
     failure = job.out / SCRATCH / FAILURE
     failure.unlink(missing_ok=True)
-    if not _is_done(job):
+    # The last checkpoint is saved after the model.
+    if job.steps not in (step for step, _ in checkpoints_in(job.out)):
+        alone = job.settings.workers == 1 and not plan.trainer.gpus
         with metrics_progress(job.out, job.steps, title):
-            trainer.fit()
+            (_train_alone if alone else _train_together)(job, plan.trainer)
     if failure.exists():
         _raise(json.loads(failure.read_text()))
     return read_metrics(job.out)
 
 
-def _is_done(job: TrainingJob) -> bool:
-    """Whether an earlier attempt came to the end: the last checkpoint is saved after the model."""
-    return str(job.steps) in (path.read_text() for path in (job.out / SCRATCH).glob("checkpoint_*/step.json"))
+def _train_together(job: TrainingJob, share: Share) -> None:
+    """Trains on Ray Train's workers."""
+
+    def train() -> None:
+        # Imported by the workers alone: neither the driver nor Ray Train's controller, which is given a configuration
+        # but not what the function holds, needs PyTorch.
+        from actors import trainer
+
+        trainer.train(job)
+
+    TorchTrainer(
+        train,
+        scaling_config=ScalingConfig(
+            num_workers=job.settings.workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker={"CPU": share.cpus, "GPU": share.gpus},
+        ),
+        run_config=RunConfig(
+            name=SCRATCH,
+            storage_path=str(job.out),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            # The type is that of Ray Train v1, which has no such field.
+            worker_runtime_env={"env_vars": TRAINING_ENVIRONMENT},  # type: ignore[call-arg]
+        ),
+    ).fit()
+
+
+def _train_alone(job: TrainingJob, share: Share) -> None:
+    """Trains on one worker, which is started again when it dies, as Ray Train does."""
+    kind: Any = ray.remote(LoneWorker).options(
+        num_cpus=share.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}}
+    )
+    for tries_left in reversed(range(1 + RETRIES)):
+        worker = kind.remote()
+        try:
+            wait_for(worker.ready.remote(), job.deadline, f"a worker with {share.cpus:g} CPUs to train on")
+            # The worker has a deadline for every step, and Ray notices when its node is gone.
+            ray.get(worker.train.remote(job))
+            return
+        except (RayError, EngineError) as error:
+            if not tries_left:
+                died = StageError(f"the training worker died {1 + RETRIES} times: {first_line(error)}")
+                raise known_failure(error) or (error if isinstance(error, RayTaskError) else died) from error
 
 
 def speed(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -4,8 +4,8 @@ The same model, rows, AdamW, clipping and precision (bfloat16 where the machine 
 way has a process of its own, the loop's with the environment that a stage sets. They take turns, so that a busy moment
 of the machine hits all of them; the medians of their steps are compared, and set beside the rate of matrix products in
 each turn: the best, and on a CPU also the median of a second, which is what it can keep up. The loop keeps documents
-apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs under Ray Train,
-as a stage does.
+apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs as a stage runs
+it.
 
 python -m infra.bench.training [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
     [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
@@ -146,10 +146,10 @@ def main() -> None:
                 seconds, memory[name] = connection.recv()
                 found[name] += seconds[0 if turn else WARM_UP :]
     if given.ray:
-        from infra.bench.loops.under_ray_train import under_ray_train
+        from infra.bench.loops.in_a_stage import in_a_stage
 
         # The last step waits for its checkpoint.
-        found["under Ray Train"] = under_ray_train(shape, rows, micro_rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
+        found["in a stage"] = in_a_stage(shape, rows, micro_rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
     peak, lasting = statistics.median(peaks), statistics.median(kept_up)
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -167,7 +167,7 @@ def main() -> None:
             if name in rates and peer in rates:
                 print(f"ratio of {name} to {peer}: {rates[name] / rates[peer]:.2f}")
     if given.ray and "the loop" in rates:
-        print(f"ratio of under Ray Train to the loop: {rates['under Ray Train'] / rates['the loop']:.2f}")
+        print(f"ratio of in a stage to the loop: {rates['in a stage'] / rates['the loop']:.2f}")
 
 
 @contextmanager

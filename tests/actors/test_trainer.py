@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from actors.model.speed import (
 )
 from actors.stream import Shard, row_batches
 from actors.trainer import check_ids
-from actors.training_job import TrainingJob
+from actors.training_job import TrainingJob, checkpoints_in
 from cluster.failures import StageError, UserError
 from cluster.metrics import read_metrics
 from cluster.plan import Plan, Share
@@ -132,6 +133,7 @@ def training_job(
         out=out,
         seed=1,
         threads=1,
+        deadline=240,
         held_out_bytes=HELD_OUT_BYTES,
         samples=3,
         sample_tokens=4,
@@ -172,12 +174,15 @@ def test_the_loss_does_not_depend_on_workers_and_micro_batches(undisturbed):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
+@pytest.mark.parametrize(("workers", "precise"), [(1, 1e-6), (2, 2e-4)])
+def test_a_killed_worker_costs_time_and_nothing_else(undisturbed, workers: int, precise: float):
     root, rows = undisturbed
-    resumed = train(root, "killed", DiesOnce(root / "died"))
-    assert (root / "died").exists()
+    died = root / f"died of {workers}"
+    resumed = train(root, f"killed {workers}", DiesOnce(died), workers=workers)
+    assert died.exists()
     assert [row["step"] for row in resumed] == list(range(8))
-    assert losses(resumed) == pytest.approx(losses(rows), abs=1e-6)
+    assert losses(resumed) == pytest.approx(losses(rows), abs=precise)
+    assert [step for step, _ in checkpoints_in(root / f"killed {workers}")] == [6, 8]
 
 
 @pytest.mark.slow
@@ -213,6 +218,21 @@ def test_a_model_that_is_refused_is_made_once(tmp_path: Path, ray_session: None)
     job = replace(training_job(tmp_path, "refused"), make=partial(refused, tmp_path / "tries"))
     with pytest.raises(UserError, match=r"^no model of this kind$"):
         fit(job, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="refused")
+    assert (tmp_path / "tries").read_text() == "once\n"
+
+
+def waits_for_ever(tries: Path) -> tuple[Any, Any, Any]:
+    with tries.open("a") as file:
+        file.write("once\n")
+    threading.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_too_long_ends_with_what_it_waited_for(tmp_path: Path, ray_session: None):
+    late = replace(training_job(tmp_path, "late"), make=partial(waits_for_ever, tmp_path / "tries"), deadline=10)
+    with pytest.raises(StageError, match=r"^waited 10 s for a model to train \(cluster.deadline_minutes\)$"):
+        fit(late, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="late")
     assert (tmp_path / "tries").read_text() == "once\n"
 
 

@@ -1,4 +1,4 @@
-"""The training loop under Ray Train, for the comparison with the bare loop; the bench of the loop needs no Ray."""
+"""The training loop in a stage, for the comparison with the bare loop; the bench of the loop needs no Ray."""
 
 import tempfile
 from functools import partial
@@ -22,8 +22,8 @@ from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.training import fit
 
 
-def under_ray_train(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> list[float]:
-    """Seconds of every step but the first, one global batch each, as a stage runs it: Ray Train's worker, the stream of
+def in_a_stage(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> list[float]:
+    """Seconds of every step but the first, one global batch each, as a stage runs it: a Ray worker, the stream of
     rows, the metrics. From metric to metric."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, connect(Cluster(), object_store_gb=0.5):
@@ -37,10 +37,11 @@ def under_ray_train(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -
             out=root,
             seed=0,
             threads=threads,
+            deadline=3600,
         )
         share = Share(threads, float(torch.cuda.is_available()), threads)
         plan = Plan(threads, share.gpus, 8, share, share, share, share, share)
-        times = [row["time"] for row in fit(job, plan, "under Ray Train")]
+        times = [row["time"] for row in fit(job, plan, "in a stage")]
     return [end - start for start, end in pairwise(times)]
 
 
