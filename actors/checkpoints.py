@@ -1,10 +1,12 @@
 """What a training worker keeps: its state for a resume, and the model it leaves behind."""
 
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train.collective
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -25,39 +27,78 @@ from cluster.run import SCRATCH, write_json
 KEPT = 2
 
 
-def save(model: WithLoss, steppers: list[Optimizer], step: int, out: Path, rank: int) -> None:
-    """Keeps a checkpoint in the scratch folder of `out`, which all workers see. `step` is the next one to do."""
-    side = out / SCRATCH / f"side_{step}"
-    write(model, steppers, side)
-    if rank == 0:
-        write_json(side / STEP, step)
-        side.rename(out / SCRATCH / f"checkpoint_{step}")
-        for _, old in checkpoints_in(out)[:-KEPT]:
-            shutil.rmtree(old)
+class Checkpoints:
+    """Those of a training job, in the scratch folder of `out`, which all workers see.
 
+    Args:
+        out: the job's folder.
+        rank: this worker's number.
+        workers: how many there are.
+        asynchronous: training goes on while a checkpoint is written, from a copy of the state in the CPU's memory.
+    """
 
-def restore(model: WithLoss, steppers: list[Optimizer], out: Path, rank: int) -> int:
-    """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
-    newest = None
-    if rank == 0:
-        # What a kill left, in which a checkpoint of fewer workers would leave parts.
-        for half in (out / SCRATCH).glob("side_*"):
-            shutil.rmtree(half)
-        newest = max(checkpoints_in(out), default=None)
-    # The others may not see the same yet on a file system of another machine, and wait until the rest is gone.
-    newest = ray.train.collective.broadcast_from_rank_zero(newest)
-    if newest is None:
-        return 0
-    step, folder = newest
-    read(model, steppers, folder)
-    return step
+    def __init__(self, out: Path, rank: int, workers: int, asynchronous: bool) -> None:
+        self.out, self.rank, self.workers = out, rank, workers
+        self.asynchronous = asynchronous
+        # Written meanwhile, it must not come between the collective operations of training.
+        self._group = dist.new_group(backend="gloo") if asynchronous and workers > 1 else None
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, model: WithLoss, steppers: list[Optimizer], step: int) -> None:
+        """Keeps the state; `step` is the next one to do. The checkpoint before is in place when this returns.
+
+        Raises:
+            CheckpointException: this checkpoint, or the one before if they are asynchronous, could not be written.
+        """
+        self.wait()
+        side = self.out / SCRATCH / f"side_{step}"
+        if not self.asynchronous:
+            write(model, steppers, side)
+            self._place(side, step)
+            return
+        alone = self.workers == 1
+        written = dcp.async_save(_state(model, steppers), checkpoint_id=side, process_group=self._group, no_dist=alone)
+        self._pending = self._writer.submit(self._finish, cast("Future[Any]", written), side, step)
+
+    def wait(self) -> None:
+        """Returns when what was saved is in place."""
+        if self._pending:
+            self._pending.result()
+        self._pending = None
+
+    def restore(self, model: WithLoss, steppers: list[Optimizer]) -> int:
+        """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
+        newest = None
+        if self.rank == 0:
+            # What a kill left, in which a checkpoint of fewer workers would leave parts.
+            for half in (self.out / SCRATCH).glob("side_*"):
+                shutil.rmtree(half)
+            newest = max(checkpoints_in(self.out), default=None)
+        # The others wait until the rest is gone; on a file system of another machine they may not see the same yet.
+        newest = ray.train.collective.broadcast_from_rank_zero(newest)
+        if newest is None:
+            return 0
+        step, folder = newest
+        read(model, steppers, folder)
+        return step
+
+    def _finish(self, written: Future[Any], side: Path, step: int) -> None:
+        written.result()
+        self._place(side, step)
+
+    def _place(self, side: Path, step: int) -> None:
+        if self.rank == 0:
+            write_json(side / STEP, step)
+            side.rename(self.out / SCRATCH / f"checkpoint_{step}")
+            for _, old in checkpoints_in(self.out)[:-KEPT]:
+                shutil.rmtree(old)
 
 
 def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
     """Writes the weights and the state of their optimisers, each worker its part. Weights that do not change are left
     out."""
-    weights, state = _state(model, steppers)
-    dcp.save({"model": weights, "optimiser": state}, checkpoint_id=folder)
+    dcp.save(_state(model, steppers), checkpoint_id=folder)
 
 
 def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
@@ -66,9 +107,9 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
     Raises:
         UserError: it is damaged, or of a model of another shape.
     """
-    weights, state = _state(model, steppers)
+    state = _state(model, steppers)
     try:
-        dcp.load({"model": weights, "optimiser": state}, checkpoint_id=folder)
+        dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:
         raise UserError(
             f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to go on from the one "
@@ -76,7 +117,9 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
         ) from error
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _frozen(model))
-    set_state_dict(model, steppers, model_state_dict=weights, optim_state_dict=state, options=options)
+    set_state_dict(
+        model, steppers, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=options
+    )
 
 
 def export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) -> None:
@@ -89,12 +132,12 @@ def export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) ->
         language.save(plain, tokenizer, out, weights)
 
 
-def _state(model: WithLoss, steppers: list[Optimizer]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _state(model: WithLoss, steppers: list[Optimizer]) -> dict[str, Any]:
     weights, state = get_state_dict(model, steppers)
     if _frozen(model):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         weights = {name: value for name, value in weights.items() if name in trained}
-    return weights, state
+    return {"model": weights, "optimiser": state}
 
 
 def _frozen(model: WithLoss) -> bool:

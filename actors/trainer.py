@@ -14,7 +14,7 @@ import ray.train
 import torch
 from torch.optim import Optimizer
 
-from actors import checkpoints
+from actors.checkpoints import Checkpoints, export
 from actors.deadline import Deadline
 from actors.model.batches import Part, accumulate, evaluate, sum_over_workers
 from actors.model.language import bits_per_byte
@@ -33,7 +33,7 @@ from actors.model.speed import (
 from actors.stream import Shard, row_batches
 from actors.training_job import FAILURE, TrainingJob
 from cluster.failures import StageError, UserError
-from cluster.metrics import MetricsWriter
+from cluster.metrics import MetricsWriter, read_metrics
 from cluster.recipe import Training
 from cluster.run import SCRATCH, write_json
 
@@ -94,7 +94,10 @@ def _train(
         compile_layers(plain, objective)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
-    start = checkpoints.restore(model, steppers, job.out, rank)
+    # State on a GPU is copied to the CPU's memory in any case; a CPU would have to hold it twice.
+    checkpoints = Checkpoints(job.out, rank, workers, asynchronous=device.type == "cuda")
+    start = checkpoints.restore(model, steppers)
+    lowest = min((row.get("held_out_loss", math.inf) for row in read_metrics(job.out)[:start]), default=math.inf)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     ask_first = start == 0 and bool(given) and given[0].is_prompt
@@ -131,17 +134,22 @@ def _train(
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
         due = last or (step + 1) % settings.checkpoint_every == 0
+        keep = last
         if due:
             values |= _held_out(job, model, tokenizer, given, part, compiled)
+            if settings.keep == "best":
+                keep = values["held_out_loss"] < lowest
+                lowest = min(lowest, values["held_out_loss"])
         if metrics:
             metrics.write(step, **values)
-        if last:
-            checkpoints.export(model, plain, tokenizer, job.out, rank)
+        if keep:
+            export(model, plain, tokenizer, job.out, rank)
         # Of nodes that will be taken away. All workers are told at the same step.
         notice = ray.train.get_preemption_info()
         if due or notice != noticed:
-            checkpoints.save(model, steppers, step + 1, job.out, rank)
+            checkpoints.save(model, steppers, step + 1)
         noticed = notice
+    checkpoints.wait()
 
 
 def _compiling_pays(job: TrainingJob, plain: Any, device: torch.device) -> bool:

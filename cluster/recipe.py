@@ -83,6 +83,9 @@ class Training(Section):
     decay_share: Share = Field(0.3, description="wsd: last part of the steps, over which the rate falls linearly to 0")
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the model of the last step, or of the checkpoint with the lowest held-out loss"
+    )
     skip_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps in a row that are left out when their loss or gradient is not finite; one more stops"
     )

@@ -22,7 +22,7 @@ from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
 from pipelines.figures import proportion
-from pipelines.training import fit, training_job
+from pipelines.training import fit, kept, training_job
 
 REFERENCE_ROWS = 32
 
@@ -43,13 +43,13 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         _write_shard(pairs, reference, padding, out / "shards" / name)
     shards, make = out / "shards", partial(_model, sft, settings.beta)
     job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
-    rows = fit(job, plan, "dpo")
+    model = kept(fit(job, plan, "dpo"), settings)
     return Result(
         metrics={
             "pairs": counts["train"],
-            "pair_accuracy": asdict(proportion(int(rows[-1]["held_out_right_pairs"]), counts["held_out"])),
-            "held_out_loss": rows[-1]["held_out_loss"],
-            "held_out_margin": rows[-1]["held_out_margins"] / counts["held_out"],
+            "pair_accuracy": asdict(proportion(int(model["held_out_right_pairs"]), counts["held_out"])),
+            "held_out_loss": model["held_out_loss"],
+            "held_out_margin": model["held_out_margins"] / counts["held_out"],
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )

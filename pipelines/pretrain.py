@@ -11,7 +11,7 @@ from cluster.plan import make_plan
 from cluster.recipe import Recipe
 from cluster.run import RunFolder, file_fingerprint
 from cluster.stages import Result
-from pipelines.training import fit, speed, training_job
+from pipelines.training import fit, kept, speed, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -37,11 +37,12 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "pre-training")
-    last = rows[-1]
+    model = kept(rows, settings)
     return Result(
         metrics={
-            "held_out_loss": last["held_out_loss"],
-            "bits_per_byte": last["held_out_bits_per_byte"],
+            "held_out_loss": model["held_out_loss"],
+            "bits_per_byte": model["held_out_bits_per_byte"],
+            "kept_step": model["step"],
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
         },

@@ -15,9 +15,9 @@ from cluster.section import Lora
 from cluster.stages import Result
 from pipelines.chat_data import conversations
 from pipelines.conversation_rows import render, write_packed
-from pipelines.training import fit, speed, training_job
+from pipelines.training import fit, kept, speed, training_job
 
-# Of the metrics of the first and the last step: how the model did before, and how it does now.
+# Of the metrics of the first step and of the one whose model is kept: how it did before, and how it does now.
 HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
 
 
@@ -38,10 +38,12 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "fine-tuning")
+    model = kept(rows, settings)
     return Result(
         metrics={
             **figures,
-            **{name: row[name] for row in (rows[0], rows[-1]) for name in HELD_OUT if name in row},
+            **{name: row[name] for row in (rows[0], model) for name in HELD_OUT if name in row},
+            "kept_step": model["step"],
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
         },

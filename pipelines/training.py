@@ -120,6 +120,13 @@ def _train_alone(job: TrainingJob, share: Share) -> None:
                 raise known_failure(error) or (error if isinstance(error, RayTaskError) else died) from error
 
 
+def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
+    """The metrics of the step whose model was kept."""
+    if settings.keep == "last":
+        return rows[-1]
+    return min((row for row in rows if "held_out_loss" in row), key=lambda row: row["held_out_loss"])
+
+
 def speed(rows: list[dict[str, Any]]) -> dict[str, float]:
     """What a stage's manifest says of how its steps went: figures of speed, and steps that were left out."""
     names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")

@@ -20,24 +20,18 @@ from ray.train.torch import TorchTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors import trainer
+from actors.model.batches import Part, evaluate
 from actors.model.language import build
 from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import (
-    compile_layers,
-    compiling_pays,
-    flops_per_token,
-    native_precision,
-    peak_flops,
-    stated_flops,
-)
-from actors.stream import Shard, row_batches
+from actors.model.sharding import WithLoss
+from actors.stream import Shard
 from actors.trainer import check_ids
 from actors.training_job import TrainingJob, checkpoints_in
 from cluster.failures import StageError, UserError
 from cluster.metrics import read_metrics
 from cluster.plan import Plan, Share
 from cluster.recipe import Model, Training
-from pipelines.training import fit, speed
+from pipelines.training import fit, kept, speed
 from tests.tiny import tiny_tokenizer
 
 # Two epochs in batches of seven: the last batch has one row, and a second worker none.
@@ -186,6 +180,20 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed, workers: int, 
 
 
 @pytest.mark.slow
+def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
+    # Tokens by chance: all that can be learned by heart is of no use for other rows.
+    rows = train_here(tmp_path, "best", keep="best", epochs=12, learning_rate=0.01)
+    best = kept(rows, Training(keep="best"))
+    assert best["step"] < rows[-1]["step"]
+    assert best["held_out_loss"] < rows[-1]["held_out_loss"] - 0.1
+    objective = LanguageObjective()
+    model = WithLoss(AutoModelForCausalLM.from_pretrained(tmp_path / "best"), objective)
+    part = Part(0, 1, 5, "float32", torch.device("cpu"))
+    found = evaluate(model, objective, iter([parquet.read_table(tmp_path / "held_out.parquet")]), part)
+    assert found["loss"] == pytest.approx(best["held_out_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_session: None):
     rows = train_here(tmp_path, "poisoned", Poisoned(), token=POISON, skip_nonfinite_steps=1)
     skipped = [row for row in rows if row.get("skipped")]
@@ -261,91 +269,9 @@ def test_what_is_measured_beside_the_loss(undisturbed):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "rate"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 3.12e14),
-        ("NVIDIA H100 80GB HBM3", 9.89e14),
-        ("NVIDIA H100 PCIe", 7.56e14),
-        ("NVIDIA L4", 1.21e14),
-        ("NVIDIA L40S", 3.62e14),
-        ("NVIDIA L40", None),
-        ("NVIDIA RTX A1000", None),
-    ],
-)
-def test_a_gpu_is_known_by_its_whole_name(name: str, rate: float | None):
-    assert stated_flops(name) == rate
-
-
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
-    with pytest.raises(UserError, match=r"compile_layers needs a C\+\+ compiler"):
-        compile_layers(model, LanguageObjective())
-
-
-def test_the_operations_of_a_token_are_counted_by_hand():
-    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
-    intermediate = model.config.intermediate_size
-    layer = 4 * 64 * 64 + 3 * 64 * intermediate + 2 * 64
-    # The tied embedding multiplies once, as the output head; then attention's scores and sums, forward and backward.
-    assert flops_per_token(model, 10) == 6 * (300 * 64 + 2 * layer + 64) + 12 * 2 * 64 * 10
-    for parameter in model.model.layers.parameters():
-        parameter.requires_grad_(False)
-    assert flops_per_token(model, 10) == 6 * (300 * 64 + 64) + 4 * 2 * layer + 12 * 2 * 64 * 10
-
-
-@pytest.mark.parametrize("size", [1, 4, 7, 30])
-def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Path, size: int):
-    shards = []
-    for number, ids in enumerate((range(5), range(5, 12))):
-        path = tmp_path / f"{number}.parquet"
-        parquet.write_table(pa.table({"row_id": list(ids)}), path)
-        shards.append(Shard(str(path), len(ids)))
-
-    def read(start: int) -> list[int]:
-        batches = list(row_batches(shards, epochs=2, seed=3, start=start, size=size))
-        assert {batch.num_rows for batch in batches[:-1]} <= {size}
-        assert 0 < batches[-1].num_rows <= size
-        return [row for batch in batches for row in batch["row_id"].to_pylist()]
-
-    everything = read(0)
-    epochs = [everything[:12], everything[12:]]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
-    assert epochs[0] != epochs[1]
-    assert read(7) == everything[7:]
-    assert read(19) == everything[19:]
-
-
-def test_a_damaged_shard_is_named(tmp_path: Path):
-    from actors.stream import shards_in
-
-    with pytest.raises(UserError, match="no Parquet shards"):
-        shards_in(tmp_path)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is none")
-    with pytest.raises(UserError, match="damaged"):
-        shards_in(tmp_path)
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_compiled_layers_and_losses_give_the_same_curve(undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
     root, plain = undisturbed
     compiled = train_here(root, "compiled", compile_layers=True)
     assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], abs=1e-4)
     assert compiled[-1]["held_out_loss"] == pytest.approx(plain[-1]["held_out_loss"], abs=1e-4)
-
-
-def test_the_precision_that_the_machine_has_instructions_for_is_the_faster_one() -> None:
-    cpu = torch.device("cpu")
-    rates = {precision: peak_flops(cpu, precision) for precision in ("bfloat16", "float32")}
-    assert native_precision(cpu) == max(rates, key=lambda precision: rates[precision])
-
-
-def test_compiling_pays_where_there_is_much_to_train() -> None:
-    model = build(Model(vocabulary=300, hidden=64, layers=2, heads=2, context=CONTEXT), 0, end_of_turn=4, padding=0)
-    operations = flops_per_token(model, CONTEXT)
-    few, many = (int(factor * 1e14 / operations) for factor in (0.9, 1.1))
-    cpu = torch.device("cpu")
-    assert not compiling_pays(model, few, CONTEXT, cpu)
-    assert compiling_pays(model, many, CONTEXT, cpu) == (shutil.which("g++") is not None)
