@@ -97,7 +97,8 @@ def _train(
     # State on a GPU is copied to the CPU's memory in any case; a CPU would have to hold it twice.
     checkpoints = Checkpoints(job.out, rank, workers, asynchronous=device.type == "cuda")
     start = checkpoints.restore(model, steppers)
-    lowest = min((row.get("held_out_loss", math.inf) for row in read_metrics(job.out)[:start]), default=math.inf)
+    earlier = read_metrics(job.out)
+    lowest = min((row.get("held_out_loss", math.inf) for row in earlier[:start]), default=math.inf)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     ask_first = start == 0 and bool(given) and given[0].is_prompt
@@ -127,6 +128,8 @@ def _train(
             stepper.zero_grad(set_to_none=True)
         last = step + 1 == job.steps
         values: dict[str, Any] = {"learning_rate": learning_rate}
+        if step == start and earlier:
+            values |= {"lost_steps": len(earlier) - start, "recovery_seconds": time.time() - earlier[-1]["time"]}
         if step == 0:
             values |= {f"{name}_before": value for name, value in untrained.items()}
         if metrics and speed:

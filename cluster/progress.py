@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.metrics import read_metrics
@@ -14,9 +15,9 @@ PERIOD = 1.0
 
 
 @contextmanager
-def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[None]:
+def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
     """Shows how many of `steps` are in the folder's `metrics.jsonl`, and the last loss, until the block ends; what is
-    in it, TensorBoard finds beside it."""
+    in it, TensorBoard finds beside it. What is printed to the console that it gives comes above the bar."""
     stop = threading.Event()
     columns = (
         TextColumn("{task.description}"),
@@ -44,7 +45,7 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[None]:
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            yield
+            yield progress.console
         finally:
             stop.set()
             thread.join(PERIOD * 5)

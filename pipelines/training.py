@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from rich.console import Console
 
 from actors.lone_worker import LoneWorker
 from actors.stream import shards_in
@@ -21,6 +22,7 @@ from cluster.run import SCRATCH
 from cluster.session import TRAINING_ENVIRONMENT
 
 RETRIES = 3
+RESUME = ("lost_steps", "recovery_seconds")
 
 
 def training_job(
@@ -68,8 +70,11 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
     # The last checkpoint is saved after the model.
     if job.steps not in (step for step, _ in checkpoints_in(job.out)):
         alone = job.settings.workers == 1 and not plan.trainer.gpus
-        with metrics_progress(job.out, job.steps, title):
-            (_train_alone if alone else _train_together)(job, plan.trainer)
+        with metrics_progress(job.out, job.steps, title) as console:
+            if alone:
+                _train_alone(job, plan.trainer, console)
+            else:
+                _train_together(job, plan.trainer)
     if failure.exists():
         _raise(json.loads(failure.read_text()))
     return read_metrics(job.out)
@@ -102,12 +107,12 @@ def _train_together(job: TrainingJob, share: Share) -> None:
     ).fit()
 
 
-def _train_alone(job: TrainingJob, share: Share) -> None:
+def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
     """Trains on one worker, which is started again when it dies, as Ray Train does."""
     kind: Any = ray.remote(LoneWorker).options(
         num_cpus=share.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}}
     )
-    for tries_left in reversed(range(1 + RETRIES)):
+    for failures in range(1, 2 + RETRIES):
         worker = kind.remote()
         try:
             wait_for(worker.ready.remote(), job.deadline, f"a worker with {share.cpus:g} CPUs to train on")
@@ -115,9 +120,11 @@ def _train_alone(job: TrainingJob, share: Share) -> None:
             ray.get(worker.train.remote(job))
             return
         except (RayError, EngineError) as error:
-            if not tries_left:
-                died = StageError(f"the training worker died {1 + RETRIES} times: {first_line(error)}")
-                raise known_failure(error) or (error if isinstance(error, RayTaskError) else died) from error
+            known = known_failure(error)
+            console.print(f"the training worker failed: {first_line(known or error)}", markup=False)
+            if failures > RETRIES:
+                died = StageError(f"the training worker failed {failures} times: {first_line(error)}")
+                raise known or (error if isinstance(error, RayTaskError) else died) from error
 
 
 def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
@@ -127,11 +134,18 @@ def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
     return min((row for row in rows if "held_out_loss" in row), key=lambda row: row["held_out_loss"])
 
 
-def speed(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What a stage's manifest says of how its steps went: figures of speed, and steps that were left out."""
+def speed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a stage's manifest says of how its steps went: figures of speed; steps that were left out; and of every time
+    that it went on after an end, the steps that were done again and the seconds from the last step before to the next
+    after."""
     names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")
     skipped = sum(row.get("skipped", 0) for row in rows)
-    return {**{name: rows[-1][name] for name in names}, **({"skipped_steps": skipped} if skipped else {})}
+    resumes = [{name: row[name] for name in RESUME} for row in rows if "lost_steps" in row]
+    return {
+        **{name: rows[-1][name] for name in names},
+        **({"skipped_steps": skipped} if skipped else {}),
+        **({"resumes": resumes} if resumes else {}),
+    }
 
 
 def _raise(failure: dict[str, str]) -> NoReturn:
