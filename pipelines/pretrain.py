@@ -42,9 +42,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         metrics={
             "held_out_loss": model["held_out_loss"],
             "bits_per_byte": model["held_out_bits_per_byte"],
-            "kept_step": model["step"],
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
+            "kept_step": model["step"],
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )

@@ -43,9 +43,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         metrics={
             **figures,
             **{name: row[name] for row in (rows[0], model) for name in HELD_OUT if name in row},
-            "kept_step": model["step"],
             "tokens": sum(row["tokens"] for row in rows),
             **speed(rows),
+            "kept_step": model["step"],
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )

@@ -120,6 +120,8 @@ def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
             ray.get(worker.train.remote(job))
             return
         except (RayError, EngineError) as error:
+            if (job.out / SCRATCH / FAILURE).exists():
+                return
             known = known_failure(error)
             console.print(f"the training worker failed: {first_line(known or error)}", markup=False)
             if failures > RETRIES:

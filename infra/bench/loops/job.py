@@ -1,0 +1,41 @@
+"""A training job of made-up rows, as a stage would make it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from actors.model.language import build
+from actors.model.objectives.language import LanguageObjective
+from actors.model.tokenizer import load_tokenizer
+from actors.stream import Shard
+from actors.training_job import TrainingJob
+from cluster.recipe import Model, Training
+from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
+
+
+def made_up_job(root: Path, shape: Model, rows: pa.Table, settings: Training, threads: int) -> TrainingJob:
+    """Trains a new model on the rows; the first of them is held out too."""
+    save_tokenizer(train_tokenizer(["to export with the model"], 300), root / "tokenizer", shape.context)
+    return TrainingJob(
+        settings=settings,
+        make=partial(made_up_model, shape, root / "tokenizer"),
+        shards=[_shard(root / "train.parquet", rows)],
+        held_out=[_shard(root / "held_out.parquet", rows.slice(0, 1))],
+        out=root,
+        seed=0,
+        threads=threads,
+        deadline=3600,
+    )
+
+
+def made_up_model(shape: Model, tokenizer: Path) -> tuple[Any, Any, Any]:
+    """A new model, what it learns, and a tokenizer to save with it."""
+    return build(shape, 0, end_of_turn=4, padding=0), LanguageObjective(), load_tokenizer(tokenizer)
+
+
+def _shard(path: Path, rows: pa.Table) -> Shard:
+    parquet.write_table(rows, path)
+    return Shard(str(path), rows.num_rows)

@@ -1,0 +1,133 @@
+"""What it costs that a node of a cluster goes: with notice, from under training; without, from under rollout actors.
+
+A cluster of several nodes runs on this machine. Training on two workers has to go on on another node from the
+checkpoint that the notice made, with each step once; rollout actors have to draw all that was asked, with the weights
+of now.
+
+python -m infra.bench.nodes
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from rich.table import Table
+
+from actors.fleet import Fleet
+from actors.model.language import save
+from actors.roster import ActorState
+from actors.sample import Prompt, Sampling
+from actors.training_job import checkpoints_in
+from cluster.metrics import read_metrics
+from cluster.plan import Plan, Share
+from cluster.recipe import Model, Training
+from cluster.session import ENVIRONMENT, ROOT
+from infra.bench.loops.job import made_up_job, made_up_model
+from infra.bench.training import table
+from pipelines.training import fit, speed
+
+SECONDS = 240.0
+ONE = Share(cpus=1, gpus=0, threads=1)
+SHAPE = Model(size="2.5M", context=256)
+STEPS, ROWS = 40, 8
+PROMPTS, SAMPLES = 24, 8
+
+
+@contextmanager
+def started() -> Iterator[Cluster]:
+    """A cluster whose head does no work."""
+    os.environ.update(ENVIRONMENT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        surroundings = {"env_vars": {"PYTHONPATH": str(ROOT), **ENVIRONMENT}}
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=surroundings)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def with_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
+    """Takes the node of two training workers away."""
+    ids = np.random.default_rng(0).integers(5, SHAPE.vocabulary, (STEPS * ROWS, SHAPE.context))
+    # Without the notice, the last step alone would have a checkpoint.
+    settings = Training(batch_rows=ROWS, micro_batch_rows=ROWS, checkpoint_every=2 * STEPS, workers=2)
+    job = made_up_job(root, SHAPE, table(ids, 1), settings, threads=1)
+    node = cluster.add_node(num_cpus=2)
+    plan = Plan(2, 0, 8, ONE, ONE, ONE, ONE, ONE)
+    training = threading.Thread(target=fit, args=(job, plan, "training"), daemon=True)
+    training.start()
+    wait_until(lambda: len(read_metrics(root)) > 2, "the third step")
+    cluster.add_node(num_cpus=2)
+    command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a bench"]
+    subprocess.run([*command, "--deadline-remaining-seconds", "30"], check=True)
+    wait_until(lambda: bool(checkpoints_in(root)), "the checkpoint of the notice")
+    cluster.remove_node(node, allow_graceful=False)
+    training.join(SECONDS)
+    rows = read_metrics(root)
+    if [row["step"] for row in rows] != list(range(STEPS)):
+        return 0.0, "steps are missing or twice"
+    (resume,) = speed(rows)["resumes"]
+    return resume["recovery_seconds"], f"whole; {resume['lost_steps']} steps were done again"
+
+
+def without_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
+    """Takes the node of one of two rollout actors away while they draw."""
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    tokenizer = made_up_job(root, SHAPE, table(np.zeros((1, SHAPE.context), int), 1), Training(), 1).out / "tokenizer"
+    model, _, words = made_up_model(SHAPE, tokenizer)
+    save(model, words, root / "model")
+    prompts = [Prompt(f"prompt {number}", [2, 20 + number, 50, 60, 4, 3]) for number in range(PROMPTS)]
+    with Fleet(root / "model", 2, ONE, SHAPE.context, seed=1, deadline=SECONDS) as fleet:
+        fleet.load(1, model.state_dict())
+        cluster.add_node(num_cpus=1)
+        fleet.submit(prompts, Sampling(SAMPLES, 1.0, 120, seed=1))
+        time.sleep(0.5)
+        begin = time.monotonic()
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        groups = fleet.collect(PROMPTS, deadline=SECONDS)
+        wait_until(lambda: fleet.states() == [ActorState.READY] * 2, "the actor in its place")
+        seconds = time.monotonic() - begin
+        versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=SECONDS)
+        checks = {
+            "prompts are missing or twice": sorted(group[0].prompt_id for group in groups)
+            == sorted(prompt.id for prompt in prompts),
+            "samples are missing": all(len(group) == SAMPLES for group in groups),
+            "no actor died: the node was another's": fleet.counters().deaths == 1,
+            f"the weights are of versions {versions}": versions == [1, 1],
+        }
+    return seconds, "; ".join(what for what, holds in checks.items() if not holds) or "whole"
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Raises a TimeoutError that names what was waited for."""
+    end = time.monotonic() + SECONDS
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {SECONDS:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Prints, for each, the seconds until all went on as before, and what is wrong."""
+    shown = Table("a node goes", "seconds", "the work is")
+    for name, goes in (("with notice", with_notice), ("without notice", without_notice)):
+        with tempfile.TemporaryDirectory() as folder, started() as cluster:
+            seconds, outcome = goes(cluster, Path(folder))
+            shown.add_row(name, f"{seconds:.0f}", outcome)
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    main()
