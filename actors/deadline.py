@@ -42,6 +42,7 @@ class Deadline:
     def _end(self, what: str) -> None:
         faulthandler.dump_traceback()
         try:
-            self.say(DeadlineError(f"waited {self.seconds:.0f} s for {what} (cluster.deadline_minutes)"))
+            where = "the Ray logs of this session say where"
+            self.say(DeadlineError(f"waited {self.seconds:.0f} s for {what} (cluster.deadline_minutes); {where}"))
         finally:
             os._exit(1)

@@ -123,10 +123,13 @@ def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
             if (job.out / SCRATCH / FAILURE).exists():
                 return
             known = known_failure(error)
-            console.print(f"the training worker failed: {first_line(known or error)}", markup=False)
+            if known and not isinstance(known, EngineError):
+                raise known from error
             if failures > RETRIES:
-                died = StageError(f"the training worker failed {failures} times: {first_line(error)}")
-                raise known or (error if isinstance(error, RayTaskError) else died) from error
+                died = StageError(f"the training worker died {failures} times: {first_line(error)}")
+                raise error if isinstance(error, RayTaskError) else died from error
+            why = first_line(error.cause if isinstance(error, RayTaskError) else error)
+            console.print(f"the training worker is started again: {why}", markup=False)
 
 
 def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
