@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from actors.model import language
 from actors.model.sharding import WithLoss
 from actors.training_job import STEP, checkpoints_in
-from cluster.failures import UserError
+from cluster.failures import StageError, UserError, first_line
 from cluster.run import SCRATCH, write_json
 
 # The newest, and the one before it should the newest turn out to be damaged.
@@ -49,7 +49,7 @@ class Checkpoints:
         """Keeps the state; `step` is the next one to do. The checkpoint before is in place when this returns.
 
         Raises:
-            CheckpointException: this checkpoint, or the one before if they are asynchronous, could not be written.
+            StageError: this checkpoint, or the one before if they are asynchronous, could not be written.
         """
         self.wait()
         side = self.out / SCRATCH / f"side_{step}"
@@ -84,7 +84,10 @@ class Checkpoints:
         return step
 
     def _finish(self, written: Future[Any], side: Path, step: int) -> None:
-        written.result()
+        try:
+            written.result()
+        except CheckpointException as error:
+            raise _unwritten(error, side) from error
         self._place(side, step)
 
     def _place(self, side: Path, step: int) -> None:
@@ -97,8 +100,15 @@ class Checkpoints:
 
 def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
     """Writes the weights and the state of their optimisers, each worker its part. Weights that do not change are left
-    out."""
-    dcp.save(_state(model, steppers), checkpoint_id=folder)
+    out.
+
+    Raises:
+        StageError: they cannot be written.
+    """
+    try:
+        dcp.save(_state(model, steppers), checkpoint_id=folder)
+    except CheckpointException as error:
+        raise _unwritten(error, Path(folder)) from error
 
 
 def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
@@ -130,6 +140,16 @@ def export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) ->
     }
     if rank == 0:
         language.save(plain, tokenizer, out, weights)
+
+
+def _unwritten(error: CheckpointException, folder: Path) -> StageError:
+    """PyTorch says of a full disk that its file is at another position than it should be."""
+    failure, _ = next(iter(error.failures.values()))
+    free = shutil.disk_usage(folder.parent).free / 1e9
+    return StageError(
+        f"cannot write the checkpoint {folder}: {first_line(failure)}; {free:.2f} GB are free there: free some if it "
+        "needs more, and the same command goes on"
+    )
 
 
 def _state(model: WithLoss, steppers: list[Optimizer]) -> dict[str, Any]:

@@ -50,10 +50,10 @@ def train(job: TrainingJob) -> None:
     """Trains, or goes on from the newest checkpoint, on one worker of Ray Train.
 
     After any exception the workers are started again. What they would meet again, a model that is refused, a wrong
-    row or a loss that is not finite, is therefore written down for the driver, and the workers end. All of them meet it
-    at the same step, because they make the same model, read the whole stream and know the whole loss: none is left
-    waiting for the others. A worker that waits longer than the job's deadline ends by itself, and those that are
-    started in its place end at once.
+    row, a loss that is not finite or a full disk, is therefore written down for the driver, and the workers end. All of
+    them meet it at the same step, because they make the same model, read the whole stream and know the whole loss: none
+    is left waiting for the others. A worker that waits longer than the job's deadline ends by itself, and those that
+    are started in its place end at once.
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -64,7 +64,7 @@ def train(job: TrainingJob) -> None:
         try:
             deadline.begin("a model to train")
             _train(job, rank, workers, deadline, *job.make())
-        except (UserError, NotFiniteError) as failure:
+        except (UserError, StageError) as failure:
             if rank == 0:
                 _write_failure(job, failure)
 

@@ -115,6 +115,8 @@ def auth_token() -> str:
 def _start_local(settings: Cluster, object_store_gb: float) -> None:
     # Nobody takes this machine away with notice, and the process that would watch for it costs 4 s of processor time.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Two processes that would wait for tasks from the start: 2 s of processor time, and stages need others.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray
 
     try:

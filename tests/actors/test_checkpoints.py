@@ -1,7 +1,9 @@
 """Checkpoints of a training job."""
 
+import resource
 from pathlib import Path
 
+import pytest
 import torch
 from torch.optim import Optimizer
 
@@ -11,15 +13,36 @@ from actors.model.objectives.language import LanguageObjective
 from actors.model.optimiser import optimisers
 from actors.model.sharding import WithLoss
 from actors.training_job import checkpoints_in
+from cluster.failures import StageError
 from cluster.recipe import Model
 
 
-def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(tmp_path: Path):
-    def made() -> tuple[WithLoss, list[Optimizer]]:
-        shape = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
-        model = WithLoss(build(shape, 0, end_of_turn=4, padding=0), LanguageObjective())
-        return model, optimisers(model, "adamw", 1e-3, 0.0)
+def made() -> tuple[WithLoss, list[Optimizer]]:
+    shape = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
+    model = WithLoss(build(shape, 0, end_of_turn=4, padding=0), LanguageObjective())
+    return model, optimisers(model, "adamw", 1e-3, 0.0)
 
+
+def save_whole(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(*made(), step)
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_stays(tmp_path: Path, asynchronous: bool):
+    checkpoints = Checkpoints(tmp_path, 0, 1, asynchronous)
+    save_whole(checkpoints, 1)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(StageError, match=r"cannot write the checkpoint .*side_2: .* GB are free there"):
+            save_whole(checkpoints, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert [step for step, _ in checkpoints_in(tmp_path)] == [1]
+
+
+def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(tmp_path: Path):
     model, steppers = made()
     checkpoints = Checkpoints(tmp_path, 0, 1, asynchronous=True)
     saved = {}
