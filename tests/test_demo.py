@@ -31,11 +31,14 @@ SMALL = [
     "pretrain.epochs=1",
     "pretrain.checkpoint_every=5",
     "sft.epochs=1",
+    "sft.batch_rows=32",
     "collect.prompts=80",
     "collect.held_out_share=0.3",
     "reward.epochs=1",
     # So small a reward model, taught so little, likes what it likes.
     "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
+    # An engine takes longer to start than to answer all that is asked here.
+    "rlhf.rollout_actors=1",
     "rlhf.steps=3",
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",
@@ -173,6 +176,7 @@ def test_the_trace_holds_every_answer_of_the_newest_steps(finished: RunFolder):
 @pytest.mark.timeout(SECONDS)
 def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
     settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", "rlhf.lora={rank: 4, alpha: 8}"]
+    settings.append("rlhf.rollout_actors=2")
     recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
     assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
     rows = read_metrics(finished.path("policy"))
