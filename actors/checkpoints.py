@@ -3,6 +3,7 @@
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import ray.train.collective
@@ -28,7 +29,8 @@ KEPT = 2
 
 
 class Checkpoints:
-    """Those of a training job, in the scratch folder of `out`, which all workers see.
+    """Those of a training job, in the scratch folder of `out`, which all workers see. A context manager: what was saved
+    is in place when it is left, whatever ended training.
 
     Args:
         out: the job's folder.
@@ -44,6 +46,12 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo") if asynchronous and workers > 1 else None
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.wait()
 
     def save(self, model: WithLoss, steppers: list[Optimizer], step: int) -> None:
         """Keeps the state; `step` is the next one to do. The checkpoint before is in place when this returns.

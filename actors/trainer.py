@@ -63,7 +63,9 @@ def train(job: TrainingJob) -> None:
     with Deadline(job.deadline, partial(_write_failure, job)) as deadline:
         try:
             deadline.begin("a model to train")
-            _train(job, rank, workers, deadline, *job.make())
+            # State on a GPU is copied to the CPU's memory in any case; a CPU would have to hold it twice.
+            with Checkpoints(job.out, rank, workers, asynchronous=torch.cuda.is_available()) as checkpoints:
+                _train(job, rank, workers, deadline, checkpoints, *job.make())
         except (UserError, StageError) as failure:
             if rank == 0:
                 _write_failure(job, failure)
@@ -76,7 +78,14 @@ def _write_failure(job: TrainingJob, failure: UserError | StageError) -> None:
 
 
 def _train(
-    job: TrainingJob, rank: int, workers: int, deadline: Deadline, plain: Any, objective: Any, tokenizer: Any
+    job: TrainingJob,
+    rank: int,
+    workers: int,
+    deadline: Deadline,
+    checkpoints: Checkpoints,
+    plain: Any,
+    objective: Any,
+    tokenizer: Any,
 ) -> None:
     """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
     sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
@@ -94,8 +103,6 @@ def _train(
         compile_layers(plain, objective)
     model = shard(WithLoss(plain.to(device), objective), workers, device).train()
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
-    # State on a GPU is copied to the CPU's memory in any case; a CPU would have to hold it twice.
-    checkpoints = Checkpoints(job.out, rank, workers, asynchronous=device.type == "cuda")
     start = checkpoints.restore(model, steppers)
     earlier = read_metrics(job.out)
     lowest = min((row.get("held_out_loss", math.inf) for row in earlier[:start]), default=math.inf)
@@ -152,7 +159,6 @@ def _train(
         if due or notice != noticed:
             checkpoints.save(model, steppers, step + 1)
         noticed = notice
-    checkpoints.wait()
 
 
 def _compiling_pays(job: TrainingJob, plain: Any, device: torch.device) -> bool:
