@@ -32,7 +32,7 @@ from cluster.metrics import read_metrics
 from cluster.plan import Plan, Share
 from cluster.recipe import Model, Training
 from cluster.session import ENVIRONMENT, ROOT
-from infra.bench.loops.job import made_up_job, made_up_model
+from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.training import table
 from pipelines.training import fit, speed
 
@@ -85,8 +85,7 @@ def with_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
 def without_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
     """Takes the node of one of two rollout actors away while they draw."""
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    tokenizer = made_up_job(root, SHAPE, table(np.zeros((1, SHAPE.context), int), 1), Training(), 1).out / "tokenizer"
-    model, _, words = made_up_model(SHAPE, tokenizer)
+    model, _, words = made_up_model(SHAPE, made_up_tokenizer(root, SHAPE))
     save(model, words, root / "model")
     prompts = [Prompt(f"prompt {number}", [2, 20 + number, 50, 60, 4, 3]) for number in range(PROMPTS)]
     with Fleet(root / "model", 2, ONE, SHAPE.context, seed=1, deadline=SECONDS) as fleet:

@@ -18,10 +18,9 @@ from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 def made_up_job(root: Path, shape: Model, rows: pa.Table, settings: Training, threads: int) -> TrainingJob:
     """Trains a new model on the rows; the first of them is held out too."""
-    save_tokenizer(train_tokenizer(["to export with the model"], 300), root / "tokenizer", shape.context)
     return TrainingJob(
         settings=settings,
-        make=partial(made_up_model, shape, root / "tokenizer"),
+        make=partial(made_up_model, shape, made_up_tokenizer(root, shape)),
         shards=[_shard(root / "train.parquet", rows)],
         held_out=[_shard(root / "held_out.parquet", rows.slice(0, 1))],
         out=root,
@@ -29,6 +28,13 @@ def made_up_job(root: Path, shape: Model, rows: pa.Table, settings: Training, th
         threads=threads,
         deadline=3600,
     )
+
+
+def made_up_tokenizer(root: Path, shape: Model) -> Path:
+    """The folder of a tokenizer to save with a model."""
+    folder = root / "tokenizer"
+    save_tokenizer(train_tokenizer(["to export with the model"], 300), folder, shape.context)
+    return folder
 
 
 def made_up_model(shape: Model, tokenizer: Path) -> tuple[Any, Any, Any]:
