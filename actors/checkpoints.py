@@ -102,8 +102,9 @@ class Checkpoints:
         if self.rank == 0:
             write_json(side / STEP, step)
             side.rename(self.out / SCRATCH / f"checkpoint_{step}")
-            for _, old in checkpoints_in(self.out)[:-KEPT]:
-                shutil.rmtree(old)
+            for old_step, old in checkpoints_in(self.out)[:-KEPT]:
+                # Under its own name, what a kill leaves of it would be in the way of another checkpoint of that step.
+                shutil.rmtree(old.rename(self.out / SCRATCH / f"side_old_{old_step}"))
 
 
 def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
@@ -18,6 +18,7 @@ from actors.sample import Prompt, Sample, Sampling
 from actors.weights import digest, unpack
 from actors.whole_prompts import whole_prompts
 from cluster.plan import Share
+from cluster.recipe import Precision
 
 # Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
 _SEQUENCES = 128
@@ -48,7 +49,7 @@ class Engine:
     swap_in_flight: bool = False
 
     @property
-    def precision(self) -> Literal["bfloat16", "float32"]:
+    def precision(self) -> Precision:
         """The element type that the engine computes in, as vLLM names it."""
         return "bfloat16" if self.dtype is torch.bfloat16 else "float32"
 

@@ -31,7 +31,7 @@ from actors.model.speed import (
     peak_memory_gb,
 )
 from actors.stream import Shard, row_batches
-from actors.training_job import FAILURE, TrainingJob
+from actors.training_job import FAILURE, TrainingJob, held_out_loss
 from cluster.failures import StageError, UserError
 from cluster.metrics import MetricsWriter, read_metrics
 from cluster.recipe import Training
@@ -107,7 +107,7 @@ def _train(
     steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, steppers)
     earlier = read_metrics(job.out)
-    lowest = min((row.get("held_out_loss", math.inf) for row in earlier[:start]), default=math.inf)
+    lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     ask_first = start == 0 and bool(given) and given[0].is_prompt
@@ -151,8 +151,10 @@ def _train(
         if due:
             values |= _held_out(job, model, tokenizer, given, part, compiled)
             if settings.keep == "best":
-                keep = values["held_out_loss"] < lowest
-                lowest = min(lowest, values["held_out_loss"])
+                keep = held_out_loss(values) < lowest
+                lowest = min(lowest, held_out_loss(values))
+                if last and lowest == math.inf:
+                    raise NotFiniteError("the held-out loss was never finite: there is no best model to keep")
         if metrics:
             metrics.write(step, **values)
         if keep:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ class TrainingJob:
         """Optimiser steps of the whole job; the last one may be smaller."""
         rows = sum(shard.rows for shard in self.shards)
         return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
+
+
+def held_out_loss(row: Mapping[str, Any]) -> float:
+    """The held-out loss in a step's metrics; infinite where none was measured, or where it is no number."""
+    loss = row.get("held_out_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
 
 
 def checkpoints_in(out: Path) -> list[tuple[int, Path]]:

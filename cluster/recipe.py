@@ -16,6 +16,8 @@ from cluster.rlhf_recipe import Probe, Rlhf
 from cluster.section import Lora, Place, Positive, PositiveFloat, Section, Share, Temperature
 from cluster.serve_recipe import Serve
 
+Precision = Literal["bfloat16", "float32"]
+
 
 class Cluster(Section):
     """Where the work runs."""
@@ -94,7 +96,7 @@ class Training(Section):
     compile_layers: bool | None = Field(
         None, description="faster steps, once the first has compiled them; unset: where that pays, with one worker"
     )
-    precision: Literal["bfloat16", "float32"] | None = Field(
+    precision: Precision | None = Field(
         None, description="of the matrix products; unset: bfloat16 where the worker has instructions for it"
     )
 

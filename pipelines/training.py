@@ -12,7 +12,7 @@ from rich.console import Console
 
 from actors.lone_worker import LoneWorker
 from actors.stream import shards_in
-from actors.training_job import FAILURE, Make, TrainingJob, checkpoints_in
+from actors.training_job import FAILURE, Make, TrainingJob, checkpoints_in, held_out_loss
 from cluster.failures import EngineError, StageError, UserError, first_line, known_failure, wait_for
 from cluster.metrics import read_metrics
 from cluster.plan import Plan, Share, make_plan
@@ -116,8 +116,7 @@ def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
         worker = kind.remote()
         try:
             wait_for(worker.ready.remote(), job.deadline, f"a worker with {share.cpus:g} CPUs to train on")
-            # The worker has a deadline for every step, and Ray notices when its node is gone.
-            ray.get(worker.train.remote(job))
+            wait_for_training(worker, job)
             return
         except (RayError, EngineError) as error:
             if (job.out / SCRATCH / FAILURE).exists():
@@ -132,11 +131,31 @@ def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
             console.print(f"the training worker is started again: {why}", markup=False)
 
 
+def wait_for_training(worker: Any, job: TrainingJob) -> None:
+    """Waits until the worker has trained.
+
+    The worker has deadlines of its own, for the model, for rows and for a step, and Ray notices when its node is gone.
+    Neither helps where its process stands still as a whole: that writes no step for longer than all three together.
+
+    Raises:
+        EngineError: the worker stood still, and was killed.
+        RayError: it died, or it raised.
+    """
+    ended, longest = worker.train.remote(job), 3 * job.deadline
+    written = len(read_metrics(job.out))
+    while not ray.wait([ended], timeout=longest)[0]:
+        before, written = written, len(read_metrics(job.out))
+        if written == before:
+            ray.kill(worker)
+            raise EngineError(f"the training worker finished no step in {longest:g} s")
+    ray.get(ended)
+
+
 def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
     """The metrics of the step whose model was kept."""
     if settings.keep == "last":
         return rows[-1]
-    return min((row for row in rows if "held_out_loss" in row), key=lambda row: row["held_out_loss"])
+    return min(rows, key=held_out_loss)
 
 
 def speed(rows: list[dict[str, Any]]) -> dict[str, Any]:

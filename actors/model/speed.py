@@ -5,12 +5,13 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from actors.model.objectives.language import LanguageObjective
 from cluster.failures import UserError
+from cluster.recipe import Precision
 
 # Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
 KNOWN_GPUS = {
@@ -69,7 +70,7 @@ def flops_per_token(model: Any, length: int) -> float:
     return matrices + 12.0 * model.config.num_hidden_layers * model.config.hidden_size * length
 
 
-def native_precision(device: torch.device) -> Literal["bfloat16", "float32"]:
+def native_precision(device: torch.device) -> Precision:
     """The narrowest type whose products the device has instructions for.
 
     Without them PyTorch makes the products of bfloat16 one number at a time: on a CPU that has AVX2 alone, such as

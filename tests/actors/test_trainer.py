@@ -1,5 +1,6 @@
 """The shared training loop on real Ray Train workers."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import ray
 import torch
+from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,12 +30,12 @@ from actors.model.sharding import WithLoss
 from actors.stream import Shard
 from actors.trainer import check_ids
 from actors.training_job import FAILURE, TrainingJob, checkpoints_in
-from cluster.failures import StageError, UserError
+from cluster.failures import EngineError, StageError, UserError
 from cluster.metrics import read_metrics
 from cluster.plan import Plan, Share
 from cluster.recipe import Model, Training
 from cluster.run import SCRATCH
-from pipelines.training import fit, kept, speed
+from pipelines.training import fit, kept, speed, wait_for_training
 from tests.tiny import tiny_tokenizer
 
 # Two epochs in batches of seven: the last batch has one row, and a second worker none.
@@ -41,6 +44,7 @@ HELD_OUT_BYTES = 500
 # A token that no row of `write_rows` has.
 POISON = 260
 HALF = Share(0.25, 0, 1)
+PLAN = Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF)
 
 
 def write_rows(path: Path, rows: int, seed: int) -> Shard:
@@ -109,15 +113,18 @@ def make(folder: Path, objective: LanguageObjective) -> tuple[Any, Any, Any]:
 
 def train(root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any) -> list[dict[str, Any]]:
     """Trains on Ray Train's workers."""
-    plan = Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF)
-    return fit(training_job(root, name, objective, **settings), plan, title=name)
+    return fit(training_job(root, name, objective, **settings), PLAN, title=name)
 
 
 def train_here(
     root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    """The same in this process, which spares the start of the workers: Ray Train's local mode."""
-    job = training_job(root, name, objective, **settings)
+    """The same in this process, which spares the start of the workers."""
+    return run_here(training_job(root, name, objective, **settings))
+
+
+def run_here(job: TrainingJob) -> list[dict[str, Any]]:
+    """Trains in Ray Train's local mode."""
     (job.out / SCRATCH / FAILURE).unlink(missing_ok=True)
     threads = torch.get_num_threads()
     TorchTrainer(lambda: trainer.train(job), scaling_config=ScalingConfig(num_workers=0)).fit()
@@ -216,6 +223,31 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
 
 
 @pytest.mark.slow
+def test_no_best_checkpoint_is_said_where_no_held_out_loss_is_finite(tmp_path: Path, ray_session: None):
+    job = training_job(tmp_path, "never", Poisoned(), keep="best")
+    with_token(job.held_out[0], token=POISON)
+    run_here(job)
+    assert json.loads((job.out / SCRATCH / FAILURE).read_text())["message"].startswith("the held-out loss was never")
+
+
+@ray.remote(num_cpus=0)
+class Frozen:
+    """A worker that stands still."""
+
+    def train(self, _: TrainingJob) -> None:
+        threading.Event().wait()
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_ended(tmp_path: Path, ray_session: None):
+    worker = Frozen.remote()
+    with pytest.raises(EngineError, match=r"^the training worker finished no step in 3 s$"):
+        wait_for_training(worker, replace(training_job(tmp_path, "still"), deadline=1))
+    with pytest.raises(RayActorError):
+        ray.get(worker.train.remote(None), timeout=60)
+
+
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_session: None):
     rows = train_here(tmp_path, "poisoned", Poisoned(), token=POISON, skip_nonfinite_steps=1)
     skipped = [row for row in rows if row.get("skipped")]
@@ -247,7 +279,7 @@ def refused(tries: Path) -> tuple[Any, Any, Any]:
 def test_a_model_that_is_refused_is_made_once(tmp_path: Path, ray_session: None):
     job = replace(training_job(tmp_path, "refused"), make=partial(refused, tmp_path / "tries"))
     with pytest.raises(UserError, match=r"^no model of this kind$"):
-        fit(job, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="refused")
+        fit(job, PLAN, title="refused")
     assert (tmp_path / "tries").read_text() == "once\n"
 
 
@@ -262,7 +294,7 @@ def waits_for_ever(tries: Path) -> tuple[Any, Any, Any]:
 def test_a_worker_that_waits_too_long_ends_with_what_it_waited_for(tmp_path: Path, ray_session: None):
     late = replace(training_job(tmp_path, "late"), make=partial(waits_for_ever, tmp_path / "tries"), deadline=10)
     with pytest.raises(StageError, match=r"^waited 10 s for a model to train \(cluster.deadline_minutes\); "):
-        fit(late, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="late")
+        fit(late, PLAN, title="late")
     assert (tmp_path / "tries").read_text() == "once\n"
 
 
@@ -270,7 +302,7 @@ def test_a_worker_that_waits_too_long_ends_with_what_it_waited_for(tmp_path: Pat
 def test_nothing_to_train_on_is_said_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
     job = replace(training_job(tmp_path, "empty"), **missing)
     with pytest.raises(UserError, match=r"empty: there is not one row to (train on|hold out): add sources"):
-        fit(job, Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF), title="empty")
+        fit(job, PLAN, title="empty")
 
 
 def test_ids_without_an_embedding_are_named():
