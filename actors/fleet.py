@@ -48,7 +48,6 @@ class Fleet:
         max_tokens_total: the most tokens of a prompt and its completion.
         seed: of draws that have no seed of their own.
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
-        actor: the class of the actors.
         surroundings: what goes on with their answers, if anything does.
         swap_in_flight: actors take new weights in the midst of answers.
 
@@ -64,7 +63,6 @@ class Fleet:
         max_tokens_total: int,
         seed: int,
         deadline: float,
-        actor: type[RolloutActor] = RolloutActor,
         surroundings: Environment | None = None,
         swap_in_flight: bool = False,
     ) -> None:
@@ -82,7 +80,7 @@ class Fleet:
         }
         if swap_in_flight:
             options["concurrency_groups"] = {WEIGHTS: 1}
-        self._actor = ray.remote(**options)(actor)
+        self._actor = ray.remote(**options)(RolloutActor)
         self._deadline = deadline
         self._inbox: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())

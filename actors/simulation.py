@@ -20,7 +20,8 @@ from actors.weights import Weights
 from actors.worker import Answer
 
 Call = Literal["start", "pull", "generate"]
-Fate = Literal["well", "die", "hang"]
+# Who forgets goes on with the weights it has.
+Fate = Literal["well", "die", "hang", "forget"]
 
 
 class Timeline:
@@ -153,7 +154,8 @@ class SimulatedWorker:
         elif fate == "die":
             timeline.after(self._free_at - timeline.now() - seconds / 2, lambda: self._die(answer))
         else:
-            timeline.after(self._free_at - timeline.now(), lambda: self._give(give, answer))
+            given = give if fate == "well" else lambda: weights_of(self.version).digests
+            timeline.after(self._free_at - timeline.now(), lambda: self._give(given, answer))
 
     def _give(self, give: Callable[[], object], answer: Answer) -> None:
         if not self._gone:

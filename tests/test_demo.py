@@ -47,7 +47,7 @@ SMALL = [
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Rows of metrics that a stage has written when everything is killed: after its first checkpoint, before its end. The
-# trainer of pre-training is that of fine-tuning and the reward model too.
+# trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of its own for kills.
 KILLED_AFTER = {"pretrain": 12, "rlhf": 2}
 # Five times what the longest way between two kills takes on an idle machine of two cores; other tests run beside it.
 SECONDS = 1000
@@ -55,12 +55,12 @@ SECONDS = 1000
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
-    """A run of one command in which everything was killed in the middle of three stages; and what it printed."""
+    """A run of one command in which everything was killed in the middle of two stages; and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     run = RunFolder(folder / "small")
     command = [sys.executable, "-m", "cluster.cli", "run", str(RECIPE), *SMALL, f"run={run.root}"]
     with (folder / "log").open("w") as log:
-        for name in ("corpus", *KILLED_AFTER):
+        for name in KILLED_AFTER:
             kill_in_the_middle(command, stage_named(name), run, log)
         subprocess.run(command, env=ENVIRONMENT, stdout=log, stderr=log, check=True, timeout=SECONDS)
     return run, (folder / "log").read_text()
@@ -86,8 +86,6 @@ def kill_in_the_middle(command: list[str], stage: Stage, run: RunFolder, log: IO
 
 def has_begun(stage: Stage, run: RunFolder) -> bool:
     """Whether a stage has something to lose."""
-    if stage.name == "corpus":
-        return (run.partial(stage.folder) / "work" / "prepared").exists()
     return len(read_metrics(run.partial(stage.folder))) >= KILLED_AFTER[stage.name]
 
 
@@ -95,7 +93,7 @@ def has_begun(stage: Stage, run: RunFolder) -> bool:
 @pytest.mark.timeout(2 * SECONDS)
 def test_after_a_kill_the_same_command_goes_on(killed: tuple[RunFolder, str]):
     run, printed = killed
-    for name in ("corpus", *KILLED_AFTER):
+    for name in KILLED_AFTER:
         assert f"{name:<9} resumed" in printed
     steps = [row["step"] for row in read_metrics(run.path("base"))]
     assert steps == list(range(len(steps)))

@@ -26,9 +26,10 @@ DEADLINE = 20.0
 STEPS = 12
 PROMPTS = [f"p{i}" for i in range(40)]
 SAMPLING = Sampling(2, 1.0, 8)
-# How often an actor dies or hangs in a call of each kind.
+# How often an actor dies or hangs in a call of each kind, or takes no weights and says that it did.
 DEATHS: dict[Call, float] = {"start": 0.08, "pull": 0.03, "generate": 0.03}
 HANGS: dict[Call, float] = {"start": 0.03, "pull": 0.01, "generate": 0.02}
+FORGETS: dict[Call, float] = {"start": 0.0, "pull": 0.01, "generate": 0.0}
 
 
 def listed(count: int) -> list[Prompt]:
@@ -110,8 +111,9 @@ def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[flo
 
 
 def survive(seed: int) -> Counter[str]:
-    """Trains through one random schedule of faults: actors that die or hang in any call, that join and leave, rewards
-    that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint. Returns the faults."""
+    """Trains through one random schedule of faults: actors that die or hang in any call, or take no weights, that join
+    and leave, rewards that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint.
+    Returns the faults."""
     choose = random.Random(seed)
     settings = Rlhf(
         prompts_per_step=choose.randint(1, 8), samples_per_prompt=2, max_staleness=choose.choice([0, 0, 1, 2])
@@ -119,8 +121,8 @@ def survive(seed: int) -> Counter[str]:
     seen: Counter[str] = Counter()
 
     def fate(call: Call) -> Fate:
-        drawn = choose.random()
-        found: Fate = "die" if drawn < DEATHS[call] else "hang" if drawn < DEATHS[call] + HANGS[call] else "well"
+        odds = (DEATHS[call], HANGS[call], FORGETS[call])
+        found: Fate = choose.choices(("die", "hang", "forget", "well"), (*odds, 1 - sum(odds)))[0]
         seen[f"{found} in {call}"] += 1
         return found
 
@@ -186,6 +188,7 @@ def survive(seed: int) -> Counter[str]:
 def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
     found: Counter[str] = sum(map(survive, range(200)), Counter())
     assert all(found[f"{fate} in {call}"] > 50 for fate in ("die", "hang") for call in DEATHS), found
+    assert found["forget in pull"] > 50
     assert found["released"] > 200
     assert found["lives"] > 400
     # Few runs of bad luck are too long to wait for, or kill actor after actor.
@@ -295,6 +298,25 @@ def test_an_actor_that_hangs_is_found_while_others_report_without_pause():
     coordinator.generate(listed(400), SAMPLING)
     assert [round(seconds) for seconds in world.released] == [5]
     assert coordinator.counters().deaths == 1
+
+
+def test_an_actor_without_the_weights_that_it_claims_is_replaced_before_it_draws():
+    fates = iter(["well", "forget"])
+    world = World(Latency(), random.Random(1), lambda _: next(fates, "well"))
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    coordinator.sync(weights_of(1), wait=True)
+    drawn = coordinator.generate(listed(4), SAMPLING)
+    assert {tuple(sample.weight_versions) for samples in drawn.values() for sample in samples} == {(1,)}
+    assert coordinator.counters().deaths == 1
+
+
+def test_a_sync_that_no_actor_takes_is_named():
+    world = World(Latency(), random.Random(1), lambda call: "forget" if call == "pull" else "well")
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    with pytest.raises(EngineError, match=r"weights 1: the engine computes with others in all"):
+        coordinator.sync(weights_of(1), wait=True)
 
 
 def test_a_wait_ends_at_its_deadline_and_says_for_what():

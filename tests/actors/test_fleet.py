@@ -4,17 +4,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
-import torch
 from transformers import LlamaForCausalLM
 
 from actors.fleet import Fleet
-from actors.rollout import RolloutActor
 from actors.roster import ActorState
 from actors.sample import Sampling
-from cluster.failures import DeadlineError, EngineError, UserError
+from cluster.failures import DeadlineError, UserError
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
 
 pytestmark = pytest.mark.slow
@@ -99,25 +96,6 @@ def test_a_prompt_without_room_for_an_answer_is_refused(fleet: Fleet):
     prompt.token_ids.extend([5] * CONTEXT)
     with pytest.raises(ValueError, match="prompt long-0 has 262 tokens"):
         fleet.generate([prompt], Sampling(1, 1.0, 4))
-
-
-class Forgetful(RolloutActor):
-    """Takes the new version's number without the weights."""
-
-    def pull_weights(
-        self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype, adapters: bool = False
-    ) -> dict[str, int]:
-        del refs, dtype, adapters
-        self._llm.update_weight_version(str(version))
-        return self.checksums(version)
-
-
-def test_a_sync_that_did_not_happen_is_found(tiny: Tiny, ray_session: None):
-    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, actor=Forgetful) as forgetful:
-        (process,) = processes(forgetful)
-        with pytest.raises(EngineError, match=r"weights 1: the engine computes with others in model"):
-            forgetful.load(1, changed(tiny[1], seed=1).state_dict())
-    until(lambda: not psutil.pid_exists(process), "the actor's process to end")
 
 
 def test_a_folder_without_a_model_is_the_users_to_mend(tmp_path: Path, ray_session: None):

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -13,6 +14,7 @@ from actors.sample import Prompt, Sampling
 from actors.weights import digest, mismatch
 from cluster.section import Lora
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
+from tests.helpers import wait_until
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
@@ -81,10 +83,12 @@ def test_scores_are_those_of_transformers_up_to_a_full_context(fleet: Fleet, tin
 
 
 def test_the_digest_is_of_the_weights_the_engine_computes_with(fleet: Fleet, tiny: Tiny, fresh_version: int):
-    state = tiny[1].state_dict()
-    fleet.load(fresh_version, state)
+    state = changed(tiny[1], seed=fresh_version).state_dict()
     expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
     assert len(expected) == 1 + 3 * tiny[1].config.num_hidden_layers
+    (handle, *_) = fleet.handles()
+    assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=180)) is not None
+    fleet.load(fresh_version, state)
     for handle in fleet.handles():
         assert mismatch(expected, ray.get(handle.checksums.remote(), timeout=180)) is None
 
@@ -129,11 +133,13 @@ def test_weights_change_in_the_midst_of_answers_and_every_token_says_which_drew_
     models, last = (tiny[1], changed(tiny[1], seed=3)), 12
     asked = prompts("in-flight", 4)
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, swap_in_flight=True) as fleet:
-        fleet.submit(asked, Sampling(8, 1.0, 200, seed=5))
+        fleet.submit(asked, Sampling(2, 1.0, 200, seed=5))
         for version in range(1, last + 1):
             fleet.load(version, models[version % 2].state_dict())
         groups = fleet.collect(len(asked))
-        (found,) = ray.get([handle.checksums.remote() for handle in fleet.handles()], timeout=180)
+        (actor,) = fleet.handles()
+        found, process = ray.get([actor.checksums.remote(), actor.process.remote()], timeout=180)
+    wait_until(lambda: not psutil.pid_exists(process), 60, "the actor's process to end")
     state = models[last % 2].state_dict()
     expected = digest((name, tensor) for name, tensor in state.items() if name != "lm_head.weight")
     assert mismatch(expected, found) is None

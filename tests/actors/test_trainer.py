@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -132,6 +133,12 @@ def run_here(job: TrainingJob) -> list[dict[str, Any]]:
     return read_metrics(job.out)
 
 
+def failure_of(job: TrainingJob) -> str:
+    """Why training ended, as it was written down."""
+    failure = json.loads((job.out / SCRATCH / FAILURE).read_text())
+    return f"{failure['kind']}: {failure['message']}"
+
+
 def training_job(
     root: Path, name: str, objective: LanguageObjective | None = None, token: int | None = None, **settings: Any
 ) -> TrainingJob:
@@ -227,7 +234,7 @@ def test_no_best_checkpoint_is_said_where_no_held_out_loss_is_finite(tmp_path: P
     job = training_job(tmp_path, "never", Poisoned(), keep="best")
     with_token(job.held_out[0], token=POISON)
     run_here(job)
-    assert json.loads((job.out / SCRATCH / FAILURE).read_text())["message"].startswith("the held-out loss was never")
+    assert failure_of(job).startswith("StageError: the held-out loss was never finite")
 
 
 @ray.remote(num_cpus=0)
@@ -263,10 +270,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_s
 
 
 @pytest.mark.slow
-def test_what_a_retry_would_meet_again_stops_at_once_and_names_it(tmp_path: Path, ray_session: None):
-    with pytest.raises(StageError, match=r"the loss is nan .* at step \d: lower the learning rate"):
-        train(tmp_path, "poisoned", Poisoned(), token=POISON)
-    assert not (tmp_path / "poisoned" / "model.safetensors").exists()
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path, ray_session: None):
+    job = training_job(tmp_path, "poisoned", Poisoned(), token=POISON)
+    run_here(job)
+    assert re.match(r"StageError: the loss is nan .* at step \d: lower the learning rate", failure_of(job))
+    assert not (job.out / "model.safetensors").exists()
 
 
 def refused(tries: Path) -> tuple[Any, Any, Any]:
