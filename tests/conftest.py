@@ -16,9 +16,23 @@ from cluster.session import connect
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 
 
+# What takes longest to start: the real server, and the fleet of engines that tests of the actors share.
+SHARED = ("server", "fleet")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest begins first, so that processes that share the tests end together."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """Of the processes that share the tests, one has all files that need the same server or fleet, which starts once.
+
+    What takes longest begins first, so that the processes end together.
+    """
+    groups = {item.path: item.location[0] for item in items}
+    for name in SHARED:
+        groups |= {item.path: name for item in items if isinstance(item, pytest.Function) and name in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+    order = ("tests/test_demo.py", *SHARED)
+    items.sort(key=lambda item: order.index(group) if (group := groups[item.path]) in order else len(order))
 
 
 @pytest.fixture
