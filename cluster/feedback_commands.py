@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,6 +107,15 @@ def export_file(
     with _open(run) as database:
         count = importlib.import_module("pipelines.exchange").export_file(database, kind, path, name)
         print(f"{count} rows in {path}")
+
+
+@exchange.command("count")
+def count(run: RunOption) -> None:
+    """Say how much a run's database holds: prompts, their completions, and what people did with them."""
+    with _open(run) as database:
+        held = asdict(database.counts())
+    for name, number in held.items():
+        print(f"{name.replace('_', ' ')}\t{number}")
 
 
 def _print_token(name: str, run: Path, renew: bool) -> None:

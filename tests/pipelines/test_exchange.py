@@ -270,6 +270,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["labeller", "list", *run], 0, "ann\t0 judged\texcluded"),
         (["labeller", "include", "ann", *run], 0, "ann counts"),
         (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
+        (["feedback", "count", *run], 0, "prompts\t2\ncompletions\t4\nrankings\t2\nskipped\t0\nall bad\t0"),
         (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
         (["score", str(tmp_path), str(source), "out.jsonl"], 2, "it has no recipe.yaml"),
     ):
