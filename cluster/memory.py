@@ -128,7 +128,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
 
     With GPUs the models lie there, and the machine itself holds the processes and, as they start, every model of each
-    worker, of the learner and of the rewards.
+    worker, of the learner and of the rewards; or, if that is more, the copy that checkpoints of training are written
+    from: 12 bytes for each parameter that is trained.
     """
     rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
     engines, replicas = rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
@@ -139,7 +140,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     if on_gpu:
         started = rlhf.learner_workers * models + rlhf.reward_models * members
         return {
-            **{name: ray + part.workers * (PROCESS_GB + whole) for name, part in trainings(recipe).items()},
+            **{
+                name: ray + part.workers * PROCESS_GB + max(part.workers * whole, _checkpoint_gb(recipe, part))
+                for name, part in trainings(recipe).items()
+            },
             "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.learner_workers) * PROCESS_GB,
             "serve": ray + replicas * PROCESS_GB,
         }
@@ -158,6 +162,12 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine
     needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
     return needs
+
+
+def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
+    """Float32 weights that are trained, and the two moments of AdamW."""
+    trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
+    return 3 * HELD_BYTES * trained / GB
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:

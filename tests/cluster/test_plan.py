@@ -193,6 +193,18 @@ def test_a_model_is_whole_before_it_is_sharded(recipe_path: Path) -> None:
         make_plan(recipe, Resources(cpus=64, cores=64, gpus=16, memory_gb=2000, gpu_memory_gb=24))
 
 
+def test_a_checkpoint_is_written_from_a_copy_on_the_machine(recipe_path: Path) -> None:
+    def needed(*overrides: str) -> dict[str, float]:
+        return memory_needs(load_recipe(recipe_path, ["model.size=8B", *overrides]), on_gpu=True)
+
+    # By hand: two versions of the weights, Ray and a process; and weights with two moments, more than the model.
+    alone = needed("sft.lora={rank: 8}")
+    assert alone["pretrain"] == pytest.approx(64 + 0.8 + 0.7 + 96)
+    # Of adapters there is little to write: the model as it starts is more. So are those of eight workers.
+    assert alone["sft"] == pytest.approx(64 + 0.8 + 0.7 + 32)
+    assert needed("pretrain.workers=8")["pretrain"] == pytest.approx(64 + 0.8 + 8 * (0.7 + 32))
+
+
 def test_the_recipe_says_the_memory_of_gpus_that_are_not_of_this_machine(recipe_path: Path) -> None:
     cluster = replace(EIGHT_GPUS, gpu_memory_gb=None)
     assert make_plan(load_recipe(recipe_path, EIGHT_B), cluster)
