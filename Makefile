@@ -17,7 +17,7 @@ demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 S
 
 # Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
 test: $(STAMP) ## run the tests
-	@OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check style and types
 	@.venv/bin/ruff check .

@@ -16,23 +16,26 @@ from cluster.session import connect
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 
 
+FIRST = ("test_demo.py", "test_gateway.py", "test_trainer.py")
 # What takes longest to start: the real server, and the fleet of engines that tests of the actors share.
 SHARED = ("server", "fleet")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that share the tests, one has all files that need the same server or fleet, which starts once.
+    """Of two processes that share the files, two each and then one by one, the first has the whole loop and then
+    training. Meanwhile the other has all that need the server, and then the fleet, so that these start once."""
+    shared = {
+        item.path: number
+        for number, name in enumerate(SHARED)
+        for item in items
+        if isinstance(item, pytest.Function) and name in item.fixturenames
+    }
 
-    What takes longest begins first, so that the processes end together.
-    """
-    groups = {item.path: item.location[0] for item in items}
-    for name in SHARED:
-        groups |= {item.path: name for item in items if isinstance(item, pytest.Function) and name in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-    order = ("tests/test_demo.py", *SHARED)
-    items.sort(key=lambda item: order.index(group) if (group := groups[item.path]) in order else len(order))
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.name
+        return FIRST.index(name) if name in FIRST else len(FIRST), shared.get(item.path, len(SHARED))
+
+    items.sort(key=place)
 
 
 @pytest.fixture

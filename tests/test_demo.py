@@ -39,15 +39,16 @@ SMALL = [
     "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
     # An engine takes longer to start than to answer all that is asked here.
     "rlhf.rollout_actors=1",
-    "rlhf.steps=3",
+    "rlhf.steps=4",
     "rlhf.prompts_per_step=4",
     "rlhf.samples_per_prompt=4",
     "rlhf.checkpoint_every=1",
     "rlhf.probe_every=2",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-# Rows of metrics that a stage has written when everything is killed: after its first checkpoint, before its end. The
-# trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of its own for kills.
+# Rows of metrics that a stage has written when everything is killed: after its first checkpoint, two steps and more
+# before its end. The trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of
+# its own for kills.
 KILLED_AFTER = {"pretrain": 12, "rlhf": 2}
 # Five times what the longest way between two kills takes on an idle machine of two cores; other tests run beside it.
 SECONDS = 1000
@@ -136,8 +137,8 @@ def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
 @pytest.mark.slow
 def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFolder):
     rows = read_metrics(finished.path("policy"))
-    assert [row["step"] for row in rows] == [0, 1, 2]
-    assert [row["version"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["version"] for row in rows] == [1, 2, 3, 4]
     # The engines' log-probabilities are those of the learner's weights, and of the newest version.
     assert max(row["behaviour_gap"] for row in rows) < 1e-3
     assert {row["staleness"] for row in rows} == {0.0}
@@ -150,9 +151,9 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     assert leans[0] == pytest.approx([0] * len(leans[0]), abs=1e-3)
     assert max(map(abs, leans[2])) > 0.01
     metrics = finished.require("policy", "rlhf").metrics
-    assert metrics["prompts"] == {"trained": 12, "filtered": 0}
+    assert metrics["prompts"] == {"trained": 16, "filtered": 0}
     # Held-out judgements are looked at before the third step and after the last.
-    assert ["preference_accuracy" in row for row in rows] == [False, False, True]
+    assert ["preference_accuracy" in row for row in rows] == [False, False, True, False]
     assert metrics["preference_accuracy"]["low"] < metrics["preference_accuracy"]["value"]
 
 
