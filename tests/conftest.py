@@ -16,26 +16,20 @@ from cluster.session import connect
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 
 
-FIRST = ("test_demo.py", "test_gateway.py", "test_trainer.py")
-# What takes longest to start: the real server, and the fleet of engines that tests of the actors share.
-SHARED = ("server", "fleet")
+# What takes longest to start: the fleet of engines that tests of the actors share, and the real server.
+SHARED = ("fleet", "server")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that share the files, two each and then one by one, the first has the whole loop and then
-    training. Meanwhile the other has all that need the server, and then the fleet, so that these start once."""
+    """What takes longest begins first, so that processes that share the tests end together: the whole loop. Meanwhile
+    another has the files that need the fleet, and those that need the server, so that these start once."""
     shared = {
-        item.path: number
-        for number, name in enumerate(SHARED)
+        item.path: place
+        for place, name in enumerate(SHARED, 1)
         for item in items
         if isinstance(item, pytest.Function) and name in item.fixturenames
     }
-
-    def place(item: pytest.Item) -> tuple[int, int]:
-        name = item.path.name
-        return FIRST.index(name) if name in FIRST else len(FIRST), shared.get(item.path, len(SHARED))
-
-    items.sort(key=place)
+    items.sort(key=lambda item: 0 if item.path.name == "test_demo.py" else shared.get(item.path, 1 + len(SHARED)))
 
 
 @pytest.fixture

@@ -175,7 +175,6 @@ def test_the_trace_holds_every_answer_of_the_newest_steps(finished: RunFolder):
 @pytest.mark.timeout(SECONDS)
 def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
     settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", "rlhf.lora={rank: 4, alpha: 8}"]
-    settings.append("rlhf.rollout_actors=2")
     recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
     assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
     rows = read_metrics(finished.path("policy"))

@@ -83,34 +83,34 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
 ):
     given = Rlhf(**{"learning_rate": 1e-3, "micro_batch_rows": 2, "minimum_entropy": 1e-6, **settings})
     alone = Learner(given, *folders, seed=0, threads=1)
-    expected = [step(alone)]
-    alone.save(tmp_path / "alone", {"by": 1})
-    with two_workers(folders, given, tmp_path / "together") as together:
-        assert together.restore() is None
-        assert_alike(step(together), expected[0])
-        together.save({"by": 2})
-    expected.append(step(alone))
-    one_after_two = Learner(given, *folders, seed=0, threads=1)
-    state = one_after_two.restore(tmp_path / "together")
-    assert state is not None
-    assert state["by"] == 2
-    assert_alike(step(one_after_two), expected[1])
-    assert_close(one_after_two.weights(), alone.weights())
-    with two_workers(folders, given, tmp_path / "alone") as two_after_one:
+    step(alone)
+    for name in ("first", "checkpoint"):
+        alone.save(tmp_path / name, {"by": 1})
+    with two_workers(folders, given, tmp_path / "checkpoint") as two_after_one:
         state = two_after_one.restore()
         assert state is not None
         assert state["by"] == 1
-        assert_alike(step(two_after_one), expected[1])
+        assert_alike(step(two_after_one), step(alone))
         weights = two_after_one.weights()
         assert_close(weights, alone.weights())
         published = two_after_one.publish(7)
         sent = unpack(ray.get(published.ref), published.dtype)
         assert sent.keys() == weights.keys()
         assert all(torch.equal(value, weights[name]) for name, value in sent.items())
+        two_after_one.save({"by": 2})
         two_after_one.export(tmp_path / "policy", False)
         two_after_one.export(tmp_path / "kept", True)
+    one_after_two = Learner(given, *folders, seed=0, threads=1)
+    state = one_after_two.restore(tmp_path / "checkpoint")
+    assert state is not None
+    assert state["by"] == 2
+    assert_alike(step(one_after_two), step(alone))
+    assert_close(one_after_two.weights(), alone.weights())
     # What is kept is the policy before the last step, which had been measured.
-    alone.export(tmp_path / "kept alone", True)
+    again = Learner(given, *folders, seed=0, threads=1)
+    again.restore(tmp_path / "first")
+    step(again)
+    again.export(tmp_path / "kept alone", True)
     policy, kept, kept_alone = (exported(tmp_path / name) for name in ("policy", "kept", "kept alone"))
     assert_close(kept, kept_alone)
     assert any(not torch.equal(value, kept[name]) for name, value in policy.items())
@@ -124,7 +124,8 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_worker_that_dies_is_named_and_no_other_waits_for_it(folders: Folders, tmp_path: Path, ray_session: None):
     with two_workers(folders, Rlhf(), tmp_path / "checkpoint") as learner:
-        step(learner)
+        assert learner.restore() is None
+        assert_alike(step(learner), step(Learner(Rlhf(), *folders, seed=0, threads=1)))
         with pytest.raises(StageError, match="of prompt 'a' is nan: nothing was learned"):
             learner.step(PROMPTS, [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {})
         assert step(learner)["version"] == 2

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipelines.promote import promote_unfinished
 from serve.gateway import Settings
 from serve.parts import Promoted
 from tests.cluster.test_versions import make
-from tests.helpers import free_port
+from tests.helpers import free_port, wait_until
 from tests.serve.conftest import CONTEXT, Server, finish_model
 from tests.serve.local import Parrot, asking, prompt
 from tests.tiny import write_tiny_model
@@ -33,16 +32,25 @@ ASK = {"model": MODEL, "prompt": "The capital of", "temperature": 0, "max_tokens
 
 @dataclass
 class Answers:
-    """What clients got: the version that an answer's header named, its text, and the comments in its stream."""
+    """What clients got: the version that an answer's header named, its text, and the comments in its stream.
+
+    `begun` is set as soon as there is a header.
+    """
 
     got: list[tuple[str, str, list[str]]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def whole(self) -> list[tuple[str, str]]:
+        """Versions and texts of the answers that one version gave alone."""
+        return [(weights, text) for weights, text, comments in self.got if not comments]
 
 
 def stream(url: str, answers: Answers, **options: object) -> None:
     try:
         with httpx.stream("POST", f"{url}/v1/completions", json=ASK | {"stream": True} | options, timeout=60) as reply:
             assert reply.status_code == 200, reply.read()
+            answers.begun.set()
             # Not `iter_lines`: it also ends a line at U+0085 and its like, which JSON leaves as they are.
             lines = [line for line in reply.read().decode().split("\n") if line]
         assert "data: [DONE]" in lines[-2:]
@@ -84,18 +92,19 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
     clients += [threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 1500})]
     for client in clients:
         client.start()
-    time.sleep(0.3)
+    assert long.begun.wait(60)
     for action in ("promote", "rollback", "promote", "rollback"):
         done = httpx.post(f"{server.url}/admin/{action}", json={"model": MODEL}, timeout=60).json()
         assert done["seconds"] < 1
-        time.sleep(0.3)
+        seen = len(answers.whole())
+        # As many as there are clients may have been whole before.
+        wait_until(lambda seen=seen: len(answers.whole()) > seen + 3, 60, f"an answer after a {action}")
     stop.set()
     for client in clients:
         client.join()
 
     assert answers.failed == long.failed == []
-    whole = {(weights, text) for weights, text, comments in answers.got if not comments}
-    assert whole == set(expected.items())
+    assert set(answers.whole()) == set(expected.items())
     ((began, _, comments),) = long.got
     assert comments == [": X-Triptych-Weights: " + ", ".join([old, new, old, new, old][: comments[0].count(",") + 1])]
     assert began == old
@@ -117,7 +126,7 @@ def test_the_only_answer_goes_on_when_weights_change_under_it(server: Server) ->
     finish_model(run, MODEL, seed=3, end_id=4)
     client = threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 1500})
     client.start()
-    time.sleep(0.3)
+    assert long.begun.wait(60)
     done = httpx.post(f"{server.url}/admin/promote", json={"model": MODEL}, timeout=60).json()
     client.join()
     finish_model(run, MODEL, seed=2, end_id=4)
