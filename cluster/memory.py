@@ -88,7 +88,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
 
 def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -> TrainingMemory:
     size, shape = parameters(recipe.model), trained_shape(recipe.model)
-    trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
+    trained = _trained_in(recipe, section)
     tokens = section.micro_batch_rows * _row_tokens(recipe, section)
     embedding = vocabulary(recipe.model) * shape.hidden
     layer = (size - embedding) / shape.layers
@@ -166,8 +166,11 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
 
 def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
     """Float32 weights that are trained, and the two moments of AdamW."""
-    trained = trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
-    return 3 * HELD_BYTES * trained / GB
+    return 3 * HELD_BYTES * _trained_in(recipe, section) / GB
+
+
+def _trained_in(recipe: Recipe, section: Training) -> int:
+    return trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:

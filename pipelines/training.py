@@ -142,10 +142,11 @@ def wait_for_training(worker: Any, job: TrainingJob) -> None:
         RayError: it died, or it raised.
     """
     ended, longest = worker.train.remote(job), 3 * job.deadline
-    written = len(read_metrics(job.out))
+    # The row itself, which has its time: steps that are done again make no more rows than there were.
+    newest = read_metrics(job.out)[-1:]
     while not ray.wait([ended], timeout=longest)[0]:
-        before, written = written, len(read_metrics(job.out))
-        if written == before:
+        before, newest = newest, read_metrics(job.out)[-1:]
+        if newest == before:
             ray.kill(worker)
             raise EngineError(f"the training worker finished no step in {longest:g} s")
     ray.get(ended)
