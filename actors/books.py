@@ -37,16 +37,16 @@ class Books:
         """An actor has started, or taken weights."""
         self._spans.append(Span(who, kind, begin, self._clock.now()))
 
-    def drawn(self, who: str, begin: float, chunk: Chunk, groups: Sequence[Sequence[Sample]]) -> None:
-        """An actor has answered prompts."""
+    def drawn(self, who: str, begin: float, busy: float, chunk: Chunk, groups: Sequence[Sequence[Sample]]) -> None:
+        """An actor has answered prompts; `busy` are the seconds that it was at any since the last booking."""
         end, tokens = self._clock.now(), sum(sample.length for group in groups for sample in group)
         self._spans.append(Span(who, "draw", begin, end, _ids(chunk), tokens))
         before = self.counters
-        self.counters = replace(before, tokens=before.tokens + tokens, busy_seconds=before.busy_seconds + end - begin)
+        self.counters = replace(before, tokens=before.tokens + tokens, busy_seconds=before.busy_seconds + busy)
 
-    def lost(self, who: str, kind: Kind, begin: float, chunk: Chunk | None) -> None:
+    def lost(self, who: str, kind: Kind, begin: float, chunks: Sequence[Chunk]) -> None:
         """An actor has died, or is given up."""
-        ids = _ids(chunk) if chunk else ()
+        ids = tuple(name for chunk in chunks for name in _ids(chunk))
         self._spans.append(Span(who, kind, begin, self._clock.now(), ids, lost=True))
         self.counters = replace(self.counters, deaths=self.counters.deaths + 1)
 

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from actors.books import Books, Counters, Kind
-from actors.roster import ActorState, Chunk, WorkList, advance
+from actors.members import CHUNKS_AT_ONCE, Member, Takers
+from actors.roster import SEQUENCES, ActorState, Chunk, WorkList, advance
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import Weights, mismatch
 from actors.worker import Answer, Clock, Worker
@@ -20,24 +21,6 @@ from cluster.failures import DeadlineError, EngineError
 from cluster.trace import Present, Span
 
 Value = TypeVar("Value")
-
-
-@dataclass
-class Member:
-    """A rollout actor, its state, the version of its weights, the prompts that it is at, and whether it has been asked
-    to take weights."""
-
-    number: int
-    worker: Worker
-    state: ActorState = ActorState.STARTING
-    version: int = 0
-    chunk: Chunk | None = None
-    pulling: bool = False
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"rollout {self.number}"
 
 
 @dataclass(frozen=True)
@@ -59,17 +42,26 @@ class Coordinator:
         clock: tells and passes the time.
         actors: how many actors to keep.
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
+        swap_in_flight: actors take new weights in the midst of answers, and not after them.
     """
 
-    def __init__(self, launch: Callable[[int], Worker], clock: Clock, actors: int, deadline: float) -> None:
+    def __init__(
+        self,
+        launch: Callable[[int], Worker],
+        clock: Clock,
+        actors: int,
+        deadline: float,
+        swap_in_flight: bool = False,
+    ) -> None:
         self._launch = launch
+        self._swap_in_flight = swap_in_flight
         self._clock = clock
         self._target = actors
         self._deadline = deadline
         self._started = 0
         self._members: dict[int, Member] = {}
         self._states: Counter[ActorState] = Counter()
-        self._idle: OrderedDict[int, Member] = OrderedDict()
+        self._takers = Takers()
         # All have the same time to answer, so that the oldest is the first that can be late.
         self._calls: OrderedDict[int, _Call] = OrderedDict()
         self._called = 0
@@ -125,9 +117,14 @@ class Coordinator:
         Raises:
             ValueError: a prompt's id is in work.
         """
-        # Two chunks an actor: one batch is faster than many, and two let the faster actor take more.
-        size = max(1, math.ceil(len(prompts) / (2 * max(1, self._target))))
-        self._work.add(prompts, sampling, size)
+        if self._target == 1:
+            # Drawn in one call whatever their number, answers do not depend on when the next call comes, bit by bit.
+            size = len(prompts)
+        else:
+            share = math.ceil(len(prompts) / (CHUNKS_AT_ONCE * max(1, self._target)))
+            # What an engine decodes at once: of very many prompts, the faster actor takes more.
+            size = min(share, max(1, SEQUENCES // sampling.count))
+        self._work.add(prompts, sampling, max(1, size))
         self._assign()
 
     def collect(self, count: int, deadline: float | None = None) -> list[list[Sample]]:
@@ -164,8 +161,7 @@ class Coordinator:
         for member in list(self._members.values()):
             if member.state is ActorState.READY:
                 self._move(member, ActorState.STALE)
-            if member.state is ActorState.STALE and not member.pulling:
-                self._pull(member, weights)
+            self._renew(member)
         if wait:
             self.wait_synced()
 
@@ -182,10 +178,10 @@ class Coordinator:
         order = [ActorState.STARTING, ActorState.STALE, ActorState.READY]
         staying = sorted((m for m in self._members.values() if m.state in order), key=lambda m: order.index(m.state))
         for member in staying[: max(0, len(staying) - actors)]:
-            if member.chunk is None:
-                self._dismiss(member)
-            else:
+            if member.chunks:
                 self._move(member, ActorState.DRAINING)
+            else:
+                self._dismiss(member)
         self._grow()
 
     def expire(self) -> None:
@@ -259,6 +255,12 @@ class Coordinator:
         else:
             self._pull(member, self._weights)
 
+    def _renew(self, member: Member) -> None:
+        """Has a member that is stale pull the current weights, as soon as it may."""
+        free = self._swap_in_flight or not member.chunks
+        if member.state is ActorState.STALE and free and not member.pulling and self._weights:
+            self._pull(member, self._weights)
+
     def _pull(self, member: Member, weights: Weights) -> None:
         member.pulling = True
         ask = partial(member.worker.pull, weights)
@@ -274,62 +276,64 @@ class Coordinator:
         member.version, member.pulling = weights.version, False
         if member.state is not ActorState.STALE:
             return
-        if self._weights is None or weights is self._weights:
+        if weights is self._weights:
             self._synced(member)
         else:
             # Newer ones have come meanwhile; those between would be loaded for nothing.
-            self._pull(member, self._weights)
+            self._renew(member)
 
     def _synced(self, member: Member) -> None:
         self._move(member, ActorState.READY)
         self._deaths_since_ready = 0
 
     def _assign(self) -> None:
-        while self._idle and (chunk := self._work.take()):
-            _, member = self._idle.popitem(last=False)
-            member.chunk = chunk
+        while (member := self._takers.next()) and (chunk := self._work.take(beside=bool(member.chunks))):
+            if not member.chunks:
+                member.booked = self._clock.now()
+            member.chunks.append(chunk)
+            self._takers.place(member)
             ask = partial(member.worker.generate, chunk)
             self._call(member, "draw", _name(chunk), ask, partial(self._drawn, chunk))
 
     def _drawn(self, chunk: Chunk, call: _Call, groups: list[list[Sample]]) -> None:
-        member = call.member
-        member.chunk = None
+        member, now = call.member, self._clock.now()
+        member.chunks.remove(chunk)
         self._work.finish(chunk, groups)
-        self._books.drawn(member.name, call.begin, chunk, groups)
-        if member.state is ActorState.DRAINING:
+        self._books.drawn(member.name, call.begin, now - member.booked, chunk, groups)
+        member.booked = now
+        if member.state is ActorState.DRAINING and not member.chunks:
             self._dismiss(member)
-        elif member.state is ActorState.READY:
-            self._idle[member.number] = member
+        else:
+            self._renew(member)
+            self._takers.place(member)
 
     def _bury(self, call: _Call, why: str) -> None:
         member, cause = call.member, f"{call.what}: {why}"
         if member.state is ActorState.DEAD:
             return
         starting = member.state in (ActorState.STARTING, ActorState.STALE)
-        chunk = self._dismiss(member)
-        self._books.lost(member.name, call.kind, call.begin, chunk)
+        chunks = self._dismiss(member)
+        self._books.lost(member.name, call.kind, call.begin, chunks)
         self._deaths_since_ready += starting
         if self._deaths_since_ready > self._target:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
-        if chunk is not None:
+        for chunk in chunks:
             self._work.give_back(chunk, cause)
         self._grow()
 
-    def _dismiss(self, member: Member) -> Chunk | None:
+    def _dismiss(self, member: Member) -> list[Chunk]:
         self._move(member, ActorState.DEAD)
         del self._members[member.number]
         member.worker.kill()
-        chunk, member.chunk = member.chunk, None
-        return chunk
+        chunks, member.chunks = member.chunks, []
+        return chunks
 
     def _move(self, member: Member, to: ActorState) -> None:
         self._states[member.state] -= 1
         member.state = advance(member.state, to)
         if to is not ActorState.DEAD:
             self._states[to] += 1
-        self._idle.pop(member.number, None)
-        if to is ActorState.READY and member.chunk is None:
-            self._idle[member.number] = member
+        self._takers.place(member)
 
 
 def _name(chunk: Chunk) -> str:

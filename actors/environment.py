@@ -3,6 +3,7 @@
 Tokens are kept as the engine drew them, and nothing is tokenised twice: what the function says is put between them.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +55,8 @@ class Dialogues:
     def __init__(self, environment: Environment, chat: Chat, context: int) -> None:
         self._environment, self._chat, self._context = environment, chat, context
         self._function = load_function(environment.function, "environment")
+        # An actor draws in several threads, of which the function need not know.
+        self._asking = threading.Lock()
 
     def go_on(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], sampling: Sampling, draw: Draw
@@ -109,7 +112,8 @@ class Dialogues:
         talk.answers.append(talk.sample.text)
         where = f"for prompt {talk.prompt.id!r} and answers {talk.answers!r}"
         try:
-            reply = self._function(talk.question, list(talk.answers))
+            with self._asking:
+                reply = self._function(talk.question, list(talk.answers))
         except Exception as error:
             what = f"{type(error).__name__} {where}: {error}"
             raise ValueError(f"environment {self._environment.function} raised {what}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from actors.books import Counters
 from actors.coordinator import Coordinator
 from actors.environment import Environment
+from actors.members import CHUNKS_AT_ONCE
 from actors.model.adapters import added, is_adapter
 from actors.rollout import Engine, RolloutActor, environment
 from actors.roster import ActorState, Chunk
@@ -32,8 +33,8 @@ from cluster.trace import Present, Span
 
 # How often a late actor is looked for while nobody reports or waits.
 PERIOD = 1.0
-# The concurrency group of an actor that takes weights while it draws.
-WEIGHTS = "weights"
+# The concurrency group of an actor's calls that draw: they leave it free to take weights meanwhile.
+DRAWING = "drawing"
 
 Report = Callable[[], None]
 
@@ -71,20 +72,19 @@ class Fleet:
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
         self._tied = bool(config.get("tie_word_embeddings", False))
-        self._engine = Engine(model, max_tokens_total, seed, share, surroundings, swap_in_flight)
+        self._engine = Engine(model, max_tokens_total, seed, share, surroundings)
         options: dict[str, Any] = {
             "num_cpus": share.cpus,
             "num_gpus": share.gpus,
             "max_restarts": 0,
             "runtime_env": {"env_vars": environment(share)},
+            "concurrency_groups": {DRAWING: CHUNKS_AT_ONCE},
         }
-        if swap_in_flight:
-            options["concurrency_groups"] = {WEIGHTS: 1}
         self._actor = ray.remote(**options)(RolloutActor)
         self._deadline = deadline
         self._inbox: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
-        self._coordinator = Coordinator(self._launch, _Clock(self._changed), actors, deadline)
+        self._coordinator = Coordinator(self._launch, _Clock(self._changed), actors, deadline, swap_in_flight)
         self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
 
     def __enter__(self) -> Self:
@@ -199,8 +199,7 @@ class Fleet:
                 )
 
     def _launch(self, number: int) -> "_RayWorker":
-        group = WEIGHTS if self._engine.swap_in_flight else None
-        return _RayWorker(self._actor.remote(self._engine, number), group, self._inbox.put)
+        return _RayWorker(self._actor.remote(self._engine, number), self._inbox.put)
 
     def _serve(self) -> None:
         try:
@@ -235,14 +234,11 @@ class _Clock:
 
 
 class _RayWorker:
-    """A `Worker` that is a Ray actor. `report` is handed each answer, to be given by the fleet's thread.
+    """A `Worker` that is a Ray actor. `report` is handed each answer, to be given by the fleet's thread."""
 
-    Weights are pulled in the concurrency group `group`: beside what else the actor does, if there is one.
-    """
-
-    def __init__(self, handle: Any, group: str | None, report: Callable[[Report], None]) -> None:
+    def __init__(self, handle: Any, report: Callable[[Report], None]) -> None:
         self.handle = handle
-        self._pull = handle.pull_weights.options(concurrency_group=group)
+        self._generate = handle.generate.options(concurrency_group=DRAWING)
         self._report = report
 
     def start(self, answer: Answer) -> None:
@@ -250,10 +246,11 @@ class _RayWorker:
 
     def pull(self, weights: Weights, answer: Answer) -> None:
         # In a list, so that the reference is fetched by the engine and not before the call.
-        self._send(self._pull.remote(weights.version, [weights.ref], weights.dtype, weights.adapters), answer)
+        ref = self.handle.pull_weights.remote(weights.version, [weights.ref], weights.dtype, weights.adapters)
+        self._send(ref, answer)
 
     def generate(self, chunk: Chunk, answer: Answer) -> None:
-        self._send(self.handle.generate.remote(list(chunk.prompts), chunk.sampling), answer)
+        self._send(self._generate.remote(list(chunk.prompts), chunk.sampling), answer)
 
     def kill(self) -> None:
         ray.kill(self.handle)

@@ -1,6 +1,5 @@
 """The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
 
-import itertools
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +11,15 @@ import torch
 import xxhash
 
 from actors.environment import Dialogues, Environment
-from actors.fair_lock import FairLock
 from actors.model.chat import Chat
+from actors.roster import SEQUENCES
 from actors.sample import Prompt, Sample, Sampling
+from actors.shared_engine import SharedEngine
 from actors.weights import digest, unpack
 from actors.whole_prompts import whole_prompts
 from cluster.plan import Share
 from cluster.recipe import Precision
 
-# Sequences decoded at once; beyond this a step of the engine costs more than it gains on the machines measured.
-_SEQUENCES = 128
 # vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
 _MOST_CPU_CACHE_BYTES = 1 << 30
 # On CPUs, what vLLM takes by itself.
@@ -37,7 +35,6 @@ class Engine:
         context: the most tokens of a prompt and its completion.
         seed: seeds draws that have no seed of their own; every actor adds its number.
         environment: goes on with the answers, if it is given.
-        swap_in_flight: weights are taken between two tokens of an answer, and not between two calls.
         share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
     """
 
@@ -46,7 +43,6 @@ class Engine:
     seed: int
     share: Share
     environment: Environment | None = None
-    swap_in_flight: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -60,10 +56,10 @@ class Engine:
 
 
 class RolloutActor:
-    """One engine. `Fleet` runs it as a Ray actor; calls are served one at a time, in order.
+    """One engine. `Fleet` runs it as a Ray actor, which draws for two calls of `generate` at once.
 
-    With `swap_in_flight`, `pull_weights` is served meanwhile (PipelineRL, Piché et al. 2025): tokens say which weights
-    drew them, and those of an answer before the change are read again with the new ones.
+    `pull_weights` in the midst of that changes the weights between two tokens (PipelineRL, Piché et al. 2025): tokens
+    say which weights drew them, and those of an answer before the change are read again with the new ones.
     """
 
     def __init__(self, engine: Engine, number: int) -> None:
@@ -81,7 +77,7 @@ class RolloutActor:
             seed=engine.seed + number,
             enforce_eager=not engine.share.gpus,
             max_model_len=engine.context,
-            max_num_seqs=_SEQUENCES,
+            max_num_seqs=SEQUENCES,
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
@@ -94,8 +90,7 @@ class RolloutActor:
             Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
         )
         self._llm.update_weight_version("0")
-        self._turn = FairLock()
-        self._requests = itertools.count()
+        self._shared = SharedEngine(self._llm.llm_engine)
 
     def ready(self) -> None:
         """Returns once the engine has been started."""
@@ -127,24 +122,8 @@ class RolloutActor:
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
         params = [self._draw(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
-        outputs = self._answers(requests, params)
+        outputs = self._shared.answers(requests, params)
         return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
-
-    def _answers(self, requests: list[Any], params: list[Any]) -> list[Any]:
-        """As `LLM.generate`, but that weights may change between two steps of the engine."""
-        engine, names, done = self._llm.llm_engine, list[str](), dict[str, Any]()
-        with self._turn:
-            try:
-                for request, param in zip(requests, params, strict=True):
-                    names.append(str(next(self._requests)))
-                    engine.add_request(names[-1], request, param)
-            except ValueError:
-                engine.abort_request(names)
-                raise
-        while engine.has_unfinished_requests():
-            with self._turn:
-                done |= {output.request_id: output for output in engine.step() if output.finished}
-        return [done[name] for name in names]
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
         """Log-probabilities, at temperature 1, of the tokens of each row from `start` (at least 1) to its end."""
@@ -154,9 +133,7 @@ class RolloutActor:
         requests = [TokensPrompt(prompt_token_ids=row[:-1]) for row in token_ids]
         params = [SamplingParams(max_tokens=1, prompt_logprobs=0, logprob_token_ids=[row[-1]]) for row in token_ids]
         scores = []
-        with self._turn:
-            outputs: list[Any] = self._llm.generate(requests, params, use_tqdm=False)
-        for row, start, output in zip(token_ids, starts, outputs, strict=True):
+        for row, start, output in zip(token_ids, starts, self._shared.answers(requests, params), strict=True):
             given = [output.prompt_logprobs[i][row[i]].logprob for i in range(start, len(row) - 1)]
             scores.append([*given, output.outputs[0].logprobs[0][row[-1]].logprob])
         return scores
@@ -176,7 +153,7 @@ class RolloutActor:
             The digest of the version's stripe of the weights that the engine then computes with; of adapters, that of
             all that came.
         """
-        with self._turn:
+        with self._shared.turn:
             self._llm.start_weight_update()
             base = self._model if adapters else None
             self._llm.update_weights({"update_info": {"refs": refs, "version": version, "dtype": dtype, "base": base}})
@@ -185,12 +162,16 @@ class RolloutActor:
             if not self._llm.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("the engine refused to forget the keys and values of the old weights")
             if not adapters:
-                return self.checksums(version)
+                return self._live_digest(version)
             (packed,) = ray.get(refs)
             return digest(unpack(packed, dtype).items())
 
     def checksums(self, stripe: int | None = None) -> dict[str, int]:
         """`transfer.live_digest` of the engine's weights."""
+        with self._shared.turn:
+            return self._live_digest(stripe)
+
+    def _live_digest(self, stripe: int | None) -> dict[str, int]:
         from actors.transfer import live_digest
 
         (found,) = self._llm.apply_model(partial(live_digest, stripe=stripe))
@@ -260,5 +241,5 @@ def _room(engine: Engine) -> dict[str, Any]:
         return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
     token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
-    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * _SEQUENCES)
+    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * SEQUENCES)
     return {"kv_cache_memory_bytes": cache, **whole_prompts(engine.context, _STEP_TOKENS)}

@@ -146,6 +146,7 @@ class Rollouts:
         named = {f"{ticket.epoch}:{ticket.prompt_id}": ticket for ticket in tickets}
         given = self.now()
         self.in_work.update({name: InWork(ticket, given) for name, ticket in named.items()})
-        self.fleet.submit(
-            [Prompt(name, self.prompts[ticket.prompt_id].token_ids) for name, ticket in named.items()], sampling
-        )
+        asked = [Prompt(name, self.prompts[ticket.prompt_id].token_ids) for name, ticket in named.items()]
+        # Apart, so that the first step need not wait until the answers of others are drawn too.
+        for begin in range(0, len(asked), settings.prompts_per_step):
+            self.fleet.submit(asked[begin : begin + settings.prompts_per_step], sampling)

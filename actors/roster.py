@@ -8,6 +8,8 @@ from enum import StrEnum
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import EngineError
 
+# Sequences an engine decodes at once; beyond this a step of it costs more than it gains on the machines measured.
+SEQUENCES = 128
 # One death may be the machine's fault and two may be bad luck; the third with the same prompt is the prompt's.
 _DEATHS_A_PROMPT_MAY_CAUSE = 3
 
@@ -48,10 +50,11 @@ def advance(state: ActorState, to: ActorState) -> ActorState:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompts that one actor answers in one call."""
+    """Prompts that one actor answers in one call; `alone` if it is to be at no others meanwhile."""
 
     prompts: tuple[Prompt, ...]
     sampling: Sampling
+    alone: bool = False
 
 
 class WorkList:
@@ -83,9 +86,11 @@ class WorkList:
             Chunk(tuple(prompts[start : start + size]), sampling) for start in range(0, len(prompts), size)
         )
 
-    def take(self) -> Chunk | None:
-        """The next chunk, or None."""
-        return self._queue.popleft() if self._queue else None
+    def take(self, beside: bool = False) -> Chunk | None:
+        """The next chunk, or None; also if an actor is to have it `beside` another, and it is one to be alone."""
+        if not self._queue or (beside and self._queue[0].alone):
+            return None
+        return self._queue.popleft()
 
     def finish(self, chunk: Chunk, groups: Sequence[list[Sample]]) -> None:
         """Books the answer to a chunk.
@@ -104,7 +109,8 @@ class WorkList:
             self._finished[prompt.id] = group
 
     def give_back(self, chunk: Chunk, cause: str) -> None:
-        """Puts the chunk of a dead actor at the front, in halves, so that a prompt that kills engines is soon alone.
+        """Puts the chunk of a dead actor at the front, in halves that are to be alone, so that a prompt that kills
+        engines soon takes no other with it.
 
         Raises:
             EngineError: the death was one too many for a prompt of the chunk.
@@ -117,7 +123,7 @@ class WorkList:
             raise EngineError(f"{self._deaths[worst]} rollout actors died over prompt {worst}{others}: {cause}")
         middle = (len(ids) + 1) // 2
         halves = [chunk.prompts[:middle], chunk.prompts[middle:]]
-        self._queue.extendleft(Chunk(half, chunk.sampling) for half in reversed(halves) if half)
+        self._queue.extendleft(Chunk(half, chunk.sampling, alone=True) for half in reversed(halves) if half)
 
     def collect(self, ids: Sequence[str]) -> dict[str, list[Sample]] | None:
         """Hands out the groups of these prompts once all are finished; None before."""

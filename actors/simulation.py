@@ -91,9 +91,9 @@ class World:
     hung: dict[int, float] = field(default_factory=dict)
     released: list[float] = field(default_factory=list)
 
-    def coordinator(self, actors: int, deadline: float) -> Coordinator:
+    def coordinator(self, actors: int, deadline: float, swap_in_flight: bool = False) -> Coordinator:
         """A coordinator of actors of this world, which looks for late ones every second."""
-        coordinator = Coordinator(partial(SimulatedWorker, self), self.timeline, actors, deadline)
+        coordinator = Coordinator(partial(SimulatedWorker, self), self.timeline, actors, deadline, swap_in_flight)
 
         def look() -> None:
             coordinator.expire()

@@ -13,8 +13,8 @@ Answer = Callable[[Any, BaseException | None], None]
 class Worker(Protocol):
     """A rollout actor as the coordinator reaches it.
 
-    Every method returns at once. The actor serves its calls one at a time, in order (or weights in the midst of
-    another), and `answer` follows; an error that is a `ValueError` says that the request is wrong and the actor well.
+    Every method returns at once, and `answer` follows; an error that is a `ValueError` says that the request is wrong
+    and the actor well. Several chunks may be drawn at once, and weights pulled in the midst of it.
     """
 
     def start(self, answer: Answer) -> None:

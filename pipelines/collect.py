@@ -28,7 +28,7 @@ from pipelines.imported import imported_rankings
 
 # Prompts that are stored at once: what a kill may cost, against one write to the database each.
 STORED_TOGETHER = 32
-QUEUED_TOGETHER = 4 * STORED_TOGETHER
+QUEUED_TOGETHER = 2 * STORED_TOGETHER
 POLL_SECONDS = 2.0
 
 

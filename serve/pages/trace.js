@@ -57,13 +57,23 @@ function inOrder(names) {
   return names.sort((first, second) => place(first) - place(second));
 }
 
+// Draws of one actor overlap: time in which it was at several counts once.
+function covered(spans) {
+  let end = -Infinity, sum = 0;
+  for (const one of [...spans].sort((first, second) => first.begin - second.begin)) {
+    sum += Math.max(0, one.end - Math.max(one.begin, end));
+    end = Math.max(end, one.end);
+  }
+  return sum;
+}
+
 function lanes(axis) {
   const spans = axis.steps.flatMap((step) => step.spans).filter((one) => one.end > axis.begin);
   const present = new Map(axis.steps.at(-1).actors.map((actor) => [actor.who, actor]));
   return inOrder([...new Set([...present.keys(), ...spans.map((one) => one.who)])]).map((who) => {
     const own = spans.filter((one) => one.who === who), actor = present.get(who);
     const drawn = own.filter((one) => one.what === "draw" && !one.lost);
-    const busy = drawn.reduce((sum, one) => sum + one.end - one.begin, 0), tokens = drawn.reduce((sum, one) => sum + one.tokens, 0);
+    const busy = covered(drawn), tokens = drawn.reduce((sum, one) => sum + one.tokens, 0);
     const rate = busy ? `, ${Math.round(tokens / busy).toLocaleString("en")} tokens/s` : "";
     const said = actor ? `weights ${actor.version}, ${actor.state}${rate}` : who.startsWith("rollout ") ? "gone" : "";
     return lane(who, own.map((one) => span(one, axis)), axis, said);

@@ -138,7 +138,8 @@ def survive(seed: int) -> Counter[str]:
         lives += 1
         assert lives < 200
         target = choose.randint(1, 5)
-        coordinator = world.coordinator(target, DEADLINE)
+        swap_in_flight = settings.max_staleness > 0 and choose.random() < 0.5
+        coordinator = world.coordinator(target, DEADLINE, swap_in_flight)
 
         def anything(coordinator: Coordinator = coordinator) -> None:
             if choose.random() < 0.2:
@@ -237,19 +238,52 @@ def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
     assert loop.step(3)["rollout_seconds"] < 0.7 * before
 
 
-def test_an_actor_at_work_takes_the_newest_of_the_weights_that_came_meanwhile():
-    world = World(Latency(start=1.0, pull=1.0, call=10.0, prompt=0.0, spread=0.0), random.Random(1))
+@pytest.mark.parametrize(("prompts", "pulled"), [(1, 1), (0, 2)])
+def test_an_actor_takes_the_newest_of_the_weights_that_came_while_it_was_at_something(prompts: int, pulled: int):
+    world = World(Latency(start=1.0, pull=5.0, call=10.0, prompt=0.0, spread=0.0), random.Random(1))
     coordinator = world.coordinator(1, deadline=60.0)
     coordinator.start()
-    coordinator.submit(listed(1), SAMPLING)
+    coordinator.submit(listed(prompts), SAMPLING)
     for version in (1, 2, 3, 4):
         world.timeline.run(1.0)
         coordinator.sync(weights_of(version), wait=False)
     coordinator.wait_synced()
     taken = [span for span in coordinator.spans() if span.what == "weights"]
-    # The first, which it had been asked to take, and the last.
-    assert len(taken) == 2
+    # After the answers it is at, the last; at none, the first, and then the last.
+    assert len(taken) == pulled
     assert [member.version for member in coordinator.present()] == [4]
+
+
+def test_an_actor_is_given_more_before_its_last_answers_and_its_time_counts_once():
+    world = World(Latency(start=0.0, call=1.0, prompt=0.0, spread=0.0), random.Random(1))
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    for number in range(4):
+        coordinator.submit([Prompt(f"{number}", [1])], SAMPLING)
+    coordinator.collect(4)
+    draws = sorted(coordinator.spans(), key=lambda span: span.begin)[1:]
+    # The simulated actor is at one after the other; the next waits for it already.
+    assert [(span.begin, span.end) for span in draws] == [(0, 1), (0, 2), (1, 3), (2, 4)]
+    assert coordinator.counters().busy_seconds == 4
+    coordinator.submit(listed(1), SAMPLING)
+    world.timeline.run(10.0)
+    assert coordinator.counters().busy_seconds == 5
+
+
+def test_prompts_that_an_actor_died_over_are_drawn_alone():
+    fates = iter(["well", "well", "well", "die"])
+    world = World(Latency(), random.Random(1), lambda _: next(fates, "well"))
+    coordinator = world.coordinator(2, DEADLINE)
+    coordinator.start()
+    coordinator.generate(listed(32), SAMPLING)
+    draws = [span for span in coordinator.spans() if span.what == "draw"]
+    (lost,) = [span for span in draws if span.lost]
+    again = [span for span in draws if not span.lost and set(span.prompts) & set(lost.prompts)]
+    assert len(lost.prompts) == 16
+    assert len(again) == 4
+    for span in again:
+        beside = [one for one in draws if one.who == span.who and one.begin < span.end and one.end > span.begin]
+        assert beside == [span]
 
 
 def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,27 @@ def test_more_prompts_with_a_seed_than_a_step_reads_are_answered(fleet: Fleet):
     drawn = fleet.generate(asked, Sampling(1, 1.0, 2, seed=3))
     assert all(drawn[prompt.id][0].token_ids for prompt in asked)
     assert fleet.counters().deaths == deaths
+
+
+def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Fleet, tiny: Tiny, fresh_version: int):
+    fleet.load(fresh_version, tiny[1].state_dict())
+    sampling = Sampling(2, 1.0, 60, seed=4)
+    asked = [prompts("first", 8), prompts("second", 8)]
+    apart = [fleet.generate(some, sampling) for some in asked]
+    fleet.spans()
+    for some in asked:
+        fleet.submit(some, sampling)
+    together = {group[0].prompt_id: group for group in fleet.collect(16)}
+    draws = [span for span in fleet.spans() if span.what == "draw"]
+    overlapping = [
+        (one, other)
+        for one, other in itertools.combinations(draws, 2)
+        if one.who == other.who and one.begin < other.end and other.begin < one.end
+    ]
+    assert len(draws) == 8
+    assert overlapping
+    for name, group in (apart[0] | apart[1]).items():
+        assert [sample.token_ids for sample in group] == [sample.token_ids for sample in together[name]]
 
 
 def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version: int):

@@ -47,12 +47,13 @@ def test_chunks_cover_the_prompts_in_order_and_groups_come_out_as_they_finish():
     assert work.outstanding == 1
 
 
-def test_the_chunk_of_a_dead_actor_goes_first_and_in_halves():
+def test_the_chunk_of_a_dead_actor_goes_first_and_in_halves_that_are_to_be_alone():
     work = WorkList()
     work.add(listed(6), SAMPLING, size=4)
     chunk = work.take()
     assert chunk is not None
     work.give_back(chunk, "killed")
+    assert work.take(beside=True) is None
     again = [[prompt.id for prompt in chunk.prompts] for chunk in iter(work.take, None)]
     assert again == [["0", "1"], ["2", "3"], ["4", "5"]]
 

@@ -104,7 +104,10 @@ def answer_logprobs_and_entropy(
 def _logits(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Of drawn tokens alone: [M, V] in float32, and their ids, [M]."""
     states = answer_states(model, batch.input_ids, batch.answer, batch.groups)
-    return output_logits(model, states).float() / temperature, batch.input_ids[:, 1:][batch.answer[:, 1:]]
+    logits = output_logits(model, states).float()
+    # Another pass over all logits, and one back: 0.04 of 1.1 s of a step of the demo.
+    scaled = logits if temperature == 1 else logits / temperature
+    return scaled, batch.input_ids[:, 1:][batch.answer[:, 1:]]
 
 
 def _place(values: Tensor, answer: Tensor) -> Tensor:
