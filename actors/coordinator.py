@@ -136,6 +136,11 @@ class Coordinator:
         """
         return self._wait(lambda: self._work.collect_any(count), f"samples of {count} prompts", deadline)
 
+    def finished(self, at_least: int) -> list[list[Sample]]:
+        """Waits for so many prompts, or for none, and hands out the samples of all that are finished. Raises as
+        `collect`."""
+        return self._wait(lambda: self._work.finished(at_least), f"samples of {at_least} prompts")
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, list[Sample]]:
         """Samples of every prompt by its id. Raises as `submit` and `collect` do."""
         self.submit(prompts, sampling)

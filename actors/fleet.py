@@ -156,6 +156,11 @@ class Fleet:
         with self._changed:
             return self._coordinator.collect(count, deadline)
 
+    def finished(self, at_least: int) -> list[list[Sample]]:
+        """As `Coordinator.finished`."""
+        with self._changed:
+            return self._coordinator.finished(at_least)
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, list[Sample]]:
         """As `Coordinator.generate`; a prompt that leaves no room for an answer is a ValueError too."""
         self._check_lengths(prompts)

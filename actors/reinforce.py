@@ -27,8 +27,9 @@ class Policy(Protocol):
         groups: Sequence[Sequence[Sample]],
         rewards: Sequence[Sequence[float]],
         measured: Mapping[str, float],
+        meanwhile: Callable[[], None],
     ) -> dict[str, float]:
-        """Learns from samples; figures of the step, with those measured."""
+        """Learns from samples, and calls `meanwhile` now and then; figures of the step, with those measured."""
 
     def publish(self, version: int) -> Weights:
         """The weights, in the object store."""
@@ -61,7 +62,6 @@ class Loop:
     """What a step needs.
 
     Attributes:
-        score: rewards of the samples of each prompt.
         now: tells the time.
         last: what the last step learned from.
         trace: who was at what in the last step.
@@ -71,7 +71,6 @@ class Loop:
     policy: Policy
     rollouts: Rollouts
     settings: Rlhf
-    score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]]
     now: Callable[[], float] = time.monotonic
     last: Scored = field(default_factory=Scored)
     trace: StepTrace = field(default_factory=lambda: StepTrace(0, 0.0))
@@ -85,9 +84,9 @@ class Loop:
         """
         clock, before, begin = Stopwatch(self.now), self.engines.counters(), self.now()
         dynamic = ALGORITHMS[self.settings.algorithm].dynamic_sampling
-        batch = self.rollouts.scored_batch(number, self.score, dynamic)
+        batch = self.rollouts.scored_batch(number, dynamic)
         self.last, waited = batch, clock.lap()
-        figures = self.policy.step(batch.prompts, batch.groups, batch.rewards, measured)
+        figures = self.policy.step(batch.prompts, batch.groups, batch.rewards, measured, self.rollouts.take_in)
         self.rollouts.ledger.settle(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()
         # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.

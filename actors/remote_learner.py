@@ -1,7 +1,7 @@
 """The learner in Ray actors of its own, one or several, every call with a deadline."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,11 @@ class RemoteLearner:
         groups: Sequence[Sequence[Sample]],
         rewards: Sequence[Sequence[float]],
         measured: Mapping[str, float],
+        meanwhile: Callable[[], None],
     ) -> dict[str, float]:
-        """As `Learner.step`."""
-        return self._call("step", "the learner's step", prompts, groups, rewards, dict(measured))
+        """As `Learner.step`; `meanwhile` is called again and again until it is done."""
+        arguments = (prompts, groups, rewards, dict(measured))
+        return self._call("step", "the learner's step", *arguments, meanwhile=meanwhile)
 
     def weights(self) -> dict[str, Tensor]:
         """As `Learner.weights`."""
@@ -142,15 +144,15 @@ class RemoteLearner:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _call(self, method: str, what: str, *arguments: Any) -> Any:
+    def _call(self, method: str, what: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
         started, self._started = self._started, []
         # Named after what is called: so Ray's dashboard and the processes' titles tell it.
         calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
-        return self._wait([*started, *calls], what)[len(started)]
+        return self._wait([*started, *calls], what, meanwhile)[len(started)]
 
-    def _wait(self, refs: list[ray.ObjectRef], what: str) -> list[Any]:
+    def _wait(self, refs: list[ray.ObjectRef], what: str, meanwhile: Callable[[], None] | None = None) -> list[Any]:
         try:
-            found: list[Any] = wait_for(refs, self._deadline, what)
+            found: list[Any] = wait_for(refs, self._deadline, what, meanwhile)
             return found
         except RayTaskError as error:
             if known_failure(error) is None and _one_has_died(refs):

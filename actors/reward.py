@@ -107,22 +107,29 @@ class Scorer:
         return actor.score.remote(prompts, groups, [self._questions[prompt.id] for prompt in prompts])
 
 
-def weighted_rewards(
-    scorers: Sequence[Scorer], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
-) -> Scores:
-    """The weighted sum of what all scorers give, asked at once.
+class WeightedRewards:
+    """The weighted sum of what all scorers give, who are asked at once."""
 
-    Raises:
-        DeadlineError: one was not done in its time.
-        EngineError: one was killed more often than it is started again.
-        StageError: one failed.
-    """
-    asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
-    total = [[0.0] * len(group) for group in groups]
-    for scorer, answers in asked:
-        scores = chain(*wait_for(answers, scorer.seconds, f"the rewards of {scorer.name}"))
-        total = [
-            [old + scorer.weight * new for old, new in zip(*rows, strict=True)]
-            for rows in zip(total, scores, strict=True)
-        ]
-    return total
+    def __init__(
+        self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
+    ) -> None:
+        self._asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
+        self._total = [[0.0] * len(group) for group in groups]
+
+    def wait(self) -> Scores:
+        """Of the samples of each prompt.
+
+        Raises:
+            DeadlineError: a scorer was not done in its time, which begins when it is waited for.
+            EngineError: one was killed more often than it is started again.
+            StageError: one failed.
+        """
+        while self._asked:
+            scorer, answers = self._asked[0]
+            scores = chain(*wait_for(answers, scorer.seconds, f"the rewards of {scorer.name}"))
+            self._total = [
+                [old + scorer.weight * new for old, new in zip(*rows, strict=True)]
+                for rows in zip(self._total, scores, strict=True)
+            ]
+            del self._asked[0]
+        return self._total

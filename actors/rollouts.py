@@ -1,7 +1,8 @@
 """Keeps the fleet busy with prompts of the ledger, no further ahead of the learner than the staleness allows."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,8 +25,15 @@ class Answering(Protocol):
     def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """As `Coordinator.submit`."""
 
-    def collect(self, count: int) -> list[list[Sample]]:
-        """As `Coordinator.collect`."""
+    def finished(self, at_least: int) -> list[list[Sample]]:
+        """As `Coordinator.finished`."""
+
+
+class Rewards(Protocol):
+    """Rewards that were asked for together."""
+
+    def wait(self) -> list[list[float]]:
+        """Of the samples of each prompt, once they are there."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +44,42 @@ class InWork:
     given: float
 
 
+@dataclass
+class Asked:
+    """Rewards that the samples of `names`, in this order, wait for since `begin`; `told` in the spans of a step."""
+
+    names: list[str]
+    begin: float
+    rewards: Rewards
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of a prompt that were `handed_out` then, and its number among those that rewards were asked for with."""
+
+    group: list[Sample]
+    handed_out: float
+    asked: Asked
+    number: int
+
+
 @dataclass(frozen=True)
 class Answered:
     """A prompt with its samples, and how it came by them."""
 
     ticket: Ticket
     prompt: Prompt
-    group: list[Sample]
+    drawn: Drawn
     handed: Handed
 
 
 @dataclass
 class Scored:
-    """What a step learns from: the same index is the same prompt in all lists but `spans`, when rewards were given."""
+    """What a step learns from: the same index is the same prompt in all lists but `spans`, when rewards were given.
+
+    `reward_seconds` are those in which there was nothing to wait for but rewards.
+    """
 
     tickets: list[Ticket] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
@@ -64,17 +95,22 @@ class Scored:
         """One prompt more."""
         self.tickets.append(one.ticket)
         self.prompts.append(one.prompt)
-        self.groups.append(one.group)
+        self.groups.append(one.drawn.group)
         self.rewards.append(rewards)
         self.handed.append(one.handed)
 
 
 @dataclass
 class Rollouts:
-    """Turns prompts into batches of samples.
+    """Turns prompts into batches of samples with rewards, which are asked for as soon as samples are drawn.
 
     With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n batches more are in
     work meanwhile (capacity as in AReaL, Fu et al. 2025); samples that are older all the same are drawn again.
+
+    Attributes:
+        ask: asks for the rewards of the samples of each prompt.
+        in_work: prompts that no step has had yet, by the names that the fleet knows them by.
+        drawn: those of them that the fleet is done with.
     """
 
     fleet: Answering
@@ -82,31 +118,42 @@ class Rollouts:
     prompts: dict[str, Prompt]
     settings: Rlhf
     seed: int
+    ask: Callable[[list[Prompt], list[list[Sample]]], Rewards]
     now: Callable[[], float] = time.monotonic
     in_work: dict[str, InWork] = field(default_factory=dict)
+    drawn: deque[Drawn] = field(default_factory=deque)
+
+    def take_in(self, at_least: int = 0) -> None:
+        """Asks for the rewards of what has been drawn; waits until that is so many prompts."""
+        groups = self.fleet.finished(at_least)
+        if groups:
+            names, now = [group[0].prompt_id for group in groups], self.now()
+            prompts = [self.prompts[self.in_work[name].ticket.prompt_id] for name in names]
+            asked = Asked(names, now, self.ask(prompts, groups))
+            self.drawn.extend(Drawn(group, now, asked, number) for number, group in enumerate(groups))
 
     def next_batch(self, version: int, count: int) -> list[Answered]:
-        """Samples of `count` prompts for the step that makes `version + 1`."""
+        """Samples of `count` prompts for the step that makes `version + 1`; their rewards may still be to come."""
         batch: list[Answered] = []
         ahead = self.settings.max_staleness * self.settings.prompts_per_step
         while len(batch) < count:
             wanted = ahead + count - len(self.in_work) - len(batch)
             self._submit(self.ledger.take(max(0, wanted)), version)
-            for group in self.fleet.collect(count - len(batch)):
-                name = group[0].prompt_id
-                work = self.in_work.pop(name)
-                behind = version - min(v for sample in group for v in sample.weight_versions)
-                if behind > self.settings.max_staleness:
-                    self.ledger.give_back([work.ticket])
-                    continue
-                tokens = sum(sample.length for sample in group)
-                handed = Handed(name, work.given, self.now(), tokens, behind)
-                batch.append(Answered(work.ticket, self.prompts[work.ticket.prompt_id], group, handed))
+            if not self.drawn:
+                self.take_in(at_least=1)
+            drawn = self.drawn.popleft()
+            name = drawn.group[0].prompt_id
+            work = self.in_work.pop(name)
+            behind = version - min(v for sample in drawn.group for v in sample.weight_versions)
+            if behind > self.settings.max_staleness:
+                self.ledger.give_back([work.ticket])
+                continue
+            tokens = sum(sample.length for sample in drawn.group)
+            handed = Handed(name, work.given, drawn.handed_out, tokens, behind)
+            batch.append(Answered(work.ticket, self.prompts[work.ticket.prompt_id], drawn, handed))
         return batch
 
-    def scored_batch(
-        self, version: int, score: Callable[[list[Prompt], list[list[Sample]]], list[list[float]]], dynamic: bool
-    ) -> Scored:
+    def scored_batch(self, version: int, dynamic: bool) -> Scored:
         """`next_batch` with rewards. With dynamic sampling (Yu et al. 2025, section 3.2), prompts whose samples all got
         one reward are booked as filtered and others drawn in their place.
 
@@ -118,16 +165,15 @@ class Rollouts:
             clock = Stopwatch(self.now)
             answered = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
-            begin = self.now()
-            scores = score([one.prompt for one in answered], [one.group for one in answered])
-            batch.spans.append(Span("rewards", "reward", begin, self.now(), [one.handed.id for one in answered]))
+            scores = [one.drawn.asked.rewards.wait()[one.drawn.number] for one in answered]
+            batch.reward_seconds += clock.lap()
+            batch.spans += self._spans(answered)
             for one, rewards in zip(answered, scores, strict=True):
                 if dynamic and min(rewards) == max(rewards):
                     self.ledger.settle([one.ticket], Outcome.FILTERED)
                     batch.filtered += 1
                 else:
                     batch.add(one, rewards)
-            batch.reward_seconds += clock.lap()
             if len(batch.groups) == size:
                 return batch
         if not batch.groups:
@@ -136,6 +182,12 @@ class Rollouts:
                 "the task is too easy or too hard for the model, or rlhf.rewards cannot tell answers apart"
             )
         return batch
+
+    def _spans(self, answered: Sequence[Answered]) -> Iterator[Span]:
+        for asked in (one.drawn.asked for one in answered):
+            if not asked.told:
+                asked.told = True
+                yield Span("rewards", "reward", asked.begin, self.now(), asked.names)
 
     def _submit(self, tickets: list[Ticket], version: int) -> None:
         if not tickets:

@@ -131,6 +131,10 @@ class WorkList:
             return None
         return {name: self._finished.pop(name) for name in ids}
 
+    def finished(self, at_least: int) -> list[list[Sample]] | None:
+        """Hands out all groups that are finished, in that order; None while there are fewer."""
+        return None if len(self._finished) < at_least else self.collect_any(len(self._finished))
+
     def collect_any(self, count: int) -> list[list[Sample]] | None:
         """Hands out the `count` groups that finished first; None while there are fewer."""
         if len(self._finished) < count:

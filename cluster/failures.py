@@ -3,11 +3,14 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # What the kernel says (ENOSPC), in whichever library's exception: safetensors has one of its own.
 FULL_DISK = os.strerror(errno.ENOSPC)
+# Seconds after which a wait looks to what is to be done meanwhile.
+PERIOD = 0.1
 
 
 class UserError(Exception):
@@ -26,13 +29,14 @@ class EngineError(StageError):
     """A rollout, reward or learner actor died or answered nonsense; the work it held has been handed back."""
 
 
-def wait_for(refs: Any, seconds: float, what: str) -> Any:
+def wait_for(refs: Any, seconds: float, what: str, meanwhile: Callable[[], None] | None = None) -> Any:
     """`ray.get` with a deadline.
 
     Args:
         refs: an object reference or a sequence of them.
         seconds: the deadline.
         what: what is waited for, in words, for the error.
+        meanwhile: called again and again until it is there.
 
     Raises:
         DeadlineError: nothing came within `seconds`.
@@ -41,11 +45,17 @@ def wait_for(refs: Any, seconds: float, what: str) -> Any:
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
 
-    many = isinstance(refs, Sequence)
+    refs, end = list(refs) if isinstance(refs, Sequence) else refs, time.monotonic() + seconds
     try:
-        return ray.get(list(refs) if many else refs, timeout=seconds)
-    except GetTimeoutError as error:
-        raise DeadlineError(f"waited {seconds:.0f} s for {what}; see the Ray logs of this session") from error
+        while True:
+            left = max(0.0, end - time.monotonic())
+            try:
+                return ray.get(refs, timeout=min(left, PERIOD) if meanwhile else left)
+            except GetTimeoutError as error:
+                if not meanwhile or left <= PERIOD:
+                    late = f"waited {seconds:.0f} s for {what}; see the Ray logs of this session"
+                    raise DeadlineError(late) from error
+                meanwhile()
     except RayActorError as error:
         died = EngineError(f"an actor died before it gave {what}; the same command goes on from the last checkpoint")
         raise known_failure(error) or died from error

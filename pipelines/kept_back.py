@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from actors.fleet import Fleet
-from actors.reward import Scorer, weighted_rewards
+from actors.reward import Scorer, WeightedRewards
 from actors.sample import Prompt, Question, Sample, Sampling, shown
 from cluster.failures import wait_for
 from pipelines.figures import Change, divergence, paired_change
@@ -42,11 +42,12 @@ def draw(
     fleet: Fleet, scorers: Sequence[Scorer], prompts: Sequence[Prompt], sampling: Sampling, together: int
 ) -> Drawn:
     """Answers by the weights that the fleet holds, and their rewards, of so many prompts at a time: what rewards take
-    for a step of training is what they have been given time for. Raises as `Fleet.generate` and `weighted_rewards`."""
+    for a step of training is what they have been given time for. Raises as `Fleet.generate` and `WeightedRewards`."""
     drawn = fleet.generate(prompts, sampling)
     groups = [drawn[prompt.id] for prompt in prompts]
     parts = [slice(begin, begin + together) for begin in range(0, len(prompts), together)]
-    return Drawn(groups, [row for part in parts for row in weighted_rewards(scorers, prompts[part], groups[part])])
+    rewards = [WeightedRewards(scorers, prompts[part], groups[part]).wait() for part in parts]
+    return Drawn(groups, [row for rows in rewards for row in rows])
 
 
 def changes(before: Drawn, after: Drawn) -> dict[str, Change]:

@@ -15,7 +15,7 @@ from actors.model.objectives.limits import breach
 from actors.parity import check_parity
 from actors.reinforce import Loop
 from actors.remote_learner import RemoteLearner
-from actors.reward import Scorer, weighted_rewards
+from actors.reward import Scorer, WeightedRewards
 from actors.reward_function import load_function
 from actors.rollout import element_type
 from actors.rollouts import Rollouts
@@ -62,8 +62,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
-        rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed)
-        loop = Loop(fleet, learner, rollouts, settings, partial(weighted_rewards, scorers))
+        rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
+        loop = Loop(fleet, learner, rollouts, settings)
         probe = PreferenceProbe(judged, learner, settings.temperature, settings.probe_every) if judged else None
         some = list(prompts.values())[:PARITY_PROMPTS]
         scaler = Scaler.of_rollouts(settings.rollout_actors, settings.fleet_limit)

@@ -18,6 +18,14 @@ from cluster.rlhf_recipe import Rlhf
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 
 
+class NoRewards:
+    """What nobody waits for."""
+
+    def wait(self) -> list[list[float]]:
+        """Of no prompt."""
+        return []
+
+
 def run(actors: int) -> tuple[float, float]:
     """Samples a second of simulated time, and microseconds of CPU a sample; each step ends with new weights."""
     world = World(Latency(), random.Random(1))
@@ -25,11 +33,12 @@ def run(actors: int) -> tuple[float, float]:
     coordinator.start()
     prompts = {str(i): Prompt(str(i), [1]) for i in range(2 * PROMPTS_AN_ACTOR * actors)}
     settings = Rlhf(prompts_per_step=PROMPTS_AN_ACTOR * actors, samples_per_prompt=SAMPLES, max_staleness=1)
-    rollouts = Rollouts(coordinator, Ledger(list(prompts), 1), prompts, settings, 1, world.timeline.now)
+    ledger = Ledger(list(prompts), 1)
+    rollouts = Rollouts(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
     begun, cpu = world.timeline.now(), time.process_time()
     for step in range(STEPS):
         answered = rollouts.next_batch(step, settings.prompts_per_step)
-        rollouts.ledger.give_back([one.ticket for one in answered])
+        ledger.give_back([one.ticket for one in answered])
         coordinator.sync(weights_of(step + 1), wait=False)
     samples = STEPS * settings.prompts_per_step * SAMPLES
     return samples / (world.timeline.now() - begun), (time.process_time() - cpu) / samples * 1e6

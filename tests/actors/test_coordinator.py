@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +22,12 @@ from actors.simulation import Call, Fate, Latency, World, weights_of
 from actors.weights import Weights
 from cluster.failures import DeadlineError, EngineError, StageError
 from cluster.rlhf_recipe import Rlhf
+from cluster.trace import Span
 
 DEADLINE = 20.0
 STEPS = 12
+# How often the learner has the loop look for samples that have come while it learns.
+LOOKS = 20
 PROMPTS = [f"p{i}" for i in range(40)]
 SAMPLING = Sampling(2, 1.0, 8)
 # How often an actor dies or hangs in a call of each kind, or takes no weights and says that it did.
@@ -58,9 +62,12 @@ class Learner:
         groups: list[list[Sample]],
         rewards: list[list[float]],
         measured: Mapping[str, float],
+        meanwhile: Callable[[], None],
     ) -> dict[str, float]:
         self._maybe_killed()
-        self.world.timeline.run(self.seconds)
+        for _ in range(LOOKS):
+            self.world.timeline.run(self.seconds / LOOKS)
+            meanwhile()
         assert len(prompts) == len(groups) == len(rewards) == self.settings.prompts_per_step
         for prompt, group, row in zip(prompts, groups, rewards, strict=True):
             epoch, _, name = group[0].prompt_id.partition(":")
@@ -97,13 +104,36 @@ class Learner:
             raise KilledError
 
 
+@dataclass
+class Rewards:
+    """Are there at a time, if nothing fails."""
+
+    world: World
+    there: float
+    score: Callable[[], list[list[float]]]
+
+    def wait(self) -> list[list[float]]:
+        self.world.timeline.run(max(0.0, self.there - self.world.timeline.now()))
+        return self.score()
+
+
 def loop_of(
-    world: World, coordinator: Coordinator, learner: Learner, score: Callable[..., Any], count: int = len(PROMPTS)
+    world: World,
+    coordinator: Coordinator,
+    learner: Learner,
+    score: Callable[..., Any],
+    count: int = len(PROMPTS),
+    reward_seconds: float = 0.0,
 ) -> Loop:
+    now = world.timeline.now
     prompts = {name: Prompt(name, [1]) for name in (f"p{i}" for i in range(count))}
     ledger = Ledger(list(prompts), seed=1)
-    rollouts = Rollouts(coordinator, ledger, prompts, learner.settings, 1, world.timeline.now)
-    return Loop(coordinator, learner, rollouts, learner.settings, score, world.timeline.now)
+
+    def ask(prompts: list[Prompt], groups: list[list[Sample]]) -> Rewards:
+        return Rewards(world, now() + reward_seconds, partial(score, prompts, groups))
+
+    rollouts = Rollouts(coordinator, ledger, prompts, learner.settings, 1, ask, now)
+    return Loop(coordinator, learner, rollouts, learner.settings, now)
 
 
 def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:
@@ -153,7 +183,7 @@ def survive(seed: int) -> Counter[str]:
         begun = world.timeline.now()
         try:
             coordinator.start()
-            loop = loop_of(world, coordinator, learner, score)
+            loop = loop_of(world, coordinator, learner, score, reward_seconds=choose.choice([0.0, 0.5]))
             if state:
                 loop.rollouts.ledger.load_state_dict(state["ledger"])
                 coordinator.sync(weights_of(state["step"]), wait=True)
@@ -196,13 +226,16 @@ def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
     assert found["DeadlineError"] + found["EngineError"] < 0.05 * found["lives"], found
 
 
-def rate_and_idle(actors: int, max_staleness: int, learner_seconds: float) -> tuple[float, float]:
+def rate_and_idle(
+    actors: int, max_staleness: int, learner_seconds: float, reward_seconds: float = 0.0
+) -> tuple[float, float]:
     """Prompts a second of the loop, and the learner's idle share, with 16 prompts a step for every actor."""
     settings = Rlhf(prompts_per_step=16 * actors, samples_per_prompt=2, max_staleness=max_staleness)
     world = World(Latency(), random.Random(1))
     coordinator = world.coordinator(actors, DEADLINE)
     coordinator.start()
-    loop = loop_of(world, coordinator, Learner(world, settings, learner_seconds), rewarded, 32 * actors)
+    learner = Learner(world, settings, learner_seconds)
+    loop = loop_of(world, coordinator, learner, rewarded, 64 * actors, reward_seconds)
     loop.step(0)
     begun = world.timeline.now()
     rows = [loop.step(step) for step in range(1, 21)]
@@ -222,6 +255,14 @@ def test_overlap_is_faster_than_waiting_for_each_other():
     synchronous, _ = rate_and_idle(8, max_staleness=0, learner_seconds=0.5)
     overlapping, _ = rate_and_idle(8, max_staleness=1, learner_seconds=0.5)
     assert overlapping > 1.5 * synchronous
+
+
+def test_rewards_are_given_while_others_are_drawn_and_learned_from():
+    learner_seconds, reward_seconds = 0.65, 0.5
+    without, _ = rate_and_idle(8, max_staleness=2, learner_seconds=learner_seconds)
+    rate, idle = rate_and_idle(8, max_staleness=2, learner_seconds=learner_seconds, reward_seconds=reward_seconds)
+    assert rate > 0.95 * without
+    assert idle < 0.1
 
 
 def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
@@ -307,16 +348,18 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
     assert sorted(name for span in again for name in span.prompts) == sorted(lost.prompts)
     assert all(span.begin >= lost.end for span in again)
     drawn = {name: span for span in draws if not span.lost for name in span.prompts}
+    given: dict[str, Span] = {}
     for trace, before in zip(traces, [None, *traces], strict=False):
         assert before is None or before.end <= trace.begin
         learn, publish = (next(s for s in trace.spans if s.what == what) for what in ("learn", "publish"))
-        reward = next(span for span in trace.spans if span.what == "reward")
         names = [handed.id for handed in trace.prompts]
-        assert list(learn.prompts) == list(reward.prompts) == names
+        assert list(learn.prompts) == names
+        given |= {name: span for span in trace.spans if span.what == "reward" for name in span.prompts}
         assert (learn.end - learn.begin, publish.end) == (pytest.approx(0.5), pytest.approx(trace.end))
         for handed in trace.prompts:
             span = drawn[handed.id]
             assert handed.given <= span.begin < span.end <= handed.handed_out <= learn.begin + 1e-9
+            assert handed.handed_out == given[handed.id].begin <= given[handed.id].end <= learn.begin
             assert (handed.tokens, 0 <= handed.behind <= 1) == (2, True)
     assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.spans())
     assert {actor.who for actor in traces[-1].actors} == {"rollout 0", "rollout 2"}

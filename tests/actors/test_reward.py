@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 
 from actors.checks import same_number, same_text
 from actors.ledger import Ledger
-from actors.reward import Scorer, restarted, weighted_rewards
+from actors.reward import Scorer, WeightedRewards, restarted
 from actors.reward_function import FunctionReward, load_function
 from actors.rollouts import ROUNDS, Rollouts
 from actors.sample import Prompt, Question, Sample, Sampling
@@ -113,12 +113,12 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
     ]
     try:
         groups = [[sample("abc"), sample("")]]
-        assert weighted_rewards(scorers[:2], PROMPTS, groups) == [[2.0, 0.5]]
+        assert WeightedRewards(scorers[:2], PROMPTS, groups).wait() == [[2.0, 0.5]]
         scorers[2].wait_ready(180)
         with pytest.raises(DeadlineError, match="rewards of the function hangs"):
-            weighted_rewards(scorers[:3], PROMPTS, groups)
+            WeightedRewards(scorers[:3], PROMPTS, groups).wait()
         with pytest.raises(StageError, match="raised ZeroDivisionError") as caught:
-            weighted_rewards(scorers[3:], PROMPTS, groups)
+            WeightedRewards(scorers[3:], PROMPTS, groups).wait()
         assert "broken raised" in str(known_failure(caught.value))
     finally:
         for one in scorers:
@@ -149,10 +149,10 @@ def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_i
         scorer = Scorer(f"the function {name}", partial(function_actor, name, restarts), 2.0, 90, questions)
         try:
             if name == "dies_once":
-                assert weighted_rewards([scorer], PROMPTS, [[sample("x"), sample("y")]]) == [[2.0, 2.0]]
+                assert WeightedRewards([scorer], PROMPTS, [[sample("x"), sample("y")]]).wait() == [[2.0, 2.0]]
             else:
                 with pytest.raises(EngineError, match="died before it gave the rewards of the function always_dies"):
-                    weighted_rewards([scorer], PROMPTS, [[sample("x")]])
+                    WeightedRewards([scorer], PROMPTS, [[sample("x")]]).wait()
         finally:
             scorer.close()
 
@@ -171,7 +171,7 @@ def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_se
     scorer = Scorer("the function signed", partial(function_actor, "signed"), 1.0, 120, questions, actors=2)
 
     def scored() -> tuple[list[int], list[float]]:
-        scores = [row[0] for row in weighted_rewards([scorer], prompts, groups)]
+        scores = [row[0] for row in WeightedRewards([scorer], prompts, groups).wait()]
         return [int(score) for score in scores], [round(score % 1 * 1e9) for score in scores]
 
     try:
@@ -205,20 +205,32 @@ class InstantFleet:
         assert sampling.count == 2
         self.waiting += prompts
 
-    def collect(self, count: int) -> list[list[Sample]]:
-        done, self.waiting = self.waiting[:count], self.waiting[count:]
+    def finished(self, at_least: int) -> list[list[Sample]]:
+        assert len(self.waiting) >= at_least
+        done, self.waiting = self.waiting, []
         return [[Sample(prompt.id, i, [5], [0.0], [0], "stop", "") for i in (0, 1)] for prompt in done]
 
 
-def rollouts(names: int, size: int) -> Rollouts:
+@dataclass
+class Given:
+    """Rewards that are there."""
+
+    scores: list[list[float]]
+
+    def wait(self) -> list[list[float]]:
+        return self.scores
+
+
+def rollouts(names: int, size: int, reward: Callable[[Prompt], list[float]]) -> Rollouts:
     prompts = {f"p{n}": Prompt(f"p{n}", [n]) for n in range(names)}
     settings = Rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
-    return Rollouts(InstantFleet(), Ledger(list(prompts), 0), prompts, settings, 0)
+    ledger = Ledger(list(prompts), 0)
+    return Rollouts(InstantFleet(), ledger, prompts, settings, 0, lambda asked, _: Given(list(map(reward, asked))))
 
 
 def test_prompts_without_a_difference_are_replaced_and_booked():
-    drawn = rollouts(names=40, size=6)
-    batch = drawn.scored_batch(0, lambda prompts, _: [[1.0, float(p.token_ids[0] % 3 == 0)] for p in prompts], True)
+    drawn = rollouts(names=40, size=6, reward=lambda prompt: [1.0, float(prompt.token_ids[0] % 3 == 0)])
+    batch = drawn.scored_batch(0, dynamic=True)
     assert [min(rewards) for rewards in batch.rewards] == [0.0] * 6
     assert all(prompt.token_ids[0] % 3 for prompt in batch.prompts)
     assert [ticket.prompt_id for ticket in batch.tickets] == [prompt.id for prompt in batch.prompts]
@@ -228,13 +240,13 @@ def test_prompts_without_a_difference_are_replaced_and_booked():
 
 
 def test_without_dynamic_sampling_every_prompt_stays():
-    drawn = rollouts(names=4, size=3)
-    batch = drawn.scored_batch(0, lambda prompts, _: [[1.0, 1.0] for _ in prompts], False)
+    drawn = rollouts(names=4, size=3, reward=lambda _: [1.0, 1.0])
+    batch = drawn.scored_batch(0, dynamic=False)
     assert (len(batch.groups), batch.filtered) == (3, 0)
 
 
 def test_a_task_that_tells_nothing_apart_ends_the_run():
-    drawn = rollouts(names=4, size=3)
+    drawn = rollouts(names=4, size=3, reward=lambda _: [1.0, 1.0])
     with pytest.raises(StageError, match=f"samples of {3 * ROUNDS} prompts in turn got one reward"):
-        drawn.scored_batch(0, lambda prompts, _: [[1.0, 1.0] for _ in prompts], True)
+        drawn.scored_batch(0, dynamic=True)
     assert drawn.ledger.outstanding == []

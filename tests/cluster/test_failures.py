@@ -93,3 +93,21 @@ def test_a_wait_names_what_it_waited_for() -> None:
 
     with pytest.raises(DeadlineError, match="the sleeper"):
         wait_for(sleep.remote(), 0.1, "the sleeper")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_wait_has_something_else_done_meanwhile_until_what_it_waits_for_is_there_or_late() -> None:
+    @ray.remote
+    def sleep(seconds: float) -> float:
+        import time
+
+        time.sleep(seconds)
+        return seconds
+
+    seen: list[int] = []
+    assert wait_for([sleep.remote(0.0), sleep.remote(1.0)], 60, "the sleepers", lambda: seen.append(1)) == [0.0, 1.0]
+    assert len(seen) > 1
+    with pytest.raises(DeadlineError, match="waited 1 s for the sleeper"):
+        wait_for(sleep.remote(20.0), 1.0, "the sleeper", lambda: seen.append(2))
+    assert seen.count(2) > 3
