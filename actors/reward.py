@@ -72,13 +72,17 @@ class Scorer:
         self._join()
 
     def resize(self, actors: int) -> None:
-        """Changes the number of actors between two steps: new ones are asked once they have started."""
+        """Changes the number of actors: new ones are asked once they have started, and others end when they have
+        answered what they were asked, as Ray has an actor do that nobody has a handle of."""
         self._join()
         while self.size < actors:
             actor = self._launch()
             self._starting[actor.__ray_ready__.remote()] = actor
         while self.size > actors:
-            ray.kill(self._starting.popitem()[1] if self._starting else self._actors.pop())
+            if self._starting:
+                self._starting.popitem()
+            else:
+                self._actors.pop()
 
     def ask(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> list[ray.ObjectRef]:
         """The references of the rewards to come: of the first prompts, of those after them, and so on."""
@@ -93,7 +97,9 @@ class Scorer:
         ]
 
     def close(self) -> None:
-        """Ends the actors."""
+        """Ends the actors, whatever they are at."""
+        for actor in [*self._actors, *self._starting.values()]:
+            ray.kill(actor)
         self.resize(0)
 
     def _join(self) -> None:

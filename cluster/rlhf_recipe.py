@@ -36,7 +36,7 @@ class Reward(Section):
     url: Url | None = Field(None, description="for kind http: see actors/endpoint.py")
     weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
     timeout_seconds: PositiveFloat = Field(
-        60, description="for kinds function and http: most time for the answers of one step"
+        60, description="for kinds function and http: most time for answers that are asked for together"
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actors.checks import same_number, same_text
@@ -189,8 +190,15 @@ def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_se
         assert scorer.size == 3
         wait_until(lambda: scorer.settled, 180, "the third actor")
         assert len(set(scored()[1])) == 3
+        # Who has been asked answers first.
+        asked = WeightedRewards([scorer], prompts, groups)
         scorer.resize(1)
-        assert (len(set(scored()[1])), scorer.size) == (1, 1)
+        scores = [row[0] for row in asked.wait()]
+        processes = {round(score % 1 * 1e9) for score in scores}
+        assert ([int(score) for score in scores], len(processes)) == (list(range(7)), 3)
+        (staying,) = set(scored()[1])
+        assert scorer.size == 1
+        wait_until(lambda: not any(map(psutil.pid_exists, processes - {staying})), 60, "the others to end")
     finally:
         scorer.close()
 
