@@ -34,7 +34,7 @@ class Scorer:
         name: for messages.
         launch: makes an actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
         weight: in the sum.
-        seconds: most time for the answers of one step.
+        seconds: most time for answers that are asked for together.
         questions: by the prompts' ids, for actors that are to see them. They go with what is asked: as an argument of
             an actor that may be started again, many would have to stay in Ray's object store.
         actors: how many to start with.
