@@ -102,9 +102,9 @@ class RemoteLearner:
         groups: Sequence[Sequence[Sample]],
         rewards: Sequence[Sequence[float]],
         measured: Mapping[str, float],
-        meanwhile: Callable[[], None],
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """As `Learner.step`; `meanwhile` is called again and again until it is done."""
+        """As `Learner.step`; `meanwhile`, if given, is called again and again until it is done."""
         arguments = (prompts, groups, rewards, dict(measured))
         return self._call("step", "the learner's step", *arguments, meanwhile=meanwhile)
 

@@ -54,7 +54,7 @@ def step(learner: Learner | RemoteLearner) -> dict[str, Any]:
                 for index, (answer, values) in enumerate(zip(answers, logprobs, strict=True))
             ]
         )
-    return learner.step(PROMPTS, groups, REWARDS, {}, lambda: None)
+    return learner.step(PROMPTS, groups, REWARDS, {})
 
 
 def assert_alike(row: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -126,9 +126,8 @@ def test_a_worker_that_dies_is_named_and_no_other_waits_for_it(folders: Folders,
     with two_workers(folders, Rlhf(), tmp_path / "checkpoint") as learner:
         assert learner.restore() is None
         assert_alike(step(learner), step(Learner(Rlhf(), *folders, seed=0, threads=1)))
-        samples = [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3
         with pytest.raises(StageError, match="of prompt 'a' is nan: nothing was learned"):
-            learner.step(PROMPTS, samples, [[float("nan")]] * 3, {}, lambda: None)
+            learner.step(PROMPTS, [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {})
         assert step(learner)["version"] == 2
         ray.kill(learner.actors[1])
         with pytest.raises(EngineError, match="died before it gave the learner's"):
