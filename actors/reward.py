@@ -122,6 +122,11 @@ class WeightedRewards:
         self._asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
         self._total = [[0.0] * len(group) for group in groups]
 
+    def there(self) -> bool:
+        """Whether all scorers have answered."""
+        refs = [ref for _, answers in self._asked for ref in answers]
+        return not refs or len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
+
     def wait(self) -> Scores:
         """Of the samples of each prompt.
 

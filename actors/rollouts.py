@@ -32,6 +32,9 @@ class Answering(Protocol):
 class Rewards(Protocol):
     """Rewards that were asked for together."""
 
+    def there(self) -> bool:
+        """Whether nobody needs to wait for them."""
+
     def wait(self) -> list[list[float]]:
         """Of the samples of each prompt, once they are there."""
 
@@ -46,12 +49,24 @@ class InWork:
 
 @dataclass
 class Asked:
-    """Rewards that the samples of `names`, in this order, wait for since `begin`; `told` in the spans of a step."""
+    """Rewards that the samples of `names`, in this order, wait for.
+
+    Attributes:
+        begin, end: when they were asked for, and when they were first seen to be there.
+        told: whether that is in the spans of a step.
+    """
 
     names: list[str]
     begin: float
     rewards: Rewards
+    end: float | None = None
     told: bool = False
+
+    def wait(self, now: Callable[[], float]) -> list[list[float]]:
+        """As `Rewards.wait`."""
+        scores = self.rewards.wait()
+        self.end = self.end or now()
+        return scores
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,7 @@ class Rollouts:
 
     def take_in(self, at_least: int = 0) -> None:
         """Asks for the rewards of what has been drawn; waits until that is so many prompts."""
+        self._notice()
         groups = self.fleet.finished(at_least)
         if groups:
             names, now = [group[0].prompt_id for group in groups], self.now()
@@ -165,7 +181,7 @@ class Rollouts:
             clock = Stopwatch(self.now)
             answered = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
-            scores = [one.drawn.asked.rewards.wait()[one.drawn.number] for one in answered]
+            scores = [one.drawn.asked.wait(self.now)[one.drawn.number] for one in answered]
             batch.reward_seconds += clock.lap()
             batch.spans += self._spans(answered)
             for one, rewards in zip(answered, scores, strict=True):
@@ -183,11 +199,16 @@ class Rollouts:
             )
         return batch
 
+    def _notice(self) -> None:
+        for asked in (drawn.asked for drawn in self.drawn):
+            if asked.end is None and asked.rewards.there():
+                asked.end = self.now()
+
     def _spans(self, answered: Sequence[Answered]) -> Iterator[Span]:
         for asked in (one.drawn.asked for one in answered):
             if not asked.told:
                 asked.told = True
-                yield Span("rewards", "reward", asked.begin, self.now(), asked.names)
+                yield Span("rewards", "reward", asked.begin, asked.end or self.now(), asked.names)
 
     def _submit(self, tickets: list[Ticket], version: int) -> None:
         if not tickets:

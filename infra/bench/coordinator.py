@@ -21,6 +21,10 @@ STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 class NoRewards:
     """What nobody waits for."""
 
+    def there(self) -> bool:
+        """At once."""
+        return True
+
     def wait(self) -> list[list[float]]:
         """Of no prompt."""
         return []

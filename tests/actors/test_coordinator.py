@@ -109,11 +109,14 @@ class Rewards:
     """Are there at a time, if nothing fails."""
 
     world: World
-    there: float
+    due: float
     score: Callable[[], list[list[float]]]
 
+    def there(self) -> bool:
+        return self.world.timeline.now() >= self.due
+
     def wait(self) -> list[list[float]]:
-        self.world.timeline.run(max(0.0, self.there - self.world.timeline.now()))
+        self.world.timeline.run(max(0.0, self.due - self.world.timeline.now()))
         return self.score()
 
 
@@ -334,7 +337,7 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
     world = World(Latency(), random.Random(1), lambda _: next(fates, "well"))
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
-    loop = loop_of(world, coordinator, Learner(world, settings, 0.5), rewarded)
+    loop = loop_of(world, coordinator, Learner(world, settings, 0.5), rewarded, reward_seconds=0.2)
     traces = []
     for step in range(6):
         figures = loop.step(step, {"known": 0.25})
@@ -359,8 +362,12 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
         for handed in trace.prompts:
             span = drawn[handed.id]
             assert handed.given <= span.begin < span.end <= handed.handed_out <= learn.begin + 1e-9
-            assert handed.handed_out == given[handed.id].begin <= given[handed.id].end <= learn.begin
+            assert handed.handed_out == given[handed.id].begin
+            assert given[handed.id].end <= learn.begin + 1e-9
+            assert given[handed.id].end - given[handed.id].begin > 0.2 - 1e-9
             assert (handed.tokens, 0 <= handed.behind <= 1) == (2, True)
+    # While the learner learns they are looked for often.
+    assert min(span.end - span.begin for span in given.values()) < 0.2 + 0.5 / LOOKS
     assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.spans())
     assert {actor.who for actor in traces[-1].actors} == {"rollout 0", "rollout 2"}
     assert {actor.version for actor in traces[-1].actors} <= {5, 6}

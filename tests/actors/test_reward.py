@@ -114,7 +114,9 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
     ]
     try:
         groups = [[sample("abc"), sample("")]]
-        assert WeightedRewards(scorers[:2], PROMPTS, groups).wait() == [[2.0, 0.5]]
+        asked = WeightedRewards(scorers[:2], PROMPTS, groups)
+        wait_until(asked.there, 60, "the rewards")
+        assert asked.wait() == asked.wait() == [[2.0, 0.5]]
         scorers[2].wait_ready(180)
         with pytest.raises(DeadlineError, match="rewards of the function hangs"):
             WeightedRewards(scorers[:3], PROMPTS, groups).wait()
@@ -224,6 +226,9 @@ class Given:
     """Rewards that are there."""
 
     scores: list[list[float]]
+
+    def there(self) -> bool:
+        return True
 
     def wait(self) -> list[list[float]]:
         return self.scores
