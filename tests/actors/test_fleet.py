@@ -1,7 +1,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,10 @@ from actors.roster import ActorState
 from actors.sample import Sampling
 from cluster.failures import DeadlineError, UserError
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
+from tests.helpers import wait_until
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
 
 
 def processes(fleet: Fleet) -> list[int]:
@@ -66,7 +59,7 @@ def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weig
     assert all([sample.index for sample in group] == list(range(8)) for group in groups)
     with pytest.raises(DeadlineError, match="samples of 1 prompts"):
         fleet.collect(1, deadline=0.1)
-    until(lambda: fleet.states() == [ActorState.READY] * 2, "the replacement")
+    wait_until(lambda: fleet.states() == [ActorState.READY] * 2, 240, "the replacement")
     assert fleet.counters().deaths == deaths + 1
     assert victim not in processes(fleet)
     versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=180)
@@ -83,9 +76,9 @@ def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     assert sorted(fleet.states()) == [ActorState.DRAINING, ActorState.READY]
     groups = fleet.collect(8, deadline=240)
     assert sorted(group[0].prompt_id for group in groups) == sorted(prompt.id for prompt in asked)
-    until(lambda: fleet.states() == [ActorState.READY], "the drained actor to leave")
+    wait_until(lambda: fleet.states() == [ActorState.READY], 240, "the drained actor to leave")
     fleet.resize(2)
-    until(lambda: fleet.states() == [ActorState.READY] * 2, "the joiner")
+    wait_until(lambda: fleet.states() == [ActorState.READY] * 2, 240, "the joiner")
     drawn = [handle.generate.remote(prompts("joined", 1), Sampling(1, 1.0, 4)) for handle in fleet.handles()]
     samples = [group[0] for groups in ray.get(drawn, timeout=180) for group in groups]
     assert [sample.weight_versions for sample in samples] == [[fresh_version] * 4] * 2
