@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,23 @@ def test_the_trace_holds_every_answer_of_the_newest_steps(finished: RunFolder):
         assert handed == {name for span in draws for name in span["prompts"] if name in handed}
         assert trace["end"] - trace["begin"] > row["rollout_seconds"]
         assert {actor["version"] for actor in trace["actors"]} == {row["version"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS)
+def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
+    finished: RunFolder, tmp_path: Path, ray_session: None
+):
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(finished.root, again.root, ignore=shutil.ignore_patterns("policy", "report", ".partial", "lock"))
+    recipe = load_recipe(RECIPE, [*SMALL, f"run={again.root}"])
+    assert run_stage(stage_named("rlhf"), recipe, again) == "done"
+    learned = ("reward", "loss", "gradient_norm", "kl", "behaviour_gap", "tokens")
+    rows, expected = (
+        [[row[name] for name in learned] for row in read_metrics(r.path("policy"))] for r in (again, finished)
+    )
+    assert rows == expected
+    assert file_fingerprint(again.path("policy") / "model.safetensors") == finished.require("policy", "rlhf").weights
 
 
 @pytest.mark.slow
