@@ -126,6 +126,7 @@ class Rollouts:
         ask: asks for the rewards of the samples of each prompt.
         in_work: prompts that no step has had yet, by the names that the fleet knows them by.
         drawn: those of them that the fleet is done with.
+        asked: rewards that have not been seen to be there.
     """
 
     fleet: Answering
@@ -137,6 +138,7 @@ class Rollouts:
     now: Callable[[], float] = time.monotonic
     in_work: dict[str, InWork] = field(default_factory=dict)
     drawn: deque[Drawn] = field(default_factory=deque)
+    asked: list[Asked] = field(default_factory=list)
 
     def take_in(self, at_least: int = 0) -> None:
         """Asks for the rewards of what has been drawn; waits until that is so many prompts."""
@@ -146,6 +148,7 @@ class Rollouts:
             names, now = [group[0].prompt_id for group in groups], self.now()
             prompts = [self.prompts[self.in_work[name].ticket.prompt_id] for name in names]
             asked = Asked(names, now, self.ask(prompts, groups))
+            self.asked.append(asked)
             self.drawn.extend(Drawn(group, now, asked, number) for number, group in enumerate(groups))
 
     def next_batch(self, version: int, count: int) -> list[Answered]:
@@ -200,9 +203,10 @@ class Rollouts:
         return batch
 
     def _notice(self) -> None:
-        for asked in (drawn.asked for drawn in self.drawn):
+        for asked in self.asked:
             if asked.end is None and asked.rewards.there():
                 asked.end = self.now()
+        self.asked = [asked for asked in self.asked if asked.end is None]
 
     def _spans(self, answered: Sequence[Answered]) -> Iterator[Span]:
         for asked in (one.drawn.asked for one in answered):
