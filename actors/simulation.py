@@ -64,7 +64,9 @@ class Timeline:
 class Latency:
     """Seconds that a simulated actor takes: to start, to pull weights, and for prompts in one call.
 
-    `spread` is the standard deviation of the logarithm of the time for prompts, drawn anew for every call.
+    `call` is what a call takes whatever its prompts are: steps of the engine, which goes on with other calls in the
+    same steps. `prompt` is what each prompt adds to them. `spread` is the standard deviation of the logarithm of the
+    time for prompts, drawn anew for every call.
     """
 
     start: float = 3.0
@@ -104,7 +106,7 @@ class World:
 
 
 class SimulatedWorker:
-    """A `Worker` that serves its calls one after the other, each as long as the latency says."""
+    """A `Worker` that is at its calls as long as the latency says."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world, self.number = world, number
@@ -135,8 +137,9 @@ class SimulatedWorker:
             ]
 
         latency = self.world.latency
-        seconds = latency.call + latency.prompt * len(chunk.prompts)
-        self._serve("generate", seconds * self.world.chance.lognormvariate(0, latency.spread), draw, answer)
+        luck = self.world.chance.lognormvariate(0, latency.spread)
+        seconds = latency.prompt * len(chunk.prompts)
+        self._serve("generate", seconds * luck, draw, answer, steps=latency.call * luck)
 
     def kill(self) -> None:
         """As `Worker.kill`."""
@@ -144,9 +147,11 @@ class SimulatedWorker:
         if self.number in self.world.hung:
             self.world.released.append(self.world.timeline.now() - self.world.hung.pop(self.number))
 
-    def _serve(self, call: Call, seconds: float, give: Callable[[], object], answer: Answer) -> None:
+    def _serve(
+        self, call: Call, seconds: float, give: Callable[[], object], answer: Answer, steps: float = 0.0
+    ) -> None:
         timeline, fate = self.world.timeline, self.world.fate(call)
-        self._free_at = max(self._free_at, timeline.now()) + seconds
+        self._free_at = max(self._free_at, timeline.now() + steps) + seconds
         if fate == "hang":
             self.world.hung.setdefault(self.number, timeline.now())
             # What comes after it waits for ever too.
