@@ -10,7 +10,7 @@ STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint serve bench requirements clean help
+.PHONY: demo test lint serve bench install requirements clean help
 
 demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
@@ -30,6 +30,8 @@ serve: $(STAMP) ## serve a finished run (RUN=runs/demo PORT=8000)
 bench: $(STAMP) ## run every benchmark of infra/bench
 	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))); do echo "== $$bench"; \
 	  .venv/bin/python -m infra.bench.$$bench || exit 1; done
+
+install: $(STAMP) ## install what is pinned, and no more
 
 requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.toml
 	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \

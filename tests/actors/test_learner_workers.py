@@ -100,6 +100,8 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
         two_after_one.save({"by": 2})
         two_after_one.export(tmp_path / "policy", False)
         two_after_one.export(tmp_path / "kept", True)
+        assert_nothing_is_learned_from_nan(two_after_one)
+        assert_no_other_waits_for_one_that_died(two_after_one)
     one_after_two = Learner(given, *folders, seed=0, threads=1)
     state = one_after_two.restore(tmp_path / "checkpoint")
     assert state is not None
@@ -118,17 +120,17 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
         assert all(torch.equal(value, weights[name]) for name, value in policy.items())
 
 
+def assert_nothing_is_learned_from_nan(learner: RemoteLearner) -> None:
+    with pytest.raises(StageError, match="of prompt 'a' is nan: nothing was learned"):
+        learner.step(PROMPTS, [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {})
+    assert step(learner)["version"] == 3
+
+
+def assert_no_other_waits_for_one_that_died(learner: RemoteLearner) -> None:
+    ray.kill(learner.actors[1])
+    with pytest.raises(EngineError, match="died before it gave the learner's"):
+        step(learner)
+
+
 def exported(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in AutoModelForCausalLM.from_pretrained(folder).named_parameters()}
-
-
-def test_a_worker_that_dies_is_named_and_no_other_waits_for_it(folders: Folders, tmp_path: Path, ray_session: None):
-    with two_workers(folders, Rlhf(), tmp_path / "checkpoint") as learner:
-        assert learner.restore() is None
-        assert_alike(step(learner), step(Learner(Rlhf(), *folders, seed=0, threads=1)))
-        with pytest.raises(StageError, match="of prompt 'a' is nan: nothing was learned"):
-            learner.step(PROMPTS, [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {})
-        assert step(learner)["version"] == 2
-        ray.kill(learner.actors[1])
-        with pytest.raises(EngineError, match="died before it gave the learner's"):
-            step(learner)

@@ -24,8 +24,8 @@ DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
 
 
 def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: str) -> float:
-    """GB that two steps of AdamW took at most, of two micro-batches each: of the GPU, or of the machine beside what the
-    process held before there was a model."""
+    """GB that two steps of AdamW took at most, the first of one row, which leaves its state, the second of two
+    micro-batches: of the GPU, or of the machine beside what the process held before there was a model."""
     device = torch.device(kind)
     before = 0.0 if device.type == "cuda" else psutil.Process().memory_info().rss / 1e9
     plain, objective = build(model, 0, end_of_turn=4, padding=0).to(device), LanguageObjective()
@@ -36,8 +36,8 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     # Two documents a row: attention takes a mask, as of most packed rows.
     documents = (ids * 0 + (np.arange(model.context) >= model.context // 2)).astype(np.int64)
     batch = pa.table({"input_ids": list(ids), "document_ids": list(documents)})
-    for _ in range(2):
-        accumulate(both, objective, batch, batch.num_rows * model.context, Part(0, 1, rows, precision, device))
+    for part in (batch.slice(0, 1), batch):
+        accumulate(both, objective, part, part.num_rows * model.context, Part(0, 1, rows, precision, device))
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         stepper.step()
         stepper.zero_grad(set_to_none=True)

@@ -124,7 +124,7 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
 def test_the_only_answer_goes_on_when_weights_change_under_it(server: Server) -> None:
     run, long, before = server.run, Answers(), server.run.require(MODEL, MODEL).weights
     finish_model(run, MODEL, seed=3, end_id=4)
-    client = threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 1500})
+    client = threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 800})
     client.start()
     assert long.begun.wait(60)
     done = httpx.post(f"{server.url}/admin/promote", json={"model": MODEL}, timeout=60).json()
