@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from actors.books import Books, Counters, Kind
 from actors.members import CHUNKS_AT_ONCE, Member, Takers
-from actors.roster import SEQUENCES, ActorState, Chunk, WorkList, advance
+from actors.roster import ActorState, Chunk, WorkList, advance
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import Weights, mismatch
 from actors.worker import Answer, Clock, Worker
@@ -42,6 +42,7 @@ class Coordinator:
         clock: tells and passes the time.
         actors: how many actors to keep.
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
+        sequences: the most that are drawn in one call, where there are several actors.
         swap_in_flight: actors take new weights in the midst of answers, and not after them.
     """
 
@@ -51,9 +52,11 @@ class Coordinator:
         clock: Clock,
         actors: int,
         deadline: float,
+        sequences: int,
         swap_in_flight: bool = False,
     ) -> None:
         self._launch = launch
+        self._sequences = sequences
         self._swap_in_flight = swap_in_flight
         self._clock = clock
         self._target = actors
@@ -122,8 +125,8 @@ class Coordinator:
             size = len(prompts)
         else:
             share = math.ceil(len(prompts) / (CHUNKS_AT_ONCE * max(1, self._target)))
-            # What an engine decodes at once: of very many prompts, the faster actor takes more.
-            size = min(share, max(1, SEQUENCES // sampling.count))
+            # Of very many prompts, the faster actor takes more.
+            size = min(share, max(1, self._sequences // sampling.count))
         self._work.add(prompts, sampling, max(1, size))
         self._assign()
 

@@ -84,7 +84,9 @@ class Fleet:
         self._deadline = deadline
         self._inbox: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
-        self._coordinator = Coordinator(self._launch, _Clock(self._changed), actors, deadline, swap_in_flight)
+        self._coordinator = Coordinator(
+            self._launch, _Clock(self._changed), actors, deadline, self._engine.sequences, swap_in_flight
+        )
         self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ import xxhash
 
 from actors.environment import Dialogues, Environment
 from actors.model.chat import Chat
-from actors.roster import SEQUENCES
+from actors.roster import CPU_SEQUENCES, GPU_SEQUENCES
 from actors.sample import Prompt, Sample, Sampling
 from actors.shared_engine import SharedEngine
 from actors.weights import digest, unpack
@@ -43,6 +43,11 @@ class Engine:
     seed: int
     share: Share
     environment: Environment | None = None
+
+    @property
+    def sequences(self) -> int:
+        """The most that one call should ask for, of the two that an engine answers at once."""
+        return GPU_SEQUENCES if self.share.gpus else CPU_SEQUENCES
 
     @property
     def precision(self) -> Precision:
@@ -77,7 +82,6 @@ class RolloutActor:
             seed=engine.seed + number,
             enforce_eager=not engine.share.gpus,
             max_model_len=engine.context,
-            max_num_seqs=SEQUENCES,
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
@@ -241,5 +245,9 @@ def _room(engine: Engine) -> dict[str, Any]:
         return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
     token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
-    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * SEQUENCES)
-    return {"kv_cache_memory_bytes": cache, **whole_prompts(engine.context, _STEP_TOKENS)}
+    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * CPU_SEQUENCES)
+    return {
+        "max_num_seqs": CPU_SEQUENCES,
+        "kv_cache_memory_bytes": cache,
+        **whole_prompts(engine.context, _STEP_TOKENS),
+    }

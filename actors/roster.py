@@ -8,8 +8,9 @@ from enum import StrEnum
 from actors.sample import Prompt, Sample, Sampling
 from cluster.failures import EngineError
 
-# Sequences an engine decodes at once; beyond this a step of it costs more than it gains on the machines measured.
-SEQUENCES = 128
+# Sequences decoded at once, beyond which a step of an engine costs more than it gains on the CPUs measured. On a GPU,
+# vLLM chooses by the card, up to 1,024; an engine answers two calls at once, each of which brings half of that.
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 512
 # One death may be the machine's fault and two may be bad luck; the third with the same prompt is the prompt's.
 _DEATHS_A_PROMPT_MAY_CAUSE = 3
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from actors.coordinator import Coordinator
-from actors.roster import Chunk
+from actors.roster import CPU_SEQUENCES, Chunk
 from actors.sample import Sample
 from actors.weights import Weights
 from actors.worker import Answer
@@ -95,7 +95,9 @@ class World:
 
     def coordinator(self, actors: int, deadline: float, swap_in_flight: bool = False) -> Coordinator:
         """A coordinator of actors of this world, which looks for late ones every second."""
-        coordinator = Coordinator(partial(SimulatedWorker, self), self.timeline, actors, deadline, swap_in_flight)
+        coordinator = Coordinator(
+            partial(SimulatedWorker, self), self.timeline, actors, deadline, CPU_SEQUENCES, swap_in_flight
+        )
 
         def look() -> None:
             coordinator.expire()
