@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from actors.roster import CPU_SEQUENCES
 from actors.sample import Prompt, Sampling
 from actors.simulation import Latency, World, weights_of
 from cluster.failures import DeadlineError, EngineError
@@ -46,6 +47,15 @@ def test_an_actor_is_given_more_before_its_last_answers_and_its_time_counts_once
     coordinator.submit(listed(1), SAMPLING)
     world.timeline.run(10.0)
     assert coordinator.counters().busy_seconds == 5
+
+
+@pytest.mark.parametrize(("prompts", "most"), [(40, 10), (1000, CPU_SEQUENCES // SAMPLING.count)])
+def test_two_calls_share_what_an_actor_gets_but_one_asks_for_no_more_than_an_engine_decodes(prompts: int, most: int):
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(2, DEADLINE)
+    coordinator.start()
+    coordinator.generate(listed(prompts), SAMPLING)
+    assert max(len(span.prompts) for span in coordinator.spans() if span.what == "draw") == most
 
 
 def test_prompts_that_an_actor_died_over_are_drawn_alone():
