@@ -76,7 +76,8 @@ class RolloutActor:
         from actors.transfer import BACKEND, ObjectStoreTransfer
 
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
-        self._llm = LLM(
+        make = partial(
+            LLM,
             model=str(engine.model),
             dtype=engine.precision,
             seed=engine.seed + number,
@@ -88,13 +89,13 @@ class RolloutActor:
             use_tqdm_on_load=False,
             **_room(engine),
         )
+        self._shared = SharedEngine(make)
         self._model, self._context = engine.model, engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
         self._dialogues = (
             Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
         )
-        self._llm.update_weight_version("0")
-        self._shared = SharedEngine(self._llm.llm_engine)
+        self._shared.run(self._shared.llm.update_weight_version, "0")
 
     def ready(self) -> None:
         """Returns once the engine has been started."""
@@ -105,7 +106,7 @@ class RolloutActor:
 
     def version(self) -> int:
         """The version of the weights in the engine; 0 is what lay in the model's folder."""
-        return int(self._llm.get_weight_version())
+        return int(self._shared.run(self._shared.llm.get_weight_version))
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
         """Draws `sampling.count` completions of every prompt; with an environment, all turns of their conversations.
@@ -157,28 +158,28 @@ class RolloutActor:
             The digest of the version's stripe of the weights that the engine then computes with; of adapters, that of
             all that came.
         """
-        with self._shared.turn:
-            self._llm.start_weight_update()
-            base = self._model if adapters else None
-            self._llm.update_weights({"update_info": {"refs": refs, "version": version, "dtype": dtype, "base": base}})
-            self._llm.finish_weight_update(str(version))
-            # Cached keys and values are of the old weights.
-            if not self._llm.reset_prefix_cache(reset_running_requests=True):
-                raise RuntimeError("the engine refused to forget the keys and values of the old weights")
-            if not adapters:
-                return self._live_digest(version)
-            (packed,) = ray.get(refs)
-            return digest(unpack(packed, dtype).items())
+        base = self._model if adapters else None
+        update = {"refs": refs, "version": version, "dtype": dtype, "base": base}
+        self._shared.run(self._take_weights, update)
+        if not adapters:
+            return self.checksums(version)
+        (packed,) = ray.get(refs)
+        return digest(unpack(packed, dtype).items())
+
+    def _take_weights(self, update: dict[str, Any]) -> None:
+        llm = self._shared.llm
+        llm.start_weight_update()
+        llm.update_weights({"update_info": update})
+        llm.finish_weight_update(str(update["version"]))
+        # Cached keys and values are of the old weights.
+        if not llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("the engine refused to forget the keys and values of the old weights")
 
     def checksums(self, stripe: int | None = None) -> dict[str, int]:
         """`transfer.live_digest` of the engine's weights."""
-        with self._shared.turn:
-            return self._live_digest(stripe)
-
-    def _live_digest(self, stripe: int | None) -> dict[str, int]:
         from actors.transfer import live_digest
 
-        (found,) = self._llm.apply_model(partial(live_digest, stripe=stripe))
+        (found,) = self._shared.run(self._shared.llm.apply_model, partial(live_digest, stripe=stripe))
         return found
 
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:

@@ -1,33 +1,35 @@
 """One vLLM engine for several calls at a time: what one of them adds is decoded together with what others are at."""
 
 import itertools
-import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
-from actors.fair_lock import FairLock
+Value = TypeVar("Value")
 
 
 class SharedEngine:
-    """Answers requests of several threads.
+    """Answers requests of several threads. Whatever concerns the engine is done in one thread of its own.
 
-    One of those that wait steps the engine, for all of them, until it has its own answers; then another does. Threads
-    that step in turn would each bring their own pool of OpenMP threads to the same cores.
+    On a GPU, vLLM computes in a stream of the thread that steps it, and a step may end before what it began: those of
+    two threads could overtake each other. On CPUs, each thread would bring its own OpenMP threads to the same cores.
 
     Args:
-        engine: vLLM's `LLMEngine`.
+        make: makes vLLM's `LLM`.
 
     Attributes:
-        turn: to be held by whoever else touches the engine; between two steps it is free.
+        llm: what it made, for `run`.
     """
 
-    def __init__(self, engine: Any) -> None:
-        self.turn = FairLock()
-        self._engine = engine
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._names = itertools.count()
-        self._changed = threading.Condition()
-        self._stepping = False
-        self._done: dict[str, Any] = {}
+        self._asked: dict[str, Future[Any]] = {}
+        self.llm = self.run(make)
+
+    def run(self, work: Callable[..., Value], *arguments: Any) -> Value:
+        """Does something with the engine between two steps of it."""
+        return self._thread.submit(work, *arguments).result()
 
     def answers(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """The finished output of every request.
@@ -35,46 +37,36 @@ class SharedEngine:
         Raises:
             ValueError: the engine refuses one; none has been begun then.
         """
-        names = self._add(requests, params)
-        wanted = set(names)
-        while not self._all_done(wanted):
-            try:
-                self._step_until(wanted)
-            finally:
-                self._stop_stepping()
-        return [self._done.pop(name) for name in names]
+        return [asked.result() for asked in self.run(self._add, requests, params)]
 
-    def _add(self, requests: Sequence[Any], params: Sequence[Any]) -> list[str]:
+    def _add(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Future[Any]]:
         names: list[str] = []
-        with self.turn:
-            try:
-                for request, param in zip(requests, params, strict=True):
-                    names.append(str(next(self._names)))
-                    self._engine.add_request(names[-1], request, param)
-            except ValueError:
-                self._engine.abort_request(names)
-                raise
-        return names
+        try:
+            for request, param in zip(requests, params, strict=True):
+                names.append(str(next(self._names)))
+                self.llm.llm_engine.add_request(names[-1], request, param)
+        except ValueError:
+            self.llm.llm_engine.abort_request(names)
+            raise
+        if names and not self._asked:
+            self._step_next()
+        added: dict[str, Future[Any]] = {name: Future() for name in names}
+        self._asked |= added
+        return list(added.values())
 
-    def _all_done(self, names: set[str]) -> bool:
-        """Waits while another thread steps; if they are not done then, it is this one's to step."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._stepping or self._done.keys() >= names)
-            if self._done.keys() >= names:
-                return True
-            self._stepping = True
-            return False
+    def _step_next(self) -> None:
+        # Behind what others have to do with the engine.
+        self._thread.submit(self._step).add_done_callback(self._stepped)
 
-    def _step_until(self, names: set[str]) -> None:
-        while not self._done.keys() >= names:
-            with self.turn:
-                finished = {output.request_id: output for output in self._engine.step() if output.finished}
-            if finished:
-                with self._changed:
-                    self._done |= finished
-                    self._changed.notify_all()
+    def _step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                self._asked.pop(output.request_id).set_result(output)
 
-    def _stop_stepping(self) -> None:
-        with self._changed:
-            self._stepping = False
-            self._changed.notify_all()
+    def _stepped(self, step: Future[None]) -> None:
+        if error := step.exception():
+            for asked in self._asked.values():
+                asked.set_exception(error)
+            self._asked.clear()
+        elif self._asked:
+            self._step_next()
