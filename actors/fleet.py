@@ -29,6 +29,7 @@ from actors.weights import Weights, digest, publish, stored
 from actors.worker import Answer
 from cluster.failures import DeadlineError, EngineError, UserError
 from cluster.plan import Share
+from cluster.section import Precision
 from cluster.trace import Present, Span
 
 # How often a late actor is looked for while nobody reports or waits.
@@ -99,7 +100,7 @@ class Fleet:
         self.close()
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """The element type that the engines compute in."""
         return self._engine.precision
 

@@ -82,8 +82,8 @@ class Learner:
         self.tokenizer = AutoTokenizer.from_pretrained(start)
         self.critic = load_reward_model(critic) if self.algorithm.value_losses else None
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
-        workers, device = self.part.workers, self.part.device
-        self.spread = {name: Spread(model, workers, device) for name, model in models.items() if model is not None}
+        where = self.part.workers, self.part.device, self.part.autocast
+        self.spread = {name: Spread(model, *where) for name, model in models.items() if model is not None}
         self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
@@ -340,7 +340,8 @@ class Learner:
 def _own_part(settings: Rlhf) -> Part:
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Part(rank, workers, settings.micro_batch_rows, "float32", device)
+    precision = settings.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    return Part(rank, workers, settings.micro_batch_rows, precision, device)
 
 
 def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:

@@ -11,6 +11,7 @@ from actors.fleet import Fleet
 from actors.sample import Prompt, Sample, Sampling
 from actors.weights import mismatch
 from cluster.failures import StageError, wait_for
+from cluster.section import Precision
 
 # Beyond this they are not the same model. In float32, of the worst token: measured gap 1e-6. In bfloat16, which rounds
 # to three digits in every layer, of the average token: measured gap 0.003 with 2.5M parameters and 0.034 with 135M,
@@ -44,8 +45,13 @@ class Scores:
         return [np.abs(np.subtract(*rows)) for rows in zip(self.engine, self.learner, strict=True)]
 
 
-def check_parity(fleet: Fleet, learner: Scoring, prompts: Sequence[Prompt], max_tokens: int, deadline: float) -> float:
+def check_parity(
+    fleet: Fleet, learner: Scoring, precision: Precision, prompts: Sequence[Prompt], max_tokens: int, deadline: float
+) -> float:
     """The gap over one answer to each prompt, as of LIMITS; the draws take nothing from those of training.
+
+    Args:
+        precision: of the learner's products.
 
     Raises:
         StageError: they are not the same model, so that every importance ratio would be wrong; the message says which
@@ -56,7 +62,8 @@ def check_parity(fleet: Fleet, learner: Scoring, prompts: Sequence[Prompt], max_
     samples = fleet.generate(named, Sampling(1, 1.0, max_tokens, seed=0))
     drawn = [samples[prompt.id][0] for prompt in named]
     scores = Scores([sample.logprobs for sample in drawn], _learners_scores(learner, named, drawn))
-    gap, limit = gap_of(scores.gaps, fleet.precision), LIMITS[fleet.precision]
+    coarser = "float32" if fleet.precision == precision == "float32" else "bfloat16"
+    gap, limit = gap_of(scores.gaps, coarser), LIMITS[coarser]
     if gap > limit:
         raise StageError(
             f"rollout engine and learner differ by {gap:.1e} in log-probability (limit {limit:.0e}): "
@@ -66,7 +73,7 @@ def check_parity(fleet: Fleet, learner: Scoring, prompts: Sequence[Prompt], max_
 
 
 def gap_of(gaps: Sequence[np.ndarray], precision: str) -> float:
-    """What is compared with the limit of the engine's precision."""
+    """What is compared with the limit of a precision."""
     together = np.concatenate(gaps)
     return float(together.max() if precision == "float32" else together.mean())
 
@@ -77,8 +84,8 @@ def _learners_scores(learner: Scoring, prompts: Sequence[Prompt], samples: Seque
 
 
 def _layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
-    """What differs, in words: the weights by their digests, else the learner's precision, which is to be float32, else
-    what the gaps look like."""
+    """What differs, in words: the weights by their digests, else the learner's element type, which is to be float32,
+    else what the gaps look like."""
     expected = fleet.digests(weights)
     found = wait_for([handle.checksums.remote() for handle in fleet.handles()], deadline, "the engines' checksums")
     differing = next((names for one in found if (names := mismatch(expected, one)) is not None), None)
@@ -86,7 +93,7 @@ def _layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: f
         return f"the weights differ in {differing}"
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     if types != {"float32"}:
-        return f"the weights are the same; the engine computes in {fleet.precision} and the learner in {min(types)}"
+        return f"the weights are the same; the engine computes in {fleet.precision} and the learner holds {min(types)}"
     if growth(scores.gaps) > GROWTH:
         return "the weights are the same and the gap grows along an answer: positions are not counted in the same way"
     return (

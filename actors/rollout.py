@@ -18,7 +18,7 @@ from actors.shared_engine import SharedEngine
 from actors.weights import digest, unpack
 from actors.whole_prompts import whole_prompts
 from cluster.plan import Share
-from cluster.recipe import Precision
+from cluster.section import Precision
 
 # vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
 _MOST_CPU_CACHE_BYTES = 1 << 30

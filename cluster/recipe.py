@@ -13,10 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cluster.corpus_recipe import Corpus, Source
 from cluster.failures import UserError
 from cluster.rlhf_recipe import Probe, Rlhf
-from cluster.section import Lora, Place, Positive, PositiveFloat, Section, Share, Temperature
+from cluster.section import Lora, Place, Positive, PositiveFloat, Precision, Section, Share, Temperature
 from cluster.serve_recipe import Serve
-
-Precision = Literal["bfloat16", "float32"]
 
 
 class Cluster(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_validator
 
-from cluster.section import Lora, Positive, PositiveFloat, Section, Share, Temperature
+from cluster.section import Lora, Positive, PositiveFloat, Precision, Section, Share, Temperature
 
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
 
@@ -82,6 +82,9 @@ class Rlhf(Section):
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the pre-training loss (PPO-ptx)")
     rollout_actors: Positive = 2
     most_rollout_actors: Positive | None = Field(None, description="the fleet may grow to so many where that is faster")
+    precision: Precision | None = Field(
+        None, description="of the learner's matrix products; unset: bfloat16 on GPUs, as rollout actors, else float32"
+    )
     learner_workers: Positive = Field(1, description="share the policy and its training (FSDP2)")
     reward_actors: Positive = Field(1, description="of each of rewards; they share the answers of a step")
     most_reward_actors: Positive | None = Field(None, description="there may be so many while rewards hold the step up")

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Precision = Literal["bfloat16", "float32"]
 # vLLM refuses more.
 Temperature = Annotated[float, Field(gt=0, le=2)]
 

@@ -73,7 +73,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):
                 if step == start or (settings.parity_every and step % settings.parity_every == 0):
-                    check_parity(fleet, learner, some, settings.max_tokens, recipe.cluster.deadline_seconds)
+                    precision = settings.precision or fleet.precision
+                    check_parity(fleet, learner, precision, some, settings.max_tokens, recipe.cluster.deadline_seconds)
                 _resize(run, fleet, take_wish(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.most_rollout_actors:

@@ -1,6 +1,7 @@
 """How a model and its loss are spread over workers: FSDP2."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -33,17 +34,24 @@ class Spread(nn.Module):
     """A model of which functions of it are computed: FSDP gathers its parameters around each.
 
     With several workers, every one calls the same functions in the same order.
+
+    Args:
+        autocast: the context of every call.
     """
 
-    def __init__(self, model: Any, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, workers: int, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         super().__init__()
+        self._autocast = autocast
         self.model = model.to(device)
         if workers > 1:
             # Otherwise those outside the layers would stay gathered after a pass without gradients.
             _shard(self, workers, device, reshard_after_forward=True)
 
     def forward(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        return function(self.model, *arguments, **settings)
+        with self._autocast():
+            return function(self.model, *arguments, **settings)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from actors.model.objectives.language import LanguageObjective
 from cluster.failures import UserError
-from cluster.recipe import Precision
+from cluster.section import Precision
 
 # Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
 KNOWN_GPUS = {

@@ -159,6 +159,21 @@ def test_every_option_has_its_term_in_the_loss(folders):
     assert figures["loss"] == pytest.approx(total / 11, abs=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{"algorithm": "ppo", "pretrain_mix": 0.1}, {"lora": LORA, "entropy_bonus": 0.1}])
+def test_in_bfloat16_it_learns_nearly_the_same_and_its_weights_stay_float32(folders, settings: dict[str, object]):
+    fine, coarse = (make(folders, precision=precision, **settings) for precision in ("float32", "bfloat16"))
+    drawn = samples(fine)
+    expected, found = (learner.step(PROMPTS, drawn, REWARDS) for learner in (fine, coarse))
+    # What rounding to eight bits makes of log-probabilities of about -5.7.
+    assert expected["behaviour_gap"] < 1e-5 < found["behaviour_gap"] < 0.05
+    assert found["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
+    for name in {"gradient_norm", "value_loss", "pretrain_loss"} & expected.keys():
+        assert found[name] == pytest.approx(expected[name], rel=0.05, abs=1e-6), name
+    assert {value.dtype for value in coarse.weights().values()} == {torch.float32}
+    again = [learner.step(PROMPTS, samples(learner), REWARDS)["kl"] for learner in (fine, coarse)]
+    assert again[1] == pytest.approx(again[0], rel=0.3, abs=0.02)
+
+
 def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
     # With the divergence in the reward, the log-probabilities are needed, and made, before the update.
     once, before = (make(folders, kl_in=place, kl_coefficient=0) for place in ("loss", "reward"))

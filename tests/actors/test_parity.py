@@ -35,7 +35,7 @@ def test_what_differs_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]
     fleet.load(next(versions), tiny[1].state_dict())
 
     def gate(model: LlamaForCausalLM) -> float:
-        return check_parity(fleet, Model(model), prompts("gate", 6), 48, 60.0)
+        return check_parity(fleet, Model(model), "float32", prompts("gate", 6), 48, 60.0)
 
     # The ratio of learner to engine is 1 to 1e-4.
     assert gate(tiny[1]) < 1e-4
@@ -51,7 +51,7 @@ def test_what_differs_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]
         gate(turned)
     rounded = changed(tiny[1], seed=1).bfloat16()
     fleet.load(next(versions), dict(rounded.state_dict()))
-    with pytest.raises(StageError, match="the engine computes in float32 and the learner in bfloat16"):
+    with pytest.raises(StageError, match="the engine computes in float32 and the learner holds bfloat16"):
         gate(rounded)
 
 
