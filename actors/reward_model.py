@@ -26,6 +26,7 @@ def sequence_scores(
     device: str = "cpu",
     precision: str = "float32",
     follow: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
+    prompts: Sequence[tuple[int, int]] | None = None,
 ) -> list[float]:
     """The scores of token ids, prompt and answer together. Sequences of like length share a batch, so that little of it
     is padding.
@@ -34,25 +35,40 @@ def sequence_scores(
         members: of an ensemble; the score is their mean.
         precision: bfloat16 (autocast) or float32.
         follow: is given all batches and gives them one by one, as a progress bar does.
+        prompts: of every sequence, the number of the prompt that it answers and how many tokens that has; a prompt of
+            several goes through the model once a batch. Unless it is given, none share theirs.
 
     Returns:
         In the order of `sequences`, not normalised.
     """
     scores = [0.0] * len(sequences)
-    for batch in follow(list(_batches_by_length(sequences, BATCH_TOKENS[device]))):
+    known = prompts or [(index, 1) for index in range(len(sequences))]
+    for batch in follow(list(_batches_by_length(sequences, known, BATCH_TOKENS[device]))):
         part = [torch.tensor(sequences[index]) for index in batch]
         ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=0).to(device)
         lengths = torch.tensor([len(sequence) for sequence in part], device=device)
+        groups, starts = torch.tensor([known[index] for index in batch], device=device).T
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            rewards = ensemble_rewards(members, ids, lengths)
+            rewards = ensemble_rewards(members, ids, lengths, starts, groups)
         for index, score in zip(batch, rewards.mean(0).tolist(), strict=True):
             scores[index] = score
     return scores
 
 
-def _batches_by_length(sequences: Sequence[list[int]], tokens: int) -> Iterator[list[int]]:
-    """Indices of `sequences`, longest first, at most so many tokens a batch with its padding (or one sequence)."""
-    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+def _batches_by_length(
+    sequences: Sequence[list[int]], prompts: Sequence[tuple[int, int]], tokens: int
+) -> Iterator[list[int]]:
+    """Indices of `sequences`, longest first, answers to one prompt together, at most so many tokens a batch with its
+    padding (or one sequence)."""
+    longest: dict[int, int] = {}
+    for sequence, (prompt, _) in zip(sequences, prompts, strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(sequence))
+
+    def place(index: int) -> tuple[int, int, int]:
+        prompt, _ = prompts[index]
+        return -longest[prompt], prompt, -len(sequences[index])
+
+    order = sorted(range(len(sequences)), key=place)
     while order:
         rows = max(1, tokens // max(1, len(sequences[order[0]])))
         yield order[:rows]
@@ -66,6 +82,7 @@ class ModelReward:
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.precision = "bfloat16" if self.device == "cuda" else "float32"
         self.models = [member.to(self.device).eval() for member in load_ensemble(model)]
         norm = json.loads((model / NORMALISATION).read_text())
         self.mean, self.deviation = norm["mean"], norm["deviation"]
@@ -76,10 +93,14 @@ class ModelReward:
         Raises:
             StageError: a reward is not a number.
         """
-        sequences = [
-            p.token_ids + sample.token_ids for p, group in zip(prompts, groups, strict=True) for sample in group
+        answers = [
+            (number, prompt.token_ids, sample.token_ids)
+            for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+            for sample in group
         ]
-        rewards = sequence_scores(self.models, sequences, self.device)
+        sequences = [prompt + answer for _, prompt, answer in answers]
+        shared = [(number, len(prompt)) for number, prompt, _ in answers]
+        rewards = sequence_scores(self.models, sequences, self.device, self.precision, prompts=shared)
         if not all(math.isfinite(reward) for reward in rewards):
             raise StageError("the reward model answered with a number that is not finite")
         flat = iter(rewards)

@@ -35,3 +35,27 @@ def test_scores_do_not_depend_on_the_company_a_sequence_is_in(tmp_path: Path, mo
     assert len(set(alone)) == len(alone)
     assert sequence_scores(models, sequences) == pytest.approx(alone, abs=1e-5)
     assert sequence_scores(models, []) == []
+
+
+def test_answers_that_share_their_prompt_have_the_scores_that_they_have_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_tiny_reward_model(tmp_path, mean=0.3, deviation=2.0, seed=3)
+    model = ModelReward(tmp_path, threads=1)
+    prompts = [Prompt(f"{first}", [2, first, *range(90, 90 + length), 4, 3]) for first, length in ((60, 20), (61, 3))]
+    # The last of the first prompt's is empty, as an answer is that ends where it begins.
+    answers = [[[50, 51, 4], [60], list(range(50, 70)), []], [[50, 51, 4], [52, 4]]]
+    groups = [[Sample("", 0, ids, [], [], "stop", "") for ids in own] for own in answers]
+    alone = [
+        [model.score([prompt], [[sample]])[0][0] for sample in group]
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    widths: list[tuple[int, ...]] = []
+    layer = model.models[0].model.layers[0]
+    layer.register_forward_pre_hook(lambda _, given: widths.append(tuple(given[0].shape[:2])))
+    for tokens in (40, 1000):
+        monkeypatch.setattr(reward_model, "BATCH_TOKENS", {"cpu": tokens})
+        found = model.score(prompts, groups)
+        assert [pytest.approx(own, abs=1e-5) for own in alone] == found
+    # In one batch, a row a prompt: the longer with 24 tokens and the 24 of its answers.
+    assert widths[-1] == (2, 48)

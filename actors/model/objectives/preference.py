@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actors.model.language import hidden_states
 from actors.model.shared_prompt import states_at
 
 CENTRING = 0.01
@@ -101,7 +100,9 @@ class PreferenceObjective:
         return total, {"right_pairs": right, "ordered_pairs": ordered}
 
 
-def ensemble_rewards(models: Sequence[Any], input_ids: Tensor, lengths: Tensor) -> Tensor:
+def ensemble_rewards(
+    models: Sequence[Any], input_ids: Tensor, lengths: Tensor, starts: Tensor, groups: Tensor
+) -> Tensor:
     """The scalar head of every member of an ensemble at the last token of every row, in float32. Their mean over M is
     its reward.
 
@@ -109,12 +110,14 @@ def ensemble_rewards(models: Sequence[Any], input_ids: Tensor, lengths: Tensor) 
         models: M sequence classifiers with one label.
         input_ids: [N, T], padded at the right.
         lengths: [N].
+        starts: [N], with how many tokens all rows of a group begin.
+        groups: [N].
 
     Returns:
         [M, N].
     """
     ends = _ends(input_ids, lengths)
-    return torch.stack([_rewards(model, hidden_states(model, input_ids)[ends]) for model in models])
+    return torch.stack([_rewards(model, states_at(model, input_ids, ends, starts, groups)) for model in models])
 
 
 def _ends(input_ids: Tensor, lengths: Tensor) -> Tensor:
