@@ -3,7 +3,10 @@
 A model learns to write from sums, to answer from few conversations, and then from a function that checks its answers;
 there is no reward model. The pairs that it is asked about in the end are in none of these.
 
-python -m infra.bench.addition [--run runs/addition] [--seed 1] [key=value …]
+With 6,000 documents to learn to write from, the fine-tuned model was right in 44 % of its draws when it was trained in
+bfloat16, and in 80 % in float32, where there is less to gain: fewer make a weaker start.
+
+python -m infra.bench.addition [--run runs/addition] [--seed 1] [--documents 6000] [key=value …]
 """
 
 import argparse
@@ -24,7 +27,7 @@ from cluster.session import connect
 from infra.bench.loops.addition import asked, last_number, sum_is_right, write_task
 from pipelines.figures import Proportion, difference, proportion
 
-DOCUMENTS, CONVERSATIONS, HELD_OUT = 6000, 3000, 500
+CONVERSATIONS, HELD_OUT = 3000, 500
 SECONDS = 3000
 DRAWS = {"greedy": 0.0, "drawn at temperature 1": 1.0}
 RECIPE = {
@@ -45,14 +48,16 @@ RECIPE = {
 }
 
 
-def made(folder: Path, seed: int, overrides: list[str]) -> tuple[RunFolder, Recipe, list[tuple[int, int]]]:
+def made(
+    folder: Path, seed: int, documents: int, overrides: list[str]
+) -> tuple[RunFolder, Recipe, list[tuple[int, int]]]:
     """The run with its stages done, its recipe, and the pairs that it has not seen.
 
     Raises:
         SystemExit: a stage failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    apart = write_task(folder, seed, DOCUMENTS, CONVERSATIONS, HELD_OUT)
+    apart = write_task(folder, seed, documents, CONVERSATIONS, HELD_OUT)
     files = {name: {"kind": "files", "path": str(folder / f"{name}.jsonl")} for name in ("text", "chats", "prompts")}
     recipe = RECIPE | {
         "seed": seed,
@@ -95,9 +100,10 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--run", type=Path, default=Path("runs/addition"))
     words.add_argument("--seed", type=int, default=1)
+    words.add_argument("--documents", type=int, default=6000, help="of sums, to pre-train on")
     words.add_argument("overrides", nargs="*", metavar="key=value")
     given = words.parse_args()
-    run, recipe, apart = made(given.run.absolute(), given.seed, given.overrides)
+    run, recipe, apart = made(given.run.absolute(), given.seed, given.documents, given.overrides)
     with connect(recipe.cluster):
         found = accuracies(run, recipe, apart)
     for way, models in found.items():
