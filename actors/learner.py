@@ -36,6 +36,7 @@ from actors.model.objectives.policy import (
 from actors.model.objectives.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.model.optimiser import adamw
 from actors.model.sharding import Spread, gathered, whole
+from actors.model.speed import engine_precision
 from actors.pieces import from_all_workers, in_pieces, pieces
 from actors.rollout_batch import Batching, figures_of
 from actors.sample import Prompt, Sample
@@ -340,8 +341,7 @@ class Learner:
 def _own_part(settings: Rlhf) -> Part:
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    return Part(rank, workers, settings.micro_batch_rows, precision, device)
+    return Part(rank, workers, settings.micro_batch_rows, settings.precision or engine_precision(device.type), device)
 
 
 def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from actors.model.heads import load_ensemble
 from actors.model.objectives.preference import ensemble_rewards
+from actors.model.speed import engine_precision
 from actors.reward import Scores
 from actors.sample import Prompt, Sample
 from cluster.failures import StageError
@@ -82,7 +83,7 @@ class ModelReward:
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = "bfloat16" if self.device == "cuda" else "float32"
+        self.precision = engine_precision(self.device)
         self.models = [member.to(self.device).eval() for member in load_ensemble(model)]
         norm = json.loads((model / NORMALISATION).read_text())
         self.mean, self.deviation = norm["mean"], norm["deviation"]

@@ -70,6 +70,11 @@ def flops_per_token(model: Any, length: int) -> float:
     return matrices + 12.0 * model.config.num_hidden_layers * model.config.hidden_size * length
 
 
+def engine_precision(device: str) -> Precision:
+    """What rollout engines compute in on a kind of device, and in RLHF what is beside them."""
+    return "bfloat16" if device == "cuda" else "float32"
+
+
 def native_precision(device: torch.device) -> Precision:
     """The narrowest type whose products the device has instructions for.
 

@@ -84,9 +84,10 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
     given = Rlhf(**{"learning_rate": 1e-3, "micro_batch_rows": 2, "minimum_entropy": 1e-6, **settings})
     alone = Learner(given, *folders, seed=0, threads=1)
     step(alone)
-    for name in ("first", "checkpoint"):
-        alone.save(tmp_path / name, {"by": 1})
+    alone.save(tmp_path / "first", {"by": 1})
     with two_workers(folders, given, tmp_path / "checkpoint") as two_after_one:
+        assert two_after_one.restore() is None
+        alone.save(tmp_path / "checkpoint", {"by": 1})
         state = two_after_one.restore()
         assert state is not None
         assert state["by"] == 1
