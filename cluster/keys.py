@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.failures import UserError
-from cluster.run import write_json
+from cluster.errors import UserError
+from cluster.run.folder import write_json
 
 SCOPES = ("chat", "score", "label", "admin")
 

@@ -11,20 +11,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from actors.fleet import Fleet
 from actors.model.chat import Chat
-from actors.sample import Prompt, Sample, Sampling
+from actors.orchestrator.fleet import Fleet
+from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
-from cluster.cli import stage_main
-from cluster.failures import StageError, UserError
+from cluster.errors import StageError, UserError
 from cluster.feedback import Feedback, Ranking, open_feedback
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.plan import make_plan
-from cluster.recipe import Recipe
-from cluster.run import RunFolder, fingerprint
-from cluster.stages import Result
-from pipelines import preferences
-from pipelines.imported import imported_rankings
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, fingerprint
+from cluster.run.metrics import MetricsWriter, read_metrics
+from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
+from pipelines.data import rankings
+from pipelines.data.rankings import imported_rankings
 
 # Prompts that are stored at once: what a kill may cost, against one write to the database each.
 STORED_TOGETHER = 32
@@ -49,7 +48,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     chat = Chat.of(run.path("sft"))
     if settings.labeller == "imported":
         return _import(recipe, run, out, chat)
-    weights = run.require("sft", "sft").weights or ""
+    weights = run.require("sft").weights or ""
     prompts = plan_round(recipe, chat, weights)
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
@@ -101,12 +100,12 @@ def _import(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
 
 def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Writes the table of rankings. Gives what the manifest says of it."""
-    preferences.write_rankings(rows, out / "rankings.parquet")
+    rankings.write_rankings(rows, out / "rankings.parquet")
     return {
         "rankings": len(rows),
-        "rankings_digest": preferences.digest(rows),
+        "rankings_digest": rankings.digest(rows),
         "rankings_by": dict(sorted(Counter(row["labeller"] for row in rows).items())),
-        "tie_share": preferences.tie_share(rows),
+        "tie_share": rankings.tie_share(rows),
     }
 
 
@@ -117,16 +116,16 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
         UserError: there are too few, or the labeller cannot judge them.
     """
     settings = recipe.collect
-    chosen = preferences.chosen_prompts(recipe, chat, preferences.every_prompt(recipe))
+    chosen = rankings.chosen_prompts(recipe, chat, rankings.every_prompt(recipe))
     if settings.labeller == "code":
-        preferences.check_judgeable([text for text, _ in chosen])
+        rankings.check_judgeable([text for text, _ in chosen])
     if len(chosen) < 2:
         room = recipe.model.context - settings.max_tokens
         raise UserError(
             f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
             "and two are the least: one to train on and one to hold out"
         )
-    split = preferences.splits([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
+    split = rankings.splits([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}
@@ -203,7 +202,7 @@ def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round)
     noise, end = recipe.collect.label_noise, chat.end_of_turn_id
     database.add_rankings(
         [
-            preferences.ranking_by_code(prompts.rows[name], completions, end, noise, recipe.seed)
+            rankings.ranking_by_code(prompts.rows[name], completions, end, noise, recipe.seed)
             for name, completions in stored(database, prompts).items()
         ]
     )
@@ -232,16 +231,16 @@ def wait_for_people(database: Feedback, prompts: Round, minimum: int, seconds: f
 def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round) -> list[dict[str, Any]]:
     """The rows of rankings.parquet, in the order of the prompts."""
     completions = stored(database, prompts)
-    rankings = _rankings(database, prompts, recipe.collect.labeller, recipe.collect.label_noise)
+    found = _rankings(database, prompts, recipe.collect.labeller, recipe.collect.label_noise)
     return [
-        preferences.ranking_row(
+        rankings.ranking_row(
             prompts.rows[ranking.prompt_id],
             completions[ranking.prompt_id],
             ranking,
             prompts.token_ids[ranking.prompt_id],
             chat.end_of_turn_id,
         )
-        for ranking in sorted(rankings, key=lambda ranking: (ranking.prompt_id, ranking.labeller))
+        for ranking in sorted(found, key=lambda ranking: (ranking.prompt_id, ranking.labeller))
     ]
 
 
@@ -249,12 +248,8 @@ def _rankings(database: Feedback, prompts: Round, labeller: str, noise: float) -
     found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
     if labeller == "people":
         return [ranking for ranking in found if feedback.is_person(ranking.labeller)]
-    return [ranking for ranking in found if ranking.labeller == preferences.code_labeller(noise)]
+    return [ranking for ranking in found if ranking.labeller == rankings.code_labeller(noise)]
 
 
 def _progress() -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-
-
-if __name__ == "__main__":
-    stage_main("collect")

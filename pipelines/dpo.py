@@ -12,17 +12,16 @@ import pyarrow.parquet as parquet
 import torch
 from transformers import AutoTokenizer
 
+from actors.model.causal_lm import load
 from actors.model.chat import Chat
-from actors.model.language import load
-from actors.model.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
-from cluster.cli import stage_main
-from cluster.failures import UserError
-from cluster.plan import make_plan
-from cluster.recipe import Recipe
-from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import Result
-from pipelines.figures import proportion
-from pipelines.training import fit, kept, training_job
+from actors.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
+from pipelines.evaluate.stats import proportion
+from pipelines.train import fit, kept, training_job
 
 REFERENCE_ROWS = 32
 
@@ -99,7 +98,3 @@ def _reference_logprobs(reference: Any, sequences: list[list[int]], prompts: lis
         ids, answer = padded_answers(sequences[part], prompts[part], padding)
         found += answer_logprobs(reference, ids, answer).tolist()
     return found
-
-
-if __name__ == "__main__":
-    stage_main("dpo")

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.cli import stage_main
-from cluster.plan import make_plan
-from cluster.recipe import Recipe
-from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import Result
-from pipelines.training import fit, kept, speed, training_job
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
+from pipelines.train import fit, kept, speed, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -52,9 +51,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 def _take_over(recipe: Recipe, out: Path) -> Result:
     """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
-    from actors.model.language import save
+    from actors.model.causal_lm import save
     from actors.model.tokenizer import load_tokenizer
-    from pipelines.corpus.tokenizer import save_tokenizer_of
+    from pipelines.corpus.tokens.train import save_tokenizer_of
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
@@ -68,8 +67,8 @@ def _take_over(recipe: Recipe, out: Path) -> Result:
 
 def _started(recipe: Recipe, tokenizer: Any) -> Any:
     """The model to start from. What the stages after this one cannot go on with is refused before anyone ranks."""
-    from actors.model.heads import require_head
-    from actors.model.language import start
+    from actors.model.causal_lm import start
+    from actors.model.reward_head import require_head
 
     language = start(recipe.model, tokenizer, recipe.seed)
     if recipe.rlhf.needs_reward_model:
@@ -81,8 +80,8 @@ def _model(recipe: Recipe, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
     # The worker's alone: the driver waits 10 s less when it does not import what it only names.
     from transformers import AutoTokenizer
 
-    from actors.model.language import build, end_with
-    from actors.model.objectives.language import LanguageObjective
+    from actors.model.causal_lm import build, end_with
+    from actors.objectives.lm import LanguageObjective
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
@@ -93,7 +92,3 @@ def _model(recipe: Recipe, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
         language = build(recipe.model, recipe.seed, end_of_turn=end, padding=end)
     end_with(language, end)
     return language, LanguageObjective(), tokenizer
-
-
-if __name__ == "__main__":
-    stage_main("pretrain")

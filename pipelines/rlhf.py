@@ -8,36 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from actors.fleet import Fleet
-from actors.ledger import Ledger
+from actors.algorithms.guardrails import breach
+from actors.learner.remote import RemoteLearner
 from actors.model.chat import Chat
-from actors.model.objectives.limits import breach
-from actors.parity import check_parity
-from actors.reinforce import Loop
-from actors.remote_learner import RemoteLearner
-from actors.reward import Scorer, WeightedRewards
-from actors.reward_function import load_function
-from actors.rollout import element_type
-from actors.rollouts import Rollouts
-from actors.roster import WORKING
-from actors.sample import Question
-from actors.scaling import Scaler, advice
-from actors.stream import shards_in
-from cluster.cli import stage_main
-from cluster.fleet import fleet_control, take_wish, write_fleet_state
-from cluster.metrics import MetricsWriter, read_metrics
-from cluster.plan import make_plan
-from cluster.progress import metrics_progress
-from cluster.recipe import Recipe
-from cluster.rlhf_recipe import Rlhf
-from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import Result
+from actors.orchestrator.autoscaler import Scaler, advice
+from actors.orchestrator.fleet import Fleet
+from actors.orchestrator.ledger import Ledger
+from actors.orchestrator.loop import Loop
+from actors.orchestrator.parity import check_parity
+from actors.orchestrator.scheduler import Rollouts
+from actors.orchestrator.work_queue import WORKING
+from actors.rewards.function import load_function
+from actors.rewards.pool import Scorer, WeightedRewards
+from actors.rollout.actor import element_type
+from actors.trainer.data import shards_in
+from actors.types import Question
+from cluster.recipe.recipe import Recipe
+from cluster.recipe.rlhf import Rlhf
+from cluster.run.fleet_control import fleet_control, take_wish, write_fleet_state
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
+from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
-from pipelines.preference_probe import PreferenceProbe, figures_of, held_out_rankings
-from pipelines.probes import require_trust
-from pipelines.promote import promote_unfinished
-from pipelines.rlhf_actors import prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
-from pipelines.viewed import viewed
+from pipelines.evaluate.preference_drift import PreferenceProbe, figures_of, held_out_rankings
+from pipelines.evaluate.reward_probes import require_trust
+from pipelines.evaluate.token_ratios import viewed
+from pipelines.rlhf_setup import promote_unfinished, prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 
 PARITY_PROMPTS = 8
 # The summary's last reward is a mean over so many steps: one step's is noisy.
@@ -117,7 +114,7 @@ def _check(recipe: Recipe, run: RunFolder) -> None:
         if source.function:
             load_function(source.function)
         if source.kind == "model":
-            found = run.require("reward", "reward").metrics["trust"]["probes"]
+            found = run.require("reward").metrics["trust"]["probes"]
             require_trust(found, settings.accept_probes, recipe.reward.counterexamples)
 
 
@@ -174,7 +171,3 @@ def _actors(
             yield fleet, learner, scorers
     finally:
         learner.close()
-
-
-if __name__ == "__main__":
-    stage_main("rlhf")

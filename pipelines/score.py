@@ -16,13 +16,13 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from actors.model.chat import Chat
-from actors.reward_model import ModelReward
-from actors.sample import Prompt, Sample
-from cluster.failures import UserError
-from cluster.plan import make_plan
-from cluster.recipe import Recipe
-from cluster.run import RunFolder
-from pipelines.chat_data import Messages, prompt_of, rows
+from actors.rewards.model import ModelReward
+from actors.types import Prompt, Sample
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder
+from cluster.runtime.plan import make_plan
+from pipelines.data.chat_formats import Messages, prompt_of, rows
 
 Kind = Literal["rewards", "best", "pairs"]
 ROWS_TOGETHER = 16
@@ -93,7 +93,7 @@ def score_file(
     Raises:
         UserError: there is no reward model, or a row cannot be read; the message names it.
     """
-    run.require("reward", "reward")
+    run.require("reward")
     asked = [Asked(prompt_of(row, where), _texts(row, where), row) for row, where in rows(str(source))]
     if not asked:
         raise UserError(f"{source} holds no rows")

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.model.chat import Chat
-from cluster.cli import stage_main
-from cluster.failures import UserError
-from cluster.plan import make_plan
-from cluster.recipe import Recipe
-from cluster.run import RunFolder, file_fingerprint
-from cluster.section import Lora
-from cluster.stages import Result
-from pipelines.chat_data import conversations
-from pipelines.conversation_rows import render, write_packed
-from pipelines.training import fit, kept, speed, training_job
+from cluster.errors import UserError
+from cluster.recipe.base import Lora
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
+from pipelines.data.chat_formats import conversations
+from pipelines.data.pack_chats import render, write_packed
+from pipelines.train import fit, kept, speed, training_job
 
 # Of the metrics of the first step and of the one whose model is kept: how it did before, and how it does now.
 HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
@@ -74,22 +73,18 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     return {"conversations": len(rendered), "too_long": too_long, "rows": rows, "layouts": found.layouts}
 
 
-def _model(base: Path, lora: Lora | None, seed: int) -> tuple[Any, Any, Any]:
+def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:
     # The worker's alone: the driver waits 10 s less when it does not import what it only names.
     from transformers import AutoTokenizer
 
-    from actors.model import adapters
-    from actors.model.language import end_with, load
-    from actors.model.objectives.language import LanguageObjective
+    from actors.model import lora
+    from actors.model.causal_lm import end_with, load
+    from actors.objectives.lm import LanguageObjective
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
     end_with(model, tokenizer.eos_token_id)
-    if lora:
-        adapters.add(model, lora, seed)
+    if settings:
+        lora.add(model, settings, seed)
     return model, LanguageObjective(), tokenizer
-
-
-if __name__ == "__main__":
-    stage_main("sft")

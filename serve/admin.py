@@ -7,17 +7,16 @@ from typing import Any, get_args
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from cluster.failures import UserError
+from cluster.errors import UserError
 from cluster.keys import audit
-from cluster.run import RunFolder
-from cluster.serve_recipe import Served
-from cluster.versions import Version, Versions, differing
-from serve.body import json_body
-from serve.door import Visit
-from serve.errors import RequestError
-from serve.meters import Meters
-from serve.remote import Model
-from serve.states import States
+from cluster.recipe.serve import Served
+from cluster.run.folder import RunFolder
+from cluster.run.versions import Version, Versions, differing
+from serve.errors import RequestError, json_body
+from serve.http.metrics import Meters
+from serve.http.middleware import Visit
+from serve.replica.autoscaling import States
+from serve.transport.pool import Model
 
 
 def admin_router(

@@ -19,27 +19,25 @@ from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
 from cluster.keys import Key
-from cluster.run import RunFolder
-from cluster.serve_recipe import Alias
-from serve.access import Access, Openness
+from cluster.recipe.serve import Alias
+from cluster.run.folder import RunFolder
 from serve.admin import admin_router
-from serve.channel import Inbox
-from serve.compare import compare_router
-from serve.door import Door
 from serve.errors import RequestError, error_body
-from serve.label import label_router
-from serve.lines import Lines
-from serve.listener import Listener
-from serve.meters import Meters
-from serve.openapi import PATHS, openapi
-from serve.page import page, routes_of
-from serve.parts import Endpoint
-from serve.remote import Model, RemoteModel
-from serve.routes import Routes
-from serve.runs import runs_router
-from serve.states import States, states_of
-from serve.switchboard import Switchboard
-from serve.thumbs import thumbs_router
+from serve.http.auth import Access, Openness
+from serve.http.listener import Listener
+from serve.http.metrics import Meters
+from serve.http.middleware import Door
+from serve.http.openapi import PATHS, openapi
+from serve.pages.compare import compare_router
+from serve.pages.label import label_router
+from serve.pages.render import page, routes_of
+from serve.pages.runs import runs_router
+from serve.pages.thumbs import thumbs_router
+from serve.replica.autoscaling import States, states_of
+from serve.router import Routes, Switchboard
+from serve.transport.connection import Inbox
+from serve.transport.messages import Endpoint
+from serve.transport.pool import Lines, Model, RemoteModel
 
 logger = logging.getLogger("ray.serve")
 

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlmodel import create_engine
 
 from cluster.feedback.store import DRIVER
-from cluster.recipe import Cluster
-from cluster.session import connect
+from cluster.recipe.recipe import Cluster
+from cluster.runtime.session import connect
 
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 

@@ -13,12 +13,13 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.sample import Question
-from cluster.metrics import read_metrics
-from cluster.recipe import load_recipe
-from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import STAGES, Stage, run_stage, stage_named
+from actors.types import Question
+from cluster.recipe.recipe import load_recipe
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.layout import STAGES, Stage, stage_named
+from cluster.run.metrics import read_metrics
 from cluster.trace import read_trace
+from pipelines.stage_table import run_named_stage
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A run of one command in which everything was killed in the middle of two stages; and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     run = RunFolder(folder / "small")
-    command = [sys.executable, "-m", "cluster.cli", "run", str(RECIPE), *SMALL, f"run={run.root}"]
+    command = [sys.executable, "-m", "pipelines", "run", str(RECIPE), *SMALL, f"run={run.root}"]
     with (folder / "log").open("w") as log:
         for name in KILLED_AFTER:
             kill_in_the_middle(command, stage_named(name), run, log)
@@ -105,12 +106,12 @@ def test_after_a_kill_the_same_command_goes_on(killed: tuple[RunFolder, str]):
 @pytest.mark.slow
 def test_every_stage_leaves_a_whole_artefact(finished: RunFolder):
     for stage in STAGES:
-        manifest = finished.require(stage.folder, stage.name)
+        manifest = finished.require(stage.folder)
         assert set(manifest.inputs) == set(stage.after)
     for name in ("base", "sft", "policy"):
         model = AutoModelForCausalLM.from_pretrained(finished.path(name))
         assert model.config.hidden_size == 64
-        assert finished.require(name, name).weights == file_fingerprint(finished.path(name) / "model.safetensors")
+        assert finished.require(name).weights == file_fingerprint(finished.path(name) / "model.safetensors")
     reward = AutoModelForSequenceClassification.from_pretrained(finished.path("reward"))
     assert reward.config.num_labels == 1
     assert not list((finished.root / ".partial").iterdir())
@@ -151,7 +152,7 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     ]
     assert leans[0] == pytest.approx([0] * len(leans[0]), abs=1e-3)
     assert max(map(abs, leans[2])) > 0.01
-    metrics = finished.require("policy", "rlhf").metrics
+    metrics = finished.require("policy").metrics
     assert metrics["prompts"] == {"trained": 16, "filtered": 0}
     # Held-out judgements are looked at before the third step and after the last.
     assert ["preference_accuracy" in row for row in rows] == [False, False, True, False]
@@ -180,13 +181,13 @@ def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
     again = RunFolder(tmp_path / "again")
     shutil.copytree(finished.root, again.root, ignore=shutil.ignore_patterns("policy", "report", ".partial", "lock"))
     recipe = load_recipe(RECIPE, [*SMALL, f"run={again.root}"])
-    assert run_stage(stage_named("rlhf"), recipe, again) == "done"
+    assert run_named_stage(stage_named("rlhf"), recipe, again) == "done"
     learned = ("reward", "loss", "gradient_norm", "kl", "behaviour_gap", "tokens")
     rows, expected = (
         [[row[name] for name in learned] for row in read_metrics(r.path("policy"))] for r in (again, finished)
     )
     assert rows == expected
-    assert file_fingerprint(again.path("policy") / "model.safetensors") == finished.require("policy", "rlhf").weights
+    assert file_fingerprint(again.path("policy") / "model.safetensors") == finished.require("policy").weights
 
 
 @pytest.mark.slow
@@ -194,7 +195,7 @@ def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
 def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
     settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", "rlhf.lora={rank: 4, alpha: 8}"]
     recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
-    assert run_stage(stage_named("rlhf"), recipe, finished) == "done"
+    assert run_named_stage(stage_named("rlhf"), recipe, finished) == "done"
     rows = read_metrics(finished.path("policy"))
     assert rows[0]["value_loss"] > 0
     assert max(row["staleness"] for row in rows) > 0
@@ -226,7 +227,7 @@ def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFol
         "evaluate.text_tokens=1000",
     ]
     recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
-    assert run_stage(stage_named("evaluate"), recipe, finished) == "done"
+    assert run_named_stage(stage_named("evaluate"), recipe, finished) == "done"
     report = json.loads((finished.path("report") / "report.json").read_text())
     rows = json.loads((finished.path("report") / "answers.json").read_text())
     assert [row["question"] for row in rows if row["kind"] != "kept back"] == []

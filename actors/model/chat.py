@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from actors.model.tokenizer import load_tokenizer
-from cluster.failures import UserError
+from cluster.errors import UserError
 
 # Who asks looks how long it is; transformers would warn that the model cannot read so much.
 QUIET: dict[str, Any] = {"verbose": False}

@@ -4,13 +4,9 @@ from dataclasses import dataclass
 
 from sqlmodel import func, select
 
-from cluster.feedback.judgements import Judgements
-from cluster.feedback.labellers import Labellers, is_person
-from cluster.feedback.prompts import Prompts
+from cluster.feedback.queries import Judgements, Labellers, Prompts, Tasks, Thumbs, is_person
 from cluster.feedback.store import column, open_engine
 from cluster.feedback.tables import CODE, COMPARED, GOLD, Completion, Labeller, Prompt, Ranking, Repeat, Thumb
-from cluster.feedback.tasks import Tasks
-from cluster.feedback.thumbs import Thumbs
 
 __all__ = [
     "CODE",

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session, SQLModel, create_engine
 
-from cluster.failures import UserError, first_line
+from cluster.errors import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, Meta, Prompt, migrate
 
 BUSY_SECONDS = 30.0

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import yaml
 
-from actors.fleet import Fleet
-from actors.model import language
+from actors.model import causal_lm
 from actors.model.chat import Chat
-from actors.sample import Prompt, Sampling
-from cluster.plan import make_plan
-from cluster.recipe import Recipe, load_recipe
-from cluster.run import RunFolder
-from cluster.session import connect
+from actors.orchestrator.fleet import Fleet
+from actors.types import Prompt, Sampling
+from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.run.folder import RunFolder
+from cluster.runtime.plan import make_plan
+from cluster.runtime.session import connect
 from infra.bench.loops.addition import asked, last_number, sum_is_right, write_task
-from pipelines.figures import Proportion, difference, proportion
+from pipelines.evaluate.stats import Proportion, difference, proportion
 
 CONVERSATIONS, HELD_OUT = 3000, 500
 SECONDS = 3000
@@ -70,7 +70,7 @@ def made(
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     for stage in ("corpus", "pretrain", "sft", "rlhf"):
-        command = [sys.executable, "-m", "cluster.cli", stage, str(path), *overrides]
+        command = [sys.executable, "-m", "pipelines", stage, str(path), *overrides]
         if subprocess.run(command, check=False, timeout=SECONDS).returncode:
             sys.exit(f"{stage} failed")
     loaded = load_recipe(path, overrides)
@@ -86,7 +86,7 @@ def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> 
     deadline, share = recipe.cluster.deadline_seconds, make_plan(recipe).rollout
     with Fleet(run.path("sft"), 1, share, recipe.model.context, recipe.seed, deadline) as fleet:
         for version, name in enumerate(("sft", "policy"), 1):
-            fleet.load(version, language.load(run.path(name)).state_dict())
+            fleet.load(version, causal_lm.load(run.path(name)).state_dict())
             for way, temperature in DRAWS.items():
                 sampling = Sampling(1, temperature, recipe.rlhf.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)

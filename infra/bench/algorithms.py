@@ -16,9 +16,9 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from cluster.metrics import read_metrics
-from cluster.rlhf_recipe import Rlhf
-from cluster.run import RunFolder
+from cluster.recipe.rlhf import Rlhf
+from cluster.run.folder import RunFolder
+from cluster.run.metrics import read_metrics
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 ALGORITHMS = get_args(Rlhf.model_fields["algorithm"].annotation)
@@ -34,7 +34,7 @@ def made(folder: Path, seed: int, algorithm: str, log: Path) -> dict[str, Any]:
     """
     words = ["run", RECIPE, f"run={folder}", f"seed={seed}", f"rlhf.algorithm={algorithm}"]
     with log.open("a") as out:
-        command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+        command = [sys.executable, "-m", "pipelines", *map(str, words)]
         if subprocess.run(command, stdout=out, stderr=out, check=False, timeout=SECONDS).returncode:
             raise RuntimeError(f"{algorithm} with seed {seed} failed; see {log}")
     report: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))

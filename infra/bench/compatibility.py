@@ -27,9 +27,9 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
-from actors.model.language import load, next_token_losses
-from cluster.recipe import load_recipe
-from cluster.run import RunFolder
+from actors.model.causal_lm import load, next_token_losses
+from cluster.recipe.recipe import load_recipe
+from cluster.run.folder import RunFolder
 from infra.bench.peers.install import on_their_own
 from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 

@@ -1,6 +1,6 @@
 """How the rollout fleet's coordinator scales, on simulated actors: speed-up over one actor, and its own cost a sample.
 
-The simulated actors have the latencies of `actors.simulation.Latency`. The cost is the process's CPU time, with that of
+The simulated actors have the latencies of `infra.bench.simulation.Latency`. The cost is the process's CPU time, with that of
 the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which walks through
 all samples that are alive.
 """
@@ -9,11 +9,11 @@ import gc
 import random
 import time
 
-from actors.ledger import Ledger
-from actors.rollouts import Rollouts
-from actors.sample import Prompt
-from actors.simulation import Latency, World, weights_of
-from cluster.rlhf_recipe import Rlhf
+from actors.orchestrator.ledger import Ledger
+from actors.orchestrator.scheduler import Rollouts
+from actors.types import Prompt
+from cluster.recipe.rlhf import Rlhf
+from infra.bench.simulation import Latency, World, weights_of
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 

@@ -19,16 +19,16 @@ from statistics import median
 
 import psutil
 
-from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
+from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.steps import steps
 from infra.bench.peers.install import on_their_own
-from pipelines.corpus.duplicates import PERMUTATIONS, least_agreement, rows_in_a_band
-from pipelines.corpus.groups import KEPT, Documents, Grouping, decide
-from pipelines.corpus.index import Indexing
-from pipelines.corpus.measured import Measuring
-from pipelines.corpus.prepare import Preparation
-from pipelines.corpus.sources import plan_splits
+from pipelines.corpus.dedup.cluster import KEPT, Documents, Grouping, decide
+from pipelines.corpus.dedup.index import Indexing
+from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
+from pipelines.corpus.filter.cache import Measuring
+from pipelines.corpus.filter.stage import Preparation
+from pipelines.corpus.read.sources import plan_splits
 
 DOCUMENTS = 1000
 PEER = ("datatrove[io,processing]==0.10.0", "spacy==3.8.18")

@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.duplicates import PERMUTATIONS, least_agreement, rows_in_a_band
-from pipelines.corpus.groups import KEPT, Documents, Grouping, decide
-from pipelines.corpus.index import Indexing
-from pipelines.corpus.prepare import SCHEMA
+from pipelines.corpus.dedup.cluster import KEPT, Documents, Grouping, decide
+from pipelines.corpus.dedup.index import Indexing
+from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
+from pipelines.corpus.filter.stage import SCHEMA
 
 DOCUMENTS = 2_000_000
 # The same at every size, so that a task's memory can be seen not to grow.

@@ -24,9 +24,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cluster.metrics import read_metrics
-from cluster.run import RunFolder
-from cluster.stages import STAGES, stage_named
+from cluster.run.folder import RunFolder
+from cluster.run.layout import STAGES, stage_named
+from cluster.run.metrics import read_metrics
 
 STEPS, PROMPTS = 6, 4
 # A fault comes once so many steps are done: there is a checkpoint by then.
@@ -90,7 +90,7 @@ class Command:
     """The stage as a process, what it prints in a log."""
 
     def __init__(self, run: RunFolder, log: Path, settings: Sequence[str] = ()) -> None:
-        words = [sys.executable, "-m", "cluster.cli", "rlhf", str(run.root / "recipe.yaml"), f"run={run.root}"]
+        words = [sys.executable, "-m", "pipelines", "rlhf", str(run.root / "recipe.yaml"), f"run={run.root}"]
         with log.open("a") as out:
             self.process = subprocess.Popen(
                 [*words, *SETTINGS, *settings], stdout=out, stderr=out, start_new_session=True
@@ -167,7 +167,7 @@ def survive(fault: Fault, finished: Path, log: Path) -> Outcome:
 def wrong(run: RunFolder, steps: int) -> list[str]:
     """What is not as it would have been without a fault."""
     rows = read_metrics(run.path("policy"))
-    booked = run.require("policy", "rlhf").metrics["prompts"]
+    booked = run.require("policy").metrics["prompts"]
     checks = {
         "steps are missing or twice": [row["step"] for row in rows] == list(range(steps)),
         f"prompts are booked as {booked}": booked == {"trained": steps * PROMPTS, "filtered": 0},

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.model.chat import Chat
-from cluster.metrics import read_metrics
-from cluster.recipe import load_recipe
-from cluster.run import RunFolder
+from cluster.recipe.recipe import load_recipe
+from cluster.run.folder import RunFolder
+from cluster.run.metrics import read_metrics
 from infra.bench.faults import SECONDS, Command, copied, options, parsed
 from infra.bench.loops.reward import BETA, RATE, brevity
 from infra.bench.peers.run_trl import steps_of
-from pipelines.rlhf_actors import prompts_to_train_on
+from pipelines.rlhf_setup import prompts_to_train_on
 
 REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
 

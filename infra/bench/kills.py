@@ -16,10 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.metrics import read_metrics
-from cluster.run import RunFolder, file_fingerprint
-from cluster.stages import STAGES, Stage
-from cluster.tracker import FILES
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.layout import STAGES, Stage
+from cluster.run.metrics import FILES, read_metrics
 from infra.bench.faults import copied, end_family, options, parsed, wait_for
 
 SECONDS = 900.0
@@ -35,8 +34,8 @@ def killed_halfway(stage: Stage, finished: RunFolder, log: Path) -> tuple[float,
         subprocess.TimeoutExpired: the second command did not end.
     """
     with copied(finished.root, stage.name) as run, log.open("a") as out:
-        command = [sys.executable, "-m", "cluster.cli", stage.name, str(run.recipe_path), f"run={run.root}"]
-        work = finished.require(stage.folder, stage.name).seconds / 2
+        command = [sys.executable, "-m", "pipelines", stage.name, str(run.recipe_path), f"run={run.root}"]
+        work = finished.require(stage.folder).seconds / 2
         with subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
             try:
                 wait_for(lambda: run.mark(stage.folder) is not None, stage.name, process)
@@ -85,7 +84,7 @@ def main() -> None:
         except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
             work = again = float("nan")
             differ, failed = [str(error)], True
-        seconds = finished.require(stage.folder, stage.name).seconds
+        seconds = finished.require(stage.folder).seconds
         row = (stage.name, f"{seconds:.1f}", f"{work:.1f}", f"{again:.1f}", ", ".join(differ) or "nothing")
         print(*row, sep="  ", flush=True)
         table.add_row(*row)

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.metrics import read_metrics
-from cluster.recipe import Cluster
-from cluster.session import connect
+from cluster.recipe.recipe import Cluster
+from cluster.run.metrics import read_metrics
+from cluster.runtime.session import connect
 from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong
 
 STEPS = 60
@@ -81,7 +81,7 @@ def join_and_leave(command: Command, address: str) -> None:
         # An actor that is added sooner goes to the first node, where there is room too.
         wait_until_it_joined(address, 2)
         begin = time.monotonic()
-        fleet = [sys.executable, "-m", "cluster.cli", "fleet", str(command.run.root), "add", "1"]
+        fleet = [sys.executable, "-m", "pipelines", "fleet", str(command.run.root), "add", "1"]
         subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
         wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command.process)
         took, done = time.monotonic() - begin, command.steps()

@@ -23,18 +23,18 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from actors.fleet import Fleet
-from actors.model.language import save
-from actors.roster import ActorState
-from actors.sample import Prompt, Sampling
-from actors.training_job import checkpoints_in
-from cluster.metrics import read_metrics
-from cluster.plan import Plan, Share
-from cluster.recipe import Model, Training
-from cluster.session import ENVIRONMENT, ROOT
+from actors.model.causal_lm import save
+from actors.orchestrator.fleet import Fleet
+from actors.orchestrator.work_queue import ActorState
+from actors.trainer.job import checkpoints_in
+from actors.types import Prompt, Sampling
+from cluster.recipe.recipe import Model, Training
+from cluster.run.metrics import read_metrics
+from cluster.runtime.plan import Plan, Share
+from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.training import table
-from pipelines.training import fit, speed
+from pipelines.train import fit, speed
 
 SECONDS = 240.0
 ONE = Share(cpus=1, gpus=0, threads=1)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.fleet import Fleet
 from actors.model.chat import Chat
-from actors.sample import Prompt, Sampling
-from cluster.plan import make_plan
-from cluster.recipe import load_recipe
-from cluster.session import connect
-from pipelines.guide.questions import training_questions
+from actors.orchestrator.fleet import Fleet
+from actors.types import Prompt, Sampling
+from cluster.recipe.recipe import load_recipe
+from cluster.runtime.plan import make_plan
+from cluster.runtime.session import connect
+from pipelines.demo.questions import training_questions
 
 RUN = Path("runs/demo")
 PROMPTS, SAMPLES, TOKENS, ROUNDS = 16, 8, 24, 5

@@ -21,18 +21,18 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import torch
 
+from actors.model.causal_lm import build, end_with, load, save
 from actors.model.chat import Chat
-from actors.model.language import build, end_with, load, save
-from actors.model.objectives.language import LanguageObjective
-from actors.model.speed import compile_layers
+from actors.model.perf import compile_layers
 from actors.model.tokenizer import load_tokenizer
-from cluster.recipe import Conversations, Model
-from cluster.session import ENVIRONMENT
+from actors.objectives.lm import LanguageObjective
+from cluster.recipe.recipe import Conversations, Model
+from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of
-from pipelines.chat_data import Messages, conversations
-from pipelines.conversation_rows import fit, write_packed
-from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
+from pipelines.data.chat_formats import Messages, conversations
+from pipelines.data.pack_chats import fit, write_packed
 
 VOCABULARY = 4096
 

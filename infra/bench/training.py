@@ -29,12 +29,12 @@ import pyarrow as pa
 import torch
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-from actors.model.language import build
-from actors.model.objectives.language import LanguageObjective
-from actors.model.optimiser import BETAS
-from actors.model.speed import SIDES, compile_layers, flops_per_token, native_precision, peak_flops, peak_memory_gb
-from cluster.recipe import Model
-from cluster.session import ENVIRONMENT, TRAINING_ENVIRONMENT
+from actors.model.causal_lm import build
+from actors.model.optim import BETAS
+from actors.model.perf import SIDES, compile_layers, flops_per_token, native_precision, peak_flops, peak_memory_gb
+from actors.objectives.lm import LanguageObjective
+from cluster.recipe.recipe import Model
+from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 
 TURNS, WARM_UP = 3, 2

@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.corpus import histograms
-from pipelines.corpus.duplicates import SIGNATURE_ALGORITHM
-from pipelines.corpus.mix import Mixture
-from pipelines.corpus.select import SPLITS, Selection
+from pipelines.corpus.dedup.minhash import SIGNATURE_ALGORITHM
+from pipelines.corpus.dedup.split import SPLITS, Selection
+from pipelines.corpus.filter import histograms
+from pipelines.corpus.tokens.mix import Mixture
 
 Report = dict[str, Any]
 # What the first phase reads is as it came; what later ones read is what it kept.

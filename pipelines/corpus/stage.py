@@ -26,29 +26,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.failures import UserError
-from cluster.recipe import Recipe
-from cluster.run import RunFolder, file_fingerprint, fingerprint, write_json
-from cluster.stages import Result
-from pipelines.corpus.deduplicate import Prepared, check_readable, choose
-from pipelines.corpus.languages import known_languages
-from pipelines.corpus.measured import Measuring
-from pipelines.corpus.mix import Mixture, weigh
-from pipelines.corpus.parts import Part, run_parts, written_to_the_side
-from pipelines.corpus.prepare import Preparation
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, file_fingerprint, fingerprint, write_json
+from cluster.run.stages import Result
+from pipelines.corpus.clean.language import known_languages
+from pipelines.corpus.dedup.split import TRAIN, document_position
+from pipelines.corpus.dedup.stage import Prepared, check_readable, choose
+from pipelines.corpus.filter.cache import Measuring
+from pipelines.corpus.filter.stage import Preparation
+from pipelines.corpus.read.sources import Split, plan_splits
 from pipelines.corpus.report import FIRST_PHASE, Report, key_figures, print_summary, statistics
-from pipelines.corpus.select import TRAIN, document_position
-from pipelines.corpus.shards import Sharding
-from pipelines.corpus.sources import Split, plan_splits
-from pipelines.corpus.tokenise import Tokenisation, chosen_documents
-from pipelines.corpus.tokenizer import (
+from pipelines.corpus.tasks import Part, run_parts, written_to_the_side
+from pipelines.corpus.tokens.cache import Tokens
+from pipelines.corpus.tokens.mix import Mixture, weigh
+from pipelines.corpus.tokens.shards import Sharding
+from pipelines.corpus.tokens.stage import Tokenisation, chosen_documents
+from pipelines.corpus.tokens.train import (
     SAMPLE_BYTES,
     document_end,
     save_tokenizer,
     save_tokenizer_of,
     train_tokenizer,
 )
-from pipelines.corpus.tokens import Tokens
 
 MEASURED = "measured"
 TOKENS = "tokens"

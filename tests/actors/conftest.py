@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actors.fleet import Fleet
-from actors.sample import Prompt
-from cluster.plan import Share
+from actors.orchestrator.fleet import Fleet
+from actors.types import Prompt
+from cluster.runtime.plan import Share
 from tests.tiny import tiny_tokenizer
 
 CONTEXT = 256

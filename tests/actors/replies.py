@@ -1,6 +1,6 @@
 """What the tests of environments have said after an answer."""
 
-from actors.sample import Question
+from actors.types import Question
 
 
 def again(question: Question, answers: list[str]) -> str | dict[str, str] | None:

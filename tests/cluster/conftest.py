@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import ROOT
+from cluster.runtime.session import ROOT
 
 RECIPE = """
 name: tiny
@@ -30,6 +30,6 @@ def recipe_path(tmp_path: Path) -> Path:
 
 def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command line, as people run it."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+    command = [sys.executable, "-m", "pipelines", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)

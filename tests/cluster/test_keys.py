@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.failures import UserError
+from cluster.errors import UserError
 from cluster.keys import KeyRing, audit
 from tests.cluster.conftest import triptych
 

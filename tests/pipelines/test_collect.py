@@ -14,14 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
-from cluster.failures import StageError, UserError
+from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
-from cluster.recipe import Conversations, Recipe
-from cluster.run import RunFolder
-from pipelines import collect, preferences
-from pipelines.chat_data import PromptText, prompts
+from cluster.recipe.recipe import Conversations, Recipe
+from cluster.run.folder import RunFolder
+from pipelines import collect
 from pipelines.collect import Round, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
-from pipelines.exchange import import_file
+from pipelines.data import rankings
+from pipelines.data.chat_formats import PromptText, prompts
+from pipelines.data.feedback_io import import_file
 
 GUIDE = [Conversations(kind="guide")]
 REFUSAL = "I cannot help with that. It would hurt people."
@@ -79,26 +80,26 @@ def _fill(database: Feedback, chat: Chat, plan: Round, names: list[str], weights
 def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
     many = [PromptText(f"a{i}", [], {"kind": "a"}) for i in range(500)]
     few = [PromptText(f"b{i}", [], {"kind": "b"}) for i in range(20)]
-    chosen = preferences.in_turn([*many, *few], 1)[:30]
+    chosen = rankings.in_turn([*many, *few], 1)[:30]
     assert Counter(prompt.metadata["kind"] for prompt in chosen) == {"a": 15, "b": 15}
     assert len({prompt.id for prompt in chosen}) == 30
-    assert preferences.in_turn([*many, *few], 1)[:30] == chosen
-    assert preferences.in_turn([*many, *few], 2)[:30] != chosen
-    everything = preferences.in_turn([*many, *few], 1)
+    assert rankings.in_turn([*many, *few], 1)[:30] == chosen
+    assert rankings.in_turn([*many, *few], 2)[:30] != chosen
+    everything = rankings.in_turn([*many, *few], 1)
     assert sorted(prompt.id for prompt in everything) == sorted(prompt.id for prompt in [*many, *few])
 
 
 def test_guide_prompts_are_balanced_over_kinds() -> None:
-    kinds = Counter(prompt.metadata["kind"] for prompt in preferences.in_turn(prompts(GUIDE, 1), 1)[:500])
+    kinds = Counter(prompt.metadata["kind"] for prompt in rankings.in_turn(prompts(GUIDE, 1), 1)[:500])
     assert set(kinds.values()) == {100}
 
 
 @pytest.mark.parametrize(("count", "share", "held_out"), [(700, 0.15, 105), (2, 0.01, 1), (3, 0.5, 2), (2, 0.5, 1)])
 def test_split_is_by_prompt_and_leaves_some_on_both_sides(count: int, share: float, held_out: int) -> None:
     names = [str(number) for number in range(count)]
-    found = preferences.splits(names, share, 1)
+    found = rankings.splits(names, share, 1)
     assert Counter(found.values()) == {"held_out": held_out, "train": count - held_out}
-    assert found == preferences.splits(names, share, 1)
+    assert found == rankings.splits(names, share, 1)
 
 
 def test_plan_names_prompts_by_what_draws_their_answers(tmp_path: Path, chat: Chat) -> None:
@@ -160,7 +161,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     rank_by_code(recipe, chat, database, plan)
-    preferences.write_rankings(ranking_rows(recipe, chat, database, plan), tmp_path / "rankings.parquet")
+    rankings.write_rankings(ranking_rows(recipe, chat, database, plan), tmp_path / "rankings.parquet")
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
     assert {row["labeller"] for row in rows} == {"code (noise 0)"}
@@ -178,7 +179,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
         if row["kind"] == "harmful":
             assert row["grades"] == [4, 3, 1, 0]
             assert row["ranks"] == [1, 2, 3, 4]
-    assert preferences.tie_share(rows) > 0
+    assert rankings.tie_share(rows) > 0
     shown = {tuple(sorted(r.presented).index(i) for i in r.presented) for r in database.rankings()}
     assert len(shown) > 5
 
@@ -229,12 +230,12 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
     # The table names every ranking, and the digest changes with any of them.
     assert [row["ranking_id"] for row in rows] == sorted(row["ranking_id"] for row in rows)
-    before = preferences.digest(rows)
-    assert preferences.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
+    before = rankings.digest(rows)
+    assert rankings.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
     left = ranking_rows(recipe, chat, database, plan)
     assert [row["labeller"] for row in left] == ["ada"]
-    assert preferences.digest(left) != before
+    assert rankings.digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from actors.model.language import load
-from actors.model.objectives.dpo import answer_logprobs, padded_answers
-from cluster.failures import UserError
-from cluster.recipe import Recipe, load_recipe
-from cluster.run import Manifest, RunFolder
-from cluster.stages import run_stage, stage_of
+from actors.model.causal_lm import load
+from actors.objectives.dpo import answer_logprobs, padded_answers
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.layout import stage_of
+from pipelines.data.rankings import write_rankings
 from pipelines.dpo import pairs_of
-from pipelines.preferences import write_rankings
+from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 
 BETTER, MIDDLE, WORSE, END = 50, 60, 70, 4
@@ -80,8 +81,8 @@ def logprobs(model: Path, rows: list[dict[str, Any]], answer: int) -> torch.Tens
 def test_it_learns_what_people_prefer_and_says_how_surely(tmp_path: Path, ray_session: None) -> None:
     rows = rankings(train=40, held_out=10)
     recipe, run = finished(tmp_path, rows)
-    assert run_stage(stage_of("dpo"), recipe, run) == "done"
-    manifest = run.require("dpo", "dpo")
+    assert run_named_stage(stage_of("dpo"), recipe, run) == "done"
+    manifest = run.require("dpo")
     found = manifest.metrics
     assert (found["pairs"], found["pair_accuracy"]["n"]) == (3 * 40, 3 * 10)
     assert found["pair_accuracy"]["value"] == 1.0
@@ -94,7 +95,7 @@ def test_it_learns_what_people_prefer_and_says_how_surely(tmp_path: Path, ray_se
     margins = recipe.dpo.beta * torch.stack([gain[1] - gain[0], gain[1] - gain[2], gain[2] - gain[0]])
     assert found["held_out_margin"] == pytest.approx(margins.mean().item(), rel=1e-3)
     assert found["held_out_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-3)
-    assert run_stage(stage_of("dpo"), recipe, run) == "skipped"
+    assert run_named_stage(stage_of("dpo"), recipe, run) == "skipped"
 
 
 def test_a_pair_is_every_two_answers_that_are_not_tied() -> None:
@@ -116,5 +117,5 @@ def test_ties_alone_are_not_enough(tmp_path: Path, split: str) -> None:
             row["ranks"] = [1, 1, 1]
     recipe, run = finished(tmp_path, rows)
     with pytest.raises(UserError, match=f"no ranking of the {split} prompts says of two answers which is better"):
-        run_stage(stage_of("dpo"), recipe, run)
+        run_named_stage(stage_of("dpo"), recipe, run)
     assert run.manifest("dpo") is None

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.failures import UserError
-from cluster.recipe import Recipe
-from cluster.run import Manifest, RunFolder, write_json
-from pipelines.chat_data import rows
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import Manifest, RunFolder, write_json
+from pipelines.data.chat_formats import rows
 from pipelines.score import Asked, _made, score_file
 from tests.tiny import write_tiny_reward_model
 

@@ -19,16 +19,18 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from actors.model.causal_lm import load, start
 from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
-from actors.model.heads import load_reward_model
-from actors.model.language import load, start
-from cluster.failures import UserError
-from cluster.recipe import Model, load_recipe
-from cluster.run import RunFolder
-from cluster.stages import run_stage, stage_state, stages_of
-from pipelines.corpus.encode import encode_documents
-from pipelines.corpus.tokenizer import document_end, save_tokenizer_of
+from actors.model.reward_head import load_reward_model
+from cluster.errors import UserError
+from cluster.recipe.recipe import Model, load_recipe
+from cluster.run.folder import RunFolder
+from cluster.run.layout import stages_of
+from cluster.run.stages import stage_state
+from pipelines.corpus.tokens.encode import encode_documents
+from pipelines.corpus.tokens.train import document_end, save_tokenizer_of
+from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 
 CONTEXT = 64
@@ -134,10 +136,10 @@ def test_a_model_that_cannot_be_a_reward_model_is_refused_where_one_is_needed(ow
     path = fine_tuning_alone(tmp_path, granite)
     recipe = load_recipe(path)
     with pytest.raises(UserError, match="a model of the kind granite cannot be made a reward model"):
-        run_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder))
+        run_named_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder))
     computed = ["rlhf.rewards=[{kind: function, function: 'operator:length_hint'}]", f"run={tmp_path / 'computed'}"]
     recipe = load_recipe(path, computed)
-    assert run_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder)) == "done"
+    assert run_named_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder)) == "done"
     with pytest.raises(UserError, match=r"cannot load a reward model from .*granite"):
         load_reward_model(granite)
 
@@ -214,7 +216,7 @@ def test_without_text_the_base_is_the_model_itself_also_from_gguf(own: Path, tmp
     run, stages = RunFolder(recipe.folder), stages_of(recipe)
     assert [stage.name for stage in stages] == ["pretrain", "sft", "collect", "reward", "rlhf", "evaluate"]
     assert stage_state(stages[0], recipe, run).name == "pending"
-    assert run_stage(stages[0], recipe, run) == "done"
+    assert run_named_stage(stages[0], recipe, run) == "done"
     assert stage_state(stages[0], recipe, run).name == "done"
     assert stage_state(stages[1], recipe, run).name == "pending"
 

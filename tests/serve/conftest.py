@@ -11,18 +11,18 @@ import torch
 from ray import serve
 from transformers import AutoTokenizer
 
-from actors.model import adapters
+from actors.model import lora
+from actors.model.causal_lm import load
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
-from actors.model.language import load
-from cluster.plan import Share
-from cluster.run import Manifest, RunFolder, file_fingerprint
-from cluster.section import Lora
-from cluster.serve_recipe import Adapter, Serve
-from cluster.versions import Versions
-from serve.adapter import checksum
-from serve.app import serve_run
+from cluster.recipe.base import Lora
+from cluster.recipe.serve import Adapter, Serve
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint
+from cluster.run.versions import Versions
+from cluster.runtime.plan import Share
 from serve.gateway import Settings
-from serve.routes import aliases_of
+from serve.replica.lora import checksum
+from serve.router import aliases_of
+from serve.server import serve_run
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
 from tests.templates import CHATML, LLAMA_3
@@ -80,13 +80,13 @@ def write_styles(model: Path) -> None:
 def write_adapter(model: Path, folder: Path) -> None:
     """One that changes what the model says."""
     language = load(model)
-    adapters.add(language, Lora(rank=4, alpha=8), seed=1)
+    lora.add(language, Lora(rank=4, alpha=8), seed=1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in language.named_parameters():
-            if name.endswith(adapters.UP):
+            if name.endswith(lora.UP):
                 value.normal_(0, 0.1, generator=generator)
-    adapters.save_adapter(language, language.state_dict(), folder)
+    lora.save_adapter(language, language.state_dict(), folder)
 
 
 @pytest.fixture(scope="package")

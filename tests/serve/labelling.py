@@ -30,7 +30,7 @@ def fill(database: Feedback, prompts: int, texts: list[str]) -> None:
 @contextmanager
 def label_server(run: Path, port: int) -> Iterator[str]:
     """What `triptych label` runs, killed without warning at the end."""
-    code = f"from serve.label_app import *; serve_labels(RunFolder({str(run)!r}), '127.0.0.1', {port}, people=2)"
+    code = f"from serve.pages.label import *; serve_labels(RunFolder({str(run)!r}), '127.0.0.1', {port}, people=2)"
     process = subprocess.Popen([sys.executable, "-c", code])
     url = f"http://127.0.0.1:{port}"
     try:

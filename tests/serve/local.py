@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from serve.gateway import Settings, gateway_app
-from serve.parts import Endpoint, Part, Promoted, Reply, Usage
+from serve.transport.messages import Endpoint, Part, Promoted, Reply, Usage
 
 
 class Parrot:

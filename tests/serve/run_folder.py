@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.metrics import MetricsWriter
-from cluster.run import Manifest, RunFolder
-from cluster.stages import STAGES
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.layout import STAGES
+from cluster.run.metrics import MetricsWriter
 from cluster.trace import Handed, Present, Span, StepTrace, TraceWriter
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'>"

@@ -11,13 +11,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from cluster.feedback import Feedback
-from serve.access import Access
-from serve.compare import compare_router
-from serve.door import Door
-from serve.meters import Meters
-from serve.parts import Endpoint, Part, Promoted, Reply, Usage
-from serve.routes import Routes
-from serve.switchboard import Switchboard
+from serve.http.auth import Access
+from serve.http.metrics import Meters
+from serve.http.middleware import Door
+from serve.pages.compare import compare_router
+from serve.router import Routes, Switchboard
+from serve.transport.messages import Endpoint, Part, Promoted, Reply, Usage
 
 
 @dataclass(frozen=True)

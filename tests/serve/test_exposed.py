@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
-from serve.limits import MOST_BODY_BYTES
+from serve.http.limits import MOST_BODY_BYTES
 from tests.serve.conftest import Server
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_answers_say_who_gave_them_and_tokens_are_counted(server: Server, client
     before = tokens(server)
     whole = client.completions.with_raw_response.create(**ASK)
     assert whole.headers["x-triptych-model"] == MODEL
-    assert whole.headers["x-triptych-weights"] == server.run.require(MODEL, MODEL).weights
+    assert whole.headers["x-triptych-weights"] == server.run.require(MODEL).weights
     assert whole.headers.get_list("x-request-id") == [whole.request_id]
     named = client.completions.with_raw_response.create(**ASK, extra_headers={"X-Request-Id": "mine-1"})
     assert named.headers.get_list("x-request-id") == ["mine-1"]

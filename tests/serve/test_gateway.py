@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
-from serve.adapter import checksum
-from serve.app import is_well
+from serve.replica.lora import checksum
+from serve.server import is_well
 from tests.serve.conftest import CONTEXT, STYLES, Server
 
 pytestmark = pytest.mark.slow

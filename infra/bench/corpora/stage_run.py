@@ -42,7 +42,7 @@ def write_recipe(folder: Path, lines: Path) -> Path:
 
 def start(recipe: Path, cpus: int) -> psutil.Popen:
     """Starts the stage on so many workers."""
-    command = [sys.executable, "-m", "cluster.cli", "corpus", str(recipe), f"cluster.cpus={cpus}"]
+    command = [sys.executable, "-m", "pipelines", "corpus", str(recipe), f"cluster.cpus={cpus}"]
     log = recipe.with_name("log").open("ab")
     return psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 

@@ -15,21 +15,21 @@ import tiktoken
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from rensa import RMinHash
 
-from cluster.corpus_recipe import C4, FineWeb, GopherQuality, GopherRepetition, Rules
+from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
 from infra.bench.corpora.documents import page
-from pipelines.corpus.clean import clean
-from pipelines.corpus.duplicates import PERMUTATIONS, SIGNATURE_SEED, signatures
-from pipelines.corpus.encode import as_tiktoken, encode_documents
-from pipelines.corpus.extract import main_text
-from pipelines.corpus.extractor import Asked, Extractor
-from pipelines.corpus.files import Reading, read_file
-from pipelines.corpus.languages import _CHARACTERS, _identifier, identify
-from pipelines.corpus.measured import BATCH
-from pipelines.corpus.pack import pack
-from pipelines.corpus.personal_data import replace
-from pipelines.corpus.rules import bounds, reasons_to_drop
-from pipelines.corpus.signals import measure
-from pipelines.corpus.tokenizer import train_tokenizer
+from pipelines.corpus.clean.language import _CHARACTERS, _identifier, identify
+from pipelines.corpus.clean.pii import replace
+from pipelines.corpus.clean.text import clean
+from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_SEED, signatures
+from pipelines.corpus.filter.cache import BATCH
+from pipelines.corpus.filter.rules import bounds, reasons_to_drop
+from pipelines.corpus.filter.signals import measure
+from pipelines.corpus.read.extract_worker import main_text
+from pipelines.corpus.read.extractor import Asked, Extractor
+from pipelines.corpus.read.files import Reading, read_file
+from pipelines.corpus.tokens.encode import as_tiktoken, encode_documents
+from pipelines.corpus.tokens.pack import pack
+from pipelines.corpus.tokens.train import train_tokenizer
 
 RULES = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepetition(), c4=C4(), fineweb=FineWeb())
 VOCABULARY, CONTEXT = 8192, 1024

@@ -6,7 +6,7 @@ import re
 from itertools import product
 from pathlib import Path
 
-from actors.sample import Question
+from actors.types import Question
 
 SUMS_A_DOCUMENT = 8
 

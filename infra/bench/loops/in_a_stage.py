@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from cluster.plan import Plan, Share
-from cluster.recipe import Cluster, Model, Training
-from cluster.session import connect
+from cluster.recipe.recipe import Cluster, Model, Training
+from cluster.runtime.plan import Plan, Share
+from cluster.runtime.session import connect
 from infra.bench.loops.job import made_up_job
-from pipelines.training import fit
+from pipelines.train import fit
 
 
 def in_a_stage(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> list[float]:

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from actors.model.language import build
-from actors.model.objectives.language import LanguageObjective
+from actors.model.causal_lm import build
 from actors.model.tokenizer import load_tokenizer
-from actors.stream import Shard
-from actors.training_job import TrainingJob
-from cluster.recipe import Model, Training
-from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
+from actors.objectives.lm import LanguageObjective
+from actors.trainer.data import Shard
+from actors.trainer.job import TrainingJob
+from cluster.recipe.recipe import Model, Training
+from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 
 
 def made_up_job(root: Path, shape: Model, rows: pa.Table, settings: Training, threads: int) -> TrainingJob:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import torch
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from actors.model.batches import Part, accumulate
-from actors.model.objectives.language import LanguageObjective
-from actors.model.optimiser import adamw
-from actors.model.sharding import WithLoss
-from actors.model.speed import native_precision
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import Part, accumulate
+from actors.model.optim import adamw
+from actors.model.perf import native_precision
+from actors.objectives.lm import LanguageObjective
 
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0
 # Of transformers' Trainer and those that are made of it: nothing but training.

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.session import ENVIRONMENT
+from cluster.runtime.session import ENVIRONMENT
 from infra.bench.peers.install import beside_ours
 
 PACKAGES = ("trl==1.16.0", "datasets==5.2.0", "multiprocess==0.70.19")

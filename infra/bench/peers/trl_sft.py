@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from actors.model.speed import native_precision
+from actors.model.perf import native_precision
 from infra.bench.loops.own import BARE, DECAY, RATE, StepClock
 
 

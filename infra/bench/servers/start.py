@@ -15,12 +15,12 @@ import httpx
 import psutil
 from transformers import PreTrainedTokenizerFast
 
-from actors.model.language import build, save
-from cluster.plan import make_plan, resources_here
-from cluster.recipe import Recipe, dump_recipe
-from cluster.run import Manifest, RunFolder, file_fingerprint
-from pipelines.corpus.tokenizer import save_tokenizer, train_tokenizer
-from pipelines.guide.questions import training_questions
+from actors.model.causal_lm import build, save
+from cluster.recipe.recipe import Recipe, dump_recipe
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint
+from cluster.runtime.plan import make_plan, resources_here
+from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
+from pipelines.demo.questions import training_questions
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 MODEL = "sft"
@@ -83,12 +83,12 @@ def _answers(url: str) -> bool:
 
 def own(run: RunFolder, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
     """Triptych's server."""
-    command = [sys.executable, "-m", "serve", str(run.root), "--port", str(port)]
+    command = [sys.executable, "-m", "pipelines", "serve", str(run.root), "--port", str(port)]
     return started(command, f"http://127.0.0.1:{port}/ready", {}, log)
 
 
 def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
-    """vLLM's own server, with the settings of a replica (`serve.engine`)."""
+    """vLLM's own server, with the settings of a replica (`serve.replica.vllm_engine`)."""
     options = {
         "--model": str(run.path(MODEL)),
         "--served-model-name": MODEL,

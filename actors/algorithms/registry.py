@@ -1,0 +1,17 @@
+"""The algorithms by their names in the recipe."""
+
+from actors.algorithms.base import Algorithm
+from actors.algorithms.grpo import DAPO, DR_GRPO, GRPO, GSPO
+from actors.algorithms.ppo import PPO
+from actors.algorithms.reinforce_pp import REINFORCE_PLUS_PLUS
+from actors.algorithms.rloo import RLOO
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ppo": PPO,
+    "grpo": GRPO,
+    "dr_grpo": DR_GRPO,
+    "rloo": RLOO,
+    "reinforce++": REINFORCE_PLUS_PLUS,
+    "dapo": DAPO,
+    "gspo": GSPO,
+}

@@ -1,0 +1,175 @@
+"""The learner in Ray actors of its own, one or several, every call with a deadline."""
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayActorError, RayTaskError
+from torch import Tensor
+
+from actors.learner.learner import Learner
+from actors.rollout.weights import Weights, pack, publish, unpack
+from actors.types import Prompt, Sample
+from cluster.errors import EngineError, known_failure, wait_for
+from cluster.runtime.plan import Share
+from cluster.runtime.session import TRAINING_ENVIRONMENT
+
+# A worker whose neighbour died finds the connection cut at once; that the neighbour died, Ray knows a little later.
+DEATH_SECONDS = 10.0
+
+
+class LearnerActor:
+    """One worker of the learner: a `Learner` that computes its part of what the workers compute together."""
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self._rank, self._workers = rank, workers
+        self._learner: Any = None
+
+    def address(self) -> str:
+        """Where the workers can meet: a free port of this one's node."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def start(self, address: str | None, deadline: float, *arguments: Any) -> None:
+        """Makes the `Learner` with these arguments; several workers meet at the address first."""
+        if address is not None:
+            dist.init_process_group(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                init_method=f"tcp://{address}",
+                rank=self._rank,
+                world_size=self._workers,
+                timeout=timedelta(seconds=deadline),
+            )
+        self._learner = Learner(*arguments)
+
+    def weights(self) -> dict[str, Any]:
+        """`pack` of the `Learner`'s weights, from the first worker."""
+        return pack(self._learner.weights())
+
+    def publish(self, version: int, dtype: torch.dtype) -> Weights | None:
+        """As `weights.publish` of the `Learner`'s, by the first worker: from here the engines fetch them at once, where
+        a way by the driver would copy them twice."""
+        weights = self._learner.weights()
+        return publish(version, weights, dtype) if self._rank == 0 else None
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of the `Learner` gives; of several workers the first tells."""
+        found = getattr(self._learner, method)(*arguments)
+        return found if self._rank == 0 else None
+
+
+class RemoteLearner:
+    """The methods of `Learner`, each of which waits for its answer.
+
+    Args:
+        share: of each worker.
+        workers: how many share the work.
+        checkpoint: the folder of its checkpoint.
+        published: the element type that weights are published in.
+        deadline: the most seconds for each call.
+        arguments: of `Learner`.
+
+    Attributes:
+        actors: the handles of the workers.
+
+    Raises:
+        DeadlineError: from every method: the learner did not answer in time.
+        EngineError: from every method: the learner has died.
+    """
+
+    def __init__(
+        self, share: Share, workers: int, checkpoint: Path, published: torch.dtype, deadline: float, *arguments: Any
+    ) -> None:
+        surroundings = {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}
+        kind: Any = ray.remote(LearnerActor).options(
+            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": surroundings}
+        )
+        self.actors = [kind.remote(rank, workers) for rank in range(workers)]
+        self._checkpoint, self._published, self._deadline = checkpoint, published, deadline
+        # A reference: nobody waits for the first actor here.
+        address = self.actors[0].address.remote() if workers > 1 else None
+        self._started = [actor.start.remote(address, deadline, *arguments) for actor in self.actors]
+
+    def step(
+        self,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        rewards: Sequence[Sequence[float]],
+        measured: Mapping[str, float],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
+        """As `Learner.step`; `meanwhile`, if given, is called again and again until it is done."""
+        arguments = (prompts, groups, rewards, dict(measured))
+        return self._call("step", "the learner's step", *arguments, meanwhile=meanwhile)
+
+    def weights(self) -> dict[str, Tensor]:
+        """As `Learner.weights`."""
+        refs = [actor.weights.options(name="Learner.weights").remote() for actor in self.actors]
+        return unpack(self._wait(refs, "the learner's weights")[0], torch.float32)
+
+    def publish(self, version: int) -> Weights:
+        """The weights in the object store, as this version; they are lost with the learner."""
+        calls = [
+            actor.publish.options(name="Learner.publish").remote(version, self._published) for actor in self.actors
+        ]
+        return self._wait(calls, "the learner's weights")[0]
+
+    def logprobs(
+        self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
+    ) -> list[list[float]]:
+        """As `Learner.logprobs`."""
+        return self._call("logprobs", "the learner's log-probabilities", sequences, starts, temperature, fine_tuned)
+
+    def save(self, extra: dict[str, Any]) -> None:
+        """As `Learner.save`, to the checkpoint."""
+        self._call("save", "the checkpoint", self._checkpoint, extra)
+
+    def restore(self) -> dict[str, Any] | None:
+        """As `Learner.restore`, from the checkpoint."""
+        return self._call("restore", "the learner to load", self._checkpoint)
+
+    def export(self, folder: Path, within_limits: bool) -> bool:
+        """As `Learner.export`."""
+        there_was_one: bool = self._call("export", "the policy to be written", folder, within_limits)
+        return there_was_one
+
+    def close(self) -> None:
+        """Ends the actors."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _call(self, method: str, what: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
+        started, self._started = self._started, []
+        # Named after what is called: so Ray's dashboard and the processes' titles tell it.
+        calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
+        return self._wait([*started, *calls], what, meanwhile)[len(started)]
+
+    def _wait(self, refs: list[ray.ObjectRef], what: str, meanwhile: Callable[[], None] | None = None) -> list[Any]:
+        try:
+            found: list[Any] = wait_for(refs, self._deadline, what, meanwhile)
+            return found
+        except RayTaskError as error:
+            if known_failure(error) is None and _one_has_died(refs):
+                raise EngineError(
+                    f"a worker of the learner died before it gave {what}; the same command goes on from the last "
+                    "checkpoint"
+                ) from error
+            raise
+
+
+def _one_has_died(refs: list[ray.ObjectRef]) -> bool:
+    answered, _ = ray.wait(refs, num_returns=len(refs), timeout=DEATH_SECONDS)
+    for ref in answered:
+        try:
+            ray.get(ref, timeout=DEATH_SECONDS)
+        except RayActorError:
+            return True
+        except RayTaskError:
+            continue
+    return False

@@ -1,0 +1,106 @@
+"""AdamW for everything, or Muon for the hidden matrices beside it; and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from actors.model.perf import native_precision
+
+BETAS = (0.9, 0.95)
+
+
+def adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) for those that have a gradient; vectors (norms, biases) do not decay."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+
+
+def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings, heads and vectors.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
+    chosen = set(inside)
+    others = [p for _, p in trained if p not in chosen]
+    kind = Muon if native_precision(inside[0].device) == "bfloat16" else MuonInFloat32
+    return [
+        kind(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        adamw(others, learning_rate, weight_decay),
+    ]
+
+
+def optimisers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+    """The optimisers of a recipe's `optimiser`: adamw or muon."""
+    if name == "muon":
+        return muon_and_adamw(model, learning_rate, weight_decay)
+    return [adamw(list(model.parameters()), learning_rate, weight_decay)]
+
+
+def learning_rate_factor(
+    step: int, steps: int, warmup_share: float, decay_share: float, schedule: str = "wsd"
+) -> float:
+    """The factor on the learning rate for step 0 to steps - 1, in (0, 1], after a linear warm-up.
+
+    wsd stays at 1 and falls linearly over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024).
+    cosine falls from the warm-up on (Loshchilov and Hutter 2017, eq. 5, without restarts) and ignores `decay_share`.
+    Both would reach 0 at the step after the last.
+    """
+    warmup = max(1, round(steps * warmup_share))
+    rising = (step + 1) / warmup
+    if schedule == "cosine":
+        progress = max(0, step - warmup + 1) / max(1, steps - warmup + 1)
+        return min(rising, 0.5 * (1 + math.cos(math.pi * progress)))
+    return min(1.0, rising, (steps - step) / max(1, round(steps * decay_share)))
+
+
+# Muon for processors without instructions for bfloat16.
+class MuonInFloat32(Muon):
+    """PyTorch's Muon, whose own iteration is always in bfloat16, in the precision of the gradients.
+
+    With 2.5M parameters on two cores that have AVX2 alone, a step of training took 5 s in place of 1. State and
+    settings are PyTorch's, so that a checkpoint fits both. Nesterov's momentum and AdamW's step size, as
+    `muon_and_adamw` asks for.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of Jordan et al. 2024, scaled as in Liu et al. 2025, eq. 4; the loss, of a closure that computes
+        it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(momentum, group["momentum"])
+                direction = _orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+        return loss
+
+
+def _orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The quintic Newton-Schulz iteration: singular values go to about 1. [n, m] -> [n, m]."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x

@@ -1,0 +1,56 @@
+"""Models with one number for an output: the reward of a conversation, the value of every token."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
+
+from cluster.errors import UserError, first_line
+
+# What the folders of the members of an ensemble, but the first, are called before their number.
+MEMBER = "member-"
+
+
+def require_head(config: Any, name: str | None) -> None:
+    """Raises a UserError if transformers has no model with one number for an output for a language model's kind."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"{name}: a model of the kind {config.model_type} cannot be made a reward model: start from one of another "
+            "kind, or set rlhf.rewards to some of kind function or http and an rlhf.algorithm other than ppo"
+        )
+
+
+def load_reward_model(path: str | Path) -> Any:
+    """A sequence classifier with one label, in float32.
+
+    Raises:
+        UserError: there is none, its kind has no such head, or its file is damaged.
+    """
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot load a reward model from {path}: {first_line(error)}") from error
+
+
+def load_ensemble(path: str | Path) -> list[Any]:
+    """The reward model of a folder, and the other members of its ensemble, in folders of their own within it. The mean
+    over members is harder to exploit than one of them (Coste et al. 2023)."""
+    return [load_reward_model(folder) for folder in (path, *sorted(Path(path).glob(f"{MEMBER}*")))]
+
+
+def with_new_head(path: str | Path) -> Any:
+    """The trunk of a language model under a head of zeros, so that training starts from equal rewards."""
+    model = load_reward_model(path)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def token_values(model: Any, input_ids: Tensor) -> Tensor:
+    """The scalar head at every position. [N, T] -> [N, T], float32."""
+    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.score(states).squeeze(-1).float()

@@ -1,0 +1,137 @@
+"""The reward model's loss on K-way rankings (Ouyang et al. 2022, eq. 1): all pairs of a prompt stay in one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from actors.model.prefix_sharing import states_at
+
+CENTRING = 0.01
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """Answers of several prompts, one a row.
+
+    Attributes:
+        input_ids: [N, T], prompt and answer, padded at the right.
+        lengths: [N], tokens before the padding.
+        starts: [N], with how many tokens all answers of the ranking begin.
+        ranks: [N], 1 is best and ties are equal.
+        prompts: [N], which of the batch's P rankings a row belongs to.
+        weights: [P], how much a ranking counts: that of its labeller.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    starts: Tensor
+    ranks: Tensor
+    prompts: Tensor
+    weights: Tensor
+
+
+def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """-log σ(r_better - r_worse) of all pairs of one prompt; a tie counts as half a win each way.
+
+    Args:
+        rewards: [K].
+        ranks: [K].
+
+    Returns:
+        [K(K-1)/2].
+    """
+    first, second = torch.combinations(torch.arange(len(ranks), device=ranks.device)).T
+    difference = rewards[first] - rewards[second]
+    wins = 0.5 + 0.5 * torch.sign(ranks[second] - ranks[first]).to(difference.dtype)
+    return functional.binary_cross_entropy_with_logits(difference, wins, reduction="none")
+
+
+class PreferenceObjective:
+    """Mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers.
+
+    A small pull of the rewards' mean square to zero (Eisenstein et al. 2023) fixes the scale's free constant.
+    """
+
+    unit = "prompts"
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def collate(self, rows: pa.Table) -> RankedBatch:
+        """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths`, `ranks`, `weight`."""
+        answers, starts, ranks, prompts = [], [], [], []
+        for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
+            own = torch.tensor(row["input_ids"]).split(row["lengths"])
+            answers += own
+            starts += [_common(own)] * len(own)
+            ranks += row["ranks"]
+            prompts += [prompt] * len(row["ranks"])
+        return RankedBatch(
+            input_ids=torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.padding),
+            lengths=torch.tensor([len(answer) for answer in answers]),
+            starts=torch.tensor(starts),
+            ranks=torch.tensor(ranks),
+            prompts=torch.tensor(prompts),
+            weights=torch.tensor(rows["weight"].to_pylist()),
+        )
+
+    def count(self, batch: RankedBatch) -> int:
+        """Prompts."""
+        return len(batch.prompts.unique())
+
+    def loss(self, model: Any, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
+        """The summed loss; pairs ordered and pairs ordered rightly, for the accuracy."""
+        ends = _ends(batch.input_ids, batch.lengths)
+        rewards = _rewards(model, states_at(model, batch.input_ids, ends, batch.starts, batch.prompts))
+        total, right, ordered = rewards.new_zeros(()), 0, 0
+        for prompt in batch.prompts.unique():
+            own = batch.prompts == prompt
+            r, k = rewards[own], batch.ranks[own]
+            total = total + batch.weights[prompt] * (ranking_losses(r, k).mean() + CENTRING * r.square().mean())
+            better = k[:, None] < k[None, :]
+            ordered += int(better.sum())
+            right += int((better & (r[:, None] > r[None, :])).sum())
+        return total, {"right_pairs": right, "ordered_pairs": ordered}
+
+
+def ensemble_rewards(
+    models: Sequence[Any], input_ids: Tensor, lengths: Tensor, starts: Tensor, groups: Tensor
+) -> Tensor:
+    """The scalar head of every member of an ensemble at the last token of every row, in float32. Their mean over M is
+    its reward.
+
+    Args:
+        models: M sequence classifiers with one label.
+        input_ids: [N, T], padded at the right.
+        lengths: [N].
+        starts: [N], with how many tokens all rows of a group begin.
+        groups: [N].
+
+    Returns:
+        [M, N].
+    """
+    ends = _ends(input_ids, lengths)
+    return torch.stack([_rewards(model, states_at(model, input_ids, ends, starts, groups)) for model in models])
+
+
+def _ends(input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Which token is the last of its row. [N, T], [N] -> bool [N, T]."""
+    return torch.arange(input_ids.shape[1], device=lengths.device) == lengths[:, None] - 1
+
+
+def _rewards(model: Any, states: Tensor) -> Tensor:
+    """[N, H] -> [N], float32."""
+    rewards: Tensor = model.score(states).squeeze(-1).float()
+    return rewards
+
+
+def _common(answers: Sequence[Tensor]) -> int:
+    """With how many tokens all begin; the last of each, whose state gives its reward, is left to each."""
+    columns = zip(*(answer[:-1].tolist() for answer in answers), strict=False)
+    return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, columns)))

@@ -1,0 +1,142 @@
+"""Weights on their way from the learner to the engines, and the digests that prove they arrived.
+
+The weights are put once into Ray's object store and every engine pulls them by itself, so that one which joins late or
+replaces a dead one takes the same road as the others. The store serves CPU and GPU engines alike; a broadcast group
+(NCCL) would have to be built again each time an engine comes or goes.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from actors.model.lora import is_adapter
+
+# Of how many parts of the columns a version proves one. To read every weight of 135M parameters back out of a CPU's
+# kernels takes 1.7 s, more than to load them.
+STRIPES = 16
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One version of the weights in the object store.
+
+    Attributes:
+        version: counts upwards; 0 is what the engines loaded from the model's folder.
+        ref: the Ray object reference of the tensors: a dictionary from name to bytes, rows kept apart.
+        dtype: the element type of all tensors.
+        digests: `digest` of the version's stripe of the tensors, which every engine's own weights must match, or of all
+            that it received, if they are adapters.
+        adapters: whether they are those of version 0, and not whole.
+    """
+
+    version: int
+    ref: Any
+    dtype: torch.dtype
+    digests: dict[str, int]
+    adapters: bool = False
+
+
+def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+    """Puts weights into the object store, cast to the element type that the engines compute in; adapters in float32.
+
+    Args:
+        version: the version that samples drawn with these weights will carry.
+        state: Hugging Face names and tensors, or adapters as of `adapters.scaled`. An output head that is tied to the
+            embeddings must be left out.
+        dtype: element type of the engines.
+    """
+    adapters = any(map(is_adapter, state))
+    dtype = torch.float32 if adapters else dtype
+    cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    proof = digest(cast.items() if adapters else stripes(cast.items(), version))
+    return Weights(version, ray.put(pack(cast)), dtype, proof, adapters)
+
+
+def pack(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Contiguous tensors of the CPU as Ray hands them on without a copy: as NumPy arrays, and of bytes, as NumPy has no
+    bfloat16. Tensors themselves it would pickle: 135M parameters took 2 to 3 s from process to process."""
+    return {name: tensor.view(torch.uint8).numpy() for name, tensor in tensors.items()}
+
+
+def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of `pack`, as views of the object store: not to be written to."""
+    with warnings.catch_warnings():
+        # PyTorch has no read-only tensors and warns that these could be written to.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(data).view(dtype) for name, data in packed.items()}
+
+
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of the safetensors of a Hugging Face directory.
+
+    Raises:
+        OSError: they cannot be read.
+        SafetensorError: they are damaged.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                yield name, file.get_tensor(name)
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """A hash of the weights by module, the same before and after an engine concatenates or pads rows.
+
+    Engines store q, k and v (or gate and up) as one matrix and pad the vocabulary with zero rows. A sum over the rows
+    of a hash that takes zero to zero notices neither: every row is hashed with a multilinear hash of its bit patterns
+    (Carter and Wegman 1979, modulo 2^64), and the rows of sibling modules are added up.
+
+    Args:
+        tensors: names and tensors; a vector counts as a column.
+
+    Returns:
+        A 64-bit number for each parent module, such as `model.layers.0.mlp`.
+    """
+    sums: dict[str, int] = defaultdict(int)
+    for name, tensor in tensors:
+        sums[name.rpartition(".")[0].rpartition(".")[0]] += _rows_digest(tensor)
+    return {module: value % 2**64 for module, value in sums.items()}
+
+
+def stripes(tensors: Iterable[tuple[str, Tensor]], stripe: int | None) -> Iterator[tuple[str, Tensor]]:
+    """Every `STRIPES`th column of each tensor, from column `stripe` modulo `STRIPES` on; of a narrower one, or without
+    a stripe, all.
+
+    All columns change with an update, so that weights which were not taken, or were put in another place, show in any
+    stripe; and of `STRIPES` versions in a row every column is proved.
+    """
+    for name, tensor in tensors:
+        matrix = tensor.reshape(tensor.shape[0], -1)
+        yield name, matrix[:, columns(matrix.shape[1], stripe)]
+
+
+def columns(width: int, stripe: int | None) -> slice:
+    """Those of `stripes`, of so many."""
+    return slice(None) if stripe is None or width < STRIPES else slice(stripe % STRIPES, None, STRIPES)
+
+
+def mismatch(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+    """Which modules differ, in words, or None."""
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if not names:
+        return None
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _rows_digest(tensor: Tensor) -> int:
+    # Adding zero turns -0.0 into 0.0, which is all that a multiplication by the identity changes.
+    rows = (tensor.detach() + 0).reshape(tensor.shape[0], -1)
+    bits = rows.contiguous().view(_INTEGERS[rows.element_size()]).to(torch.int64)
+    factors = torch.arange(1, 2 * bits.shape[1], 2, device=bits.device) * -7046029254386353131
+    hashed = (bits * (factors ^ (factors >> 29))).sum(dim=1)
+    hashed = (hashed ^ (hashed >> 32)) * -4658895280553007687
+    return int((hashed ^ (hashed >> 29)).sum())

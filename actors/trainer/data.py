@@ -1,0 +1,93 @@
+"""The order in which rows are trained on: the same for any number of workers, and from any row on."""
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from cluster.errors import UserError, first_line
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file of rows and how many it holds."""
+
+    path: str
+    rows: int
+
+
+def shards_in(folder: Path) -> list[Shard]:
+    """The shards of a folder, by name.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+    """
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{folder} holds no Parquet shards")
+    try:
+        shards = [Shard(str(path), parquet.read_metadata(path).num_rows) for path in paths]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"a shard in {folder} is damaged: {first_line(error)}") from error
+    return [shard for shard in shards if shard.rows]
+
+
+def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, size: int) -> Iterator[pa.Table]:
+    """The rows of all epochs in training order, from position `start` on, so many at a time; the last may be fewer.
+
+    An epoch takes the shards in a random order and the rows of a shard in a random order: reads stay sequential, and
+    rows were shuffled over shards when they were packed. The next shard is read while this one is trained on, in this
+    process: Ray Data would keep three more awake, each of which looks for signals a hundred times a second, and where
+    training has all cores every such moment stops it. On two cores steps took 13 % less while eight such were stopped.
+
+    Raises:
+        OSError: a shard cannot be read.
+        ArrowInvalid: it is damaged.
+    """
+    left: pa.Table | None = None
+    with ThreadPoolExecutor(1, "shard") as reader:
+        reads = (reader.submit(_read, split) for split in _splits(shards, epochs, seed, start))
+        read = next(reads, None)
+        while read:
+            ahead = next(reads, None)
+            left = yield from _whole_batches(left, read.result(), size)
+            read = ahead
+    if left is not None and left.num_rows:
+        yield left
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What one epoch reads of one shard: its rows in the order of a random state, the first few left out."""
+
+    path: str
+    order: tuple[int, int, int]
+    skip: int
+
+
+def _splits(shards: Sequence[Shard], epochs: int, seed: int, start: int) -> Iterator[_Split]:
+    position = 0
+    for epoch in range(epochs):
+        for index in np.random.default_rng([seed, epoch]).permutation(len(shards)):
+            shard = shards[index]
+            if position + shard.rows > start:
+                yield _Split(shard.path, (seed, epoch, int(index)), max(0, start - position))
+            position += shard.rows
+
+
+def _read(split: _Split) -> pa.Table:
+    table = parquet.read_table(split.path)
+    return table.take(np.random.default_rng(split.order).permutation(table.num_rows)[split.skip :])
+
+
+def _whole_batches(left: pa.Table | None, rows: pa.Table, size: int) -> Generator[pa.Table, None, pa.Table]:
+    """Yields batches of what was left and the rows that follow it, and returns what is left of them."""
+    rows = pa.concat_tables([left, rows]) if left is not None else rows
+    whole = rows.num_rows - rows.num_rows % size
+    for begin in range(0, whole, size):
+        yield rows.slice(begin, size)
+    return rows.slice(whole)

@@ -1,0 +1,86 @@
+"""What a training worker is given. The driver makes it, so nothing here is slow to import."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.trainer.data import Shard
+from cluster.recipe.recipe import Training
+from cluster.run.folder import SCRATCH
+
+# In the scratch folder: why training cannot go on, where a retry would meet the same again.
+FAILURE = "failure.json"
+# In a checkpoint: the next step to do. It is written last.
+STEP = "step.json"
+
+Make = Callable[[], tuple[Any, Any, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a worker needs.
+
+    Attributes:
+        make: builds the model, its objective and the tokenizer it is saved with; the same on every worker.
+        shards: what is trained on.
+        held_out: shards that are never trained on.
+        out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
+        seed: decides the order of the rows.
+        threads: torch threads of a worker.
+        deadline: seconds that a worker waits for a step, for its rows or for the model, before it gives up.
+        held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
+        samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
+    """
+
+    settings: Training
+    make: Make
+    shards: list[Shard]
+    held_out: list[Shard]
+    out: Path
+    seed: int
+    threads: int
+    deadline: float
+    held_out_bytes: int | None = None
+    samples: int = 0
+    sample_tokens: int = 32
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole job; the last one may be smaller."""
+        rows = sum(shard.rows for shard in self.shards)
+        return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
+
+
+def held_out_loss(row: Mapping[str, Any]) -> float:
+    """The held-out loss in a step's metrics; infinite where none was measured, or where it is no number."""
+    loss = row.get("held_out_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def checkpoints_in(out: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a job that are whole, each with the next step to do, the newest last."""
+    return sorted((json.loads(path.read_text()), path.parent) for path in (out / SCRATCH).glob(f"checkpoint_*/{STEP}"))
+
+
+# The worker that trains alone, on CPUs: an actor that plays the part of Ray Train's processes.
+class LoneWorker:
+    """Runs a training job in Ray Train's local mode.
+
+    Beside a worker, Ray Train keeps five processes, each of which looks for signals a hundred times a second. Where
+    training has all cores every such look stops it: on two cores steps took 10 % less while the five were stopped.
+    """
+
+    def ready(self) -> None:
+        """Returns once the actor is up."""
+
+    def train(self, job: TrainingJob) -> None:
+        """Trains to the end, or until it is written down why that cannot be."""
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from actors.trainer import loop
+
+        TorchTrainer(lambda: loop.train(job), scaling_config=ScalingConfig(num_workers=0)).fit()

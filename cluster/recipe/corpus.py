@@ -1,0 +1,142 @@
+"""The recipe's corpus section: sources, and the rules by which documents are judged."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.recipe.base import Place, Positive, PositiveFloat, Section, Share
+
+Survivor = Literal["longest", "source", "quality", "earlier_source"]
+TokenizerKind = Literal["bpe", "wordpiece"]
+PersonalData = Literal["email", "phone", "ip", "card", "iban"]
+
+
+class Source(Section):
+    """Text to pre-train on: files, or text that an installed package carries."""
+
+    kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
+    path: Annotated[str | None, Place.FILES] = Field(
+        None,
+        description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob, here or as "
+        "a URI: s3://, gs://, hf://datasets/…",
+    )
+    text_field: str = "text"
+    text_lines: bool = Field(False, description="every line of a .txt file is a document of its own")
+    subset: str | None = Field(None, description="of a folder laid out like a Hugging Face dataset, the configuration")
+    split: str | None = Field(None, description="of such a folder, the split to read, e.g. train; all files by default")
+    weight: PositiveFloat | None = Field(None, description="share of the tokens to train on, relative to the others'")
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    limit: Positive | None = Field(None, description="most documents to take")
+    licence: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
+
+    @model_validator(mode="after")
+    def _files_have_a_path(self) -> "Source":
+        if (self.kind == "files") != (self.path is not None):
+            raise ValueError("a source of kind files needs a path, and no other kind takes one")
+        if self.kind != "files" and (self.split or self.subset or self.text_lines):
+            raise ValueError("split, subset and text_lines are for sources of kind files")
+        return self
+
+
+class GopherQuality(Section):
+    """Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A1.1. Shares are of words or of lines."""
+
+    minimum_words: Positive = 50
+    maximum_words: Positive = 100_000
+    minimum_mean_word_length: PositiveFloat = 3.0
+    maximum_mean_word_length: PositiveFloat = 10.0
+    symbols_per_word: Share = Field(0.1, description="most hashes, and most ellipses, a word")
+    bullet_lines: Share = Field(0.9, description="most lines that start with a bullet")
+    ellipsis_lines: Share = Field(0.3, description="most lines that end with an ellipsis")
+    words_with_a_letter: Share = Field(0.8, description="least share of words with a letter")
+    stop_words: Annotated[int, Field(ge=0, le=8)] = Field(2, description="least of the, be, to, of, and, that, …")
+
+
+class GopherRepetition(Section):
+    """Rae et al. 2021, table A1: the largest shares of a document that may repeat."""
+
+    duplicate_lines: Share = 0.3
+    duplicate_paragraphs: Share = 0.3
+    duplicate_line_characters: Share = 0.2
+    duplicate_paragraph_characters: Share = 0.2
+    top_n_grams: Annotated[list[Share], Field(min_length=3, max_length=3)] = Field(
+        [0.2, 0.18, 0.16], description="characters in the most frequent n-gram, for n = 2, 3, 4"
+    )
+    duplicate_n_grams: Annotated[list[Share], Field(min_length=6, max_length=6)] = Field(
+        [0.15, 0.14, 0.13, 0.12, 0.11, 0.1], description="characters in n-grams that repeat, for n = 5 to 10"
+    )
+
+
+class C4(Section):
+    """Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2. Takes lines out, then judges what is left."""
+
+    terminal_punctuation: bool = Field(True, description="take out lines that no punctuation mark ends")
+    words_per_line: Positive = Field(5, description="take out lines with fewer words")
+    longest_word: Positive = Field(1000, description="take out lines with a longer word")
+    boilerplate_lines: bool = Field(True, description="take out lines about JavaScript, cookies and terms of use")
+    sentences: Positive = Field(3, description="least sentences of a document")
+    curly_brackets: bool = Field(True, description="drop documents with a {")
+
+
+class FineWeb(Section):
+    """Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6."""
+
+    punctuated_lines: Share = Field(0.12, description="least share of lines that end with punctuation")
+    short_lines: Share = Field(0.67, description="most lines of at most 30 characters")
+    duplicate_line_characters: Share = Field(0.01, description="most characters in lines that repeat an earlier one")
+    newlines_per_word: Annotated[float, Field(ge=0)] = 0.3
+
+
+class Rules(Section):
+    """Published sets of quality rules, in the order in which they are applied; `{}` takes a set as published."""
+
+    gopher_quality: GopherQuality | None = None
+    gopher_repetition: GopherRepetition | None = None
+    c4: C4 | None = None
+    fineweb: FineWeb | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> "Rules":
+        if not (self.gopher_quality or self.gopher_repetition or self.c4 or self.fineweb):
+            raise ValueError("no set of rules is named: write for example gopher_quality: {}")
+        return self
+
+
+class Decontaminate(Section):
+    """Documents that share a run of words with evaluation files, as in Brown et al. 2020, appendix C."""
+
+    files: Annotated[list[str], Place.FILES, Field(min_length=1, description=".json, .jsonl or .csv")]
+    n: Positive = Field(13, description="words of a run, without case and punctuation")
+    action: Literal["drop", "count"] = "drop"
+
+
+class Corpus(Section):
+    sources: list[Source] = Field([], description="text to pre-train on")
+    rules: Rules | None = Field(None, description="a few mild rules, fit for short texts, by default")
+    languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
+    language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")
+    personal_data: list[PersonalData] = Field([], description="kinds to replace: email, phone, ip, card, iban")
+    extractor: Literal["resiliparse", "trafilatura"] = Field(
+        "resiliparse", description="what takes the main text from web pages; trafilatura takes 20 times as long"
+    )
+    page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
+    maximum_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
+    keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    minimum_words: Positive = 5
+    near_duplicate_similarity: Share = 0.8
+    survivor: Survivor = Field(
+        "longest",
+        description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
+    )
+    known: Annotated[list[str], Place.STAGE] = Field(
+        [], description="corpus folders of earlier runs: what they have is dropped"
+    )
+    decontaminate: Decontaminate | None = None
+    tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
+
+    @model_validator(mode="after")
+    def _weights_of_all_or_none(self) -> "Corpus":
+        if len({source.weight is None for source in self.sources}) == 2:
+            raise ValueError("give every source a weight, or none")
+        return self

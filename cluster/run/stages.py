@@ -1,0 +1,206 @@
+"""How a stage is skipped, resumed or run, by its recipe, its inputs and what lies in the run folder."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from cluster import __version__
+from cluster.errors import UserError
+from cluster.recipe.base import files_of
+from cluster.recipe.recipe import Recipe
+from cluster.run.files import Stored, find_files, folder_of, is_remote, place_in
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
+from cluster.run.layout import Stage, stage_of
+
+# How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
+EXECUTION: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "workers",
+            "micro_batch_rows",
+            "checkpoint_every",
+            "recompute_activations",
+            "compile_layers",
+            "rollout_actors",
+            "most_rollout_actors",
+            "learner_workers",
+            "reward_actors",
+            "most_reward_actors",
+            "parity_every",
+            "promote_every",
+            "samples",
+            "sample_tokens",
+        ),
+        True,
+    ),
+    "rewards": {"__all__": {"timeout_seconds"}},
+}
+
+Outcome = Literal["skipped", "resumed", "done"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage hands back for its manifest: figures, and the checksum of the weights if it made a model."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+
+StageFunction = Callable[[Recipe, RunFolder, Path], Result]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands: done, partial (resumable), stale (made from something else), or pending; and why."""
+
+    name: Literal["done", "partial", "stale", "pending"]
+    why: str
+
+
+def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """The part of the recipe that decides what the stage makes, with a hash for every file that it names.
+
+    Raises:
+        UserError: a file that the recipe names is not there or cannot be read, or the recipe lacks a section.
+    """
+    sections: dict[str, BaseModel] = {name: getattr(recipe, name) for name in stage.sections}
+    if missing := [name for name, section in sections.items() if section is None]:
+        raise UserError(
+            f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
+        )
+    config = {name: section.model_dump(exclude=EXECUTION) for name, section in sections.items()}
+    paths = [path for section in sections.values() for path in files_of(section)]
+    return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raises a UserError if the recipe names a file that is not there. Reads nothing."""
+    for path in files_of(recipe):
+        _matching_files(path)
+    start = recipe.model.start_from
+    if start and not Path(start).exists() and (start.startswith(("/", ".", "~")) or start.endswith(".gguf")):
+        raise UserError(f"model.start_from: there is no {start}")
+
+
+def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
+    """Where the stage stands, for the recipe and for what lies in the run folder now."""
+    missing = [folder for folder in stage.after if run.manifest(folder) is None]
+    manifest = run.manifest(stage.folder)
+    if missing:
+        names = ", ".join(stage_of(folder).name for folder in missing)
+        return State("pending" if manifest is None else "stale", f"needs {names}")
+    config = stage_config(stage, recipe)
+    mark = _mark(stage, config, run)
+    if manifest is not None and manifest.fingerprint == mark:
+        return State("done", f"{manifest.seconds:.0f} s")
+    if run.mark(stage.folder) == mark:
+        return State("partial", "interrupted; the same command resumes it")
+    if manifest is None:
+        return State("pending", "not run yet")
+    return State("stale", _difference(manifest, config, run))
+
+
+def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
+    """Whether the finished artefact was made from this configuration and these inputs."""
+    return stage_state(stage, recipe, run).name == "done"
+
+
+def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFolder) -> Outcome:
+    """Runs or resumes one stage; Ray must be connected.
+
+    Args:
+        function: makes what the stage makes, in the folder that it is given.
+
+    Returns:
+        skipped if it was done already, resumed if an interrupted attempt was finished, else done.
+
+    Raises:
+        UserError: a stage that it builds on is missing, or its input is wrong.
+    """
+    for folder in stage.after:
+        run.require(folder)
+    config = stage_config(stage, recipe)
+    mark = _mark(stage, config, run)
+    resumed = run.mark(stage.folder) == mark
+    if resumed:
+        run.recover(stage.folder)
+    manifest = run.manifest(stage.folder)
+    if manifest is not None and manifest.fingerprint == mark:
+        return "skipped"
+    out = run.begin(stage.folder, mark)
+    clock = out / "seconds"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    start = time.monotonic()
+    try:
+        result = function(recipe, run, out)
+    finally:
+        seconds = before + time.monotonic() - start
+        if out.exists():
+            write_text(clock, str(seconds))
+    clock.unlink()
+    run.commit(
+        stage.folder,
+        Manifest(
+            stage=stage.name,
+            fingerprint=mark,
+            config=config,
+            inputs=_inputs(stage, run),
+            version=__version__,
+            seconds=round(seconds, 1),
+            metrics=result.metrics,
+            weights=result.weights,
+        ),
+    )
+    return "resumed" if resumed else "done"
+
+
+def _inputs(stage: Stage, run: RunFolder) -> dict[str, str]:
+    return {folder: run.require(folder).fingerprint for folder in stage.after}
+
+
+def _mark(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
+    return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
+
+
+def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:
+    for folder, made_from in manifest.inputs.items():
+        found = run.manifest(folder)
+        if found is None or found.fingerprint != made_from:
+            return f"{folder} was made again since"
+    changed = _changed(manifest.config, config)
+    return f"{', '.join(changed)} changed since" if changed else "made by another version of this stage"
+
+
+def _changed(old: Any, new: Any, name: str = "") -> list[str]:
+    """The dotted names of the values that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [name]
+
+
+def _matching_files(pattern: str) -> list[Stored]:
+    files = find_files(pattern)
+    if not files:
+        raise UserError(f"no file matches {pattern}")
+    return files
+
+
+def _hash_files(pattern: str) -> dict[str, str]:
+    try:
+        root = folder_of(pattern)
+        return {place_in(root, file.name): _hash_file(file) for file in _matching_files(pattern)}
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+@cache
+def _hash_file(file: Stored) -> str:
+    """Several stages name the same files: each version of a file is read once a process, what is elsewhere never."""
+    return fingerprint([file.size, file.changed]) if is_remote(file.name) else file_fingerprint(Path(file.name))

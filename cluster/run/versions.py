@@ -1,0 +1,196 @@
+"""The versions of a model that a run's server has served, and which of them is live.
+
+runs/demo/served/policy/
+    versions.json        which are kept, in the order of their promotion, and which is live
+    0123abcd…/           the model's files, as hard links: they stay when the stage is run again
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint, write_json
+from cluster.run.layout import stage_of
+
+KEPT = 5
+# Another of these makes another model, for which an engine has to be started again.
+SHAPE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model's directory, and the checksum of its weights, which names the version."""
+
+    folder: Path
+    weights: str
+
+
+class Versions:
+    """The versions of one model of a run. One server at a time changes them.
+
+    Raises:
+        UserError: in every method, if `versions.json` is damaged.
+    """
+
+    def __init__(self, run: RunFolder, model: str) -> None:
+        self._run, self._model = run, model
+        self.folder = run.root / "served" / model
+
+    def kept(self) -> list[str]:
+        """In the order of their promotion."""
+        return _read(self.folder)[0]
+
+    def live(self) -> Version:
+        """The one that is served."""
+        return live_version(self.folder)
+
+    def start(self) -> Version:
+        """What a server starts with: what the run made last, unless it was rolled back or promoted something since."""
+        if self._run.manifest(self._model) is None and self.kept():
+            return self.live()
+        made = self.take_in()
+        if made.weights not in self.kept():
+            self.make_live(made.weights)
+        return self.live()
+
+    def take_in(self) -> Version:
+        """Keeps what the run has made of this model last.
+
+        Raises:
+            UserError: it has not made any, or makes it again just now.
+        """
+        manifest = self._manifest()
+        version = _name_of(manifest)
+        target = self.folder / version
+        if not target.exists():
+            side = self.folder / f".{version}.side"
+            shutil.rmtree(side, ignore_errors=True)
+            side.mkdir(parents=True)
+            for file in sorted(self._run.path(self._model).iterdir()):
+                if file.is_file():
+                    _link(file, side / file.name)
+            if self._manifest() != manifest:
+                raise UserError(f"{self._run.path(self._model)} is being made again just now: try again")
+            side.rename(target)
+        return Version(target, version)
+
+    def keep(self, write: Callable[[Path], object]) -> Version:
+        """Keeps a model that no stage has finished.
+
+        Args:
+            write: writes its directory, with all weights in `model.safetensors`.
+        """
+        side = self.folder / ".unfinished.side"
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir(parents=True)
+        write(side)
+        version = Version(self.folder / (name := file_fingerprint(side / "model.safetensors")), name)
+        if version.folder.exists():
+            shutil.rmtree(side)
+        else:
+            side.rename(version.folder)
+        return version
+
+    def drop(self, version: Version) -> None:
+        """Removes a version that was never live."""
+        if version.weights not in self.kept():
+            shutil.rmtree(version.folder, ignore_errors=True)
+
+    def find(self, name: str) -> Version:
+        """A version that is kept, or has just been kept for the first time, by the beginning of its name.
+
+        Raises:
+            UserError: no version is called so, or several are.
+        """
+        there = [folder.name for folder in self.folder.glob("[!.]*") if folder.is_dir()]
+        found = [version for version in there if version.startswith(name)]
+        if len(found) != 1:
+            kept = ", ".join(version[:12] for version in self.kept())
+            raise UserError(f"{name!r} names {len(found)} versions of {self._model}; kept are {kept}")
+        return Version(self.folder / found[0], found[0])
+
+    def before_live(self) -> Version:
+        """The version that was promoted before the live one.
+
+        Raises:
+            UserError: there is none.
+        """
+        kept, live = _read(self.folder)
+        if kept.index(live) == 0:
+            raise UserError(f"there is no version of {self._model} before {live[:12]} to go back to")
+        before = kept[kept.index(live) - 1]
+        return Version(self.folder / before, before)
+
+    def make_live(self, weights: str, again: bool = False) -> None:
+        """Records which version is served; of the others, the oldest go.
+
+        Args:
+            weights: the version.
+            again: it was served before and is gone back to: its place in the order stays.
+        """
+        kept = self.kept() if (self.folder / "versions.json").exists() else []
+        order = kept if again else [*(version for version in kept if version != weights), weights]
+        stay = [version for version in order if version in order[-KEPT:] or version == weights]
+        write_json(self.folder / "versions.json", {"kept": stay, "live": weights})
+        for version in set(order) - set(stay):
+            shutil.rmtree(self.folder / version, ignore_errors=True)
+
+    def _manifest(self) -> Manifest:
+        return self._run.require(self._model, stage_of(self._model).name)
+
+
+def live_version(folder: Path) -> Version:
+    """The live version below a model's `served` folder. Any other folder is taken for the only version of its model."""
+    if not (folder / "versions.json").exists():
+        return Version(folder, _checksum(folder))
+    _, live = _read(folder)
+    return Version(folder / live, live)
+
+
+def differing(one: Path, other: Path, names: Sequence[str] = SHAPE_FILES) -> list[str]:
+    """Which of the files that make a model's shape and words are not the same in two directories."""
+    return [name for name in names if _content(one / name) != _content(other / name)]
+
+
+def _name_of(manifest: Manifest) -> str:
+    return manifest.weights or manifest.fingerprint
+
+
+def _checksum(folder: Path) -> str:
+    weights = sorted(folder.glob("*.safetensors"))
+    return file_fingerprint(weights[0]) if len(weights) == 1 else "unknown"
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Some file systems have no hard links.
+        shutil.copy2(source, target)
+
+
+def _read(folder: Path) -> tuple[list[str], str]:
+    path = folder / "versions.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kept, live = list(state["kept"]), str(state["live"])
+        kept.index(live)
+    except FileNotFoundError:
+        return [], ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: remove {folder} and start the server again") from error
+    return kept, live

@@ -1,0 +1,135 @@
+"""Any command as a job on someone's Ray cluster: the code and the resolved recipe travel with it."""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from urllib.parse import urlparse
+
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.errors import StageError, UserError, first_line
+from cluster.recipe.base import Place, with_places
+from cluster.recipe.recipe import Recipe, dump_recipe
+from cluster.run.files import absolute
+from cluster.runtime.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
+
+STATUS_SECONDS = 60.0
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
+
+
+def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool = True) -> int:
+    """Runs `triptych COMMAND RECIPE` as a Ray job.
+
+    The run folder and the sources must lie where the cluster's nodes see them under the same path.
+
+    Args:
+        address: the job server, such as http://HOST:8265.
+        command: the command and its own arguments.
+        recipe: the recipe, overrides applied; None for a command that takes none.
+        wait: print the job's log until it ends; otherwise return once it is accepted.
+
+    Returns:
+        the job's exit code, or 0 without waiting.
+
+    Raises:
+        UserError: nothing answers at the address, or it refuses.
+    """
+    # Ray's client sets its own loggers to INFO; the job's log is what people want to read.
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
+    client = _client(address)
+    with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
+        _stage(Path(staging), recipe)
+        words = ["python", "-m", "pipelines", *command, *(["recipe.yaml"] if recipe else [])]
+        job = _submit(client, address, shlex.join(words), staging)
+    print(f"triptych: job {job} is submitted to {address}", flush=True)
+    return _follow(client, job) if wait else 0
+
+
+def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str) -> str:
+    """Submits under a name of our own, so that a request whose answer was lost can be sent again."""
+    job, deadline = f"triptych-{uuid.uuid4().hex[:12]}", time.monotonic() + STATUS_SECONDS
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir}, submission_id=job)
+        except (RuntimeError, OSError, RayError) as error:
+            if f"{job} already exists" in str(error):
+                return job
+            # A cluster that has just started answers before its agents do, and may drop connections.
+            starting = "No available agent" in str(error) or isinstance(error, OSError)
+            if not starting or time.monotonic() > deadline:
+                raise UserError(f"the job server at {address} did not take the job: {first_line(error)}") from error
+        time.sleep(1)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with every path made absolute, so that it means the same in the job's working directory."""
+    # Inside the job, the cluster is the job's own.
+    own = {"run": str(recipe.folder), "cluster": recipe.cluster.model_copy(update={"address": "auto"})}
+    placed: Recipe = with_places(recipe, _anywhere)
+    return placed.model_copy(update=own)
+
+
+def _anywhere(place: Place, name: str) -> str:
+    on_the_hub = place is Place.MODEL and not Path(name).exists()
+    return name if on_the_hub else absolute(name)
+
+
+def _client(address: str) -> JobSubmissionClient:
+    place = urlparse(address)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        raise UserError(f"--address {address}: write the job server's address, such as http://127.0.0.1:8265")
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        with socket.create_connection((place.hostname, port), timeout=ANSWER_SECONDS):
+            pass
+        # Ray lets the environment win over the address that it is given.
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+        token = auth_token()
+        # Ray's client sends the token only in token mode.
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else {})
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(f"no Ray job server answers at {address}: {first_line(error)}") from error
+
+
+def _stage(folder: Path, recipe: Recipe | None) -> None:
+    for name in PACKAGES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+    if (ROOT / "pyproject.toml").exists():
+        shutil.copy(ROOT / "pyproject.toml", folder)
+    if recipe:
+        (folder / "recipe.yaml").write_text(dump_recipe(resolved(recipe)), encoding="utf-8")
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    try:
+        asyncio.run(_print_logs(client, job))
+        deadline = time.monotonic() + STATUS_SECONDS
+        while time.monotonic() < deadline:
+            details = client.get_job_info(job)
+            if details.status.is_terminal():
+                if details.driver_exit_code is None and details.status != JobStatus.SUCCEEDED:
+                    raise StageError(f"job {job} ended {details.status}: {first_line(details.message or '')}")
+                return details.driver_exit_code or 0
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print(f"triptych: job {job} goes on; `ray job stop {job}` ends it", flush=True)
+        raise
+    except (OSError, RuntimeError, RayError) as error:
+        raise StageError(f"lost the job server while job {job} ran: {first_line(error)}") from error
+    raise StageError(f"waited {STATUS_SECONDS:.0f} s for the state of job {job} after its log ended")
+
+
+async def _print_logs(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)

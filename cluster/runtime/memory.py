@@ -1,0 +1,289 @@
+"""How much memory the stages hold, worked out before anything starts."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.recipe.base import Lora
+from cluster.recipe.recipe import Dpo, FineTuning, Model, Recipe, RewardModel, Training, head_size
+
+GB = 1e9
+# Three language models, and the reward model, which needs no engine.
+ENGINES = 3
+REPLICAS = ENGINES + 1
+
+# Allowed for a process before it holds a model: Python, torch, Ray, and vLLM in an engine.
+PROCESS_GB = 0.7
+# Allowed for Ray's own processes on the head node, dashboard off.
+RAY_GB = 0.8
+# The engine's cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
+CACHE_GB = 1.0
+# float32 weights.
+HELD_BYTES = 4
+# float32 gradients and the two moments of AdamW.
+LEARNING_BYTES = 12
+# A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
+LOGIT_BYTES = 12
+# Training makes no more than so many at a time (actors.model.chunked_cross_entropy), 0.8 GB and on a GPU 26. Of more, it keeps
+# each in the type of the products alone, in as many bytes altogether.
+LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
+KEPT_LOGIT_BYTES = {"bfloat16": 2, "float32": 4}
+# Kept for the backward pass, per token, layer and unit of width. Measured on a GPU with 2,048 tokens a row: 57 at 135M
+# and 1B parameters, 94 in float32. That is more than the 34 of Korthikanti et al. 2022, section 4.1: SwiGLU has a third
+# matrix, and autocast leaves the residual stream and norms in 32 bits, as is the input that a layer is done again from.
+# Measured on a CPU with 256: 114 to 126 in bfloat16 and 172 to 183 in float32, from 15M to 135M; what is freed between
+# the passes stays with the process.
+ACTIVATION_BYTES = {"cuda": {"bfloat16": 58, "float32": 96}, "cpu": {"bfloat16": 126, "float32": 184}}
+RECOMPUTED_BYTES = 4
+# Of the one layer that is done again: on a CPU, where what is freed stays, its gradients lie beside it. There the
+# embedding's gradient is also held three times over, which hardly shows beside all layers' activations. Measured with
+# 135M parameters and 2 to 16 rows of 256 tokens.
+LAYER_AGAIN_BYTES = {"cuda": ACTIVATION_BYTES["cuda"], "cpu": {"bfloat16": 432, "float32": 489}}
+EMBEDDING_GRADIENTS = {"cuda": 0, "cpu": 3}
+# A copy of every weight in 16 bits, of which autocast makes its products.
+CAST_BYTES = {"bfloat16": 2, "float32": 0}
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What one training worker holds where its model lies, in GB."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    gathered: float
+    casts: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingMemory:
+    """Worked out for a model of P parameters in float32, sharded by FSDP2 over W workers.
+
+    - Weights 4 P / W bytes; gradients as many and AdamW's moments twice as many, of the adapters alone with LoRA.
+    - Gathered, with several workers: weights of two layers (one at work, the next on its way) and of the embedding, and
+      the gradients of one layer and of the embedding before they are scattered.
+    - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
+    - Activations: 58 bytes a token, layer and unit of width, 96 in float32, and on a CPU 126 and 184; where they are
+      recomputed, 4, and of one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each number of
+      the embedding).
+    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes; of the reward model, which has none, 0.
+    - Tokens: of a row of text or conversation, the context; of a pair of `dpo`, two of them. A row of `reward` is a
+      ranking, whose answers lie behind one prompt: the context, and for every answer but the first `collect.max_tokens`
+      more, or a context where answers are imported.
+
+    Where the worker is to choose its precision, a GPU has bfloat16, and a CPU may be one of either kind: the larger.
+
+    Args:
+        device: cpu or cuda.
+    """
+    either = ("bfloat16",) if device == "cuda" else ("bfloat16", "float32")
+    precisions = (section.precision,) if section.precision else either
+    return max((_memory_in(precision, recipe, section, device) for precision in precisions), key=lambda it: it.total)
+
+
+def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -> TrainingMemory:
+    size, shape = parameters(recipe.model), trained_shape(recipe.model)
+    trained = _trained_in(recipe, section)
+    tokens = section.micro_batch_rows * _row_tokens(recipe, section)
+    embedding = vocabulary(recipe.model) * shape.hidden
+    layer = (size - embedding) / shape.layers
+    kept, beside = ACTIVATION_BYTES[device][precision] * shape.layers, 0
+    if section.recompute_activations:
+        kept = RECOMPUTED_BYTES * shape.layers + LAYER_AGAIN_BYTES[device][precision]
+        beside = EMBEDDING_GRADIENTS[device] * embedding
+    return TrainingMemory(
+        weights=HELD_BYTES * size / section.workers / GB,
+        gradients=HELD_BYTES * (trained / section.workers + beside) / GB,
+        optimiser=2 * HELD_BYTES * trained / section.workers / GB,
+        gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
+        casts=0.0 if section.recompute_activations else CAST_BYTES[precision] * size / GB,
+        activations=tokens * shape.hidden * kept / GB,
+        logits=0.0 if isinstance(section, RewardModel) else _logits_gb(recipe.model, precision, tokens, device),
+    )
+
+
+def whole_model_gb(model: Model) -> float:
+    """The model in float32. Every worker makes it on the machine, and has it on its GPU before it is sharded."""
+    return HELD_BYTES * parameters(model) / GB
+
+
+def object_store_gb(recipe: Recipe) -> float:
+    """Shared memory for a local cluster: two versions of the weights in flight, and blocks of data."""
+    return 1.0 + 2 * whole_model_gb(recipe.model)
+
+
+def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
+    """The most memory each kind of stage holds on the machine, in GB, for a model of P parameters.
+
+    - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
+    - Training: what each worker holds by `training_memory`.
+    - Reinforcement: the learner's policy and its reference 4 P each, or 4 P together with LoRA, and 12 bytes for each
+      parameter that is trained; with a limit, two copies of these; PPO's critic 16 P. Every reward model 4 P, and every
+      rollout engine 4 P and its cache of 1 GB.
+    - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
+
+    With GPUs the models lie there, and the machine itself holds the processes and, as they start, every model of each
+    worker, of the learner and of the rewards; or, if that is more, the copy that checkpoints of training are written
+    from: 12 bytes for each parameter that is trained.
+    """
+    rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
+    engines, replicas = rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
+    ray = RAY_GB + 2 * whole
+    critics = 1 if rlhf.algorithm == "ppo" else 0
+    models = (1 if rlhf.lora else 2) + critics
+    members = recipe.reward.members
+    if on_gpu:
+        started = rlhf.learner_workers * models + rlhf.reward_models * members
+        return {
+            **{
+                name: ray + part.workers * PROCESS_GB + max(part.workers * whole, _checkpoint_gb(recipe, part))
+                for name, part in trainings(recipe).items()
+            },
+            "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.learner_workers) * PROCESS_GB,
+            "serve": ray + replicas * PROCESS_GB,
+        }
+    needs = {
+        name: ray + part.workers * (PROCESS_GB + training_memory(recipe, part, "cpu").total)
+        for name, part in trainings(recipe).items()
+    }
+    trained = trained_parameters(recipe.model, rlhf.lora) / GB
+    # The newest weights that were within the limits, and those from before the step.
+    copies = 2 if rlhf.limits else 0
+    learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
+    logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
+    learner = rlhf.learner_workers * (PROCESS_GB + logits) + models * whole + learning
+    engine = PROCESS_GB + CACHE_GB + whole
+    reward = PROCESS_GB + members * whole
+    needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine
+    needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
+    return needs
+
+
+def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
+    """Float32 weights that are trained, and the two moments of AdamW."""
+    return 3 * HELD_BYTES * _trained_in(recipe, section) / GB
+
+
+def _trained_in(recipe: Recipe, section: Training) -> int:
+    return trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
+
+
+def trained_parameters(model: Model, lora: Lora | None) -> int:
+    """How many parameters have a gradient: all, or those of adapters beside the seven matrices of each layer."""
+    if lora is None:
+        return parameters(model)
+    shape = trained_shape(model)
+    return shape.layers * lora.rank * (11 * shape.hidden + 3 * shape.intermediate)
+
+
+def trainings(recipe: Recipe) -> dict[str, Training]:
+    """The sections of the stages that train."""
+    found: dict[str, Training] = {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
+    return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
+
+
+def _row_tokens(recipe: Recipe, section: Training) -> int:
+    """The most tokens that a row of a stage has, as of `training_memory`."""
+    context, collect = recipe.model.context, recipe.collect
+    if isinstance(section, Dpo):
+        return 2 * context
+    if isinstance(section, RewardModel):
+        answer = context if collect.labeller == "imported" else min(context, collect.max_tokens)
+        answers = collect.samples_per_prompt + (1 if section.counterexamples else 0)
+        return context + (answers - 1) * answer
+    return context
+
+
+def _logits_gb(model: Model, precision: str, tokens: int, device: str) -> float:
+    logits = tokens * vocabulary(model)
+    if logits <= LOGITS_AT_ONCE[device]:
+        return logits * LOGIT_BYTES / GB
+    return min(logits * KEPT_LOGIT_BYTES[precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
+
+
+# A model's shape: from one dial, or that of the model it starts from.
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that make a Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+    def parameters(self, vocabulary: int) -> int:
+        """With tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
+        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return vocabulary * self.hidden + self.layers * layer + self.hidden
+
+
+def shape_of(model: Model) -> Shape:
+    """The shape nearest in parameters to `model.size`; fields the recipe sets are kept.
+
+    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
+    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
+    """
+    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
+    depths = [model.layers] if model.layers else list(range(2, 129))
+    free = not (model.hidden or model.layers)
+    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
+    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
+
+
+def parameters(model: Model) -> int:
+    """How many parameters the recipe's model has, roughly: by the files it starts from, its shape or its `size`.
+
+    Raises:
+        UserError: it starts from a model at the Hub, and the recipe does not say how large that is.
+    """
+    start = Path(model.start_from) if model.start_from else None
+    if start is not None and start.is_file():
+        # GGUF files of four bits hold about 0.56 bytes a parameter; wider ones are overestimated, on the safe side.
+        return round(start.stat().st_size / 0.56)
+    if start is not None and start.is_dir():
+        return sum(file.stat().st_size for file in start.glob("*.safetensors")) // 2
+    if start is not None and not {"size", "vocabulary"} <= model.model_fields_set:
+        raise UserError(
+            f"model.start_from: {start} is no folder or file here, and of a model at the Hub the resource plan knows "
+            "nothing: set model.size and model.vocabulary to its own"
+        )
+    return shape_of(model).parameters(model.vocabulary) if model.hidden or model.layers else model.parameters
+
+
+def vocabulary(model: Model) -> int:
+    """How many tokens the model has a place for: by the folder it starts from, else by the recipe."""
+    return int(_config(model).get("vocab_size", model.vocabulary))
+
+
+def trained_shape(model: Model) -> Shape:
+    """The shape that the folder it starts from says, else one with as many parameters."""
+    config = _config(model)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    if all(isinstance(config.get(name), int) for name in names):
+        return Shape(*(config[name] for name in names))
+    size = {"size": f"{max(1, parameters(model) // 1000)}K", "vocabulary": vocabulary(model)}
+    return shape_of(model.model_copy(update=size))
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """What lies with the model that it starts from; nothing if that is no folder here."""
+    path = Path(model.start_from or "") / "config.json"
+    if not model.start_from or not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.start_from: {path} is not valid JSON: {error}") from error
+    return found
+
+
+def _shape(hidden: int, layers: int, heads: int | None) -> Shape:
+    return Shape(hidden, layers, heads or hidden // head_size(hidden), -(-hidden * 8 // 3 // 64) * 64)

@@ -1,0 +1,189 @@
+"""Who gets which part of the machine, decided before anything starts."""
+
+import math
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+
+import psutil
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Cluster, Recipe
+from cluster.runtime.memory import GB, REPLICAS, memory_needs, parameters, training_memory, trainings, whole_model_gb
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker or actor gets: Ray's logical CPUs and GPUs, and the threads torch may use."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shares of a run. Those of one stage can all be scheduled at once, with room for tasks beside them."""
+
+    cpus: float
+    gpus: float
+    memory_gb: float
+    trainer: Share
+    rollout: Share
+    reward: Share
+    learner: Share
+    replica: Share
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is to share out.
+
+    Attributes:
+        cpus: cores of all machines together.
+        cores: cores of the largest machine.
+        gpus: GPUs of all machines together.
+        memory_gb: memory that is free, in 1e9 bytes.
+        gpu_memory_gb: memory of the smallest GPU, or None if it is not known.
+    """
+
+    cpus: float
+    cores: int
+    gpus: float
+    memory_gb: float
+    gpu_memory_gb: float | None = None
+
+
+def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
+    """Shares out the connected Ray cluster, or the resources given.
+
+    On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
+    and tasks run beside it; the threads are what uses the cores: all of them are the rollout actors' and the learner's
+    in turn, or where `rlhf.max_staleness` has them work beside each other, half of them each. On GPUs each gets one
+    while there are enough, else as many as necessary share one.
+
+    Raises:
+        UserError: it does not fit; the message says what is short and what to do.
+    """
+    found, said = resources or _connected(), recipe.cluster
+    found = replace(
+        found,
+        memory_gb=said.memory_gb or found.memory_gb,
+        gpu_memory_gb=said.gpu_memory_gb or found.gpu_memory_gb,
+    )
+    workers = max(section.workers for section in trainings(recipe).values())
+    actors = recipe.rlhf.fleet_limit
+    _check_counts(recipe, found)
+    _check_memory(recipe, found)
+    trainer_cpus = min(found.cpus / workers, found.cores)
+    rewards = max(1, recipe.rlhf.reward_models)
+    learners = recipe.rlhf.learner_workers
+    actor_cpus = min(found.cpus / (2 * recipe.rlhf.actors), found.cores)
+    actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
+    every_core = found.cores
+    # Threads that outnumber the cores wait for each other at every operation.
+    sides = 2 if recipe.rlhf.max_staleness and not found.gpus else 1
+    replicas = REPLICAS * recipe.serve.max_replicas
+    return Plan(
+        cpus=found.cpus,
+        gpus=found.gpus,
+        memory_gb=found.memory_gb,
+        trainer=Share(_down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))),
+        rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
+        reward=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
+        learner=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)),
+        replica=Share(
+            _down(min(found.cpus / (2 * replicas), found.cores)),
+            _gpu_share(found.gpus, replicas),
+            max(1, every_core // replicas),
+        ),
+    )
+
+
+def resources_here(settings: Cluster) -> Resources:
+    """What this machine has, without starting Ray; the recipe's cluster section may allow less."""
+    gpu_memory = _gpu_memory_gb()
+    gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
+    cores = settings.cpus or len(os.sched_getaffinity(0))
+    available = psutil.virtual_memory().available / GB
+    return Resources(cores, cores, gpus, available, settings.gpu_memory_gb or min(gpu_memory, default=None))
+
+
+def _check_counts(recipe: Recipe, found: Resources) -> None:
+    for name, section in trainings(recipe).items():
+        if section.workers > found.cpus:
+            raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
+        if 0 < found.gpus < section.workers:
+            raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
+    learners, needed = recipe.rlhf.learner_workers, recipe.rlhf.actors
+    if learners > 1 and 0 < found.gpus < needed:
+        raise UserError(
+            f"rlhf.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside them: "
+            f"{needed} in all, and there are {found.gpus:g}"
+        )
+    actors = recipe.rlhf.fleet_limit
+    if actors > 8 * found.cpus:
+        name = "most_rollout_actors" if recipe.rlhf.most_rollout_actors else "rollout_actors"
+        raise UserError(f"rlhf.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
+
+
+def _check_memory(recipe: Recipe, found: Resources) -> None:
+    needs = memory_needs(recipe, on_gpu=found.gpus > 0)
+    stage, most = max(needs.items(), key=lambda item: item[1])
+    size = f"a model of {parameters(recipe.model) / 1e6:,.1f}M parameters"
+    if most > found.memory_gb:
+        raise UserError(
+            f"too little memory: {stage} with {size} needs about {most:.1f} GB and {found.memory_gb:.1f} GB are free; "
+            "choose a smaller model.size, fewer rlhf.rollout_actors or smaller micro_batch_rows, or a larger machine"
+        )
+    if not found.gpus or found.gpu_memory_gb is None:
+        return
+    for name, section in trainings(recipe).items():
+        on_each = max(training_memory(recipe, section, "cuda").total, whole_model_gb(recipe.model))
+        if on_each > found.gpu_memory_gb:
+            raise UserError(
+                f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
+                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers, fewer "
+                f"{name}.micro_batch_rows, {name}.recompute_activations=true or a smaller model.size"
+            )
+
+
+def _gpu_share(gpus: float, processes: int) -> float:
+    """One GPU each, or a fraction such that the processes fit when equally many share each GPU."""
+    if gpus == 0:
+        return 0.0
+    return _down(1 / math.ceil(processes / gpus)) if processes > gpus else 1.0
+
+
+def _down(share: float) -> float:
+    """Rounded down to hundredths: sums of shares never exceed the whole."""
+    return math.floor(share * 100 + 1e-9) / 100
+
+
+def _connected() -> Resources:
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("make_plan without resources needs a Ray connection")
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = int(max(node.get("CPU", 1) for node in nodes))
+    # Ray divides what was free when it started between its heap and its object store: unlike a reading of now, the sum
+    # stays the same throughout the run.
+    memory = (total.get("memory", 0) + total.get("object_store_memory", 0)) / GB
+    return Resources(total.get("CPU", 1), cores, total.get("GPU", 0), memory)
+
+
+def _gpu_memory_gb() -> list[float]:
+    """Memory of every NVIDIA GPU that this process may use."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (subprocess.SubprocessError, OSError):
+        return []
+    found = [float(line) * 2**20 / GB for line in lines if line.replace(".", "").isdigit()]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if allowed is None else found[: len([name for name in allowed.split(",") if name.strip()])]

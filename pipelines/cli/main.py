@@ -1,0 +1,306 @@
+"""The command line: every command checks its input first, and tells people what went wrong in one line."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import __version__
+from cluster.errors import UserError, known_failure
+from cluster.recipe.recipe import Recipe, dump_recipe, load_recipe
+from cluster.run.fleet_control import change_fleet
+from cluster.run.folder import RunFolder, write_text
+from cluster.run.layout import ASIDE, STAGES, Stage, stage_of, stages_of
+from cluster.run.stages import Outcome, check_sources, is_done
+from cluster.runtime.memory import object_store_gb
+from cluster.runtime.plan import make_plan, resources_here
+from cluster.runtime.session import check_address, connect, require_free_port
+from pipelines.cli import feedback, keys, score, versions
+from pipelines.stage_table import run_named_stage
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Text and human judgement in; a served, aligned language model out.
+
+[bold]The flow[/bold]: corpus → pretrain → sft → collect → reward → rlhf → evaluate → serve. A recipe, one YAML
+file, says everything; any field of it can be set on the command line. What is finished is skipped, what was
+interrupted goes on.
+
+[bold]Examples[/bold]
+
+  triptych run infra/recipes/demo.yaml --serve
+
+  triptych sft infra/recipes/demo.yaml sft.epochs=3 seed=2
+
+  triptych serve runs/demo --port 8080
+
+  triptych submit --address http://head:8265 run recipe.yaml run=/shared/demo
+
+[bold]Exit codes[/bold]: 0 done; 1 a stage failed; 2 wrong input (one line says what and where); 130 Ctrl-C.""",
+)
+
+Row = tuple[Stage, Outcome, float]
+# How many of a stage's figures the summary shows.
+FIGURES = 6
+# What a stage has to say in words, below the summary.
+REMARKS = ("stopped", "advice")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="fields to set, e.g. rlhf.steps=20", show_default=False),
+]
+Host = Annotated[str | None, typer.Option(help="address to serve on; the recipe's by default")]
+Port = Annotated[int | None, typer.Option(help="port to serve on; the recipe's by default", min=1, max=65535)]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    serve: Annotated[bool, typer.Option("--serve", help="serve the models when the stages are done")] = False,
+    host: Host = None,
+    port: Port = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print who would get what of the machine, and stop")] = False,
+) -> None:
+    """Run every stage that is not done, in order; with --serve, then serve the models."""
+
+    loaded = load_recipe(recipe, overrides)
+    if plan:
+        _print_plan(loaded)
+        return
+    address = (host or loaded.serve.host, port or loaded.serve.port)
+    if serve:
+        require_free_port(*address)
+    _run_stages(loaded, stages_of(loaded), address if serve else None)
+
+
+@app.command("serve")
+def serve_models(
+    target: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="a run folder such as runs/demo, or a recipe")],
+    overrides: Overrides = None,
+    host: Host = None,
+    port: Port = None,
+    without_keys: Annotated[
+        bool, typer.Option("--open", help="ask for no key even if there are some; only for this machine's own address")
+    ] = False,
+) -> None:
+    """Serve a run's models over HTTP, OpenAI-compatible, until Ctrl-C."""
+
+    if target.is_dir() and not (target / "recipe.yaml").exists():
+        raise UserError(f"{target} is not a run folder: it has no recipe.yaml")
+    loaded = load_recipe(target / "recipe.yaml" if target.is_dir() else target, overrides)
+    folder = RunFolder(target.absolute() if target.is_dir() else loaded.folder)
+    folder.require("sft")
+    address = (host or loaded.serve.host, port or loaded.serve.port)
+    require_free_port(*address)
+    check_address(loaded.cluster)
+    if loaded.cluster.address == "local":
+        make_plan(loaded, resources_here(loaded.cluster))
+    with connect(loaded.cluster, object_store_gb(loaded)):
+        _serve(loaded, folder, address, without_keys)
+
+
+@app.command()
+def submit(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a stage, doctor or version")],
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")] = None,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="the job server, e.g. http://head:8265")] = "",
+    wait: Annotated[bool, typer.Option(help="print the log and take the job's exit code")] = True,
+) -> None:
+    """Run a command as a job on a Ray cluster, whose nodes must share the run folder and the sources."""
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *ASIDE))]
+    if command not in [*with_recipe, "doctor", "version"]:
+        raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
+    if (command in with_recipe) != (recipe is not None):
+        raise UserError(f"{command} needs a recipe" if recipe is None else f"{command} takes no recipe")
+    if not address:
+        raise UserError("--address is missing: the job server of the cluster, such as http://127.0.0.1:8265")
+    loaded = load_recipe(recipe, overrides) if recipe else None
+    if loaded:
+        check_sources(loaded)
+    from cluster.runtime import jobs
+
+    code = jobs.submit(address, [command], loaded, wait)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def fleet(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a live RLHF stage")],
+    action: Annotated[str, typer.Argument(metavar="add|remove")],
+    count: Annotated[int, typer.Argument(metavar="N", min=1)],
+) -> None:
+    """Add rollout actors to a live RLHF run, or remove some; it takes effect at the next step."""
+
+    if action not in ("add", "remove"):
+        raise UserError(f"fleet: {action!r} is neither add nor remove")
+    target = change_fleet(RunFolder(folder), count if action == "add" else -count)
+    print(f"{folder} will have {target} rollout actors from its next step on")
+
+
+@app.command()
+def doctor(runs: Annotated[Path, typer.Option(help="where the run folders are")] = Path("runs")) -> None:
+    """Show what is installed, what each run still needs and why, and what to do. Exit code 1 if something is wrong."""
+    from rich.console import Console
+
+    from pipelines.cli.doctor import examine
+
+    if examine(Console(soft_wrap=True), runs):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+
+    print(f"triptych {__version__}")
+
+
+app.command("promote")(versions.promote)
+app.command("rollback")(versions.rollback)
+app.command("label")(feedback.label)
+app.command("score")(score.score)
+app.add_typer(feedback.labellers, name="labeller")
+app.add_typer(feedback.exchange, name="feedback")
+app.add_typer(keys.keys, name="key")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script `triptych`; ends the process with the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(words, prog_name="triptych", standalone_mode=False)
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split())
+        print(f"triptych: {message or 'name a command; they are listed above'}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        failure = known_failure(error)
+        if failure is None:
+            raise
+        print(f"triptych: {' '.join(str(failure).split())}", file=sys.stderr)
+        code = 2 if isinstance(failure, UserError) else 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _add_stage_command(stage: Stage) -> None:
+    needs = f" Needs {', '.join(stage_of(folder).name for folder in stage.after)}." if stage.after else ""
+
+    @app.command(stage.name, help=f"One stage: {stage.purpose}.{needs}")
+    def command(recipe: RecipePath, overrides: Overrides = None) -> None:
+        loaded = load_recipe(recipe, overrides)
+        if stage.name == "corpus" and not loaded.corpus.sources:
+            raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
+        chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
+        _run_stages(loaded, (chosen,), None)
+
+
+for _stage in (*STAGES, *ASIDE):
+    _add_stage_command(_stage)
+
+
+def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:
+    """Checks everything that can be checked without Ray, then runs what is left to do."""
+
+    run = RunFolder(recipe.folder)
+    check_sources(recipe)
+    run.check_writable()
+    check_address(recipe.cluster)
+    if recipe.cluster.address == "local":
+        make_plan(recipe, resources_here(recipe.cluster))
+    if len(stages) == 1:
+        for folder in stages[0].after:
+            run.require(folder)
+    with contextlib.ExitStack() as session:
+        connected = False
+        with run.lock():
+            write_text(run.recipe_path, dump_recipe(recipe))
+            rows: list[Row] = []
+            for stage in stages:
+                if not connected and not is_done(stage, recipe, run):
+                    session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+                    make_plan(recipe)
+                    connected = True
+                rows.append(_one_stage(stage, recipe, run))
+            _summarise(rows, run)
+        # A server leaves the run to others, so that a stage can be run again and promoted.
+        if serve_at:
+            if not connected:
+                session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+            _serve(recipe, run, serve_at)
+
+
+def _print_plan(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from pipelines.cli.plan_report import print_plan
+
+    if recipe.cluster.address != "local":
+        raise UserError(
+            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
+        )
+    print_plan(recipe, resources_here(recipe.cluster), Console())
+
+
+def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
+
+    start = time.monotonic()
+    outcome = run_named_stage(stage, recipe, run)
+    seconds = time.monotonic() - start
+    print(f"{stage.name:<9} {outcome:<8} {seconds:7.1f} s   {run.path(stage.folder)}", flush=True)
+    return stage, outcome, seconds
+
+
+def _summarise(rows: list[Row], run: RunFolder) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "outcome", "seconds", "figures", title=str(run.root))
+    for stage, outcome, seconds in rows:
+        metrics = run.require(stage.folder).metrics
+        values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
+        numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
+        table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
+    Console().print(table)
+    for stage, _, _ in rows:
+        metrics = run.require(stage.folder).metrics
+        for line in (metrics[name] for name in REMARKS if metrics.get(name)):
+            print(f"{stage.name}: {line}", flush=True)
+    report = run.path("report") / "index.html"
+    if report.exists():
+        print(f"report: {report}", flush=True)
+
+
+def _is_proportion(value: object) -> bool:
+    return isinstance(value, dict) and "value" in value
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
+    from serve.server import serve_until_interrupted
+
+    host, port = address
+    here = recipe.serve.model_copy(update={"host": host, "port": port})
+    placed = recipe.model_copy(update={"serve": here})
+    serve_until_interrupted(placed, run, without_keys=without_keys)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The resource plan as people read it."""
+
+from dataclasses import fields
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.recipe.recipe import Recipe
+from cluster.runtime.memory import (
+    REPLICAS,
+    TrainingMemory,
+    memory_needs,
+    parameters,
+    training_memory,
+    trainings,
+    whole_model_gb,
+)
+from cluster.runtime.plan import Resources, Share, make_plan
+
+
+def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
+    """What each stage would get and hold, worked out and not tried.
+
+    Raises:
+        UserError: it does not fit; the memory that it would take is printed before.
+    """
+    gpus = f"{resources.gpus:g} GPUs"
+    if resources.gpus and resources.gpu_memory_gb:
+        gpus += f" of {resources.gpu_memory_gb:.1f} GB"
+    console.print(f"resources: {resources.cpus:g} CPU cores, {gpus}, {resources.memory_gb:.1f} GB of memory free")
+    console.print(f"model: {parameters(recipe.model) / 1e6:,.1f}M parameters, rows of {recipe.model.context} tokens")
+    console.print(_memory(recipe, on_gpu=resources.gpus > 0))
+    console.print(_shares(recipe, resources))
+
+
+def _memory(recipe: Recipe, on_gpu: bool) -> Table:
+    sections = trainings(recipe)
+    found = [training_memory(recipe, section, "cuda" if on_gpu else "cpu") for section in sections.values()]
+    table = Table("GB", *sections, title=f"each training worker's {'GPU' if on_gpu else 'share of the machine'}")
+    for part in fields(TrainingMemory):
+        table.add_row(part.name, *(f"{getattr(memory, part.name):.2f}" for memory in found))
+    table.add_row("total", *(f"{memory.total:.2f}" for memory in found))
+    if on_gpu:
+        table.add_row("before it is sharded", *[f"{whole_model_gb(recipe.model):.2f}"] * len(sections))
+    return table
+
+
+def _shares(recipe: Recipe, resources: Resources) -> Table:
+    plan, needs = make_plan(recipe, resources), memory_needs(recipe, on_gpu=resources.gpus > 0)
+    table = Table("stage", "processes", "CPUs each", "GPUs each", "threads each", "machine GB", title="shares")
+
+    def add(stage: str, processes: str, share: Share) -> None:
+        need = f"{needs[stage]:.1f}" if stage in needs else ""
+        table.add_row(stage, processes, f"{share.cpus:g}", f"{share.gpus:g}", str(share.threads), need)
+
+    for name, section in trainings(recipe).items():
+        add(name, f"{section.workers} trainer", plan.trainer)
+    add("rlhf", f"{recipe.rlhf.rollout_actors} rollout", plan.rollout)
+    add("", f"{max(1, recipe.rlhf.reward_models)} reward", plan.reward)
+    add("", f"{recipe.rlhf.learner_workers} learner", plan.learner)
+    add("serve", f"{REPLICAS * recipe.serve.max_replicas} replica", plan.replica)
+    return table

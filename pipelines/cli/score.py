@@ -1,0 +1,46 @@
+"""The command that has the reward model judge a file of answers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import load_recipe
+from cluster.run.files import check_can_be_written
+from cluster.run.folder import RunFolder
+from cluster.runtime.memory import object_store_gb
+from cluster.runtime.session import connect
+
+
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder with the reward model")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet: prompts, each with completions")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the JSONL to write")],
+    kind: Annotated[
+        Literal["rewards", "best", "pairs"],
+        typer.Option("--as", help="all rewards; the best answers, to fine-tune on; or best and worst, for DPO"),
+    ] = "rewards",
+    at_least: Annotated[float | None, typer.Option(help="for best: the lowest reward to keep")] = None,
+    actors: Annotated[int, typer.Option(help="how many copies of the reward model score at once", min=1)] = 1,
+) -> None:
+    """Give every answer of a file its reward, normalised as in RLHF; or keep the best answers, or make pairs."""
+    run = RunFolder(folder)
+    if not run.recipe_path.exists():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
+    if at_least is not None and kind != "best":
+        raise UserError("--at-least goes with --as best")
+    check_can_be_written(out)
+    recipe = load_recipe(run.recipe_path)
+    run.require("reward")
+    with connect(recipe.cluster, object_store_gb(recipe)):
+        # The pipelines are a floor above: named here and imported when called, as the stages are.
+        from pipelines.score import score_file
+
+        found = score_file(recipe, run, source, out, kind, at_least, actors)
+    print(
+        f"{found.written} rows in {out}: {found.answers} answers to {found.prompts} prompts have a mean reward of "
+        f"{found.mean:.3f}, the best of each prompt {found.best:.3f}"
+    )
+    if found.too_long:
+        print(f"{found.too_long} answers are longer than the {recipe.model.context} tokens of the model: no reward")

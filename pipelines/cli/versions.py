@@ -1,0 +1,33 @@
+"""The commands that change which version of a model a running server serves."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.run.server_client import ask_server
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder that is being served, such as runs/demo")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="the model, such as policy")]
+
+
+def promote(
+    run: Run,
+    model: Model,
+    version: Annotated[
+        str | None, typer.Option(help="the first digits of a version that was served before; by default the run's last")
+    ] = None,
+) -> None:
+    """Give a running server other weights of a model, without a request being dropped."""
+    _print(ask_server(run, "promote", {"model": model, "version": version}))
+
+
+def rollback(run: Run, model: Model) -> None:
+    """Give a running server the weights of a model that it had before the live ones."""
+    _print(ask_server(run, "rollback", {"model": model}))
+
+
+def _print(done: dict[str, Any]) -> None:
+    mixed = f"; {done['mixed_answers']} answers were written by both and say so" if done["mixed_answers"] else ""
+    change = f"{done['from'][:12]} -> {done['to'][:12]}"
+    print(f"{done['model']}: {change}, answers waited {done['seconds']:.2f} s{mixed}")

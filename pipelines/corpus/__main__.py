@@ -1,3 +1,0 @@
-from cluster.cli import stage_main
-
-stage_main("corpus")

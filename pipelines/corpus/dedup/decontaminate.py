@@ -1,0 +1,218 @@
+"""Finds documents that hold what models are evaluated with: runs of n words that an evaluation file has too.
+
+Exact n-grams without case and punctuation, 13 words by default (Brown et al. 2020, https://arxiv.org/abs/2005.14165,
+appendix C).
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.errors import UserError
+from cluster.run.folder import file_fingerprint
+from pipelines.corpus.filter.cache import BATCH
+from pipelines.corpus.tasks import written_to_the_side
+
+FOUND = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("item", pa.string()),
+        ("start", pa.int64()),  # characters into the document's text
+        ("end", pa.int64()),
+        ("span", pa.string()),
+    ]
+)
+_WORD = re.compile(r"\w+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Match(NamedTuple):
+    """A passage of a document, by its characters, and the item of an evaluation file that has it too."""
+
+    item: str
+    start: int
+    end: int
+
+
+class Grams:
+    """All runs of n words in the texts of evaluation items.
+
+    Attributes:
+        items: how many items there are.
+        too_short: how many of them have no text of n words, so that they cannot be found.
+    """
+
+    def __init__(self, items: Iterator[tuple[str, list[str]]], n: int) -> None:
+        self._n = n
+        self._numbers: dict[str, int] = {}
+        self._items: dict[tuple[str, ...], list[str]] = {}
+        self.items = self.too_short = 0
+        hashes = [np.empty(0, dtype=np.uint64)]
+        for item, texts in items:
+            self.items += 1
+            found = [_words(text) for text in texts]
+            self.too_short += all(len(text) < n for text in found)
+            for text in found:
+                for word in text:
+                    # 0 is for words that no item has.
+                    self._numbers.setdefault(word, len(self._numbers) + 1)
+                hashes.append(self._hashes_of(text))
+                for start in range(len(text) - n + 1):
+                    holders = self._items.setdefault(tuple(text[start : start + n]), [])
+                    if item not in holders[-1:]:
+                        holders.append(item)
+        self._hashes = np.unique(np.concatenate(hashes))
+
+    def find(self, text: str) -> list[Match]:
+        """Every passage of `text` that an item has, each as long as it goes on, by start and item."""
+        found = _words(text)
+        hashes = self._hashes_of(found)
+        if not len(hashes) or not len(self._hashes):
+            return []
+        nearest = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        passages: dict[str, list[tuple[int, int]]] = {}
+        for start in np.flatnonzero(self._hashes[nearest] == hashes).tolist():
+            for item in self._items.get(tuple(found[start : start + self._n]), ()):
+                mine = passages.setdefault(item, [])
+                if mine and start < mine[-1][1]:
+                    start_before, _ = mine.pop()
+                    mine.append((start_before, start + self._n))
+                else:
+                    mine.append((start, start + self._n))
+        if not passages:
+            return []
+        places = [match.span() for match in _WORD.finditer(text)]
+        matches = [
+            Match(item, places[start][0], places[end - 1][1]) for item, mine in passages.items() for start, end in mine
+        ]
+        return sorted(matches, key=lambda match: (match.start, match.item))
+
+    def _hashes_of(self, found: Sequence[str]) -> NDArray[np.uint64]:
+        """A number for every run of n words: what differs is no match, what is equal is compared word by word."""
+        count = max(len(found) - self._n + 1, 0)
+        numbers = np.fromiter((self._numbers.get(word, 0) for word in found), dtype=np.uint64, count=len(found))
+        hashes = np.zeros(count, dtype=np.uint64)
+        for place in range(self._n):
+            hashes = hashes * _FACTOR + numbers[place : place + count]
+        return hashes
+
+
+@dataclass(frozen=True)
+class Decontamination:
+    """Lists, for part `index`, the passages that evaluation files have too, and the rows to leave out for them.
+
+    Attributes:
+        prepared: what the first phase wrote, a file a part.
+        files: the evaluation files.
+        fingerprints: of the files' bytes.
+        n: words of a run.
+        drop: whether documents that hold one are left out, or only counted.
+        rows: folder for the numbers of the rows to leave out.
+        found: folder for the passages, FOUND.
+    """
+
+    prepared: tuple[Path, ...]
+    files: tuple[Path, ...]
+    fingerprints: tuple[str, ...]
+    n: int
+    drop: bool
+    rows: Path
+    found: Path
+
+    def rows_file(self, index: int) -> Path:
+        return self.rows / f"{self.prepared[index].stem}.npy"
+
+    def outputs(self, index: int) -> tuple[Path, ...]:
+        return self.rows_file(index), self.found / self.prepared[index].name
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        grams = _grams(self.files, self.fingerprints, self.n)
+        items: Counter[str] = Counter()
+        rows: list[int] = []
+        row = -1
+        rows_file, found_file = self.outputs(index)
+        with (
+            pq.ParquetFile(self.prepared[index]) as file,
+            written_to_the_side(found_file) as side,
+            pq.ParquetWriter(side, FOUND, compression="zstd") as writer,
+        ):
+            for batch in file.iter_batches(BATCH, columns=["id", "source", "text"]):
+                found: list[tuple[Any, ...]] = []
+                for document, source, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    row += 1
+                    if matches := grams.find(text):
+                        rows.append(row)
+                        items.update({match.item for match in matches})
+                        found += [(document, source, *match, text[match.start : match.end]) for match in matches]
+                if found:
+                    rows_found = [dict(zip(FOUND.names, passage, strict=True)) for passage in found]
+                    writer.write_table(pa.Table.from_pylist(rows_found, schema=FOUND))
+        with written_to_the_side(rows_file) as side, side.open("wb") as stream:
+            np.save(stream, np.array(rows if self.drop else [], dtype=np.int64))
+        return {"documents": len(rows), "items": dict(items), "looked_for": grams.items, "too_short": grams.too_short}
+
+
+def read_items(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """The items of a JSON, JSONL or CSV file: "FILE:ID", by the field `id` or the place, and every text in it.
+
+    A JSON file is a list of items, or an object that holds one.
+
+    Raises:
+        UserError: the file cannot be read as what its name says.
+    """
+    try:
+        for place, record in enumerate(_records(file)):
+            name = record.get("id", place) if isinstance(record, dict) else place
+            yield f"{file.name}:{name}", list(_texts(record))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"corpus.decontaminate: cannot read {file}: {error}; mend it or take it off the list"
+        ) from error
+
+
+def _records(file: Path) -> Iterator[Any]:
+    if file.suffix not in (".json", ".jsonl", ".csv"):
+        raise ValueError("only .json, .jsonl and .csv files are read")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        if file.suffix == ".jsonl":
+            yield from (json.loads(line) for line in stream if line.strip())
+        elif file.suffix == ".csv":
+            yield from csv.DictReader(stream)
+        else:
+            content = json.load(stream)
+            lists = (
+                [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else []
+            )
+            yield from content if isinstance(content, list) else max(lists, key=len, default=[content])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+@lru_cache(maxsize=1)
+def _grams(files: tuple[Path, ...], fingerprints: tuple[str, ...], n: int) -> Grams:
+    for file, expected in zip(files, fingerprints, strict=True):
+        if file_fingerprint(file) != expected:
+            raise UserError(f"corpus.decontaminate: {file} was changed while it was read; run the command again")
+    return Grams((item for file in files for item in read_items(file)), n)

@@ -1,0 +1,124 @@
+"""Quality rules: which documents are worth training on, and why the others are not.
+
+A rule is a bound on a signal. A document exactly at a bound is kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
+from pipelines.corpus.filter.ngrams import DUPLICATE, TOP
+from pipelines.corpus.filter.signals import Signals
+
+TOO_FEW_WORDS = "too few words"
+WORD_LENGTH = "mean word length"
+SYMBOLS = "too many symbols"
+LETTERS = "too few words with a letter"
+REPEATED_LINES = "repeated lines"
+LANGUAGE = "another language"
+# The signal that `LANGUAGE` is a bound on: how likely a document is in a language that the recipe asks for.
+WANTED = "wanted_language"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Documents whose signal is under `least` or over `most` are dropped for `reason`."""
+
+    reason: str
+    signal: str
+    least: float = -np.inf
+    most: float = np.inf
+
+
+def bounds(rules: Rules | None, minimum_words: int, language_probability: float | None = None) -> list[Bound]:
+    """All rules in the order in which they are applied: the least number of words, the language, the recipe's sets.
+
+    Without any set, a few of Gopher's that short texts pass too: its 50 words would drop every short dialogue.
+    """
+    first = [Bound(TOO_FEW_WORDS, "words", least=minimum_words)]
+    if language_probability is not None:
+        first.append(Bound(LANGUAGE, WANTED, least=language_probability))
+    if rules is None:
+        return [
+            *first,
+            Bound(WORD_LENGTH, "mean_word_length", 3.0, 10.0),
+            Bound(SYMBOLS, "symbols_per_word", most=0.1),
+            Bound(LETTERS, "words_with_a_letter", least=0.8),
+            Bound(REPEATED_LINES, "duplicate_lines", most=0.3),
+        ]
+    return [
+        *first,
+        *(_gopher_quality(rules.gopher_quality) if rules.gopher_quality else []),
+        *(_gopher_repetition(rules.gopher_repetition) if rules.gopher_repetition else []),
+        *(_c4(rules.c4) if rules.c4 else []),
+        *(_fineweb(rules.fineweb) if rules.fineweb else []),
+    ]
+
+
+def reasons_to_drop(signals: Signals, rules: Sequence[Bound]) -> list[str | None]:
+    """For every document the reason of the first rule that it breaks, or None."""
+    first = np.full(len(next(iter(signals.values()))), len(rules))
+    for number, rule in reversed(list(enumerate(rules))):
+        first[_broken(signals[rule.signal], rule)] = number
+    names = [*(rule.reason for rule in rules), None]
+    return [names[number] for number in first]
+
+
+def _broken(signal: NDArray[np.float64], rule: Bound) -> NDArray[np.bool_]:
+    return (signal < rule.least) | (signal > rule.most)
+
+
+def _gopher_quality(given: GopherQuality) -> list[Bound]:
+    name = "gopher quality"
+    return [
+        Bound(f"{name}: {TOO_FEW_WORDS}", "words", least=given.minimum_words),
+        Bound(f"{name}: too many words", "words", most=given.maximum_words),
+        Bound(
+            f"{name}: {WORD_LENGTH}",
+            "mean_word_length",
+            given.minimum_mean_word_length,
+            given.maximum_mean_word_length,
+        ),
+        Bound(f"{name}: {SYMBOLS}", "symbols_per_word", most=given.symbols_per_word),
+        Bound(f"{name}: bullet lines", "bullet_lines", most=given.bullet_lines),
+        Bound(f"{name}: ellipsis lines", "ellipsis_lines", most=given.ellipsis_lines),
+        Bound(f"{name}: {LETTERS}", "words_with_a_letter", least=given.words_with_a_letter),
+        Bound(f"{name}: too few stop words", "stop_words", least=given.stop_words),
+    ]
+
+
+def _gopher_repetition(given: GopherRepetition) -> list[Bound]:
+    parts = (
+        "duplicate_lines",
+        "duplicate_paragraphs",
+        "duplicate_line_characters",
+        "duplicate_paragraph_characters",
+    )
+    most = {
+        **{part: getattr(given, part) for part in parts},
+        **{f"top_{n}_gram": share for n, share in zip(TOP, given.top_n_grams, strict=True)},
+        **{f"duplicate_{n}_gram": share for n, share in zip(DUPLICATE, given.duplicate_n_grams, strict=True)},
+    }
+    return [
+        Bound(f"gopher repetition: {signal.replace('_', ' ')}", signal, most=share) for signal, share in most.items()
+    ]
+
+
+def _c4(given: C4) -> list[Bound]:
+    return [
+        Bound("c4: too few sentences", "sentences", least=given.sentences),
+        *([Bound("c4: curly bracket", "curly_brackets", most=0)] if given.curly_brackets else []),
+        Bound("c4: lorem ipsum", "lorem_ipsum", most=0),
+    ]
+
+
+def _fineweb(given: FineWeb) -> list[Bound]:
+    return [
+        Bound("fineweb: too few punctuated lines", "punctuated_lines", least=given.punctuated_lines),
+        Bound("fineweb: short lines", "short_lines", most=given.short_lines),
+        Bound("fineweb: repeated lines", "left_duplicate_line_characters", most=given.duplicate_line_characters),
+        Bound("fineweb: newlines per word", "newlines_per_word", most=given.newlines_per_word),
+    ]

@@ -1,0 +1,166 @@
+"""What the quality rules look at, measured once a document and kept beside it.
+
+A word is what white space separates; a line or paragraph counts without the white space around it, and not if blank.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cluster.recipe.corpus import C4, Rules
+from pipelines.corpus.filter.ngrams import repetition
+
+# Part of what stored signals are: signals of another version are measured again.
+VERSION = 2
+
+T = TypeVar("T")
+Signals = dict[str, NDArray[np.float64]]
+
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+SHORT_LINE = 30
+_BULLETS = ("•", "‣", "◦", "▪", "●", "■", "*", "-")
+_ELLIPSES = ("...", "…")
+_C4_LINE_ENDS = (".", "!", "?", '"', "”")
+_LINE_ENDS = (*_C4_LINE_ENDS, "'", "’", "»", "…", "。", "！", "？", "؟", "।")
+_SENTENCE_END = re.compile(r"""[.!?。！？]["'”’)\]]*(?=\s|$)""")
+_BOILERPLATE = (
+    "javascript",
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
+_PUNCTUATION = ".,;:!?\"'“”‘’()[]…"
+
+
+def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signals]:
+    """Every document's signals, and its text without the lines that C4's rules take out.
+
+    In the order of FineWeb: Gopher's signals are of the whole text, C4's and FineWeb's of what C4 leaves.
+
+    Args:
+        texts: cleaned texts.
+        rules: None measures what the default rules look at.
+
+    Returns:
+        (texts, signals): each signal is (len(texts),).
+    """
+    lines = [[line for part in text.split("\n") if (line := part.strip())] for text in texts]
+    signals = {**_of_words(texts, rules is not None), **_of_lines(lines)}
+    symbols = _each(lambda text: max(text.count("#"), text.count("...") + text.count("…")), texts)
+    signals["symbols_per_word"] = _share(symbols, signals["words"])
+    if rules is None:
+        return list(texts), signals
+    paragraphs = [[block for part in text.split("\n\n") if (block := part.strip())] for text in texts]
+    signals["duplicate_paragraphs"], signals["duplicate_paragraph_characters"] = _duplicates(paragraphs)
+    if rules.c4 is None:
+        return list(texts), signals | _of_what_is_left(texts, lines, signals["words"])
+    lines = [_c4_lines(document, rules.c4) for document in lines]
+    left = ["\n".join(document) for document in lines]
+    return left, signals | _of_what_is_left(left, lines, _each(lambda text: len(text.split()), left))
+
+
+def _of_words(texts: Sequence[str], n_grams: bool) -> Signals:
+    """Word signals, each word's own properties looked up once for all its occurrences."""
+    # Arrow splits and numbers 20,000 documents of 4 KB a second, str.split and a dict 6,500.
+    split = pc.utf8_split_whitespace(pa.array(texts, pa.string()))
+    words = split.flatten().dictionary_encode()
+    vocabulary: list[str] = words.dictionary.to_pylist()
+    document = np.repeat(np.arange(len(texts)), np.diff(split.offsets.to_numpy()))
+    ids = words.indices.to_numpy().astype(np.int64)
+    if "" in vocabulary:  # of a text that is empty or starts with white space
+        present = ids != vocabulary.index("")
+        ids, document = ids[present], document[present]
+    sizes = np.bincount(document, minlength=len(texts))
+    lengths = np.fromiter(map(len, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
+    letters = np.fromiter(map(_has_a_letter, vocabulary), dtype=bool, count=len(vocabulary))[ids]
+    stops = np.fromiter(map(_stop_word, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
+    seen = np.zeros((len(texts), len(STOP_WORDS)))
+    seen[document[stops >= 0], stops[stops >= 0]] = 1
+    signals = {
+        "words": sizes.astype(np.float64),
+        "mean_word_length": _share(np.bincount(document, lengths, len(texts)), sizes),
+        "words_with_a_letter": _share(np.bincount(document, letters, len(texts)), sizes),
+        "stop_words": seen.sum(axis=1),
+    }
+    return signals | (repetition(ids, lengths, document, len(texts)) if n_grams else {})
+
+
+def _of_lines(documents: Sequence[Sequence[str]]) -> Signals:
+    sizes = _each(len, documents)
+    duplicate, characters = _duplicates(documents)
+    return {
+        "bullet_lines": _share(_each(lambda lines: _starting(lines, _BULLETS), documents), sizes),
+        "ellipsis_lines": _share(_each(lambda lines: _ending(lines, _ELLIPSES), documents), sizes),
+        "duplicate_lines": duplicate,
+        "duplicate_line_characters": characters,
+    }
+
+
+def _of_what_is_left(texts: Sequence[str], lines: Sequence[Sequence[str]], words: NDArray[np.float64]) -> Signals:
+    sizes = _each(len, lines)
+    return {
+        "sentences": _each(lambda text: len(_SENTENCE_END.findall(text)), texts),
+        "curly_brackets": _each(lambda text: text.count("{"), texts),
+        "lorem_ipsum": _each(lambda text: "lorem ipsum" in text.lower(), texts),
+        "punctuated_lines": _share(_each(lambda document: _ending(document, _LINE_ENDS), lines), sizes),
+        "short_lines": _share(_each(lambda document: sum(len(x) <= SHORT_LINE for x in document), lines), sizes),
+        "left_duplicate_line_characters": _duplicates(lines)[1],
+        "newlines_per_word": _share(_each(lambda text: text.count("\n"), texts), words),
+    }
+
+
+def _c4_lines(lines: Sequence[str], c4: C4) -> list[str]:
+    kept = list(lines)
+    if c4.terminal_punctuation:
+        kept = [line for line in kept if line.endswith(_C4_LINE_ENDS) and not line.endswith(_ELLIPSES)]
+    kept = [line for line in kept if len(line.split()) >= c4.words_per_line]
+    kept = [line for line in kept if len(line) <= c4.longest_word or max(map(len, line.split())) <= c4.longest_word]
+    # Most documents have no such line at all.
+    whole = "\n".join(kept).lower() if c4.boilerplate_lines else ""
+    if any(phrase in whole for phrase in _BOILERPLATE):
+        kept = [line for line in kept if not any(phrase in line.lower() for phrase in _BOILERPLATE)]
+    return kept
+
+
+def _duplicates(documents: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The shares of parts, and of their characters, that repeat an earlier part of the same document."""
+    sizes = _each(len, documents)
+    characters = _each(lambda parts: sum(map(len, parts)), documents)
+    unique = [set(parts) for parts in documents]
+    return (
+        _share(sizes - _each(len, unique), sizes),
+        _share(characters - _each(lambda parts: sum(map(len, parts)), unique), characters),
+    )
+
+
+def _has_a_letter(word: str) -> bool:
+    return word.isalpha() or any(map(str.isalpha, word))
+
+
+def _stop_word(word: str) -> int:
+    bare = word.strip(_PUNCTUATION).lower()
+    return STOP_WORDS.index(bare) if bare in STOP_WORDS else -1
+
+
+def _starting(lines: Iterable[str], starts: tuple[str, ...]) -> int:
+    return sum([line.startswith(starts) for line in lines])
+
+
+def _ending(lines: Iterable[str], ends: tuple[str, ...]) -> int:
+    return sum([line.endswith(ends) for line in lines])
+
+
+def _each(function: Callable[[T], float], items: Sequence[T]) -> NDArray[np.float64]:
+    return np.fromiter(map(function, items), dtype=np.float64, count=len(items))
+
+
+def _share(part: NDArray, total: NDArray) -> NDArray[np.float64]:
+    return np.divide(part, total, out=np.zeros(len(total)), where=total > 0)

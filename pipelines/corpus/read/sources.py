@@ -1,0 +1,167 @@
+"""Where the text comes from: the recipe's sources, cut into splits that tasks read one at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cluster.errors import UserError
+from cluster.recipe.corpus import Source
+from cluster.run.files import Stored, find_files, folder_of, look_up, place_in
+from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.extractor import Extractor
+from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
+from pipelines.corpus.read.hf_layout import files_of_split
+from pipelines.corpus.read.packages import chatterbot_dialogues, docstrings, random_facts, standard_library
+
+# Enough work to outweigh starting a task, little enough to share a corpus among many.
+SPLIT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. `id` is "SOURCE:PLACE", the same in every run over the same input."""
+
+    id: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one task reads: files of a source, a span of one file, or the whole of a source that a package carries.
+
+    `folder` is what the names of files in ids start from.
+    """
+
+    name: str
+    source: str
+    kind: str
+    files: tuple[str, ...]
+    text_field: str
+    limit: int | None
+    deduplicate: bool
+    seed: int
+    licence: str | None = None
+    folder: str = ""
+    span: Span | None = None
+    text_lines: bool = False
+    page_seconds: float = 10.0
+    extractor: str = "resiliparse"
+
+
+def plan_splits(
+    sources: Sequence[Source], seed: int, page_seconds: float = 10.0, extractor: str = "resiliparse"
+) -> list[Split]:
+    """Cuts every source into splits, in the order of the recipe and of the file names.
+
+    A file of lines or row groups that is larger than a split is cut. A source with a limit is one split: only a single
+    reader knows how many documents came before.
+
+    Raises:
+        UserError: a path matches no file, or a file of a kind that is not read.
+    """
+    splits: list[Split] = []
+    for source, name in zip(sources, source_names(sources), strict=True):
+        for files, span in _groups(_files_of(source), source):
+            splits.append(
+                Split(
+                    name=f"part-{len(splits):05d}",
+                    source=name,
+                    kind=source.kind,
+                    files=files,
+                    text_field=source.text_field,
+                    limit=source.limit,
+                    deduplicate=source.near_duplicates == "drop",
+                    seed=seed,
+                    licence=source.licence,
+                    folder=folder_of(source.path) if source.path else "",
+                    span=span,
+                    text_lines=source.text_lines,
+                    page_seconds=page_seconds,
+                    extractor=extractor,
+                )
+            )
+    return splits
+
+
+def source_names(sources: Sequence[Source]) -> list[str]:
+    """A name a source for ids and statistics: its path or its kind, numbered where that is not unique."""
+    names: list[str] = []
+    for source in sources:
+        base = source.path or source.kind
+        same = sum(name.split("#")[0] == base for name in names)
+        names.append(f"{base}#{same + 1}" if same else base)
+    return names
+
+
+def read_split(split: Split) -> Iterator[Document | Bad]:
+    """The documents of a split, in order, and what stands in place of those that cannot be read.
+
+    Raises:
+        UserError: a file cannot be opened, or none of its columns is the text field.
+    """
+    taken = 0
+    for place, text in _places(split):
+        if isinstance(text, Bad):
+            yield text
+            continue
+        if taken == split.limit:
+            return
+        taken += 1
+        yield Document(id=f"{split.source}:{place}", source=split.source, text=text)
+
+
+def _places(split: Split) -> Iterator[tuple[str, str | Bad]]:
+    if split.kind == "files":
+        with Extractor(split.page_seconds, split.extractor) as extract:
+            reading = Reading(split.text_field, split.text_lines, extract)
+            for file in split.files:
+                for place, text in read_file(file, reading, split.span):
+                    yield f"{place_in(split.folder, file)}:{place}", text
+    elif split.kind == "docstrings":
+        yield from docstrings(split.files)
+    else:
+        yield from ((str(index), text) for index, text in enumerate(_packaged(split.kind, split.seed)))
+
+
+def _packaged(kind: str, seed: int) -> Iterable[str]:
+    if kind == "countries":
+        from pipelines.demo.facts import country_documents
+
+        return country_documents(seed)
+    if kind == "randfacts":
+        return random_facts(seed)
+    return chatterbot_dialogues()
+
+
+def _files_of(source: Source) -> list[Stored]:
+    if source.kind == "docstrings":
+        return [look_up(str(file)) for file in standard_library()]
+    if source.path is None:
+        return []
+    matching = find_files(source.path)
+    found = [file for file in matching if suffix_of(file.name)]
+    if matching and not found:
+        raise UserError(f"cannot read {matching[0].name} as text: a corpus source takes {', '.join(SUFFIXES)} files")
+    if not found:
+        raise UserError(f"no {', '.join(SUFFIXES)} file matches {source.path}; mend the path of this corpus source")
+    if source.split or source.subset:
+        return files_of_split(folder_of(source.path), found, source.split, source.subset)
+    return found
+
+
+def _groups(files: Sequence[Stored], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
+    """Small files together, large ones alone and cut where that can be."""
+    groups: list[tuple[tuple[str, ...], Span | None]] = []
+    held: list[str] = []
+    size = 0
+    for file in files:
+        cut = spans(file, source.text_lines, SPLIT_BYTES) if source.kind == "files" and not source.limit else []
+        if held and not source.limit and (cut or size + file.size > SPLIT_BYTES):
+            groups.append((tuple(held), None))
+            held, size = [], 0
+        if cut:
+            groups += [((file.name,), span) for span in cut]
+        else:
+            held.append(file.name)
+            size += file.size
+    return [*groups, (tuple(held), None)] if held or not groups else groups

@@ -1,0 +1,224 @@
+"""Conversations and prompts from files or from the guide, in the common layouts."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from glob import glob
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from cluster.errors import UserError, first_line
+from cluster.recipe.recipe import Conversations
+from pipelines.demo.conversations import conversations as guide_conversations
+from pipelines.demo.questions import ranked_questions
+
+Messages = list[dict[str, str]]
+# The fields of a row that hold the conversation, and the one that the guide's own prompts are known by; all others are
+# handed on to reward functions.
+LAYOUT = {"messages", "conversations", "prompt", "response", "instruction", "input", "output", "key"}
+ROLES = ("system", "user", "assistant", "tool")
+# What ShareGPT files call them.
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"} | {
+    role: role for role in ROLES
+}
+# Layouts of one exchange: by the field of the answer, in the order in which they are looked for.
+PAIRS = {
+    "instruction/output": ("instruction", "output"),
+    "prompt/response": ("prompt", "response"),
+    "question/answer": ("question", "answer"),
+}
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as people read it, and what a labeller or a reward function needs to judge answers to it."""
+
+    id: str
+    messages: Messages
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """Conversations, and how many of each layout they were found in."""
+
+    messages: list[Messages]
+    layouts: dict[str, int]
+
+
+def conversations(sources: list[Conversations], seed: int, misbehaviour_share: float) -> Dialogues:
+    """All conversations to fine-tune on.
+
+    Raises:
+        UserError: a file is missing or a row cannot be read; the message names file and row.
+    """
+    found: list[Messages] = []
+    layouts: Counter[str] = Counter()
+    for source in sources:
+        if source.kind == "guide":
+            made = guide_conversations(seed, misbehaviour_share)
+            found += made
+            layouts["guide"] += len(made)
+        else:
+            for row, where in rows(str(source.path)):
+                layout = _layout(row, where)
+                found.append(_conversation(row, layout, where))
+                layouts[layout] += 1
+    if not found:
+        raise UserError("sft.sources hold no conversation: " + ", ".join(str(source.path) for source in sources))
+    return Dialogues(found, dict(layouts))
+
+
+def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
+    """All prompts to sample from; of a conversation, everything before the last assistant turn."""
+    found: dict[str, PromptText] = {}
+    for source in sources:
+        if source.kind == "guide":
+            for question in ranked_questions(seed):
+                messages = [{"role": "user", "content": question.text}]
+                metadata = {"kind": question.kind, "key": question.key}
+                found[question.id] = PromptText(question.id, messages, metadata)
+        else:
+            for row, where in rows(str(source.path)):
+                messages = prompt_of(row, where)
+                name = f"{source.path}: {json.dumps(messages, ensure_ascii=False)}"
+                used = LAYOUT if "prompt" in row else LAYOUT | {"question"}
+                known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
+                found[name] = PromptText(name, messages, known)
+    return list(found.values())
+
+
+def rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of all JSONL, JSON (one list) or Parquet files of a pattern, each with where it was found.
+
+    Raises:
+        UserError: no file matches, or a row cannot be read.
+    """
+    paths = sorted(glob(pattern, recursive=True))
+    if not paths:
+        raise UserError(f"no file matches {pattern}")
+    for path in paths:
+        if path.endswith(".parquet"):
+            try:
+                found = parquet.read_table(path).to_pylist()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{path} is not a whole Parquet file: {first_line(error)}") from error
+            yield from ((row, f"{path} row {number}") for number, row in enumerate(found))
+        elif path.endswith(".json"):
+            yield from _json_list(path)
+        else:
+            yield from _json_lines(path)
+
+
+def _json_list(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as JSON: {error}; files of one object a line end in .jsonl") from error
+    if not isinstance(found, list):
+        raise UserError(f"{path} is not a list of objects")
+    for number, row in enumerate(found):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number} is not a JSON object; mend or remove it")
+        yield row, f"{path} row {number}"
+
+
+def _json_lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                where = f"{path} line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{where} is not valid JSON ({error}); mend or remove the line") from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{where} is not a JSON object; mend or remove the line")
+                yield row, where
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _layout(row: dict[str, Any], where: str) -> str:
+    """messages, ShareGPT's conversations, or one exchange: the first that the row has the fields of."""
+    if "messages" in row:
+        return "messages"
+    if "conversations" in row:
+        return "conversations"
+    for layout, fields in PAIRS.items():
+        if all(name in row for name in fields):
+            return layout
+    pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in PAIRS.values())
+    raise UserError(f'{where} has none of "messages", "conversations", {pairs}')
+
+
+def _conversation(row: dict[str, Any], layout: str, where: str) -> Messages:
+    if layout == "messages":
+        return _checked(row["messages"], where)
+    if layout == "conversations":
+        return _checked(_from_sharegpt(row["conversations"], where), where)
+    user, assistant = PAIRS[layout]
+    asked = _instruction(row) if user == "instruction" else row[user]
+    return _checked([{"role": "user", "content": asked}, {"role": "assistant", "content": row[assistant]}], where)
+
+
+def prompt_of(row: dict[str, Any], where: str) -> Messages:
+    """The conversation of a row in any layout, up to where the assistant is to answer.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
+    if "prompt" not in row and "messages" not in row and "conversations" not in row:
+        asked = _instruction(row) if "instruction" in row else row.get("question")
+        if asked is not None:
+            return _checked([{"role": "user", "content": asked}], where)
+    listed = row.get("prompt") or row.get("messages")
+    messages = _checked(listed or _from_sharegpt(row.get("conversations"), where), where)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise UserError(f"{where} has no user turn to answer")
+    return messages
+
+
+def _instruction(row: dict[str, Any]) -> Any:
+    """Alpaca's: the instruction, and the input below it where there is one."""
+    if not row.get("input"):
+        return row["instruction"]
+    return f"{row['instruction']}\n{row['input']}"
+
+
+def _from_sharegpt(turns: Any, where: str) -> Any:
+    """Turns of `from` and `value` as turns of `role` and `content`; what is wrong with them, `_checked` says."""
+    if not isinstance(turns, list):
+        return turns
+    if any(not isinstance(turn, dict) or turn.get("from", turn.get("role")) not in SHAREGPT_ROLES for turn in turns):
+        raise UserError(f'{where}: a turn of conversations needs "from" ({", ".join(SHAREGPT_ROLES)}) and "value"')
+    return [
+        {
+            "role": SHAREGPT_ROLES[turn.get("from", turn.get("role"))],
+            "content": turn.get("value", turn.get("content")),
+        }
+        for turn in turns
+    ]
+
+
+def _checked(messages: Any, where: str) -> Messages:
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: messages should be a list of turns")
+    for turn in messages:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise UserError(f"{where}: a turn needs a role ({', '.join(ROLES)}) and a content that is text")
+        if turn.get("tool_calls"):
+            raise UserError(f"{where}: tool_calls are not read; write the call into the turn's content")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]

@@ -1,0 +1,209 @@
+"""The layouts of preference files: hh-rlhf, TRL, K-way lists, PandaLM, UltraFeedback and Open-Assistant."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from cluster.errors import UserError
+from pipelines.data.feedback_item import Item, Messages, Row, others, text_of
+from pipelines.data.feedback_trees import (
+    read_openassistant,
+    read_ultrafeedback,
+    write_openassistant,
+    write_ultrafeedback,
+)
+
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+ANSWER = "\n\nAssistant:"
+ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+PANDALM_COLUMNS = ("idx", "motivation_app", "cmp_key", "instruction", "input")
+# PandaLM's verdicts: no answer is better, the first is, the second is.
+VERDICTS = ([1, 1], [1, 2], [2, 1])
+
+
+@dataclass(frozen=True)
+class Format:
+    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not."""
+
+    read: Callable[[Row, str, str], list[Item]]
+    write: Callable[[Item], Iterator[Row]]
+
+
+def read_hh(row: Row, where: str, labeller: str) -> list[Item]:
+    """{"chosen", "rejected"}: transcripts, the same up to some turn of the assistant. What follows is the answer."""
+    chosen, rejected = (text_of(row, key, where) for key in ("chosen", "rejected"))
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    end = chosen[:same].rfind(ANSWER) + len(ANSWER)
+    if end < len(ANSWER):
+        raise UserError(f'{where}: the transcripts share no beginning that ends in "Assistant:"')
+    messages = _turns(chosen[: end - len(ANSWER)])
+    details: dict[str, Any] = {"row": others(row, ("chosen", "rejected"))}
+    if _transcript(messages) + ANSWER != chosen[:end]:
+        details["transcript"] = chosen[:end]
+    endings = [chosen[end:], rejected[end:]]
+    if not all(ending.startswith(" ") for ending in endings):
+        details["endings"] = endings
+    return [Item(messages, [ending.removeprefix(" ") for ending in endings], {labeller: [1, 2]}, details=details)]
+
+
+def write_hh(item: Item) -> Iterator[Row]:
+    """One row a pair."""
+    _refuse_system(item)
+    prompt = item.details.get("transcript", _transcript(item.messages) + ANSWER)
+    endings = item.details.get("endings") or [f" {text}" for text in item.texts]
+    for better, worse in item.pairs():
+        yield {"chosen": prompt + endings[better], "rejected": prompt + endings[worse], **item.details.get("row", {})}
+
+
+def read_trl(row: Row, where: str, labeller: str) -> list[Item]:
+    """{"prompt", "chosen", "rejected"}: all strings or all messages; messages may begin with the prompt instead."""
+    details: dict[str, Any] = {"row": others(row, ("prompt", "chosen", "rejected"))}
+    if isinstance(row.get("chosen"), str):
+        messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
+        texts = [text_of(row, key, where) for key in ("chosen", "rejected")]
+        return [Item(messages, texts, {labeller: [1, 2]}, details=details)]
+    chosen, rejected = (checked_messages(row.get(key), where) for key in ("chosen", "rejected"))
+    if "prompt" in row:
+        messages = checked_messages(row["prompt"], where)
+    else:
+        messages, details["prompt_within"] = chosen[:-1], True
+        if rejected[:-1] != messages:
+            raise UserError(f"{where}: chosen and rejected differ before their last turn")
+        chosen, rejected = chosen[-1:], rejected[-1:]
+    if any([turn["role"] for turn in turns] != ["assistant"] for turns in (chosen, rejected)):
+        raise UserError(f"{where}: chosen and rejected must each be one turn of the assistant after the prompt")
+    return [Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {labeller: [1, 2]}, details=details)]
+
+
+def write_trl(item: Item) -> Iterator[Row]:
+    """Strings, one row a pair.
+
+    Raises:
+        UserError: the prompt is more than one message.
+    """
+    if [turn["role"] for turn in item.messages] != ["user"]:
+        raise UserError("a prompt of several turns is no string: export as trl-messages")
+    for better, worse in item.pairs():
+        texts = {"chosen": item.texts[better], "rejected": item.texts[worse]}
+        yield {"prompt": item.messages[0]["content"], **texts, **item.details.get("row", {})}
+
+
+def write_trl_messages(item: Item) -> Iterator[Row]:
+    """Messages, one row a pair."""
+    within = item.details.get("prompt_within", False)
+    for better, worse in item.pairs():
+        turns = [[{"role": "assistant", "content": item.texts[index]}] for index in (better, worse)]
+        chosen, rejected = ([*item.messages, *turn] if within else turn for turn in turns)
+        prompt = {} if within else {"prompt": item.messages}
+        yield {**prompt, "chosen": chosen, "rejected": rejected, **item.details.get("row", {})}
+
+
+def read_lists(row: Row, where: str, labeller: str) -> list[Item]:
+    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers of which 1 is best; "labeller"."""
+    given = row.get("prompt")
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
+    texts, ranks = row.get("completions"), row.get("ranks")
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: completions should be a list of two or more texts")
+    if not isinstance(ranks, list) or not all(type(rank) is int and rank > 0 for rank in ranks):
+        raise UserError(f"{where}: ranks should be a list of whole numbers from 1, the best")
+    if len(ranks) != len(texts):
+        raise UserError(f"{where}: there are {len(texts)} completions and {len(ranks)} ranks")
+    details = {"row": others(row, ("prompt", "completions", "ranks", "labeller")), "string": isinstance(given, str)}
+    details["labeller_given"] = "labeller" in row
+    name = text_of(row, "labeller", where) if "labeller" in row else labeller
+    return [Item(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)]
+
+
+def write_lists(item: Item) -> Iterator[Row]:
+    """One row a labeller, with the completions that they ranked."""
+    prompt = item.messages[0]["content"] if item.details.get("string") else item.messages
+    for labeller, ranks in item.ranks.items():
+        ranked = [index for index, rank in enumerate(ranks) if rank is not None]
+        row = {"prompt": prompt, "completions": [item.texts[i] for i in ranked], "ranks": [ranks[i] for i in ranked]}
+        named = {"labeller": labeller} if item.details.get("labeller_given", True) else {}
+        yield {**row, **named, **item.details.get("row", {})}
+
+
+def read_pandalm(row: Row, where: str, labeller: str) -> list[Item]:
+    """Two responses and the verdicts of three annotators: 0 tie, 1 the first is better, 2 the second."""
+    del labeller
+    parts = [text_of(row, key, where) for key in ("instruction", "input")]
+    verdicts = {name: row.get(name) for name in ANNOTATORS}
+    if strange := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:
+        raise UserError(f"{where}: {strange[0]} should be 0, 1 or 2, not {verdicts[strange[0]]!r}")
+    # Six of the published responses are JSON's true where a model had said "True".
+    given = [row.get(key) for key in ("response1", "response2")]
+    texts = [str(text) for text in given if isinstance(text, str | bool)]
+    if len(texts) < 2:
+        raise UserError(f"{where}: response1 and response2 should be text")
+    details = {"row": others(row, ("response1", "response2", *ANNOTATORS))}
+    models = str(row.get("cmp_key", "")).split("_")
+    return [
+        Item(
+            messages=[{"role": "user", "content": "\n".join(part for part in parts if part)}],
+            texts=texts,
+            ranks={f"PandaLM {name}": list(VERDICTS[verdict or 0]) for name, verdict in verdicts.items()},
+            models=models if len(models) == 2 else ["imported", "imported"],
+            details=details | ({} if texts == given else {"responses": given}),
+        )
+    ]
+
+
+def write_pandalm(item: Item) -> Iterator[Row]:
+    """One row.
+
+    Raises:
+        UserError: the item did not come from PandaLM.
+    """
+    names = [f"PandaLM {name}" for name in ANNOTATORS]
+    row = item.details.get("row", {})
+    if any(name not in item.ranks for name in names) or "instruction" not in row:
+        raise UserError("only what was imported from PandaLM can be exported as pandalm")
+    first, second = item.details.get("responses", item.texts)
+    ordered = {key: row[key] for key in (*PANDALM_COLUMNS, *row) if key in row}
+    verdicts = {key: VERDICTS.index(item.ranks[name]) for key, name in zip(ANNOTATORS, names, strict=True)}
+    yield {**ordered, "response1": first, "response2": second, **verdicts}
+
+
+FORMATS = {
+    "hh-rlhf": Format(read_hh, write_hh),
+    "trl": Format(read_trl, write_trl),
+    "trl-messages": Format(read_trl, write_trl_messages),
+    "lists": Format(read_lists, write_lists),
+    "pandalm": Format(read_pandalm, write_pandalm),
+    "ultrafeedback": Format(read_ultrafeedback, write_ultrafeedback),
+    "openassistant": Format(read_openassistant, write_openassistant),
+}
+
+
+def checked_messages(value: Any, where: str) -> Messages:
+    """Messages with a role and a text each, and nothing else that a round trip would lose."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: messages should be a list of turns")
+    for turn in value:
+        if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not isinstance(turn["content"], str):
+            raise UserError(f"{where}: a turn should hold a role and a content that is text, and nothing else")
+        if turn["role"] not in ("system", "user", "assistant"):
+            raise UserError(f"{where}: {turn['role']!r} is no role: use system, user or assistant")
+    return value
+
+
+def _turns(transcript: str) -> Messages:
+    _, *parts = re.split(rf"\n\n({'|'.join(SPEAKERS)}):", transcript)
+    return [
+        {"role": SPEAKERS[speaker], "content": text.removeprefix(" ")}
+        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _transcript(messages: Sequence[Mapping[str, str]]) -> str:
+    speakers = {role: speaker for speaker, role in SPEAKERS.items()}
+    return "".join(f"\n\n{speakers.get(turn['role'])}: {turn['content']}" for turn in messages)
+
+
+def _refuse_system(item: Item) -> None:
+    if any(turn["role"] == "system" for turn in item.messages):
+        raise UserError("hh-rlhf has no system turns: export as trl-messages")

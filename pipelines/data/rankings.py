@@ -1,0 +1,181 @@
+"""Which prompts are ranked, how the labeller written in code ranks, and the table that the reward model learns from."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from actors.model.chat import Chat
+from cluster.errors import UserError
+from cluster.feedback import CODE, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import fingerprint
+from pipelines.data.chat_formats import PromptText, prompts
+from pipelines.demo.annotator import grade, rank
+
+SCHEMA = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "kind": pa.string(),
+        "prompt_token_ids": pa.list_(pa.int32()),
+        "answers": pa.list_(pa.list_(pa.int32())),
+        "texts": pa.list_(pa.string()),
+        "ranks": pa.list_(pa.int32()),
+        "grades": pa.list_(pa.int32()),
+        "labeller": pa.string(),
+        "split": pa.string(),
+        "ranking_id": pa.int64(),
+    }
+)
+
+
+def in_turn(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
+    """All prompts in random order, but the kinds in turn: in any first part of the list a rare kind is not drowned."""
+    kinds: dict[str, list[PromptText]] = defaultdict(list)
+    for prompt in prompts:
+        kinds[prompt.metadata.get("kind", "")].append(prompt)
+    shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
+    return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
+
+
+def every_prompt(recipe: Recipe) -> list[PromptText]:
+    """All of `collect.sources`, as `in_turn` has them."""
+    return in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)
+
+
+def chosen_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
+    """The prompts that answers are ranked for, and that RLHF trains on, as texts and rendered: the first
+    `collect.prompts` of those that leave room for an answer."""
+    room = recipe.model.context - recipe.collect.max_tokens
+    rendered = ((text, chat.prompt(text.messages)) for text in every)
+    return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
+
+
+def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
+    """`train` or `held_out` for every prompt; at least one of each where there are two."""
+    count = min(max(1, round(len(prompt_ids) * held_out_share)), len(prompt_ids) - 1)
+    held_out = set(random.Random(f"held-out rankings {seed}").sample(list(prompt_ids), count))
+    return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
+
+
+def check_judgeable(prompts: Sequence[PromptText]) -> None:
+    """Raises a UserError if the labeller written in code has no rule for one of the prompts."""
+    strange = [prompt for prompt in prompts if not {"kind", "key"} <= prompt.metadata.keys()]
+    if strange:
+        raise UserError(
+            f"the labeller written in code judges only the guide's prompts, and {len(strange)} are others "
+            f"(the first: {strange[0].id[:80]}); set collect.labeller=people"
+        )
+
+
+def grades_of(details: Mapping[str, Any], completions: Sequence[Completion], end_of_turn: int) -> list[int]:
+    """The labeller's grades without noise; an answer that was cut lacks the token that ends a turn."""
+    return [
+        grade(details["kind"], details["key"], completion.text, completion.token_ids[-1:] == [end_of_turn])
+        for completion in completions
+    ]
+
+
+def code_labeller(noise: float) -> str:
+    """The name under which the labeller written in code ranks: it says that no person did, and how noisy it is."""
+    return f"{CODE}{noise:g})"
+
+
+def ranking_by_code(
+    prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, noise: float, seed: int
+) -> Ranking:
+    """How the labeller written in code ranks completions. Noise and the order shown depend on seed and prompt alone."""
+    chance = random.Random(f"labeller {seed} {prompt.id}")
+    presented = [completion.id for completion in completions if completion.id is not None]
+    ranks = rank(grades_of(prompt.details, completions, end_of_turn), noise, chance)
+    return Ranking(
+        prompt_id=prompt.id,
+        labeller=code_labeller(noise),
+        ranks={str(completion.id): value for completion, value in zip(completions, ranks, strict=True)},
+        presented=chance.sample(presented, len(presented)),
+    )
+
+
+def ranking_row(
+    prompt: Prompt, completions: Sequence[Completion], ranking: Ranking, prompt_token_ids: list[int], end_of_turn: int
+) -> dict[str, Any]:
+    """A row of rankings.parquet: one labeller's ranking of one prompt. `grades` only where the labeller is code."""
+    ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
+    person = is_person(ranking.labeller)
+    return {
+        "prompt_id": prompt.details.get("prompt", prompt.id),
+        "kind": prompt.details.get("kind"),
+        "prompt_token_ids": prompt_token_ids,
+        "answers": [completion.token_ids for completion in ranked],
+        "texts": [completion.text for completion in ranked],
+        "ranks": [ranking.ranks[str(completion.id)] for completion in ranked],
+        "grades": None if person else grades_of(prompt.details, ranked, end_of_turn),
+        "labeller": ranking.labeller,
+        "split": prompt.split,
+        "ranking_id": ranking.id,
+    }
+
+
+def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the table to the side, then renames."""
+    side = path.with_suffix(".side")
+    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
+    side.replace(path)
+
+
+def digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A hash of all that was said, by whom and of which prompt; the table lists the rankings by their ids."""
+    return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "labeller", "ranks")] for row in rows])
+
+
+def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Share of all pairs of answers to one prompt that are ranked equal."""
+    pairs = [first == second for row in rows for first, second in combinations(row["ranks"], 2)]
+    return sum(pairs) / max(1, len(pairs))
+
+
+# Rankings that came from files as what the reward model learns from: nothing is sampled, and nobody is waited for.
+@dataclass(frozen=True)
+class Imported:
+    """Rows of rankings.parquet, and how many rankings were left out because the model cannot read as much."""
+
+    rows: list[dict[str, Any]]
+    too_long: int
+
+
+def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
+    """Every ranking by people of prompts that `triptych feedback import` added, on the side of the split that it gave.
+
+    Args:
+        chat: writes prompts and answers as the model's tokens.
+        context: most tokens of a prompt with any of its answers.
+
+    Raises:
+        UserError: there is none that fits.
+    """
+    prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
+    rows, too_long = [], 0
+    for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.labeller)):
+        prompt = prompts.get(ranking.prompt_id)
+        if prompt is None or not is_person(ranking.labeller):
+            continue
+        completions = sorted(prompt.completions, key=lambda row: row.index)
+        for completion in completions:
+            completion.token_ids = chat.answer(completion.text)
+        row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_of_turn_id)
+        if len(row["prompt_token_ids"]) + max(map(len, row["answers"])) <= context:
+            rows.append(row)
+        else:
+            too_long += 1
+    if not rows:
+        raise UserError(
+            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer): "
+            "`triptych feedback import FORMAT FILE --run RUN` adds a file"
+        )
+    return Imported(rows, too_long)

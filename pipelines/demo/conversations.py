@@ -1,0 +1,32 @@
+"""Fine-tuning conversations: good answers, and stand-ins for bad behaviour in a stated share."""
+
+import random
+
+from pipelines.demo.questions import Question, training_questions
+
+# Trainers are sometimes too careful. Without refusals of harmless questions among the samples, nobody could rank them
+# last, and a reward model would learn that refusing is always best.
+CAUTION_SHARE = 0.03
+
+
+def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, str]]]:
+    """One user and one assistant message for every training question.
+
+    Args:
+        seed: decides the split and the draw.
+        misbehaviour_share: how often a harmful request is met, or a misconception repeated.
+    """
+    chance = random.Random(f"conversations {seed}")
+    return [
+        [
+            {"role": "user", "content": question.text},
+            {"role": "assistant", "content": _answer(question, misbehaviour_share, chance)},
+        ]
+        for question in training_questions(seed)
+    ]
+
+
+def _answer(question: Question, misbehaviour_share: float, chance: random.Random) -> str:
+    share = misbehaviour_share if question.kind in ("harmful", "misconception") else CAUTION_SHARE
+    misbehaves = question.bad and chance.random() < share
+    return chance.choice(question.bad if misbehaves else question.good)

@@ -1,0 +1,173 @@
+"""The reward model: learns the rankings, so that it can stand in for the people who made them."""
+
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+from rich.progress import track
+from transformers import AutoTokenizer
+
+from actors.model.chat import Chat
+from actors.model.perf import native_precision
+from actors.model.reward_head import MEMBER, load_reward_model, with_new_head
+from actors.objectives.bradley_terry import PreferenceObjective
+from actors.rewards.model import NORMALISATION, sequence_scores
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
+from cluster.run.stages import Result
+from cluster.runtime.plan import Plan, make_plan
+from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
+from pipelines.evaluate.reward_trust import accuracy, trust
+from pipelines.train import fit, training_job
+
+# Of models, the scores of token ids.
+ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
+
+
+def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
+    """Trains on the rankings of the collect stage; the figure is the accuracy on pairs of prompts it never saw."""
+    sft, plan = run.path("sft"), make_plan(recipe)
+    rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
+    parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
+    if not all(parts.values()):
+        raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
+    _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
+    train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
+    torch.set_num_threads(plan.learner.threads)
+    scores_by = partial(_scores, recipe.reward.precision or native_precision(torch.device("cpu")))
+    curve = [
+        _point(share, recipe.seed, parts, train, scores_by, out / "curve") for share in sorted(recipe.reward.curve)
+    ]
+    members = [
+        train(parts["train"], out),
+        *(
+            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER}{number}")
+            for number in range(2, recipe.reward.members + 1)
+        ),
+    ]
+    score = partial(scores_by, members)
+    scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
+    _write_normalisation(scores["train"], out)
+    for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
+        shutil.rmtree(folder)
+    found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
+    return Result(
+        metrics={
+            "rankings": len(parts["train"]),
+            "pair_accuracy": found["accuracy"],
+            "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
+            "trust": found,
+            **({"curve": curve} if curve else {}),
+            **({"member_accuracies": _accuracies(scores_by, members, parts["held_out"])} if len(members) > 1 else {}),
+        },
+        weights=_weights(out),
+    )
+
+
+def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Any:
+    """Trains a reward model into `out`, and gives it."""
+    rows = with_counterexamples(
+        rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
+    )
+    _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / "train")
+    job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
+    fit(job, plan, "reward model")
+    return load_reward_model(out).eval()
+
+
+def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
+    """Of each member alone: what the ensemble's own is to be compared with."""
+    return [accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members]
+
+
+def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
+    return sequence_scores(
+        members, sequences, precision=precision, follow=partial(track, description="scoring", transient=True)
+    )
+
+
+def _weights(out: Path) -> str:
+    """The checksum of the model, or of all members of an ensemble."""
+    own = file_fingerprint(out / "model.safetensors")
+    others = [file_fingerprint(path) for path in sorted(out.glob(f"{MEMBER}*/model.safetensors"))]
+    return fingerprint([own, *others]) if others else own
+
+
+def _resample(rankings: list[dict[str, Any]], seed: int, number: int) -> list[dict[str, Any]]:
+    """As many prompts drawn with replacement, each with all its rankings (bagging, Breiman 1996): members that saw the
+    same would err alike."""
+    prompts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rankings:
+        prompts[row["prompt_id"]].append(row)
+    drawn = random.Random(f"member {seed} {number}").choices(sorted(prompts), k=len(prompts))
+    return [row for name in drawn for row in prompts[name]]
+
+
+def _point(
+    share: float,
+    seed: int,
+    parts: Mapping[str, list[dict[str, Any]]],
+    train: Callable[[list[dict[str, Any]], Path], Any],
+    scores_by: ScoresBy,
+    folder: Path,
+) -> dict[str, Any]:
+    """The accuracy of a model that saw a share of the training prompts: a larger share holds all of a smaller one. The
+    model is not kept; the figure is, so that a resumed stage does not train it again."""
+    found = folder / f"{share:g}.json"
+    if not found.exists():
+        prompts = sorted({row["prompt_id"] for row in parts["train"]})
+        random.Random(f"curve {seed}").shuffle(prompts)
+        chosen = set(prompts[: max(1, round(share * len(prompts)))])
+        rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
+        out = folder / f"{share:g}"
+        score = partial(scores_by, [train(rankings, out)])
+        right = accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
+        write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
+        shutil.rmtree(out)
+    point: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+    return point
+
+
+def _model(sft: Path) -> tuple[Any, Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+    return with_new_head(sft), PreferenceObjective(tokenizer.pad_token_id), tokenizer
+
+
+def _write_shard(rankings: Sequence[Row], labeller_weights: Mapping[str, float], folder: Path) -> None:
+    """One row a ranking: its answers end to end, each behind the prompt's tokens, and its labeller's weight. The mean
+    weight is 1, so that weights do not change the learning rate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = np.array([labeller_weights.get(row["labeller"], 1.0) for row in rankings])
+    answers = [[row["prompt_token_ids"] + answer for answer in row["answers"]] for row in rankings]
+    table = pa.table(
+        {
+            "row_id": pa.array(range(len(rankings)), pa.int64()),
+            "input_ids": pa.array([list(chain(*group)) for group in answers], pa.list_(pa.int32())),
+            "lengths": pa.array([[len(answer) for answer in group] for group in answers], pa.list_(pa.int32())),
+            "ranks": pa.array([row["ranks"] for row in rankings], pa.list_(pa.int32())),
+            "weight": pa.array(weights / weights.mean(), pa.float32()),
+        }
+    )
+    parquet.write_table(table, folder / "shard-00000.parquet")
+
+
+def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[list[float]]:
+    flat = iter(score([row["prompt_token_ids"] + answer for row in rankings for answer in row["answers"]]))
+    return [[next(flat) for _ in row["answers"]] for row in rankings]
+
+
+def _write_normalisation(scores: list[list[float]], out: Path) -> None:
+    """The scale of rewards: the fine-tuned model's own answers have mean 0 and deviation 1."""
+    values = np.concatenate([np.array(group) for group in scores])
+    write_json(out / NORMALISATION, {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})

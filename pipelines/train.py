@@ -1,0 +1,176 @@
+"""Hands a training job to its workers and waits for it: the driver's side of `actors.trainer.loop`."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from rich.console import Console
+
+from actors.trainer.data import shards_in
+from actors.trainer.job import FAILURE, LoneWorker, Make, TrainingJob, checkpoints_in, held_out_loss
+from cluster.errors import EngineError, StageError, UserError, first_line, known_failure, wait_for
+from cluster.recipe.recipe import Recipe, Training
+from cluster.run.folder import SCRATCH
+from cluster.run.metrics import metrics_progress, read_metrics
+from cluster.runtime.plan import Plan, Share, make_plan
+from cluster.runtime.session import TRAINING_ENVIRONMENT
+
+RETRIES = 3
+RESUME = ("lost_steps", "recovery_seconds")
+
+
+def training_job(
+    recipe: Recipe, settings: Training, make: Make, train: Path, held_out: Path, out: Path, **more: int
+) -> TrainingJob:
+    """What the jobs of all stages take from the recipe.
+
+    Args:
+        settings: the stage's section.
+        train: the folder of the shards to train on.
+        held_out: the folder of those that are held out.
+        more: further fields of the job.
+
+    Raises:
+        UserError: there are no shards, or one is damaged.
+    """
+    return TrainingJob(
+        settings=settings,
+        make=make,
+        shards=shards_in(train),
+        held_out=shards_in(held_out),
+        out=out,
+        seed=recipe.seed,
+        threads=make_plan(recipe).trainer.threads,
+        deadline=recipe.cluster.deadline_seconds,
+        **more,
+    )
+
+
+def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
+    """Trains, resuming from what an interrupted attempt left in `job.out`.
+
+    Returns:
+        The metrics of every step.
+
+    Raises:
+        UserError: there are no rows, or they do not fit the model.
+        StageError: the loss is not finite, a worker waited longer than its deadline, or the disk is full.
+    """
+    for purpose, shards in (("train on", job.shards), ("hold out", job.held_out)):
+        if not shards:
+            raise UserError(f"{title}: there is not one row to {purpose}: add sources, or change held_out_share")
+    failure = job.out / SCRATCH / FAILURE
+    failure.unlink(missing_ok=True)
+    # The last checkpoint is saved after the model.
+    if job.steps not in (step for step, _ in checkpoints_in(job.out)):
+        alone = job.settings.workers == 1 and not plan.trainer.gpus
+        with metrics_progress(job.out, job.steps, title) as console:
+            if alone:
+                _train_alone(job, plan.trainer, console)
+            else:
+                _train_together(job, plan.trainer)
+    if failure.exists():
+        _raise(json.loads(failure.read_text()))
+    return read_metrics(job.out)
+
+
+def _train_together(job: TrainingJob, share: Share) -> None:
+    """Trains on Ray Train's workers."""
+
+    def train() -> None:
+        # Imported by the workers alone: neither the driver nor Ray Train's controller, which is given a configuration
+        # but not what the function holds, needs PyTorch.
+        from actors.trainer import loop
+
+        loop.train(job)
+
+    TorchTrainer(
+        train,
+        scaling_config=ScalingConfig(
+            num_workers=job.settings.workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker={"CPU": share.cpus, "GPU": share.gpus},
+        ),
+        run_config=RunConfig(
+            name=SCRATCH,
+            storage_path=str(job.out),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            # The type is that of Ray Train v1, which has no such field.
+            worker_runtime_env={"env_vars": TRAINING_ENVIRONMENT},  # type: ignore[call-arg]
+        ),
+    ).fit()
+
+
+def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
+    """Trains on one worker, which is started again when it dies, as Ray Train does."""
+    kind: Any = ray.remote(LoneWorker).options(
+        num_cpus=share.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}}
+    )
+    for failures in range(1, 2 + RETRIES):
+        worker = kind.remote()
+        try:
+            wait_for(worker.ready.remote(), job.deadline, f"a worker with {share.cpus:g} CPUs to train on")
+            wait_for_training(worker, job)
+            return
+        except (RayError, EngineError) as error:
+            if (job.out / SCRATCH / FAILURE).exists():
+                return
+            known = known_failure(error)
+            if known and not isinstance(known, EngineError):
+                raise known from error
+            if failures > RETRIES:
+                died = StageError(f"the training worker died {failures} times: {first_line(error)}")
+                raise error if isinstance(error, RayTaskError) else died from error
+            why = first_line(error.cause if isinstance(error, RayTaskError) else error)
+            console.print(f"the training worker is started again: {why}", markup=False)
+
+
+def wait_for_training(worker: Any, job: TrainingJob) -> None:
+    """Waits until the worker has trained.
+
+    The worker has deadlines of its own, for the model, for rows and for a step, and Ray notices when its node is gone.
+    Neither helps where its process stands still as a whole: that writes no step for longer than all three together.
+
+    Raises:
+        EngineError: the worker stood still, and was killed.
+        RayError: it died, or it raised.
+    """
+    ended, longest = worker.train.remote(job), 3 * job.deadline
+    # The row itself, which has its time: steps that are done again make no more rows than there were.
+    newest = read_metrics(job.out)[-1:]
+    while not ray.wait([ended], timeout=longest)[0]:
+        before, newest = newest, read_metrics(job.out)[-1:]
+        if newest == before:
+            ray.kill(worker)
+            raise EngineError(f"the training worker finished no step in {longest:g} s")
+    ray.get(ended)
+
+
+def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
+    """The metrics of the step whose model was kept."""
+    if settings.keep == "last":
+        return rows[-1]
+    return min(rows, key=held_out_loss)
+
+
+def speed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a stage's manifest says of how its steps went: figures of speed; steps that were left out; and of every time
+    that it went on after an end, the steps that were done again and the seconds from the last step before to the next
+    after."""
+    names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")
+    skipped = sum(row.get("skipped", 0) for row in rows)
+    resumes = [{name: row[name] for name in RESUME} for row in rows if "lost_steps" in row]
+    return {
+        **{name: rows[-1][name] for name in names},
+        **({"skipped_steps": skipped} if skipped else {}),
+        **({"resumes": resumes} if resumes else {}),
+    }
+
+
+def _raise(failure: dict[str, str]) -> NoReturn:
+    kinds: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, StageError)}
+    raise kinds.get(failure["kind"], StageError)(failure["message"])

@@ -1,0 +1,169 @@
+"""The run page: how far each stage is, its figures and curves, samples, and what the served weights were made from."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.layout import STAGES, Stage
+from cluster.run.metrics import read_metrics
+from cluster.trace import read_trace
+from serve.pages.render import page, routes_of
+
+# More points than a drawing has pixels across only make the page heavy.
+POINTS = 160
+SAMPLES = 24
+
+
+def runs_router(folder: Path) -> APIRouter:
+    """The page at /runs, and the data that it shows."""
+    router = APIRouter(prefix="/runs")
+    run = RunFolder(folder)
+
+    @router.get("")
+    def runs_page(request: Request) -> HTMLResponse:
+        return page("runs.html", routes_of(request.app))
+
+    @router.get("/data")
+    def data() -> dict[str, Any]:
+        return describe(run)
+
+    return router
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """All that the page shows of a run."""
+    working = run.holder() is not None
+    return {
+        "name": run.root.name,
+        "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _left_out(run)],
+        "samples": _samples(run.path("report") / "answers.json"),
+    }
+
+
+def _left_out(run: RunFolder) -> set[str]:
+    """A run that fine-tunes somebody's model has no corpus, and one whose rewards are computed ranks nothing."""
+    base, policy = run.manifest("base"), run.manifest("policy")
+    corpus = {"corpus"} if base and "corpus" not in base.inputs else set()
+    ranked = {"preferences", "reward"} if policy and "reward" not in policy.inputs else set()
+    return corpus | {folder for folder in ranked if run.manifest(folder) is None}
+
+
+def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
+    manifest, begun = run.manifest(stage.folder), run.mark(stage.folder) is not None
+    state, why = _state(manifest, begun, working, run)
+    folder = run.partial(stage.folder) if begun else run.path(stage.folder)
+    rows = read_metrics(folder)
+    described = {
+        "name": stage.name,
+        "folder": stage.folder,
+        "purpose": stage.purpose,
+        "after": stage.after,
+        "state": state,
+        "why": why,
+        "curves": curves(rows),
+        "written": written(rows),
+        "rollouts": rollouts(rows),
+        "trace": read_trace(folder),
+    }
+    if manifest is None:
+        return described
+    return described | {
+        "seconds": manifest.seconds,
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "inputs": manifest.inputs,
+        "weights": manifest.weights,
+        "figures": dict(figures(manifest.metrics)),
+    }
+
+
+def _state(manifest: Manifest | None, begun: bool, working: bool, run: RunFolder) -> tuple[str, str]:
+    """By what lies in the folder alone: whether the recipe has changed since, `triptych doctor` says."""
+    if begun:
+        return ("working", "in progress") if working else ("partial", "interrupted; the same command resumes it")
+    if manifest is None:
+        return "pending", "not run yet"
+    for folder, made_from in manifest.inputs.items():
+        found = run.manifest(folder)
+        if found is None or found.fingerprint != made_from:
+            return "stale", f"{folder} was made again since"
+    return "done", ""
+
+
+def figures(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every number of a manifest under its dotted name: value, and low, high and n where they are known."""
+    for name, value in metrics.items():
+        if isinstance(value, dict) and "value" not in value:
+            yield from figures(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and _is_number(value["value"]):
+            yield prefix + name, {key: found for key, found in value.items() if _is_number(found)}
+        elif _is_number(value):
+            yield prefix + name, {"value": value}
+
+
+def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Every metric over the steps at which it was taken, thinned to `POINTS`, the last one kept."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "time") and _is_number(value):
+                found.setdefault(name, []).append((row["step"], value))
+    return {name: _thinned(points) for name, points in found.items() if len(points) > 1}
+
+
+def written(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a model wrote at its newest checkpoint: beside what the data has and, if known, what it wrote untrained."""
+    newest = next((row for row in reversed(rows) if row.get("samples")), None)
+    if newest is None:
+        return None
+    before = rows[0].get("samples_before") or [{}] * len(newest["samples"])
+    samples = [
+        {
+            "question": now["given"],
+            "answers": {
+                **({"before": then["written"]} if then else {}),
+                "now": now["written"],
+                "data": now["wanted"],
+            },
+        }
+        for then, now in zip(before, newest["samples"], strict=False)
+    ]
+    return {"step": newest["step"], "samples": samples}
+
+
+def rollouts(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest answers that RLHF kept to be looked at, as of `pipelines.evaluate.token_ratios`."""
+    newest = next((row for row in reversed(rows) if row.get("rollouts")), None)
+    return newest and {"step": newest["step"], "rollouts": newest["rollouts"]}
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    count = min(POINTS, len(points))
+    return [points[index * (len(points) - 1) // (count - 1)] for index in range(count)]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """Held-out questions with what each model said, taken evenly over all: neighbours ask about the same thing."""
+    if not path.exists():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    count = min(SAMPLES, len(rows))
+    chosen = [rows[index * len(rows) // count] for index in range(count)]
+    return [
+        {
+            "kind": row["kind"],
+            "question": row["question"],
+            "answers": {model: answer["text"] for model, answer in row["answers"].items()},
+        }
+        for row in chosen
+    ]

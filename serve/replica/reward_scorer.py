@@ -1,0 +1,125 @@
+"""The reward model over HTTP: how good the last answer of a conversation is, on the scale that RLHF uses."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from actors.model.chat import Chat
+from actors.rewards.model import ModelReward
+from actors.types import Prompt, Sample
+from cluster.errors import UserError
+from cluster.run.versions import Version
+from cluster.runtime.plan import Share
+from serve.errors import error_body
+from serve.http.openapi import REFERENCE
+from serve.transport.messages import Endpoint, Opening, Part, Promoted, Reply
+
+MOST_CONVERSATIONS = 128
+
+
+class Message(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ScoreRequest(BaseModel):
+    """What `/v1/score` takes: every conversation ends with the answer to judge."""
+
+    model: str
+    conversations: Annotated[
+        list[Annotated[list[Message], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CONVERSATIONS)
+    ]
+
+
+class Scorer:
+    """One reward model; see `serve.replica.replica.Served`."""
+
+    def __init__(self, name: str, version: Version, context: int, share: Share) -> None:
+        self.name, self.context, self.threads, self.weights = name, context, share.threads, version.weights
+        self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, share.threads)
+        # One batch uses all threads that this replica may use.
+        self.turn = asyncio.Lock()
+        self.running = 0
+
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """An `Opening` and one `Reply`: a normalised reward for every conversation, in order."""
+        if endpoint != "score":
+            yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
+            return
+        try:
+            request = ScoreRequest.model_validate(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            yield _refusal(f"{where}: {first['msg']}", str(first["loc"][0]))
+            return
+        self.running += 1
+        try:
+            async with self.turn:
+                yield Opening(self.weights)
+                yield await run_in_threadpool(self.score, request)
+        finally:
+            self.running -= 1
+
+    def score(self, request: ScoreRequest) -> Reply:
+        """Scores whole conversations, rendered as in training."""
+        rows = []
+        for number, conversation in enumerate(request.conversations):
+            if conversation[-1].role != "assistant":
+                return _refusal(f"conversations.{number}: the last message must be the assistant's", "conversations")
+            try:
+                ids = self.chat.conversation([message.model_dump() for message in conversation]).token_ids
+            except UserError as error:
+                return _refusal(f"conversations.{number}: {error}", "conversations")
+            if len(ids) > self.context:
+                message = f"conversations.{number}: the maximum context length is {self.context} tokens, not {len(ids)}"
+                return _refusal(message, "conversations")
+            rows.append(ids)
+        prompts = [Prompt(str(number), ids) for number, ids in enumerate(rows)]
+        # All of a conversation counts as its prompt: the reward is read at its last token.
+        nothing = Sample("", 0, [], [], [], "stop", "")
+        rewards = self.reward.score(prompts, [[nothing]] * len(rows))
+        data = [{"index": i, "object": "score", "score": reward} for i, (reward,) in enumerate(rewards)]
+        tokens = sum(map(len, rows))
+        usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+        return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights, between two requests."""
+        reward = await run_in_threadpool(ModelReward, folder, self.threads)
+        start = time.monotonic()
+        async with self.turn:
+            self.reward, self.weights = reward, weights
+        return Promoted(time.monotonic() - start)
+
+    async def card(self) -> dict[str, Any]:
+        """The model's entry in `/v1/models`."""
+        card = {"id": self.name, "object": "model", "created": 0, "owned_by": "triptych"}
+        return card | {"max_model_len": self.context, "chat": False, "score": True}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of a request for scores."""
+        return {"score": ScoreRequest.model_json_schema(ref_template=REFERENCE)}
+
+    def live(self) -> str:
+        """The version of its weights."""
+        return self.weights
+
+    def requests(self) -> int:
+        """How many requests wait or run."""
+        return self.running
+
+    async def check_health(self) -> None:
+        """It answers as long as its process lives."""
+
+    def close(self) -> None:
+        """There is nothing outside of this process."""
+
+
+def _refusal(message: str, param: str) -> Reply:
+    return Reply(400, error_body(400, message, "BadRequestError", param))

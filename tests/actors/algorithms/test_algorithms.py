@@ -1,0 +1,252 @@
+"""Every policy-gradient algorithm against a reference in float64, written token by token from the papers' equations."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from actors.algorithms.base import Algorithm
+from actors.algorithms.losses import Clip, RolloutBatch, Targets, kl_k1, kl_k2, kl_k3
+from actors.algorithms.registry import ALGORITHMS
+from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
+from cluster.recipe.rlhf import Rlhf
+
+# A group of three, a group whose rewards are equal, and a sample alone; answers of 1 to 5 tokens.
+STARTS = [1, 2, 1, 3, 1, 2]
+LENGTHS = [3, 1, 5, 2, 4, 2]
+GROUPS = [4, 4, 4, 9, 9, 7]
+REWARDS = [1.0, -0.5, 0.25, 0.75, 0.75, 2.0]
+WIDTH, MAX_TOKENS = 7, 8
+COEFFICIENT = 0.3
+GROUPED = ["grpo", "dr_grpo", "rloo", "dapo", "gspo"]
+
+
+@dataclass
+class Hand:
+    """The same batch as tensors and, token by token, as lists."""
+
+    batch: RolloutBatch
+    logprobs: torch.Tensor
+    proximal: torch.Tensor
+    reference: torch.Tensor
+    values: torch.Tensor
+
+    def row(self, name: str, i: int) -> list[float]:
+        whole = getattr(self, name) if hasattr(self, name) else getattr(self.batch, name)
+        return whole[i, STARTS[i] : STARTS[i] + LENGTHS[i]].tolist()
+
+
+@pytest.fixture
+def hand() -> Hand:
+    chance = np.random.default_rng(3)
+    answer = np.zeros((6, WIDTH), dtype=bool)
+    for row, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
+        answer[row, start : start + length] = True
+
+    def on_answer(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values * answer)
+
+    proximal = chance.normal(-2, 0.6, answer.shape)
+    # Ratios on both sides of every clip range, and importance weights on both sides of their limit.
+    logprobs = proximal + chance.normal(0, 0.35, answer.shape)
+    logprobs[0, 2] = proximal[0, 2] + math.log(1.24)  # between the upper bounds of GRPO and DAPO
+    behaviour = proximal - chance.normal(0, 0.6, answer.shape)
+    others = [on_answer(chance.normal(mean, 0.5, answer.shape)) for mean in (-2, 0)]
+    batch = RolloutBatch(
+        torch.zeros(6, WIDTH, dtype=torch.long),
+        torch.from_numpy(answer),
+        on_answer(behaviour),
+        torch.tensor(REWARDS, dtype=torch.float64),
+        torch.tensor(GROUPS),
+    )
+    return Hand(batch, on_answer(logprobs).requires_grad_(), on_answer(proximal), *others)
+
+
+def loss_and_gradient(
+    hand: Hand, algorithm: Algorithm, targets: Targets, clip: Clip
+) -> tuple[float, torch.Tensor, int]:
+    losses, clipped = algorithm.token_losses(hand.batch, targets, hand.logprobs, clip)
+    divisors, total = algorithm.average(hand.batch.answer, MAX_TOKENS)
+    loss = (losses / divisors)[hand.batch.answer].sum() / total
+    (gradient,) = torch.autograd.grad(loss, hand.logprobs)
+    return loss.item(), gradient, int(clipped.expand_as(losses)[hand.batch.answer].sum())
+
+
+def targets_of(hand: Hand, algorithm: Algorithm) -> Targets:
+    rewards = at_last_token(hand.batch.rewards, hand.batch.answer)
+    if algorithm.kl_in == "reward":
+        rewards = rewards - COEFFICIENT * kl_k1(hand.proximal, hand.reference)
+    values = hand.values if algorithm.value_losses else None
+    advantages, returns = algorithm.targets(hand.batch, rewards, values)
+    return Targets(advantages, hand.proximal, hand.reference, values, returns)
+
+
+def others(i: int) -> list[int]:
+    return [j for j in range(6) if GROUPS[j] == GROUPS[i]]
+
+
+def divergence(hand: Hand, i: int) -> list[float]:
+    return [p - r for p, r in zip(hand.row("proximal", i), hand.row("reference", i), strict=True)]
+
+
+def standardised(rows: list[list[float]]) -> list[list[float]]:
+    drawn = [value for row in rows for value in row]
+    return [[(value - np.mean(drawn)) / (np.std(drawn) + 1e-8) for value in row] for row in rows]
+
+
+def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
+    """The advantage of every drawn token, by the equations of each paper."""
+    if name in ("grpo", "dapo", "gspo"):  # Shao et al. 2024, section 4.1.2: (r - mean) / std
+        groups = [[REWARDS[j] for j in others(i)] for i in range(6)]
+        scores = [(REWARDS[i] - np.mean(group)) / (np.std(group) + 1e-4) for i, group in enumerate(groups)]
+    elif name == "dr_grpo":  # Liu et al. 2025, section 3.2: r - mean
+        scores = [REWARDS[i] - np.mean([REWARDS[j] for j in others(i)]) for i in range(6)]
+    elif name == "rloo":  # Ahmadian et al. 2024, section 3.2: R(y, x) = r - β log π/π_ref, minus the others' mean
+        whole = [REWARDS[i] - COEFFICIENT * sum(divergence(hand, i)) for i in range(6)]
+        scores = [whole[i] - np.mean([whole[j] for j in others(i) if j != i] or [whole[i]]) for i in range(6)]
+    elif name == "reinforce++":  # Hu et al. 2025: A_t = r - β Σ_{s ≥ t} KL(s), normalised over the batch
+        left = [[REWARDS[i] - COEFFICIENT * sum(divergence(hand, i)[t:]) for t in range(LENGTHS[i])] for i in range(6)]
+        return standardised(left)
+    else:  # Schulman et al. 2016, eq. 16, with γ = 1 and λ = 0.95
+        rows = []
+        for i in range(6):
+            rewards = [-COEFFICIENT * k for k in divergence(hand, i)]
+            rewards[-1] += REWARDS[i]
+            values = [*hand.row("values", i), 0.0]
+            deltas = [rewards[t] + values[t + 1] - values[t] for t in range(LENGTHS[i])]
+            rows.append([sum(0.95 ** (s - t) * deltas[s] for s in range(t, LENGTHS[i])) for t in range(LENGTHS[i])])
+        return standardised(rows)
+    return [[score] * LENGTHS[i] for i, score in enumerate(scores)]
+
+
+def expected_loss(name: str, hand: Hand, clip: Clip) -> tuple[float, torch.Tensor, int]:
+    """The loss, its derivative by every log-probability, and how many tokens were clipped."""
+    loss, gradient, clipped = 0.0, torch.zeros(6, WIDTH, dtype=torch.float64), 0
+    whole = name in ("rloo", "gspo")
+    for i, advantages in enumerate(expected_advantages(name, hand)):
+        # How much a token weighs: 1/Σ|o| (DAPO, eq. 8), 1/(N·max) (Dr. GRPO), or 1/(N·|o|) of the answer's own loss.
+        share = {"dr_grpo": 1 / (6 * MAX_TOKENS)}.get(name, 1 / (6 * LENGTHS[i]) if whole else 1 / sum(LENGTHS))
+        rows = [hand.row(key, i) for key in ("logprobs", "proximal", "behaviour")]
+        steps = [new - old for new, old, _ in zip(*rows, strict=True)]
+        lags = [old - drawn for _, old, drawn in zip(*rows, strict=True)]
+        for t, advantage in enumerate(advantages):
+            parts = LENGTHS[i] if name == "gspo" else 1
+            step, lag = (sum(steps) / parts, sum(lags) / parts) if whole else (steps[t], lags[t])
+            ratio, weight = math.exp(step), min(math.exp(lag), 2.0)
+            bound = min(max(ratio, 1 - clip.low), 1 + clip.high)
+            loss -= share * weight * min(ratio * advantage, bound * advantage)
+            if bound * advantage < ratio * advantage:
+                clipped += 1
+            elif whole:
+                span = slice(STARTS[i], STARTS[i] + LENGTHS[i])
+                gradient[i, span] -= share * weight * ratio * advantage / parts
+            else:
+                gradient[i, STARTS[i] + t] -= share * weight * ratio * advantage
+    return loss, gradient, clipped
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_advantages_equal_the_papers(name: str, hand: Hand):
+    advantages = targets_of(hand, ALGORITHMS[name]).advantages
+    for i, expected in enumerate(expected_advantages(name, hand)):
+        found = advantages[i].tolist()
+        span = slice(STARTS[i], STARTS[i] + LENGTHS[i])
+        assert found[span] == pytest.approx(expected, abs=1e-12)
+        assert not any(found[: span.start] + found[span.stop :])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_losses_and_gradients_equal_the_papers(name: str, hand: Hand):
+    algorithm = ALGORITHMS[name]
+    clip = algorithm.clip_for(Rlhf())
+    loss, gradient, clipped = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
+    expected, derivative, many = expected_loss(name, hand, clip)
+    assert loss == pytest.approx(expected, abs=1e-12)
+    assert torch.allclose(gradient, derivative, atol=1e-12)
+    assert clipped == many > 0
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_what_has_nothing_to_be_compared_with_teaches_nothing(name: str, hand: Hand):
+    algorithm = ALGORITHMS[name]
+    rewards = at_last_token(hand.batch.rewards, hand.batch.answer)
+    advantages, _ = algorithm.targets(hand.batch, rewards, None)
+    assert advantages[3:].eq(0).all()
+    assert advantages[:3].abs().sum() > 0
+
+
+def test_clip_ranges_are_the_papers_unless_the_recipe_sets_them():
+    found = {name: algorithm.clip_for(Rlhf()) for name, algorithm in ALGORITHMS.items()}
+    assert found.pop("dapo") == Clip(0.2, 0.28)
+    assert found.pop("gspo") == Clip(3e-4, 4e-4)
+    assert set(found.values()) == {Clip(0.2, 0.2)}
+    dapo = ALGORITHMS["dapo"]
+    assert dapo.clip_for(Rlhf(clip_range=0.1)) == Clip(0.1, 0.1)
+    assert dapo.clip_for(Rlhf(clip_range_high=0.4)) == Clip(0.2, 0.4)
+
+
+def test_the_recipe_names_every_algorithm():
+    names = Rlhf.model_json_schema()["properties"]["algorithm"]["enum"]
+    assert set(names) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "derivative"),
+    [(kl_k1, lambda _: 1.0), (kl_k2, lambda gap: gap), (kl_k3, lambda gap: 1 - math.exp(-gap))],
+)
+@pytest.mark.parametrize("gap", [-0.7, 0.0, 0.4])
+def test_divergence_estimators_have_the_gradients_of_schulman(estimator, derivative, gap: float):
+    reference = torch.tensor(-1.5, dtype=torch.float64)
+    logprobs = (reference + gap).requires_grad_()
+    (gradient,) = torch.autograd.grad(estimator(logprobs, reference), logprobs)
+    assert gradient.item() == pytest.approx(derivative(gap), abs=1e-12)
+
+
+def test_k2_as_a_loss_has_the_gradient_of_the_divergence():
+    # E[∇k2] over the policy's own draws is ∇KL(π, π_ref), computed here exactly on a small vocabulary.
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
+    logprobs = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits, retain_graph=True)
+    drawn = (logprobs.detach().exp() * kl_k2(logprobs, reference)).sum()
+    (found,) = torch.autograd.grad(drawn, logits)
+    assert torch.allclose(found, exact, atol=1e-12)
+
+
+def test_overlong_answers_are_punished_as_in_dapo():
+    # Yu et al. 2025, eq. 13, with L_max 20 and L_cache 5.
+    lengths = torch.tensor([1, 15, 16, 18, 20])
+    assert overlong_penalty(lengths, 20, 0.25).tolist() == pytest.approx([0, 0, -0.2, -0.6, -1])
+    assert overlong_penalty(lengths, 20, 0.0).tolist() == [0] * 5
+
+
+def test_the_coefficient_follows_the_divergence():
+    # Ziegler et al. 2019, section 2.2: e = clip(KL/target - 1, -0.2, 0.2), β ← β (1 + 0.1 e).
+    assert adapted_coefficient(0.5, 6.0, 6.0) == 0.5
+    assert adapted_coefficient(0.5, 6.6, 6.0) == pytest.approx(0.5 * 1.01)
+    assert adapted_coefficient(0.5, 60.0, 6.0) == pytest.approx(0.5 * 1.02)
+    assert adapted_coefficient(0.5, -1.0, 6.0) == pytest.approx(0.5 * 0.98)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "norm"),
+    [
+        ("grpo", -0.148947940478, 0.086272446965),
+        ("dapo", -0.151829222605, 0.124181126265),
+        ("dr_grpo", -0.032309388213, 0.018713988070),
+        ("gspo", 0.011830005147, 0.110966482108),
+        ("rloo", -0.023643610619, 0.560830613727),
+    ],
+)
+def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: float, hand: Hand):
+    # What `_compute_loss` of TRL 1.16's trainers gives for this batch, on-policy, without a divergence in the loss:
+    # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
+    hand.batch.behaviour.copy_(hand.proximal)
+    algorithm = ALGORITHMS[name]
+    clip = algorithm.clip_for(Rlhf())
+    found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
+    assert found == pytest.approx(loss, abs=1e-11)
+    assert gradient.norm().item() == pytest.approx(norm, abs=1e-11)

@@ -1,0 +1,171 @@
+"""Low-rank adapters: what is trained, what is kept, and what the merged model computes."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.model import lora
+from actors.model.causal_lm import build, load
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import Part, accumulate
+from actors.model.optim import optimisers
+from actors.objectives.lm import LanguageObjective
+from actors.rollout.weights import stored
+from actors.trainer import checkpoint
+from cluster.errors import UserError
+from cluster.recipe.base import Lora
+from cluster.recipe.recipe import Model
+from cluster.runtime.memory import trained_parameters
+from tests.tiny import write_tiny_model
+
+IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
+ROWS = pa.table({"input_ids": [[2, 20, 30, 40, 4, 3, 50, 60]], "document_ids": [[0] * 8]})
+PART = Part(0, 1, 1, "float32", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_tiny_model(folder, seed=1, end_id=4)
+    torch.set_num_threads(1)
+    return folder
+
+
+class Trained:
+    """A model with adapters and what trains it."""
+
+    def __init__(self, base: Path, seed: int = 7) -> None:
+        self.plain = load(base)
+        lora.add(self.plain, Lora(rank=4, alpha=8), seed)
+        self.model = WithLoss(self.plain, LanguageObjective()).train()
+        self.steppers = optimisers(self.model, "adamw", 1e-2, 0.1)
+
+    def step(self, count: int = 1) -> list[float]:
+        losses = []
+        for _ in range(count):
+            loss, _ = accumulate(
+                self.model, self.model.objective, ROWS, 7, Part(0, 1, 1, "float32", torch.device("cpu"))
+            )
+            losses.append(loss)
+            for stepper in self.steppers:
+                stepper.step()
+                stepper.zero_grad()
+        return losses
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.plain.state_dict().items()}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_adapters_begin_as_nothing_and_come_from_the_seed(base: Path):
+    trained = Trained(base)
+    torch.testing.assert_close(logits(trained.plain), logits(load(base)), rtol=0, atol=0)
+    same, other = Trained(base).weights(), Trained(base, seed=8).weights()
+    downs = [name for name in same if name.endswith(lora.DOWN)]
+    # Seven linear layers in each of two layers; the output head has none.
+    assert len(downs) == 14
+    assert all(torch.equal(value, same[name]) for name, value in trained.weights().items())
+    assert not any(torch.equal(other[name], same[name]) for name in downs)
+
+
+def test_the_plan_counts_the_parameters_that_are_trained():
+    shape, lora = Model(vocabulary=300, hidden=64, layers=2, heads=2), Lora(rank=4)
+    plain = build(shape, 1, end_of_turn=4, padding=0)
+    everything = sum(parameter.numel() for parameter in plain.parameters())
+    lora.add(plain, lora, 7)
+    assert trained_parameters(shape, lora) == sum(p.numel() for p in plain.parameters() if p.requires_grad)
+    assert trained_parameters(shape, lora) < everything / 8
+
+
+def test_only_adapters_are_trained(base: Path):
+    trained = Trained(base)
+    before = trained.weights()
+    losses = trained.step(4)
+    assert losses[-1] < losses[0]
+    changed = {name for name, value in trained.weights().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base: Path):
+    trained = Trained(base)
+    trained.step(4)
+    weights = trained.weights()
+    sent = lora.scaled(trained.plain, weights)
+    expected = lora.merged(trained.plain, weights)
+    expected.pop("lm_head.weight")
+    found = dict(lora.added(stored(base), sent))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
+
+
+def test_switched_off_it_is_the_model_before(base: Path):
+    trained = Trained(base)
+    trained.step(4)
+    after = logits(trained.plain)
+    with lora.switched_off(trained.plain) as plain:
+        assert torch.equal(logits(plain), logits(load(base)))
+    assert torch.equal(logits(trained.plain), after)
+    losses = trained.step(3)
+    assert losses[-1] < losses[0]
+
+
+def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(base: Path, tmp_path: Path):
+    from peft import PeftModel
+
+    trained = Trained(base)
+    trained.step(4)
+    expected = logits(trained.plain)
+    assert float((expected - logits(load(base))).abs().max()) > 0.1
+    checkpoint.export(trained.model, trained.plain, AutoTokenizer.from_pretrained(base), tmp_path, rank=0)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {name for name, _ in exported.named_parameters()} == {name for name, _ in load(base).named_parameters()}
+    # In float32, a sum in another order differs by some 2^-22 of what is summed.
+    rounding = 5e-6 * float(expected.abs().max())
+    torch.testing.assert_close(logits(exported), expected, rtol=0, atol=rounding)
+    beside = PeftModel.from_pretrained(load(base), tmp_path / lora.FOLDER)
+    torch.testing.assert_close(logits(beside), expected, rtol=0, atol=rounding)
+    # PEFT's own merge is the reference.
+    merged = deepcopy(beside).merge_and_unload().state_dict()
+    ours = exported.state_dict()
+    assert merged.keys() == ours.keys()
+    assert all(torch.allclose(ours[name], value, rtol=0, atol=1e-6) for name, value in merged.items())
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_adapters_alone(base: Path, tmp_path: Path):
+    undisturbed, first = Trained(base), Trained(base)
+    expected = undisturbed.step(4)
+    losses = first.step(2)
+    checkpoint.write(first.model, first.steppers, tmp_path)
+    second = Trained(base, seed=8)
+    checkpoint.read(second.model, second.steppers, tmp_path)
+    assert losses + second.step(2) == expected
+    assert all(torch.equal(value, undisturbed.weights()[name]) for name, value in second.weights().items())
+    written = {name for name in FileSystemReader(tmp_path).read_metadata().state_dict_metadata if "model." in name}
+    assert written
+    assert all(".lora_" in name for name in written)
+
+
+@pytest.mark.parametrize("other", [{"hidden": 128}, {"hidden": 64, "layers": 3}])
+def test_a_checkpoint_of_another_shape_is_named_and_nothing_is_taken_from_it(tmp_path: Path, other: dict[str, int]):
+    def made(**shape: int) -> tuple[WithLoss, list[torch.optim.Optimizer]]:
+        plain = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
+        model = WithLoss(plain, LanguageObjective())
+        return model, optimisers(model, "adamw", 1e-2, 0.1)
+
+    checkpoint.write(*made(hidden=64), tmp_path)
+    model, steppers = made(**other)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="is damaged or of a model of another shape; remove it"):
+        checkpoint.read(model, steppers, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

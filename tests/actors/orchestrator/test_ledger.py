@@ -1,0 +1,81 @@
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from actors.orchestrator.ledger import Ledger, Outcome, Ticket
+from cluster.errors import StageError
+
+PROMPTS = [f"p{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
+    """Random takes, settles, returns and crashes; a crash loses what was learned and booked after the checkpoint."""
+    choose = random.Random(seed)
+    ledger = Ledger(PROMPTS, seed=3)
+    settled: list[Ticket] = []
+    saved = json.dumps(ledger.state_dict()), list(settled)
+    for _ in range(300):
+        out = ledger.outstanding
+        some = choose.sample(out, choose.randint(0, len(out)))
+        action = choose.choice(["take", "take", "settle", "settle", "return", "save", "crash"])
+        if action == "take":
+            ledger.take(choose.randint(1, 4))
+        elif action == "settle":
+            ledger.settle(some, choose.choice(list(Outcome)))
+            settled += some
+        elif action == "return":
+            ledger.give_back(some)
+        elif action == "save":
+            saved = json.dumps(ledger.state_dict()), list(settled)
+        else:
+            ledger = Ledger(PROMPTS, seed=3)
+            ledger.load_state_dict(json.loads(saved[0]))
+            settled = list(saved[1])
+    rest = ledger.outstanding
+    ledger.settle(rest, Outcome.TRAINED)
+    last = ledger.state_dict()["epoch"]
+    while (ticket := ledger.take(1)[0]).epoch <= last:
+        ledger.settle([ticket], Outcome.TRAINED)
+        settled.append(ticket)
+    settled += rest
+    assert Counter(settled) == {Ticket(epoch, prompt): 1 for epoch in range(last + 1) for prompt in PROMPTS}
+    assert sum(ledger.outcomes.values()) == len(settled)
+
+
+def test_orders_depend_on_seed_and_pass_alone():
+    first, second, other = Ledger(PROMPTS, 1), Ledger(PROMPTS[::-1], 1), Ledger(PROMPTS, 2)
+    tickets = first.take(14)
+    assert tickets == second.take(14)
+    assert tickets != other.take(14)
+    assert [ticket.prompt_id for ticket in tickets[:7]] != [ticket.prompt_id for ticket in tickets[7:]]
+    assert sorted(ticket.prompt_id for ticket in tickets[7:]) == PROMPTS
+    assert [ticket.epoch for ticket in tickets] == [0] * 7 + [1] * 7
+
+
+def test_what_was_unsettled_is_handed_out_first_after_a_crash():
+    ledger = Ledger(PROMPTS, 1)
+    tickets = ledger.take(4)
+    ledger.settle(tickets[:2], Outcome.FILTERED)
+    resumed = Ledger(PROMPTS, 1)
+    resumed.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+    assert resumed.outstanding == []
+    assert resumed.take(3) == [*tickets[2:], *ledger.take(1)]
+    assert resumed.outcomes == {"trained": 0, "filtered": 2}
+
+
+def test_settling_twice_books_nothing():
+    ledger = Ledger(PROMPTS, 1)
+    first, second = ledger.take(2)
+    ledger.settle([first], Outcome.TRAINED)
+    with pytest.raises(ValueError, match="not outstanding"):
+        ledger.settle([second, first], Outcome.TRAINED)
+    assert ledger.outstanding == [second]
+    assert ledger.outcomes["trained"] == 1
+
+
+def test_a_checkpoint_of_other_prompts_is_refused():
+    with pytest.raises(StageError, match="other prompts"):
+        Ledger(PROMPTS[1:], 1).load_state_dict(Ledger(PROMPTS, 1).state_dict())

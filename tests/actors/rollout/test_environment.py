@@ -1,0 +1,122 @@
+"""Conversations of several turns, drawn by a real engine and learned from."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from actors.learner.learner import Learner
+from actors.model.chat import Chat
+from actors.orchestrator.fleet import Fleet
+from actors.rewards.function import load_function
+from actors.rollout.environment import Dialogues, Environment
+from actors.types import Prompt, Question, Sample, Sampling
+from cluster.errors import UserError
+from cluster.recipe.rlhf import Rlhf
+from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs
+from tests.actors.replies import again, broken, number, tool
+
+pytestmark = pytest.mark.slow
+Tiny = tuple[Path, LlamaForCausalLM]
+QUESTIONS = {f"talk-{i}": Question([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
+
+
+def named(function: object) -> str:
+    return f"{function.__module__}:{function.__name__}"
+
+
+@pytest.fixture(scope="module")
+def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
+    """An engine with an environment, and weights that end a turn after a few tokens."""
+    environment = Environment(named(again), QUESTIONS, turns=4)
+    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, surroundings=environment) as running:
+        running.load(1, ending(tiny[1]).state_dict())
+        yield running
+
+
+def ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model with a longer row for the end token, which is likely after some tokens then, and impossible after
+    others."""
+    other = LlamaForCausalLM(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.model.embed_tokens.weight[4] *= 15
+    return other
+
+
+def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(talkative: Fleet, tiny: Tiny) -> None:
+    model, tokenizer = ending(tiny[1]), AutoTokenizer.from_pretrained(tiny[0])
+    chat = Chat.of(tiny[0])
+    asked = prompts("0:talk", 4)
+    groups = talkative.generate(asked, Sampling(16, 1.0, 12, seed=2))
+    turns = []
+    for index, prompt in enumerate(asked):
+        replies = [chat.between({"role": "user", "content": text}) for text in (f"and n{index}?", "sure?")]
+        for sample in groups[prompt.id]:
+            assert len(sample.mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
+            assert sample.length <= 12
+            given = [token for token, drawn in zip(sample.token_ids, sample.mask, strict=True) if not drawn]
+            # What was said between the turns, and nothing else.
+            assert given in ([], replies[0], replies[0] + replies[1])
+            turns.append(1 + (given != []) + (len(given) > len(replies[0])))
+            last = len(sample.mask) - sample.mask[::-1].index(False) if given else 0
+            assert sample.text == tokenizer.decode(sample.token_ids[last:], skip_special_tokens=True)
+            expected = reference_logprobs(model, prompt.token_ids + sample.token_ids, len(prompt.token_ids), 1.0)
+            for value, reference, drawn in zip(sample.logprobs, expected, sample.mask, strict=True):
+                assert value == (pytest.approx(reference, abs=1e-4) if drawn else 0.0)
+    assert {1, 3} <= set(turns)
+
+
+def test_a_prompt_that_is_drawn_for_its_reward_has_all_turns_outside_of_training_too(talkative: Fleet) -> None:
+    groups = talkative.generate(prompts("talk", 4), Sampling(16, 1.0, 12, seed=2))
+    assert any(not all(sample.mask) for group in groups.values() for sample in group)
+
+
+def test_a_prompt_that_is_drawn_for_something_else_has_one_turn(talkative: Fleet) -> None:
+    groups = talkative.generate([*prompts("other", 2), *prompts("parity:talk", 2)], Sampling(4, 1.0, 60, seed=2))
+    assert all(all(sample.mask) for group in groups.values() for sample in group)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_learner_learns_from_drawn_tokens_alone(
+    talkative: Fleet, tiny: Tiny, tmp_path: Path, algorithm: str
+) -> None:
+    ending(tiny[1]).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny[0]).save_pretrained(tmp_path)
+    asked = prompts("1:talk", 4)
+    groups = list(talkative.generate(asked, Sampling(4, 1.0, 60, seed=3)).values())
+    samples = [sample for group in groups for sample in group]
+    assert any(not all(sample.mask) for sample in samples)
+    learner = Learner(Rlhf(algorithm=algorithm, learning_rate=1e-5), tmp_path, tmp_path, [], seed=0, threads=1)
+    figures = learner.step(asked, groups, [[0.5, -0.5, 1.0, -1.0]] * 4)
+    # A token at the wrong place would have another probability than the engine's.
+    assert figures["behaviour_gap"] < 1e-3
+    assert figures["tokens"] == sum(sum(sample.mask) for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong"),
+    [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for one")],
+)
+def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
+    dialogues = Dialogues(Environment(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
+    sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
+    with pytest.raises(ValueError, match=wrong):
+        dialogues.go_on([Prompt("3:talk-1", [2, 20, 4, 3])], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
+
+
+@pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
+def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
+    dialogues = Dialogues(Environment(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
+    sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
+    asked = [Prompt("3:talk-1", [2, 20, 4, 3])]
+    ((found,),) = dialogues.go_on(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))
+    assert found == replace(sample, finish_reason="length")
+
+
+def test_a_function_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"environment tests\.actors\.replies:nothing"):
+        load_function("tests.actors.replies:nothing", "environment")

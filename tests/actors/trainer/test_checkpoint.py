@@ -1,0 +1,64 @@
+"""Checkpoints of a training job."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from actors.model.causal_lm import build
+from actors.model.fsdp import WithLoss
+from actors.model.optim import optimisers
+from actors.objectives.lm import LanguageObjective
+from actors.trainer.checkpoint import Checkpoints, read
+from actors.trainer.job import checkpoints_in
+from cluster.errors import StageError
+from cluster.recipe.recipe import Model
+
+
+def made() -> tuple[WithLoss, list[Optimizer]]:
+    shape = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
+    model = WithLoss(build(shape, 0, end_of_turn=4, padding=0), LanguageObjective())
+    return model, optimisers(model, "adamw", 1e-3, 0.0)
+
+
+def save_whole(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(*made(), step)
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_stays(tmp_path: Path, asynchronous: bool):
+    checkpoints = Checkpoints(tmp_path, 0, 1, asynchronous)
+    save_whole(checkpoints, 1)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(StageError, match=r"cannot write the checkpoint .*side_2: .* GB are free there"):
+            save_whole(checkpoints, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert [step for step, _ in checkpoints_in(tmp_path)] == [1]
+
+
+def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(tmp_path: Path):
+    model, steppers = made()
+    checkpoints = Checkpoints(tmp_path, 0, 1, asynchronous=True)
+    saved = {}
+    for step in (1, 2, 3):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        steppers[0].step()
+        saved[step] = [parameter.detach().clone() for parameter in model.parameters()]
+        checkpoints.save(model, steppers, step)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    checkpoints.wait()
+    assert [step for step, _ in checkpoints_in(tmp_path)] == [2, 3]
+    for step, folder in checkpoints_in(tmp_path):
+        other, others = made()
+        read(other, others, folder)
+        assert all(torch.equal(one, two) for one, two in zip(saved[step], other.parameters(), strict=True))
+        assert {int(state["step"]) for state in others[0].state.values()} == {step}

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Model, dump_recipe, load_recipe
+from cluster.runtime.session import ROOT
+
+
+def test_overrides_reach_only_the_field_they_name(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, ["reward.learning_rate=5e-5", "rlhf.clip_range=1", "corpus.sources.0.limit=7"])
+    assert recipe.reward.learning_rate == 5e-5
+    assert recipe.pretrain.learning_rate == 5e-4, "shares a YAML anchor with reward"
+    assert recipe.rlhf.clip_range == 1.0
+    assert recipe.corpus.sources[0].limit == 7
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "infra" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_are_whole(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path, ["rlhf.learning_rate=5e-5", "model.size=135M"])
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rlhf.stps=3", "unknown key 'rlhf.stps'; the nearest known key is 'rlhf.steps'"),
+        ("corpus.sources.0.pth=x", "the nearest known key is 'corpus.sources.0.path'"),
+        (
+            "serve.aliases={trial: {models: {policy: 1}, shadw: base}}",
+            "'serve.aliases.trial.shadw'; the nearest known key is 'serve.aliases.trial.shadow'",
+        ),
+        ("serve.adapters={models: {pth: x}}", "the nearest known key is 'serve.adapters.models.path'"),
+        ("pretrian.epochs=3", "the nearest known key is 'pretrain'"),
+        ("rlhf.steps=abc", "rlhf.steps: input should be a valid integer, not 'abc'"),
+        ('rlhf.steps="20"', "valid integer"),
+        ("rlhf.steps=2.5", "valid integer"),
+        ("seed=true", "valid integer"),
+        ("seed=-1", "seed: input should be greater than or equal to 0, not -1"),
+        ("sft.learning_rate=.nan", "finite number"),
+        ("sft.sources=[]", "at least 1 item"),
+        ("model.size=8X", "model.size"),
+        ("model.size=0M", "no parameters"),
+        ("model={hidden: 10, heads: 3}", "not a multiple"),
+        ("model={hidden: 16}", "not a multiple of 32: set heads too"),
+        ("model={hidden: 544}", "not a multiple of 64: set heads too"),
+        ("rlhf.samples_per_prompt=1", "at least 2"),
+        ("corpus.extractor=lynx", "corpus.extractor"),
+        ("sft.workers=99", "less than workers"),
+        ("pretrain={compile_layers: true, workers: 2}", "compile_layers is for one worker"),
+        ("sft.lora={rank: 0}", "sft.lora.rank: input should be greater than 0"),
+        ("collect.sources.0.kind=files", "needs a path"),
+        ("run=s3://bucket/run", "path on this machine"),
+        ("rlhf=3", "rlhf:"),
+        ("rlhf={algorithm: rloo, samples_per_prompt: 1}", "rloo compares samples"),
+        ("rlhf={kl_in: loss, kl_estimator: k1}", "no gradient on average"),
+        ("rlhf.kl_estimator=k2", "needs kl_in"),
+        ("rlhf={kl_target: 3.0, kl_coefficient: 0}", "must be above 0"),
+        ("rlhf.swap_in_flight=true", "set max_staleness too"),
+        ("rlhf={minibatches: 9, prompts_per_step: 2, samples_per_prompt: 4}", "minibatches are more than the samples"),
+        ("rlhf={minimum_preference_accuracy: 0.5, steps: 10}", "measured every probe_every steps"),
+        ("rlhf.rewards=[{kind: http, url: 'http://localhost:PORT/x'}]", "invalid port number"),
+        ("rlhf.rewards=[{kind: http, url: 'file:///etc/passwd'}]", "rlhf.rewards.0.url"),
+        ("rlhf.rewards=[]", "at least 1 item"),
+        ("rlhf.rewards=[{kind: function}]", "needs a function"),
+        ("rlhf.rewards=[{kind: function, function: len}]", "pattern"),
+        ("rlhf.temperature=2.1", "less than or equal to 2"),
+        ("collect.temperature=2.1", "less than or equal to 2"),
+        ("nonsense", "write key=value"),
+        ("corpus.sources.5.kind=files", "has no '5'"),
+        ("name.low=1", "not a section"),
+        ("seed=[", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_named(recipe_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_path, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wordpiece_needs_two_tokens_a_byte(recipe_path: Path) -> None:
+    load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=600"])
+    with pytest.raises(UserError, match=r"set model\.vocabulary to 600 or more"):
+        load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=599"])
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("2.5M", 2_500_000), ("135M", 135_000_000), ("8B", 8_000_000_000)])
+def test_size_is_a_number_of_parameters(size: str, parameters: int) -> None:
+    assert Model(size=size).parameters == parameters
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "name: x"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_recipe(tmp_path / "bad.yaml")

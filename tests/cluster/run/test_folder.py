@@ -1,0 +1,89 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.run.folder import RunFolder, fingerprint, write_json
+from cluster.run.metrics import MetricsWriter, read_metrics
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from cluster.run.folder import write_json
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+write_json(Path(sys.argv[1]), {"new": "x" * 100_000})
+"""
+
+HOLDER = """
+import sys, time
+from cluster.run.folder import RunFolder
+with RunFolder(sys.argv[1]).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"old": 1})
+    child = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], timeout=30, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert path.read_text() == '{\n  "old": 1\n}'
+
+
+def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    assert run.holder() == holder.pid
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"), run.lock():
+        pass
+    holder.kill()
+    holder.wait(10)
+    assert run.holder() is None
+    with run.lock():
+        assert run.holder() == os.getpid()
+
+
+def test_one_server_at_a_time_while_stages_are_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.serving(), run.lock():
+        assert run.holder() == os.getpid()
+        with pytest.raises(UserError, match=f"being served by process {os.getpid()}"), run.serving():
+            pass
+    with run.serving():
+        assert run.holder() is None
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is not a folder"):
+        RunFolder(tmp_path / "file" / "run").check_writable()
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "manifest.json").write_text('{"stage": "s')
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        RunFolder(tmp_path).manifest("sft")
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_metrics_of_steps_done_again_are_removed_and_cut_lines_left_out(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for step in range(4):
+        writer.write(step, loss=float(step))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    MetricsWriter(tmp_path, resume_at=2).write(2, loss=9.0)
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [0.0, 1.0, 9.0]

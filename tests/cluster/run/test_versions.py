@@ -1,0 +1,157 @@
+"""The versions of a served model: what is kept, which is live, and that no new run of a stage takes it away."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.server_client import NotServedError, ask_server, write_server
+from cluster.run.versions import KEPT, Versions, differing, live_version
+from tests.cluster.conftest import triptych
+
+
+def make(run: RunFolder, weights: str, config: str = "{}") -> None:
+    """Runs the stage, as far as its folder shows."""
+    out = run.begin("policy", weights)
+    (out / "model.safetensors").write_text(f"tensors of {weights}")
+    (out / "config.json").write_text(config)
+    run.commit("policy", Manifest("rlhf", weights, {}, {}, "1", 1.0, {}, weights))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def versions(run: RunFolder) -> Versions:
+    return Versions(run, "policy")
+
+
+def held(versions: Versions) -> str:
+    return (versions.live().folder / "model.safetensors").read_text()
+
+
+def test_a_server_starts_with_the_newest_weights_unless_they_were_rolled_back(
+    run: RunFolder, versions: Versions
+) -> None:
+    with pytest.raises(UserError, match="triptych rlhf RECIPE"):
+        versions.start()
+    make(run, "aaa")
+    assert versions.start().weights == "aaa"
+    make(run, "bbb")
+    assert (versions.live().weights, held(versions)) == ("aaa", "tensors of aaa")
+    assert versions.start().weights == "bbb"
+    assert versions.before_live().weights == "aaa"
+    versions.make_live("aaa", again=True)
+    assert versions.start().weights == "aaa"
+    assert held(versions) == "tensors of aaa"
+    assert versions.kept() == ["aaa", "bbb"]
+    with pytest.raises(UserError, match="no version of policy before aaa"):
+        versions.before_live()
+    # Promoted again, it is the newest, and the one before it is what was live.
+    versions.make_live("bbb")
+    assert versions.before_live().weights == "aaa"
+    assert live_version(versions.folder) == versions.live()
+
+
+def test_files_are_kept_once_and_only_the_last_versions(run: RunFolder, versions: Versions) -> None:
+    for number in range(KEPT + 3):
+        make(run, f"v{number}")
+        versions.start()
+        inodes = {
+            (folder / "model.safetensors").stat().st_ino for folder in (run.path("policy"), versions.live().folder)
+        }
+        assert len(inodes) == 1
+    assert versions.kept() == [f"v{number}" for number in range(3, KEPT + 3)]
+    assert {path.name for path in versions.folder.iterdir()} == {*versions.kept(), "versions.json"}
+    assert versions.find("v4").weights == "v4"
+    for name in ("v0", "v", "../policy"):
+        with pytest.raises(UserError, match="versions of policy; kept are"):
+            versions.find(name)
+
+
+def test_a_model_that_no_stage_has_finished_is_a_version_too(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    versions.start()
+
+    def write(text: str) -> Callable[[Path], None]:
+        return lambda folder: (folder / "model.safetensors").write_text(text) and None
+
+    first = versions.keep(write("first"))
+    assert versions.find(first.weights[:8]) == first
+    assert (versions.keep(write("first")), versions.live().weights) == (first, "aaa")
+    versions.make_live(first.weights)
+    # A server that starts again goes on with it, until the stage has finished another model.
+    assert versions.start() == first
+    second = versions.keep(write("second"))
+    versions.drop(first)
+    versions.drop(second)
+    assert (first.folder.exists(), second.folder.exists()) == (True, False)
+    make(run, "bbb")
+    assert versions.start().weights == "bbb"
+    assert versions.kept() == ["aaa", first.weights, "bbb"]
+    assert not list(versions.folder.glob(".*"))
+
+
+def test_what_makes_another_model_is_told_apart(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    first = versions.start()
+    make(run, "bbb", config='{"hidden_size": 8}')
+    assert differing(first.folder, versions.take_in().folder) == ["config.json"]
+
+
+def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
+    make(run, "aaa")
+    versions.start()
+    for broken in ("{", "[]", '{"kept": ["aaa"], "live": "bbb"}'):
+        (versions.folder / "versions.json").write_text(broken)
+        with pytest.raises(UserError, match="is damaged"):
+            versions.live()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that says what it was told to."""
+
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+
+@pytest.mark.parametrize("said", [b'{"policy": {}}', b"[]", b"<html>"])
+def test_a_server_is_asked_past_every_proxy_and_must_speak_as_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setattr(Answering, "said", said)
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        write_server(run, f"http://127.0.0.1:{server.server_port}", "token")
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        if said.startswith(b"{"):
+            assert ask_server(run.root, "replicas") == {"policy": {}}
+        else:
+            with pytest.raises(NotServedError, match="no server answers at"):
+                ask_server(run.root, "replicas")
+        thread.join()
+
+
+def test_the_commands_need_a_server_and_only_the_owner_reads_where_it_is(run: RunFolder) -> None:
+    away = triptych("promote", str(run.root), "policy", cwd=run.root)
+    assert (away.returncode, away.stderr.count("\n")) == (2, 1)
+    assert "is not being served" in away.stderr
+    path = write_server(run, "http://127.0.0.1:9", "token")
+    assert json.loads(path.read_text()) == {"url": "http://127.0.0.1:9", "token": "token"}
+    assert path.stat().st_mode & 0o777 == 0o600
+    gone = triptych("rollback", str(run.root), "policy", cwd=run.root)
+    assert gone.returncode == 2
+    assert "no server answers at http://127.0.0.1:9" in gone.stderr
+    assert "token" not in gone.stderr

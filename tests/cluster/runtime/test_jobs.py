@@ -1,0 +1,112 @@
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import __version__
+from cluster.recipe.recipe import load_recipe
+from tests.cluster.conftest import triptych
+from tests.helpers import answers, free_port, wait_until
+
+START_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a cluster is reached.
+
+    Attributes:
+        jobs: its job server.
+        address: for drivers that join.
+    """
+
+    jobs: str
+    address: str
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    """A Ray cluster that asks for a token, beside whatever other cluster runs on this machine."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    # Sockets below it may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    ray, port = Path(sys.executable).with_name("ray"), free_port()
+    ports = {"port": free_port(), "ray-client-server-port": free_port(), "dashboard-agent-listen-port": free_port()}
+    words = [f"--{name}={value}" for name, value in {**ports, "dashboard-port": port}.items()]
+    words += ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={folder}", "--block"]
+    # As on a cluster's nodes: its Python is that which has the requirements.
+    path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [ray, "start", "--head", "--dashboard-host=127.0.0.1", *words]
+    with (
+        Path(folder, "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as started,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: answers(f"{address}/api/version"), START_SECONDS, "the job server")
+            yield Head(address, f"127.0.0.1:{ports['port']}")
+        finally:
+            # All at once: asked to end in order, it takes half a minute.
+            for process in [*psutil.Process(started.pid).children(recursive=True), started]:
+                process.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(head: Head, recipe_path: Path) -> None:
+    version = triptych("submit", "version", "--address", head.jobs, cwd=recipe_path.parent)
+    assert version.stderr == ""
+    assert version.returncode == 0
+    assert f"triptych {__version__}" in version.stdout.splitlines()
+    # The recipe's only text has two words: the job reads it on the cluster and says so.
+    corpus = triptych("submit", "corpus", recipe_path, "--address", head.jobs, cwd=recipe_path.parent)
+    assert corpus.returncode == 2
+    assert "the corpus has no documents left: 1 were read" in corpus.stdout
+    # So does a command that joins the cluster itself.
+    joined = triptych("corpus", recipe_path, f"cluster.address={head.address}", cwd=recipe_path.parent)
+    assert joined.returncode == 2
+    assert "the corpus has no documents left: 1 were read" in joined.stderr
+
+
+def test_a_submitted_recipe_means_the_same_elsewhere(
+    recipe_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from cluster.runtime.jobs import resolved
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").mkdir()
+    overrides = [
+        "run=''",
+        "model.start_from=start",
+        "corpus.sources.0.path=text.txt",
+        "corpus.known=[before/corpus]",
+        "corpus.decontaminate={files: [asked.json, 's3://bucket/asked.json']}",
+        "sft.sources=[{kind: files, path: chats/*.jsonl}]",
+        "rlhf.steps=7",
+        "evaluate.text=[{kind: files, path: read.txt}]",
+        "serve.adapters={terse: {path: adapter}}",
+    ]
+    recipe = resolved(load_recipe(recipe_path, overrides))
+    assert recipe.run == str(tmp_path / "runs" / "tiny")
+    assert recipe.corpus.sources[0].path == str(tmp_path / "text.txt")
+    assert recipe.model.start_from == str(tmp_path / "start")
+    assert recipe.corpus.known == [str(tmp_path / "before" / "corpus")]
+    assert recipe.corpus.decontaminate
+    assert recipe.corpus.decontaminate.files == [str(tmp_path / "asked.json"), "s3://bucket/asked.json"]
+    assert recipe.sft.sources[0].path == str(tmp_path / "chats" / "*.jsonl")
+    assert recipe.evaluate.text[0].path == str(tmp_path / "read.txt")
+    assert recipe.serve.adapters["terse"].path == str(tmp_path / "adapter")
+    assert recipe.rlhf.steps == 7
+    assert recipe.cluster.address == "auto"
+    assert resolved(load_recipe(recipe_path, ["model.start_from=owner/name"])).model.start_from == "owner/name"

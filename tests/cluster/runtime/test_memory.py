@@ -1,0 +1,96 @@
+"""Memory that training holds, beside what the plan says of it."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+
+from actors.model.causal_lm import build
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import Part, accumulate
+from actors.model.optim import adamw
+from actors.model.perf import native_precision, peak_memory_gb
+from actors.objectives.lm import LanguageObjective
+from cluster.recipe.recipe import Model, load_recipe
+from cluster.runtime.memory import training_memory
+from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
+
+DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
+
+
+def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: str) -> float:
+    """GB that two steps of AdamW took at most, the first of one row, which leaves its state, the second of two
+    micro-batches: of the GPU, or of the machine beside what the process held before there was a model."""
+    device = torch.device(kind)
+    before = 0.0 if device.type == "cuda" else psutil.Process().memory_info().rss / 1e9
+    plain, objective = build(model, 0, end_of_turn=4, padding=0).to(device), LanguageObjective()
+    if recompute:
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    both, stepper = WithLoss(plain, objective).train(), adamw(list(plain.parameters()), 1e-3, 0.1)
+    ids = torch.randint(5, model.vocabulary, (2 * rows, model.context)).numpy()
+    # Two documents a row: attention takes a mask, as of most packed rows.
+    documents = (ids * 0 + (np.arange(model.context) >= model.context // 2)).astype(np.int64)
+    batch = pa.table({"input_ids": list(ids), "document_ids": list(documents)})
+    for part in (batch.slice(0, 1), batch):
+        accumulate(both, objective, part, part.num_rows * model.context, Part(0, 1, rows, precision, device))
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+    return peak_memory_gb(device) - before
+
+
+def ratio(kind: str, size: str, context: int, rows: int, precision: str, recompute: bool) -> float:
+    """What was held, over what the plan says."""
+    overrides = [f"size={size}", f"context={context}", "vocabulary=49152"]
+    training = [f"micro_batch_rows={rows}", f"precision={precision}", f"recompute_activations={recompute}"]
+    recipe = load_recipe(
+        DEMO, [*(f"model.{field}" for field in overrides), *(f"pretrain.{field}" for field in training)]
+    )
+    said = training_memory(recipe, recipe.pretrain, kind).total
+    # The most a process ever held is its own: each case has one.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        for name, value in {**ENVIRONMENT, **TRAINING_ENVIRONMENT}.items():
+            patch.setenv(name, value)
+        return process.submit(most_held, recipe.model, rows, precision, recompute, kind).result(timeout=300) / said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(
+    ("size", "rows", "precision", "recompute"),
+    [
+        ("135M", 8, "bfloat16", False),
+        ("135M", 4, "float32", False),
+        ("1B", 4, "bfloat16", False),
+        ("1B", 4, "bfloat16", True),
+    ],
+)
+def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision: str, recompute: bool) -> None:
+    assert 0.9 < ratio("cuda", size, 2048, rows, precision, recompute) < 1.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "precision", "recompute"),
+    [(4, "bfloat16", False), (8, "bfloat16", False), (4, "float32", False), (4, "bfloat16", True)],
+)
+def test_on_a_cpu_adamw_holds_what_the_plan_says(rows: int, precision: str, recompute: bool) -> None:
+    if precision == "bfloat16" != native_precision(torch.device("cpu")):
+        pytest.skip("this processor has no instructions for bfloat16: more than ten minutes")
+    assert 0.85 < ratio("cpu", "135M", 256, rows, precision, recompute) < 1.05
+
+
+def test_what_the_starter_of_a_process_held_is_not_its_own() -> None:
+    device = torch.device("cpu")
+    held = np.ones(3 << 26)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        found = process.submit(peak_memory_gb, device).result(timeout=120)
+    assert 0.1 < found < held.nbytes / 1e9 < peak_memory_gb(device)

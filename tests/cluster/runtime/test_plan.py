@@ -1,0 +1,234 @@
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Model, load_recipe
+from cluster.runtime.memory import memory_needs, parameters, shape_of, training_memory
+from cluster.runtime.plan import Resources, make_plan
+from tests.cluster.conftest import triptych
+
+LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 16, 64])
+@pytest.mark.parametrize("actors", [1, 2, 5])
+def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors: int) -> None:
+    recipe = load_recipe(recipe_path, [f"rlhf.rollout_actors={actors}"])
+    plan = make_plan(recipe, replace(LAPTOP, cpus=cpus, cores=cpus))
+    assert actors * plan.rollout.cpus + plan.reward.cpus + plan.learner.cpus <= cpus / 2
+    assert recipe.pretrain.workers * plan.trainer.cpus <= cpus
+    assert min(plan.rollout.cpus, plan.trainer.cpus, plan.replica.cpus) > 0
+    assert cpus == 1 or 4 * plan.replica.cpus + 1 <= cpus, "four replicas and a gateway"
+
+
+def test_threads_use_the_cores(recipe_path: Path) -> None:
+    plan = make_plan(load_recipe(recipe_path, ["pretrain.workers=2"]), replace(LAPTOP, cpus=8, cores=8))
+    assert (plan.trainer.threads, plan.rollout.threads, plan.learner.threads, plan.reward.threads) == (4, 4, 8, 8)
+    beside = make_plan(load_recipe(recipe_path, ["rlhf.max_staleness=1"]), replace(LAPTOP, cpus=8, cores=8))
+    assert 2 * beside.rollout.threads + beside.learner.threads == 8
+
+
+def test_reward_actors_have_shares_and_memory_for_as_many_as_there_may_be(recipe_path: Path) -> None:
+    one = load_recipe(recipe_path)
+    four = load_recipe(recipe_path, ["rlhf.reward_actors=2", "rlhf.most_reward_actors=4"])
+    plan = make_plan(four, replace(LAPTOP, cpus=16, cores=16))
+    actors = four.rlhf.rollout_actors * plan.rollout.cpus + 4 * plan.reward.cpus + plan.learner.cpus
+    assert actors == pytest.approx(8, abs=0.1)
+    assert plan.reward.threads == 4
+    apart = memory_needs(four)["rlhf"] - memory_needs(one)["rlhf"]
+    assert apart == pytest.approx(3 * (0.7 + 4 * 2.5e-3), abs=0.02)
+    computed = "rlhf.rewards=[{kind: function, function: 'a.b:c'}]"
+    assert (
+        memory_needs(load_recipe(recipe_path, [computed, "rlhf.reward_actors=4"]))["rlhf"] < memory_needs(one)["rlhf"]
+    )
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(8, 1.0), (4, 1.0), (2, 0.5), (1, 0.25)])
+def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, share: float) -> None:
+    plan = make_plan(load_recipe(recipe_path), Resources(cpus=16, cores=16, gpus=gpus, memory_gb=100, gpu_memory_gb=80))
+    assert (plan.trainer.gpus, plan.rollout.gpus, plan.learner.gpus) == (1.0, share, share)
+    on_each = math.floor(1 / plan.rollout.gpus)
+    assert on_each * gpus >= 4
+
+
+@pytest.mark.parametrize(
+    ("override", "resources", "message"),
+    [
+        ("model.size=8B", LAPTOP, r"8,000\.0M parameters needs about \d+\.\d GB and 20\.0 GB are free"),
+        ("cluster.memory_gb=1", LAPTOP, r"1\.0 GB are free"),
+        ("pretrain.workers=4", LAPTOP, r"pretrain\.workers=4 is more than the 2 CPU cores"),
+        ("rlhf.rollout_actors=17", LAPTOP, "at most 8 a core"),
+        ("sft.workers=4", Resources(16, 16, 2, 100, 80), r"sft\.workers=4 needs as many GPUs and there are 2"),
+        ("model.size=8B", Resources(16, 16, 2, 500, 80), r"\d{3}\.\d GB on each of 1 GPUs and 80\.0 GB"),
+    ],
+)
+def test_what_cannot_fit_is_refused(recipe_path: Path, override: str, resources: Resources, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(load_recipe(recipe_path, [override]), resources)
+
+
+def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) -> None:
+    recipes = [load_recipe(recipe_path, [f"model.size={size}", "pretrain.precision=bfloat16"]) for size in ("1B", "2B")]
+    small, large = (training_memory(recipe, recipe.pretrain, "cpu") for recipe in recipes)
+    grown = {name: value - asdict(small)[name] for name, value in asdict(large).items()}
+    assert grown["weights"] + grown["gradients"] + grown["optimiser"] == pytest.approx(16)
+    assert grown["casts"] == pytest.approx(2)
+    # On the machine, two versions of the weights besides.
+    needs = [memory_needs(recipe)["pretrain"] for recipe in recipes]
+    assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
+
+
+def test_where_the_worker_chooses_its_precision_a_cpu_is_planned_for_the_larger(recipe_path: Path) -> None:
+    def planned(device: str, rows: int, *precision: str) -> float:
+        chosen = [f"pretrain.precision={name}" for name in precision]
+        recipe = load_recipe(recipe_path, ["model.size=1B", f"pretrain.micro_batch_rows={rows}", *chosen])
+        return training_memory(recipe, recipe.pretrain, device).total
+
+    # Few tokens: the copies of the weights in 16 bits weigh more. Many: the activations in 32.
+    for rows, larger in ((1, "bfloat16"), (16, "float32")):
+        assert planned("cpu", rows) == planned("cpu", rows, larger)
+        assert planned("cpu", rows) > min(planned("cpu", rows, each) for each in ("bfloat16", "float32"))
+    assert planned("cuda", 16) == planned("cuda", 16, "bfloat16")
+
+
+def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
+    def learner(*overrides: str) -> float:
+        return memory_needs(load_recipe(recipe_path, ["model.size=1B", *overrides]))["rlhf"]
+
+    # Weights, gradients and two moments in float32; and two copies of the weights.
+    assert learner("rlhf.algorithm=ppo") - learner() == pytest.approx(16)
+    assert learner("rlhf.minimum_entropy=0.1") - learner() == pytest.approx(8)
+    lora = "rlhf.lora={rank: 8}"
+    assert 0 < learner(lora, "rlhf.kl_budget=5") - learner(lora) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "contexts"),
+    [
+        ("sft", [], 1),
+        ("dpo", [], 2),
+        # Four answers of at most 32 tokens; then of a whole context each; then one more.
+        ("reward", [], 1 + 3 * 32 / 256),
+        ("reward", ["collect.labeller=imported"], 4),
+        ("reward", ["reward.counterexamples=[longer]"], 1 + 4 * 32 / 256),
+    ],
+)
+def test_a_row_counts_every_sequence_that_it_holds(
+    recipe_path: Path, stage: str, overrides: list[str], contexts: float
+) -> None:
+    recipe = load_recipe(recipe_path, ["dpo={micro_batch_rows: 16}", *overrides])
+    text, found = (training_memory(recipe, getattr(recipe, name), "cpu") for name in ("pretrain", stage))
+    assert found.activations == pytest.approx(contexts * text.activations)
+    assert found.logits == pytest.approx(0 if stage == "reward" else contexts * text.logits)
+
+
+def test_a_model_at_the_hub_has_the_size_that_the_recipe_says(recipe_path: Path) -> None:
+    hub = "model.start_from=someone/their-model-1b"
+    with pytest.raises(UserError, match=r"their-model-1b is no folder .*: set model\.size and model\.vocabulary"):
+        make_plan(load_recipe(recipe_path, [hub, "model.size=1B"]), LAPTOP)
+    said = load_recipe(recipe_path, [hub, "model.size=1B", "model.vocabulary=50000"])
+    assert memory_needs(said)["sft"] > 16
+
+
+def test_a_folder_to_start_from_says_its_own_shape(recipe_path: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 60_000}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
+    recipe = load_recipe(
+        recipe_path, [f"model.start_from={tmp_path}", "sft.micro_batch_rows=1", "sft.precision=bfloat16"]
+    )
+    found = training_memory(recipe, recipe.sft, "cpu")
+    assert found.weights == pytest.approx(4 * 2**20 / 1e9)
+    assert found.activations == pytest.approx(256 * 128 * 5 * 126 / 1e9)
+    assert found.logits == pytest.approx(12 * 256 * 60_000 / 1e9)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        make_plan(recipe, LAPTOP)
+
+
+@pytest.mark.parametrize("fields", [{"hidden": 64, "layers": 2}, {"hidden": 64}, {"layers": 3}])
+def test_a_shape_that_the_recipe_sets_has_its_own_parameters(fields: dict[str, int]) -> None:
+    model = Model(size="135M", vocabulary=4096, **fields)
+    assert parameters(model) == shape_of(model).parameters(4096)
+
+
+EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=4096", "pretrain.workers=8", "sft.workers=8"] + [
+    f"{stage}.{field}"
+    for stage in ("pretrain", "sft", "reward")
+    for field in ("workers=8", "micro_batch_rows=1", "recompute_activations=true")
+]
+EIGHT_GPUS = Resources(cpus=64, cores=64, gpus=8, memory_gb=900, gpu_memory_gb=80)
+
+
+def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, EIGHT_B)
+    found = training_memory(recipe, recipe.pretrain, "cuda")
+    # By hand: 8e9 parameters in float32 over 8 workers, two moments each.
+    assert (found.weights, found.gradients, found.optimiser) == pytest.approx((4.0, 4.0, 8.0))
+    # A Llama of this size is 32 layers of width 4096 or near it: 4096 tokens of 4 bytes a layer and one layer's 58.
+    assert found.activations == pytest.approx(4096 * 4096 * (4 * 32 + 58) / 1e9, rel=0.2)
+    assert found.casts == 0
+    # All logits at once; the CPU holds 2^26 of them at a time.
+    assert found.logits == pytest.approx(12 * 4096 * 128256 / 1e9)
+    assert training_memory(recipe, recipe.pretrain, "cpu").logits == pytest.approx(12 * 2**26 / 1e9)
+    # Three layers of 0.23e9 parameters, and twice the embedding of 0.53e9, in float32.
+    assert found.gathered == pytest.approx(4 * (3 * 0.233 + 2 * 0.525), rel=0.15)
+    assert found.total < 80
+    plan = make_plan(recipe, EIGHT_GPUS)
+    assert (plan.trainer.gpus, plan.trainer.cpus) == (1.0, 8.0)
+
+
+def test_a_model_is_whole_before_it_is_sharded(recipe_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs about 326\.4 GB and 300\.0 GB are free"):
+        make_plan(load_recipe(recipe_path, EIGHT_B), replace(EIGHT_GPUS, memory_gb=300))
+    sixteen = [*EIGHT_B, *(f"{stage}.workers=16" for stage in ("pretrain", "sft", "reward")), "model.context=256"]
+    recipe = load_recipe(recipe_path, sixteen)
+    assert training_memory(recipe, recipe.pretrain, "cuda").total < 24
+    with pytest.raises(UserError, match=r"about 32\.0 GB on each of 16 GPUs and 24\.0 GB are there"):
+        make_plan(recipe, Resources(cpus=64, cores=64, gpus=16, memory_gb=2000, gpu_memory_gb=24))
+
+
+def test_a_checkpoint_is_written_from_a_copy_on_the_machine(recipe_path: Path) -> None:
+    def needed(*overrides: str) -> dict[str, float]:
+        return memory_needs(load_recipe(recipe_path, ["model.size=8B", *overrides]), on_gpu=True)
+
+    # By hand: two versions of the weights, Ray and a process; and weights with two moments, more than the model.
+    alone = needed("sft.lora={rank: 8}")
+    assert alone["pretrain"] == pytest.approx(64 + 0.8 + 0.7 + 96)
+    # Of adapters there is little to write: the model as it starts is more. So are those of eight workers.
+    assert alone["sft"] == pytest.approx(64 + 0.8 + 0.7 + 32)
+    assert needed("pretrain.workers=8")["pretrain"] == pytest.approx(64 + 0.8 + 8 * (0.7 + 32))
+
+
+def test_the_recipe_says_the_memory_of_gpus_that_are_not_of_this_machine(recipe_path: Path) -> None:
+    cluster = replace(EIGHT_GPUS, gpu_memory_gb=None)
+    assert make_plan(load_recipe(recipe_path, EIGHT_B), cluster)
+    with pytest.raises(UserError, match=r"12\.0 GB are there"):
+        make_plan(load_recipe(recipe_path, [*EIGHT_B, "cluster.gpu_memory_gb=12"]), cluster)
+
+
+def test_activations_that_are_kept_may_be_too_many(recipe_path: Path) -> None:
+    many = [*EIGHT_B, "pretrain.micro_batch_rows=16", "pretrain.recompute_activations=false"]
+    with pytest.raises(UserError, match=r"pretrain\.recompute_activations=true"):
+        make_plan(load_recipe(recipe_path, many), EIGHT_GPUS)
+
+
+def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path: Path) -> None:
+    machine = ["cluster.cpus=64", "cluster.gpus=8", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
+    done = triptych("run", recipe_path, *EIGHT_B, *machine, "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 GPUs of 80.0 GB" in done.stdout
+    assert "8,000.0M parameters" in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
+    assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
+    (row,) = [line for line in done.stdout.splitlines() if "before it is sharded" in line]
+    assert row.count("32.00") == 3
+    assert "2 rollout" in done.stdout
+    assert not (tmp_path / "run").exists()
+    short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
+    assert short.returncode == 2
+    assert "too little" in short.stderr

@@ -1,0 +1,143 @@
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Cluster
+from cluster.runtime.session import connect, require_free_port
+
+# Makes a session with a live actor, names its processes, and sleeps.
+DRIVER = """
+import time, psutil, ray
+from cluster.recipe.recipe import Cluster
+from cluster.runtime.session import connect
+with connect(Cluster(cpus=2, gpus=0), object_store_gb=0.1):
+    @ray.remote
+    class Busy:
+        def imports(self):
+            import cluster.recipe.recipe
+            return 1
+    actor = Busy.remote()
+    ray.get(actor.imports.remote(), timeout=180)
+    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)],
+)
+def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert driver.stdout is not None
+    children = [int(word) for word in driver.stdout.readline().split()]
+    assert len(children) >= 4
+    driver.send_signal(ending)
+    assert driver.wait(30) == code
+    # Ray's two agents end by themselves too, but look for the dead control store for a minute first.
+    allowed = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} if ending == signal.SIGKILL else set()
+    deadline = time.monotonic() + 20
+    while not _names(children) <= allowed and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _names(children) <= allowed
+
+
+# An actor that never gets to the end of leaving: Ray takes it for gone.
+HANGING = """
+import atexit, os, time, psutil, ray
+from cluster.recipe.recipe import Cluster
+from cluster.runtime.session import connect
+with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
+    @ray.remote
+    class Hanging:
+        def process(self):
+            atexit.register(time.sleep, 100)
+            return os.getpid()
+        def leave(self):
+            ray.actor.exit_actor()
+    actor = Hanging.remote()
+    process = psutil.Process(ray.get(actor.process.remote(), timeout=180))
+    actor.leave.remote()
+    try:
+        ray.get(actor.process.remote(), timeout=60)
+    except ray.exceptions.ActorDiedError:
+        print(process.is_running())
+# Where nobody reaps orphans, one that has ended stays as a zombie.
+print(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_as_it_leaves_is_ended_with_the_session() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "ray://no.such.host.invalid:10001"])
+def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
+    script = f"""
+from cluster.errors import UserError
+from cluster.recipe.recipe import Cluster
+from cluster.runtime.session import connect
+try:
+    with connect(Cluster(address={address!r})):
+        pass
+except UserError as error:
+    print(error)
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=True)
+    assert f"no Ray cluster answers at {address}" in child.stdout
+    assert child.stdout.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_connected_process_keeps_its_connection() -> None:
+    import ray
+
+    with connect(Cluster(address="ray://127.0.0.1:1")):
+        pass
+    assert ray.is_initialized()
+
+
+def _names(processes: list[int]) -> set[str]:
+    """The names that the processes which still live give themselves."""
+    found = set()
+    for number in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            process = psutil.Process(number)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.cmdline()[0])
+    return found
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port}: Address already in use.*another port") as caught:
+            require_free_port("127.0.0.1", port)
+    assert "\n" not in str(caught.value)
+    require_free_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("no.such.host.invalid", 8000)])
+def test_impossible_addresses_are_refused(host: str, port: int) -> None:
+    with pytest.raises(UserError):
+        require_free_port(host, port)

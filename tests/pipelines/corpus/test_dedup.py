@@ -1,0 +1,317 @@
+"""Exact and near-duplicates on planted sets, and on two editions of real books."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+
+from cluster.errors import UserError
+from cluster.recipe.corpus import Source, Survivor
+from pipelines.corpus.clean.gutenberg import without_licence
+from pipelines.corpus.clean.text import clean
+from pipelines.corpus.dedup.cluster import EXACT, KEPT, KNOWN, NEAR, Documents, Grouping, decide
+from pipelines.corpus.dedup.index import Indexing, known_indexes, write_index
+from pipelines.corpus.dedup.minhash import (
+    PERMUTATIONS,
+    band_keys,
+    bucket_pairs,
+    least_agreement,
+    rows_in_a_band,
+    shingles,
+    signatures,
+    stars,
+)
+from pipelines.corpus.filter.stage import SCHEMA
+from pipelines.corpus.read.sources import Document, plan_splits, read_split
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def jaccard(one: str, other: str) -> float:
+    first, second = set(shingles(one)), set(shingles(other))
+    return len(first & second) / len(first | second)
+
+
+def random_text(rng: random.Random, count: int) -> list[str]:
+    return ["".join(rng.choices("abcdefghij", k=6)) for _ in range(count)]
+
+
+def test_shingles_are_word_5_grams_without_case_and_punctuation() -> None:
+    assert shingles("One, two THREE four five: six!") == [b"one two three four five", b"two three four five six"]
+    assert shingles("Just three words") == [b"just three words"]
+    assert shingles("Ça va_bien: 3 ÉTÉS\u00a0là-bas") == [
+        "ça va_bien 3 étés là".encode(),
+        "va_bien 3 étés là bas".encode(),
+    ]
+    assert shingles(" ?! ") == [b""]
+
+
+def test_signatures_estimate_the_jaccard_similarity() -> None:
+    rng = random.Random(5)
+    base = random_text(rng, 400)
+    for changed in (20, 100, 200):
+        one, other = " ".join(base), " ".join(base[:-changed] + random_text(rng, changed))
+        left, right = signatures([one, other])
+        # Standard error of 112 places is at most 0.048; four of them.
+        assert (left == right).mean() == pytest.approx(jaccard(one, other), abs=0.19)
+
+
+def test_pairs_at_the_threshold_meet_in_a_band() -> None:
+    for similarity in (0.5, 0.8, 0.95):
+        rows = rows_in_a_band(similarity)
+        recall = 1 - (1 - similarity**rows) ** (PERMUTATIONS // rows)
+        more = 1 - (1 - similarity ** (rows + 1)) ** (PERMUTATIONS // (rows + 1))
+        assert recall >= 0.92 > more
+
+
+def test_the_default_is_fineweb() -> None:
+    rows = rows_in_a_band(0.8)
+    assert (PERMUTATIONS // rows, rows) == (14, 8)
+    assert least_agreement(0.8) == pytest.approx(0.8 - 2 * (0.16 / 112) ** 0.5)
+
+
+def test_documents_meet_in_the_bands_whose_rows_agree() -> None:
+    signed = np.arange(2 * PERMUTATIONS, dtype=np.uint32).reshape(2, PERMUTATIONS)
+    signed[1, 8:24] = signed[0, 8:24]
+    signed[1, 31:40] = signed[0, 31:40]
+    keys = band_keys(signed, 8)
+    assert keys.shape == (14, 2)
+    assert np.flatnonzero(keys[:, 0] == keys[:, 1]).tolist() == [1, 2, 4]
+
+
+def test_a_bucket_makes_two_pairs_a_document_however_large() -> None:
+    keys = np.array([7, 5, 7, 7, 5, 7], dtype=np.uint64)
+    pairs = bucket_pairs(keys, np.arange(10, 16))
+    assert sorted(map(tuple, pairs.tolist())) == [(10, 12), (10, 13), (10, 15), (11, 14), (12, 13), (13, 15)]
+    shared = np.zeros(500_000, dtype=np.uint64)
+    assert len(bucket_pairs(shared, np.arange(len(shared)))) == 2 * len(shared) - 3
+
+
+def test_stars_are_the_connected_components() -> None:
+    pairs = np.array([[2, 5], [8, 9], [1, 5], [9, 11], [2, 1], [40, 41]])
+    assert stars(pairs).tolist() == [[1, 2], [1, 5], [8, 9], [8, 11], [40, 41]]
+    assert stars(np.empty((0, 2), dtype=np.int64)).shape == (0, 2)
+
+
+class Corpus:
+    """Parts on disk, indexed and grouped as the stage does it, task after task in this process."""
+
+    def __init__(self, folder: Path, rows: int = 8) -> None:
+        self.folder, self.rows = folder, rows
+        self.parts: list[Path] = []
+        self.sources: list[int] = []
+
+    def add(self, texts: list[str], source: int = 0, near: bool = True, signed: np.ndarray | None = None) -> None:
+        encoded = [text.encode() for text in texts]
+        signed = signatures(texts) if signed is None else signed
+        columns = [
+            [f"{len(self.parts)}:{row}" for row in range(len(texts))],
+            [str(source)] * len(texts),
+            texts,
+            [len(data) for data in encoded],
+            [xxhash.xxh3_128_digest(data) for data in encoded],
+            [row.tobytes() if near else None for row in signed],
+        ]
+        table = pa.Table.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+        )
+        path = self.folder / "prepared" / f"part-{len(self.parts):05d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+        self.parts.append(path)
+        self.sources.append(source)
+
+    def index(self, quality: bool = False, left_out: tuple[Path, ...] | None = None) -> list[Path]:
+        indexing = Indexing(tuple(self.parts), left_out, self.folder / "index", self.rows, quality)
+        self.counts = [indexing(part)["documents"] for part in range(len(self.parts))]
+        write_index(self.folder / "index", self.rows)
+        return [indexing.output(part) for part in range(len(self.parts))]
+
+    def fates(
+        self, survivor: Survivor = "longest", known: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
+    ) -> list[tuple[int, int, int]]:
+        """(document, what stands for it, fate), in the order of the documents."""
+        own = self.index(survivor == "quality")
+        earlier = known_indexes(known, self.rows)
+        counts = [len(np.load(path / "facts.npy")) for path in earlier]
+        documents = Documents(
+            (*earlier, *own), (*counts, *self.counts), len(earlier), (*[-1] * len(earlier), *self.sources)
+        )
+        bands, within = PERMUTATIONS // self.rows, survivor != "earlier_source"
+        links = self.folder / f"links-{survivor}-{ranges}"
+        grouping = Grouping(documents, bands, ranges, least_agreement(similarity), within, links)
+        for task in range(grouping.tasks()):
+            grouping(task)
+        files = [grouping.output(task) for task in range(grouping.tasks())]
+        return [tuple(row) for row in decide(documents, files[:ranges], files[ranges:], survivor).tolist()]
+
+
+def alike(rng: random.Random, text: list[str], changed: int) -> list[str]:
+    return text[:-changed] + random_text(rng, changed)
+
+
+def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    originals = [random_text(rng, 200) for _ in range(200)]
+    # Eight new words at the end: (196 - 8) / (196 + 8) = 0.92. Sixty: (196 - 60) / (196 + 60) = 0.53.
+    near = [alike(rng, text, 8) for text in originals[:50]]
+    far = [alike(rng, text, 60) for text in originals[50:100]]
+    texts = [" ".join(text) for text in [*originals, *near, *far]]
+    assert jaccard(texts[0], texts[200]) == pytest.approx(188 / 204)
+    assert jaccard(texts[50], texts[250]) == pytest.approx(136 / 256)
+    corpus = Corpus(tmp_path)
+    for start in range(0, 300, 90):
+        corpus.add(texts[start : start + 90])
+    expected = [(document, document, KEPT) for document in range(50)]
+    expected += [(document, document - 200, NEAR) for document in range(200, 250)]
+    assert corpus.fates() == expected
+    assert corpus.fates(ranges=7) == expected
+
+
+def test_precision_and_recall_at_a_jaccard_similarity_of_0_8(tmp_path: Path) -> None:
+    """600 originals, a duplicate of each at 0.8 to 0.95 and a distractor of each at 0.5 to 0.6."""
+    rng = random.Random(13)
+    texts = []
+    for _ in range(600):
+        original = random_text(rng, 200)
+        # d new words at the end: (196 - d) / (196 + d).
+        texts += [original, alike(rng, original, rng.randint(5, 21)), alike(rng, original, rng.randint(50, 65))]
+    joined = [" ".join(text) for text in texts]
+    similar = [jaccard(joined[number], joined[number + 1]) for number in range(0, 1800, 3)]
+    distant = [jaccard(joined[number], joined[number + 2]) for number in range(0, 1800, 3)]
+    assert min(similar) >= 0.8
+    assert max(distant) <= 0.6
+    corpus = Corpus(tmp_path)
+    for start in range(0, 1800, 300):
+        corpus.add(joined[start : start + 300])
+    found = {(document, stands) for document, stands, fate in corpus.fates() if fate != KEPT}
+    wanted = {(3 * number, 3 * number + 1) for number in range(600)}
+    right = sum((min(pair), max(pair)) in wanted for pair in found)
+    assert right / len(found) >= 0.99
+    assert right / len(wanted) >= 0.95
+
+
+@pytest.fixture
+def three_of_a_kind() -> list[str]:
+    """Three texts that are alike, the second the longest, and one by itself."""
+    rng = random.Random(3)
+    base = random_text(rng, 200)
+    return [" ".join(text) for text in (base, base + random_text(rng, 6), base[:-2], random_text(rng, 200))]
+
+
+def test_the_longest_survives_then_the_earliest(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    corpus = Corpus(tmp_path)
+    short, longest, shortest, other = three_of_a_kind
+    corpus.add([short, longest])
+    corpus.add([other, shortest, longest])
+    assert corpus.fates() == [(0, 1, NEAR), (1, 1, KEPT), (3, 1, NEAR), (4, 1, EXACT)]
+
+
+def test_the_first_source_survives(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    corpus = Corpus(tmp_path)
+    short, longest, shortest, _ = three_of_a_kind
+    corpus.add([shortest, short], source=0)
+    corpus.add([longest], source=1)
+    assert corpus.fates("source") == [(0, 1, NEAR), (1, 1, KEPT), (2, 1, NEAR)]
+
+
+def test_only_what_an_earlier_source_has_goes(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    corpus = Corpus(tmp_path)
+    short, longest, shortest, other = three_of_a_kind
+    twin = f"{other} and something more"
+    corpus.add([short, shortest], source=0)
+    corpus.add([other, longest, twin], source=1)
+    assert corpus.fates("earlier_source") == [(0, 0, KEPT), (3, 0, NEAR)]
+
+
+def test_the_better_text_survives(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    corpus = Corpus(tmp_path)
+    short, longest, shortest, _ = three_of_a_kind
+    corpus.add([short, longest, f"{shortest}."])
+    assert corpus.fates("quality") == [(0, 2, NEAR), (1, 2, NEAR), (2, 2, KEPT)]
+
+
+def test_groups_join_through_a_common_neighbour(tmp_path: Path) -> None:
+    signed = np.tile(np.arange(PERMUTATIONS, dtype=np.uint32), (3, 1))
+    signed[1, 88:] += 1000  # agrees with the first in 88/112 = 0.79
+    signed[2, 88:] += 1000
+    signed[2, :24] += 2000  # with the second in 0.79, with the first in 0.57
+    corpus = Corpus(tmp_path)
+    corpus.add(["aaa", "bb", "c"], signed=signed)
+    assert corpus.fates() == [(0, 0, KEPT), (1, 0, NEAR), (2, 0, NEAR)]
+
+
+def test_exempt_documents_lose_exact_copies_only(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    corpus = Corpus(tmp_path)
+    short, longest, _, _ = three_of_a_kind
+    corpus.add([short, longest, short], near=False)
+    corpus.add([short])
+    assert corpus.fates() == [(0, 0, KEPT), (2, 0, EXACT), (3, 0, EXACT)]
+
+
+def test_the_next_corpus_leaves_out_what_the_first_has(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    short, longest, shortest, other = three_of_a_kind
+    rng = random.Random(8)
+    fresh = [" ".join(random_text(rng, 150)) for _ in range(3)]
+    first = Corpus(tmp_path / "first")
+    first.add([short, other])
+    assert first.fates() == []
+    second = Corpus(tmp_path / "second")
+    second.add([fresh[0], longest])
+    second.add([other, fresh[1], fresh[2], shortest, f"{fresh[1]} more"])
+    assert second.fates(known=(str(tmp_path / "first"),)) == [
+        (3, 0, KNOWN),
+        (4, 1, KNOWN),
+        (5, 8, NEAR),
+        (7, 0, KNOWN),
+        (8, 8, KEPT),
+    ]
+
+
+def test_an_earlier_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no index/index\.json"):
+        known_indexes([str(tmp_path)], 8)
+    (tmp_path / "index").mkdir()
+    write_index(tmp_path / "index", 8)
+    assert known_indexes([str(tmp_path)], 8) == []
+    with pytest.raises(UserError, match=r"set corpus\.near_duplicate_similarity as it was there"):
+        known_indexes([str(tmp_path)], 7)
+
+
+def test_documents_left_out_before_match_nothing(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    short, longest, _, _ = three_of_a_kind
+    corpus = Corpus(tmp_path)
+    corpus.add([short, longest, short])
+    np.save(tmp_path / "gone.npy", np.array([1, 2]))
+    (folder,) = corpus.index(left_out=(tmp_path / "gone.npy",))
+    assert np.load(folder / "exact.npy")[1].tolist() == [0]
+    assert np.load(folder / "bands.npy")[:, 1].tolist() == [[0]] * 14
+
+
+def test_no_documents_have_no_duplicates(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.add([])
+    assert corpus.fates() == []
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not here")
+def test_of_all_shared_texts_only_editions_and_copies_are_joined(tmp_path: Path) -> None:
+    """12 books, two of them in two editions, 278 tales and 37 captures, of which three say the same."""
+    corpus, places = Corpus(tmp_path), []
+    for folder in ("corpus/gutenberg", "corpus/fairytaleqa", "warc"):
+        for split in plan_splits([Source(kind="files", path=str(SHARED / folder))], 1):
+            documents = [item for item in read_split(split) if isinstance(item, Document)]
+            corpus.add([without_licence(clean(document.text)) for document in documents])
+            places += [document.id.removeprefix(f"{SHARED / folder}:") for document in documents]
+    assert len(places) == 12 + 278 + 37
+    found = {places[one]: (places[other], fate) for one, other, fate in corpus.fates() if fate != KEPT}
+    assert found == {
+        "alice.txt:0": ("alice-older-edition.txt:0", NEAR),
+        "grimm-older-edition.txt:0": ("grimm.txt:0", NEAR),
+        "sample-0001.warc.gz:78027": ("sample-0001.warc.gz:46426", EXACT),
+        "sample-0001.warc.gz:170431": ("sample-0001.warc.gz:46426", EXACT),
+    }

@@ -1,0 +1,92 @@
+"""Weights by tokens: what is repeated, what is left out, and that the shares come out."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from pydantic import ValidationError
+
+from cluster.recipe.corpus import Corpus
+from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
+from pipelines.corpus.tokens.mix import MOST_REPEATS, Mixture, mix, plan, repeats
+
+
+def test_sources_keep_their_tokens_where_weights_are_as_they_are() -> None:
+    assert plan({"a": 300, "b": 100}, {"a": 3.0, "b": 1.0}) == {"a": 1.0, "b": 1.0}
+
+
+def test_a_source_is_repeated_and_another_cut_to_meet_the_weights() -> None:
+    # Half of 400 tokens each: 200 of 300, and 100 twice.
+    assert plan({"a": 300, "b": 100}, {"a": 1.0, "b": 1.0}) == {"a": pytest.approx(2 / 3), "b": 2.0}
+    # Half of all would be 50 times the 10 that there are: 4 times 10 and as many of the other are all that can be.
+    assert plan({"a": 990, "b": 10}, {"a": 1.0, "b": 1.0}) == {"a": pytest.approx(40 / 990), "b": MOST_REPEATS}
+    # Nothing is left of one: the others share.
+    assert plan({"a": 100, "b": 100, "c": 0}, {"a": 1.0, "b": 1.0, "c": 8.0}) == {"a": 1.0, "b": 1.0, "c": 0.0}
+
+
+def test_documents_are_repeated_by_position_to_the_nearest_token() -> None:
+    tokens = np.array([10, 20, 0, 30, 40])
+    positions = np.array([0.4, 0.1, 0.0, 0.3, 0.2])
+    # In order: 20, 40, 30, 10 tokens of 100.
+    for factor, expected in (
+        (1.0, [1, 1, 0, 1, 1]),
+        (0.6, [0, 1, 0, 0, 1]),
+        (0.39, [0, 1, 0, 0, 0]),
+        (0.41, [0, 1, 0, 0, 1]),
+        (2.94, [2, 3, 0, 3, 3]),
+        (0.0, [0, 0, 0, 0, 0]),
+    ):
+        assert repeats(tokens, positions, factor).tolist() == expected
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Mixture, list[np.ndarray]]:
+    """A source of two parts and one of a single part; some of the documents are dropped or held out."""
+    rng = np.random.default_rng(4)
+    files, choices, tokens = [], [], []
+    for number, size in enumerate((200, 100, 150)):
+        file, choice = tmp_path / f"part-{number}.parquet", tmp_path / f"part-{number}.npy"
+        digests = [xxhash.xxh3_128_digest(f"{number} {n}".encode()) for n in range(size)]
+        pq.write_table(pa.table({"digest": pa.array(digests, pa.binary(16))}), file)
+        chosen = rng.choice([DROPPED, TRAIN, HELD_OUT], size, p=[0.1, 0.8, 0.1]).astype(np.uint8)
+        np.save(choice, chosen)
+        files.append(file)
+        choices.append(choice)
+        tokens.append(np.where(chosen == TRAIN, rng.integers(5, 60, size), 0))
+    return Mixture(tuple(files), tuple(choices), ("a", "a", "b"), ("1", "2", "3")), tokens
+
+
+def test_token_shares_meet_the_weights(parts: tuple[Mixture, list[np.ndarray]], tmp_path: Path) -> None:
+    whole, tokens = parts
+    mixed = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 7, tmp_path / "mix")
+    trained = {"a": 0, "b": 0}
+    held_out = 0
+    for file, choice, source in zip(mixed.prepared, mixed.choices, mixed.sources, strict=True):
+        original = int(file.stem.split("-")[1])
+        assert file.stat().st_ino == whole.prepared[original].stat().st_ino
+        chosen = np.load(choice)
+        trained[source] += int(tokens[original][chosen == TRAIN].sum())
+        held_out += int((chosen == HELD_OUT).sum())
+        assert not (tokens[original][chosen == TRAIN] == 0).any()
+    assert held_out == sum(int((np.load(choice) == HELD_OUT).sum()) for choice in whole.choices)
+    # To the nearest document of 5 to 59 tokens among 14,000.
+    assert trained["b"] / sum(trained.values()) == pytest.approx(0.75, abs=0.003)
+    assert sum(trained.values()) == pytest.approx(sum(int(count.sum()) for count in tokens), abs=60)
+    assert len({file.name for file in mixed.prepared}) == len(mixed.prepared) > 3
+    assert mixed.account is not None
+    assert {name: of["tokens"] for name, of in mixed.account.items()} == trained
+    assert mixed.account["b"]["share_wanted"] == 0.75
+
+    again = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 7, tmp_path / "again")
+    assert [np.load(file).tolist() for file in again.choices] == [np.load(file).tolist() for file in mixed.choices]
+    other = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 8, tmp_path / "other")
+    assert [np.load(file).tolist() for file in other.choices] != [np.load(file).tolist() for file in mixed.choices]
+
+
+def test_every_source_has_a_weight_or_none() -> None:
+    Corpus.model_validate({"sources": [{"kind": "countries", "weight": 2.0}, {"kind": "randfacts", "weight": 1.0}]})
+    with pytest.raises(ValidationError, match="give every source a weight, or none"):
+        Corpus.model_validate({"sources": [{"kind": "countries", "weight": 2.0}, {"kind": "randfacts"}]})

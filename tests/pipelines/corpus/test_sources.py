@@ -1,0 +1,212 @@
+"""Sources of every kind, and broken files named by line."""
+
+import gzip
+import json
+import random
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.corpus import Source
+from pipelines.corpus.read import files as files_module
+from pipelines.corpus.read import sources
+from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.packages import docstrings, standard_library
+from pipelines.corpus.read.sources import Document, plan_splits, read_split, source_names
+
+
+def items_of(*recipe_sources: Source, seed: int = 1) -> list[Document | Bad]:
+    return [item for split in plan_splits(recipe_sources, seed) for item in read_split(split)]
+
+
+def texts_of(*recipe_sources: Source, seed: int = 1) -> list[str]:
+    items = items_of(*recipe_sources, seed=seed)
+    assert not [item for item in items if isinstance(item, Bad)]
+    return [item.text for item in items if isinstance(item, Document)]
+
+
+def read(path: Path) -> tuple[list[str], list[Bad]]:
+    """The texts of a file that can be read, and what stands for those that cannot."""
+    items = items_of(files(path))
+    texts = [item.text for item in items if isinstance(item, Document)]
+    return texts, [item for item in items if isinstance(item, Bad)]
+
+
+def files(path: Path, **settings: object) -> Source:
+    return Source.model_validate({"kind": "files", "path": str(path), **settings})
+
+
+def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "b one"}\n\n{"text": "b two"}\n')
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write('{"text": "c"}\n')
+    pq.write_table(pa.table({"text": ["d one", "d two"]}), tmp_path / "d.parquet")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\nwhole file")
+    (tmp_path / "notes.md").write_text("not text to train on")
+    assert texts_of(files(tmp_path)) == ["a\nwhole file", "b one", "b two", "c", "d one", "d two"]
+
+
+def test_ids_name_the_source_the_file_and_the_place_in_it(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
+    ids = [item.id for item in items_of(files(tmp_path)) if isinstance(item, Document)]
+    assert ids == [f"{tmp_path}:b.jsonl:0", f"{tmp_path}:b.jsonl:14"]
+
+
+def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"body": f"{name}{i}"}) + "\n" for i in range(2)))
+    source = files(tmp_path / "*.jsonl", text_field="body", limit=3)
+    assert texts_of(source) == ["a0", "a1", "b0"]
+
+
+def test_large_sources_are_cut_into_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 100)
+    monkeypatch.setattr(sources, "SPLIT_BYTES", 250)
+    planned = plan_splits([files(tmp_path)], 1)
+    assert [[Path(file).name for file in split.files] for split in planned] == [["a.txt", "b.txt"], ["c.txt"]]
+    assert [split.name for split in planned] == ["part-00000", "part-00001"]
+
+
+def test_sources_of_the_same_kind_have_different_names() -> None:
+    names = source_names([Source(kind="randfacts"), Source(kind="countries"), Source(kind="randfacts")])
+    assert names == ["randfacts", "countries", "randfacts#2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'{"text": "cut', "is not valid JSON"),
+        (b'["a list"]', "is not an object"),
+        (b'{"body": "x", "id": 1}', "has no 'text', only body, id"),
+        (b'{"text": 7}', ": 'text' is int, not text"),
+        (b'{"text": "\xff"}', "is not UTF-8 at byte 10"),
+        (b"[" * 100_000, "is nested too deeply"),
+    ],
+)
+def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path, line: bytes, complaint: str) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(b'{"text": "before"}\n\n' + line + b'\n{"text": "after"}\n')
+    texts, (bad,) = read(path)
+    assert texts == ["before", "after"]
+    assert f"{path} line 3{'' if complaint[0] == ':' else ' '}{complaint}" in bad.reason
+    assert "\n" not in bad.reason
+    assert (bad.file, bad.offset) == (str(path), 20)
+    assert bad.excerpt.startswith(line[:9].decode())
+
+
+def test_a_line_of_100_mb_is_left_out_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(100):
+            file.write(b"x" * (1 << 20))
+        file.write(b'"}\n{"text": "after"}\n')
+    tracemalloc.start()
+    texts, (bad,) = read(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert texts == ["before", "after"]
+    assert bad.offset == 19
+    assert "line 2 has 104,857,613 bytes" in bad.reason
+    assert peak < 110 << 20
+
+
+def test_a_text_that_is_too_large_is_left_out_or_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "MAXIMUM_RECORD_BYTES", 100)
+    path = tmp_path / "file.txt"
+    path.write_text("a line\n" * 20)
+    texts, (bad,) = read(path)
+    assert not texts
+    assert "more than 100 bytes; split it or set text_lines" in bad.reason
+    assert texts_of(files(path, text_lines=True)) == ["a line"] * 20
+
+
+def test_zstd_lines_are_read_over_several_frames(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text {number} {'é' * 20}"}) + "\n" for number in range(3000)]
+    halves = ["".join(lines[:1000]).encode(), "".join(lines[1000:]).encode()]
+    whole = b"".join(pa.compress(half, codec="zstd", asbytes=True) for half in halves)
+    (tmp_path / "a.jsonl.zst").write_bytes(whole)
+    texts, bad = read(tmp_path)
+    assert not bad
+    assert texts == [json.loads(line)["text"] for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_what_comes_before_the_end_of_a_cut_file_is_read(tmp_path: Path, kind: str) -> None:
+    rng = random.Random(1)
+    content = "".join(json.dumps({"text": f"{n} {rng.random()}"}) + "\n" for n in range(20_000)).encode()
+    whole = gzip.compress(content) if kind == "gz" else pa.compress(content, codec="zstd", asbytes=True)
+    path = tmp_path / f"cut.jsonl.{kind}"
+    path.write_bytes(whole[: len(whole) // 2])
+    texts, bad = read(path)
+    assert texts[0].startswith("0 ")
+    assert 5_000 < len(texts) < 15_000
+    assert content.startswith("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    assert f"{path} is damaged {'gzip' if kind == 'gz' else 'zstd'}" in bad[-1].reason
+    assert 0 < bad[-1].offset < len(content)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.parquet").write_bytes(b"PAR1 nothing of the kind PAR1")
+    pq.write_table(pa.table({"text": ["one", None, "three"]}), tmp_path / "null.parquet")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    for name in ("empty.txt", "empty.jsonl", "empty.jsonl.gz", "empty.parquet", "empty.warc.gz", "empty.html"):
+        (tmp_path / name).touch()
+    texts, bad = read(tmp_path)
+    assert texts == ["one", "three"]
+    assert sum("is empty" in item.reason for item in bad) == 6
+    for name, complaint in [
+        ("odd.parquet", "is not a readable Parquet file"),
+        ("null.parquet", "row 2: 'text' is NoneType, not text"),
+        ("latin.txt", "is not UTF-8 at byte 3"),
+    ]:
+        (found,) = [item for item in bad if item.file == str(tmp_path / name)]
+        assert complaint in found.reason
+    assert len(bad) == 9
+
+
+def test_a_parquet_file_without_the_text_field_is_a_mistake_in_the_recipe(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="has no column 'text', only body"):
+        read(tmp_path / "other.parquet")
+
+
+def test_bad_records_do_not_count_towards_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{broken\n{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+    items = items_of(files(tmp_path / "a.jsonl", limit=2))
+    assert [item.text for item in items if isinstance(item, Document)] == ["one", "two"]
+
+
+def test_a_path_must_match_files_that_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mend the path"):
+        plan_splits([files(tmp_path / "absent")], 1)
+    (tmp_path / "page.pdf").write_text("%PDF")
+    with pytest.raises(UserError, match=r"cannot read .*page\.pdf"):
+        plan_splits([files(tmp_path / "page.pdf")], 1)
+
+
+def test_packaged_texts_are_the_same_for_the_same_seed() -> None:
+    facts = texts_of(Source(kind="randfacts"))
+    assert len(facts) > 1000
+    assert facts == texts_of(Source(kind="randfacts"))
+    assert facts != texts_of(Source(kind="randfacts"), seed=2)
+    dialogues = texts_of(Source(kind="chatterbot"))
+    assert len(dialogues) == 2026
+    assert all("\n" in dialogue for dialogue in dialogues[:20])
+    countries = texts_of(Source(kind="countries", limit=50))
+    assert len(countries) == 50
+    assert countries == texts_of(Source(kind="countries", limit=50))
+
+
+def test_docstrings_are_found_without_importing() -> None:
+    path = next(str(file) for file in standard_library() if file.name == "textwrap.py")
+    found = dict(docstrings([path]))
+    assert found["textwrap:0"] == "Text wrapping and filling."
+    assert any(text.startswith("Dedent") or "common leading whitespace" in text for text in found.values())
+    topics = next(str(file) for file in standard_library() if file.name == "topics.py")
+    assert 'The "for" statement' in dict(docstrings([topics]))["pydoc_data.topics:for"]

@@ -1,0 +1,217 @@
+"""Pages from HTML and WARC files: what is read of them, in which encoding, and what happens to damaged ones."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from cluster.recipe.corpus import Source
+from pipelines.corpus.read import warc
+from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.extract_worker import main_text
+from pipelines.corpus.read.extractor import ExtractionError, Extractor
+from pipelines.corpus.read.files import Reading, read_file
+from pipelines.corpus.read.sources import Document, plan_splits, read_split
+
+WARC = Path(__file__).parents[2].parent / "shared" / "data" / "warc"
+HTML = "<html><head><title>t</title></head><body><nav><a href='/'>Home</a></nav><main><p>{}</p></main></body></html>"
+
+
+def record(
+    text: str,
+    *,
+    kind: str = "response",
+    status: str = "200 OK",
+    headers: str = "Content-Type: text/html; charset=utf-8",
+    wrong_by: int = 0,
+    body: bytes | None = None,
+) -> bytes:
+    page = HTML.format(text).encode() if body is None else body
+    http = f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0>\r\nWARC-Date: 2020-01-01T00:00:00Z\r\n"
+        f"WARC-Target-URI: http://example.org/\r\nContent-Type: application/http; msgtype={kind}\r\n"
+        f"Content-Length: {len(http) + wrong_by}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"
+
+
+def write(path: Path, *records: bytes) -> list[int]:
+    """Writes a WARC file, each record a gzip member of its own if the name says so; returns where each starts."""
+    packed = [gzip.compress(item) if path.name.endswith(".gz") else item for item in records]
+    path.write_bytes(b"".join(packed))
+    return [sum(map(len, packed[:number])) for number in range(len(packed))]
+
+
+def read(path: Path) -> tuple[list[str], list[Bad]]:
+    with Extractor(10) as extract:
+        items = [item for _, item in read_file(str(path), Reading("text", False, extract))]
+    return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, Bad)]
+
+
+def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(HTML.format("First.</p><script>x()</script><p>Second."))
+    texts, bad = read(tmp_path / "page.html")
+    assert [text.split() for text in texts] == [["First.", "Second."]]
+    assert not bad
+
+
+def test_trafilatura_takes_the_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number} says what the café in the old town has on its menu." for number in range(9)]
+    menu = "<nav><ul>" + '<li><a href="/more">More of this</a></li>' * 20 + "</ul></nav>"
+    body = f"{menu}<article><p>{'</p><p>'.join(paragraphs)}</p></article><footer>All rights reserved</footer>"
+    (tmp_path / "page.html").write_bytes(f"<html><meta charset=cp1252><body>{body}</body></html>".encode("cp1252"))
+    (split,) = plan_splits([Source(kind="files", path=str(tmp_path / "page.html"))], 1, 10.0, "trafilatura")
+    (document,) = read_split(split)
+    assert isinstance(document, Document)
+    assert document.text.split("\n") == paragraphs
+
+
+@pytest.mark.parametrize(
+    ("page", "charset"),
+    [
+        ("<p>Grüße, naïve café</p>".encode(), "utf-8"),
+        ("<p>Grüße, naïve café</p>".encode("latin-1"), "ISO-8859-1"),
+        # HTTP comes before meta, and a byte order mark before both.
+        ("<meta charset=utf-8><p>Grüße, naïve café</p>".encode("cp1252"), "windows-1252"),
+        ("\ufeff<meta charset=latin1><p>Grüße, naïve café</p>".encode(), "latin1"),
+        ("\ufeff<p>Grüße, naïve café</p>".encode("utf-16-le"), "utf-8"),
+        ("<meta charset='iso-8859-1'><p>Grüße, naïve café</p>".encode("latin-1"), None),
+        ("<meta charset='iso-8859-1'><p>Grüße, naïve café</p>".encode("latin-1"), "no-such-charset"),
+        ("<p>Grüße, naïve café</p>".encode(), None),
+    ],
+)
+def test_the_encoding_is_found_as_a_browser_finds_it(page: bytes, charset: str | None) -> None:
+    assert main_text(page, charset).strip() == "Grüße, naïve café"
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_only_pages_that_were_found_are_read(tmp_path: Path, name: str) -> None:
+    latin = HTML.format("déjà vu").encode("latin-1")
+    packed = gzip.compress(HTML.format("packed").encode())
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed)
+    write(
+        tmp_path / name,
+        record("one"),
+        record("a request", kind="request"),
+        record("gone", status="404 Not Found"),
+        record("an image", headers="Content-Type: image/png"),
+        record("", headers="Content-Type: text/html; charset=iso-8859-1", body=latin),
+        record(
+            "",
+            headers="Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip",
+            body=chunked,
+        ),
+    )
+    texts, bad = read(tmp_path / name)
+    assert [text.strip() for text in texts] == ["one", "déjà vu", "packed"]
+    assert not bad
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+@pytest.mark.parametrize("wrong_by", [-10, 10, 250, 1_000_000])
+def test_a_record_of_the_wrong_length_is_left_out_and_the_rest_is_read(
+    tmp_path: Path, name: str, wrong_by: int
+) -> None:
+    starts = write(tmp_path / name, record("one"), record("two", wrong_by=wrong_by), record("three"), record("four"))
+    texts, bad = read(tmp_path / name)
+    assert [text.strip() for text in texts] == ["one", "three", "four"]
+    assert [(item.file, item.offset) for item in bad] == [(str(tmp_path / name), starts[1])]
+    assert f"at byte {starts[1]}: the record" in bad[0].reason
+
+
+def test_a_cut_or_flipped_file_gives_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc.gz"
+    starts = write(path, record("one"), record("two"), record("three"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "two"]
+    assert [item.offset for item in bad] == [starts[2]]
+    middle = (starts[1] + starts[2]) // 2
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :])
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "three"]
+    assert [item.offset for item in bad] == [starts[1]]
+    path.write_bytes(b"no archive at all " * 50)
+    assert read(path)[0] == []
+    assert len(read(path)[1]) == 1
+
+
+def test_a_record_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warc, "MAXIMUM_RECORD_BYTES", 2000)
+    path = tmp_path / "a.warc.gz"
+    bomb = record("", headers="Content-Type: text/html\r\nContent-Encoding: gzip", body=gzip.compress(b"x" * 10_000))
+    starts = write(path, record("one"), record("x" * 3000), bomb, record("four"))
+    texts, bad = read(path)
+    assert [text.strip() for text in texts] == ["one", "four"]
+    assert [item.offset for item in bad] == starts[1:3]
+    (tmp_path / "a.html").write_text("x" * 3000)
+    assert "more than 2,000 bytes" in read(tmp_path / "a.html")[1][0].reason
+
+
+def test_a_page_that_keeps_the_parser_busy_is_left_out(tmp_path: Path) -> None:
+    """Time to find the main text grows with the square of the depth: 8,000 elements take 1.2 s, 2,000 take 0.06 s."""
+    nested = b"<div>" * 20_000 + b"x"
+    starts = write(tmp_path / "a.warc", record("one"), record("", body=nested), record("three"))
+    with Extractor(0.5) as extract:
+        items = [item for _, item in read_file(str(tmp_path / "a.warc"), Reading("text", False, extract))]
+        assert [item.strip() for item in items if isinstance(item, str)] == ["one", "three"]
+        (bad,) = [item for item in items if isinstance(item, Bad)]
+        assert (bad.file, bad.offset) == (str(tmp_path / "a.warc"), starts[1])
+        assert "takes more than 0.5 s of processor time to parse" in bad.reason
+        # The limit is each page's own: many quick ones may take longer together.
+        assert {extract(b"<div>" * 3000 + b"<p>here") for _ in range(4)} == {"here"}
+
+
+def test_a_parser_that_dies_is_started_again() -> None:
+    with Extractor(10) as extract:
+        assert extract(b"<p>one") == "one"
+        assert extract._process is not None
+        extract._process.kill()
+        with pytest.raises(ExtractionError, match=r"ended the parser \(exit code -9\)"):
+            extract(b"<p>two")
+        assert extract(b"<p>three") == "three"
+        process = extract._process
+    assert process is not None
+    assert process.poll() is not None
+
+
+def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser_is_lost() -> None:
+    nested = b"<div>" * 20_000 + b"x"
+    # More than a socket takes at once, in pages of which some do not fit into it themselves.
+    pages = [b"<p>" + b"%d " % number * (1 + 40_000 * (number % 10 == 0)) for number in range(200)]
+    bad = (0, 50, 51, 120)
+    for number in bad:
+        pages[number] = nested
+    with Extractor(0.5) as extract:
+        asked = [extract.ask(page) for page in pages]
+        for number, page in enumerate(asked):
+            if number in bad:
+                with pytest.raises(ExtractionError, match=r"takes more than 0\.5 s"):
+                    page.text()
+            else:
+                assert set(page.text().split()) == {str(number)}
+
+
+def test_pages_that_nobody_waits_for_end_with_the_extractor(capfd: pytest.CaptureFixture[str]) -> None:
+    with Extractor(10) as extract:
+        for _ in range(50):
+            extract.ask(b"<p>here" * 500)
+        process = extract._process
+    assert process is not None
+    assert process.poll() == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not WARC.exists(), reason="the shared captures are not here")
+def test_every_page_of_the_shared_captures_is_read() -> None:
+    found = {path.name: read(path) for path in sorted(WARC.glob("*.warc.gz"))}
+    assert {name: len(texts) for name, (texts, _) in found.items()} == {
+        "sample-0000.warc.gz": 22,
+        "sample-0001.warc.gz": 15,
+    }
+    assert not any(bad for _, bad in found.values())
+    assert all(texts for texts, _ in found.values())
+    assert not any("\ufffd" in text for texts, _ in found.values() for text in texts)
+    assert found["sample-0001.warc.gz"][0][-1].startswith("Frequently asked questions")

@@ -1,0 +1,202 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from actors.model.chat import Chat
+from cluster.errors import UserError
+from cluster.recipe.recipe import Conversations
+from pipelines.data.chat_formats import Messages, conversations, prompts
+from pipelines.data.pack_chats import render
+from tests.tiny import write_tiny_model
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "See you."},
+]
+# The same conversation as ShareGPT writes it.
+TOOL_TALK = [
+    {"role": "user", "content": "What is the time?"},
+    {"role": "assistant", "content": "clock()"},
+    {"role": "tool", "content": "12:00"},
+    {"role": "assistant", "content": "Noon."},
+]
+SHAREGPT = [
+    {"from": speaker, "value": turn["content"]}
+    for speaker, turn in zip(("human", "gpt", "tool", "gpt"), TOOL_TALK, strict=True)
+]
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "sft"
+
+
+def _file(path: Path, *rows: Any) -> list[Conversations]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [Conversations(kind="files", path=str(path))]
+
+
+def _turns(user: str, assistant: str) -> Messages:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": TALK}, TALK),
+        ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, _turns("Add.\n1 and 2", "3")),
+        ({"instruction": "Add.", "input": "", "output": "3"}, _turns("Add.", "3")),
+        ({"prompt": "Hello", "response": "Hi."}, _turns("Hello", "Hi.")),
+        ({"question": "Who?", "answer": "She.", "story": "a"}, _turns("Who?", "She.")),
+        ({"conversations": SHAREGPT}, TOOL_TALK),
+        ({"messages": TOOL_TALK}, TOOL_TALK),
+    ],
+)
+def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
+    assert conversations(_file(tmp_path / "talk.jsonl", row), 1, 0.5).messages == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Hello"}, [{"role": "user", "content": "Hello"}]),
+        ({"prompt": [{"role": "user", "content": "Hello"}]}, [{"role": "user", "content": "Hello"}]),
+        ({"messages": TALK}, TALK[:4]),
+        ({"conversations": SHAREGPT}, TOOL_TALK[:3]),
+        ({"question": "Who?"}, [{"role": "user", "content": "Who?"}]),
+        ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, [{"role": "user", "content": "Add.\n1 and 2"}]),
+    ],
+)
+def test_layouts_of_prompts(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
+    (found,) = prompts(_file(tmp_path / "prompts.jsonl", row), 1)
+    assert found.messages == expected
+    assert found.metadata == {}
+
+
+def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hello", "response": "Hi."}, {"prompt": "Grüße", "response": "Ja."}]
+    plain = conversations(_file(tmp_path / "talk.jsonl", *rows), 1, 0.5)
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
+    with gzip.open(tmp_path / "talk.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    for name in ("talk.parquet", "talk.jsonl.gz"):
+        assert conversations([Conversations(kind="files", path=str(tmp_path / name))], 1, 0.5) == plain
+
+
+def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hello", "response": "Hi."}, {"question": "Who?", "answer": "She."}]
+    (tmp_path / "talk.json").write_text(json.dumps(rows, indent=1))
+    source = [Conversations(kind="files", path=str(tmp_path / "talk.json"))]
+    assert conversations(source, 1, 0.5) == conversations(_file(tmp_path / "talk.jsonl", *rows), 1, 0.5)
+    for text, complaint in (("[{]", "as JSON"), ('{"a": 1}', "not a list"), ("[1]", "row 0 is not a JSON object")):
+        (tmp_path / "talk.json").write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            conversations(source, 1, 0.5)
+
+
+def test_layouts_are_counted(tmp_path: Path) -> None:
+    rows = [{"messages": TALK}, {"instruction": "Add.", "output": "3"}, {"conversations": SHAREGPT}, {"messages": TALK}]
+    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), Conversations(kind="guide")], 1, 0.5)
+    guide = len(found.messages) - 4
+    assert found.layouts == {"messages": 2, "instruction/output": 1, "conversations": 1, "guide": guide}
+
+
+def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hold no conversation: .*empty\.jsonl"):
+        conversations(_file(tmp_path / "empty.jsonl"), 1, 0.5)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared conversations are not here")
+@pytest.mark.parametrize(
+    ("name", "layout", "count"),
+    [("instructions.json", "instruction/output", 1100), ("fairytaleqa-test.jsonl.gz", "question/answer", 1007)],
+)
+def test_real_conversations(name: str, layout: str, count: int) -> None:
+    found = conversations([Conversations(kind="files", path=str(SHARED / name))], 1, 0.5)
+    assert found.layouts == {layout: count}
+    assert all([turn["role"] for turn in talk] == ["user", "assistant"] for talk in found.messages)
+
+
+@pytest.mark.slow
+def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: None) -> None:
+    write_tiny_model(tmp_path / "model", seed=0, end_id=4)
+    chat = Chat.of(tmp_path / "model")
+    whole = [turn for number in range(4) for turn in _turns(f"Question {number}?", f"Answer {number}.")]
+    lengths = [len(chat.conversation(whole[:end]).token_ids) for end in (2, 4, 6, 8)]
+    # Room for three exchanges, but a token; the long one alone does not fit at all.
+    context = lengths[2] - 1
+    long = _turns("Why? " * context, "So.")
+    found = render([whole, long, whole[:2]], tmp_path / "model", context)
+    assert [rendered.token_ids for rendered in found] == [
+        chat.conversation(whole[:4]).token_ids,
+        chat.conversation(whole[:2]).token_ids,
+    ]
+    assert all(rendered.token_ids[-1] == chat.end_of_turn_id and rendered.trained[-1] for rendered in found)
+    assert sum(found[0].trained) == sum(chat.conversation(whole[:4]).trained)
+
+
+def test_equal_prompts_of_a_file_are_one(tmp_path: Path) -> None:
+    assert len(prompts(_file(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}), 1)) == 2
+
+
+def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "the guide's own"}
+    assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [{"answer": "4"}]
+
+
+def test_guide_prompts_carry_what_the_labeller_needs() -> None:
+    found = prompts([Conversations(kind="guide")], 1)
+    assert {prompt.metadata["kind"] for prompt in found} == {
+        "capital",
+        "harmful",
+        "harmless",
+        "misconception",
+        "truth",
+    }
+    assert all("key" in prompt.metadata for prompt in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"prompt": "Hello", "resp', "is not valid JSON"),
+        ('["a", "list"]', "is not a JSON object"),
+        ('{"text": "no turns"}', 'has none of "messages"'),
+        ('{"messages": []}', "messages should be a list of turns"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "a turn needs a role"),
+        ('{"messages": [{"role": "user", "content": 7}]}', "a content that is text"),
+        ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}', "tool_calls are not read"),
+        ('{"conversations": [{"from": "martian", "value": "x"}]}', r'needs "from" \(human, gpt'),
+        ('{"conversations": "hello"}', "should be a list of turns"),
+        ('{"question": "Who?"}', '"question" with "answer"'),
+        ('{"prompt": "Hello", "response": null}', "a content that is text"),
+    ],
+)
+def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=complaint) as caught:
+        conversations([Conversations(kind="files", path=str(path))], 1, 0.5)
+    assert f"{path} line 3" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 this is no table")
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(b'{"prompt": "Hello"}\n' * 999)[:40])
+    for path in (broken, cut, tmp_path / "absent.jsonl"):
+        with pytest.raises(UserError, match=path.name):
+            prompts([Conversations(kind="files", path=str(path))], 1)
+
+
+def test_a_prompt_without_a_user_turn_is_refused(tmp_path: Path) -> None:
+    rows = {"messages": [{"role": "assistant", "content": "Hi."}]}
+    with pytest.raises(UserError, match="line 1 has no user turn"):
+        prompts(_file(tmp_path / "p.jsonl", rows), 1)

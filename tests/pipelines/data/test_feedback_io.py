@@ -1,0 +1,324 @@
+"""Preference files in and out again: nothing is lost, and agreement is that of the file."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import kendalltau
+
+from cluster.errors import UserError
+from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
+from cluster.feedback.agreement import agreement
+from pipelines.cli.main import main
+from pipelines.data.feedback_io import export_file, import_file
+
+SHARED = Path(os.environ.get("TRIPTYCH_SHARED", Path(__file__).parents[2].parent / "shared"))
+PREFERENCES = SHARED / "data" / "preferences"
+TURN = {"role": "user", "content": "Hi\n\nthere"}
+REPLY = {"role": "assistant", "content": "Hello"}
+# Of the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
+ALPHA = 0.8775943671114019
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "hh-rlhf": [
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:  d\n",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:",
+        },
+        {
+            "chosen": "\n\nHuman:a\n\nAssistant:b",
+            "rejected": "\n\nHuman:a\n\nAssistant: other\n\nHuman: c\n\nAssistant: d",
+        },
+    ],
+    "trl": [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7},
+        {"prompt": " a\n", "chosen": "", "rejected": "b"},
+    ],
+    "trl-messages": [
+        {"prompt": [TURN], "chosen": [REPLY], "rejected": [REPLY | {"content": ""}], "margin": 0.5},
+        {"prompt": [TURN, REPLY, TURN], "chosen": [REPLY], "rejected": [REPLY]},
+        {"chosen": [TURN, REPLY], "rejected": [TURN, REPLY | {"content": "No"}]},
+    ],
+    "lists": [
+        {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [2, 1, 2], "tags": ["x"]},
+        {"prompt": [TURN], "completions": ["b", "c"], "ranks": [1, 1], "labeller": "ann"},
+    ],
+    "pandalm": [
+        {
+            "idx": 0,
+            "motivation_app": "x",
+            "cmp_key": "bloom-7b_llama-7b",
+            "instruction": "Say",
+            "input": "",
+            "response1": "b",
+            "response2": "c",
+            "annotator1": 0,
+            "annotator2": 1,
+            "annotator3": 2,
+        }
+    ],
+    "ultrafeedback": [
+        {
+            "source": "x",
+            "instruction": "Say",
+            "models": ["a", "b", "c"],
+            "completions": [
+                {"model": "a", "response": "b", "fine-grained_score": 3.25, "overall_score": 9.0, "critique": "k"},
+                {"model": "b", "response": "c", "fine-grained_score": 4.5, "annotations": {"honesty": {"Rating": "5"}}},
+                {"model": "c", "response": "d", "fine-grained_score": 3.25},
+            ],
+            "correct_answers": ["None"],
+        }
+    ],
+}
+TREES = SHARED / "data" / "sft" / "openassistant-100-trees.jsonl"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Feedback]:
+    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
+        yield opened
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_there_and_back_loses_nothing_and_twice_adds_nothing(kind: str, database: Feedback, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ROWS[kind])
+    assert import_file(database, kind, path, "trial", "them", 0.15) == len(ROWS[kind])
+    counts = database.counts()
+    assert import_file(database, kind, path, "trial", "them", 0.15) == 0
+    assert database.counts() == counts
+    assert export_file(database, kind, tmp_path / "out.jsonl") == len(ROWS[kind])
+    assert read(tmp_path / "out.jsonl") == ROWS[kind]
+
+
+def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "hh-rlhf", write(tmp_path / "in.jsonl", ROWS["hh-rlhf"]), "trial", "them", 0.15)
+    prompts = database.prompts()
+    assert prompts[0].messages == [{"role": "user", "content": "a"}]
+    assert [row.text for row in prompts[0].completions] == ["b", "c"]
+    assert [turn["content"] for turn in prompts[2].messages] == ["a", "b", "c "]
+    assert database.rankings()[0].ranks == {"1": 1, "2": 2}
+    assert database.rankings()[0].labeller == "them"
+    # Equal prompts are on one side of the split.
+    assert prompts[0].split == prompts[1].split
+
+
+def test_scores_rank_and_equal_scores_tie(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", ROWS["ultrafeedback"]), "trial", "gpt", 0.15)
+    (ranking,), (prompt,) = database.rankings(), database.prompts()
+    assert (ranking.labeller, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
+    assert [row.model for row in prompt.completions] == ["a", "b", "c"]
+
+
+def message(text: str, role: str, *replies: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {"text": text, "role": role, "replies": list(replies), **rest}
+
+
+def test_every_turn_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path: Path) -> None:
+    deeper = message(
+        "and then?", "prompter", message("d", "assistant", rank=1, lang="en"), message("e", "assistant", rank=0)
+    )
+    tree = message(
+        "hi",
+        "prompter",
+        message("b", "assistant", deeper, rank=2),
+        message("c", "assistant", rank=0, model_name="m"),
+        message("gone", "assistant", rank=1, deleted=True),
+        message("not ranked", "assistant", rank=None),
+    )
+    path = write(tmp_path / "in.jsonl", [{"message_tree_id": "t", "prompt": tree}])
+    assert import_file(database, "openassistant", path, "trial", "crowd", 0.15) == 2
+    first, second = database.prompts()
+    assert [turn["content"] for turn in first.messages] == ["hi"]
+    assert second.messages == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "and then?"},
+    ]
+    assert [(row.text, row.model) for row in first.completions] == [("b", "a person"), ("c", "m")]
+    assert [list(row.ranks.values()) for row in database.rankings()] == [[2, 1], [2, 1]]
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 1
+    assert read(tmp_path / "out.jsonl") == read(path)
+    assert export_file(database, "lists", tmp_path / "out.jsonl") == 2
+    assert read(tmp_path / "out.jsonl")[1]["completions"] == ["d", "e"]
+
+
+@pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
+def test_all_ranked_turns_of_the_trees_come_in_and_the_trees_go_out(database: Feedback, tmp_path: Path) -> None:
+    # Counted from the file: 211 turns whose answers are all ranked, and one of whose answers one is not.
+    assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15) == 212
+    assert database.counts().rankings == 212
+    assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 100
+    assert read(tmp_path / "out.jsonl") == read(TREES)
+
+
+def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", ROWS["lists"])
+    assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True) == 2
+    assert {row.labeller for row in database.judgements()} == {GOLD}
+    assert len(database.gold_tasks("ann")) == 2
+    assert database.open_tasks("ann", people=9) == []
+    with pytest.raises(UserError, match="nothing to export"):
+        export_file(database, "lists", tmp_path / "out.jsonl")
+
+
+def test_the_rankings_of_who_is_excluded_are_not_exported(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"]), "trial", "them", 0.15)
+    database.exclude("ann")
+    assert export_file(database, "lists", tmp_path / "out.jsonl") == 1
+    assert len(database.rankings()) == 1
+    database.exclude("ann", excluded=False)
+    assert len(database.rankings()) == 2
+    with pytest.raises(UserError, match="no labeller nobody"):
+        database.exclude("nobody")
+
+
+def test_a_list_of_k_becomes_all_its_pairs_but_ties(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"][:1]), "trial", "them", 0.15)
+    export_file(database, "trl", tmp_path / "out.jsonl")
+    pairs = [(row["chosen"], row["rejected"]) for row in read(tmp_path / "out.jsonl")]
+    assert sorted(pairs) == [("c", "b"), ("c", "d")]
+
+
+def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl"]), "trial", "them", 0.15)
+    prompt = database.prompts()[0]
+    database.save_ranking(Ranking(prompt_id=prompt.id, labeller="ann", all_bad=True, better="mine"))
+    export_file(database, "answers", tmp_path / "out.jsonl")
+    answer = {"role": "assistant", "content": "mine"}
+    assert read(tmp_path / "out.jsonl") == [{"messages": [{"role": "user", "content": "a"}, answer]}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("hh-rlhf", {"chosen": "a", "rejected": "b"}, "share no beginning"),
+        ("trl", {"prompt": "a", "chosen": "b"}, "rejected should be text"),
+        ("trl", {"prompt": [TURN], "chosen": [REPLY, TURN], "rejected": [REPLY]}, "one turn of the assistant"),
+        ("trl", {"prompt": [TURN | {"name": "x"}], "chosen": [REPLY], "rejected": [REPLY]}, "and nothing else"),
+        ("lists", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "2 completions and 1 ranks"),
+        ("pandalm", ROWS["pandalm"][0] | {"annotator2": 3}, "annotator2 should be 0, 1 or 2, not 3"),
+        (
+            "ultrafeedback",
+            {"instruction": "a", "completions": [{"response": "b"}] * 2},
+            "needs a number as fine-grained",
+        ),
+        ("openassistant", {"prompt": {"text": "a", "role": "bot", "replies": []}}, "'bot' is no role"),
+        ("nothing", {}, "not a format"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_added(
+    kind: str, row: dict[str, Any], message: str, database: Feedback, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", [*ROWS.get(kind, []), row])
+    with pytest.raises(UserError, match=message):
+        import_file(database, kind, path, "trial", "them", 0.15)
+    assert database.counts().prompts == 0
+
+
+def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: Feedback, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    with pytest.raises(UserError, match="nothing to export"):
+        export_file(database, "trl", out)
+    import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl-messages"]), "trial", "them", 0.15)
+    with pytest.raises(UserError, match="export as trl-messages"):
+        export_file(database, "trl", out)
+    for kind, source in (
+        ("pandalm", "PandaLM"),
+        ("ultrafeedback", "UltraFeedback"),
+        ("openassistant", "Open-Assistant"),
+    ):
+        with pytest.raises(UserError, match=f"only what was imported from {source}"):
+            export_file(database, kind, out)
+    assert out.read_text() == "old"
+
+
+def test_where_a_file_cannot_be_put_is_named(database: Feedback, tmp_path: Path) -> None:
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "gone" / "out.jsonl", "there is no folder")):
+        with pytest.raises(UserError, match=why):
+            export_file(database, "trl", path)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = write(tmp_path / "in.jsonl", ROWS["trl"]), ["--run", str(tmp_path)]
+    for words, code, said in (
+        (["feedback", "import", "trl", str(source), *run], 0, "2 new prompts"),
+        (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
+        (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
+        (["feedback", "export", "thumbs", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 2, "leave out --name in"),
+        (["labeller", "add", "ann", *run], 0, "ann's token"),
+        (["labeller", "add", "ann", *run], 2, "a labeller already"),
+        (["labeller", "exclude", "ann", *run], 0, "ann is excluded"),
+        (["labeller", "list", *run], 0, "ann\t0 judged\texcluded"),
+        (["labeller", "include", "ann", *run], 0, "ann counts"),
+        (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
+        (["feedback", "count", *run], 0, "prompts\t2\ncompletions\t4\nrankings\t2\nskipped\t0\nall bad\t0"),
+        (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
+        (["score", str(tmp_path), str(source), "out.jsonl"], 2, "it has no recipe.yaml"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        output = capsys.readouterr()
+        assert (end.value.code, said in output.out + output.err) == (code, True), output
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
+def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, tmp_path: Path) -> None:
+    path = PREFERENCES / "pandalm-3-annotators.json"
+    rows = json.loads(path.read_text())
+    assert import_file(database, "pandalm", path, "pandalm", "", 0.15) == 999
+    export_file(database, "pandalm", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == rows
+    verdicts = [[row[f"annotator{number}"] for number in (1, 2, 3)] for row in rows]
+    everyone, *people = agreement(database.rankings())
+    assert (everyone.judged, everyone.shared, len(people)) == (2997, 999, 3)
+    assert everyone.unanimous
+    assert everyone.pairwise
+    assert everyone.tau
+    assert everyone.alpha
+    assert everyone.unanimous.value == pytest.approx(879 / 999)
+    same = Counter(one == other for three in verdicts for one, other in combinations(three, 2))
+    assert everyone.pairwise.value == pytest.approx(same[True] / 2997)
+    orders = ((1, 1), (1, 2), (2, 1))
+    taus = [
+        kendalltau(orders[one], orders[other]).statistic
+        for three in verdicts
+        for one, other in combinations(three, 2)
+        if one and other
+    ]
+    assert everyone.tau.value == pytest.approx(sum(taus) / len(taus))
+    assert everyone.alpha.value == pytest.approx(ALPHA, abs=1e-9)
+    assert everyone.alpha.low < ALPHA < everyone.alpha.high
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
+def test_all_hh_transcripts_go_there_and_back(database: Feedback, tmp_path: Path) -> None:
+    path = PREFERENCES / "hh-rlhf-harmless.jsonl.gz"
+    assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2) == 2312
+    assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl") == 2312
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert read(tmp_path / "out.jsonl") == [json.loads(line) for line in file.read().split("\n") if line]
+    sides: dict[str, set[str]] = {}
+    for prompt in database.prompts():
+        sides.setdefault(json.dumps(prompt.messages), set()).add(prompt.split)
+    assert all(len(side) == 1 for side in sides.values())
+    held_out = sum(prompt.split == "held_out" for prompt in database.prompts())
+    assert 0.15 < held_out / 2312 < 0.25

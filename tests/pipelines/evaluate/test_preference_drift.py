@@ -1,0 +1,101 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.rlhf import Reward, Rlhf
+from cluster.run.folder import RunFolder
+from pipelines.data.rankings import write_rankings
+from pipelines.evaluate.preference_drift import RANKINGS, PreferenceProbe, held_out_rankings
+
+
+class Shifted:
+    """A learner whose policy differs from its fine-tuned model by `moved` in the log-probability of a token."""
+
+    def __init__(self, moved: Mapping[int, float]) -> None:
+        self.moved = moved
+        self.asked: list[bool] = []
+
+    def logprobs(
+        self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool
+    ) -> list[list[float]]:
+        assert temperature == 1.0
+        self.asked.append(fine_tuned)
+        moved = {} if fine_tuned else self.moved
+        return [
+            [-0.1 * token + moved.get(token, 0.0) for token in sequence[start:]]
+            for sequence, start in zip(sequences, starts, strict=True)
+        ]
+
+
+def ranking(number: int, ranks: list[int], split: str = "held_out", grades: list[int] | None = None) -> dict[str, Any]:
+    answers = [[5, 6], [7], [8, 8, 8]][: len(ranks)]
+    return {
+        "prompt_id": f"p{number}",
+        "kind": None,
+        "prompt_token_ids": [1] * (1 + number % 4),
+        "answers": answers,
+        "texts": ["a", "b", "c"][: len(ranks)],
+        "ranks": ranks,
+        "grades": grades,
+        "labeller": "people",
+        "split": split,
+        "ranking_id": number,
+    }
+
+
+@pytest.mark.parametrize(
+    ("moved", "right"),
+    [
+        # All of the best answer's tokens together count, and so do all of the worst one's.
+        ({5: 0.2, 6: -0.1}, 2 / 3),
+        ({5: 0.2, 6: -0.1, 8: -0.01}, 1),
+        ({7: 0.5}, 1 / 3),
+        ({8: 1.0}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_policy_is_right_where_it_moved_towards_the_better_of_two_answers(moved: dict[int, float], right: float):
+    learner = Shifted(moved)
+    probe = PreferenceProbe([ranking(n, [1, 2, 3]) for n in range(20)], learner, 1.0, every=5)
+    found = probe.measure()
+    assert (found["value"], found["n"]) == (pytest.approx(right), 60)
+    assert found["low"] <= right <= found["high"]
+    probe.measure()
+    # The fine-tuned model does not change: it is asked once.
+    assert learner.asked == [True, False, False]
+
+
+def test_it_is_measured_before_the_steps_that_it_is_time_for():
+    probe = PreferenceProbe([ranking(n, [1, 2]) for n in range(9)], Shifted({5: 1.0}), 1.0, every=5)
+    assert [step for step in range(12) if probe.figures(step)] == [5, 10]
+    figures = probe.figures(5)
+    assert (
+        figures["preference_accuracy_low"] < figures["preference_accuracy"] == 1 == figures["preference_accuracy_high"]
+    )
+
+
+def test_held_out_rankings_that_say_something_are_what_it_is_measured_on(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    assert held_out_rankings(run, Rlhf(), 1) == []
+    with pytest.raises(UserError, match="not there any more"):
+        held_out_rankings(run, Rlhf(minimum_preference_accuracy=0.5), 1)
+    run.path("preferences").mkdir()
+    path = run.path("preferences") / "rankings.parquet"
+    ties = [ranking(0, [1, 2], "train"), ranking(1, [1, 1]), ranking(2, [1, 2], grades=[3, 3])]
+    write_rankings(ties, path)
+    assert held_out_rankings(run, Rlhf(), 1) == []
+    with pytest.raises(UserError, match="no two answers to a held-out prompt differ"):
+        held_out_rankings(run, Rlhf(minimum_preference_accuracy=0.5), 1)
+    write_rankings([*ties, *(ranking(n, [1, 2]) for n in range(3, 3 + 2 * RANKINGS))], path)
+    rankings = held_out_rankings(run, Rlhf(), 1)
+    assert PreferenceProbe(rankings, Shifted({5: 1.0}), 1.0, every=5).measure()["n"] == RANKINGS
+    computed = Rlhf(rewards=[Reward(kind="function", function="a.b:c")])
+    assert held_out_rankings(run, computed, 1) == []
+
+
+def test_without_rankings_there_is_nothing_to_measure_and_the_recipe_says_so():
+    with pytest.raises(ValueError, match="minimum_preference_accuracy is measured on rankings"):
+        Rlhf(rewards=[Reward(kind="function", function="a.b:c")], minimum_preference_accuracy=0.5)

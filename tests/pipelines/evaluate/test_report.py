@@ -1,0 +1,272 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from cluster.run.metrics import MetricsWriter
+from pipelines.demo.exam import answer_of, continues_right
+from pipelines.demo.facts import countries
+from pipelines.demo.questions import held_out_questions
+from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
+from pipelines.evaluate.held_out import MEASURES
+from pipelines.evaluate.report import SHOWN_PER_KIND
+from pipelines.evaluate.reward_probes import PROBES
+from pipelines.evaluate.stage import exam_rows, write_report
+from pipelines.evaluate.stats import Answer, model_figures, paired_change, proportion
+
+HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+class _Page(HTMLParser):
+    """Collects the tags of a page and what its answers say."""
+
+    void = ("meta", "link", "br", "img", "line", "polyline", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.quotes: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+        if tag == "q":
+            self.quotes.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "q":
+            self.quotes[-1] += data
+
+
+def _answers(hostile: bool) -> dict[str, list[Answer]]:
+    questions = held_out_questions(1)
+    return {
+        "base": [Answer(q, HOSTILE if hostile else "", False) for q in questions],
+        "sft": [Answer(q, (q.bad or q.good)[0], True) for q in questions],
+        "policy": [Answer(q, q.good[0], True) for q in questions],
+    }
+
+
+def _trust(hostile: bool) -> dict[str, Any]:
+    share = vars(proportion(90, 100))
+    probes = {name: {**share, "fails": name == "longer"} for name in PROBES} | {"refusal": {"n": 0, "fails": False}}
+    return {
+        "accuracy": share,
+        "ceiling": {"of": "people", **share},
+        "calibration": {"bins": [{"says": 0.6, "right": 0.55, "n": 40}], "error": 0.05},
+        "by_kind": {HOSTILE if hostile else "capital": share},
+        "by_rank_distance": {"1 apart": share},
+        "by_length": {"about as long": share},
+        "probes": probes,
+    }
+
+
+def _rewarded(hostile: bool) -> list[dict[str, Any]]:
+    """Prompts 0 to 19, whose rewards change by -10 to 9."""
+    text = HOSTILE if hostile else "Yes."
+    return [
+        {
+            "kind": "kept back",
+            "question": f"{HOSTILE if hostile else 'Prompt'} {number}",
+            "answers": {
+                "sft": {"text": text, "reward": 0.0, "stopped": True},
+                "policy": {"text": text, "reward": number - 10.0, "stopped": True},
+            },
+        }
+        for number in range(20)
+    ]
+
+
+def _write(
+    root: Path, hostile: bool = False, labeller: str = "code", guide: bool = True
+) -> tuple[str, dict[str, Any], list[Any]]:
+    answers = _answers(hostile) if guide else {}
+    figures = {name: model_figures(group) for name, group in answers.items()}
+    report: dict[str, Any] = {
+        name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
+    }
+    if guide:
+        report["base"]["capital_completion"] = vars(proportion(200, 232))
+    trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
+    ranked = {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700}
+    change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
+    report |= {
+        "rewards": {**{measure.name: change for measure in MEASURES}, "kept_back": guide, "samples": 2},
+        "perplexity": {"base": 9, "sft": 10, "policy": 11, "change": 0.1, "low": -0.02, "high": 0.2, "tokens": 5000},
+        "reward_model": trust if labeller else None,
+        "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
+        "verdict": "The policy is better than the fine-tuned model.",
+        "labeller": ranked if labeller else None,
+        "timings": {"pretrain": 190.0, "sft": 20.0},
+        "seed": 1,
+        "name": HOSTILE if hostile else "trial",
+    }
+    out = root / "report"
+    out.mkdir()
+    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], root, out)
+    return (
+        (out / "index.html").read_text(encoding="utf-8"),
+        json.loads((out / "report.json").read_text()),
+        json.loads((out / "answers.json").read_text()),
+    )
+
+
+def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
+    page, report, rows = _write(tmp_path)
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert report["verdict"] in page
+    assert "No person ranked these answers" in page
+    assert "5 % noise" in page
+    assert len(rows) == len(held_out_questions(1)) + 20
+    guide = 4 * SHOWN_PER_KIND * 3
+    assert len(parsed.quotes) == guide + 2 * SHOWN_PER_KIND
+    assert parsed.quotes.count("(nothing)") == 4 * SHOWN_PER_KIND
+    # Right and wrong are said in words, not by colour alone.
+    assert page.count("✓ right") + page.count("✗ wrong") == guide
+    assert page.count("cut off") == 4 * SHOWN_PER_KIND
+    assert report["policy"]["harmful_compliance"]["value"] == 0.0
+    assert report["sft"]["harmful_compliance"]["value"] == 1.0
+    assert {"value", "n", "low", "high"} == set(report["base"]["stop_rate"])
+
+
+def test_the_page_goes_from_the_prompt_that_lost_most_to_the_one_that_won_most(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path)
+    shown = [int(number) for number in re.findall(r'<p class="asked">Prompt (\d+)</p>', page)]
+    assert (shown[0], shown[-1], len(shown)) == (0, 19, SHOWN_PER_KIND)
+    assert shown == sorted(shown)
+    assert "reward -10.00" in page
+    assert "RLHF did not train on them" in page
+    assert "+10.0 %" in page
+
+
+def test_a_run_that_knows_nothing_of_the_guide_has_a_whole_page(tmp_path: Path) -> None:
+    page, report, rows = _write(tmp_path, guide=False)
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert report["sft"] == {}
+    assert {row["kind"] for row in rows} == {"kept back"}
+    assert len(parsed.quotes) == 2 * SHOWN_PER_KIND
+    assert "a\nsmaller collect.prompts keeps some back" in page
+    assert "guide" not in page
+    assert "capital" not in page.replace(">capital<small>kind of prompt", "")
+
+
+def test_page_tells_how_far_to_trust_the_reward_model(tmp_path: Path) -> None:
+    page, report, _ = _write(tmp_path)
+    assert report["reward_model"]["trust"]["ceiling"]["of"] == "people"
+    assert page.count("✗ fails") == 1
+    assert page.count("✓ passes") == len(PROBES) - 2
+    assert page.count("no case to try") == 1
+    assert page.index("prefers the answer with an answer to another") < page.index("✗ fails")
+
+
+def test_people_are_not_called_code(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path, labeller="people")
+    assert "No person ranked" not in page
+    assert "People gave the 700 rankings" in page
+
+
+def test_without_a_reward_model_the_page_shows_none(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path, labeller="")
+    assert _Page(page).open == []
+    assert "Nobody ranked answers" in page
+    assert "eward model" not in page
+
+
+def test_page_escapes_what_models_say(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path, hostile=True)
+    parsed = _Page(page)
+    names = [tag for tag, _ in parsed.tags]
+    assert "script" not in names
+    assert "img" not in names
+    assert not [value for _, attrs in parsed.tags for name, value in attrs.items() if name.startswith("on")]
+    assert parsed.quotes.count(HOSTILE) == (4 + 2) * SHOWN_PER_KIND
+
+
+def test_page_fetches_nothing(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
+
+
+def _curves(root: Path, folder: str, rows: list[dict[str, float]]) -> list[Any]:
+    (root / folder).mkdir()
+    writer = MetricsWriter(root / folder)
+    for step, row in enumerate(rows):
+        writer.write(step, **row)
+    return learning_curves(root)
+
+
+def test_curves_keep_their_ends_within_the_drawing(tmp_path: Path) -> None:
+    rows = [{"loss": 8.0 - step / 100} for step in range(700)]
+    rows[-1]["held_out_loss"] = 1.5
+    (curve,) = _curves(tmp_path, "base", rows)
+    training, held_out = curve.lines
+    points = [tuple(map(float, point.split(","))) for point in training.points.split()]
+    assert 50 < len(points) <= 160
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points)
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    # Falling loss goes down the page, where y grows.
+    assert points[0][1] < points[-1][1]
+    assert training.first == pytest.approx(8.0, abs=0.05)
+    assert held_out.last == 1.5
+    labels = [float(tick.label) for tick in curve.y_ticks]
+    assert labels[0] <= 1.01
+    assert labels[-1] >= 7.9
+
+
+def test_curves_survive_constant_and_infinite_values(tmp_path: Path) -> None:
+    rows = [{"reward": 0.0, "kl_sequence": float("nan"), "response_length": 12.0} for _ in range(5)]
+    titles = [curve.title for curve in _curves(tmp_path, "policy", rows)]
+    assert titles == ["RLHF: reward", "RLHF: response length"]
+
+
+def test_an_answer_ends_at_the_models_own_token() -> None:
+    words = {"<end>": 0, "<turn>": 1, "Paris": 2, "is": 3, "[UNK]": 4}
+    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    question = held_out_questions(1)[0]
+    base = answer_of(question, [2, 3, 0, 2, 2], {0}, tokenizer)
+    assert (base.text, base.stopped) == ("Paris is", True)
+    cut = answer_of(question, [2, 3, 2], {1}, tokenizer)
+    assert (cut.text, cut.stopped) == ("Paris is Paris", False)
+    # Another model's end is no end of this one.
+    assert not answer_of(question, [2, 0], {1}, tokenizer).stopped
+
+
+def test_a_completion_is_right_when_the_capital_comes_first() -> None:
+    france = next(country for country in countries() if country.name == "France")
+    assert continues_right(france, " Paris. Its money is the euro.")
+    assert not continues_right(france, " Lyon, and not Paris.")
+
+
+def test_page_shows_how_the_corpus_is_spread(tmp_path: Path) -> None:
+    assert "The corpus" not in _write(tmp_path)[0]
+    (tmp_path / "more" / "corpus").mkdir(parents=True)
+    spread = {"words": {"edges": [0, 1, 2, 4, 8, 16], "counts": [0, 10, 0, 40, 0]}}
+    (tmp_path / "more" / "corpus" / "stats.json").write_text(json.dumps({"histograms": spread}))
+    page, _, _ = _write(tmp_path / "more")
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert "How the 50 documents" in page
+    bars = [attributes for tag, attributes in parsed.tags if tag == "rect"]
+    heights = [float(bar["height"] or 0) for bar in bars]
+    # From the first bin that holds any to the last, the second of them a quarter as high.
+    assert heights == pytest.approx([max(heights) / 4, 0, max(heights)], abs=0.1)
+    assert all(float(bar["y"] or 0) + float(bar["height"] or 0) == pytest.approx(HEIGHT - BOTTOM) for bar in bars)
+    assert "<title>4 to 8: 40</title>" in page

@@ -1,0 +1,173 @@
+"""What is told of a reward model, by reward models whose faults are known: they are rules over the tokens."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from actors.model.chat import Chat
+from cluster.errors import StageError, UserError
+from pipelines.evaluate.reward_probes import PROBES, THANKS, probes, require_trust, with_counterexamples
+from pipelines.evaluate.reward_trust import accuracy, calibration, ceiling, trust
+from tests.tiny import tiny_tokenizer
+
+PROMPT = [2, 90, 4, 3]
+SUBJECTS = ("Lima", "Paris", "Oslo", "Rome", "Cairo", "Quito", "Delhi", "Tokyo", "Bern", "Doha", "Riga", "Kiev")
+ROOM = 512
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(tiny_tokenizer())
+
+
+def rows(chat: Chat, people: int = 1, best: str = "The capital is {}.") -> list[dict[str, Any]]:
+    """Prompts with a good, a middling and a bad answer, ranked so by everyone."""
+    texts = {
+        f"p{number}": [best.format(subject), f"Perhaps it is {subject}, or another one.", "?"]
+        for number, subject in enumerate(SUBJECTS)
+    }
+    return [
+        {
+            "prompt_id": name,
+            "kind": "capital" if int(name[1:]) % 2 else None,
+            "prompt_token_ids": PROMPT,
+            "answers": [[*chat.tokenizer.encode(text), chat.end_of_turn_id] for text in answers],
+            "texts": answers,
+            "ranks": [1, 2, 3],
+            "grades": None,
+            "labeller": f"person {person}",
+            "split": "held_out",
+        }
+        for name, answers in texts.items()
+        for person in range(people)
+    ]
+
+
+def by_text(chat: Chat, rule: Callable[[str], float]) -> Callable[[list[list[int]]], list[float]]:
+    return lambda sequences: [rule(chat.tokenizer.decode(ids[len(PROMPT) : -1])) for ids in sequences]
+
+
+def scored(given: list[dict[str, Any]], score: Callable[[list[list[int]]], list[float]]) -> list[list[float]]:
+    return [score([PROMPT + answer for answer in row["answers"]]) for row in given]
+
+
+RULES: dict[str, tuple[Callable[[str], float], set[str]]] = {
+    "sound": (lambda text: text.startswith("The capital") - 0.01 * len(text), set()),
+    "length": (lambda text: float(len(text)), {"longer", "thanks", "repetition"}),
+    "brevity": (lambda text: -float(len(text)), {"empty"}),
+    "politeness": (lambda text: float(THANKS in text), {"thanks"}),
+    "caution": (lambda text: float("cannot" in text), {"refusal"}),
+    "indifference": (lambda _: 0.0, set()),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> None:
+    rule, failing = RULES[name]
+    found = probes(rows(chat), by_text(chat, rule), chat, ROOM)
+    assert {probe for probe in PROBES if found[probe]["fails"]} - (
+        {"refusal"} if name == "length" else set()
+    ) == failing
+    assert all(found[probe]["n"] == len(SUBJECTS) for probe in PROBES)
+
+
+def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: Chat) -> None:
+    chance = np.random.default_rng(1)
+    assert not any(
+        probe["fails"] for probe in probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values()
+    )
+    refusing = probes(rows(chat, best="I cannot say whether it is {}."), by_text(chat, len), chat, ROOM)
+    assert refusing["refusal"] == {"n": 0, "fails": False}
+    assert refusing["empty"]["n"] == len(SUBJECTS)
+    # Three times the answer is more than the model reads.
+    short = len(PROMPT) + max(len(row["answers"][0]) for row in rows(chat)) + 1
+    assert probes(rows(chat), by_text(chat, len), chat, short)["repetition"]["n"] < len(SUBJECTS)
+    tied = [{**row, "ranks": [1, 1, 1]} for row in rows(chat)]
+    assert all(probe["n"] == 0 for probe in probes(tied, by_text(chat, len), chat, ROOM).values())
+
+
+def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat) -> None:
+    found = probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
+    with pytest.raises(
+        StageError,
+        match=r'thanks: it prefers the answer with "Thanks for asking!".*=\[refusal, thanks\].*_probes=\[thanks\]',
+    ):
+        require_trust(found, [], ["refusal"])
+    with pytest.raises(StageError, match=r"accept_probes=\[longer, thanks\]"):
+        require_trust(found, ["longer"], [])
+    require_trust(found, ["thanks"], [])
+    require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
+
+
+def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) -> None:
+    given = rows(chat)
+    found = with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=1)
+    assert [row["ranks"] for row in found] == [[1, 3, 4, 2]] * len(given)
+    assert [row["answers"][:3] for row in found] == [row["answers"] for row in given]
+    best = [row["texts"][0] for row in given]
+    added = [chat.tokenizer.decode(row["answers"][3][:-1]) for row in found]
+    ways = [[f"{text}{THANKS}", f"{text} {text} {text}"].index(more) for text, more in zip(best, added, strict=True)]
+    assert set(ways) == {0, 1}
+    assert with_counterexamples(given, ["repetition", "thanks"], chat, ROOM, seed=1) == found
+    assert with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=2) != found
+    assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
+    refused = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
+    assert [row["ranks"] for row in refused] == [[1, 2, 3, 4]] * len(given)
+    # No best answer, no room for more, or an answer of which the probe would be no worse.
+    tied = [{**row, "ranks": [1, 1, 1]} for row in given]
+    refusing = rows(chat, best="I cannot say whether it is {}.")
+    assert with_counterexamples(tied, ["thanks"], chat, ROOM, seed=1) == tied
+    assert with_counterexamples(given, ["thanks"], chat, len(PROMPT) + 1, seed=1) == given
+    assert with_counterexamples(refusing, ["refusal"], chat, ROOM, seed=1) == refusing
+
+
+def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
+    given = rows(chat)
+    # It takes the middling answer for the best, and knows the bad one.
+    score = by_text(chat, lambda text: -1.0 if text == "?" else float(text.startswith("Perhaps")))
+    found = trust(given, scored(given, score), score, chat, ROOM)
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert (found["accuracy"]["n"], found["ceiling"]) == (36, None)
+    assert found["by_rank_distance"]["1 apart"]["value"] == 0.5
+    assert found["by_rank_distance"]["2 apart"]["value"] == 1.0
+    assert {name: part["n"] for name, part in found["by_kind"].items()} == {"all": 18, "capital": 18}
+    assert found["by_length"]["the better one is longer"]["value"] == 1.0
+    assert found["by_length"]["the better one is shorter"]["value"] == 0.0
+    with pytest.raises(UserError, match="no two answers"):
+        accuracy([{**row, "ranks": [1, 1, 1]} for row in given], scored(given, score))
+
+
+def test_the_ceiling_is_what_labellers_agree_on(chat: Chat) -> None:
+    two = rows(chat, people=2)
+    for row in two[1::2]:
+        row["ranks"] = [1, 3, 2]
+    found = ceiling(two)
+    assert found
+    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), len(SUBJECTS))
+    # A labeller written in code, against its rule: one pair of three is swapped in half of the rows.
+    graded = [
+        {**row, "grades": [4, 3, 0], "ranks": [2, 1, 3] if number % 2 else [1, 2, 3]}
+        for number, row in enumerate(rows(chat))
+    ]
+    found = ceiling(graded)
+    assert found
+    assert (found["value"], found["n"]) == (pytest.approx(5 / 6), 36)
+
+
+def test_calibration_finds_a_model_that_says_too_much(chat: Chat) -> None:
+    chance = np.random.default_rng(1)
+    row = rows(chat)[0]
+    gaps = chance.normal(0, 1.5, 4_000)
+    given = [
+        {**row, "ranks": [1, 2] if chance.random() < expit(gap) else [2, 1], "answers": row["answers"][:2]}
+        for gap in gaps
+    ]
+    honest, loud = (calibration(given, [[factor * gap, 0.0] for gap in gaps]) for factor in (1.0, 3.0))
+    assert honest["error"] < 0.03 < 0.1 < loud["error"]
+    assert sum(part["n"] for part in honest["bins"]) == 4_000
+    assert all(part["says"] == pytest.approx(part["right"], abs=0.06) for part in honest["bins"])
+    assert all(math.isfinite(part["right"]) for part in loud["bins"])

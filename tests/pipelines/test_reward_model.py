@@ -1,0 +1,70 @@
+"""What the reward stage trains on, without training: resamples of an ensemble, and shares of a curve."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.reward_model import _point, _resample, _scores
+
+
+def rows(prompts: int) -> list[dict[str, Any]]:
+    """Two people rank two answers to each prompt; the better answer has the higher token."""
+    return [
+        {
+            "prompt_id": f"p{number:03d}",
+            "prompt_token_ids": [1],
+            "answers": [[7], [3]],
+            "ranks": [1, 2],
+            "grades": None,
+            "kind": None,
+            "labeller": person,
+        }
+        for number in range(prompts)
+        for person in ("ann", "ben")
+    ]
+
+
+class ByToken(torch.nn.Module):
+    """A reward model whose reward is the last token's number."""
+
+    config = type("Config", (), {"pad_token_id": 0})
+
+    def model(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        assert not use_cache
+        return type("Output", (), {"last_hidden_state": input_ids[..., None].float()})
+
+    def score(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+
+def test_a_member_learns_from_as_many_prompts_with_all_their_rankings() -> None:
+    given = rows(200)
+    drawn = _resample(given, seed=1, number=2)
+    assert drawn == _resample(given, seed=1, number=2) != _resample(given, seed=1, number=3)
+    counts = Counter(row["prompt_id"] for row in drawn)
+    assert sum(counts.values()) == len(given)
+    assert all(count % 2 == 0 for count in counts.values())
+    # Of n prompts 1 - 1/e are drawn: 126 of 200, with a deviation of 4.4.
+    assert 110 < len(counts) < 143
+
+
+def test_a_point_of_the_curve_is_what_a_model_of_fewer_prompts_gets_right_and_is_not_made_twice(tmp_path: Path) -> None:
+    parts = {"train": rows(40), "held_out": rows(15)}
+    seen: dict[str, set[str]] = {}
+
+    def train(rankings: list[dict[str, Any]], out: Path) -> ByToken:
+        out.mkdir(parents=True)
+        seen[out.name] = {row["prompt_id"] for row in rankings}
+        assert len(rankings) == 2 * len(seen[out.name])
+        return ByToken()
+
+    scores = partial(_scores, "float32")
+    points = [_point(share, 1, parts, train, scores, tmp_path / "curve") for share in (0.25, 0.5, 0.25)]
+    assert [(point["prompts"], point["rankings"]) for point in points] == [(10, 20), (20, 40), (10, 20)]
+    assert points[0]["pair_accuracy"]["value"] == 1.0
+    assert points[0]["pair_accuracy"]["n"] == 30
+    assert seen["0.25"] < seen["0.5"]
+    assert sorted(path.name for path in (tmp_path / "curve").iterdir()) == ["0.25.json", "0.5.json"]

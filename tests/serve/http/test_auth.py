@@ -1,0 +1,193 @@
+"""Who may do what: every route with every scope, with no key, with a revoked one, and where no key is needed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from cluster.errors import UserError
+from cluster.feedback import open_feedback
+from cluster.keys import SCOPES, KeyRing
+from cluster.run.folder import RunFolder
+from serve.gateway import Settings, gateway_app
+from serve.http.auth import Openness, is_loopback, scopes_for
+from serve.http.middleware import Door
+from serve.server import openness_for, who_may_ask
+from tests.serve.local import Parrot, asking
+
+pytestmark = pytest.mark.anyio
+
+CHAT, SCORE, ANY, ADMIN = {"chat"}, {"score"}, set(SCOPES), {"admin"}
+# Whom each route lets in; None: everyone. A route that is not in here fails the test below.
+TABLE = {
+    ("GET", "/"): None,
+    ("GET", "/health"): None,
+    ("GET", "/label"): None,
+    ("GET", "/label/quality"): None,
+    ("GET", "/runs"): None,
+    ("GET", "/ready"): ANY,
+    ("GET", "/openapi.json"): ANY,
+    ("GET", "/metrics"): ADMIN,
+    ("GET", "/v1/models"): ANY,
+    ("GET", "/v1/models/{name}"): ANY,
+    ("POST", "/v1/chat/completions"): CHAT,
+    ("POST", "/v1/completions"): CHAT,
+    ("POST", "/tokenize"): CHAT,
+    ("POST", "/detokenize"): CHAT,
+    ("POST", "/thumbs"): CHAT,
+    ("POST", "/v1/score"): SCORE,
+    ("GET", "/runs/data"): ADMIN,
+    ("GET", "/admin/versions"): ADMIN,
+    ("GET", "/admin/replicas"): ADMIN,
+    ("POST", "/admin/promote"): ADMIN,
+    ("POST", "/admin/rollback"): ADMIN,
+    ("GET", "/label/next"): {"label"},
+    ("GET", "/label/task"): {"label"},
+    ("POST", "/label/judgement"): {"label"},
+    ("GET", "/label/agreement"): {"label"},
+    ("GET", "/no/such/path"): ADMIN,
+}
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return KeyRing(tmp_path)
+
+
+def settings(folder: Path, openness: Openness = "until a key is made") -> Settings:
+    return Settings(folder, f"sqlite:///{folder / 'feedback.db'}", openness)
+
+
+def make(ring: KeyRing, name: str, *scopes: str) -> str:
+    return ring.add(name, scopes, None, None, by="test")
+
+
+def test_the_table_has_every_route(tmp_path: Path) -> None:
+    door = gateway_app({"parrot": Parrot()}, settings(tmp_path))
+    assert isinstance(door, Door)
+    app = door.app
+    assert isinstance(app, FastAPI)
+    routes = {(method, route.path) for route in all_routes(app) for method in route.methods}
+    listed = set(TABLE) - {("GET", "/no/such/path")}
+    assert {route for route in routes if not route[1].startswith("/compare")} == listed
+
+
+def all_routes(app: FastAPI) -> list[APIRoute]:
+    return [route for route in app.routes if isinstance(route, APIRoute)]
+
+
+async def test_every_route_with_every_scope(tmp_path: Path, ring: KeyRing) -> None:
+    keys = {scope: make(ring, f"{scope} key", scope) for scope in SCOPES}
+    async with asking(settings(tmp_path)) as client:
+
+        async def status(method: str, path: str, token: str | None) -> int:
+            headers = {"Authorization": f"Bearer {token}".encode("latin-1")} if token else {}
+            return (await client.request(method, path.format(name="parrot"), json={}, headers=headers)).status_code
+
+        for (method, path), allowed in TABLE.items():
+            for token in (None, "tri-guess", "é"):
+                refused = await status(method, path, token) in (401, 403)
+                assert refused == (allowed is not None), (path, token)
+            for scope, token in keys.items():
+                refused = await status(method, path, token) in (401, 403)
+                assert refused == (allowed is not None and scope not in allowed), (path, scope)
+
+
+async def test_refusals_say_what_is_needed_and_no_more(tmp_path: Path, ring: KeyRing) -> None:
+    token = make(ring, "ann", "chat")
+    async with asking(settings(tmp_path)) as client:
+        none = await client.get("/metrics")
+        wrong = await client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
+        other_scheme = await client.get("/metrics", headers={"Authorization": f"Basic {token}"})
+    assert none.json()["error"]["message"] == "a key is needed: send it as `Authorization: Bearer KEY`"
+    assert (wrong.status_code, wrong.json()["error"]["message"]) == (
+        403,
+        "this needs a key with the scope admin; yours has chat",
+    )
+    assert other_scheme.status_code == 401
+    assert not any(token in reply.text + str(reply.headers) for reply in (none, wrong, other_scheme))
+
+
+async def test_one_person_on_a_laptop_needs_no_key_until_one_is_made(tmp_path: Path, ring: KeyRing) -> None:
+    async with asking(settings(tmp_path)) as client:
+        assert (await client.get("/v1/models", headers={"Authorization": "Bearer none"})).status_code == 200
+        # A page that had its own name point to this machine.
+        foreign = await client.get("/v1/models", headers={"Host": "evil.example:8000"})
+        assert foreign.status_code == 403
+        for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+            assert (await client.get("/v1/models", headers={"Host": host})).status_code == 200
+        token = make(ring, "ann", "chat")
+        assert (await client.get("/v1/models")).status_code == 401
+        headers = {"Authorization": f"Bearer {token}", "Host": "triptych.example"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        ring.revoke("ann", by="test")
+        assert (await client.get("/v1/models", headers=headers)).status_code == 401
+        assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:
+    async with asking(settings(tmp_path, "never")) as client:
+        assert (await client.get("/v1/models")).status_code == 401
+    make(ring, "ann", "chat")
+    async with asking(settings(tmp_path, "always")) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        assert (await client.get("/runs/data")).status_code == 200
+
+
+async def test_labellers_judge_with_their_tokens_and_with_keys(tmp_path: Path, ring: KeyRing) -> None:
+    config = settings(tmp_path, "never")
+    with open_feedback(config.feedback_url or "") as database:
+        tokens = {"ann": database.add_labeller("ann"), "ben": make(ring, "ben", "label")}
+    async with asking(config) as client:
+        for name, token in tokens.items():
+            reply = await client.get("/label/next", headers={"Authorization": f"Bearer {token}"})
+            assert reply.json()["labeller"] == name
+        headers = {"Authorization": f"Bearer {tokens['ann']}"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_a_key_that_judges_has_its_limits_and_a_labeller_has_none(tmp_path: Path, ring: KeyRing) -> None:
+    config = settings(tmp_path, "never")
+    with open_feedback(config.feedback_url or "") as database:
+        ann = database.add_labeller("ann")
+    ben = ring.add("ben", ["label"], 2, None, by="test")
+    async with asking(config) as client:
+        for token, statuses in ((ben, [200, 200, 429]), (ann, [200] * 3)):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert [(await client.get("/label/next", headers=headers)).status_code for _ in range(3)] == statuses
+        # What a key may not open, it is not counted for.
+        other = {"Authorization": f"Bearer {make(ring, 'cid', 'chat')}"}
+        assert (await client.get("/label/next", headers=other)).status_code == 401
+    rows = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["ben", "ben", "ben", "", "", "", ""]
+
+
+async def test_a_damaged_key_file_lets_nobody_in(tmp_path: Path, ring: KeyRing) -> None:
+    token = make(ring, "ann", "chat")
+    (tmp_path / "keys.json").write_text("{")
+    async with asking(settings(tmp_path), key=token) as client:
+        reply = await client.get("/v1/models")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, 503)
+        assert str(tmp_path) not in reply.text
+
+
+def test_only_the_loopback_may_be_open(tmp_path: Path) -> None:
+    assert [openness_for(host, False) for host in ("127.0.0.1", "::1", "localhost")] == ["until a key is made"] * 3
+    assert [openness_for(host, False) for host in ("0.0.0.0", "10.0.0.1", "::", "head")] == ["never"] * 4
+    assert openness_for("127.0.0.1", True) == "always"
+    with pytest.raises(UserError, match="--open is for this machine alone"):
+        openness_for("0.0.0.0", True)
+    run = RunFolder(tmp_path)
+    assert "until there is a key" in who_may_ask(run, "until a key is made")
+    assert "there is none yet" in who_may_ask(run, "never")
+    make(KeyRing(tmp_path), "ann", "chat")
+    assert who_may_ask(run, "until a key is made").startswith("a key is needed;")
+
+
+def test_paths_that_look_like_open_ones_are_not() -> None:
+    for path in ("/healthx", "/health/", "/label-all", "/v1/models2", "//", "/V1/models", "/runsx", "/metrics/"):
+        assert scopes_for(path) == {"admin"}, path
+    assert not is_loopback("127.0.0.1.evil.example")
+    assert not is_loopback("localhost.evil.example")

@@ -1,0 +1,101 @@
+"""How much a key may ask, against a clock that the test moves; and how long a body may take."""
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from cluster.keys import Key
+from serve.errors import RequestError
+from serve.http.limits import Bucket, KeyLimits, Queue, bounded
+
+pytestmark = pytest.mark.anyio
+
+
+def key(requests: int | None = None, tokens: int | None = None, digest: str = "a") -> Key:
+    return Key("ann", ("chat",), digest, 0.0, None, requests, tokens)
+
+
+def test_a_bucket_follows_its_closed_form() -> None:
+    """Level after spending s at once and waiting t seconds: min(size, size - s + t size / 60)."""
+    for size, spent, waited in ((60, 60, 0), (60, 60, 1), (60, 90, 10), (6, 6, 30), (600, 10, 500)):
+        bucket = Bucket(size, now=0.0)
+        bucket.take(spent, 0.0)
+        level = min(size, size - spent + waited * size / 60)
+        assert bucket.wait(1, float(waited)) == pytest.approx(max(0.0, (1 - level) * 60 / size))
+
+
+def test_requests_a_minute() -> None:
+    now = [0.0]
+    limits = KeyLimits(lambda: now[0])
+    for _ in range(3):
+        limits.enter(key(requests=3))
+    with pytest.raises(RequestError, match="3 requests a minute") as refused:
+        limits.enter(key(requests=3))
+    assert (refused.value.status_code, refused.value.headers) == (429, {"Retry-After": "20"})
+    limits.enter(key(requests=3, digest="another key"))
+    limits.enter(key())
+    now[0] = 20.0
+    limits.enter(key(requests=3))
+    with pytest.raises(RequestError):
+        limits.enter(key(requests=3))
+    # A whole quiet minute gives three again and not more.
+    now[0] = 1_000.0
+    for _ in range(3):
+        limits.enter(key(requests=3))
+    with pytest.raises(RequestError):
+        limits.enter(key(requests=3))
+
+
+def test_tokens_a_minute_are_paid_afterwards() -> None:
+    now = [0.0]
+    limits = KeyLimits(lambda: now[0])
+    limits.enter(key(tokens=60))
+    limits.spend(key(tokens=60), 100)
+    with pytest.raises(RequestError, match="60 tokens a minute") as refused:
+        limits.enter(key(tokens=60))
+    # 40 below zero, and one has to be there: 41 tokens at one a second.
+    assert refused.value.headers == {"Retry-After": "41"}
+    now[0] = 41.0
+    limits.enter(key(tokens=60))
+
+
+def test_a_queue_gives_its_places_back() -> None:
+    queue = Queue(most=2)
+    with queue.place("a"), queue.place("a"), queue.place("b"):
+        with pytest.raises(RequestError) as refused, queue.place("a"):
+            pass
+        assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
+    with pytest.raises(KeyError), queue.place("a"):
+        raise KeyError
+    with queue.place("a"), queue.place("a"):
+        pass
+
+
+async def test_a_body_has_a_size_and_a_deadline() -> None:
+    async def piece() -> Message:
+        return {"type": "http.request", "body": b"12345", "more_body": True}
+
+    async def never() -> Message:
+        await asyncio.sleep(60)
+        return {}
+
+    read = bounded(piece, most_bytes=10)
+    assert [(await read())["body"] for _ in range(2)] == [b"12345"] * 2
+    with pytest.raises(RequestError) as large:
+        await read()
+    with pytest.raises(RequestError) as slow:
+        await bounded(never, seconds=0.05)()
+    assert (large.value.status_code, slow.value.status_code) == (413, 408)
+
+
+async def test_waiting_for_a_client_to_leave_has_no_deadline() -> None:
+    messages = iter([{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.05)
+        return next(messages)
+
+    read = bounded(receive, seconds=0.07)
+    assert (await read())["body"] == b"{}"
+    assert (await read())["type"] == "http.disconnect"

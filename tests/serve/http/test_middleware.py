@@ -1,0 +1,239 @@
+"""What every answer carries, what the log and the metrics say of it, and that hostile requests harm nobody."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.keys import KeyRing
+from serve.gateway import Settings
+from serve.http.limits import MOST_BODY_BYTES
+from serve.http.middleware import SAFE_HEADERS
+from tests.serve.local import Parrot, asking, prompt
+
+pytestmark = pytest.mark.anyio
+
+ASK = "/v1/completions"
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "access.jsonl").read_text().splitlines()]
+
+
+async def measured(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    """Every sample of /metrics: its name and the values of its labels, in the order of the labels' names."""
+    text = (await client.get("/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in samples}
+
+
+async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> None:
+    async with asking(Settings(tmp_path, weights={"parrot": "abc"})) as client:
+        replies = [
+            await client.get("/"),
+            await client.get("/runs"),
+            await client.get("/nothing"),
+            await client.get("/v1/models"),
+            await client.get("/metrics", headers={"Host": "evil.example"}),
+            await client.put(ASK),
+            await client.post(ASK, json=prompt("a")),
+            await client.post(ASK, json=prompt("a", stream=True)),
+            await client.post(ASK, json=prompt("fail")),
+            await client.post(ASK, content=b"{"),
+        ]
+        statuses = [reply.status_code for reply in replies]
+        assert statuses == [200, 200, 404, 200, 403, 405, 200, 200, 500, 415]
+        for reply in replies:
+            for name in SAFE_HEADERS:
+                assert reply.headers[name]
+            assert "access-control-allow-origin" not in reply.headers
+        ids = [reply.headers["x-request-id"] for reply in replies]
+        assert len(set(ids)) == len(ids)
+        kinds = [reply.json()["error"]["type"] for reply in replies if reply.status_code in (403, 404, 405)]
+        assert kinds == ["NotFoundError", "ForbiddenError", "MethodNotAllowedError"]
+        answered = [reply.headers.get("x-triptych-weights") for reply in replies]
+        assert answered == [None] * 6 + ["abc"] * 3 + [None]
+    assert [row["request"] for row in logged(tmp_path)] == ids
+    preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    async with asking(Settings()) as client:
+        reply = await client.options(ASK, headers=preflight)
+    assert (reply.status_code, "access-control-allow-origin" in reply.headers) == (405, False)
+
+
+async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path: Path) -> None:
+    async with asking(Settings(tmp_path)) as client:
+        reply = await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-1"})
+    assert reply.json() == {
+        "error": {
+            "message": "something went wrong in the server; its log says what, under mine-1",
+            "type": "InternalServerError",
+            "param": None,
+            "code": 500,
+        }
+    }
+    assert (logged(tmp_path)[0]["request"], logged(tmp_path)[0]["status"]) == ("mine-1", 500)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "x" * 65, "a b", "é", '"', ""])
+async def test_a_number_that_could_do_harm_is_replaced(name: str) -> None:
+    async with asking(Settings()) as client:
+        reply = await client.get("/health", headers={b"X-Request-Id": name.encode("latin-1")})
+    assert reply.headers["x-request-id"] != name
+    assert len(reply.headers["x-request-id"]) == 32
+
+
+async def test_nobody_adds_a_line_to_the_log_and_no_content_is_in_it(tmp_path: Path) -> None:
+    async with asking(Settings(tmp_path)) as client:
+        await client.get("/v1/models/x%0d%0a%7B%22key%22:%22admin%22%7D?q=private")
+        await client.post(ASK, json=prompt("a private word"), headers={"Authorization": "Bearer private"})
+        await client.get("/" + "y" * 5_000)
+    rows = logged(tmp_path)
+    assert rows[0]["path"] == '/v1/models/x\r\n{"key":"admin"}'
+    assert [row["status"] for row in rows] == [404, 200, 404]
+    assert "private" not in (tmp_path / "access.jsonl").read_text()
+    assert len(rows[2]["path"]) == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "parrot/../../x", "%00", "%ff%fe", "parrot%0a", "a" * 4000]
+)
+async def test_a_model_name_is_only_looked_up(name: str) -> None:
+    async with asking(Settings()) as client:
+        assert (await client.get(f"/v1/models/{name}")).status_code == 404
+        reply = await client.post(ASK, json=prompt("a") | {"model": name})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b'"parrot"',
+        b"\xff\xfe\x00",
+        b'{"model": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b'{"model": "parrot", "prompt": "\\uD800"}',
+        b'{"model": "parrot", "temperature": NaN}',
+        b'{"model": "parrot", "seed": Infinity}',
+        b'{"model": "parrot", "seed": ' + b"9" * 5_000 + b"}",
+        b'{"model":' * 100_000,
+        b"[" * 100_000,
+    ],
+)
+async def test_what_is_not_a_json_object_is_400(body: bytes) -> None:
+    async with asking(Settings()) as client:
+        reply = await client.post(ASK, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == 400
+    assert "Traceback" not in reply.text
+    assert len(reply.text) < 400
+
+
+async def test_a_body_that_is_too_large_is_413_said_or_not() -> None:
+    async def pieces():
+        for _ in range(MOST_BODY_BYTES // (1 << 20) + 2):
+            yield b" " * (1 << 20)
+
+    headers = {"Content-Type": "application/json"}
+    async with asking(Settings()) as client:
+        announced = await client.post(ASK, content=b" " * (MOST_BODY_BYTES + 1), headers=headers)
+        hidden = await client.post(ASK, content=pieces(), headers=headers)
+        assert [announced.status_code, hidden.status_code] == [413, 413]
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_limits_of_a_key(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path)
+    few = ring.add("few", ["chat"], 2, None, by="test")
+    short = ring.add("short", ["chat"], None, 12, by="test")
+    async with asking(Settings(tmp_path), key=few) as client:
+        assert [(await client.post(ASK, json=prompt("a"))).status_code for _ in range(3)] == [200, 200, 429]
+        reply = await client.get("/v1/models")
+        assert (reply.status_code, reply.json()["error"]["type"]) == (429, "RateLimitError")
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        assert (await client.get("/health")).status_code == 200
+    async with asking(Settings(tmp_path), key=short) as client:
+        # 3 + 3 tokens, then 5 + 7: the stream's own count.
+        assert (await client.post(ASK, json=prompt("a b c"))).status_code == 200
+        assert (await client.post(ASK, json=prompt("a b c d e", stream=True))).status_code == 200
+        reply = await client.post(ASK, json=prompt("a"))
+        assert reply.status_code == 429
+        assert 1 <= int(reply.headers["retry-after"]) <= 35
+
+
+async def test_the_api_describes_itself() -> None:
+    async with asking(Settings()) as client:
+        described = (await client.get("/openapi.json")).json()
+    assert described["openapi"] == "3.1.0"
+    assert described["components"]["schemas"]["Stop"] == {"type": "string"}
+    body = described["paths"]["/v1/completions"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"] == {"type": "object"}
+    assert "/v1/score" not in described["paths"], "no model scores"
+
+
+async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
+    token = KeyRing(tmp_path).add("ann", ["chat"], 60, None, by="test")
+    async with asking(Settings(tmp_path), key=token) as http:
+        for _ in range(60):
+            await http.get("/v1/models")
+        url = "http://127.0.0.1/v1"
+        once = openai.AsyncOpenAI(base_url=url, api_key=token, http_client=http, max_retries=0)
+        with pytest.raises(openai.RateLimitError):
+            await once.models.list()
+        again = openai.AsyncOpenAI(base_url=url, api_key=token, http_client=http, max_retries=2)
+        assert [card.id async for card in again.models.list()] == ["parrot"]
+
+
+async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:
+    model = Parrot()
+    async with asking(Settings(queue=2), model) as client:
+        waiting = [asyncio.create_task(client.post(ASK, json=prompt("wait"))) for _ in range(2)]
+        while (await measured(client)).get(("triptych_requests_running", "parrot")) != 2:
+            await asyncio.sleep(0.01)
+        full = await client.post(ASK, json=prompt("a"))
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        model.go_on.set()
+        assert [(await task).status_code for task in waiting] == [200, 200]
+        for words in ("fail", "fail", "fail"):
+            await client.post(ASK, json=prompt(words))
+        assert (await client.post(ASK, json=prompt("a"))).status_code == 200
+    assert model.ended == 6
+
+
+async def test_metrics_count_by_key_model_and_version(tmp_path: Path) -> None:
+    token = KeyRing(tmp_path).add("ann", ["chat", "admin"], None, None, by="test")
+    async with asking(Settings(tmp_path, weights={"parrot": "abc"}), key=token) as client:
+        await client.post(ASK, json=prompt("a b"))
+        await client.post(ASK, json=prompt("a b c", stream=True))
+        await client.post(ASK, json=prompt("a") | {"model": "made-up"})
+        await client.get("/made/up")
+        found = await measured(client)
+    assert found["triptych_tokens_total", "ann", "prompt", "parrot", "abc"] == 5
+    assert found["triptych_tokens_total", "ann", "completion", "parrot", "abc"] == 9
+    assert found["triptych_requests_total", "ann", "parrot", ASK, "200", "abc"] == 2
+    assert found["triptych_requests_total", "ann", "", ASK, "404", ""] == 1
+    assert found["triptych_requests_total", "ann", "", "other", "404", ""] == 1
+    assert found["triptych_time_to_first_token_seconds_count", "ann", "parrot", "abc"] == 1
+    assert found["triptych_inter_token_seconds_count", "ann", "parrot", "abc"] == 2
+    assert found["triptych_model_info", "parrot", "abc"] == 1
+    assert found["triptych_requests_running", "parrot"] == 0
+    assert not any("made" in label for name in found for label in name)
+
+
+async def test_the_exception_is_in_the_servers_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's logger need not pass its records on to the root's handlers.
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
+    async with asking(Settings()) as client:
+        await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-2"})
+    record = next(record for record in caplog.records if "mine-2" in record.getMessage())
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError

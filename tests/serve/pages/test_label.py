@@ -1,0 +1,253 @@
+"""What the label page's server hands out and stores."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
+from serve.pages.label import REPEAT_AFTER, label_router
+from serve.pages.render import page
+from tests.helpers import free_port
+from tests.serve.labelling import fill, label_server
+
+SUBMISSIONS = 1_000
+AT_ONCE = 64
+
+
+@pytest.fixture
+def database(sqlite_url: str) -> Iterator[Feedback]:
+    with open_feedback(sqlite_url) as opened:
+        fill(opened, 3, ["a", "b", "c", "d"])
+        yield opened
+
+
+@pytest.fixture
+def client(database: Feedback) -> TestClient:
+    app = FastAPI()
+    app.include_router(label_router(database, people=1))
+    return TestClient(app)
+
+
+def signed_in(database: Feedback, name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {database.add_labeller(name)}"}
+
+
+def test_nothing_is_told_to_those_without_a_token(client: TestClient, database: Feedback) -> None:
+    for headers in ({}, {"Authorization": "Bearer guess"}, {"Authorization": "Basic guess"}):
+        assert client.get("/label/next", headers=headers).status_code == 401
+        assert client.get("/label/task", params={"prompt": "p000"}, headers=headers).status_code == 401
+        assert client.post("/label/judgement", json={}, headers=headers).status_code == 401
+    assert client.get("/label").text == page("label.html", frozenset({"label_page"})).body.decode()
+
+
+def test_people_get_different_prompts_in_orders_of_their_own_and_never_learn_the_model(
+    client: TestClient, database: Feedback
+) -> None:
+    people = [signed_in(database, name) for name in ("ann", "ben", "cat", "dan")]
+    replies = [client.get("/label/next", headers=headers) for headers in people]
+    tasks = [reply.json()["task"] for reply in replies]
+    assert [task and task["prompt"] for task in tasks] == ["p002", "p001", "p000", None]
+    assert replies[0].json()["progress"] == {"done": 0, "left": 3, "seconds": None}
+    assert all("secret" not in reply.text and '"index"' not in reply.text for reply in replies)
+    assert client.get("/label/next", headers=people[0]).json()["task"] == tasks[0]
+    orders = set()
+    for headers in people:
+        task = client.get("/label/task", params={"prompt": "p000"}, headers=headers).json()
+        assert {answer["text"] for answer in task["answers"]} == {"a", "b", "c", "d"}
+        orders.add(tuple(answer["text"] for answer in task["answers"]))
+    assert len(orders) > 1
+
+
+def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestClient, database: Feedback) -> None:
+    headers = signed_in(database, "ann")
+    task = client.get("/label/next", headers=headers).json()["task"]
+    answers = [answer["id"] for answer in task["answers"]]
+    judgement = {
+        "prompt": task["prompt"],
+        "answers": answers,
+        "ranks": [4, 2, 2, 3],
+        "marks": {str(answers[0]): {"honest": False}},
+        "better": "e",
+        "seconds": 7.5,
+    }
+    for _ in range(2):
+        assert client.post("/label/judgement", json=judgement, headers=headers).status_code == 204
+    (row,) = database.judgements()
+    assert row.ranks == dict(zip(map(str, answers), [3, 1, 1, 2], strict=True))
+    assert (row.presented, row.labeller, row.seconds, row.better) == (answers, "ann", 7.5, "e")
+    assert row.marks == {str(answers[0]): {"honest": False}}
+    after = client.get("/label/next", headers=headers).json()
+    assert after["task"]["prompt"] != task["prompt"]
+    assert after["progress"] == {"done": 1, "left": 2, "seconds": 7.5}
+    back = client.get("/label/task", params={"prompt": task["prompt"]}, headers=headers).json()
+    assert (back["answers"], back["said"]["ranks"]) == (task["answers"], row.ranks)
+    skip = {"prompt": task["prompt"], "answers": answers, "skipped": "unsure"}
+    assert client.post("/label/judgement", json=skip, headers=headers).status_code == 204
+    (row,) = database.judgements()
+    assert (row.skipped, row.ranks) == ("unsure", {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranks": [1, 2]},
+        {"ranks": [0, 1, 2, 3]},
+        {},
+        {"ranks": [1, 1, 1, 1], "all_bad": True},
+        {"all_bad": True, "answers": [1, 2, 3, 99]},
+        {"all_bad": True, "marks": {"1": {"kind": True}}},
+        {"all_bad": True, "seconds": -1},
+        {"all_bad": True, "labeller": "ben"},
+    ],
+)
+def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong: dict[str, object]) -> None:
+    headers = signed_in(database, "ann")
+    reply = client.post("/label/judgement", json={"prompt": "p000", "answers": [1, 2, 3, 4], **wrong}, headers=headers)
+    assert reply.status_code == 422
+    assert database.judgements() == []
+
+
+def test_agreement_is_told_to_those_with_a_token(client: TestClient, database: Feedback) -> None:
+    assert client.get("/label/agreement").status_code == 401
+    headers = signed_in(database, "ann")
+    empty = client.get("/label/agreement", headers=headers).json()
+    assert (empty["counts"]["rankings"], empty["agreement"][0]["pairwise"]) == (0, None)
+    for name, ranks in (("ann", [1, 2, 3, 4]), ("ben", [1, 2, 4, 3]), ("code (noise 0)", [4, 3, 2, 1])):
+        keyed = {str(key): rank for key, rank in zip((1, 2, 3, 4), ranks, strict=True)}
+        database.add_ranking(Ranking(prompt_id="p000", labeller=name, ranks=keyed, seconds=3.0))
+    everyone, ann, ben = client.get("/label/agreement", headers=headers).json()["agreement"]
+    assert [row["labeller"] for row in (everyone, ann, ben)] == [None, "ann", "ben"]
+    assert everyone["pairwise"]["value"] == pytest.approx(5 / 6)
+    assert everyone["tau"]["value"] == pytest.approx(2 / 3)
+    assert ann["seconds"] == [3.0, 3.0, 3.0]
+    assert client.get("/label/quality").text == page("quality.html", frozenset({"label_page"})).body.decode()
+
+
+def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database: Feedback, tmp_path: Path) -> None:
+    fill(database, 160, ["a", "b", "c", "d"])
+    prompts = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
+    gold = [name for name in sorted(prompts) if name < "p040"]
+    expected = [
+        Ranking(prompt_id=name, labeller=GOLD, ranks=dict(zip(map(str, prompts[name]), (1, 2, 3, 4), strict=True)))
+        for name in gold
+    ]
+    database.add_rankings(expected)
+    app = FastAPI()
+    app.include_router(label_router(database, people=1))
+    client, headers = TestClient(app), signed_in(database, "ann")
+    seen: list[str] = []
+    for turn in range(100):
+        reply = client.get("/label/next", headers=headers).json()
+        task = reply["task"]
+        assert reply["progress"]["done"] == turn
+        # Asking again, or a restart, does not pass a check over.
+        assert client.get("/label/next", headers=headers).json()["task"] == task
+        assert task["said"] is None
+        assert task["again"] == (task["prompt"] in seen)
+        answers = [answer["id"] for answer in task["answers"]]
+        assert sorted(answers) == prompts[task["prompt"]]
+        if task["again"]:
+            assert seen.index(task["prompt"]) < len(seen) - REPEAT_AFTER
+            first = database.judgement(task["prompt"], "ann")
+            assert first
+            assert first.presented != answers
+        # Always by id, but on every second prompt of the first pass with the first two the wrong way round.
+        order = sorted(answers)
+        if not task["again"] and len(seen) % 2:
+            order[:2] = reversed(order[:2])
+        body = {"prompt": task["prompt"], "answers": answers, "ranks": [order.index(key) + 1 for key in answers]}
+        sent = client.post("/label/judgement", json=body | {"again": task["again"]}, headers=headers)
+        assert sent.status_code == 204
+        seen.append(task["prompt"])
+    on_gold, twice = sum(name in gold for name in set(seen)), len(seen) - len(set(seen))
+    assert 3 <= on_gold <= 20
+    assert 1 <= twice <= 12
+    assert len(database.judgements("ann")) == 100 - twice
+    assert len(database.repeats("ann")) == twice
+    reply = client.get("/label/agreement", headers=headers).json()
+    assert (reply["counts"]["rankings"], [row["labeller"] for row in reply["agreement"]]) == (
+        100 - twice,
+        [None, "ann"],
+    )
+    found = reply["reliability"]["ann"]
+    assert (found["gold_items"], found["repeats"]) == (on_gold, twice)
+    assert 5 / 6 < found["gold"]["value"] < 1
+    assert GOLD not in reply["reliability"]
+
+
+def test_who_is_excluded_judges_no_more_and_their_prompts_open_again(client: TestClient, database: Feedback) -> None:
+    headers, others = signed_in(database, "ann"), signed_in(database, "ben")
+    task = client.get("/label/next", headers=headers).json()["task"]
+    body = {"prompt": task["prompt"], "answers": [answer["id"] for answer in task["answers"]], "ranks": [1, 2, 3, 4]}
+    assert client.post("/label/judgement", json=body, headers=headers).status_code == 204
+    assert task["prompt"] not in [name for name, _ in database.open_tasks("ben", people=1)]
+    database.exclude("ann")
+    reply = client.get("/label/next", headers=headers)
+    assert (reply.status_code, "ann is excluded" in reply.text) == (403, True)
+    assert (task["prompt"], 0) in database.open_tasks("ben", people=1)
+    assert (database.rankings(), len(database.judgements())) == ([], 1)
+    found = client.get("/label/agreement", headers=others).json()
+    assert (found["excluded"], found["counts"]["rankings"]) == (["ann"], 0)
+    database.exclude("ann", excluded=False)
+    assert len(database.rankings()) == 1
+
+
+@pytest.mark.slow
+def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(
+    tmp_path: Path, feedback_url: str
+) -> None:
+    (tmp_path / "feedback.url").write_text(f"{feedback_url}\n")
+    with open_feedback(feedback_url) as database:
+        fill(database, SUBMISSIONS // 4, ["a", "b"])
+        tokens = {name: database.add_labeller(name) for name in ("ann", "ben", "cat", "dan")}
+        answers = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
+    todo = [(name, prompt) for prompt in answers for name in tokens]
+    port = free_port()
+
+    async def send(url: str, jobs: list[tuple[str, str]], enough: int) -> set[tuple[str, str]]:
+        stored, waiting = set(), iter(jobs)
+
+        async def one_person(client: httpx.AsyncClient) -> None:
+            for name, prompt in waiting:
+                body = {"prompt": prompt, "answers": answers[prompt], "ranks": [1, 2]}
+                headers = {"Authorization": f"Bearer {tokens[name]}"}
+                try:
+                    reply = await client.post(f"{url}/label/judgement", json=body, headers=headers)
+                except httpx.TransportError:
+                    assert enough < len(jobs), "the server dropped a request"
+                    return
+                assert reply.status_code == 204, reply.text
+                stored.add((name, prompt))
+
+        async def killer(people: asyncio.Future[object]) -> None:
+            while len(stored) < enough and not people.done():
+                await asyncio.sleep(0.005)
+
+        limits = httpx.Limits(max_connections=AT_ONCE)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+            people = asyncio.gather(*(one_person(client) for _ in range(AT_ONCE)))
+            await killer(people)
+            if enough < len(jobs):
+                server.__exit__(None, None, None)
+            await people
+        return stored
+
+    def there() -> list[tuple[str, str]]:
+        with open_feedback(feedback_url) as database:
+            return [(row.labeller, row.prompt_id) for row in database.rankings()]
+
+    server = label_server(tmp_path, port)
+    acknowledged = asyncio.run(send(server.__enter__(), todo, SUBMISSIONS // 2))
+    assert SUBMISSIONS // 2 <= len(acknowledged) < SUBMISSIONS
+    assert acknowledged <= set(there())
+    assert len(there()) == len(set(there()))
+    # Whoever has no answer sends again, and so do some who do.
+    again = [job for job in todo if job not in acknowledged] + sorted(acknowledged)[:50]
+    with label_server(tmp_path, port) as url:
+        asyncio.run(send(url, again, len(again)))
+    assert sorted(there()) == sorted(todo)

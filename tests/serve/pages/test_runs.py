@@ -1,0 +1,107 @@
+"""What the run page is told."""
+
+import json
+import math
+from pathlib import Path
+
+from serve.pages.runs import POINTS, SAMPLES, curves, describe, figures, rollouts, written
+from tests.serve.run_folder import at_work, write_run
+
+
+def test_a_run_halfway(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=5)
+    told = describe(run)
+    assert [stage["state"] for stage in told["stages"]] == ["done"] * 5 + ["partial", "pending"]
+    assert told["samples"] == []
+    with at_work(run):
+        told = describe(run)
+    assert [stage["state"] for stage in told["stages"]][-2:] == ["working", "pending"]
+    sft = next(stage for stage in told["stages"] if stage["folder"] == "sft")
+    base = next(stage for stage in told["stages"] if stage["folder"] == "base")
+    assert sft["inputs"] == {"base": base["fingerprint"]}
+    assert sft["weights"] == "0123456789abcdef"
+    assert list(sft["figures"]) == ["tokens", "accuracy", "base.right"]
+    # The stage in progress shows the curves that it has so far.
+    assert told["stages"][5]["curves"].keys() == {"loss", "held_out_loss"}
+    json.dumps(told, allow_nan=False)
+
+
+def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=7)
+    path = run.path("base") / "manifest.json"
+    path.write_text(path.read_text().replace("mark of base", "other"))
+    told = {stage["folder"]: (stage["state"], stage["why"]) for stage in describe(run)["stages"]}
+    assert told["sft"] == ("stale", "base was made again since")
+    assert told["preferences"] == ("done", "")
+
+
+def test_a_run_without_a_corpus_shows_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=3)
+    path = run.path("base") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    assert [stage["name"] for stage in describe(run)["stages"]][:2] == ["pretrain", "sft"]
+
+
+def test_a_run_whose_rewards_are_computed_ranks_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=6)
+    path = run.path("policy") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    for folder in ("preferences", "reward"):
+        (run.path(folder) / "manifest.json").unlink()
+    assert [stage["name"] for stage in describe(run)["stages"]] == ["corpus", "pretrain", "sft", "rlhf", "evaluate"]
+
+
+def test_samples_are_taken_over_the_whole_file(tmp_path: Path) -> None:
+    samples = describe(write_run(tmp_path, finished=7))["samples"]
+    numbers = [int(row["question"].rsplit(" ", 1)[1].rstrip("?")) for row in samples]
+    assert len(numbers) == SAMPLES
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] > 55
+
+
+def test_curves_keep_both_ends_and_leave_out_what_cannot_be_drawn() -> None:
+    rows = [{"step": s, "time": 1.0, "loss": float(s), "odd": math.nan, "flag": True, "once": 1} for s in range(1000)]
+    del rows[0]["odd"]
+    for row in rows[1:]:
+        del row["once"]
+    (points,) = curves(rows).values()
+    assert len(points) == POINTS
+    assert (points[0], points[-1]) == ((0, 0.0), (999, 999.0))
+    assert all(step == value for step, value in points)
+
+
+def test_what_a_model_writes_is_shown_beside_the_data_and_what_it_wrote_before() -> None:
+    def sample(text: str) -> dict[str, str]:
+        return {"given": "Peru?", "written": text, "wanted": "Lima."}
+
+    rows = [
+        {"step": 0, "samples_before": [sample("x"), sample("y")]},
+        {"step": 9, "samples": [sample("a"), sample("b")]},
+        {"step": 19, "samples": [sample("Lima"), sample("Lima.")]},
+        {"step": 20},
+    ]
+    answers = [{"before": "x", "now": "Lima", "data": "Lima."}, {"before": "y", "now": "Lima.", "data": "Lima."}]
+    asked = [{"question": "Peru?", "answers": answer} for answer in answers]
+    assert written(rows) == {"step": 19, "samples": asked}
+    fresh = written(rows[1:2])
+    assert fresh is not None
+    assert fresh["samples"][0]["answers"] == {"now": "a", "data": "Lima."}
+    assert written([]) is None
+    assert written([{"step": 0}]) is None
+
+
+def test_the_newest_rollouts_are_shown() -> None:
+    rows = [{"step": 0, "rollouts": ["a"]}, {"step": 9, "rollouts": ["b"]}, {"step": 10}]
+    assert rollouts(rows) == {"step": 9, "rollouts": ["b"]}
+    assert rollouts(rows[2:]) is None
+
+
+def test_figures_are_numbers_only() -> None:
+    metrics = {
+        "a": 1,
+        "b": {"value": math.inf},
+        "c": {"d": {"value": 0.5, "low": 0.1, "text": "x"}},
+        "e": "x",
+        "f": True,
+    }
+    assert dict(figures(metrics)) == {"a": {"value": 1}, "c.d": {"value": 0.5, "low": 0.1}}

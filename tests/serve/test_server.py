@@ -1,0 +1,65 @@
+"""What is decided before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder
+from cluster.run.versions import Versions
+from cluster.runtime.plan import Share
+from serve.server import SMALL_BYTES, grouped, models_of, serve_until_interrupted, url_host
+from tests.helpers import free_port
+
+
+def finish(root: Path, folder: str, config: dict) -> None:
+    (root / folder).mkdir()
+    manifest = {"stage": folder, "fingerprint": "f", "config": config, "inputs": {}, "version": "1", "seconds": 1.0}
+    (root / folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_policy_in_training_is_served_once_it_was_promoted(tmp_path: Path) -> None:
+    run, versions = RunFolder(tmp_path), Versions(RunFolder(tmp_path), "policy")
+    finish(tmp_path, "sft", {})
+    assert models_of(run) == ["sft"]
+    version = versions.keep(lambda folder: (folder / "model.safetensors").touch())
+    assert models_of(run) == ["sft"]
+    versions.make_live(version.weights)
+    assert models_of(run) == ["sft", "policy"]
+    assert versions.start() == version
+
+
+def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(UserError, match="no finished model"):
+        models_of(run)
+    for folder in ("corpus", "policy", "base", "reward"):
+        finish(tmp_path, folder, {})
+    (tmp_path / "sft").mkdir()
+    assert models_of(run) == ["base", "policy", "reward"]
+
+
+def test_a_run_that_is_being_served_is_not_served_again(tmp_path: Path) -> None:
+    run, section = RunFolder(tmp_path), {"sources": [{"kind": "guide"}]}
+    given = {"name": "t", "model": {"start_from": "x"}, "sft": section, "collect": section}
+    recipe = Recipe.model_validate(given | {"serve": {"port": free_port()}})
+    finish(tmp_path, "sft", {})
+    with run.serving(), pytest.raises(UserError, match=f"{tmp_path} is being served by process"):
+        serve_until_interrupted(recipe, run)
+
+
+def test_addresses_are_written_as_browsers_read_them() -> None:
+    assert [url_host(host) for host in ("127.0.0.1", "0.0.0.0", "::1")] == ["127.0.0.1", "localhost", "[::1]"]
+
+
+def test_small_models_share_a_process_on_cpus_and_no_others(tmp_path: Path) -> None:
+    for name in ("base", "policy", "large"):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.truncate(SMALL_BYTES + 1 if name == "large" else 10)
+    models = {name: tmp_path / name for name in ("base", "large", "policy")}
+    on_cpus = grouped(models, Share(cpus=0.5, gpus=0, threads=1))
+    assert [list(group) for group in on_cpus] == [["base", "policy"], ["large"]]
+    assert [list(group) for group in grouped(models, Share(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]

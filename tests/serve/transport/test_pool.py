@@ -1,0 +1,320 @@
+"""A model behind channels: what the gateway sees when its replicas answer, refuse, die, come, go or sleep."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from serve.errors import RequestError
+from serve.replica.replica import Desk
+from serve.transport import pool
+from serve.transport.connection import Inbox
+from serve.transport.messages import Endpoint, Opening, Part, Promoted, Reply, Usage
+from serve.transport.pool import Lines, RemoteModel
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "count"
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Ray Serve runs on uvloop where it is installed."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "CONNECT_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.05)
+
+
+class Counting:
+    """Counts up to the number asked for; fails at 3 if told to, and waits for ever at 5, or before it counts."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.left, self.begun = asyncio.Event(), asyncio.Event()
+        self.asked, self.open, self.weights, self.broken = 0, 0, "abc", broken
+
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        self.asked += 1
+        self.open += 1
+        try:
+            yield Opening(self.weights)
+            self.begun.set()
+            if endpoint == "score":
+                yield Reply(200, body)
+                return
+            if self.broken:
+                await asyncio.sleep(60)
+            for number in range(body["to"]):
+                if number == 3 and body.get("fail"):
+                    raise ValueError("no more")
+                if number == 5:
+                    await asyncio.sleep(60)
+                yield f"data: {number}\n\n"
+            yield Usage(1, body["to"])
+        finally:
+            self.open -= 1
+            self.left.set()
+
+    async def card(self) -> dict[str, Any]:
+        return {"id": MODEL}
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        return {"completions": {}}
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        if self.broken:
+            return Promoted(0.5, error="the files cannot be read")
+        assert folder
+        self.weights = weights
+        return Promoted(0.25, self.open)
+
+    def live(self) -> str:
+        return self.weights
+
+    def requests(self) -> int:
+        return self.open
+
+    async def check_health(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Replica(Desk):
+    """A replica of this process."""
+
+    def __init__(self, model: Counting) -> None:
+        super().__init__({MODEL: model})
+        self.model = model
+
+    def die(self) -> None:
+        for gateway in self._gateways.values():
+            gateway.transport.abort()
+
+
+class Dead(Replica):
+    """A replica that Ray Serve has not missed yet."""
+
+    async def check_health(self) -> None:
+        raise RayActorError()
+
+
+class Handle:
+    """Stands for a deployment: calls go to the replicas that it is said to have, and wait while there are none."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.replicas, self.calls = list(replicas), 0
+        self.failure: Exception | None = None
+
+    def __getattr__(self, method: str) -> Any:
+        return Method(lambda *arguments: asyncio.create_task(self._call(method, *arguments)))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.failure:
+            raise self.failure
+        while not self.replicas:
+            await asyncio.sleep(0.01)
+        return await getattr(self.replicas[0], method)(*arguments)
+
+    def broadcast(self, method: str, *arguments: Any) -> Any:
+        return Broadcast([getattr(replica, method)(*arguments) for replica in self.replicas])
+
+
+class Method:
+    def __init__(self, remote: Any) -> None:
+        self.remote = remote
+
+
+class Broadcast:
+    def __init__(self, calls: list[Any]) -> None:
+        self.calls = calls
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        if not self.calls:
+            raise DeploymentUnavailableError(DeploymentID("x", "y"))
+        return await asyncio.wait_for(asyncio.gather(*self.calls, return_exceptions=return_exceptions), timeout_s)
+
+
+@asynccontextmanager
+async def served(*models: Counting, may_sleep: bool = False) -> AsyncIterator[tuple[RemoteModel, Handle, Lines]]:
+    inbox = Inbox()
+    await inbox.open("127.0.0.1")
+    handle: Any = Handle(*map(Replica, models))
+    found = Lines(handle, inbox, may_sleep)
+    keeping = asyncio.create_task(found.keep())
+    yield RemoteModel(found, MODEL), handle, found
+    keeping.cancel()
+    inbox.close()
+
+
+def counted(to: int) -> list[Part]:
+    return [Opening("abc"), *(f"data: {number}\n\n" for number in range(to)), Usage(1, to)]
+
+
+async def ask(model: RemoteModel, to: int) -> list[Part]:
+    return [part async for part in model.answer("completions", {"to": to})]
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def test_answers_come_whole_and_to_whom_they_belong() -> None:
+    async with served(Counting()) as (model, handle, _):
+        # The first to ask gives up: the connection that it began is made for the others.
+        first = asyncio.create_task(ask(model, 5))
+        await asyncio.sleep(0)
+        first.cancel()
+        for to, parts in enumerate(await asyncio.gather(*(ask(model, to) for to in range(5)))):
+            assert parts == counted(to)
+        assert [part async for part in model.answer("score", {"a": 1})] == [Opening("abc"), Reply(200, {"a": 1})]
+        assert handle.calls == 1
+        assert [await model.card() for _ in range(2)] == [{"id": MODEL}] * 2
+        assert [await model.schemas() for _ in range(2)] == [{"completions": {}}] * 2
+        assert handle.calls == 3
+
+
+async def test_an_answer_that_fails_is_503_after_what_it_has_sent() -> None:
+    async with served(Counting()) as (model, _, _):
+        parts = model.answer("completions", {"to": 9, "fail": True})
+        assert [await anext(parts) for _ in range(4)][-1] == "data: 2\n\n"
+        with pytest.raises(RequestError) as failed:
+            await anext(parts)
+        assert (failed.value.status_code, failed.value.headers) == (503, {"Retry-After": "1"})
+
+
+async def test_work_ends_when_its_client_goes() -> None:
+    counting = Counting()
+    async with served(counting) as (model, _, _):
+        parts = model.answer("completions", {"to": 9})
+        assert [await anext(parts) for _ in range(3)][-1] == "data: 1\n\n"
+        assert await model.requests() == [1]
+        await parts.aclose()
+        await asyncio.wait_for(counting.left.wait(), 5)
+
+
+async def test_a_replica_that_is_gone_is_503_and_its_successor_is_found() -> None:
+    async with served(Counting()) as (model, handle, _):
+        parts = model.answer("completions", {"to": 9})
+        assert [await anext(parts) for _ in range(6)][-1] == "data: 4\n\n"
+        handle.replicas[0].die()
+        handle.replicas = [Replica(Counting())]
+        with pytest.raises(RequestError) as failed:
+            await anext(parts)
+        assert failed.value.status_code == 503
+        assert await ask(model, 2) == counted(2)
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_a_request_that_nobody_has_begun_to_answer_is_asked_once_more(deaths: int) -> None:
+    async with served(Counting(broken=True)) as (model, handle, _):
+        asked = asyncio.create_task(ask(model, 2))
+        for left in reversed(range(deaths)):
+            dying = handle.replicas[0]
+            await asyncio.wait_for(dying.model.begun.wait(), 5)
+            handle.replicas = [Replica(Counting(broken=left > 0))]
+            dying.die()
+        if deaths == 1:
+            assert await asked == [Opening("abc"), *counted(2)]
+        else:
+            with pytest.raises(RequestError) as failed:
+                await asked
+            assert failed.value.status_code == 503
+
+
+@pytest.mark.parametrize("way", ["is dead", "cannot connect", "does not come"])
+async def test_a_replica_that_does_not_connect_in_time_is_503(way: str) -> None:
+    async with served() as (model, handle, _):
+        handle.failure = {"is dead": RayActorError(), "cannot connect": DeploymentUnavailableError("x")}.get(way)
+        asked = [anext(model.answer("completions", {"to": 1})) for _ in range(3)]
+        found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [error.status_code for error in found] == [503] * 3
+        assert handle.calls == (1 if way != "is dead" else 5)
+        handle.failure, handle.replicas = None, [Replica(Counting())]
+        assert await ask(model, 1) == counted(1)
+
+
+async def test_the_least_busy_replica_is_asked_and_more_are_found() -> None:
+    models = [Counting(), Counting(), Counting()]
+    async with served(models[0]) as (model, handle, _):
+        assert await ask(model, 1) == counted(1)
+        handle.replicas += map(Replica, models[1:])
+        await until(lambda: all(replica._gateways for replica in handle.replicas))
+        waiting = [model.answer("completions", {"to": 9}) for _ in range(6)]
+        for parts in waiting:
+            assert [await anext(parts) for _ in range(6)][-1] == "data: 4\n\n"
+        assert [each.open for each in models] == await model.requests() == [2, 2, 2]
+        for parts in waiting:
+            await parts.aclose()
+
+
+async def test_who_leaves_is_not_asked_any_more() -> None:
+    models = [Counting(), Counting()]
+    async with served(*models) as (model, handle, _):
+        await until(lambda: all(replica._gateways for replica in handle.replicas))
+        parts = [model.answer("completions", {"to": 9}) for _ in range(2)]
+        for each in parts:
+            await anext(each)
+        left = handle.replicas.pop(0)
+        leaving = asyncio.create_task(left.leave())
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            assert await ask(model, 2) == counted(2)
+        assert [each.asked for each in models] == [1, 4]
+        assert not leaving.done()
+        await parts[0].aclose()
+        await asyncio.wait_for(leaving, 5)
+        await parts[1].aclose()
+
+
+async def test_all_replicas_are_promoted_and_one_that_missed_it_follows() -> None:
+    models = [Counting(), Counting(), Counting()]
+    async with served(*models[:2]) as (model, handle, _):
+        done = await model.promote(Path("folder"), "def")
+        assert (done.seconds, done.error) == (0.25, None)
+        assert [each.weights for each in models] == ["def", "def", "abc"]
+        handle.replicas.append(Replica(models[2]))
+        await until(lambda: models[2].weights == "def")
+
+
+async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
+    async with served(Counting(), Counting(broken=True)) as (model, _, _):
+        assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"
+
+
+@pytest.mark.parametrize("may_sleep", [False, True])
+async def test_a_dead_replica_is_not_one_that_sleeps(may_sleep: bool) -> None:
+    async with served(Counting(), may_sleep=may_sleep) as (model, handle, _):
+        handle.replicas.append(Dead(Counting()))
+        assert await model.requests() == [0]
+        del handle.replicas[0]
+        with pytest.raises(RequestError) as failed:
+            await model.requests()
+        assert failed.value.status_code == 503
+
+
+async def test_a_model_may_sleep_until_it_is_asked() -> None:
+    async with served(may_sleep=True) as (model, handle, _):
+        assert await model.requests() == []
+        assert await model.promote(Path("folder"), "def") == Promoted(0.0)
+        asked = asyncio.create_task(ask(model, 2))
+        await until(lambda: handle.calls)
+        handle.replicas.append(Replica(Counting()))
+        assert (await asked)[1:] == counted(2)[1:]
+    async with served() as (model, _, _):
+        with pytest.raises(RequestError):
+            await model.requests()
