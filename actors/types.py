@@ -18,7 +18,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Question:
+class RewardInput:
     """What a reward function sees of a prompt.
 
     Attributes:
@@ -30,7 +30,7 @@ class Question:
     metadata: Mapping[str, str]
 
 
-def shown(question: Question) -> str:
+def shown(question: RewardInput) -> str:
     """As people read it: what the user said, or the whole conversation where it is longer."""
     if len(question.messages) == 1:
         return question.messages[0]["content"]

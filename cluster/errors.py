@@ -101,5 +101,5 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 def _written_in(text: str) -> UserError | StageError | None:
     """The failure that a traceback names: all that is left of it after Ray Data, or of an actor that died starting."""
     names = {kind.__name__: kind for kind in (UserError, StageError, DeadlineError, EngineError)}
-    found = re.findall(rf"^cluster\.failures\.({'|'.join(names)}): (.+)$", text, flags=re.MULTILINE)
+    found = re.findall(rf"^{re.escape(__name__)}\.({'|'.join(names)}): (.+)$", text, flags=re.MULTILINE)
     return names[found[-1][0]](found[-1][1]) if found else None

@@ -38,7 +38,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Handed:
+class PromptTrace:
     """A prompt of a step: when it was given to the rollout actors, when its answers were handed out, how many tokens
     they have, and how many versions behind the learner's the weights were that drew the oldest."""
 
@@ -50,7 +50,7 @@ class Handed:
 
 
 @dataclass(frozen=True)
-class Present:
+class ActorStatus:
     """A rollout actor as it stands: its state, and the version of its weights."""
 
     who: str
@@ -67,8 +67,8 @@ class StepTrace:
     end: float = 0.0
     waiting: int = 0
     spans: list[Span] = field(default_factory=list)
-    prompts: list[Handed] = field(default_factory=list)
-    actors: list[Present] = field(default_factory=list)
+    prompts: list[PromptTrace] = field(default_factory=list)
+    actors: list[ActorStatus] = field(default_factory=list)
 
 
 class TraceWriter:
@@ -103,6 +103,6 @@ def _shown(trace: StepTrace, start: float) -> dict[str, Any]:
     }
 
 
-def _since(rows: Iterable[Span | Handed], start: float, names: Sequence[str]) -> list[dict[str, Any]]:
+def _since(rows: Iterable[Span | PromptTrace], start: float, names: Sequence[str]) -> list[dict[str, Any]]:
     found = [asdict(row) for row in rows][-MOST:]
     return [row | {name: round(row[name] - start, 4) for name in names} for row in found]

@@ -32,7 +32,7 @@ POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Round:
+class Prompts:
     """The prompts of one collection, by their names in the database.
 
     Other weights or other sampling give other names: no ranking mixes answers of both, and each may be ranked.
@@ -109,7 +109,7 @@ def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     }
 
 
-def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
+def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Prompts:
     """Chooses, renders and splits the prompts.
 
     Raises:
@@ -135,10 +135,10 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Round:
         details = {**text.metadata, "prompt": text.id}
         rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
         token_ids[name] = rendered
-    return Round(rows, token_ids)
+    return Prompts(rows, token_ids)
 
 
-def stored(database: Feedback, prompts: Round) -> dict[str, list[feedback.Completion]]:
+def stored(database: Feedback, prompts: Prompts) -> dict[str, list[feedback.Completion]]:
     """The completions in the database of every prompt of the round, in the order they were drawn."""
     return {
         row.id: sorted(row.completions, key=lambda completion: completion.index)
@@ -147,7 +147,7 @@ def stored(database: Feedback, prompts: Round) -> dict[str, list[feedback.Comple
     }
 
 
-def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: Round, weights: str) -> None:
+def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: Prompts, weights: str) -> None:
     """Draws the answers that the database lacks. A draw depends on seed and prompt alone, so a resumed collection holds
     the same answers as one that was never interrupted."""
     settings, plan = recipe.collect, make_plan(recipe)
@@ -197,7 +197,7 @@ def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights
     ]
 
 
-def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round) -> None:
+def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> None:
     """Adds the rankings of the labeller written in code that are not there yet."""
     noise, end = recipe.collect.label_noise, chat.end_of_turn_id
     database.add_rankings(
@@ -208,7 +208,7 @@ def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round)
     )
 
 
-def wait_for_people(database: Feedback, prompts: Round, minimum: int, seconds: float) -> None:
+def wait_for_people(database: Feedback, prompts: Prompts, minimum: int, seconds: float) -> None:
     """Waits until people have ranked enough.
 
     Raises:
@@ -228,7 +228,7 @@ def wait_for_people(database: Feedback, prompts: Round, minimum: int, seconds: f
         progress.update(task, completed=found)
 
 
-def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round) -> list[dict[str, Any]]:
+def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> list[dict[str, Any]]:
     """The rows of rankings.parquet, in the order of the prompts."""
     completions = stored(database, prompts)
     found = _rankings(database, prompts, recipe.collect.labeller, recipe.collect.label_noise)
@@ -244,7 +244,7 @@ def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Round)
     ]
 
 
-def _rankings(database: Feedback, prompts: Round, labeller: str, noise: float) -> list[Ranking]:
+def _rankings(database: Feedback, prompts: Prompts, labeller: str, noise: float) -> list[Ranking]:
     found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
     if labeller == "people":
         return [ranking for ranking in found if feedback.is_person(ranking.labeller)]

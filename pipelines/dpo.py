@@ -21,7 +21,7 @@ from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.evaluate.stats import proportion
-from pipelines.train import fit, kept, training_job
+from pipelines.train import best_checkpoint, fit, training_job
 
 REFERENCE_ROWS = 32
 
@@ -42,7 +42,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         _write_shard(pairs, reference, padding, out / "shards" / name)
     shards, make = out / "shards", partial(_model, sft, settings.beta)
     job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
-    model = kept(fit(job, plan, "dpo"), settings)
+    model = best_checkpoint(fit(job, plan, "dpo"), settings)
     return Result(
         metrics={
             "pairs": counts["train"],

@@ -10,7 +10,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
-from pipelines.train import fit, kept, speed, training_job
+from pipelines.train import best_checkpoint, fit, speed, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -36,7 +36,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "pre-training")
-    model = kept(rows, settings)
+    model = best_checkpoint(rows, settings)
     return Result(
         metrics={
             "held_out_loss": model["held_out_loss"],

@@ -28,7 +28,7 @@ from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import Plan, make_plan
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
-from pipelines.evaluate.reward_trust import accuracy, trust
+from pipelines.evaluate.reward_trust import accuracy, reward_model_report
 from pipelines.train import fit, training_job
 
 # Of models, the scores of token ids.
@@ -61,7 +61,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     _write_normalisation(scores["train"], out)
     for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
         shutil.rmtree(folder)
-    found = trust(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
+    found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
         metrics={
             "rankings": len(parts["train"]),

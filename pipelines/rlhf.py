@@ -16,13 +16,13 @@ from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.loop import Loop
 from actors.orchestrator.parity import check_parity
-from actors.orchestrator.scheduler import Rollouts
+from actors.orchestrator.scheduler import RolloutScheduler
 from actors.orchestrator.work_queue import WORKING
 from actors.rewards.function import load_function
-from actors.rewards.pool import Scorer, WeightedRewards
+from actors.rewards.pool import RewardWorkerPool, WeightedRewards
 from actors.rollout.actor import element_type
 from actors.trainer.data import shards_in
-from actors.types import Question
+from actors.types import RewardInput
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.fleet_control import fleet_control, take_wish, write_fleet_state
@@ -33,7 +33,7 @@ from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
 from pipelines.evaluate.preference_drift import PreferenceProbe, figures_of, held_out_rankings
 from pipelines.evaluate.reward_probes import require_trust
-from pipelines.evaluate.token_ratios import viewed
+from pipelines.evaluate.token_ratios import token_ratios
 from pipelines.rlhf_setup import promote_unfinished, prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
 
 PARITY_PROMPTS = 8
@@ -59,7 +59,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
-        rollouts = Rollouts(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
+        rollouts = RolloutScheduler(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
         loop = Loop(fleet, learner, rollouts, settings)
         probe = PreferenceProbe(judged, learner, settings.temperature, settings.probe_every) if judged else None
         some = list(prompts.values())[:PARITY_PROMPTS]
@@ -82,7 +82,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 figures["reward_actors"] = scorers[0].size
                 saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
                 if saved or step == 0:
-                    figures["rollouts"] = viewed(
+                    figures["rollouts"] = token_ratios(
                         loop.last, learner, chat.tokenizer, asked.questions, settings.temperature
                     )
                 metrics.write(step, **figures)
@@ -144,7 +144,7 @@ def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
         write_fleet_state(run, wanted)
 
 
-def _resize_rewards(scorers: list[Scorer], scaler: Scaler, figures: Mapping[str, float]) -> None:
+def _resize_rewards(scorers: list[RewardWorkerPool], scaler: Scaler, figures: Mapping[str, float]) -> None:
     """All alike: which of them a step waits for changes with their number."""
     actors = scorers[0].size
     wanted = scaler.wanted(figures, actors, settled=all(scorer.settled for scorer in scorers))
@@ -154,8 +154,8 @@ def _resize_rewards(scorers: list[Scorer], scaler: Scaler, figures: Mapping[str,
 
 @contextmanager
 def _actors(
-    recipe: Recipe, run: RunFolder, out: Path, questions: Mapping[str, Question]
-) -> Iterator[tuple[Fleet, RemoteLearner, list[Scorer]]]:
+    recipe: Recipe, run: RunFolder, out: Path, questions: Mapping[str, RewardInput]
+) -> Iterator[tuple[Fleet, RemoteLearner, list[RewardWorkerPool]]]:
     """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []

@@ -14,16 +14,16 @@ from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import FunctionReward
 from actors.rewards.http import HttpReward
 from actors.rewards.model import ModelReward
-from actors.rewards.pool import Scorer, restarted
-from actors.rollout.environment import Environment
-from actors.types import Prompt, Question
+from actors.rewards.pool import RewardWorkerPool, restarted
+from actors.rollout.environment import MultiTurnSettings
+from actors.types import Prompt, RewardInput
 from cluster.errors import StageError, UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Reward
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions
-from cluster.runtime.plan import Share, make_plan
+from cluster.runtime.plan import Allocation, make_plan
 from pipelines.data.chat_formats import PromptText
 from pipelines.data.rankings import chosen_prompts, every_prompt
 
@@ -31,18 +31,18 @@ from pipelines.data.rankings import chosen_prompts, every_prompt
 REWARD_RESTARTS = 3
 HTTP_GRACE_SECONDS = 5.0
 # A reward function computes little beside the models.
-FUNCTION_SHARE = Share(cpus=0, gpus=0, threads=1)
+FUNCTION_SHARE = Allocation(cpus=0, gpus=0, threads=1)
 
 
 @dataclass(frozen=True)
-class Prompts:
+class TrainingPrompts:
     """Prompts by their id: as the engines take them, and as people and reward functions read them."""
 
     rendered: dict[str, Prompt]
-    questions: dict[str, Question]
+    questions: dict[str, RewardInput]
 
 
-def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> Prompts:
+def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> TrainingPrompts:
     """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others.
 
     Raises:
@@ -57,7 +57,7 @@ def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> 
     return found
 
 
-def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
+def prompts_kept_back(recipe: Recipe, chat: Chat) -> TrainingPrompts:
     """Those of `collect.sources` that RLHF does not train on, at most `evaluate.prompts`."""
     every = every_prompt(recipe)
     chosen = {text.id for text, _ in chosen_prompts(recipe, chat, every)}
@@ -65,17 +65,17 @@ def prompts_kept_back(recipe: Recipe, chat: Chat) -> Prompts:
     return _with_room(recipe, others, recipe.evaluate.prompts)
 
 
-def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], most: int | None) -> Prompts:
+def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], most: int | None) -> TrainingPrompts:
     """The first of those that leave room for an answer."""
     room = recipe.model.context - recipe.rlhf.max_tokens
     found = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), most))
-    return Prompts(
+    return TrainingPrompts(
         {text.id: Prompt(text.id, ids) for text, ids in found},
-        {text.id: Question(text.messages, text.metadata) for text, _ in found},
+        {text.id: RewardInput(text.messages, text.metadata) for text, _ in found},
     )
 
 
-def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, Question]) -> Fleet:
+def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, RewardInput]) -> Fleet:
     """Engines that begin with that model, and go on with answers as `rlhf.environment` says. To be started."""
     settings = recipe.rlhf
     around = settings.environment
@@ -86,13 +86,15 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[s
         recipe.model.context,
         recipe.seed,
         recipe.cluster.deadline_seconds,
-        surroundings=Environment(around.function, questions, around.turns) if around else None,
+        multi_turn=MultiTurnSettings(around.function, questions, around.turns) if around else None,
         swap_in_flight=settings.swap_in_flight,
     )
 
 
 @contextmanager
-def reward_actors(recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Iterator[list[Scorer]]:
+def reward_actors(
+    recipe: Recipe, run: RunFolder, questions: Mapping[str, RewardInput]
+) -> Iterator[list[RewardWorkerPool]]:
     """The actors of each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
     scorers = [_scorer(source, recipe, run, questions) for source in recipe.rlhf.rewards]
     try:
@@ -102,27 +104,27 @@ def reward_actors(recipe: Recipe, run: RunFolder, questions: Mapping[str, Questi
             scorer.close()
 
 
-def wait_ready(scorers: list[Scorer], deadline: float) -> None:
+def wait_ready(scorers: list[RewardWorkerPool], deadline: float) -> None:
     """Raises as `wait_for` if one does not start."""
     for scorer in scorers:
         scorer.wait_ready(deadline)
 
 
-def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, Question]) -> Scorer:
+def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, RewardInput]) -> RewardWorkerPool:
     seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.reward_actors
     if source.function:
         launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
-        return Scorer(f"the function {source.function}", launch, source.weight, seconds, questions, count)
+        return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, questions, count)
     if source.url:
         launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, seconds)
         # The actor ends first, and says more.
         name = f"the endpoint {source.url}"
-        return Scorer(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, questions, count)
+        return RewardWorkerPool(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, questions, count)
     launch = partial(_launch, ModelReward, share, run.path("reward"), share.threads)
-    return Scorer("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
+    return RewardWorkerPool("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
 
 
-def _launch(kind: type, share: Share, *words: object) -> Any:
+def _launch(kind: type, share: Allocation, *words: object) -> Any:
     return restarted(kind, share, REWARD_RESTARTS).remote(*words)
 
 

@@ -29,7 +29,7 @@ ROWS_TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreRequestRow:
     """A row of the file: its conversation, the answers to score, and the row itself."""
 
     messages: Messages
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswers:
     """What came of a file.
 
     Attributes:
@@ -79,7 +79,7 @@ class RewardRows:
 
 def score_file(
     recipe: Recipe, run: RunFolder, source: Path, out: Path, kind: Kind, at_least: float | None, actors: int
-) -> Scored:
+) -> ScoredAnswers:
     """Scores every answer of a file; Ray must be connected. The result is written to the side, then renamed.
 
     Args:
@@ -94,7 +94,7 @@ def score_file(
         UserError: there is no reward model, or a row cannot be read; the message names it.
     """
     run.require("reward")
-    asked = [Asked(prompt_of(row, where), _texts(row, where), row) for row, where in rows(str(source))]
+    asked = [ScoreRequestRow(prompt_of(row, where), _texts(row, where), row) for row, where in rows(str(source))]
     if not asked:
         raise UserError(f"{source} holds no rows")
     plan = make_plan(recipe)
@@ -123,7 +123,7 @@ def score_file(
     side.replace(out)
     known = [[reward for reward in group if reward is not None] for group in rewards]
     flat, best = [reward for group in known for reward in group], [max(group) for group in known if group]
-    return Scored(
+    return ScoredAnswers(
         prompts=len(asked),
         answers=len(flat),
         too_long=sum(map(len, rewards)) - len(flat),
@@ -144,7 +144,7 @@ def _texts(row: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _made(
-    asked: Asked, rewards: Sequence[float | None], kind: Kind, at_least: float | None
+    asked: ScoreRequestRow, rewards: Sequence[float | None], kind: Kind, at_least: float | None
 ) -> Iterator[Mapping[str, Any]]:
     """The rows to write for one that was read: one or none."""
     if kind == "rewards":

@@ -14,7 +14,7 @@ from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import conversations
 from pipelines.data.pack_chats import render, write_packed
-from pipelines.train import fit, kept, speed, training_job
+from pipelines.train import best_checkpoint, fit, speed, training_job
 
 # Of the metrics of the first step and of the one whose model is kept: how it did before, and how it does now.
 HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
@@ -37,7 +37,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_tokens=settings.sample_tokens,
     )
     rows = fit(job, plan, "fine-tuning")
-    model = kept(rows, settings)
+    model = best_checkpoint(rows, settings)
     return Result(
         metrics={
             **figures,

@@ -16,7 +16,7 @@ from cluster.errors import EngineError, StageError, UserError, first_line, known
 from cluster.recipe.recipe import Recipe, Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import metrics_progress, read_metrics
-from cluster.runtime.plan import Plan, Share, make_plan
+from cluster.runtime.plan import Allocation, Plan, make_plan
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
 RETRIES = 3
@@ -78,7 +78,7 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
     return read_metrics(job.out)
 
 
-def _train_together(job: TrainingJob, share: Share) -> None:
+def _train_together(job: TrainingJob, share: Allocation) -> None:
     """Trains on Ray Train's workers."""
 
     def train() -> None:
@@ -105,7 +105,7 @@ def _train_together(job: TrainingJob, share: Share) -> None:
     ).fit()
 
 
-def _train_alone(job: TrainingJob, share: Share, console: Console) -> None:
+def _train_alone(job: TrainingJob, share: Allocation, console: Console) -> None:
     """Trains on one worker, which is started again when it dies, as Ray Train does."""
     kind: Any = ray.remote(LoneWorker).options(
         num_cpus=share.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}}
@@ -150,7 +150,7 @@ def wait_for_training(worker: Any, job: TrainingJob) -> None:
     ray.get(ended)
 
 
-def kept(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
+def best_checkpoint(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
     """The metrics of the step whose model was kept."""
     if settings.keep == "last":
         return rows[-1]

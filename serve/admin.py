@@ -14,14 +14,14 @@ from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions, differing
 from serve.errors import RequestError, json_body
 from serve.http.metrics import Meters
-from serve.http.middleware import Visit
+from serve.http.request_context import RequestContext
 from serve.replica.autoscaling import States
-from serve.transport.pool import Model
+from serve.transport.pool import ModelEndpoint
 
 
 def admin_router(
     run: RunFolder,
-    models: Mapping[str, Model],
+    models: Mapping[str, ModelEndpoint],
     weights: MutableMapping[str, str | None],
     meters: Meters,
     states: Callable[[], States],
@@ -76,7 +76,7 @@ def admin_router(
         return await _change(request, store, str(body["model"]), "rollback", store.before_live)
 
     async def _change(request: Request, store: Versions, model: str, action: str, choose: Any) -> dict[str, Any]:
-        visit: Visit = request.state.visit
+        visit: RequestContext = request.state.visit
         async with turn:
             try:
                 before, chosen = store.live(), await run_in_threadpool(choose)

@@ -26,7 +26,7 @@ from serve.errors import RequestError, error_body
 from serve.http.auth import Access, Openness
 from serve.http.listener import Listener
 from serve.http.metrics import Meters
-from serve.http.middleware import Door
+from serve.http.middleware import Middleware
 from serve.http.openapi import PATHS, openapi
 from serve.pages.compare import compare_router
 from serve.pages.label import label_router
@@ -34,10 +34,10 @@ from serve.pages.render import page, routes_of
 from serve.pages.runs import runs_router
 from serve.pages.thumbs import thumbs_router
 from serve.replica.autoscaling import States, states_of
-from serve.router import Routes, Switchboard
-from serve.transport.connection import Inbox
+from serve.router import Router, Routes
+from serve.transport.connection import ReplicaListener
 from serve.transport.messages import Endpoint
-from serve.transport.pool import Lines, Model, RemoteModel
+from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
 
 logger = logging.getLogger("ray.serve")
 
@@ -68,9 +68,9 @@ class Settings:
 
 
 def gateway_app(
-    models: Mapping[str, Model], settings: Settings, states: Callable[[], States] = dict[str, dict[str, str]]
+    models: Mapping[str, ModelEndpoint], settings: Settings, states: Callable[[], States] = dict[str, dict[str, str]]
 ) -> ASGIApp:
-    """The HTTP application, in which every request passes the `Door`.
+    """The HTTP application, in which every request passes the `Middleware`.
 
     Args:
         models: by the names that clients use.
@@ -80,7 +80,7 @@ def gateway_app(
     access = Access(settings.run, settings.openness, settings.owner)
     weights = {name: settings.weights.get(name) for name in models}
     meters = Meters(weights)
-    board = Switchboard(models, Routes(models, settings.aliases, random.Random()), settings.queue, weights, meters)
+    board = Router(models, Routes(models, settings.aliases, random.Random()), settings.queue, weights, meters)
     # Without redirects of a path with a slash too many: they would repeat the client's own `Host` header.
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.exception_handler(RequestError)(_request_error)
@@ -136,7 +136,7 @@ def gateway_app(
     if settings.run:
         app.include_router(runs_router(settings.run))
         app.include_router(admin_router(RunFolder(settings.run), models, weights, meters, states))
-    return Door(app, access, meters, settings.run / "access.jsonl" if settings.run else None)
+    return Middleware(app, access, meters, settings.run / "access.jsonl" if settings.run else None)
 
 
 class Gateway:
@@ -160,12 +160,12 @@ class Gateway:
         stop_seconds: float,
         may_sleep: bool,
     ) -> None:
-        self._inbox = Inbox()
+        self._inbox = ReplicaListener()
         await self._inbox.open(ray.util.get_node_ip_address())
-        models: dict[str, Model] = {}
+        models: dict[str, ModelEndpoint] = {}
         self._keeping = []
         for handle, names in deployments:
-            lines = Lines(handle, self._inbox, may_sleep)
+            lines = ReplicaPool(handle, self._inbox, may_sleep)
             models |= {name: RemoteModel(lines, name) for name in names}
             self._keeping.append(asyncio.create_task(lines.keep()))
         states = states_of(serve.get_replica_context().app_name)
@@ -184,7 +184,7 @@ class Gateway:
         self._inbox.close()
 
 
-async def _state(model: Model) -> dict[str, Any]:
+async def _state(model: ModelEndpoint) -> dict[str, Any]:
     try:
         requests = await asyncio.wait_for(model.requests(), READY_SECONDS)
     except (RequestError, TimeoutError):

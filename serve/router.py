@@ -21,9 +21,9 @@ from serve.http.auth import Caller
 from serve.http.limits import Queue
 from serve.http.metrics import Meters, labels_of
 from serve.http.openapi import PATHS
-from serve.http.request_context import Visit
-from serve.transport.messages import Endpoint, Opening, Part, Reply, Usage
-from serve.transport.pool import Model
+from serve.http.request_context import RequestContext
+from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
+from serve.transport.pool import ModelEndpoint
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ SHADOW = Caller("(shadow)")
 Waiting = Callable[[Awaitable[Part]], Awaitable[Part]]
 
 
-class Switchboard:
+class Router:
     """Passes requests on to the models, and notes what came of them.
 
     Args:
@@ -105,7 +105,7 @@ class Switchboard:
 
     def __init__(
         self,
-        models: Mapping[str, Model],
+        models: Mapping[str, ModelEndpoint],
         routes: Routes,
         queue: int,
         weights: Mapping[str, str | None],
@@ -121,7 +121,7 @@ class Switchboard:
 
         `NAME@VERSION` names a version of the weights by its first digits: another one does not answer.
         """
-        visit: Visit = request.state.visit
+        visit: RequestContext = request.state.visit
         body = await json_body(request)
         asked, pinned = _without_version(body.get("model"))
         route = self.routes.find(asked)
@@ -132,7 +132,7 @@ class Switchboard:
         visit.model = body["model"] = route.model
         return await self._ask(endpoint, body, pinned, visit, partial(while_connected, request))
 
-    async def parts(self, visit: Visit, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    async def parts(self, visit: RequestContext, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """The parts of the answer of the model that the body names, for a visit that asks several.
 
         It takes a place in the model's queue, and its tokens are added to the visit's.
@@ -156,7 +156,7 @@ class Switchboard:
 
     async def _shadow(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
         """Has a model answer for the sake of its figures: one that fails, or has no place left, is in nobody's way."""
-        visit = Visit(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
+        visit = RequestContext(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
         async with visit.held:
             try:
                 answer = await self._ask(endpoint, body, "", visit, _as_it_is)
@@ -169,7 +169,7 @@ class Switchboard:
         self._meters.count(visit, PATHS[endpoint])
 
     async def _ask(
-        self, endpoint: Endpoint, body: dict[str, Any], pinned: str, visit: Visit, waiting: Waiting
+        self, endpoint: Endpoint, body: dict[str, Any], pinned: str, visit: RequestContext, waiting: Waiting
     ) -> Response:
         """The answer of the model of a visit; `waiting` may give up on what it waits for."""
         name = visit.model
@@ -179,7 +179,7 @@ class Switchboard:
         parts = self._models[name].answer(endpoint, body)
         visit.held.push_async_callback(parts.aclose)
         first = await waiting(anext(parts))
-        while isinstance(first, Opening):
+        while isinstance(first, ResponseStart):
             self._note_weights(visit, first.weights)
             if not first.weights.startswith(pinned):
                 message = f"{name} is served with the weights {first.weights}, not {pinned}"
@@ -191,12 +191,12 @@ class Switchboard:
             return JSONResponse(first.body, first.status)
         return StreamingResponse(self._events(first, parts, visit), media_type="text/event-stream")
 
-    def _note_weights(self, visit: Visit, weights: str | None) -> None:
+    def _note_weights(self, visit: RequestContext, weights: str | None) -> None:
         if weights or not visit.weights:
             visit.weights = weights or "unknown"
             visit.headers = {MODEL_HEADER: visit.model, WEIGHTS_HEADER: visit.weights}
 
-    async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: Visit) -> AsyncIterator[str]:
+    async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: RequestContext) -> AsyncIterator[str]:
         labels = labels_of(visit)
         next_token = self._meters.next_token.labels(*labels)
         last = time.monotonic()
@@ -235,7 +235,7 @@ def _without_version(name: Any) -> tuple[Any, str]:
     return model, version
 
 
-def _note_usage(visit: Visit, body: Mapping[str, Any]) -> None:
+def _note_usage(visit: RequestContext, body: Mapping[str, Any]) -> None:
     usage = body.get("usage") or {}
     visit.prompt_tokens = usage.get("prompt_tokens") or 0
     visit.completion_tokens = usage.get("completion_tokens") or 0

@@ -21,7 +21,7 @@ from cluster.recipe.serve import Serve, Served
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
-from cluster.runtime.plan import Share, make_plan
+from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
 from serve.gateway import Gateway, Settings
 from serve.http.auth import Openness, is_loopback
@@ -52,7 +52,7 @@ def serve_run(
     models: dict[str, Path],
     host: str,
     port: int,
-    share: Share,
+    share: Allocation,
     context: int,
     deadline: float,
     settings: Settings = Settings(),
@@ -83,7 +83,7 @@ def serve_run(
 
 
 def application(
-    models: dict[str, Path], share: Share, context: int, settings: Settings, host: str, port: int, section: Serve
+    models: dict[str, Path], share: Allocation, context: int, settings: Settings, host: str, port: int, section: Serve
 ) -> serve.Application:
     """The Ray Serve application: deployments of the models, and the gateway, which holds their handles."""
     deployed = serve.deployment(
@@ -107,7 +107,7 @@ def application(
     for group in grouped(models, share):
         options = {"num_cpus": share.cpus * len(group), "num_gpus": share.gpus, "runtime_env": environment}
         placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
-        adapters = {model: beside(model, section) for model in group}
+        adapters = {model: adapters_of(model, section) for model in group}
         names = [*group, *(name for found in adapters.values() for name in found)]
         deployments.append((placed.bind(group, context, share, section.tool_parser, adapters), names))
     return gateway.bind(deployments, settings, host, port, STOP_SECONDS, section.min_replicas == 0)
@@ -133,7 +133,7 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, openness: Openness)
     host, port = recipe.serve.host, recipe.serve.port
     names = models_of(run)
     aliases = aliases_of(names, recipe.serve.aliases)
-    adapters = {name: folder for model in names for name, folder in beside(model, recipe.serve).items()}
+    adapters = {name: folder for model in names for name, folder in adapters_of(model, recipe.serve).items()}
     check_adapters(recipe.serve, adapters)
     require_free_port(host, port)
     # The run made them; what is served of them may be older, after a rollback.
@@ -177,7 +177,7 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, openness: Openness)
                 serve.shutdown()
 
 
-def beside(model: str, section: Serve) -> dict[str, Path]:
+def adapters_of(model: str, section: Serve) -> dict[str, Path]:
     """The adapters that a model's engine also answers with, and where they lie."""
     return {name: Path(one.path).absolute() for name, one in section.adapters.items() if one.model == model}
 
@@ -207,7 +207,7 @@ def who_may_ask(run: RunFolder, openness: Openness) -> str:
     return f"open to every program of this machine until there is a key: {make} makes one"
 
 
-def grouped(models: Mapping[str, Path], share: Share) -> list[dict[str, Path]]:
+def grouped(models: Mapping[str, Path], share: Allocation) -> list[dict[str, Path]]:
     """The models of each replica: on CPUs small ones share a process, all others have one each."""
     sizes = {
         name: sum(file.stat().st_size for file in live_version(path).folder.glob("*.safetensors"))

@@ -1,10 +1,17 @@
 """Small things that several tests need."""
 
+import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "infra" / "recipes" / "demo.yaml"
+# Real data beside the checkout; tests that read it skip where it is absent.
+SHARED = Path(os.environ.get("TRIPTYCH_SHARED", ROOT.parent / "shared")) / "data"
 
 
 def free_port() -> int:

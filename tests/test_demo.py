@@ -13,16 +13,15 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.types import Question
+from actors.types import RewardInput
 from cluster.recipe.recipe import load_recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage, stage_named
 from cluster.run.metrics import read_metrics
 from cluster.trace import read_trace
 from pipelines.stage_table import run_named_stage
-from tests.helpers import wait_until
+from tests.helpers import ROOT, wait_until
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
 SMALL = [
     "model.hidden=64",
@@ -201,12 +200,12 @@ def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_se
     assert max(row["staleness"] for row in rows) > 0
 
 
-def length(question: Question, answer: str) -> float:
+def length(question: RewardInput, answer: str) -> float:
     """A reward that says how long the answer is."""
     return float(len(answer))
 
 
-def hush(question: Question, answers: list[str]) -> str | None:
+def hush(question: RewardInput, answers: list[str]) -> str | None:
     """A user who speaks once more."""
     return "Go on." if len(answers) == 1 else None
 

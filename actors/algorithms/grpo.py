@@ -18,7 +18,7 @@ EPSILON = 1e-4
 
 # Comparing the samples of one prompt.
 @dataclass(frozen=True)
-class Compared:
+class GroupStatistics:
     """Statistics of the group that each row is in; all [N].
 
     Attributes:
@@ -32,19 +32,19 @@ class Compared:
     size: Tensor
 
 
-def compare(values: Tensor, groups: Tensor) -> Compared:
+def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
     """Each value beside the others of its group. [N], [N] -> [N] each."""
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     size = counts[index].to(values.dtype)
     zeros = torch.zeros(len(counts), dtype=values.dtype, device=values.device)
     difference = values - zeros.index_add(0, index, values)[index] / size
     variance = zeros.index_add(0, index, difference.square())[index] / size
-    return Compared(difference, variance.sqrt(), size)
+    return GroupStatistics(difference, variance.sqrt(), size)
 
 
 def standard_scores(rewards: Tensor, groups: Tensor) -> Tensor:
     """(r - mean) / (std + ε) within the samples of one prompt (section 4.1.2). [N] -> [N]."""
-    own = compare(rewards, groups)
+    own = group_statistics(rewards, groups)
     return own.difference / (own.deviation + EPSILON)
 
 
@@ -65,7 +65,7 @@ GRPO = Algorithm(targets)
 def unscaled_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
     """r - mean over the samples of one prompt, for all tokens of a sample."""
     del values
-    return compare(rewards.sum(1), batch.groups).difference.unsqueeze(1) * batch.answer, None
+    return group_statistics(rewards.sum(1), batch.groups).difference.unsqueeze(1) * batch.answer, None
 
 
 DR_GRPO = Algorithm(unscaled_targets, average=by_budget)

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from actors.algorithms.base import Algorithm, by_answer
-from actors.algorithms.grpo import compare
+from actors.algorithms.grpo import group_statistics
 from actors.algorithms.losses import RolloutBatch, sequence_surrogate
 
 
@@ -19,7 +19,7 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
 
     A sample without others has no baseline, and teaches nothing.
     """
-    own = compare(rewards, groups)
+    own = group_statistics(rewards, groups)
     return own.difference * own.size / (own.size - 1).clamp(min=1)
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.algorithms.losses import RolloutBatch
-from actors.model.microbatch import Part
+from actors.model.microbatch import WorkerPart
 from actors.types import Prompt, Sample
 
 
@@ -96,7 +96,7 @@ def figures_of(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[fl
 
 
 # Which rows of a batch a worker of the learner computes, and in what micro-batches.
-def pieces(part: Part, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
+def microbatches(part: WorkerPart, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
     """This worker's part of rows in micro-batches, and whether each counts: FSDP gathers parameters in step, so that
     all workers have as many, one that has too few rows some that do not count.
 
@@ -115,10 +115,10 @@ def pieces(part: Part, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, b
         yield (piece, True) if len(piece) else (rows[:1], False)
 
 
-def in_pieces(part: Part, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
+def in_microbatches(part: WorkerPart, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
     """A function's values [N, T] of all rows, on every worker."""
     found = torch.zeros_like(batch.behaviour)
-    for piece, counts in pieces(part, torch.arange(len(batch.rewards), device=part.device), batch.groups):
+    for piece, counts in microbatches(part, torch.arange(len(batch.rewards), device=part.device), batch.groups):
         own = batch.rows(piece)
         values = function(own)
         if counts:
@@ -126,7 +126,7 @@ def in_pieces(part: Part, function: Callable[[RolloutBatch], Tensor], batch: Rol
     return from_all_workers(part, found)
 
 
-def from_all_workers(part: Part, found: Tensor) -> Tensor:
+def from_all_workers(part: WorkerPart, found: Tensor) -> Tensor:
     """Fills in the rows that others have computed; they are 0 here."""
     if part.workers > 1:
         dist.all_reduce(found)

@@ -29,11 +29,11 @@ from actors.algorithms.losses import (
 )
 from actors.algorithms.registry import ALGORITHMS
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
-from actors.learner.batch import Batching, figures_of, from_all_workers, in_pieces, pieces
+from actors.learner.batch import Batching, figures_of, from_all_workers, in_microbatches, microbatches
 from actors.learner.checkpoint import load_checkpoint, save_checkpoint, take_over, trained
 from actors.model import causal_lm, lora
-from actors.model.fsdp import Spread, gathered, whole
-from actors.model.microbatch import Part, sum_over_workers, to_device
+from actors.model.fsdp import FSDPModule, full_tensor, gathered
+from actors.model.microbatch import WorkerPart, sum_over_workers, to_device
 from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model, token_values
@@ -48,7 +48,7 @@ MAXIMUM_GRADIENT_NORM = 1.0
 CRITIC_RATE = 5.0
 PRETRAIN_ROWS = 8
 # The run page draws a stage's first figures before the others.
-FIRST_LOOKED_AT = ("reward", "kl_sequence", "response_length", "entropy")
+HEADLINE_METRICS = ("reward", "kl_sequence", "response_length", "entropy")
 
 
 class Learner:
@@ -83,7 +83,7 @@ class Learner:
         self.critic = load_reward_model(critic) if self.algorithm.value_losses else None
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
         where = self.part.workers, self.part.device, self.part.autocast
-        self.spread = {name: Spread(model, *where) for name, model in models.items() if model is not None}
+        self.spread = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
         self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
@@ -112,7 +112,7 @@ class Learner:
         return {name: value.clone() for name, value in trained(self.policy).items()}
 
     @contextmanager
-    def _fine_tuned(self) -> Iterator[Spread]:
+    def _fine_tuned(self) -> Iterator[FSDPModule]:
         if self.reference is not None:
             yield self.spread["reference"]
             return
@@ -128,9 +128,9 @@ class Learner:
         compute = partial(_logprobs, temperature=temperature)
         if fine_tuned:
             with self._fine_tuned() as model:
-                values = in_pieces(self.part, partial(compute, model), batch)
+                values = in_microbatches(self.part, partial(compute, model), batch)
         else:
-            values = in_pieces(self.part, partial(compute, self.spread["policy"]), batch)
+            values = in_microbatches(self.part, partial(compute, self.spread["policy"]), batch)
         return [row[mask].tolist() for row, mask in zip(values, batch.answer, strict=True)]
 
     def step(
@@ -182,7 +182,7 @@ class Learner:
         if before is not None and is_within(means, settings):
             self.kept = before
         return {
-            **{name: means[name] for name in FIRST_LOOKED_AT},
+            **{name: means[name] for name in HEADLINE_METRICS},
             **means,
             "staleness": float(np.mean(lag)),
             "learner_seconds": time.monotonic() - clock,
@@ -195,10 +195,10 @@ class Learner:
         # Of five passes over the batch (a backward pass counts for two), this saves one.
         known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
         compute = partial(_logprobs, temperature=self.settings.temperature)
-        proximal = None if known_later else in_pieces(self.part, partial(compute, self.spread["policy"]), batch)
+        proximal = None if known_later else in_microbatches(self.part, partial(compute, self.spread["policy"]), batch)
         with self._fine_tuned() as fine_tuned:
-            reference = in_pieces(self.part, partial(compute, fine_tuned), batch)
-        values = None if self.critic is None else in_pieces(self.part, self._values, batch)
+            reference = in_microbatches(self.part, partial(compute, fine_tuned), batch)
+        values = None if self.critic is None else in_microbatches(self.part, self._values, batch)
         rewards = at_last_token(self._shaped(batch), batch.answer)
         if proximal is not None and self.kl_in == "reward":
             rewards = rewards - self.kl_coefficient * self.kl(proximal, reference) * batch.answer
@@ -224,7 +224,7 @@ class Learner:
         tokens = int(batch.answer[rows].sum())
         _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
-        for piece, counts in pieces(self.part, rows, batch.groups[rows]):
+        for piece, counts in microbatches(self.part, rows, batch.groups[rows]):
             part = batch.rows(piece)
             own = targets.rows(piece, part.width)
             logprobs, entropy = self.spread["policy"](
@@ -256,7 +256,7 @@ class Learner:
             sums["pretrain_loss"] = self._mix_in_text(number)
         _, sums = sum_over_workers(0.0, sums, self.part)
         norms = {
-            name: float(whole(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)))
+            name: float(full_tensor(clip_grad_norm_(m.parameters(), MAXIMUM_GRADIENT_NORM)))
             for name, m in self._models().items()
         }
         found = {**sums, **{f"gradient norm of the {name}": norm for name, norm in norms.items()}}
@@ -281,7 +281,7 @@ class Learner:
         shard = self.text[chance.integers(len(self.text))]
         rows = parquet.read_table(shard.path).take(chance.choice(shard.rows, min(PRETRAIN_ROWS, shard.rows), False))
         total, found, numbers = max(1, objective.count(objective.collate(rows))), 0.0, torch.arange(rows.num_rows)
-        for piece, counts in pieces(self.part, numbers, numbers):
+        for piece, counts in microbatches(self.part, numbers, numbers):
             batch = to_device(objective.collate(rows.take(piece.numpy())), self.part.device)
             loss = self.spread["policy"](objective.loss, batch)[0] / total
             (self.settings.pretrain_mix * loss * (self.part.workers if counts else 0)).backward()
@@ -337,13 +337,15 @@ class Learner:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
 
 
-def _own_part(settings: Rlhf) -> Part:
+def _own_part(settings: Rlhf) -> WorkerPart:
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Part(rank, workers, settings.micro_batch_rows, settings.precision or engine_precision(device.type), device)
+    return WorkerPart(
+        rank, workers, settings.micro_batch_rows, settings.precision or engine_precision(device.type), device
+    )
 
 
-def _logprobs(model: Spread, batch: RolloutBatch, temperature: float) -> Tensor:
+def _logprobs(model: FSDPModule, batch: RolloutBatch, temperature: float) -> Tensor:
     return model(answer_logprobs, batch, temperature)
 
 

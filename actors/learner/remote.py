@@ -16,7 +16,7 @@ from actors.learner.learner import Learner
 from actors.rollout.weights import Weights, pack, publish, unpack
 from actors.types import Prompt, Sample
 from cluster.errors import EngineError, known_failure, wait_for
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
 # A worker whose neighbour died finds the connection cut at once; that the neighbour died, Ray knows a little later.
@@ -84,11 +84,17 @@ class RemoteLearner:
     """
 
     def __init__(
-        self, share: Share, workers: int, checkpoint: Path, published: torch.dtype, deadline: float, *arguments: Any
+        self,
+        share: Allocation,
+        workers: int,
+        checkpoint: Path,
+        published: torch.dtype,
+        deadline: float,
+        *arguments: Any,
     ) -> None:
-        surroundings = {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}
+        env_vars = {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}
         kind: Any = ray.remote(LearnerActor).options(
-            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": surroundings}
+            num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": env_vars}
         )
         self.actors = [kind.remote(rank, workers) for rank in range(workers)]
         self._checkpoint, self._published, self._deadline = checkpoint, published, deadline

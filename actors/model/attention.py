@@ -12,7 +12,7 @@ from transformers.masking_utils import sdpa_mask
 
 from actors.model.block_attention import block_attention
 
-PADDING = -1
+PAD_DOCUMENT_ID = -1
 OWN = "triptych"
 
 
@@ -49,7 +49,7 @@ def document_mask(document_ids: Tensor) -> Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
     same = document_ids.unsqueeze(2) == document_ids.unsqueeze(1)
     itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
-    real = (document_ids != PADDING).unsqueeze(1)
+    real = (document_ids != PAD_DOCUMENT_ID).unsqueeze(1)
     return ((same & causal & real) | itself).unsqueeze(1)
 
 
@@ -70,7 +70,7 @@ def document_bounds(document_ids: Tensor) -> Tensor:
 
 def one_document_a_row(document_ids: Tensor) -> bool:
     """Whether every row holds a single document, and padding at its right end. [B, T] -> bool."""
-    return bool(((document_ids == document_ids[:, :1]) | (document_ids == PADDING)).all())
+    return bool(((document_ids == document_ids[:, :1]) | (document_ids == PAD_DOCUMENT_ID)).all())
 
 
 def _starts(document_ids: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class WithLoss(nn.Module):
         return self.model.generate(**settings)
 
 
-class Spread(nn.Module):
+class FSDPModule(nn.Module):
     """A model of which functions of it are computed: FSDP gathers its parameters around each.
 
     With several workers, every one calls the same functions in the same order.
@@ -54,7 +54,7 @@ class Spread(nn.Module):
             return function(self.model, *arguments, **settings)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which every worker holds a part; every worker has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -62,7 +62,7 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """All of them whole and on the CPU, where they share memory with those that lie there already; one by one, on
     every worker, of which one will `keep` them."""
-    every = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+    every = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
     return {name: tensor.cpu().contiguous() for name, tensor in every if keep}
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from actors.model.attention import PADDING
+from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Part
+from actors.model.microbatch import WorkerPart
 
 # Of a text without turns, how much is given.
 OPENING_TOKENS = 16
@@ -40,7 +40,7 @@ def openings(tables: Iterable[pa.Table], count: int) -> list[Opening]:
 def _documents(rows: pa.Table) -> Iterator[tuple[list[int], list[bool] | None]]:
     for row in rows.to_pylist():
         ids, documents, trained = row["input_ids"], row["document_ids"], row.get("trained")
-        for document in sorted(set(documents) - {PADDING}):
+        for document in sorted(set(documents) - {PAD_DOCUMENT_ID}):
             places = [index for index, found in enumerate(documents) if found == document]
             flags = None if trained is None else [trained[index] for index in places]
             yield [ids[index] for index in places], flags
@@ -56,7 +56,9 @@ def _opening(token_ids: list[int], trained: list[bool] | None) -> Opening:
 
 
 @torch.no_grad()
-def continuations(model: WithLoss, given: Sequence[Opening], tokens: int, end: int, part: Part) -> list[list[int]]:
+def continuations(
+    model: WithLoss, given: Sequence[Opening], tokens: int, end: int, part: WorkerPart
+) -> list[list[int]]:
     """Greedy continuations of at most `tokens` tokens each, up to the token `end`, without it.
 
     Every worker calls this with the same openings and writes all of them.

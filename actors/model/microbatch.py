@@ -18,7 +18,7 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkerPart:
     """One worker's part of every batch, and how it computes it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part: Part) -> tuple[float, Figures]:
+def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part: WorkerPart) -> tuple[float, Figures]:
     """Adds the gradients of this worker's rows, divided by the units of the global batch.
 
     FSDP averages over workers, so the loss is multiplied by their number.
@@ -72,7 +72,7 @@ def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part
 
 
 @torch.no_grad()
-def evaluate(model: WithLoss, objective: Any, tables: Iterable[pa.Table], part: Part) -> Figures:
+def evaluate(model: WithLoss, objective: Any, tables: Iterable[pa.Table], part: WorkerPart) -> Figures:
     """Mean loss per unit over rows that are never trained on, and the objective's own figures, over all workers."""
     model.eval()
     loss, count, figures = 0.0, 0, Figures()
@@ -99,7 +99,7 @@ def _by_length(rows: pa.Table) -> pa.Table:
     return rows.take(np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable"))
 
 
-def sum_over_workers(loss: float, figures: Figures, part: Part) -> tuple[float, Figures]:
+def sum_over_workers(loss: float, figures: Figures, part: WorkerPart) -> tuple[float, Figures]:
     """The sums over all workers, on each of them."""
     if part.workers == 1:
         return loss, figures

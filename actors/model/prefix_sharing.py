@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actors.model.attention import PADDING
+from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import hidden_states
 
 PROMPT = 0
@@ -109,7 +109,12 @@ def share_prompts(input_ids: Tensor, asked: Tensor, starts: Tensor, groups: Tens
     length = max(map(len, texts))
     number = {group: index for index, group in enumerate(rows)}
     flat = torch.tensor([number[group] * length + place for group, place in found])
-    tables = (_padded(texts, length, 0), _padded(segments_of, length, PADDING), _padded(positions_of, length, 0), flat)
+    tables = (
+        _padded(texts, length, 0),
+        _padded(segments_of, length, PAD_DOCUMENT_ID),
+        _padded(positions_of, length, 0),
+        flat,
+    )
     return SharedRows(*(table.to(input_ids.device) for table in tables))
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as compute
 import torch
 from torch import Tensor
 
-from actors.model.attention import PADDING
+from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import next_token_loss
 
 
@@ -32,10 +32,10 @@ class LanguageObjective:
     def collate(self, rows: pa.Table) -> PackedBatch:
         """Tensors of packed rows; without a `trained` column every token but a document's first is a target."""
         input_ids, document_ids = (_matrix(rows, name) for name in ("input_ids", "document_ids"))
-        trained = _matrix(rows, "trained").bool() if "trained" in rows.column_names else document_ids != PADDING
+        trained = _matrix(rows, "trained").bool() if "trained" in rows.column_names else document_ids != PAD_DOCUMENT_ID
         follows = torch.zeros_like(trained)
         follows[:, 1:] = document_ids[:, 1:] == document_ids[:, :-1]
-        return PackedBatch(input_ids, document_ids, trained & follows & (document_ids != PADDING))
+        return PackedBatch(input_ids, document_ids, trained & follows & (document_ids != PAD_DOCUMENT_ID))
 
     def count(self, batch: PackedBatch) -> int:
         """Trained tokens."""

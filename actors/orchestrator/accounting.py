@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from actors.orchestrator.protocols import Clock
-from actors.orchestrator.work_queue import Chunk
+from actors.orchestrator.work_queue import GenerateRequest
 from actors.types import Sample
 from cluster.trace import Span
 
@@ -25,7 +25,7 @@ class Counters:
     deaths: int = 0
 
 
-class Books:
+class FleetStats:
     """Kept by the coordinator; a booking costs the same however many actors there are."""
 
     def __init__(self, clock: Clock) -> None:
@@ -37,14 +37,16 @@ class Books:
         """An actor has started, or taken weights."""
         self._spans.append(Span(who, kind, begin, self._clock.now()))
 
-    def drawn(self, who: str, begin: float, busy: float, chunk: Chunk, groups: Sequence[Sequence[Sample]]) -> None:
+    def drawn(
+        self, who: str, begin: float, busy: float, chunk: GenerateRequest, groups: Sequence[Sequence[Sample]]
+    ) -> None:
         """An actor has answered prompts; `busy` are the seconds that it was at any since the last booking."""
         end, tokens = self._clock.now(), sum(sample.length for group in groups for sample in group)
         self._spans.append(Span(who, "draw", begin, end, _ids(chunk), tokens))
         before = self.counters
         self.counters = replace(before, tokens=before.tokens + tokens, busy_seconds=before.busy_seconds + busy)
 
-    def lost(self, who: str, kind: Kind, begin: float, chunks: Sequence[Chunk]) -> None:
+    def lost(self, who: str, kind: Kind, begin: float, chunks: Sequence[GenerateRequest]) -> None:
         """An actor has died, or is given up."""
         ids = tuple(name for chunk in chunks for name in _ids(chunk))
         self._spans.append(Span(who, kind, begin, self._clock.now(), ids, lost=True))
@@ -57,5 +59,5 @@ class Books:
         return taken
 
 
-def _ids(chunk: Chunk) -> tuple[str, ...]:
+def _ids(chunk: GenerateRequest) -> tuple[str, ...]:
     return tuple(prompt.id for prompt in chunk.prompts)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from actors.orchestrator.accounting import Books, Counters, Kind
-from actors.orchestrator.members import CHUNKS_AT_ONCE, Member, Takers
+from actors.orchestrator.accounting import Counters, FleetStats, Kind
+from actors.orchestrator.members import CHUNKS_AT_ONCE, IdleQueue, Member
 from actors.orchestrator.protocols import Answer, Clock, Worker
-from actors.orchestrator.work_queue import ActorState, Chunk, WorkList, advance
+from actors.orchestrator.work_queue import ActorState, GenerateRequest, WorkList, advance
 from actors.rollout.weights import Weights, mismatch
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError
-from cluster.trace import Present, Span
+from cluster.trace import ActorStatus, Span
 
 Value = TypeVar("Value")
 
@@ -64,13 +64,13 @@ class Coordinator:
         self._started = 0
         self._members: dict[int, Member] = {}
         self._states: Counter[ActorState] = Counter()
-        self._takers = Takers()
+        self._takers = IdleQueue()
         # All have the same time to answer, so that the oldest is the first that can be late.
         self._calls: OrderedDict[int, _Call] = OrderedDict()
         self._called = 0
         self._work = WorkList()
         self._weights: Weights | None = None
-        self._books = Books(clock)
+        self._books = FleetStats(clock)
         self._deaths_since_ready = 0
         self._failure: EngineError | None = None
 
@@ -106,12 +106,12 @@ class Coordinator:
         """What has been done so far."""
         return self._books.counters
 
-    def present(self) -> list[Present]:
+    def present(self) -> list[ActorStatus]:
         """The actors that are not dead."""
-        return [Present(member.name, member.state, member.version) for member in self._members.values()]
+        return [ActorStatus(member.name, member.state, member.version) for member in self._members.values()]
 
     def spans(self) -> list[Span]:
-        """As `Books.spans`."""
+        """As `FleetStats.spans`."""
         return self._books.spans()
 
     def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
@@ -197,7 +197,7 @@ class Coordinator:
         now = self._clock.now()
         while self._calls and (call := next(iter(self._calls.values()))).due <= now:
             self._calls.popitem(last=False)
-            self._guarded(partial(self._bury, call, f"no answer within {self._deadline:.0f} s"))
+            self._guarded(partial(self._replace_dead, call, f"no answer within {self._deadline:.0f} s"))
 
     def _wait(self, take: Callable[[], Value | None], what: str, seconds: float | None = None) -> Value:
         # What an actor is stuck in ends at the deadline; a second one is left for another actor to do the work.
@@ -236,7 +236,7 @@ class Coordinator:
             # The engine is well and refuses the request, as any other would.
             self.fail(EngineError(f"{call.what}: {error}"))
         else:
-            self._guarded(partial(self._bury, call, str(error)))
+            self._guarded(partial(self._replace_dead, call, str(error)))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Keeps a failure for whoever waits, and gives those who have nothing to do what there is."""
@@ -277,7 +277,7 @@ class Coordinator:
     def _pulled(self, weights: Weights, call: _Call, found: dict[str, int]) -> None:
         differing = mismatch(weights.digests, found)
         if differing is not None:
-            self._bury(call, f"the engine computes with others in {differing}")
+            self._replace_dead(call, f"the engine computes with others in {differing}")
             return
         member = call.member
         self._books.done(member.name, call.kind, call.begin)
@@ -303,7 +303,7 @@ class Coordinator:
             ask = partial(member.worker.generate, chunk)
             self._call(member, "draw", _name(chunk), ask, partial(self._drawn, chunk))
 
-    def _drawn(self, chunk: Chunk, call: _Call, groups: list[list[Sample]]) -> None:
+    def _drawn(self, chunk: GenerateRequest, call: _Call, groups: list[list[Sample]]) -> None:
         member, now = call.member, self._clock.now()
         member.chunks.remove(chunk)
         self._work.finish(chunk, groups)
@@ -315,7 +315,7 @@ class Coordinator:
             self._renew(member)
             self._takers.place(member)
 
-    def _bury(self, call: _Call, why: str) -> None:
+    def _replace_dead(self, call: _Call, why: str) -> None:
         member, cause = call.member, f"{call.what}: {why}"
         if member.state is ActorState.DEAD:
             return
@@ -326,10 +326,10 @@ class Coordinator:
         if self._deaths_since_ready > self._target:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
         for chunk in chunks:
-            self._work.give_back(chunk, cause)
+            self._work.requeue(chunk, cause)
         self._grow()
 
-    def _dismiss(self, member: Member) -> list[Chunk]:
+    def _dismiss(self, member: Member) -> list[GenerateRequest]:
         self._move(member, ActorState.DEAD)
         del self._members[member.number]
         member.worker.kill()
@@ -344,6 +344,6 @@ class Coordinator:
         self._takers.place(member)
 
 
-def _name(chunk: Chunk) -> str:
+def _name(chunk: GenerateRequest) -> str:
     more = len(chunk.prompts) - 1
     return f"prompt {chunk.prompts[0].id}" + (f" and {more} more" if more else "")

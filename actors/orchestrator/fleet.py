@@ -22,15 +22,15 @@ from actors.orchestrator.accounting import Counters
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.members import CHUNKS_AT_ONCE
 from actors.orchestrator.protocols import Answer
-from actors.orchestrator.work_queue import ActorState, Chunk
-from actors.rollout.actor import Engine, RolloutActor, environment
-from actors.rollout.environment import Environment
+from actors.orchestrator.work_queue import ActorState, GenerateRequest
+from actors.rollout.actor import EngineSettings, RolloutActor, engine_env_vars
+from actors.rollout.environment import MultiTurnSettings
 from actors.rollout.weights import Weights, digest, publish, stored
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError, UserError
 from cluster.recipe.base import Precision
-from cluster.runtime.plan import Share
-from cluster.trace import Present, Span
+from cluster.runtime.plan import Allocation
+from cluster.trace import ActorStatus, Span
 
 # How often a late actor is looked for while nobody reports or waits.
 PERIOD = 1.0
@@ -50,7 +50,7 @@ class Fleet:
         max_tokens_total: the most tokens of a prompt and its completion.
         seed: of draws that have no seed of their own.
         deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
-        surroundings: what goes on with their answers, if anything does.
+        multi_turn: what goes on with their answers, if anything does.
         swap_in_flight: actors take new weights in the midst of answers.
 
     Raises:
@@ -61,11 +61,11 @@ class Fleet:
         self,
         model: Path,
         actors: int,
-        share: Share,
+        share: Allocation,
         max_tokens_total: int,
         seed: int,
         deadline: float,
-        surroundings: Environment | None = None,
+        multi_turn: MultiTurnSettings | None = None,
         swap_in_flight: bool = False,
     ) -> None:
         try:
@@ -73,12 +73,12 @@ class Fleet:
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
         self._tied = bool(config.get("tie_word_embeddings", False))
-        self._engine = Engine(model, max_tokens_total, seed, share, surroundings)
+        self._engine = EngineSettings(model, max_tokens_total, seed, share, multi_turn)
         options: dict[str, Any] = {
             "num_cpus": share.cpus,
             "num_gpus": share.gpus,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": environment(share)},
+            "runtime_env": {"env_vars": engine_env_vars(share)},
             "concurrency_groups": {DRAWING: CHUNKS_AT_ONCE},
         }
         self._actor = ray.remote(**options)(RolloutActor)
@@ -138,7 +138,7 @@ class Fleet:
         with self._changed:
             return self._coordinator.counters()
 
-    def present(self) -> list[Present]:
+    def present(self) -> list[ActorStatus]:
         """As `Coordinator.present`."""
         with self._changed:
             return self._coordinator.present()
@@ -257,7 +257,7 @@ class _RayWorker:
         ref = self.handle.pull_weights.remote(weights.version, [weights.ref], weights.dtype, weights.adapters)
         self._send(ref, answer)
 
-    def generate(self, chunk: Chunk, answer: Answer) -> None:
+    def generate(self, chunk: GenerateRequest, answer: Answer) -> None:
         self._send(self._generate.remote(list(chunk.prompts), chunk.sampling), answer)
 
     def kill(self) -> None:

@@ -18,7 +18,7 @@ class Outcome(StrEnum):
     FILTERED = "filtered"
 
 
-class Ticket(NamedTuple):
+class PromptTurn(NamedTuple):
     """One turn of one prompt: the pass over the prompts, from 0, and the prompt."""
 
     epoch: int
@@ -44,8 +44,8 @@ class Ledger:
         self._epoch = 0
         self._position = 0
         self._order = self._shuffled(0)
-        self._again: deque[Ticket] = deque()
-        self._out: dict[Ticket, None] = {}
+        self._again: deque[PromptTurn] = deque()
+        self._out: dict[PromptTurn, None] = {}
         self._outcomes: Counter[str] = Counter()
 
     @property
@@ -54,17 +54,17 @@ class Ledger:
         return {outcome.value: self._outcomes[outcome.value] for outcome in Outcome}
 
     @property
-    def outstanding(self) -> list[Ticket]:
+    def outstanding(self) -> list[PromptTurn]:
         """Turns that were handed out and not settled, oldest first."""
         return list(self._out)
 
-    def take(self, count: int) -> list[Ticket]:
+    def take(self, count: int) -> list[PromptTurn]:
         """Hands out the next turns: what came back first, then on through the passes."""
         tickets = [self._again.popleft() if self._again else self._next() for _ in range(count)]
         self._out.update(dict.fromkeys(tickets))
         return tickets
 
-    def settle(self, tickets: Iterable[Ticket], outcome: Outcome) -> None:
+    def commit(self, tickets: Iterable[PromptTurn], outcome: Outcome) -> None:
         """Books how turns ended.
 
         Raises:
@@ -73,7 +73,7 @@ class Ledger:
         settled = self._take_in(tickets)
         self._outcomes[outcome.value] += len(settled)
 
-    def give_back(self, tickets: Iterable[Ticket]) -> None:
+    def requeue(self, tickets: Iterable[PromptTurn]) -> None:
         """Takes turns back that came to nothing; they are handed out again before all others, in this order.
 
         Raises:
@@ -102,19 +102,19 @@ class Ledger:
             raise StageError("the ledger in the checkpoint is of other prompts or another seed than this run's")
         self._epoch, self._position = state["epoch"], state["position"]
         self._order = self._shuffled(self._epoch)
-        self._again = deque(Ticket(epoch, prompt) for epoch, prompt in state["unsettled"])
+        self._again = deque(PromptTurn(epoch, prompt) for epoch, prompt in state["unsettled"])
         self._out = {}
         self._outcomes = Counter(state["outcomes"])
 
-    def _next(self) -> Ticket:
+    def _next(self) -> PromptTurn:
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._shuffled(self._epoch)
-        ticket = Ticket(self._epoch, self._order[self._position])
+        ticket = PromptTurn(self._epoch, self._order[self._position])
         self._position += 1
         return ticket
 
-    def _take_in(self, tickets: Iterable[Ticket]) -> list[Ticket]:
+    def _take_in(self, tickets: Iterable[PromptTurn]) -> list[PromptTurn]:
         listed = list(tickets)
         strange = [ticket for ticket, times in Counter(listed).items() if times > 1 or ticket not in self._out]
         if strange:

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from actors.algorithms.registry import ALGORITHMS
 from actors.orchestrator.accounting import Counters
 from actors.orchestrator.ledger import Outcome
-from actors.orchestrator.scheduler import Rollouts, Scored
+from actors.orchestrator.scheduler import RolloutScheduler, TrainBatch
 from actors.orchestrator.work_queue import ActorState
 from actors.rollout.weights import Weights
 from actors.types import Prompt, Sample
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.metrics import Stopwatch
-from cluster.trace import Present, Span, StepTrace
+from cluster.trace import ActorStatus, Span, StepTrace
 
 
 class Policy(Protocol):
@@ -47,7 +47,7 @@ class Engines(Protocol):
     def counters(self) -> Counters:
         """What has been done so far."""
 
-    def present(self) -> list[Present]:
+    def present(self) -> list[ActorStatus]:
         """The actors that are not dead."""
 
     def spans(self) -> list[Span]:
@@ -69,10 +69,10 @@ class Loop:
 
     engines: Engines
     policy: Policy
-    rollouts: Rollouts
+    rollouts: RolloutScheduler
     settings: Rlhf
     now: Callable[[], float] = time.monotonic
-    last: Scored = field(default_factory=Scored)
+    last: TrainBatch = field(default_factory=TrainBatch)
     trace: StepTrace = field(default_factory=lambda: StepTrace(0, 0.0))
 
     def step(self, number: int, measured: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Loop:
         batch = self.rollouts.scored_batch(number, dynamic)
         self.last, waited = batch, clock.lap()
         figures = self.policy.step(batch.prompts, batch.groups, batch.rewards, measured, self.rollouts.take_in)
-        self.rollouts.ledger.settle(batch.tickets, Outcome.TRAINED)
+        self.rollouts.ledger.commit(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()
         # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.
         self.engines.sync(self.policy.publish(number + 1), wait=self.settings.max_staleness == 0)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from actors.orchestrator.protocols import Worker
-from actors.orchestrator.work_queue import ActorState, Chunk
+from actors.orchestrator.work_queue import ActorState, GenerateRequest
 
 # The engine draws what an actor is given next beside the last answers of what it was given before: when these are long,
 # most of its places would be empty.
@@ -26,7 +26,7 @@ class Member:
     worker: Worker
     state: ActorState = ActorState.STARTING
     version: int = 0
-    chunks: list[Chunk] = field(default_factory=list)
+    chunks: list[GenerateRequest] = field(default_factory=list)
     booked: float = 0.0
     pulling: bool = False
 
@@ -42,7 +42,7 @@ class Member:
         return self.state is ActorState.READY and len(self.chunks) < CHUNKS_AT_ONCE and not alone
 
 
-class Takers:
+class IdleQueue:
     """Members that take more prompts: first those that are at none, and in turn."""
 
     def __init__(self) -> None:

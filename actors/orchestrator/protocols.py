@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from actors.orchestrator.work_queue import Chunk
+from actors.orchestrator.work_queue import GenerateRequest
 from actors.rollout.weights import Weights
 
 # Called once with what a call gave, or with None and why it failed.
@@ -23,7 +23,7 @@ class Worker(Protocol):
     def pull(self, weights: Weights, answer: Answer) -> None:
         """Answers with the digests of the weights that the engine then computes with."""
 
-    def generate(self, chunk: Chunk, answer: Answer) -> None:
+    def generate(self, chunk: GenerateRequest, answer: Answer) -> None:
         """Answers with the samples of each prompt."""
 
     def kill(self) -> None:

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.orchestrator.ledger import Ledger, Outcome, Ticket
+from actors.orchestrator.ledger import Ledger, Outcome, PromptTurn
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.metrics import Stopwatch
-from cluster.trace import Handed, Span
+from cluster.trace import PromptTrace, Span
 
 # With dynamic sampling: the most rounds in which the batch of one step is filled up.
 ROUNDS = 10
@@ -40,15 +40,15 @@ class Rewards(Protocol):
 
 
 @dataclass(frozen=True)
-class InWork:
+class InflightPrompt:
     """A prompt that the fleet has, since `given`."""
 
-    ticket: Ticket
+    ticket: PromptTurn
     given: float
 
 
 @dataclass
-class Asked:
+class PendingRewards:
     """Rewards that the samples of `names`, in this order, wait for.
 
     Attributes:
@@ -70,43 +70,43 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PendingGroup:
     """Samples of a prompt that were `handed_out` then, and its number among those that rewards were asked for with."""
 
     group: list[Sample]
     handed_out: float
-    asked: Asked
+    asked: PendingRewards
     number: int
 
 
 @dataclass(frozen=True)
-class Answered:
+class RolloutGroup:
     """A prompt with its samples, and how it came by them."""
 
-    ticket: Ticket
+    ticket: PromptTurn
     prompt: Prompt
-    drawn: Drawn
-    handed: Handed
+    drawn: PendingGroup
+    handed: PromptTrace
 
 
 @dataclass
-class Scored:
+class TrainBatch:
     """What a step learns from: the same index is the same prompt in all lists but `spans`, when rewards were given.
 
     `reward_seconds` are those in which there was nothing to wait for but rewards.
     """
 
-    tickets: list[Ticket] = field(default_factory=list)
+    tickets: list[PromptTurn] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     groups: list[list[Sample]] = field(default_factory=list)
     rewards: list[list[float]] = field(default_factory=list)
-    handed: list[Handed] = field(default_factory=list)
+    handed: list[PromptTrace] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     filtered: int = 0
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
 
-    def add(self, one: Answered, rewards: list[float]) -> None:
+    def add(self, one: RolloutGroup, rewards: list[float]) -> None:
         """One prompt more."""
         self.tickets.append(one.ticket)
         self.prompts.append(one.prompt)
@@ -116,7 +116,7 @@ class Scored:
 
 
 @dataclass
-class Rollouts:
+class RolloutScheduler:
     """Turns prompts into batches of samples with rewards, which are asked for as soon as samples are drawn.
 
     With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n batches more are in
@@ -136,9 +136,9 @@ class Rollouts:
     seed: int
     ask: Callable[[list[Prompt], list[list[Sample]]], Rewards]
     now: Callable[[], float] = time.monotonic
-    in_work: dict[str, InWork] = field(default_factory=dict)
-    drawn: deque[Drawn] = field(default_factory=deque)
-    asked: list[Asked] = field(default_factory=list)
+    in_work: dict[str, InflightPrompt] = field(default_factory=dict)
+    drawn: deque[PendingGroup] = field(default_factory=deque)
+    asked: list[PendingRewards] = field(default_factory=list)
 
     def take_in(self, at_least: int = 0) -> None:
         """Asks for the rewards of what has been drawn; waits until that is so many prompts."""
@@ -147,13 +147,13 @@ class Rollouts:
         if groups:
             names, now = [group[0].prompt_id for group in groups], self.now()
             prompts = [self.prompts[self.in_work[name].ticket.prompt_id] for name in names]
-            asked = Asked(names, now, self.ask(prompts, groups))
+            asked = PendingRewards(names, now, self.ask(prompts, groups))
             self.asked.append(asked)
-            self.drawn.extend(Drawn(group, now, asked, number) for number, group in enumerate(groups))
+            self.drawn.extend(PendingGroup(group, now, asked, number) for number, group in enumerate(groups))
 
-    def next_batch(self, version: int, count: int) -> list[Answered]:
+    def next_batch(self, version: int, count: int) -> list[RolloutGroup]:
         """Samples of `count` prompts for the step that makes `version + 1`; their rewards may still be to come."""
-        batch: list[Answered] = []
+        batch: list[RolloutGroup] = []
         ahead = self.settings.max_staleness * self.settings.prompts_per_step
         while len(batch) < count:
             wanted = ahead + count - len(self.in_work) - len(batch)
@@ -165,21 +165,21 @@ class Rollouts:
             work = self.in_work.pop(name)
             behind = version - min(v for sample in drawn.group for v in sample.weight_versions)
             if behind > self.settings.max_staleness:
-                self.ledger.give_back([work.ticket])
+                self.ledger.requeue([work.ticket])
                 continue
             tokens = sum(sample.length for sample in drawn.group)
-            handed = Handed(name, work.given, drawn.handed_out, tokens, behind)
-            batch.append(Answered(work.ticket, self.prompts[work.ticket.prompt_id], drawn, handed))
+            handed = PromptTrace(name, work.given, drawn.handed_out, tokens, behind)
+            batch.append(RolloutGroup(work.ticket, self.prompts[work.ticket.prompt_id], drawn, handed))
         return batch
 
-    def scored_batch(self, version: int, dynamic: bool) -> Scored:
+    def scored_batch(self, version: int, dynamic: bool) -> TrainBatch:
         """`next_batch` with rewards. With dynamic sampling (Yu et al. 2025, section 3.2), prompts whose samples all got
         one reward are booked as filtered and others drawn in their place.
 
         Raises:
             StageError: after many rounds, every prompt's samples got one reward.
         """
-        batch, size = Scored(), self.settings.prompts_per_step
+        batch, size = TrainBatch(), self.settings.prompts_per_step
         for _ in range(ROUNDS if dynamic else 1):
             clock = Stopwatch(self.now)
             answered = self.next_batch(version, size - len(batch.groups))
@@ -189,7 +189,7 @@ class Rollouts:
             batch.spans += self._spans(answered)
             for one, rewards in zip(answered, scores, strict=True):
                 if dynamic and min(rewards) == max(rewards):
-                    self.ledger.settle([one.ticket], Outcome.FILTERED)
+                    self.ledger.commit([one.ticket], Outcome.FILTERED)
                     batch.filtered += 1
                 else:
                     batch.add(one, rewards)
@@ -208,13 +208,13 @@ class Rollouts:
                 asked.end = self.now()
         self.asked = [asked for asked in self.asked if asked.end is None]
 
-    def _spans(self, answered: Sequence[Answered]) -> Iterator[Span]:
+    def _spans(self, answered: Sequence[RolloutGroup]) -> Iterator[Span]:
         for asked in (one.drawn.asked for one in answered):
             if not asked.told:
                 asked.told = True
                 yield Span("rewards", "reward", asked.begin, asked.end or self.now(), asked.names)
 
-    def _submit(self, tickets: list[Ticket], version: int) -> None:
+    def _submit(self, tickets: list[PromptTurn], version: int) -> None:
         if not tickets:
             return
         settings = self.settings
@@ -222,7 +222,7 @@ class Rollouts:
         sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, seed)
         named = {f"{ticket.epoch}:{ticket.prompt_id}": ticket for ticket in tickets}
         given = self.now()
-        self.in_work.update({name: InWork(ticket, given) for name, ticket in named.items()})
+        self.in_work.update({name: InflightPrompt(ticket, given) for name, ticket in named.items()})
         asked = [Prompt(name, self.prompts[ticket.prompt_id].token_ids) for name, ticket in named.items()]
         # Apart, so that the first step need not wait until the answers of others are drawn too.
         for begin in range(0, len(asked), settings.prompts_per_step):

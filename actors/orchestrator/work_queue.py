@@ -50,7 +50,7 @@ def advance(state: ActorState, to: ActorState) -> ActorState:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class GenerateRequest:
     """Prompts that one actor answers in one call; `alone` if it is to be at no others meanwhile."""
 
     prompts: tuple[Prompt, ...]
@@ -62,7 +62,7 @@ class WorkList:
     """Prompts waiting, and groups of samples that are finished. Every prompt given in comes out once."""
 
     def __init__(self) -> None:
-        self._queue: deque[Chunk] = deque()
+        self._queue: deque[GenerateRequest] = deque()
         self._open: set[str] = set()
         self._deaths: Counter[str] = Counter()
         self._finished: dict[str, list[Sample]] = {}
@@ -84,16 +84,16 @@ class WorkList:
             raise ValueError(f"prompt {twice[0]} is in work already; its id must be unique")
         self._open.update(ids)
         self._queue.extend(
-            Chunk(tuple(prompts[start : start + size]), sampling) for start in range(0, len(prompts), size)
+            GenerateRequest(tuple(prompts[start : start + size]), sampling) for start in range(0, len(prompts), size)
         )
 
-    def take(self, beside: bool = False) -> Chunk | None:
+    def take(self, beside: bool = False) -> GenerateRequest | None:
         """The next chunk, or None; also if an actor is to have it `beside` another, and it is one to be alone."""
         if not self._queue or (beside and self._queue[0].alone):
             return None
         return self._queue.popleft()
 
-    def finish(self, chunk: Chunk, groups: Sequence[list[Sample]]) -> None:
+    def finish(self, chunk: GenerateRequest, groups: Sequence[list[Sample]]) -> None:
         """Books the answer to a chunk.
 
         Raises:
@@ -109,7 +109,7 @@ class WorkList:
             self._deaths.pop(prompt.id, None)
             self._finished[prompt.id] = group
 
-    def give_back(self, chunk: Chunk, cause: str) -> None:
+    def requeue(self, chunk: GenerateRequest, cause: str) -> None:
         """Puts the chunk of a dead actor at the front, in halves that are to be alone, so that a prompt that kills
         engines soon takes no other with it.
 
@@ -124,7 +124,7 @@ class WorkList:
             raise EngineError(f"{self._deaths[worst]} rollout actors died over prompt {worst}{others}: {cause}")
         middle = (len(ids) + 1) // 2
         halves = [chunk.prompts[:middle], chunk.prompts[middle:]]
-        self._queue.extendleft(Chunk(half, chunk.sampling, alone=True) for half in reversed(halves) if half)
+        self._queue.extendleft(GenerateRequest(half, chunk.sampling, alone=True) for half in reversed(halves) if half)
 
     def collect(self, ids: Sequence[str]) -> dict[str, list[Sample]] | None:
         """Hands out the groups of these prompts once all are finished; None before."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.rewards.pool import Scores
-from actors.types import Prompt, Question, Sample
+from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import StageError, UserError
 
 
@@ -21,7 +21,7 @@ class FunctionReward:
         self.name, self.function = name, load_function(name)
 
     def score(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[Question]
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[RewardInput]
     ) -> Scores:
         """Rewards of the samples of each prompt.
 
@@ -36,7 +36,7 @@ class FunctionReward:
             for prompt, group, question in zip(prompts, groups, questions, strict=True)
         ]
 
-    def _one(self, prompt_id: str, question: Question, answer: str) -> float:
+    def _one(self, prompt_id: str, question: RewardInput, answer: str) -> float:
         where = f"for prompt {prompt_id!r} and answer {answer!r}"
         try:
             reward = self.function(question, answer)

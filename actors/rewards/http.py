@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from actors.rewards.pool import Scores
-from actors.types import Prompt, Question, Sample
+from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import DeadlineError, EngineError, StageError
 
 ATTEMPTS = 3
@@ -32,7 +32,7 @@ class HttpReward:
         self.url, self.seconds = url, seconds
 
     def score(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[Question]
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[RewardInput]
     ) -> Scores:
         """Rewards of the samples of each prompt.
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import ray
 
-from actors.types import Prompt, Question, Sample
+from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import wait_for
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 
 Scores = list[list[float]]
 
 
-def restarted(kind: type, share: Share, restarts: int) -> Any:
+def restarted(kind: type, share: Allocation, restarts: int) -> Any:
     """The class of a reward as that of a Ray actor, which is started again when it is killed, and asked again.
 
     Rewards have no state. One that dies more often than `restarts` in all has a fault of its own.
@@ -27,7 +27,7 @@ def restarted(kind: type, share: Share, restarts: int) -> Any:
     )
 
 
-class Scorer:
+class RewardWorkerPool:
     """One reward among several: actors that give it and share what is asked.
 
     Args:
@@ -46,7 +46,7 @@ class Scorer:
         launch: Callable[[], Any],
         weight: float,
         seconds: float,
-        questions: Mapping[str, Question] | None = None,
+        questions: Mapping[str, RewardInput] | None = None,
         actors: int = 1,
     ) -> None:
         self.name, self.weight, self.seconds = name, weight, seconds
@@ -117,7 +117,7 @@ class WeightedRewards:
     """The weighted sum of what all scorers give, who are asked at once."""
 
     def __init__(
-        self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
+        self, scorers: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
     ) -> None:
         self._asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
         self._total = [[0.0] * len(group) for group in groups]

@@ -13,11 +13,11 @@ import xxhash
 from actors.model.chat import Chat
 from actors.orchestrator.work_queue import CPU_SEQUENCES, GPU_SEQUENCES
 from actors.rollout.engine import SharedEngine, whole_prompts
-from actors.rollout.environment import Dialogues, Environment
+from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.rollout.weights import digest, unpack
 from actors.types import Prompt, Sample, Sampling
 from cluster.recipe.base import Precision
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 
 # vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
 _MOST_CPU_CACHE_BYTES = 1 << 30
@@ -26,22 +26,22 @@ _STEP_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineSettings:
     """How engines are started.
 
     Attributes:
         model: a Hugging Face model directory with its tokenizer.
         context: the most tokens of a prompt and its completion.
         seed: seeds draws that have no seed of their own; every actor adds its number.
-        environment: goes on with the answers, if it is given.
+        multi_turn: goes on with the answers, if it is given.
         share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
     """
 
     model: Path
     context: int
     seed: int
-    share: Share
-    environment: Environment | None = None
+    share: Allocation
+    multi_turn: MultiTurnSettings | None = None
 
     @property
     def sequences(self) -> int:
@@ -66,7 +66,7 @@ class RolloutActor:
     say which weights drew them, and those of an answer before the change are read again with the new ones.
     """
 
-    def __init__(self, engine: Engine, number: int) -> None:
+    def __init__(self, engine: EngineSettings, number: int) -> None:
         # vLLM takes seconds to import and configures its process: it stays out of the driver's.
         from transformers import AutoTokenizer
         from vllm import LLM
@@ -92,7 +92,7 @@ class RolloutActor:
         self._model, self._context = engine.model, engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
         self._dialogues = (
-            Dialogues(engine.environment, Chat(self._tokenizer), engine.context) if engine.environment else None
+            MultiTurnRunner(engine.multi_turn, Chat(self._tokenizer), engine.context) if engine.multi_turn else None
         )
         self._shared.run(self._shared.llm.update_weight_version, "0")
 
@@ -221,12 +221,12 @@ class RolloutActor:
         ]
 
 
-def element_type(share: Share) -> torch.dtype:
+def element_type(share: Allocation) -> torch.dtype:
     """What an engine with such a share computes in."""
     return torch.bfloat16 if share.gpus else torch.float32
 
 
-def environment(share: Share) -> dict[str, str]:
+def engine_env_vars(share: Allocation) -> dict[str, str]:
     """Environment variables of an engine's process."""
     return {
         "OMP_NUM_THREADS": str(share.threads),
@@ -238,7 +238,7 @@ def environment(share: Share) -> dict[str, str]:
     }
 
 
-def _room(engine: Engine) -> dict[str, Any]:
+def _room(engine: EngineSettings) -> dict[str, Any]:
     from transformers import AutoConfig
 
     if engine.share.gpus:

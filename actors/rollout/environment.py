@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from actors.model.chat import Chat
 from actors.rewards.function import load_function
-from actors.types import Prompt, Question, Sample, Sampling
+from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import UserError
 
 Message = dict[str, str]
@@ -18,7 +18,7 @@ Draw = Callable[[list[Prompt], list[Sampling]], list[list[Sample]]]
 
 
 @dataclass(frozen=True)
-class Environment:
+class MultiTurnSettings:
     """What answers are answered with.
 
     Attributes:
@@ -29,7 +29,7 @@ class Environment:
     """
 
     function: str
-    questions: Mapping[str, Question]
+    questions: Mapping[str, RewardInput]
     turns: int
 
 
@@ -38,12 +38,12 @@ class _Talk:
     """A conversation in work."""
 
     prompt: Prompt
-    question: Question
+    question: RewardInput
     sample: Sample
     answers: list[str] = field(default_factory=list)
 
 
-class Dialogues:
+class MultiTurnRunner:
     """Goes on with the answers of an engine.
 
     Args:
@@ -52,7 +52,7 @@ class Dialogues:
         context: the most tokens of a conversation.
     """
 
-    def __init__(self, environment: Environment, chat: Chat, context: int) -> None:
+    def __init__(self, environment: MultiTurnSettings, chat: Chat, context: int) -> None:
         self._environment, self._chat, self._context = environment, chat, context
         self._function = load_function(environment.function, "environment")
         # An actor draws in several threads, of which the function need not know.

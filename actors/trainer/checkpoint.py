@@ -53,7 +53,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.wait()
 
-    def save(self, model: WithLoss, steppers: list[Optimizer], step: int) -> None:
+    def save(self, model: WithLoss, optimizers: list[Optimizer], step: int) -> None:
         """Keeps the state; `step` is the next one to do. The checkpoint before is in place when this returns.
 
         Raises:
@@ -62,11 +62,13 @@ class Checkpoints:
         self.wait()
         side = self.out / SCRATCH / f"side_{step}"
         if not self.asynchronous:
-            write(model, steppers, side)
+            write(model, optimizers, side)
             self._place(side, step)
             return
         alone = self.workers == 1
-        written = dcp.async_save(_state(model, steppers), checkpoint_id=side, process_group=self._group, no_dist=alone)
+        written = dcp.async_save(
+            _state(model, optimizers), checkpoint_id=side, process_group=self._group, no_dist=alone
+        )
         self._pending = self._writer.submit(self._finish, cast("Future[Any]", written), side, step)
 
     def wait(self) -> None:
@@ -75,7 +77,7 @@ class Checkpoints:
             self._pending.result()
         self._pending = None
 
-    def restore(self, model: WithLoss, steppers: list[Optimizer]) -> int:
+    def restore(self, model: WithLoss, optimizers: list[Optimizer]) -> int:
         """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
         newest = None
         if self.rank == 0:
@@ -88,7 +90,7 @@ class Checkpoints:
         if newest is None:
             return 0
         step, folder = newest
-        read(model, steppers, folder)
+        read(model, optimizers, folder)
         return step
 
     def _finish(self, written: Future[Any], side: Path, step: int) -> None:
@@ -107,7 +109,7 @@ class Checkpoints:
                 shutil.rmtree(old.rename(self.out / SCRATCH / f"side_old_{old_step}"))
 
 
-def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
+def write(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> None:
     """Writes the weights and the state of their optimisers, each worker its part. Weights that do not change are left
     out.
 
@@ -115,18 +117,18 @@ def write(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> Non
         StageError: they cannot be written.
     """
     try:
-        dcp.save(_state(model, steppers), checkpoint_id=folder)
+        dcp.save(_state(model, optimizers), checkpoint_id=folder)
     except CheckpointException as error:
         raise _unwritten(error, Path(folder)) from error
 
 
-def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None:
+def read(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> None:
     """Takes over what `write` wrote, on any number of workers.
 
     Raises:
         UserError: it is damaged, or of a model of another shape.
     """
-    state = _state(model, steppers)
+    state = _state(model, optimizers)
     try:
         dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:
@@ -137,18 +139,18 @@ def read(model: WithLoss, steppers: list[Optimizer], folder: str | Path) -> None
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _frozen(model))
     set_state_dict(
-        model, steppers, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=options
+        model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=options
     )
 
 
-def export(model: WithLoss, plain: Any, tokenizer: Any, out: Path, rank: int) -> None:
+def export(model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, rank: int) -> None:
     """As `language.save`, of a model that is spread over the workers."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = {
         name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
     }
     if rank == 0:
-        causal_lm.save(plain, tokenizer, out, weights)
+        causal_lm.save(unwrapped_model, tokenizer, out, weights)
 
 
 def _unwritten(error: CheckpointException, folder: Path) -> StageError:
@@ -161,8 +163,8 @@ def _unwritten(error: CheckpointException, folder: Path) -> StageError:
     )
 
 
-def _state(model: WithLoss, steppers: list[Optimizer]) -> dict[str, Any]:
-    weights, state = get_state_dict(model, steppers)
+def _state(model: WithLoss, optimizers: list[Optimizer]) -> dict[str, Any]:
+    weights, state = get_state_dict(model, optimizers)
     if _frozen(model):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         weights = {name: value for name, value in weights.items() if name in trained}

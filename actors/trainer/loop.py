@@ -15,9 +15,9 @@ import torch
 from torch.optim import Optimizer
 
 from actors.model.causal_lm import bits_per_byte
-from actors.model.fsdp import WithLoss, shard, whole
+from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.generation import Opening, continuations, openings, read
-from actors.model.microbatch import Part, accumulate, evaluate, sum_over_workers
+from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
 from actors.model.optim import learning_rate_factor, optimisers
 from actors.model.perf import (
     compile_layers,
@@ -85,7 +85,7 @@ def _train(
     workers: int,
     deadline: Deadline,
     checkpoints: Checkpoints,
-    plain: Any,
+    unwrapped_model: Any,
     objective: Any,
     tokenizer: Any,
 ) -> None:
@@ -94,18 +94,20 @@ def _train(
     settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.precision or native_precision(device)
-    part = Part(rank, workers, settings.micro_batch_rows, precision, device)
-    vocabulary = plain.get_input_embeddings().num_embeddings
+    part = WorkerPart(rank, workers, settings.micro_batch_rows, precision, device)
+    vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
-        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = settings.compile_layers
     if compiled is None:
-        compiled = workers == 1 and isinstance(objective, LanguageObjective) and _compiling_pays(job, plain, device)
+        compiled = (
+            workers == 1 and isinstance(objective, LanguageObjective) and _compiling_pays(job, unwrapped_model, device)
+        )
     if compiled:
-        compile_layers(plain, objective)
-    model = shard(WithLoss(plain.to(device), objective), workers, device).train()
-    steppers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
-    start = checkpoints.restore(model, steppers)
+        compile_layers(unwrapped_model, objective)
+    model = shard(WithLoss(unwrapped_model.to(device), objective), workers, device).train()
+    optimizers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
+    start = checkpoints.restore(model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
     given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
@@ -113,7 +115,7 @@ def _train(
     ask_first = start == 0 and bool(given) and given[0].is_prompt
     untrained = _held_out(job, model, tokenizer, given, part, compiled) if ask_first else {}
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
-    speed = Speed(plain, part) if rank == 0 else None
+    speed = Speed(unwrapped_model, part) if rank == 0 else None
     skipped = 0
     noticed, asked = None, time.monotonic()
 
@@ -121,9 +123,9 @@ def _train(
         check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
-        learning_rate = _set_learning_rate(steppers, settings, step, job.steps)
+        learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, figures = accumulate(model, objective, rows, total, part)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
         loss, figures = sum_over_workers(loss, {**figures, "since": time.monotonic() - asked}, part)
         since = figures.pop("since") / workers
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -132,7 +134,7 @@ def _train(
             what = f"the loss is {loss} and the gradient norm {norm} at step {step}"
             before = f", and so {skipped - 1} steps before it were" if skipped > 1 else ""
             raise NotFiniteError(f"{what}{before}: lower the learning rate ({settings.learning_rate})")
-        for stepper in steppers:
+        for stepper in optimizers:
             if finite:
                 stepper.step()
             stepper.zero_grad(set_to_none=True)
@@ -158,25 +160,25 @@ def _train(
         if metrics:
             metrics.write(step, **values)
         if keep:
-            export(model, plain, tokenizer, job.out, rank)
+            export(model, unwrapped_model, tokenizer, job.out, rank)
         notice = noticed
         if since > NOTICE_SECONDS:
             notice, asked = ray.train.get_preemption_info(), time.monotonic()
         if due or notice != noticed:
-            checkpoints.save(model, steppers, step + 1)
+            checkpoints.save(model, optimizers, step + 1)
         noticed = notice
 
 
-def _compiling_pays(job: TrainingJob, plain: Any, device: torch.device) -> bool:
+def _compiling_pays(job: TrainingJob, unwrapped_model: Any, device: torch.device) -> bool:
     first = next(parquet.ParquetFile(job.shards[0].path).iter_batches(1, columns=["input_ids"]))
     length = len(first["input_ids"][0])
-    return compiling_pays(plain, job.steps * job.settings.batch_rows * length, length, device)
+    return compiling_pays(unwrapped_model, job.steps * job.settings.batch_rows * length, length, device)
 
 
 class Speed:
     """What the first worker measures from its first step on: rates, and what they are of the possible."""
 
-    def __init__(self, model: Any, part: Part) -> None:
+    def __init__(self, model: Any, part: WorkerPart) -> None:
         self.model, self.workers, self.device = model, part.workers, part.device
         self.peak = peak_flops(part.device, part.precision)
         self.start = time.monotonic()
@@ -238,24 +240,26 @@ def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
 
 
 def _held_out(
-    job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: Part, compiled: bool
+    job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: WorkerPart, compiled: bool
 ) -> dict[str, Any]:
     """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
-    objective, plain = model.objective, model.model
-    vocabulary = plain.get_input_embeddings().num_embeddings
+    objective, unwrapped_model = model.objective, model.model
+    vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
     # Compiled layers would be compiled again for rows of other lengths.
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
-        written = continuations(model, given, job.sample_tokens, plain.config.eos_token_id, part) if given else []
+        written = (
+            continuations(model, given, job.sample_tokens, unwrapped_model.config.eos_token_id, part) if given else []
+        )
     values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
     if job.held_out_bytes and found:
         values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
     return values | read(tokenizer, given, written, SHOWN_SAMPLES) if given else values
 
 
-def _set_learning_rate(steppers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
+def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
     factor = learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share, settings.schedule)
     rate = settings.learning_rate * factor
-    for group in (group for stepper in steppers for group in stepper.param_groups):
+    for group in (group for stepper in optimizers for group in stepper.param_groups):
         group["lr"] = rate
     return rate

@@ -4,18 +4,25 @@ from dataclasses import dataclass
 
 from sqlmodel import func, select
 
-from cluster.feedback.queries import Judgements, Labellers, Prompts, Tasks, Thumbs, is_person
+from cluster.feedback.queries import (
+    AnnotatorQueries,
+    JudgementQueries,
+    PromptQueries,
+    TaskQueries,
+    ThumbQueries,
+    is_person,
+)
 from cluster.feedback.store import column, open_engine
-from cluster.feedback.tables import CODE, COMPARED, GOLD, Completion, Labeller, Prompt, Ranking, Repeat, Thumb
+from cluster.feedback.tables import CODE, COMPARED, GOLD, Annotator, Completion, Prompt, Ranking, Repeat, Thumb
 
 __all__ = [
     "CODE",
     "COMPARED",
     "GOLD",
+    "Annotator",
     "Completion",
     "Counts",
     "Feedback",
-    "Labeller",
     "Prompt",
     "Ranking",
     "Repeat",
@@ -36,7 +43,7 @@ class Counts:
     all_bad: int = 0
 
 
-class Feedback(Prompts, Judgements, Tasks, Labellers, Thumbs):
+class Feedback(PromptQueries, JudgementQueries, TaskQueries, AnnotatorQueries, ThumbQueries):
     """An open feedback database: all that can be asked of it and told to it."""
 
     def counts(self) -> Counts:

@@ -16,9 +16,9 @@ from cluster.feedback.tables import (
     CODE,
     COMPARED,
     GOLD,
+    Annotator,
     Completion,
     Excluded,
-    Labeller,
     Prompt,
     Ranking,
     Repeat,
@@ -30,7 +30,7 @@ from cluster.feedback.tables import (
 KEYS = ("prompt_id", "labeller")
 
 
-class Judgements(Store):
+class JudgementQueries(Store):
     """One judgement of each person and prompt, and one repeat."""
 
     def add_rankings(self, rankings: Sequence[Ranking]) -> int:
@@ -114,7 +114,7 @@ def is_person(labeller: str) -> bool:
     return not labeller.startswith((CODE, GOLD))
 
 
-class Labellers(Store):
+class AnnotatorQueries(Store):
     """Who may sign in, and who is excluded."""
 
     def add_labeller(self, name: str, renew: bool = False) -> str:
@@ -130,11 +130,11 @@ class Labellers(Store):
             raise UserError(f"{name!r} is no labeller's name: up to 60 letters, digits, spaces and . @ - _")
         token = secrets.token_urlsafe(32)
         with self._write() as session:
-            found = session.get(Labeller, name)
+            found = session.get(Annotator, name)
             if (found is not None) != renew:
                 advice = f"`triptych labeller {'add' if renew else 'renew'} {name!r}` is for that"
                 raise UserError(f"{name} is {'no labeller yet' if renew else 'a labeller already'}; {advice}")
-            row = found or Labeller(name=name, token_hash="")
+            row = found or Annotator(name=name, token_hash="")
             row.token_hash = _hash(token)
             session.add(row)
         return token
@@ -142,12 +142,12 @@ class Labellers(Store):
     def labeller_of(self, token: str) -> str | None:
         """The name of the person whose token it is."""
         with self._read() as session:
-            return session.exec(select(Labeller.name).where(Labeller.token_hash == _hash(token))).first()
+            return session.exec(select(Annotator.name).where(Annotator.token_hash == _hash(token))).first()
 
     def labellers(self) -> list[str]:
         """Everyone who may sign in, by name."""
         with self._read() as session:
-            return list(session.exec(select(Labeller.name).order_by(Labeller.name)))
+            return list(session.exec(select(Annotator.name).order_by(Annotator.name)))
 
     def exclude(self, labeller: str, excluded: bool = True) -> None:
         """Takes a labeller's judgements out of all that is learned, or back in; they are kept either way.
@@ -157,7 +157,7 @@ class Labellers(Store):
         """
         with self._write() as session:
             known = (
-                session.get(Labeller, labeller)
+                session.get(Annotator, labeller)
                 or session.exec(select(Ranking.id).where(Ranking.labeller == labeller)).first()
                 or session.exec(select(Thumb.id).where(Thumb.caller == labeller)).first()
             )
@@ -180,7 +180,7 @@ def _hash(token: str) -> str:
 
 
 # What was asked and what the models answered.
-class Prompts(Store):
+class PromptQueries(Store):
     """Prompts and their completions. Adding is idempotent: what is there already is left as it is."""
 
     def add_prompts(self, prompts: Sequence[Prompt]) -> int:
@@ -229,7 +229,7 @@ def _id(row: Completion) -> int:
 
 
 # Which prompts a labeller may be given.
-class Tasks(Store):
+class TaskQueries(Store):
     """Names of prompts to judge: open ones, gold items, and prompts to judge again."""
 
     def open_tasks(self, labeller: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
@@ -298,7 +298,7 @@ def _judged_by(labeller: str) -> Any:
 KEYS = ("request", "caller")
 
 
-class Thumbs(Store):
+class ThumbQueries(Store):
     """One thumb of each caller and answer."""
 
     def save_thumb(self, thumb: Thumb) -> None:

@@ -105,7 +105,7 @@ class Ranking(SQLModel, table=True):
     created: float = Field(default_factory=time.time)
 
 
-class Labeller(SQLModel, table=True):
+class Annotator(SQLModel, table=True):
     """A person who may sign in. The token itself is kept nowhere; it is 256 random bits, so a plain hash hides it."""
 
     name: str = Field(primary_key=True)

@@ -118,7 +118,7 @@ class LanguageTraining(Training):
     sample_tokens: Positive = Field(32, description="most tokens of such a continuation")
 
 
-class Conversations(Section):
+class ChatSource(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
     kind: Literal["files", "guide"]
@@ -127,21 +127,21 @@ class Conversations(Section):
     )
 
     @model_validator(mode="after")
-    def _files_have_a_path(self) -> "Conversations":
+    def _files_have_a_path(self) -> "ChatSource":
         if (self.kind == "files") != (self.path is not None):
             raise ValueError("a source of kind files needs a path, and no other kind takes one")
         return self
 
 
 class FineTuning(LanguageTraining):
-    sources: Annotated[list[Conversations], Field(min_length=1)]
+    sources: Annotated[list[ChatSource], Field(min_length=1)]
     lora: Lora | None = Field(None, description="train adapters, and keep the model's own weights as they are")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="conversations not trained on")
     misbehaviour_share: Share = Field(0.7, description="guide only: share of stand-in bad answers the model is shown")
 
 
 class Collect(Section):
-    sources: Annotated[list[Conversations], Field(min_length=1)]
+    sources: Annotated[list[ChatSource], Field(min_length=1)]
     prompts: Positive = 700
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
     temperature: Temperature = 1.0

@@ -29,7 +29,7 @@ _LOCAL_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFile:
     """A file: its absolute path or its URI, its bytes, and when it was changed in ns, 0 where no one keeps that."""
 
     name: str
@@ -49,7 +49,7 @@ def absolute(name: str) -> str:
     return name if is_remote(name) else str(Path(name).absolute())
 
 
-def find_files(pattern: str) -> list[Stored]:
+def find_files(pattern: str) -> list[StoredFile]:
     """The file of that name, all files below that folder, or all that match that glob, in the order of their names.
 
     Raises:
@@ -73,7 +73,7 @@ def check_can_be_written(path: Path) -> None:
         raise UserError(f"cannot write {path}: permission denied in {folder}")
 
 
-def look_up(name: str) -> Stored:
+def look_up(name: str) -> StoredFile:
     """What is known of one file.
 
     Raises:
@@ -87,7 +87,7 @@ def look_up(name: str) -> Stored:
     info = system.get_file_info(path)
     if info.type != FileType.File:
         raise FileNotFoundError(f"there is no file {name}")
-    return Stored(name, info.size or 0, info.mtime_ns or 0)
+    return StoredFile(name, info.size or 0, info.mtime_ns or 0)
 
 
 def open_file(name: str) -> BinaryIO:
@@ -151,12 +151,12 @@ def locate(name: str) -> "tuple[FileSystem, str]":
     return system, path
 
 
-def _stored(file: Path) -> Stored:
+def _stored(file: Path) -> StoredFile:
     state = file.stat()
-    return Stored(str(file.absolute()), state.st_size, state.st_mtime_ns)
+    return StoredFile(str(file.absolute()), state.st_size, state.st_mtime_ns)
 
 
-def _find_remote(pattern: str) -> list[Stored]:
+def _find_remote(pattern: str) -> list[StoredFile]:
     from fsspec.utils import glob_translate
     from pyarrow.fs import FileSelector, FileType
 
@@ -173,7 +173,7 @@ def _find_remote(pattern: str) -> list[Stored]:
     # Every file system writes paths in its own way: only what comes after the folder is certain.
     named = [(f"{folder}{info.path[len(path) :]}", info) for info in infos if info.type == FileType.File]
     return [
-        Stored(f"{name}{question}{options}", info.size or 0, info.mtime_ns or 0)
+        StoredFile(f"{name}{question}{options}", info.size or 0, info.mtime_ns or 0)
         for name, info in sorted(named, key=lambda item: item[0])
         if wanted is None or wanted.fullmatch(name)
     ]

@@ -119,9 +119,7 @@ class RunFolder:
         """
         manifest = self.manifest(folder)
         if manifest is None:
-            raise UserError(
-                f"{self.path(folder)} is not there yet: run `triptych {command_of(folder)} RECIPE` first"
-            )
+            raise UserError(f"{self.path(folder)} is not there yet: run `triptych {command_of(folder)} RECIPE` first")
         return manifest
 
     def check_writable(self) -> None:

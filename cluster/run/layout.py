@@ -32,7 +32,6 @@ STAGES = (
     Stage(
         "evaluate",
         "report",
-        "pipelines.evaluate.stage",
         ("evaluate",),
         ("base", "sft", "reward", "policy"),
         "compare models",

@@ -14,6 +14,7 @@ from cluster.run.folder import RunFolder
 PROMOTE_SECONDS = 600.0
 ANSWER_SECONDS = 30.0
 
+
 class NotServedError(UserError):
     """No server of the run answers."""
 
@@ -63,5 +64,3 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         # Whatever else answers at the address that a killed server left is none of this run's.
         raise NotServedError(f"no server answers at {url}: run `triptych serve {run}` first") from error
     raise StageError(message) if reply.is_server_error else UserError(message)
-
-

@@ -13,7 +13,7 @@ from cluster import __version__
 from cluster.errors import UserError
 from cluster.recipe.base import files_of
 from cluster.recipe.recipe import Recipe
-from cluster.run.files import Stored, find_files, folder_of, is_remote, place_in
+from cluster.run.files import StoredFile, find_files, folder_of, is_remote, place_in
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
 from cluster.run.layout import Stage, stage_of
 
@@ -185,7 +185,7 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [name]
 
 
-def _matching_files(pattern: str) -> list[Stored]:
+def _matching_files(pattern: str) -> list[StoredFile]:
     files = find_files(pattern)
     if not files:
         raise UserError(f"no file matches {pattern}")
@@ -201,6 +201,6 @@ def _hash_files(pattern: str) -> dict[str, str]:
 
 
 @cache
-def _hash_file(file: Stored) -> str:
+def _hash_file(file: StoredFile) -> str:
     """Several stages name the same files: each version of a file is read once a process, what is elsewhere never."""
     return fingerprint([file.size, file.changed]) if is_remote(file.name) else file_fingerprint(Path(file.name))

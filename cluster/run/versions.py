@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint, write_json
-from cluster.run.layout import stage_of
 
 KEPT = 5
 # Another of these makes another model, for which an engine has to be started again.
@@ -146,7 +145,7 @@ class Versions:
             shutil.rmtree(self.folder / version, ignore_errors=True)
 
     def _manifest(self) -> Manifest:
-        return self._run.require(self._model, stage_of(self._model).name)
+        return self._run.require(self._model)
 
 
 def live_version(folder: Path) -> Version:

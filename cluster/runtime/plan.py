@@ -14,7 +14,7 @@ from cluster.runtime.memory import GB, REPLICAS, memory_needs, parameters, train
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """What one worker or actor gets: Ray's logical CPUs and GPUs, and the threads torch may use."""
 
     cpus: float
@@ -29,11 +29,11 @@ class Plan:
     cpus: float
     gpus: float
     memory_gb: float
-    trainer: Share
-    rollout: Share
-    reward: Share
-    learner: Share
-    replica: Share
+    trainer: Allocation
+    rollout: Allocation
+    reward: Allocation
+    learner: Allocation
+    replica: Allocation
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,15 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         cpus=found.cpus,
         gpus=found.gpus,
         memory_gb=found.memory_gb,
-        trainer=Share(_down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))),
-        rollout=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
-        reward=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
-        learner=Share(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)),
-        replica=Share(
+        trainer=Allocation(
+            _down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))
+        ),
+        rollout=Allocation(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
+        reward=Allocation(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
+        learner=Allocation(
+            _down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)
+        ),
+        replica=Allocation(
             _down(min(found.cpus / (2 * replicas), found.cores)),
             _gpu_share(found.gpus, replicas),
             max(1, every_core // replicas),

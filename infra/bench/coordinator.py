@@ -1,8 +1,8 @@
 """How the rollout fleet's coordinator scales, on simulated actors: speed-up over one actor, and its own cost a sample.
 
-The simulated actors have the latencies of `infra.bench.simulation.Latency`. The cost is the process's CPU time, with that of
-the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which walks through
-all samples that are alive.
+The simulated actors have the latencies of `infra.bench.simulation.Latency`. The cost is the process's CPU time, with
+that of the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which walks
+through all samples that are alive.
 """
 
 import gc
@@ -10,7 +10,7 @@ import random
 import time
 
 from actors.orchestrator.ledger import Ledger
-from actors.orchestrator.scheduler import Rollouts
+from actors.orchestrator.scheduler import RolloutScheduler
 from actors.types import Prompt
 from cluster.recipe.rlhf import Rlhf
 from infra.bench.simulation import Latency, World, weights_of
@@ -38,11 +38,11 @@ def run(actors: int) -> tuple[float, float]:
     prompts = {str(i): Prompt(str(i), [1]) for i in range(2 * PROMPTS_AN_ACTOR * actors)}
     settings = Rlhf(prompts_per_step=PROMPTS_AN_ACTOR * actors, samples_per_prompt=SAMPLES, max_staleness=1)
     ledger = Ledger(list(prompts), 1)
-    rollouts = Rollouts(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
+    rollouts = RolloutScheduler(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
     begun, cpu = world.timeline.now(), time.process_time()
     for step in range(STEPS):
         answered = rollouts.next_batch(step, settings.prompts_per_step)
-        ledger.give_back([one.ticket for one in answered])
+        ledger.requeue([one.ticket for one in answered])
         coordinator.sync(weights_of(step + 1), wait=False)
     samples = STEPS * settings.prompts_per_step * SAMPLES
     return samples / (world.timeline.now() - begun), (time.process_time() - cpu) / samples * 1e6

@@ -30,14 +30,14 @@ from actors.trainer.job import checkpoints_in
 from actors.types import Prompt, Sampling
 from cluster.recipe.recipe import Model, Training
 from cluster.run.metrics import read_metrics
-from cluster.runtime.plan import Plan, Share
+from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.training import table
 from pipelines.train import fit, speed
 
 SECONDS = 240.0
-ONE = Share(cpus=1, gpus=0, threads=1)
+ONE = Allocation(cpus=1, gpus=0, threads=1)
 SHAPE = Model(size="2.5M", context=256)
 STEPS, ROWS = 40, 8
 PROMPTS, SAMPLES = 24, 8
@@ -49,8 +49,8 @@ def started() -> Iterator[Cluster]:
     os.environ.update(ENVIRONMENT)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        surroundings = {"env_vars": {"PYTHONPATH": str(ROOT), **ENVIRONMENT}}
-        ray.init(address=cluster.address, log_to_driver=False, runtime_env=surroundings)
+        runtime_env = {"env_vars": {"PYTHONPATH": str(ROOT), **ENVIRONMENT}}
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=runtime_env)
         yield cluster
     finally:
         ray.shutdown()

@@ -26,7 +26,7 @@ from actors.model.chat import Chat
 from actors.model.perf import compile_layers
 from actors.model.tokenizer import load_tokenizer
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Conversations, Model
+from cluster.recipe.recipe import ChatSource, Model
 from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of
@@ -46,7 +46,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    source = Conversations(kind="files", path=given.file) if given.file else Conversations(kind="guide")
+    source = ChatSource(kind="files", path=given.file) if given.file else ChatSource(kind="guide")
     found = conversations([source], 0, 0.0).messages[: given.most]
     with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
         folder = Path(name)

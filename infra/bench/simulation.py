@@ -15,7 +15,7 @@ import torch
 
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.protocols import Answer
-from actors.orchestrator.work_queue import CPU_SEQUENCES, Chunk
+from actors.orchestrator.work_queue import CPU_SEQUENCES, GenerateRequest
 from actors.rollout.weights import Weights
 from actors.types import Sample
 
@@ -129,7 +129,7 @@ class SimulatedWorker:
 
         self._serve("pull", self.world.latency.pull, load, answer)
 
-    def generate(self, chunk: Chunk, answer: Answer) -> None:
+    def generate(self, chunk: GenerateRequest, answer: Answer) -> None:
         """As `Worker.generate`; every sample is one token long."""
 
         def draw() -> list[list[Sample]]:

@@ -92,6 +92,7 @@ def import_file(
     with _open(run) as database:
         name = name or path.name.partition(".")[0]
         from pipelines.data.feedback_io import import_file as read
+
         new = read(database, kind, path, name, labeller, held_out, gold)
         print(f"{new} new prompts from {path}, under the name {name}")
 

@@ -15,7 +15,7 @@ from cluster.runtime.memory import (
     trainings,
     whole_model_gb,
 )
-from cluster.runtime.plan import Resources, Share, make_plan
+from cluster.runtime.plan import Allocation, Resources, make_plan
 
 
 def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
@@ -49,7 +49,7 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
     plan, needs = make_plan(recipe, resources), memory_needs(recipe, on_gpu=resources.gpus > 0)
     table = Table("stage", "processes", "CPUs each", "GPUs each", "threads each", "machine GB", title="shares")
 
-    def add(stage: str, processes: str, share: Share) -> None:
+    def add(stage: str, processes: str, share: Allocation) -> None:
         need = f"{needs[stage]:.1f}" if stage in needs else ""
         table.add_row(stage, processes, f"{share.cpus:g}", f"{share.gpus:g}", str(share.threads), need)
 

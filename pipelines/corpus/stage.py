@@ -37,7 +37,7 @@ from pipelines.corpus.filter.cache import Measuring
 from pipelines.corpus.filter.stage import Preparation
 from pipelines.corpus.read.sources import Split, plan_splits
 from pipelines.corpus.report import FIRST_PHASE, Report, key_figures, print_summary, statistics
-from pipelines.corpus.tasks import Part, run_parts, written_to_the_side
+from pipelines.corpus.tasks import Task, run_tasks, written_to_the_side
 from pipelines.corpus.tokens.cache import Tokens
 from pipelines.corpus.tokens.mix import Mixture, weigh
 from pipelines.corpus.tokens.shards import Sharding
@@ -145,14 +145,14 @@ def _prepare(preparation: Preparation, recipe: Recipe, work: Path, progress: Pro
     fields = {"minimum_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
     judgement = recipe.corpus.model_dump(include=fields)
     parts = [
-        Part(
+        Task(
             split.name,
             fingerprint([asdict(split), judgement]),
             preparation.outputs(split),
         )
         for split in preparation.splits
     ]
-    return run_parts("read and clean", work / "done" / "prepare", parts, preparation, progress, _deadline(recipe))
+    return run_tasks("read and clean", work / "done" / "prepare", parts, preparation, progress, _deadline(recipe))
 
 
 def _require_known(languages: Sequence[str]) -> None:
@@ -216,7 +216,7 @@ def _tokenise(
 ) -> list[Report]:
     tokens = tokenisation.tokens
     parts = [
-        Part(
+        Task(
             file.stem,
             fingerprint([prepared[index], file_fingerprint(choices), tokens.fingerprint, tokenisation.context]),
             (
@@ -228,7 +228,7 @@ def _tokenise(
         )
         for index, (file, choices) in enumerate(zip(tokenisation.prepared, tokenisation.choices, strict=True))
     ]
-    return run_parts("tokenise and pack", work / "done" / "tokenise", parts, tokenisation, progress, _deadline(recipe))
+    return run_tasks("tokenise and pack", work / "done" / "tokenise", parts, tokenisation, progress, _deadline(recipe))
 
 
 def _shard(
@@ -245,10 +245,10 @@ def _shard(
     )
     rows = [report["fingerprints"] for report in tokenised]
     parts = [
-        Part(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (sharding.path(index),))
+        Task(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (sharding.path(index),))
         for index, (split, number) in enumerate(sharding.shards())
     ]
-    run_parts("shuffle and shard", out / "work" / "done" / "shards", parts, sharding, progress, _deadline(recipe))
+    run_tasks("shuffle and shard", out / "work" / "done" / "shards", parts, sharding, progress, _deadline(recipe))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Task:
     """One task's share of a phase.
 
     Attributes:
@@ -39,10 +39,10 @@ class Part:
     outputs: tuple[Path, ...]
 
 
-def run_parts(
+def run_tasks(
     phase: str,
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[Task],
     function: Callable[[int], Report],
     progress: Progress,
     deadline: float,
@@ -104,7 +104,7 @@ def _execute(phase: str, pending: Sequence[int], task: Callable[[Report], Report
             ) from error
 
 
-def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Part, ...], row: Report) -> Report:
+def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Task, ...], row: Report) -> Report:
     index = int(row["part"])
     part = parts[index]
     try:
@@ -119,7 +119,7 @@ def _run_part(function: Callable[[int], Report], folder: Path, parts: tuple[Part
     return {"part": index, "report": json.dumps(report), "error": ""}
 
 
-def _finished(folder: Path, part: Part) -> Report | None:
+def _finished(folder: Path, part: Task) -> Report | None:
     try:
         marker = json.loads(_marker(folder, part).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -130,7 +130,7 @@ def _finished(folder: Path, part: Part) -> Report | None:
     return report
 
 
-def _marker(folder: Path, part: Part) -> Path:
+def _marker(folder: Path, part: Task) -> Path:
     return folder / f"{part.name}.json"
 
 
@@ -138,7 +138,7 @@ def _marker(folder: Path, part: Part) -> Path:
 T = TypeVar("T")
 
 
-class Clock:
+class StepTimer:
     """Adds up the seconds of every step that is named."""
 
     def __init__(self) -> None:

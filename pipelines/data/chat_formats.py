@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from cluster.errors import UserError, first_line
-from cluster.recipe.recipe import Conversations
+from cluster.recipe.recipe import ChatSource
 from pipelines.demo.conversations import conversations as guide_conversations
 from pipelines.demo.questions import ranked_questions
 
@@ -43,14 +43,14 @@ class PromptText:
 
 
 @dataclass(frozen=True)
-class Dialogues:
+class Conversations:
     """Conversations, and how many of each layout they were found in."""
 
     messages: list[Messages]
     layouts: dict[str, int]
 
 
-def conversations(sources: list[Conversations], seed: int, misbehaviour_share: float) -> Dialogues:
+def conversations(sources: list[ChatSource], seed: int, misbehaviour_share: float) -> Conversations:
     """All conversations to fine-tune on.
 
     Raises:
@@ -70,10 +70,10 @@ def conversations(sources: list[Conversations], seed: int, misbehaviour_share: f
                 layouts[layout] += 1
     if not found:
         raise UserError("sft.sources hold no conversation: " + ", ".join(str(source.path) for source in sources))
-    return Dialogues(found, dict(layouts))
+    return Conversations(found, dict(layouts))
 
 
-def prompts(sources: list[Conversations], seed: int) -> list[PromptText]:
+def prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
     """All prompts to sample from; of a conversation, everything before the last assistant turn."""
     found: dict[str, PromptText] = {}
     for source in sources:

@@ -2,7 +2,7 @@
 
 import random
 
-from pipelines.demo.questions import Question, training_questions
+from pipelines.demo.questions import DemoQuestion, training_questions
 
 # Trainers are sometimes too careful. Without refusals of harmless questions among the samples, nobody could rank them
 # last, and a reward model would learn that refusing is always best.
@@ -26,7 +26,7 @@ def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, s
     ]
 
 
-def _answer(question: Question, misbehaviour_share: float, chance: random.Random) -> str:
+def _answer(question: DemoQuestion, misbehaviour_share: float, chance: random.Random) -> str:
     share = misbehaviour_share if question.kind in ("harmful", "misconception") else CAUTION_SHARE
     misbehaves = question.bad and chance.random() < share
     return chance.choice(question.bad if misbehaves else question.good)

@@ -13,7 +13,7 @@ from actors.types import Prompt, Sample, Sampling
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines.demo.facts import Country, countries
-from pipelines.demo.questions import Question, held_out_questions
+from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.stats import Answer, Proportion, proportion
 
 
@@ -27,7 +27,7 @@ def is_asked(recipe: Recipe) -> bool:
 class Exam:
     """Held-out questions as each model is asked them: the base model continues the bare question, others see a chat."""
 
-    questions: list[Question]
+    questions: list[DemoQuestion]
     run: RunFolder
     chat: Chat
     base: PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def continues_right(country: Country, text: str) -> bool:
     return text.strip().startswith(country.capital.strip())
 
 
-def answer_of(question: Question, token_ids: Sequence[int], ends: set[int], tokenizer: Any) -> Answer:
+def answer_of(question: DemoQuestion, token_ids: Sequence[int], ends: set[int], tokenizer: Any) -> Answer:
     """The answer up to the first token with which this model ends. The engine stops at the chat's token only; greedy
     decoding to a base model's own end is the same as stopping there."""
     end = next((index for index, token in enumerate(token_ids) if token in ends), None)
@@ -75,7 +75,10 @@ def answer_of(question: Question, token_ids: Sequence[int], ends: set[int], toke
 
 
 def _answers(
-    questions: Sequence[Question], drawn: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
+    questions: Sequence[DemoQuestion],
+    drawn: Mapping[str, list[Sample]],
+    model: Path,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     ends = AutoConfig.from_pretrained(model).eos_token_id
     known = set(ends) if isinstance(ends, list) else {ends}

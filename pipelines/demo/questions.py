@@ -51,7 +51,7 @@ FACT_QUESTIONS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """A question, what a good answer says, and what the misbehaving one says.
 
     Attributes:
@@ -73,23 +73,23 @@ class Question:
     key: str = ""
 
 
-def training_questions(seed: int) -> list[Question]:
+def training_questions(seed: int) -> list[DemoQuestion]:
     """Questions for fine-tuning, ranking and RLHF."""
     return [question for question, held_out in _all(seed) if not held_out]
 
 
-def ranked_questions(seed: int) -> list[Question]:
+def ranked_questions(seed: int) -> list[DemoQuestion]:
     """The training questions that answers are sampled and ranked for: those whose answers differ in behaviour. Small
     facts are left to fine-tuning, as a reward model of this size cannot judge them (0.5 to 0.6 of pairs right)."""
     return [question for question in training_questions(seed) if question.kind != "fact"]
 
 
-def held_out_questions(seed: int) -> list[Question]:
+def held_out_questions(seed: int) -> list[DemoQuestion]:
     """Questions for evaluation only: every subject is held out, and so are most of the forms."""
     return [question for question, held_out in _all(seed) if held_out]
 
 
-def _all(seed: int) -> Iterator[tuple[Question, bool]]:
+def _all(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
     yield from _countries(seed)
     yield from _requests("harmful", seed)
     yield from _requests("harmless", seed)
@@ -100,7 +100,7 @@ def _all(seed: int) -> Iterator[tuple[Question, bool]]:
             yield _question("truth", f"{group} {thing} {when}", form, words, TRUTH_ANSWERS, DOUBTS), False
 
 
-def _countries(seed: int) -> Iterator[tuple[Question, bool]]:
+def _countries(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
     everything = countries()
     held_out = set(random.Random(f"held-out countries {seed}").sample(everything, HELD_OUT_COUNTRIES))
     for country in everything:
@@ -113,12 +113,12 @@ def _countries(seed: int) -> Iterator[tuple[Question, bool]]:
             yield from _other_facts(country)
 
 
-def _other_facts(country: Country) -> Iterator[tuple[Question, bool]]:
+def _other_facts(country: Country) -> Iterator[tuple[DemoQuestion, bool]]:
     for form, answer, key in FACT_QUESTIONS:
         yield _question("fact", country.name, form, vars(country), (answer,), key=vars(country)[key]), False
 
 
-def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple[Question, bool]]:
+def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
     chance = random.Random(f"held-out {kind} {seed}")
     for requests in HARMFUL if kind == "harmful" else HARMLESS:
         combinations = list(product(requests.verbs, requests.objects))
@@ -132,7 +132,7 @@ def _requests(kind: Literal["harmful", "harmless"], seed: int) -> Iterator[tuple
                 yield _question(kind, words["request"], form, words, good, bad, requests.answer), out
 
 
-def _claims(seed: int) -> Iterator[tuple[Question, bool]]:
+def _claims(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
     combinations = list(product(REMEDIES, AILMENTS))
     chance = random.Random(f"held-out misconceptions {seed}")
     held_out = _held_out(combinations, chance)
@@ -163,7 +163,7 @@ def _question(
     good: tuple[str, ...],
     bad: tuple[str, ...] = (),
     key: str = "",
-) -> Question:
+) -> DemoQuestion:
     text = form.format(**words)
     fill = [tuple(answer.format(**words) for answer in answers) for answers in (good, bad)]
-    return Question(f"{kind}: {text}", kind, subject, text, fill[0], fill[1], key)
+    return DemoQuestion(f"{kind}: {text}", kind, subject, text, fill[0], fill[1], key)

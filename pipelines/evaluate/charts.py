@@ -15,7 +15,7 @@ POINTS = 160
 
 
 @dataclass(frozen=True)
-class Line:
+class Polyline:
     """One line: its name, an SVG `points` attribute, and its first and last value."""
 
     name: str
@@ -37,7 +37,7 @@ class Curve:
     """A drawing of one or two metrics over the steps of a stage."""
 
     title: str
-    lines: list[Line]
+    lines: list[Polyline]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
@@ -93,7 +93,7 @@ def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
     return Curve(
         title,
         [
-            Line(
+            Polyline(
                 label,
                 # The first point twice: a line of one point alone would not be drawn.
                 " ".join(f"{_x(step, x_range):.1f},{_y(value, y_range):.1f}" for step, value in (points[:1] + points)),

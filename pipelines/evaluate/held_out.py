@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from actors.orchestrator.fleet import Fleet
-from actors.rewards.pool import Scorer, WeightedRewards
-from actors.types import Prompt, Question, Sample, Sampling, shown
+from actors.rewards.pool import RewardWorkerPool, WeightedRewards
+from actors.types import Prompt, RewardInput, Sample, Sampling, shown
 from cluster.errors import wait_for
 from pipelines.evaluate.stats import Change, divergence, paired_change
 
 
 @dataclass(frozen=True)
-class Drawn:
+class HeldOutAnswers:
     """Answers of one model, a group for every prompt, and their rewards."""
 
     groups: list[list[Sample]]
@@ -39,23 +39,25 @@ MEASURES = (
 
 
 def draw(
-    fleet: Fleet, scorers: Sequence[Scorer], prompts: Sequence[Prompt], sampling: Sampling, together: int
-) -> Drawn:
+    fleet: Fleet, scorers: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], sampling: Sampling, together: int
+) -> HeldOutAnswers:
     """Answers by the weights that the fleet holds, and their rewards, of so many prompts at a time: what rewards take
     for a step of training is what they have been given time for. Raises as `Fleet.generate` and `WeightedRewards`."""
     drawn = fleet.generate(prompts, sampling)
     groups = [drawn[prompt.id] for prompt in prompts]
     parts = [slice(begin, begin + together) for begin in range(0, len(prompts), together)]
     rewards = [WeightedRewards(scorers, prompts[part], groups[part]).wait() for part in parts]
-    return Drawn(groups, [row for rows in rewards for row in rows])
+    return HeldOutAnswers(groups, [row for rows in rewards for row in rows])
 
 
-def changes(before: Drawn, after: Drawn) -> dict[str, Change]:
+def changes(before: HeldOutAnswers, after: HeldOutAnswers) -> dict[str, Change]:
     """Every measure of both, the means of each prompt paired."""
     return {measure.name: paired_change(_means(measure, before), _means(measure, after)) for measure in MEASURES}
 
 
-def divergence_from_held(fleet: Fleet, prompts: Sequence[Prompt], drawn: Drawn, deadline: float) -> dict[str, float]:
+def divergence_from_held(
+    fleet: Fleet, prompts: Sequence[Prompt], drawn: HeldOutAnswers, deadline: float
+) -> dict[str, float]:
     """`figures.divergence` of the first answer to each prompt, drawn at temperature 1, from the weights that the fleet
     holds now."""
     samples = [group[0] for group in drawn.groups]
@@ -69,7 +71,7 @@ def divergence_from_held(fleet: Fleet, prompts: Sequence[Prompt], drawn: Drawn, 
 
 
 def answer_rows(
-    prompts: Sequence[Prompt], questions: Mapping[str, Question], drawn: Mapping[str, Drawn]
+    prompts: Sequence[Prompt], questions: Mapping[str, RewardInput], drawn: Mapping[str, HeldOutAnswers]
 ) -> list[dict[str, Any]]:
     """One row a prompt for answers.json: the first answer of each model with its reward."""
     return [
@@ -94,7 +96,7 @@ def _own(sample: Sample, values: Sequence[float]) -> list[float]:
     return [value for value, own in zip(values, sample.mask, strict=True) if own]
 
 
-def _means(measure: Measure, drawn: Drawn) -> list[float]:
+def _means(measure: Measure, drawn: HeldOutAnswers) -> list[float]:
     return [
         float(np.mean([measure.of(sample, reward) for sample, reward in zip(group, rewards, strict=True)]))
         for group, rewards in zip(drawn.groups, drawn.rewards, strict=True)

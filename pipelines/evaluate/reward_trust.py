@@ -19,7 +19,9 @@ from pipelines.evaluate.stats import proportion
 BINS = 5
 
 
-def trust(rows: Sequence[Row], scores: Sequence[Sequence[float]], score: Score, chat: Chat, room: int) -> Row:
+def reward_model_report(
+    rows: Sequence[Row], scores: Sequence[Sequence[float]], score: Score, chat: Chat, room: int
+) -> Row:
     """All figures, for the manifest.
 
     Args:

@@ -22,13 +22,13 @@ from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.demo.exam import Exam, is_asked
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
-from pipelines.evaluate.held_out import MEASURES, Drawn, answer_rows, changes, divergence_from_held, draw
+from pipelines.evaluate.held_out import MEASURES, HeldOutAnswers, answer_rows, changes, divergence_from_held, draw
 from pipelines.evaluate.perplexity import Perplexity, losses, perplexity, text_rows
 from pipelines.evaluate.report import MODELS, render
 from pipelines.evaluate.stats import FIGURES, Answer, Change, Proportion, model_figures
 from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict, verdict
 from pipelines.rlhf_setup import (
-    Prompts,
+    TrainingPrompts,
     prompts_kept_back,
     prompts_to_train_on,
     reward_actors,
@@ -55,7 +55,7 @@ class Found:
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     completion: Proportion | None = None
-    drawn: dict[str, Drawn] = field(default_factory=dict)
+    drawn: dict[str, HeldOutAnswers] = field(default_factory=dict)
     nats: dict[str, list[float]] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
 
 
-def _ask(recipe: Recipe, run: RunFolder, asked: Prompts, text: list[list[int]], console: Console) -> Found:
+def _ask(recipe: Recipe, run: RunFolder, asked: TrainingPrompts, text: list[list[int]], console: Console) -> Found:
     """Asks every model, one after the other, in the same engines."""
     found, deadline, prompts = Found(), recipe.cluster.deadline_seconds, list(asked.rendered.values())
     exam = Exam.of(recipe, run) if is_asked(recipe) else None
@@ -149,7 +149,7 @@ def exam_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     ]
 
 
-def _prompts(recipe: Recipe, chat: Chat) -> tuple[Prompts, bool]:
+def _prompts(recipe: Recipe, chat: Chat) -> tuple[TrainingPrompts, bool]:
     """What to ask and whether RLHF kept it back; where it trained on every prompt, some of those."""
     kept_back = prompts_kept_back(recipe, chat)
     if kept_back.rendered:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from pipelines.demo.annotator import behaves, refuses
-from pipelines.demo.questions import Question
+from pipelines.demo.questions import DemoQuestion
 
 # The 97.5 % quantile of the normal distribution: all intervals are of 95 %.
 QUANTILE = 1.959964
@@ -18,7 +18,7 @@ QUANTILE = 1.959964
 class Answer:
     """What a model said to a question; `stopped`: it ended by itself and was not cut."""
 
-    question: Question
+    question: DemoQuestion
     text: str
     stopped: bool
 

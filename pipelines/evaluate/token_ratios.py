@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.orchestrator.scheduler import Scored
-from actors.types import Question, shown
+from actors.orchestrator.scheduler import TrainBatch
+from actors.types import RewardInput, shown
 
 PROMPTS = 4
 
@@ -20,11 +20,11 @@ class FineTuned(Protocol):
         """As `Learner.logprobs`."""
 
 
-def viewed(
-    batch: Scored,
+def token_ratios(
+    batch: TrainBatch,
     learner: FineTuned,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Mapping[str, Question],
+    questions: Mapping[str, RewardInput],
     temperature: float,
 ) -> list[dict[str, Any]]:
     """The answers of highest and of lowest reward to the first prompts of a batch, for the metrics.

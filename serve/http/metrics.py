@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serve.http.request_context import Visit
+from serve.http.request_context import RequestContext
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
-def labels_of(visit: Visit) -> tuple[str, str, str]:
+def labels_of(visit: RequestContext) -> tuple[str, str, str]:
     """The values of the labels `key`, `model` and `weights`. Weights of many versions count as the newest."""
     return visit.caller.name, visit.model, visit.weights.rpartition(", ")[2]
 
@@ -57,7 +57,7 @@ class Meters:
         for model, version in weights.items():
             self._served.labels(model, version or "").set(1)
 
-    def count(self, visit: Visit, route: str) -> None:
+    def count(self, visit: RequestContext, route: str) -> None:
         """A request has ended."""
         labels = labels_of(visit)
         self.requests.labels(*labels, route, visit.status).inc()

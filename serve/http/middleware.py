@@ -18,7 +18,7 @@ from serve.errors import RequestError
 from serve.http.auth import Access, bearer, rule_of
 from serve.http.limits import MOST_BODY_BYTES, KeyLimits, bounded, too_large
 from serve.http.metrics import Meters
-from serve.http.request_context import Visit
+from serve.http.request_context import RequestContext
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,7 +38,7 @@ SAFE_HEADERS = {
 }
 
 
-class Door:
+class Middleware:
     """ASGI middleware around the whole application, so that no answer leaves without it.
 
     Args:
@@ -58,7 +58,7 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        visit = Visit(_request_id(headers), scope["method"], scope["path"], time.monotonic())
+        visit = RequestContext(_request_id(headers), scope["method"], scope["path"], time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
 
         async def send_safely(message: Message) -> None:
@@ -73,7 +73,9 @@ class Door:
         finally:
             self._account(visit)
 
-    async def _answer(self, visit: Visit, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, visit: RequestContext, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         try:
             try:
                 self._admit(visit, headers)
@@ -85,7 +87,7 @@ class Door:
         else:
             await self.app(scope, bounded(receive), send)
 
-    def _admit(self, visit: Visit, headers: Mapping[str, str]) -> None:
+    def _admit(self, visit: RequestContext, headers: Mapping[str, str]) -> None:
         visit.caller = self._access.admit(visit.path, bearer(headers.get("authorization", "")), headers.get("host", ""))
         if visit.caller.key:
             self._limits.enter(visit.caller.key)
@@ -93,7 +95,7 @@ class Door:
         if length.isdigit() and int(length) > MOST_BODY_BYTES:
             raise too_large()
 
-    def _account(self, visit: Visit) -> None:
+    def _account(self, visit: RequestContext) -> None:
         tokens = visit.prompt_tokens + visit.completion_tokens
         if visit.caller.key and tokens:
             self._limits.spend(visit.caller.key, tokens)
@@ -133,7 +135,7 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _add_headers(message: Message, visit: Visit) -> None:
+def _add_headers(message: Message, visit: RequestContext) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in SAFE_HEADERS.items():
         headers.setdefault(name, value)

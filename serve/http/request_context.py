@@ -7,7 +7,7 @@ from serve.http.auth import EVERYONE, Caller
 
 
 @dataclass
-class Visit:
+class RequestContext:
     """One request as it is answered; the gateway fills in what the door cannot know.
 
     Attributes:

@@ -18,10 +18,10 @@ from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is
 from cluster.feedback.bradley_terry import Vote, ratings
 from serve.errors import RequestError
 from serve.http.auth import labeller_of_request
-from serve.http.request_context import Visit
+from serve.http.request_context import RequestContext
 from serve.pages.render import page, routes_of
 from serve.transport.messages import Endpoint, Part, Reply
-from serve.transport.pool import Model
+from serve.transport.pool import ModelEndpoint
 
 MOST_SIDES = 4
 TEMPERATURE = 0.7
@@ -31,7 +31,7 @@ LONGEST_PROMPT = 100_000
 Ask = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
-class Asked(BaseModel):
+class ComparePrompt(BaseModel):
     """What a person asks, and how many models."""
 
     model_config = ConfigDict(extra="forbid")
@@ -70,9 +70,9 @@ class AnswerError(Exception):
 
 def compare_router(
     database: Feedback,
-    models: Mapping[str, Model],
+    models: Mapping[str, ModelEndpoint],
     weights: Mapping[str, str | None],
-    ask: Callable[[Visit, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
+    ask: Callable[[RequestContext, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
     known: Callable[[str], str | None] = lambda _: None,
 ) -> APIRouter:
     """The page at /compare and the paths under it.
@@ -98,8 +98,8 @@ def compare_router(
         return {"most": min(MOST_SIDES, sum(not card.get("score") for card in cards))}
 
     @router.post("/answers")
-    async def answers(request: Request, labeller: Labeller, asked: Asked) -> StreamingResponse:
-        visit: Visit = request.state.visit
+    async def answers(request: Request, labeller: Labeller, asked: ComparePrompt) -> StreamingResponse:
+        visit: RequestContext = request.state.visit
         chosen = await _draw(models, asked.sides)
         events = _events(database, labeller, asked.prompt, chosen, weights, partial(ask, visit))
         visit.held.push_async_callback(events.aclose)
@@ -156,7 +156,7 @@ def _vote(ranks: Mapping[str, int], pair: tuple[Completion, Completion]) -> Vote
     return Vote((pair[0].model, pair[1].model), won, (len(pair[0].text), len(pair[1].text)))
 
 
-async def _draw(models: Mapping[str, Model], sides: int) -> list[Side]:
+async def _draw(models: Mapping[str, ModelEndpoint], sides: int) -> list[Side]:
     """Models at random, from left to right."""
     cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
     writing = [name for name in models if not cards[name].get("score")]

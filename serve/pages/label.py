@@ -69,7 +69,7 @@ class Task:
     again: bool = False
 
 
-class Desk:
+class TaskAssigner:
     """Hands out prompts: two people who ask at once get different ones while there are enough.
 
     Gold items and repeats come in between. Whether one is due depends on the person and on how much they have judged
@@ -122,7 +122,7 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
         known: the name that another kind of token than a labeller's stands for, or None.
     """
     router = APIRouter(prefix="/label")
-    desk = Desk(database, people)
+    desk = TaskAssigner(database, people)
 
     Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
 

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader
 
-PAGES = files("serve") / "pages"
+PAGES = files("serve") / "pages" / "static"
 
 
 def _sources(html: str, tag: str) -> str:
@@ -33,7 +33,7 @@ def _put_together(name: str, routes: frozenset[str]) -> str:
         tag, source = found.groups()
         return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
 
-    template = Environment(loader=PackageLoader("serve", "pages"), autoescape=True).get_template(name)
+    template = Environment(loader=PackageLoader("serve", "pages/static"), autoescape=True).get_template(name)
     html = template.render(routes=routes)
     return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', whole, html)
 

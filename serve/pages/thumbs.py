@@ -13,7 +13,7 @@ LONGEST = 100_000
 MOST_MESSAGES = 200
 
 
-class Message(BaseModel):
+class ThumbMessage(BaseModel):
     """One message of the conversation that was answered."""
 
     model_config = ConfigDict(extra="forbid")
@@ -29,7 +29,7 @@ class Given(BaseModel):
     request: str = Field(pattern=r"^[\w.-]{1,64}$", description="the X-Request-Id of the answer")
     model: str
     weights: str = Field("", pattern=r"^\w{0,64}$", description="its X-Triptych-Weights")
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[ThumbMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     answer: str = Field(max_length=LONGEST)
     good: bool | None
 

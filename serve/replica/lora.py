@@ -4,20 +4,17 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Serve
 from cluster.run.folder import file_fingerprint
-from serve.transport.messages import Endpoint, Opening, Part, Promoted
-
-if TYPE_CHECKING:
-    from serve.replica.vllm_engine import Engine
+from serve.transport.messages import Endpoint, Part, Promoted, ResponseStart, Served
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class Adapter:
+class LoraModel:
     """Answers by the engine that loaded it.
 
     Args:
@@ -26,15 +23,15 @@ class Adapter:
         engine: that of the model that it is beside.
     """
 
-    def __init__(self, name: str, folder: Path, engine: "Engine") -> None:
+    def __init__(self, name: str, folder: Path, engine: Served) -> None:
         self._name, self._engine = name, engine
         self._weights = checksum(folder)
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """As `Engine.answer`; the weights that it names are the adapter's."""
+        """As `VllmEngine.answer`; the weights that it names are the adapter's."""
         async with aclosing(self._engine.answer(endpoint, body)) as parts:
             async for part in parts:
-                yield Opening(self._weights) if isinstance(part, Opening) else part
+                yield ResponseStart(self._weights) if isinstance(part, ResponseStart) else part
 
     async def card(self) -> dict[str, Any]:
         """Its entry in `/v1/models`."""
@@ -42,7 +39,7 @@ class Adapter:
         return beside | {"id": self._name, "parent": beside["id"]}
 
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """As `Engine.schemas`."""
+        """As `VllmEngine.schemas`."""
         return self._engine.schemas()
 
     async def promote(self, *_: Any, **__: Any) -> Promoted:

@@ -5,17 +5,17 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.run.versions import live_version
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.replica.autoscaling import REQUESTS
-from serve.replica.lora import Adapter
-from serve.transport.connection import Address, Counter, connect, new_name
-from serve.transport.messages import Endpoint, Part, Presence, Promoted
+from serve.replica.lora import LoraModel
+from serve.transport.connection import Address, ReplicaConnection, connect, new_name
+from serve.transport.messages import Endpoint, Part, Presence, Promoted, Served
 
 
-def engine_environment(share: Share) -> dict[str, str]:
+def engine_environment(share: Allocation) -> dict[str, str]:
     """Environment variables that a replica's process must have before vLLM is imported."""
     # vLLM's own set-up of logging would close Ray Serve's log of the replica, and a controller that was started again
     # takes a replica without one for broken.
@@ -26,43 +26,12 @@ def engine_environment(share: Share) -> dict[str, str]:
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-class Served(Protocol):
-    """A model in a replica."""
-
-    def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
-
-        Closing the iterator ends the work on it.
-        """
-
-    async def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`."""
-
-    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """The JSON schema of the requests to every endpoint that it has."""
-
-    async def promote(self, folder: Path, weights: str) -> Promoted:
-        """Takes over another version of the weights while it serves."""
-
-    def live(self) -> str:
-        """The version of its weights."""
-
-    def requests(self) -> int:
-        """How many requests wait or run."""
-
-    async def check_health(self) -> None:
-        """Raises when it cannot answer any more."""
-
-    def close(self) -> None:
-        """Ends what goes on for it outside of this process."""
-
-
-class Desk:
+class ReplicaServer:
     """Takes the gateway's calls to the models of one process."""
 
     def __init__(self, models: Mapping[str, Served]) -> None:
         self._models, self._name = models, new_name()
-        self._gateways: dict[Address, Counter] = {}
+        self._gateways: dict[Address, ReplicaConnection] = {}
         self._connecting = asyncio.Lock()
 
     async def connect(self, address: Address) -> Presence:
@@ -110,7 +79,7 @@ class Desk:
             await model.check_health()
 
 
-class Replica(Desk):
+class Replica(ReplicaServer):
     """A Ray Serve deployment of one or several models.
 
     vLLM, torch and Ray cost a process 15 s of CPU time and 0.7 GB before it holds a model: small ones share one.
@@ -127,7 +96,7 @@ class Replica(Desk):
         self,
         models: Mapping[str, Path],
         context: int,
-        share: Share,
+        share: Allocation,
         tool_parser: str | None,
         adapters: Mapping[str, Mapping[str, Path]],
     ) -> None:
@@ -139,16 +108,16 @@ class Replica(Desk):
         for name, path in models.items():
             version = live_version(path)
             if is_reward_model(version.folder):
-                from serve.replica.reward_scorer import Scorer
+                from serve.replica.reward_scorer import RewardScorer
 
-                loaded[name] = Scorer(name, version, context, share)
+                loaded[name] = RewardScorer(name, version, context, share)
                 continue
-            from serve.replica.vllm_engine import Engine
+            from serve.replica.vllm_engine import VllmEngine
 
-            engine = Engine(name, version, context, share, self._thread, tool_parser, adapters[name])
+            engine = VllmEngine(name, version, context, share, self._thread, tool_parser, adapters[name])
             await engine.load_adapters()
             loaded[name] = engine
-            loaded |= {beside: Adapter(beside, folder, engine) for beside, folder in adapters[name].items()}
+            loaded |= {beside: LoraModel(beside, folder, engine) for beside, folder in adapters[name].items()}
         super().__init__(loaded)
 
     async def __del__(self) -> None:

@@ -14,15 +14,15 @@ from actors.rewards.model import ModelReward
 from actors.types import Prompt, Sample
 from cluster.errors import UserError
 from cluster.run.versions import Version
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.errors import error_body
 from serve.http.openapi import REFERENCE
-from serve.transport.messages import Endpoint, Opening, Part, Promoted, Reply
+from serve.transport.messages import Endpoint, Part, Promoted, Reply, ResponseStart
 
 MOST_CONVERSATIONS = 128
 
 
-class Message(BaseModel):
+class ScoreMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: str
 
@@ -32,14 +32,14 @@ class ScoreRequest(BaseModel):
 
     model: str
     conversations: Annotated[
-        list[Annotated[list[Message], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CONVERSATIONS)
+        list[Annotated[list[ScoreMessage], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CONVERSATIONS)
     ]
 
 
-class Scorer:
+class RewardScorer:
     """One reward model; see `serve.replica.replica.Served`."""
 
-    def __init__(self, name: str, version: Version, context: int, share: Share) -> None:
+    def __init__(self, name: str, version: Version, context: int, share: Allocation) -> None:
         self.name, self.context, self.threads, self.weights = name, context, share.threads, version.weights
         self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, share.threads)
         # One batch uses all threads that this replica may use.
@@ -47,7 +47,7 @@ class Scorer:
         self.running = 0
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """An `Opening` and one `Reply`: a normalised reward for every conversation, in order."""
+        """An `ResponseStart` and one `Reply`: a normalised reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
@@ -61,7 +61,7 @@ class Scorer:
         self.running += 1
         try:
             async with self.turn:
-                yield Opening(self.weights)
+                yield ResponseStart(self.weights)
                 yield await run_in_threadpool(self.score, request)
         finally:
             self.running -= 1

@@ -36,12 +36,12 @@ from actors.rollout.engine import whole_prompts
 from actors.rollout.weights import mismatch
 from cluster.errors import UserError
 from cluster.run.versions import Version
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.http.openapi import REFERENCE
 from serve.replica.lora import rank_of
 from serve.replica.vllm_in_process import start_in_process
-from serve.replica.weight_swap import Gate, Pass
-from serve.transport.messages import Endpoint, Opening, Part, Promoted, Reply, Usage
+from serve.replica.weight_swap import InflightRequest, WeightSwapGate
+from serve.transport.messages import Endpoint, Part, Promoted, Reply, ResponseStart, Usage
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,7 +57,7 @@ Answer = AsyncGenerator[str, None] | BaseModel
 Handler = Callable[[Any, Request], Awaitable[Answer]]
 
 
-def engine_arguments(model: Path, context: int, share: Share) -> AsyncEngineArgs:
+def engine_arguments(model: Path, context: int, share: Allocation) -> AsyncEngineArgs:
     """How vLLM loads a model. On CPUs float32, and eager: compiling a small model takes longer than it saves."""
     arguments = AsyncEngineArgs(
         model=str(model),
@@ -103,7 +103,7 @@ def _room(adapters: Mapping[str, Path]) -> MaxLoRARanks:
     raise UserError(f"serve.adapters: vLLM takes ranks of {max(get_args(MaxLoRARanks))} at most, and one has {most}")
 
 
-class Engine:
+class VllmEngine:
     """Answers OpenAI requests about one model. Must be made inside a running event loop.
 
     Args:
@@ -124,14 +124,14 @@ class Engine:
         name: str,
         version: Version,
         context: int,
-        share: Share,
+        share: Allocation,
         thread: ThreadPoolExecutor,
         tool_parser: str | None,
         adapters: Mapping[str, Path],
     ) -> None:
         tools = _tools(tool_parser)
         model = self.model = version.folder
-        self.gate = Gate(version.weights)
+        self.gate = WeightSwapGate(version.weights)
         arguments = engine_arguments(model, context, share)
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
@@ -181,7 +181,7 @@ class Engine:
         await self.models.init_static_loras()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Yields an `Opening`, then one `Reply`, or a stream's server-sent events and their `Usage`.
+        """Yields an `ResponseStart`, then one `Reply`, or a stream's server-sent events and their `Usage`.
 
         Closing it aborts the request.
         """
@@ -190,12 +190,12 @@ class Engine:
             yield _reply(create_error_response(message, param="model"))
             return
         async with self.gate.inside() as entered:
-            yield Opening(entered.versions[0])
+            yield ResponseStart(entered.versions[0])
             async with aclosing(self._parts(endpoint, body, entered)) as parts:
                 async for part in parts:
                     yield part
 
-    async def _parts(self, endpoint: Endpoint, body: dict[str, Any], entered: Pass) -> AsyncGenerator[Part]:
+    async def _parts(self, endpoint: Endpoint, body: dict[str, Any], entered: InflightRequest) -> AsyncGenerator[Part]:
         request_type, handler = self.endpoints[endpoint]
         # vLLM leaves the count of tokens on the HTTP request, which here is a blank one: the real one stays outside.
         http = Request({"type": "http", "headers": []})

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Resources:
+class EngineMonitor:
     """What `AsyncLLM` asks about the process that it thinks it has."""
 
     engine_dead: bool = False
@@ -36,7 +36,7 @@ class ThreadedCore(InprocClient):
         self, thread: ThreadPoolExecutor, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool
     ) -> None:
         super().__init__(vllm_config, executor_class, log_stats)
-        self.resources = Resources()
+        self.resources = EngineMonitor()
         self.thread = thread
         self.busy = asyncio.Event()
 

@@ -40,7 +40,7 @@ class Swap:
 
 # Keeps answers and changes of the weights apart as far as possible, and knows which answers saw both.
 @dataclass(eq=False)
-class Pass:
+class InflightRequest:
     """One answer inside.
 
     Attributes:
@@ -55,22 +55,22 @@ class Pass:
         return ", ".join(self.versions) if len(self.versions) > 1 else None
 
 
-class Gate:
+class WeightSwapGate:
     """Open to any number of answers; while it is closed, new ones wait outside."""
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self._inside: set[Pass] = set()
+        self._inside: set[InflightRequest] = set()
         self._open, self._empty = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._empty.set()
         self._change = asyncio.Lock()
 
     @asynccontextmanager
-    async def inside(self) -> AsyncIterator[Pass]:
+    async def inside(self) -> AsyncIterator[InflightRequest]:
         """One answer, from its beginning to its end."""
         await self._open.wait()
-        entered = Pass([self.version])
+        entered = InflightRequest([self.version])
         self._inside.add(entered)
         self._empty.clear()
         try:

@@ -49,19 +49,19 @@ class Address:
     secret: bytes
 
 
-class Inbox:
+class ReplicaListener:
     """Where replicas connect to a gateway."""
 
     def __init__(self) -> None:
-        self._takers: dict[bytes, Callable[[Line], None]] = {}
-        self._lines: set[Line] = set()
+        self._takers: dict[bytes, Callable[[GatewayConnection], None]] = {}
+        self._lines: set[GatewayConnection] = set()
 
     async def open(self, host: str) -> None:
         """Begins to listen at an address of this machine."""
-        server = await asyncio.get_running_loop().create_server(lambda: Line(self._arrived), host, 0)
+        server = await asyncio.get_running_loop().create_server(lambda: GatewayConnection(self._arrived), host, 0)
         self._host, self._port = host, server.sockets[0].getsockname()[1]
 
-    def address(self, take: Callable[["Line"], None]) -> Address:
+    def address(self, take: Callable[["GatewayConnection"], None]) -> Address:
         """What the replicas of one deployment have to know; each connection that they make is handed over."""
         secret = secrets.token_bytes(_SECRET_BYTES)
         self._takers[secret] = take
@@ -72,7 +72,7 @@ class Inbox:
         for line in self._lines:
             line.close()
 
-    def _arrived(self, secret: bytes, line: "Line") -> None:
+    def _arrived(self, secret: bytes, line: "GatewayConnection") -> None:
         take = self._takers.get(secret)
         if take is None:
             line.close()
@@ -81,7 +81,7 @@ class Inbox:
         take(line)
 
 
-class Line(Wire):
+class GatewayConnection(Wire):
     """The gateway's end of a connection. Until the other has sent a secret, nothing that it says is heard.
 
     Attributes:
@@ -91,7 +91,7 @@ class Line(Wire):
 
     replica: bytes
 
-    def __init__(self, arrived: Callable[[bytes, "Line"], None]) -> None:
+    def __init__(self, arrived: Callable[[bytes, "GatewayConnection"], None]) -> None:
         super().__init__()
         self.leaving = False
         self._arrived, self._known = arrived, False
@@ -166,7 +166,7 @@ class Line(Wire):
 Answers = Callable[[str, Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
-async def connect(address: Address, name: bytes, answers: Answers) -> "Counter":
+async def connect(address: Address, name: bytes, answers: Answers) -> "ReplicaConnection":
     """Connects a replica to a gateway, and answers what it asks from then on.
 
     Args:
@@ -177,12 +177,12 @@ async def connect(address: Address, name: bytes, answers: Answers) -> "Counter":
         OSError: the gateway does not answer.
     """
     loop = asyncio.get_running_loop()
-    _, counter = await loop.create_connection(partial(Counter, answers), address.host, address.port)
+    _, counter = await loop.create_connection(partial(ReplicaConnection, answers), address.host, address.port)
     counter.transport.write(address.secret + name)
     return counter
 
 
-class Counter(Wire):
+class ReplicaConnection(Wire):
     """The replica's end of a connection."""
 
     def __init__(self, answers: Answers) -> None:

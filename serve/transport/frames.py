@@ -9,7 +9,7 @@ from dataclasses import asdict
 from enum import IntEnum
 from typing import cast
 
-from serve.transport.messages import Opening, Part, Reply, Usage
+from serve.transport.messages import Part, Reply, ResponseStart, Usage
 
 # A machine that is gone closes nothing: silence of so many seconds does, checked every few.
 _GONE_SECONDS, _CHECK_SECONDS = 15, 5
@@ -32,10 +32,10 @@ class Kind(IntEnum):
     LEAVING = 8
 
 
-_PARTS: dict[Kind, type[Reply] | type[Usage] | type[Opening]] = {
+_PARTS: dict[Kind, type[Reply] | type[Usage] | type[ResponseStart]] = {
     Kind.REPLY: Reply,
     Kind.USAGE: Usage,
-    Kind.OPENING: Opening,
+    Kind.OPENING: ResponseStart,
 }
 
 

@@ -1,13 +1,15 @@
 """What an answer is made of on its way from a model to the gateway."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
 
 
 @dataclass(frozen=True)
-class Opening:
+class ResponseStart:
     """Comes before an answer: the version of the weights that begins it."""
 
     weights: str
@@ -37,7 +39,7 @@ class Usage:
     weights: str | None = None
 
 
-Part = Opening | Reply | Usage | str
+Part = ResponseStart | Reply | Usage | str
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,34 @@ class Presence:
 
     weights: dict[str, str]
     requests: dict[str, int]
+
+
+class Served(Protocol):
+    """A model in a replica."""
+
+    def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+        """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
+
+        Closing the iterator ends the work on it.
+        """
+
+    async def card(self) -> dict[str, Any]:
+        """The model's entry in `/v1/models`."""
+
+    def schemas(self) -> dict[Endpoint, dict[str, Any]]:
+        """The JSON schema of the requests to every endpoint that it has."""
+
+    async def promote(self, folder: Path, weights: str) -> Promoted:
+        """Takes over another version of the weights while it serves."""
+
+    def live(self) -> str:
+        """The version of its weights."""
+
+    def requests(self) -> int:
+        """How many requests wait or run."""
+
+    async def check_health(self) -> None:
+        """Raises when it cannot answer any more."""
+
+    def close(self) -> None:
+        """Ends what goes on for it outside of this process."""

@@ -12,8 +12,8 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import RequestError
-from serve.transport.connection import End, Inbox, Line, RequestFailed
-from serve.transport.messages import Endpoint, Opening, Part, Presence, Promoted
+from serve.transport.connection import End, GatewayConnection, ReplicaListener, RequestFailed
+from serve.transport.messages import Endpoint, Part, Presence, Promoted, ResponseStart
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,7 +26,7 @@ ANSWER_SECONDS = 10.0
 PROMOTE_SECONDS = 600.0
 
 
-class Lines:
+class ReplicaPool:
     """The connections to the replicas of one deployment.
 
     Ray Serve starts replicas, replaces those that die, and says which there are; they are told to connect. All methods
@@ -38,17 +38,17 @@ class Lines:
         may_sleep: whether there may be none: the next request has one started.
     """
 
-    def __init__(self, handle: DeploymentHandle, inbox: Inbox, may_sleep: bool = False) -> None:
+    def __init__(self, handle: DeploymentHandle, inbox: ReplicaListener, may_sleep: bool = False) -> None:
         self._handle, self._may_sleep = handle, may_sleep
         self._address = inbox.address(self._take)
-        self._lines: dict[bytes, Line] = {}
+        self._lines: dict[bytes, GatewayConnection] = {}
         self._came = asyncio.Event()
         self._waking: asyncio.Task[None] | None = None
         # What was promoted; a replica that started meanwhile may have missed it.
         self._promoted: dict[str, tuple[Path, str]] = {}
         self._turn = asyncio.Lock()
 
-    async def least_busy(self) -> Line:
+    async def least_busy(self) -> GatewayConnection:
         """The connection with the fewest requests on it, as soon as there is one."""
         while not (ready := [line for line in self._lines.values() if line.ready]):
             if self._waking is None or self._waking.done():
@@ -139,7 +139,7 @@ class Lines:
         except TimeoutError:
             raise unreachable(failure) from failure
 
-    def _take(self, line: Line) -> None:
+    def _take(self, line: GatewayConnection) -> None:
         self._lines = {name: one for name, one in self._lines.items() if not one.lost} | {line.replica: line}
         self._came.set()
 
@@ -156,13 +156,13 @@ def unreachable(error: Exception) -> RequestError:
 TRIES = 2
 
 
-class Model(Protocol):
+class ModelEndpoint(Protocol):
     """What the gateway asks of a model."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """The parts of an answer, as `Served.answer`. Closing it ends the work on it.
 
-        Another `Opening` may follow the first, when another replica begins anew.
+        Another `ResponseStart` may follow the first, when another replica begins anew.
         """
 
     async def card(self) -> dict[str, Any]:
@@ -186,14 +186,14 @@ class RemoteModel:
         name: the model's name there.
     """
 
-    def __init__(self, lines: Lines, name: str) -> None:
+    def __init__(self, lines: ReplicaPool, name: str) -> None:
         self._lines, self._name = lines, name
         # They stay the same while it is served, and asking for them would wake it up.
         self._card: dict[str, Any] | None = None
         self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `Model`. If the replica goes away when it has said no more than an `Opening`, another one is asked."""
+        """See `ModelEndpoint`. If the replica goes away when it has said no more than an `ResponseStart`, another one is asked."""
         for left in reversed(range(TRIES)):
             begun = False
             line = await self._lines.least_busy()
@@ -202,7 +202,7 @@ class RemoteModel:
                     while not isinstance(part := await parts.get(), End):
                         if isinstance(part, Exception):
                             raise part
-                        begun = begun or not isinstance(part, Opening)
+                        begun = begun or not isinstance(part, ResponseStart)
                         yield part
                 return
             except RequestFailed as error:
@@ -212,19 +212,19 @@ class RemoteModel:
                     raise unreachable(error) from error
 
     async def card(self) -> dict[str, Any]:
-        """See `Model`."""
+        """See `ModelEndpoint`."""
         self._card = self._card or await self._lines.ask_one("card", self._name)
         return self._card
 
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """See `Model`."""
+        """See `ModelEndpoint`."""
         self._schemas = self._schemas or await self._lines.ask_one("schemas", self._name)
         return self._schemas
 
     async def requests(self) -> list[int]:
-        """See `Model`."""
+        """See `ModelEndpoint`."""
         return [replica.requests[self._name] for replica in await self._lines.presences()]
 
     async def promote(self, folder: Path, weights: str) -> Promoted:
-        """See `Model`."""
+        """See `ModelEndpoint`."""
         return await self._lines.promote(self._name, folder, weights)

@@ -10,12 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from tests.tiny import tiny_tokenizer
 
 CONTEXT = 256
 # Small, so that training beside the shared fleet gets its CPUs.
-SHARE = Share(cpus=0.1, gpus=0, threads=1)
+SHARE = Allocation(cpus=0.1, gpus=0, threads=1)
 
 
 def make_model(folder: Path, seed: int) -> LlamaForCausalLM:

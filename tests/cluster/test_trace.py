@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from cluster.trace import MOST, STEPS, Handed, Present, Span, StepTrace, TraceWriter, read_trace
+from cluster.trace import MOST, STEPS, ActorStatus, PromptTrace, Span, StepTrace, TraceWriter, read_trace
 
 
 def test_the_newest_steps_are_kept_and_their_times_count_from_the_first(tmp_path: Path):
@@ -12,8 +12,8 @@ def test_the_newest_steps_are_kept_and_their_times_count_from_the_first(tmp_path
             Span("rollout 0", "draw", begin - 0.25, begin + 0.5, ["0:a"], 12),
             Span("learner", "learn", begin, begin),
         ]
-        handed = [Handed("0:a", begin - 0.5, begin + 0.75, 12, 1)]
-        writer.write(StepTrace(step, begin, begin + 1, 4, spans, handed, [Present("rollout 0", "ready", step)]))
+        handed = [PromptTrace("0:a", begin - 0.5, begin + 0.75, 12, 1)]
+        writer.write(StepTrace(step, begin, begin + 1, 4, spans, handed, [ActorStatus("rollout 0", "ready", step)]))
     found = read_trace(tmp_path)
     assert found is not None
     assert [row["step"] for row in found] == [2, 3, 4]
@@ -26,7 +26,7 @@ def test_the_newest_steps_are_kept_and_their_times_count_from_the_first(tmp_path
 
 
 def test_a_step_of_very_many_prompts_is_cut_to_what_can_be_looked_at(tmp_path: Path):
-    handed = [Handed(str(number), 0.0, 1.0, 1, 0) for number in range(MOST + 9)]
+    handed = [PromptTrace(str(number), 0.0, 1.0, 1, 0) for number in range(MOST + 9)]
     TraceWriter(tmp_path).write(StepTrace(0, 0.0, 1.0, prompts=handed))
     found = read_trace(tmp_path)
     assert found is not None

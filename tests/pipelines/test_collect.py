@@ -16,15 +16,15 @@ from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
-from cluster.recipe.recipe import Conversations, Recipe
+from cluster.recipe.recipe import ChatSource, Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
-from pipelines.collect import Round, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
+from pipelines.collect import Prompts, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
 from pipelines.data import rankings
 from pipelines.data.chat_formats import PromptText, prompts
 from pipelines.data.feedback_io import import_file
 
-GUIDE = [Conversations(kind="guide")]
+GUIDE = [ChatSource(kind="guide")]
 REFUSAL = "I cannot help with that. It would hurt people."
 
 
@@ -57,7 +57,7 @@ def database(tmp_path: Path) -> Iterator[Feedback]:
         yield opened
 
 
-def _fill(database: Feedback, chat: Chat, plan: Round, names: list[str], weights: str = "w") -> None:
+def _fill(database: Feedback, chat: Chat, plan: Prompts, names: list[str], weights: str = "w") -> None:
     """Stores four answers of falling quality to every prompt: refusal, refusal that was cut, and two others."""
     texts = [(REFUSAL, True), (REFUSAL, False), ("Yes. Sure.", True), ("Well, who knows", False)]
     end = chat.end_of_turn_id

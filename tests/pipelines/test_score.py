@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder, write_json
 from pipelines.data.chat_formats import rows
-from pipelines.score import Asked, _made, score_file
+from pipelines.score import ScoreRequestRow, _made, score_file
 from tests.tiny import write_tiny_reward_model
 
 MEAN, DEVIATION, CONTEXT = 0.3, 1.7, 64
@@ -69,7 +69,7 @@ def test_rewards_are_those_of_the_classifier_and_the_best_and_the_worst_are_chos
 
 
 def test_the_best_answer_is_kept_if_it_is_good_enough_and_a_pair_needs_a_difference() -> None:
-    asked = Asked([ASKED], ["a", "b", "c", "d"], {})
+    asked = ScoreRequestRow([ASKED], ["a", "b", "c", "d"], {})
 
     def made(rewards: list[float | None], kind: Any, at_least: float | None = None) -> list[Any]:
         return list(_made(asked, rewards, kind, at_least))

@@ -18,7 +18,7 @@ from cluster.recipe.base import Lora
 from cluster.recipe.serve import Adapter, Serve
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.versions import Versions
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.gateway import Settings
 from serve.replica.lora import checksum
 from serve.router import aliases_of
@@ -102,7 +102,7 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folders = {name: one.folder for name, one in versions.items()}
     settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
     try:
-        share = Share(cpus=0.5, gpus=0, threads=1)
+        share = Allocation(cpus=0.5, gpus=0, threads=1)
         section = Serve(tool_parser="hermes", adapters={"terse": Adapter(path=str(terse), model="base")})
         serve_run(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
         models = {name: run.path(name) for name in folders} | {"terse": terse}

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.metrics import MetricsWriter
-from cluster.trace import Handed, Present, Span, StepTrace, TraceWriter
+from cluster.trace import ActorStatus, PromptTrace, Span, StepTrace, TraceWriter
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
@@ -65,8 +65,8 @@ def write_trace(folder: Path) -> None:
         ]
         if step == 8:
             spans[1:1] = [Span("rollout 1", "draw", begin, begin + 0.5, second, lost=True)]
-        handed = [Handed(name, begin, begin + 2, 750, int(name == "1:d")) for name in (*first, *second)]
-        actors = [Present("rollout 0", "ready", step + 1), Present(late, "stale", step)]
+        handed = [PromptTrace(name, begin, begin + 2, 750, int(name == "1:d")) for name in (*first, *second)]
+        actors = [ActorStatus("rollout 0", "ready", step + 1), ActorStatus(late, "stale", step)]
         writer.write(StepTrace(step, begin, begin + 4, 4, spans, handed, actors))
 
 

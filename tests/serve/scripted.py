@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from cluster.feedback import Feedback
 from serve.http.auth import Access
 from serve.http.metrics import Meters
-from serve.http.middleware import Door
+from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
-from serve.router import Routes, Switchboard
+from serve.router import Router, Routes
 from serve.transport.messages import Endpoint, Part, Promoted, Reply, Usage
 
 
@@ -58,12 +58,12 @@ class Scripted:
         yield Usage(3, 5)
 
 
-def comparing(database: Feedback, *models: Scripted) -> Door:
+def comparing(database: Feedback, *models: Scripted) -> Middleware:
     """The compare page over these models, as the gateway has it."""
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
     meters = Meters(weights)
-    board = Switchboard(named, Routes(named, {}, random.Random()), 256, weights, meters)
+    board = Router(named, Routes(named, {}, random.Random()), 256, weights, meters)
     app = FastAPI()
     app.include_router(compare_router(database, named, weights, board.parts))
-    return Door(app, Access(None, "always"), meters, None)
+    return Middleware(app, Access(None, "always"), meters, None)

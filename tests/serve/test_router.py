@@ -4,7 +4,6 @@ import asyncio
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,9 +14,9 @@ from cluster.recipe.serve import Alias
 from serve.errors import RequestError
 from serve.gateway import Settings
 from serve.router import Route, Routes, aliases_of
+from tests.helpers import DEMO
 from tests.serve.local import Parrot, asking, prompt
 
-DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
 WELL = 'route="/v1/completions",status="200",weights="unknown"'
 SHADOWED = Settings(aliases={"production": Alias(models={"policy": 1}, shadow="sft")})
 

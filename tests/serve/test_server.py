@@ -9,7 +9,7 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.server import SMALL_BYTES, grouped, models_of, serve_until_interrupted, url_host
 from tests.helpers import free_port
 
@@ -60,6 +60,6 @@ def test_small_models_share_a_process_on_cpus_and_no_others(tmp_path: Path) -> N
         with (tmp_path / name / "model.safetensors").open("wb") as file:
             file.truncate(SMALL_BYTES + 1 if name == "large" else 10)
     models = {name: tmp_path / name for name in ("base", "large", "policy")}
-    on_cpus = grouped(models, Share(cpus=0.5, gpus=0, threads=1))
+    on_cpus = grouped(models, Allocation(cpus=0.5, gpus=0, threads=1))
     assert [list(group) for group in on_cpus] == [["base", "policy"], ["large"]]
-    assert [list(group) for group in grouped(models, Share(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]
+    assert [list(group) for group in grouped(models, Allocation(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]

@@ -25,7 +25,7 @@ from pipelines.corpus.filter.cache import BATCH
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.read.extract_worker import main_text
-from pipelines.corpus.read.extractor import Asked, Extractor
+from pipelines.corpus.read.extractor import Extractor, PageRequest
 from pipelines.corpus.read.files import Reading, read_file
 from pipelines.corpus.tokens.encode import as_tiktoken, encode_documents
 from pipelines.corpus.tokens.pack import pack
@@ -50,9 +50,9 @@ class Step:
 class _Nothing(Extractor):
     """Says of every page that it is empty, so that what is around it can be measured alone."""
 
-    def ask(self, page: bytes, charset: str | None = None) -> Asked:
+    def ask(self, page: bytes, charset: str | None = None) -> PageRequest:
         del page  # as from a page that is answered
-        return Asked(self, b"", (charset or "").encode(), answer="")
+        return PageRequest(self, b"", (charset or "").encode(), answer="")
 
 
 def steps(folder: Path, texts: Sequence[str]) -> Iterator[Step]:

@@ -6,12 +6,12 @@ import re
 from itertools import product
 from pathlib import Path
 
-from actors.types import Question
+from actors.types import RewardInput
 
 SUMS_A_DOCUMENT = 8
 
 
-def sum_is_right(question: Question, answer: str) -> float:
+def sum_is_right(question: RewardInput, answer: str) -> float:
     """1 where the last number of the answer is the sum, else 0."""
     return float(last_number(answer) == question.metadata["sum"])
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from cluster.recipe.recipe import Cluster, Model, Training
-from cluster.runtime.plan import Plan, Share
+from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import connect
 from infra.bench.loops.job import made_up_job
 from pipelines.train import fit
@@ -21,7 +21,7 @@ def in_a_stage(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> lis
     settings = Training(batch_rows=rows.num_rows, micro_batch_rows=micro_rows, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as folder, connect(Cluster(), object_store_gb=0.5):
         job = made_up_job(Path(folder), shape, pa.concat_tables([rows] * steps), settings, threads)
-        share = Share(threads, float(torch.cuda.is_available()), threads)
+        share = Allocation(threads, float(torch.cuda.is_available()), threads)
         plan = Plan(threads, share.gpus, 8, share, share, share, share, share)
         times = [row["time"] for row in fit(job, plan, "in a stage")]
     return [end - start for start, end in pairwise(times)]

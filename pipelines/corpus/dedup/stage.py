@@ -21,7 +21,7 @@ from pipelines.corpus.dedup.decontaminate import Decontamination, read_items
 from pipelines.corpus.dedup.index import Indexing, known_indexes, mapped, write_index
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.dedup.split import Choosing, Selection, selection
-from pipelines.corpus.tasks import Part, Report, run_parts, written_to_the_side
+from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
 
 
 class Prepared(NamedTuple):
@@ -176,9 +176,9 @@ class _Phases:
         outputs: Callable[[int], tuple[Path, ...]],
         task: Callable[[int], Report],
     ) -> list[Report]:
-        parts = [Part(f"{index:05d}", key, outputs(index)) for index, key in enumerate(keys)]
+        parts = [Task(f"{index:05d}", key, outputs(index)) for index, key in enumerate(keys)]
         done, deadline = self.out / "work" / "done" / name, self.recipe.cluster.deadline_seconds
-        return run_parts(phase, done, parts, task, self.progress, deadline)
+        return run_tasks(phase, done, parts, task, self.progress, deadline)
 
 
 def _evaluation_files(given: Decontaminate) -> tuple[Path, ...]:

@@ -18,9 +18,9 @@ from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean
 from pipelines.corpus.filter.signals import VERSION, Signals, measure
-from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import Document, Split, read_split
-from pipelines.corpus.tasks import Clock, written_to_the_side
+from pipelines.corpus.tasks import StepTimer, written_to_the_side
 
 BATCH = 500
 _KEY = b"triptych"
@@ -72,14 +72,14 @@ def _content(file: str) -> str:
     return file_fingerprint(Path(file))
 
 
-def measure_split(split: Split, measuring: Measuring, clock: Clock) -> Iterator[Measured | Bad]:
+def measure_split(split: Split, measuring: Measuring, clock: StepTimer) -> Iterator[Measured | BadRecord]:
     """Reads, cleans and measures a split's documents, `BATCH` at a time; passes on what cannot be read.
 
     How often each kind of personal data was replaced is a signal too: personal_email, personal_phone …
     """
     batch: list[Document] = []
     for item in clock.reading("read", read_split(split)):
-        if isinstance(item, Bad):
+        if isinstance(item, BadRecord):
             yield item
             continue
         batch.append(item)
@@ -90,7 +90,7 @@ def measure_split(split: Split, measuring: Measuring, clock: Clock) -> Iterator[
         yield _measure(batch, measuring, clock)
 
 
-def _measure(batch: list[Document], measuring: Measuring, clock: Clock) -> Measured:
+def _measure(batch: list[Document], measuring: Measuring, clock: StepTimer) -> Measured:
     read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
     with clock.step("clean"):
         texts = [without_licence(clean(document.text)) for document in batch]
@@ -110,13 +110,13 @@ def _measure(batch: list[Document], measuring: Measuring, clock: Clock) -> Measu
     return Measured(documents, languages, read_bytes, signals)
 
 
-def kept(items: Iterable[Measured | Bad], path: Path, key: str) -> Iterator[Measured | Bad]:
+def kept(items: Iterable[Measured | BadRecord], path: Path, key: str) -> Iterator[Measured | BadRecord]:
     """Passes everything on and writes it to `path`, which appears when all has passed."""
-    bad: list[Bad] = []
+    bad: list[BadRecord] = []
     with written_to_the_side(path) as side:
         writer = None
         for item in items:
-            if isinstance(item, Bad):
+            if isinstance(item, BadRecord):
                 bad.append(item)
             else:
                 table = _to_table(item)
@@ -128,14 +128,14 @@ def kept(items: Iterable[Measured | Bad], path: Path, key: str) -> Iterator[Meas
         writer.close()
 
 
-def load(path: Path, key: str) -> Iterator[Measured | Bad] | None:
+def load(path: Path, key: str) -> Iterator[Measured | BadRecord] | None:
     """What `kept` wrote under that key, the bad records first, or None if there is nothing."""
     if not path.exists():
         return None
     found = json.loads((pq.read_metadata(path).metadata or {}).get(_KEY, b"{}"))
     if found.get("key") != key:
         return None
-    return chain([Bad(**item) for item in found["bad"]], _read(path))
+    return chain([BadRecord(**item) for item in found["bad"]], _read(path))
 
 
 def _to_table(batch: Measured) -> pa.Table:

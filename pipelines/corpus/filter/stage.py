@@ -21,9 +21,9 @@ from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import Measured, Measuring, kept, load, measure_split, measured_key
 from pipelines.corpus.filter.rules import WANTED, bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import Signals
-from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import Document, Split
-from pipelines.corpus.tasks import Clock, written_to_the_side
+from pipelines.corpus.tasks import StepTimer, written_to_the_side
 
 SCHEMA = pa.schema(
     [
@@ -65,20 +65,20 @@ class Preparation:
     def __call__(self, index: int) -> dict[str, Any]:
         split = self.splits[index]
         rules = bounds(self.measuring.rules, self.minimum_words, self.language_probability if self.languages else None)
-        clock = Clock()
+        clock = StepTimer()
         found = {"documents": 0, "bytes": 0}
         left = {"documents": 0, "bytes": 0}
         dropped: Counter[str] = Counter()
         dropped_bytes: Counter[str] = Counter()
         examples: dict[str, dict[str, str]] = {}
-        bad_records: list[Bad] = []
+        bad_records: list[BadRecord] = []
         personal: Counter[str] = Counter()
         spread: dict[str, NDArray[np.int64]] = {}
         with ExitStack() as stack:
             good_writer = _open(stack, self.output(split), SCHEMA)
             bad_writer = _open(stack, self.excluded / f"{split.name}.parquet", EXCLUDED) if self.excluded else None
             for batch in self._measured(split, clock):
-                if isinstance(batch, Bad):
+                if isinstance(batch, BadRecord):
                     bad_records.append(batch)
                     continue
                 found["documents"] += len(batch.documents)
@@ -129,7 +129,7 @@ class Preparation:
         folders = [folder for folder in (self.folder, self.measured, self.excluded) if folder]
         return tuple(folder / f"{split.name}.parquet" for folder in folders)
 
-    def _set_aside(self, split: Split, bad: list[Bad]) -> None:
+    def _set_aside(self, split: Split, bad: list[BadRecord]) -> None:
         if bad:
             with written_to_the_side(self.quarantine / f"{split.name}.jsonl") as side:
                 side.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in bad), encoding="utf-8")
@@ -140,7 +140,7 @@ class Preparation:
         probabilities = batch.signals["language_probability"]
         return batch.signals | {WANTED: wanted(batch.languages, probabilities, self.languages)}
 
-    def _measured(self, split: Split, clock: Clock) -> Iterator[Measured | Bad]:
+    def _measured(self, split: Split, clock: StepTimer) -> Iterator[Measured | BadRecord]:
         if self.measured is None:
             return measure_split(split, self.measuring, clock)
         key, path = measured_key(split, self.measuring), self.measured / f"{split.name}.parquet"

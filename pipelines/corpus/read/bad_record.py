@@ -8,7 +8,7 @@ _EXCERPT_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadRecord:
     """One record that cannot be read.
 
     Attributes:

@@ -32,7 +32,7 @@ class ExtractionError(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Asked:
+class PageRequest:
     """A page on its way through the parser."""
 
     extractor: "Extractor"
@@ -64,7 +64,7 @@ class Extractor:
 
     def __init__(self, seconds: float, library: str = "resiliparse") -> None:
         self._seconds, self._library = seconds, library
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[PageRequest] = deque()
         # Bytes of the pages that wait; how many of them were sent; how many, from the first, are sent one by one.
         self._ahead = self._sent = self._suspects = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,15 +83,15 @@ class Extractor:
         """As `main_text`.
 
         Raises:
-            ExtractionError: as `Asked.text`.
+            ExtractionError: as `PageRequest.text`.
         """
         return self.ask(page, charset).text()
 
-    def ask(self, page: bytes, charset: str | None = None) -> Asked:
+    def ask(self, page: bytes, charset: str | None = None) -> PageRequest:
         """Sends a page ahead; its text may be taken later, while the parser is at it."""
         while self._waiting and self._ahead + len(page) > _AHEAD_BYTES:
             self.receive()
-        asked = Asked(self, page, (charset or "").encode())
+        asked = PageRequest(self, page, (charset or "").encode())
         self._waiting.append(asked)
         self._ahead += len(page)
         self._send()
@@ -124,7 +124,7 @@ class Extractor:
                 self._next().complaint = f"cannot be parsed ({answer.decode()})"
         self._send()
 
-    def _next(self) -> Asked:
+    def _next(self) -> PageRequest:
         """Takes the page that was asked for first from those that wait."""
         asked = self._waiting.popleft()
         self._ahead -= len(asked.page)

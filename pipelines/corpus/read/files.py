@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 
 from cluster.errors import UserError, first_line
-from cluster.run.files import Stored, is_remote, local_file, locate, look_up, open_file
-from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, Bad, excerpt
+from cluster.run.files import StoredFile, is_remote, local_file, locate, look_up, open_file
+from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, BadRecord, excerpt
 from pipelines.corpus.read.extractor import Extractor
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -48,7 +48,7 @@ def suffix_of(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
 
 
-def spans(file: Stored, text_lines: bool, size: int) -> list[Span]:
+def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
     """Cuts a file into parts of about `size` bytes, or not at all: then there are none.
 
     Compressed lines, pages and captures are read from their start.
@@ -61,7 +61,7 @@ def spans(file: Stored, text_lines: bool, size: int) -> list[Span]:
     return _row_groups(file.name, size) if suffix == ".parquet" else []
 
 
-def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, str | Bad]]:
+def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, str | BadRecord]]:
     """The texts of a file, or of a part of it: a .txt or .html file is one document, a line, row or response one each.
 
     With every text its place in the file, however that is cut: the byte of the (unpacked) file, or the row.
@@ -72,7 +72,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
     suffix = suffix_of(name)
     try:
         if not look_up(name).size:
-            yield 0, Bad(name, 0, f"{name} is empty; remove the file")
+            yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")
         elif suffix == ".parquet":
             yield from _read_parquet(name, reading.text_field, span)
         elif suffix in WEB:
@@ -81,7 +81,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
 
             with local_file(name) as path:
                 for place, item in read_web(path, reading.extract):
-                    yield place, _named(item, str(path), name) if isinstance(item, Bad) else item
+                    yield place, _named(item, str(path), name) if isinstance(item, BadRecord) else item
         elif suffix == ".txt" and not reading.text_lines:
             yield 0, _read_text(name)
         else:
@@ -90,23 +90,23 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
         raise UserError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-def _named(bad: Bad, path: str, name: str) -> Bad:
+def _named(bad: BadRecord, path: str, name: str) -> BadRecord:
     return replace(bad, file=name, reason=bad.reason.replace(path, name))
 
 
-def _read_text(name: str) -> str | Bad:
+def _read_text(name: str) -> str | BadRecord:
     with open_file(name) as file:
         data = file.read(MAXIMUM_RECORD_BYTES + 1)
     if len(data) > MAXIMUM_RECORD_BYTES:
-        return Bad(name, 0, f"{name} has more than {MAXIMUM_RECORD_BYTES:,} bytes; split it or set text_lines")
+        return BadRecord(name, 0, f"{name} has more than {MAXIMUM_RECORD_BYTES:,} bytes; split it or set text_lines")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"{name} is not UTF-8 at byte {error.start}; convert or remove the file"
-        return Bad(name, error.start, reason, excerpt(data[error.start :]))
+        return BadRecord(name, error.start, reason, excerpt(data[error.start :]))
 
 
-def _read_lines(name: str, text_field: str | None, span: Span | None) -> Iterator[tuple[int, str | Bad]]:
+def _read_lines(name: str, text_field: str | None, span: Span | None) -> Iterator[tuple[int, str | BadRecord]]:
     end = 0
     with open_file(name) as stored, _unpacked(name, stored) as file:
         try:
@@ -163,15 +163,15 @@ def _skip_line(file: BinaryIO) -> int:
     return size
 
 
-def _damaged(name: str, offset: int, error: Exception) -> Bad:
+def _damaged(name: str, offset: int, error: Exception) -> BadRecord:
     kind = "zstd" if suffix_of(name) == ".jsonl.zst" else "gzip"
     reason = f"{name} is damaged {kind} ({error}) after byte {offset} of its content; fetch or compress it again"
-    return Bad(name, offset, reason)
+    return BadRecord(name, offset, reason)
 
 
-def _parse(name: str, where: str, offset: int, line: bytes, size: int, text_field: str | None) -> str | Bad:
-    def bad(complaint: str) -> Bad:
-        return Bad(name, offset, f"{name} {where}{complaint}", excerpt(line))
+def _parse(name: str, where: str, offset: int, line: bytes, size: int, text_field: str | None) -> str | BadRecord:
+    def bad(complaint: str) -> BadRecord:
+        return BadRecord(name, offset, f"{name} {where}{complaint}", excerpt(line))
 
     if size > MAXIMUM_RECORD_BYTES:
         return bad(f" has {size:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}; split or remove the line")
@@ -219,7 +219,7 @@ def _row_groups(name: str, size: int) -> list[Span]:
     return [*found, (start, len(sizes))]
 
 
-def _read_parquet(name: str, text_field: str, span: Span | None) -> Iterator[tuple[int, str | Bad]]:
+def _read_parquet(name: str, text_field: str, span: Span | None) -> Iterator[tuple[int, str | BadRecord]]:
     number = 0
     try:
         with _open_parquet(name) as file:
@@ -235,11 +235,11 @@ def _read_parquet(name: str, text_field: str, span: Span | None) -> Iterator[tup
                         yield number - 1, text
                     else:
                         kind = f"{name} row {number}: {text_field!r} is {type(text).__name__}, not text"
-                        yield number - 1, Bad(name, number, f"{kind}; mend or remove it")
+                        yield number - 1, BadRecord(name, number, f"{kind}; mend or remove it")
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError) as error:
         reason = f"{name} is not a readable Parquet file: {first_line(error)}; write or fetch it again"
-        yield number, Bad(name, number, reason)
+        yield number, BadRecord(name, number, reason)
     except OSError as error:
         if error.errno is not None:
             raise
-        yield number, Bad(name, number, f"{name} is damaged after row {number}: {first_line(error)}")
+        yield number, BadRecord(name, number, f"{name} is damaged after row {number}: {first_line(error)}")

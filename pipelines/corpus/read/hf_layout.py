@@ -12,7 +12,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from cluster.errors import UserError
-from cluster.run.files import Stored, open_file, place_in
+from cluster.run.files import StoredFile, open_file, place_in
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -21,7 +21,7 @@ _KEYWORDS = {
 }
 
 
-def files_of_split(folder: str, files: Sequence[Stored], split: str | None, subset: str | None) -> list[Stored]:
+def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, subset: str | None) -> list[StoredFile]:
     """The files, in order, of a split (of all, if None) of a subset (of the default one, if None).
 
     Raises:
@@ -40,7 +40,7 @@ def files_of_split(folder: str, files: Sequence[Stored], split: str | None, subs
     return found
 
 
-def _by_name(folder: str, files: Sequence[Stored], split: str) -> list[Stored]:
+def _by_name(folder: str, files: Sequence[StoredFile], split: str) -> list[StoredFile]:
     splits = [_split_of(place_in(folder, file.name)) for file in files]
     if not any(splits):
         # The Hub takes a folder that names no split for one to train on.

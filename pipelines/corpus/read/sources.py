@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
-from cluster.run.files import Stored, find_files, folder_of, look_up, place_in
-from pipelines.corpus.read.bad_record import Bad
+from cluster.run.files import StoredFile, find_files, folder_of, look_up, place_in
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
@@ -93,7 +93,7 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def read_split(split: Split) -> Iterator[Document | Bad]:
+def read_split(split: Split) -> Iterator[Document | BadRecord]:
     """The documents of a split, in order, and what stands in place of those that cannot be read.
 
     Raises:
@@ -101,7 +101,7 @@ def read_split(split: Split) -> Iterator[Document | Bad]:
     """
     taken = 0
     for place, text in _places(split):
-        if isinstance(text, Bad):
+        if isinstance(text, BadRecord):
             yield text
             continue
         if taken == split.limit:
@@ -110,7 +110,7 @@ def read_split(split: Split) -> Iterator[Document | Bad]:
         yield Document(id=f"{split.source}:{place}", source=split.source, text=text)
 
 
-def _places(split: Split) -> Iterator[tuple[str, str | Bad]]:
+def _places(split: Split) -> Iterator[tuple[str, str | BadRecord]]:
     if split.kind == "files":
         with Extractor(split.page_seconds, split.extractor) as extract:
             reading = Reading(split.text_field, split.text_lines, extract)
@@ -133,7 +133,7 @@ def _packaged(kind: str, seed: int) -> Iterable[str]:
     return chatterbot_dialogues()
 
 
-def _files_of(source: Source) -> list[Stored]:
+def _files_of(source: Source) -> list[StoredFile]:
     if source.kind == "docstrings":
         return [look_up(str(file)) for file in standard_library()]
     if source.path is None:
@@ -149,7 +149,7 @@ def _files_of(source: Source) -> list[Stored]:
     return found
 
 
-def _groups(files: Sequence[Stored], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
+def _groups(files: Sequence[StoredFile], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
     """Small files together, large ones alone and cut where that can be."""
     groups: list[tuple[tuple[str, ...], Span | None]] = []
     held: list[str] = []

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, Bad
-from pipelines.corpus.read.extractor import Asked, ExtractionError, Extractor
+from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, BadRecord
+from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _GZIP_MEMBER = b"\x1f\x8b\x08"
@@ -21,22 +21,22 @@ _PIECE = 1 << 16
 _AHEAD = 16
 
 
-def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | Bad]]:
+def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | BadRecord]]:
     """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200, and where it is."""
     if ".warc" in path.name:
         yield from _in_turn(path, _read_warc(path, extract))
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
-        yield 0, Bad(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
+        yield 0, BadRecord(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
     else:
         try:
             yield 0, extract(path.read_bytes())
         except ExtractionError as error:
-            yield 0, Bad(str(path), 0, f"{path} {error}; remove the file")
+            yield 0, BadRecord(str(path), 0, f"{path} {error}; remove the file")
 
 
-def _in_turn(path: Path, found: Iterator[tuple[int, Asked | Bad]]) -> Iterator[tuple[int, str | Bad]]:
+def _in_turn(path: Path, found: Iterator[tuple[int, PageRequest | BadRecord]]) -> Iterator[tuple[int, str | BadRecord]]:
     """The texts of pages, of which later ones are sent to the parser before earlier ones are there."""
-    waiting: deque[tuple[int, Asked | Bad]] = deque()
+    waiting: deque[tuple[int, PageRequest | BadRecord]] = deque()
     for pair in found:
         waiting.append(pair)
         if len(waiting) > _AHEAD:
@@ -45,14 +45,14 @@ def _in_turn(path: Path, found: Iterator[tuple[int, Asked | Bad]]) -> Iterator[t
         yield _answered(path, *waiting.popleft())
 
 
-def _answered(path: Path, offset: int, page: Asked | Bad) -> tuple[int, str | Bad]:
+def _answered(path: Path, offset: int, page: PageRequest | BadRecord) -> tuple[int, str | BadRecord]:
     try:
-        return offset, page if isinstance(page, Bad) else page.text()
+        return offset, page if isinstance(page, BadRecord) else page.text()
     except ExtractionError as error:
         return offset, _bad(path, offset, str(error))
 
 
-def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Asked | Bad]]:
+def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, PageRequest | BadRecord]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start: int | None = 0
         while start is not None:
@@ -62,14 +62,14 @@ def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Asked | Ba
 
 def _read_from(
     path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
-) -> Generator[tuple[int, Asked | Bad], None, int | None]:
+) -> Generator[tuple[int, PageRequest | BadRecord], None, int | None]:
     """The pages from an offset on; returns the offset of the record at which reading stopped, None at the end.
 
     A record is trusted only once the next one is found where its length says.
     """
     file.seek(start)
     offset, length = start, 0
-    page: Asked | Bad | None = None
+    page: PageRequest | BadRecord | None = None
     records = iter(ArchiveIterator(file, parse_http=False))
     while True:
         try:
@@ -128,7 +128,7 @@ def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> 
     return min(at, len(content)) - len(unpacker.unused_data)
 
 
-def _page(path: Path, record: WarcRecord, extract: Extractor) -> Asked | Bad | None:
+def _page(path: Path, record: WarcRecord, extract: Extractor) -> PageRequest | BadRecord | None:
     """A response that is a page; None of any other record."""
     if record.record_type != WarcRecordType.response or not record.is_http:
         return None
@@ -173,5 +173,5 @@ def _read_at_most(record: WarcRecord, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _bad(path: Path, offset: int, complaint: str) -> Bad:
-    return Bad(str(path), offset, f"{path} at byte {offset}: the record {complaint}; fetch the file again")
+def _bad(path: Path, offset: int, complaint: str) -> BadRecord:
+    return BadRecord(str(path), offset, f"{path} at byte {offset}: the record {complaint}; fetch the file again")

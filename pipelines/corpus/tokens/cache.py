@@ -63,22 +63,22 @@ class Tokens:
                 writer.write_table(_table(batch["digest"], [ids for ids in found if ids is not None]))
         return new
 
-    def of(self, prepared: Path) -> "Stored":
+    def of(self, prepared: Path) -> "CachedTokens":
         """The ids of a part that `encode` went through."""
-        return Stored(self.file(prepared))
+        return CachedTokens(self.file(prepared))
 
     def file(self, prepared: Path) -> Path:
         """Where the ids of a prepared part's documents are, however often it is read."""
         return self.folder / f"{prepared.stem.partition(READ_AGAIN)[0]}.parquet"
 
-    def _stored(self, prepared: Path) -> "Stored | None":
+    def _stored(self, prepared: Path) -> "CachedTokens | None":
         path = self.file(prepared)
         if not path.exists() or (pq.read_metadata(path).metadata or {}).get(_KEY) != self.fingerprint.encode():
             return None
-        return Stored(path)
+        return CachedTokens(path)
 
 
-class Stored:
+class CachedTokens:
     """The ids in one file, of which a group of rows is held at a time."""
 
     def __init__(self, path: Path) -> None:

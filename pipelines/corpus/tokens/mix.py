@@ -17,7 +17,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN, document_position
 from pipelines.corpus.read.sources import source_names
-from pipelines.corpus.tasks import Part, run_parts, written_to_the_side
+from pipelines.corpus.tasks import Task, run_tasks, written_to_the_side
 from pipelines.corpus.tokens.cache import READ_AGAIN, Tokens
 from pipelines.corpus.tokens.stage import chosen_documents
 
@@ -82,7 +82,7 @@ def weigh(whole: Mixture, recipe: Recipe, tokens: Tokens, work: Path, progress: 
     weights = {name: source.weight or 0.0 for name, source in given}
     counting = TokenCount(whole.prepared, whole.choices, tokens, work / "mix")
     parts = [
-        Part(
+        Task(
             file.stem,
             fingerprint([whole.fingerprints[index], file_fingerprint(whole.choices[index]), tokens.fingerprint]),
             (counting.output(index), tokens.file(file)),
@@ -90,7 +90,7 @@ def weigh(whole: Mixture, recipe: Recipe, tokens: Tokens, work: Path, progress: 
         for index, file in enumerate(whole.prepared)
     ]
     deadline = recipe.cluster.deadline_seconds
-    reports = run_parts("count tokens", work / "done" / "count", parts, counting, progress, deadline)
+    reports = run_tasks("count tokens", work / "done" / "count", parts, counting, progress, deadline)
     counts = [np.load(counting.output(index)) for index in range(len(parts))]
     mixed = mix(whole, counts, weights, recipe.seed, work / "mix")
     return replace(mixed, encoded=sum(report["encoded"] for report in reports))

@@ -14,7 +14,7 @@ from cluster.run.folder import file_fingerprint
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.filter.cache import BATCH
 from pipelines.corpus.tasks import written_to_the_side
-from pipelines.corpus.tokens.cache import Stored, Tokens
+from pipelines.corpus.tokens.cache import CachedTokens, Tokens
 from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
 
 # Documents are packed among so many neighbours: 1.4 % of padding on the demo corpus, and memory stays bounded.
@@ -67,7 +67,7 @@ class Tokenisation:
         return self.rows / f"{self.prepared[index].stem}.{split}.rows"
 
     def _write_split(
-        self, split: str, batches: Iterable[pa.RecordBatch], stored: Stored, path: Path, writer: pq.ParquetWriter
+        self, split: str, batches: Iterable[pa.RecordBatch], stored: CachedTokens, path: Path, writer: pq.ParquetWriter
     ) -> dict[str, int]:
         count = dict.fromkeys(("documents", "bytes", "tokens", "rows", "padding", "cut"), 0)
         with written_to_the_side(path) as side, side.open("wb") as file:

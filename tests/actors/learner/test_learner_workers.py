@@ -17,7 +17,7 @@ from actors.types import Prompt, Sample
 from cluster.errors import EngineError, StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.rlhf import Rlhf
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from tests.actors.learner.test_learner import Folders, model_folders
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @contextmanager
 def two_workers(folders: Folders, settings: Rlhf, checkpoint: Path) -> Iterator[RemoteLearner]:
-    share = Share(cpus=0.1, gpus=0, threads=1)
+    share = Allocation(cpus=0.1, gpus=0, threads=1)
     made = RemoteLearner(share, 2, checkpoint, torch.float32, 120, settings, *folders, 0, 1)
     try:
         yield made

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from actors.model import causal_lm
 from actors.model.attention import (
-    PADDING,
+    PAD_DOCUMENT_ID,
     document_bounds,
     document_mask,
     one_document_a_row,
@@ -15,7 +15,7 @@ from cluster.recipe.recipe import Model
 
 
 def test_mask_of_hand_made_rows() -> None:
-    found = document_mask(torch.tensor([[0, 0, 1, 1, PADDING, PADDING]]))
+    found = document_mask(torch.tensor([[0, 0, 1, 1, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]]))
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -29,13 +29,13 @@ def test_mask_of_hand_made_rows() -> None:
 
 
 def test_positions_restart_with_every_document() -> None:
-    rows = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, PADDING, PADDING]])
+    rows = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]])
     assert restarting_positions(rows)[0].tolist() == [0, 1, 2, 0, 1, 0]
     assert restarting_positions(rows)[1, :4].tolist() == [0, 0, 1, 2]
 
 
 def test_bounds_of_hand_made_rows() -> None:
-    rows = torch.tensor([[0, 0, 0, 1, 1, 2], [2, 3, 3, 3, PADDING, PADDING]])
+    rows = torch.tensor([[0, 0, 0, 1, 1, 2], [2, 3, 3, 3, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]])
     found = document_bounds(rows)
     assert (found.shape, found.dtype) == ((1, 1, 1, 7), torch.int32)
     assert found.flatten().tolist() == [0, 3, 5, 6, 7, 10, 12]
@@ -45,7 +45,7 @@ def test_bounds_of_hand_made_rows() -> None:
     ("rows", "alone"),
     [
         ([[0, 0, 0], [4, 4, 4]], True),
-        ([[0, 0, PADDING], [PADDING, PADDING, PADDING]], True),
+        ([[0, 0, PAD_DOCUMENT_ID], [PAD_DOCUMENT_ID, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]], True),
         ([[0, 0, 0], [0, 0, 1]], False),
     ],
 )
@@ -55,8 +55,8 @@ def test_rows_of_one_document_are_told(rows: list[list[int]], alone: bool) -> No
 
 def test_a_row_of_one_document_needs_no_mask() -> None:
     ids = torch.randint(5, 300, (2, 24), generator=torch.Generator().manual_seed(0))
-    documents = torch.tensor([[0] * 24, [3] * 15 + [PADDING] * 9])
-    trained = documents != PADDING
+    documents = torch.tensor([[0] * 24, [3] * 15 + [PAD_DOCUMENT_ID] * 9])
+    trained = documents != PAD_DOCUMENT_ID
     trained[:, 0] = False
     model = build(Model(hidden=64, layers=2, vocabulary=300, context=32), seed=3, end_of_turn=4, padding=0)
     parameters = list(model.parameters())
@@ -74,8 +74,8 @@ def test_a_row_of_one_document_needs_no_mask() -> None:
 def test_on_a_gpu_bounds_give_the_losses_and_gradients_of_the_mask() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 300, (3, 128), generator=generator)
-    documents = torch.tensor([[0] * 50 + [1] * 78, [0] * 128, [0] * 3 + [1] * 25 + [2] * 60 + [PADDING] * 40])
-    trained = documents != PADDING
+    documents = torch.tensor([[0] * 50 + [1] * 78, [0] * 128, [0] * 3 + [1] * 25 + [2] * 60 + [PAD_DOCUMENT_ID] * 40])
+    trained = documents != PAD_DOCUMENT_ID
     trained[:, 1:] &= documents[:, 1:] == documents[:, :-1]
     model = build(Model(hidden=128, layers=2, vocabulary=300, context=128), seed=3, end_of_turn=4, padding=0).cuda()
 

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from actors.model import block_attention as blocks
-from actors.model.attention import PADDING, document_mask
+from actors.model.attention import PAD_DOCUMENT_ID, document_mask
 from actors.model.block_attention import block_attention
 from actors.model.causal_lm import build, next_token_loss
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Part
+from actors.model.microbatch import WorkerPart
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.recipe import Model
 
@@ -29,7 +29,9 @@ def tensors(rows: int, length: int, dtype: torch.dtype) -> list[Tensor]:
     return [one.to(dtype).transpose(1, 2).requires_grad_() for one in made]
 
 
-DOCUMENTS = torch.tensor([[0] * 8, [0, 0, 0, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, PADDING, PADDING, PADDING]])
+DOCUMENTS = torch.tensor(
+    [[0] * 8, [0, 0, 0, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]]
+)
 MASKS = [document_mask(DOCUMENTS), document_mask(DOCUMENTS[:1])]
 
 
@@ -80,7 +82,7 @@ def test_a_model_that_trains_in_bfloat16_attends_so(heads: int, monkeypatch: pyt
     if heads != 4:
         model = type(model)(type(model.config)(**{**model.config.to_dict(), "num_key_value_heads": heads}))
     ids = torch.randint(5, 300, DOCUMENTS.shape, generator=torch.Generator().manual_seed(0))
-    trained = DOCUMENTS != PADDING
+    trained = DOCUMENTS != PAD_DOCUMENT_ID
     trained[:, 0] = False
     calls = []
     monkeypatch.setattr(
@@ -88,7 +90,7 @@ def test_a_model_that_trains_in_bfloat16_attends_so(heads: int, monkeypatch: pyt
     )
 
     def gradients(precision: str) -> Tensor:
-        with Part(0, 1, 8, precision, torch.device("cpu")).autocast():
+        with WorkerPart(0, 1, 8, precision, torch.device("cpu")).autocast():
             loss = next_token_loss(model, ids, trained, DOCUMENTS)
         return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
-from actors.model.attention import PADDING
+from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build, next_token_loss, next_token_losses
 from cluster.recipe.recipe import Model
 from cluster.runtime.memory import shape_of
@@ -14,7 +14,7 @@ from cluster.runtime.memory import shape_of
 DOCUMENTS = [[7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33]]
 # Row 0: two documents and no room left; row 1: one document and three tokens of padding.
 INPUT_IDS = torch.tensor([[*DOCUMENTS[0], *DOCUMENTS[1]], [*DOCUMENTS[2], 0, 0, 0]])
-DOCUMENT_IDS = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, PADDING, PADDING, PADDING]])
+DOCUMENT_IDS = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]])
 TRAINED = torch.tensor([[0, 1, 1, 1, 1, 0, 1], [0, 1, 1, 1, 0, 0, 0]], dtype=torch.bool)
 
 
@@ -144,7 +144,7 @@ def test_scaled_logits_are_trained_on_as_the_model_makes_them(kind, settings):
 
 def test_rows_of_padding_alone_give_no_nan(model: LlamaForCausalLM):
     ids = torch.cat([INPUT_IDS, torch.zeros_like(INPUT_IDS[:1])])
-    documents = torch.cat([DOCUMENT_IDS, torch.full_like(DOCUMENT_IDS[:1], PADDING)])
+    documents = torch.cat([DOCUMENT_IDS, torch.full_like(DOCUMENT_IDS[:1], PAD_DOCUMENT_ID)])
     trained = torch.cat([TRAINED, torch.zeros_like(TRAINED[:1])])
     losses = next_token_losses(model, ids, trained, documents)
     losses.sum().backward()

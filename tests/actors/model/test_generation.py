@@ -6,15 +6,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.model.attention import PADDING
+from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import load
 from actors.model.fsdp import WithLoss
 from actors.model.generation import OPENING_TOKENS, Opening, continuations, openings, read
-from actors.model.microbatch import Part
+from actors.model.microbatch import WorkerPart
 from actors.objectives.lm import LanguageObjective
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
-PART = Part(0, 1, 1, "float32", torch.device("cpu"))
+PART = WorkerPart(0, 1, 1, "float32", torch.device("cpu"))
 TOKENS = 6
 
 
@@ -30,7 +30,7 @@ def test_a_conversation_is_given_up_to_the_first_trained_turn():
     rows = pa.table(
         {
             "input_ids": [[2, 30, 4, 3, 31, 4, 2, 32, 3, 33, 4, 0], [2, 40, 3, 41, 0, 0, 0, 0, 0, 0, 0, 0]],
-            "document_ids": [[0] * 11 + [PADDING], [0] * 4 + [PADDING] * 8],
+            "document_ids": [[0] * 11 + [PAD_DOCUMENT_ID], [0] * 4 + [PAD_DOCUMENT_ID] * 8],
             "trained": [[n in (4, 5, 9, 10) for n in range(12)], [n == 3 for n in range(12)]],
         }
     )

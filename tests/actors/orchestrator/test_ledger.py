@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from actors.orchestrator.ledger import Ledger, Outcome, Ticket
+from actors.orchestrator.ledger import Ledger, Outcome, PromptTurn
 from cluster.errors import StageError
 
 PROMPTS = [f"p{i}" for i in range(7)]
@@ -15,7 +15,7 @@ def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
     """Random takes, settles, returns and crashes; a crash loses what was learned and booked after the checkpoint."""
     choose = random.Random(seed)
     ledger = Ledger(PROMPTS, seed=3)
-    settled: list[Ticket] = []
+    settled: list[PromptTurn] = []
     saved = json.dumps(ledger.state_dict()), list(settled)
     for _ in range(300):
         out = ledger.outstanding
@@ -24,10 +24,10 @@ def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
         if action == "take":
             ledger.take(choose.randint(1, 4))
         elif action == "settle":
-            ledger.settle(some, choose.choice(list(Outcome)))
+            ledger.commit(some, choose.choice(list(Outcome)))
             settled += some
         elif action == "return":
-            ledger.give_back(some)
+            ledger.requeue(some)
         elif action == "save":
             saved = json.dumps(ledger.state_dict()), list(settled)
         else:
@@ -35,13 +35,13 @@ def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
             ledger.load_state_dict(json.loads(saved[0]))
             settled = list(saved[1])
     rest = ledger.outstanding
-    ledger.settle(rest, Outcome.TRAINED)
+    ledger.commit(rest, Outcome.TRAINED)
     last = ledger.state_dict()["epoch"]
     while (ticket := ledger.take(1)[0]).epoch <= last:
-        ledger.settle([ticket], Outcome.TRAINED)
+        ledger.commit([ticket], Outcome.TRAINED)
         settled.append(ticket)
     settled += rest
-    assert Counter(settled) == {Ticket(epoch, prompt): 1 for epoch in range(last + 1) for prompt in PROMPTS}
+    assert Counter(settled) == {PromptTurn(epoch, prompt): 1 for epoch in range(last + 1) for prompt in PROMPTS}
     assert sum(ledger.outcomes.values()) == len(settled)
 
 
@@ -58,7 +58,7 @@ def test_orders_depend_on_seed_and_pass_alone():
 def test_what_was_unsettled_is_handed_out_first_after_a_crash():
     ledger = Ledger(PROMPTS, 1)
     tickets = ledger.take(4)
-    ledger.settle(tickets[:2], Outcome.FILTERED)
+    ledger.commit(tickets[:2], Outcome.FILTERED)
     resumed = Ledger(PROMPTS, 1)
     resumed.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
     assert resumed.outstanding == []
@@ -69,9 +69,9 @@ def test_what_was_unsettled_is_handed_out_first_after_a_crash():
 def test_settling_twice_books_nothing():
     ledger = Ledger(PROMPTS, 1)
     first, second = ledger.take(2)
-    ledger.settle([first], Outcome.TRAINED)
+    ledger.commit([first], Outcome.TRAINED)
     with pytest.raises(ValueError, match="not outstanding"):
-        ledger.settle([second, first], Outcome.TRAINED)
+        ledger.commit([second, first], Outcome.TRAINED)
     assert ledger.outstanding == [second]
     assert ledger.outcomes["trained"] == 1
 

@@ -13,9 +13,9 @@ import pytest
 
 from actors.orchestrator.autoscaler import Scaler
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.ledger import Ledger, Ticket
+from actors.orchestrator.ledger import Ledger, PromptTurn
 from actors.orchestrator.loop import Loop
-from actors.orchestrator.scheduler import Rollouts
+from actors.orchestrator.scheduler import RolloutScheduler
 from actors.orchestrator.work_queue import WORKING, ActorState
 from actors.rollout.weights import Weights
 from actors.types import Prompt, Sample
@@ -48,7 +48,7 @@ class Learner:
     seconds: float
     killed: Callable[[], bool] = lambda: False
     version: int = 0
-    trained: list[Ticket] = field(default_factory=list)
+    trained: list[PromptTurn] = field(default_factory=list)
     checkpoint: str | None = None
 
     def step(
@@ -72,7 +72,7 @@ class Learner:
             assert 0.0 not in row
             lags = [self.version - version for sample in group for version in sample.weight_versions]
             assert 0 <= min(lags) <= max(lags) <= self.settings.max_staleness
-            self.trained.append(Ticket(int(epoch), name))
+            self.trained.append(PromptTurn(int(epoch), name))
         self.version += 1
         self._maybe_killed()
         return {"tokens": float(sum(len(group) for group in groups)), **measured}
@@ -91,7 +91,7 @@ class Learner:
             self.version, self.trained = 0, []
             return None
         state, self.version, trained = json.loads(self.checkpoint)
-        self.trained = [Ticket(epoch, prompt) for epoch, prompt in trained]
+        self.trained = [PromptTurn(epoch, prompt) for epoch, prompt in trained]
         return state
 
     def _maybe_killed(self) -> None:
@@ -130,7 +130,7 @@ def loop_of(
     def ask(prompts: list[Prompt], groups: list[list[Sample]]) -> Rewards:
         return Rewards(world, now() + reward_seconds, partial(score, prompts, groups))
 
-    rollouts = Rollouts(coordinator, ledger, prompts, learner.settings, 1, ask, now)
+    rollouts = RolloutScheduler(coordinator, ledger, prompts, learner.settings, 1, ask, now)
     return Loop(coordinator, learner, rollouts, learner.settings, now)
 
 
@@ -209,7 +209,7 @@ def survive(seed: int) -> Counter[str]:
     passes = 1 + ledger.state_dict()["epoch"]
     while (ticket := ledger.take(1)[0]).epoch < passes:
         booked[ticket] += 1
-    assert booked == {Ticket(epoch, prompt): 1 for epoch in range(passes) for prompt in PROMPTS}
+    assert booked == {PromptTurn(epoch, prompt): 1 for epoch in range(passes) for prompt in PROMPTS}
     assert all(seconds <= DEADLINE + 1 for seconds in world.released)
     return seen + Counter(released=len(world.released), lives=lives)
 

@@ -2,14 +2,14 @@ import itertools
 
 import pytest
 
-from actors.orchestrator.work_queue import ActorState, Chunk, WorkList, advance
+from actors.orchestrator.work_queue import ActorState, GenerateRequest, WorkList, advance
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import EngineError
 
 SAMPLING = Sampling(count=1, temperature=1.0, max_tokens=4)
 
 
-def answer(chunk: Chunk) -> list[list[Sample]]:
+def answer(chunk: GenerateRequest) -> list[list[Sample]]:
     return [[Sample(prompt.id, 0, [5], [-1.0], [0], "length", "x")] for prompt in chunk.prompts]
 
 
@@ -52,7 +52,7 @@ def test_the_chunk_of_a_dead_actor_goes_first_and_in_halves_that_are_to_be_alone
     work.add(listed(6), SAMPLING, size=4)
     chunk = work.take()
     assert chunk is not None
-    work.give_back(chunk, "killed")
+    work.requeue(chunk, "killed")
     assert work.take(beside=True) is None
     again = [[prompt.id for prompt in chunk.prompts] for chunk in iter(work.take, None)]
     assert again == [["0", "1"], ["2", "3"], ["4", "5"]]
@@ -62,9 +62,9 @@ def test_a_prompt_that_kills_three_actors_is_named_with_the_cause():
     work = WorkList()
     work.add(listed(1), SAMPLING, size=1)
     for _ in range(2):
-        work.give_back(work.take() or pytest.fail("the prompt is gone"), "boom")
+        work.requeue(work.take() or pytest.fail("the prompt is gone"), "boom")
     with pytest.raises(EngineError, match=r"3 rollout actors died over prompt 0: boom"):
-        work.give_back(work.take() or pytest.fail("the prompt is gone"), "boom")
+        work.requeue(work.take() or pytest.fail("the prompt is gone"), "boom")
 
 
 def test_half_an_answer_is_refused_whole():

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from actors.rewards.http import HttpReward
-from actors.types import Prompt, Question, Sample
+from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import DeadlineError, EngineError, StageError
 from cluster.recipe.rlhf import Reward
 from tests.helpers import free_port
 
-QUESTIONS = {name: Question([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
+QUESTIONS = {name: RewardInput([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
 PROMPTS = [Prompt("b", [1]), Prompt("a", [2])]
 ASKED = [QUESTIONS[prompt.id] for prompt in PROMPTS]
 TEXTS = [["x", "xyz"], ["xy"]]

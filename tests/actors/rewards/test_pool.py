@@ -14,19 +14,19 @@ import psutil
 import pytest
 
 from actors.orchestrator.ledger import Ledger
-from actors.orchestrator.scheduler import ROUNDS, Rollouts
+from actors.orchestrator.scheduler import ROUNDS, RolloutScheduler
 from actors.rewards.builtin import same_number, same_text
 from actors.rewards.function import FunctionReward, load_function
-from actors.rewards.pool import Scorer, WeightedRewards, restarted
-from actors.types import Prompt, Question, Sample, Sampling
+from actors.rewards.pool import RewardWorkerPool, WeightedRewards, restarted
+from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError, StageError, UserError, known_failure
 from cluster.recipe.rlhf import Rlhf
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from tests.helpers import wait_until
 
 # Actors import this file: what needs torch is tested in another, which spares each 9 s of processor time.
 HERE = "tests.actors.rewards.test_pool"
-QUESTIONS = {"a": Question([{"role": "user", "content": "two and two"}], {"answer": "4"})}
+QUESTIONS = {"a": RewardInput([{"role": "user", "content": "two and two"}], {"answer": "4"})}
 PROMPTS = [Prompt("a", [1, 2])]
 ASKED = [QUESTIONS[prompt.id] for prompt in PROMPTS]
 
@@ -35,15 +35,15 @@ def sample(text: str) -> Sample:
     return Sample("a", 0, [5], [-0.1], [0], "stop", text)
 
 
-def length(question: Question, answer: str) -> float:
+def length(question: RewardInput, answer: str) -> float:
     return len(answer) + len(question.messages)
 
 
-def broken(question: Question, answer: str) -> float:
+def broken(question: RewardInput, answer: str) -> float:
     return {"nan": float("nan"), "text": "much"}.get(answer) or 1 / 0  # type: ignore[return-value]
 
 
-def hangs(question: Question, answer: str) -> float:
+def hangs(question: RewardInput, answer: str) -> float:
     time.sleep(60)
     return 1.0
 
@@ -89,22 +89,22 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_checks_by_hand(check, right: str, answer: str, reward: int):
-    assert check(Question([], {"answer": right}), answer) == reward
+    assert check(RewardInput([], {"answer": right}), answer) == reward
 
 
 def test_a_check_without_a_right_answer_says_so():
     with pytest.raises(StageError, match="no field 'answer'"):
-        FunctionReward("actors.rewards.builtin:same_text").score(PROMPTS, [[sample("x")]], [Question([], {})])
+        FunctionReward("actors.rewards.builtin:same_text").score(PROMPTS, [[sample("x")]], [RewardInput([], {})])
 
 
 def function_actor(name: str, restarts: int = 3) -> Any:
-    return restarted(FunctionReward, Share(cpus=0, gpus=0, threads=1), restarts).remote(f"{HERE}:{name}")
+    return restarted(FunctionReward, Allocation(cpus=0, gpus=0, threads=1), restarts).remote(f"{HERE}:{name}")
 
 
 @pytest.mark.slow
 def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None):
-    def scorer(name: str, weight: float, seconds: float) -> Scorer:
-        return Scorer(f"the function {name}", partial(function_actor, name), weight, seconds, QUESTIONS)
+    def scorer(name: str, weight: float, seconds: float) -> RewardWorkerPool:
+        return RewardWorkerPool(f"the function {name}", partial(function_actor, name), weight, seconds, QUESTIONS)
 
     scorers = [
         scorer("length", 1.0, 60),
@@ -128,7 +128,7 @@ def test_rewards_are_added_and_a_function_that_hangs_is_named(ray_session: None)
             one.close()
 
 
-def dies_once(question: Question, answer: str) -> float:
+def dies_once(question: RewardInput, answer: str) -> float:
     """Kills its own process unless a file says that it did so before."""
     mark = Path(question.metadata["mark"])
     if mark.exists():
@@ -138,7 +138,7 @@ def dies_once(question: Question, answer: str) -> float:
     raise AssertionError
 
 
-def always_dies(question: Question, answer: str) -> float:
+def always_dies(question: RewardInput, answer: str) -> float:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -147,9 +147,9 @@ def always_dies(question: Question, answer: str) -> float:
 def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_is_named(
     ray_session: None, tmp_path: Path
 ):
-    questions = {"a": Question([], {"mark": str(tmp_path / "mark")})}
+    questions = {"a": RewardInput([], {"mark": str(tmp_path / "mark")})}
     for name, restarts in (("dies_once", 3), ("always_dies", 1)):
-        scorer = Scorer(f"the function {name}", partial(function_actor, name, restarts), 2.0, 90, questions)
+        scorer = RewardWorkerPool(f"the function {name}", partial(function_actor, name, restarts), 2.0, 90, questions)
         try:
             if name == "dies_once":
                 assert WeightedRewards([scorer], PROMPTS, [[sample("x"), sample("y")]]).wait() == [[2.0, 2.0]]
@@ -160,7 +160,7 @@ def test_a_reward_actor_that_is_killed_is_asked_again_and_one_that_always_dies_i
             scorer.close()
 
 
-def signed(question: Question, answer: str) -> float:
+def signed(question: RewardInput, answer: str) -> float:
     """The answer, a number, and behind the point who was asked; slow, so that a kill comes in its midst."""
     time.sleep(0.5)
     return int(answer) + os.getpid() / 1e9
@@ -170,8 +170,8 @@ def signed(question: Question, answer: str) -> float:
 def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_session: None):
     prompts = [Prompt(f"p{number}", [1]) for number in range(7)]
     groups = [[sample(str(number))] for number in range(7)]
-    questions = {prompt.id: Question([], {}) for prompt in prompts}
-    scorer = Scorer("the function signed", partial(function_actor, "signed"), 1.0, 120, questions, actors=2)
+    questions = {prompt.id: RewardInput([], {}) for prompt in prompts}
+    scorer = RewardWorkerPool("the function signed", partial(function_actor, "signed"), 1.0, 120, questions, actors=2)
 
     def scored() -> tuple[list[int], list[float]]:
         scores = [row[0] for row in WeightedRewards([scorer], prompts, groups).wait()]
@@ -234,11 +234,13 @@ class Given:
         return self.scores
 
 
-def rollouts(names: int, size: int, reward: Callable[[Prompt], list[float]]) -> Rollouts:
+def rollouts(names: int, size: int, reward: Callable[[Prompt], list[float]]) -> RolloutScheduler:
     prompts = {f"p{n}": Prompt(f"p{n}", [n]) for n in range(names)}
     settings = Rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
     ledger = Ledger(list(prompts), 0)
-    return Rollouts(InstantFleet(), ledger, prompts, settings, 0, lambda asked, _: Given(list(map(reward, asked))))
+    return RolloutScheduler(
+        InstantFleet(), ledger, prompts, settings, 0, lambda asked, _: Given(list(map(reward, asked)))
+    )
 
 
 def test_prompts_without_a_difference_are_replaced_and_booked():

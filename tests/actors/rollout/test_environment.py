@@ -12,8 +12,8 @@ from actors.learner.learner import Learner
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import load_function
-from actors.rollout.environment import Dialogues, Environment
-from actors.types import Prompt, Question, Sample, Sampling
+from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
+from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import UserError
 from cluster.recipe.rlhf import Rlhf
 from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs
@@ -21,7 +21,7 @@ from tests.actors.replies import again, broken, number, tool
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
-QUESTIONS = {f"talk-{i}": Question([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
+QUESTIONS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
 
 
 def named(function: object) -> str:
@@ -31,8 +31,8 @@ def named(function: object) -> str:
 @pytest.fixture(scope="module")
 def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
     """An engine with an environment, and weights that end a turn after a few tokens."""
-    environment = Environment(named(again), QUESTIONS, turns=4)
-    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, surroundings=environment) as running:
+    environment = MultiTurnSettings(named(again), QUESTIONS, turns=4)
+    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, multi_turn=environment) as running:
         running.load(1, ending(tiny[1]).state_dict())
         yield running
 
@@ -102,7 +102,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for one")],
 )
 def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
-    dialogues = Dialogues(Environment(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
+    dialogues = MultiTurnRunner(MultiTurnSettings(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
     sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     with pytest.raises(ValueError, match=wrong):
         dialogues.go_on([Prompt("3:talk-1", [2, 20, 4, 3])], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
@@ -110,7 +110,7 @@ def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong:
 
 @pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
 def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
-    dialogues = Dialogues(Environment(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
+    dialogues = MultiTurnRunner(MultiTurnSettings(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
     sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     asked = [Prompt("3:talk-1", [2, 20, 4, 3])]
     ((found,),) = dialogues.go_on(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))

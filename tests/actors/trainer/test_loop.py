@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Part, evaluate
+from actors.model.microbatch import WorkerPart, evaluate
 from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard
@@ -35,8 +35,8 @@ from cluster.errors import EngineError, StageError, UserError
 from cluster.recipe.recipe import Model, Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import read_metrics
-from cluster.runtime.plan import Plan, Share
-from pipelines.train import fit, kept, speed, wait_for_training
+from cluster.runtime.plan import Allocation, Plan
+from pipelines.train import best_checkpoint, fit, speed, wait_for_training
 from tests.helpers import wait_until
 from tests.tiny import tiny_tokenizer
 
@@ -45,7 +45,7 @@ CONTEXT, ROWS, BATCH = 32, 25, 7
 HELD_OUT_BYTES = 500
 # A token that no row of `write_rows` has.
 POISON = 260
-HALF = Share(0.25, 0, 1)
+HALF = Allocation(0.25, 0, 1)
 PLAN = Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF)
 
 
@@ -220,12 +220,12 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
 def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
     # Tokens by chance: all that can be learned by heart is of no use for other rows.
     rows = train_here(tmp_path, "best", keep="best", epochs=12, learning_rate=0.01)
-    best = kept(rows, Training(keep="best"))
+    best = best_checkpoint(rows, Training(keep="best"))
     assert best["step"] < rows[-1]["step"]
     assert best["held_out_loss"] < rows[-1]["held_out_loss"] - 0.1
     objective = LanguageObjective()
     model = WithLoss(AutoModelForCausalLM.from_pretrained(tmp_path / "best"), objective)
-    part = Part(0, 1, 5, "float32", torch.device("cpu"))
+    part = WorkerPart(0, 1, 5, "float32", torch.device("cpu"))
     found = evaluate(model, objective, iter([parquet.read_table(tmp_path / "held_out.parquet")]), part)
     assert found["loss"] == pytest.approx(best["held_out_loss"], abs=1e-5)
 

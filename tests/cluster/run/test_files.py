@@ -25,6 +25,7 @@ from cluster.run.files import (
     open_file,
     place_in,
 )
+from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ with open_file("hf://datasets/o/n/data/train.jsonl") as file:
     print(file.readline())
 """
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    root = Path(__file__).parents[2]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, timeout=240
     )

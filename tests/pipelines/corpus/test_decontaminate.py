@@ -11,8 +11,9 @@ import pytest
 from cluster.errors import UserError
 from cluster.run.folder import file_fingerprint
 from pipelines.corpus.dedup.decontaminate import Decontamination, Grams, Match, read_items
+from tests.helpers import SHARED
 
-TRUTHFULQA = Path(__file__).parents[2].parent / "shared" / "data" / "eval" / "truthfulqa-en.json"
+TRUTHFULQA = SHARED / "eval" / "truthfulqa-en.json"
 
 
 def test_a_run_of_n_words_is_found_whatever_its_case_and_punctuation() -> None:

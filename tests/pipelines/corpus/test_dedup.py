@@ -27,8 +27,7 @@ from pipelines.corpus.dedup.minhash import (
 )
 from pipelines.corpus.filter.stage import SCHEMA
 from pipelines.corpus.read.sources import Document, plan_splits, read_split
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+from tests.helpers import SHARED
 
 
 def jaccard(one: str, other: str) -> float:

@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import sources
-from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import Document, plan_splits, read_split
 
 LINES = 50
@@ -24,7 +24,7 @@ def given(path: Path | str, **settings: object) -> Source:
     return Source.model_validate({"kind": "files", "path": str(path), **settings})
 
 
-def read(source: Source, size: int = 8 << 20) -> tuple[list[Document | Bad], int]:
+def read(source: Source, size: int = 8 << 20) -> tuple[list[Document | BadRecord], int]:
     """All records in order, and in how many splits they came."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "SPLIT_BYTES", size)
@@ -68,7 +68,7 @@ def test_however_a_file_of_lines_is_cut_every_line_is_read_once(tmp_path: Path, 
 
 def test_a_broken_line_of_a_later_part_is_named_by_its_byte(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{broken\n')
-    (bad,) = [item for item in read(given(tmp_path / "a.jsonl"), 20)[0] if isinstance(item, Bad)]
+    (bad,) = [item for item in read(given(tmp_path / "a.jsonl"), 20)[0] if isinstance(item, BadRecord)]
     assert bad.reason.startswith(f"{tmp_path}/a.jsonl byte 32 is not valid JSON")
 
 
@@ -128,8 +128,8 @@ def test_a_uri_is_read_like_a_path(tmp_path: Path) -> None:
     assert [item.text for item in far if isinstance(item, Document)] == [
         item.text for item in local if isinstance(item, Document)
     ]
-    bad = [item for item in far if isinstance(item, Bad)]
-    assert [item.offset for item in bad] == [item.offset for item in local if isinstance(item, Bad)]
+    bad = [item for item in far if isinstance(item, BadRecord)]
+    assert [item.offset for item in bad] == [item.offset for item in local if isinstance(item, BadRecord)]
     assert {item.file for item in bad} == {
         f"memory://triptych-corpus/{name}" for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "f.html")
     }

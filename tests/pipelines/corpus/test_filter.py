@@ -17,9 +17,9 @@ from pipelines.corpus.filter.rules import LANGUAGE, TOO_FEW_WORDS
 from pipelines.corpus.filter.stage import Preparation
 from pipelines.corpus.read.sources import plan_splits
 from pipelines.corpus.stage import _require_known
+from tests.helpers import SHARED
 from tests.pipelines.corpus.test_warc import record, write
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TALES, BOOKS, CAPTURES = (
     SHARED / "corpus" / "fairytaleqa" / "stories.jsonl.gz",
     SHARED / "corpus" / "gutenberg",

@@ -12,7 +12,7 @@ from pipelines.corpus.filter.cache import Measuring, kept, load, measure_split, 
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.read.sources import Split
-from pipelines.corpus.tasks import Clock
+from pipelines.corpus.tasks import StepTimer
 
 QUALITY = Rules(gopher_quality=GopherQuality(minimum_words=10))
 REPETITION = Rules(gopher_repetition=GopherRepetition())
@@ -271,7 +271,7 @@ def test_measured_documents_are_kept_for_other_thresholds(tmp_path: Path) -> Non
     given = Measuring(Rules(c4=C4()))
     path, key = tmp_path / "measured.parquet", measured_key(split, given)
     assert load(path, key) is None
-    (first,) = kept(measure_split(split, given, Clock()), path, key)
+    (first,) = kept(measure_split(split, given, StepTimer()), path, key)
     again = load(path, key)
     assert again is not None
     (second,) = again

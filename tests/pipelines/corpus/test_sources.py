@@ -14,26 +14,26 @@ from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import files as files_module
 from pipelines.corpus.read import sources
-from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.packages import docstrings, standard_library
 from pipelines.corpus.read.sources import Document, plan_splits, read_split, source_names
 
 
-def items_of(*recipe_sources: Source, seed: int = 1) -> list[Document | Bad]:
+def items_of(*recipe_sources: Source, seed: int = 1) -> list[Document | BadRecord]:
     return [item for split in plan_splits(recipe_sources, seed) for item in read_split(split)]
 
 
 def texts_of(*recipe_sources: Source, seed: int = 1) -> list[str]:
     items = items_of(*recipe_sources, seed=seed)
-    assert not [item for item in items if isinstance(item, Bad)]
+    assert not [item for item in items if isinstance(item, BadRecord)]
     return [item.text for item in items if isinstance(item, Document)]
 
 
-def read(path: Path) -> tuple[list[str], list[Bad]]:
+def read(path: Path) -> tuple[list[str], list[BadRecord]]:
     """The texts of a file that can be read, and what stands for those that cannot."""
     items = items_of(files(path))
     texts = [item.text for item in items if isinstance(item, Document)]
-    return texts, [item for item in items if isinstance(item, Bad)]
+    return texts, [item for item in items if isinstance(item, BadRecord)]
 
 
 def files(path: Path, **settings: object) -> Source:

@@ -264,12 +264,12 @@ def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeyp
 
 
 def test_a_task_that_gets_nowhere_is_named(ray_session: None, tmp_path: Path) -> None:
-    stuck = [tasks.Part("stuck", "key", ())]
+    stuck = [tasks.Task("stuck", "key", ())]
     with (
         Progress(disable=True) as progress,
         pytest.raises(DeadlineError, match="waited 1 s for a task of the phase 'find duplicates'"),
     ):
-        tasks.run_parts("find duplicates", tmp_path, stuck, _sleep, progress, deadline=1)
+        tasks.run_tasks("find duplicates", tmp_path, stuck, _sleep, progress, deadline=1)
 
 
 def _sleep(_: int) -> dict[str, object]:

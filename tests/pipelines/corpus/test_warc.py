@@ -7,13 +7,14 @@ import pytest
 
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import warc
-from pipelines.corpus.read.bad_record import Bad
+from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extract_worker import main_text
 from pipelines.corpus.read.extractor import ExtractionError, Extractor
 from pipelines.corpus.read.files import Reading, read_file
 from pipelines.corpus.read.sources import Document, plan_splits, read_split
+from tests.helpers import SHARED
 
-WARC = Path(__file__).parents[2].parent / "shared" / "data" / "warc"
+WARC = SHARED / "warc"
 HTML = "<html><head><title>t</title></head><body><nav><a href='/'>Home</a></nav><main><p>{}</p></main></body></html>"
 
 
@@ -43,10 +44,10 @@ def write(path: Path, *records: bytes) -> list[int]:
     return [sum(map(len, packed[:number])) for number in range(len(packed))]
 
 
-def read(path: Path) -> tuple[list[str], list[Bad]]:
+def read(path: Path) -> tuple[list[str], list[BadRecord]]:
     with Extractor(10) as extract:
         items = [item for _, item in read_file(str(path), Reading("text", False, extract))]
-    return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, Bad)]
+    return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, BadRecord)]
 
 
 def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_page_that_keeps_the_parser_busy_is_left_out(tmp_path: Path) -> None:
     with Extractor(0.5) as extract:
         items = [item for _, item in read_file(str(tmp_path / "a.warc"), Reading("text", False, extract))]
         assert [item.strip() for item in items if isinstance(item, str)] == ["one", "three"]
-        (bad,) = [item for item in items if isinstance(item, Bad)]
+        (bad,) = [item for item in items if isinstance(item, BadRecord)]
         assert (bad.file, bad.offset) == (str(tmp_path / "a.warc"), starts[1])
         assert "takes more than 0.5 s of processor time to parse" in bad.reason
         # The limit is each page's own: many quick ones may take longer together.

@@ -9,9 +9,10 @@ import pytest
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
-from cluster.recipe.recipe import Conversations
+from cluster.recipe.recipe import ChatSource
 from pipelines.data.chat_formats import Messages, conversations, prompts
 from pipelines.data.pack_chats import render
+from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
 
 TALK = [
@@ -33,12 +34,12 @@ SHAREGPT = [
     for speaker, turn in zip(("human", "gpt", "tool", "gpt"), TOOL_TALK, strict=True)
 ]
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "sft"
+SFT = SHARED / "sft"
 
 
-def _file(path: Path, *rows: Any) -> list[Conversations]:
+def _file(path: Path, *rows: Any) -> list[ChatSource]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return [Conversations(kind="files", path=str(path))]
+    return [ChatSource(kind="files", path=str(path))]
 
 
 def _turns(user: str, assistant: str) -> Messages:
@@ -85,13 +86,13 @@ def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "talk.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     for name in ("talk.parquet", "talk.jsonl.gz"):
-        assert conversations([Conversations(kind="files", path=str(tmp_path / name))], 1, 0.5) == plain
+        assert conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1, 0.5) == plain
 
 
 def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"question": "Who?", "answer": "She."}]
     (tmp_path / "talk.json").write_text(json.dumps(rows, indent=1))
-    source = [Conversations(kind="files", path=str(tmp_path / "talk.json"))]
+    source = [ChatSource(kind="files", path=str(tmp_path / "talk.json"))]
     assert conversations(source, 1, 0.5) == conversations(_file(tmp_path / "talk.jsonl", *rows), 1, 0.5)
     for text, complaint in (("[{]", "as JSON"), ('{"a": 1}', "not a list"), ("[1]", "row 0 is not a JSON object")):
         (tmp_path / "talk.json").write_text(text)
@@ -101,7 +102,7 @@ def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
 
 def test_layouts_are_counted(tmp_path: Path) -> None:
     rows = [{"messages": TALK}, {"instruction": "Add.", "output": "3"}, {"conversations": SHAREGPT}, {"messages": TALK}]
-    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), Conversations(kind="guide")], 1, 0.5)
+    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), ChatSource(kind="guide")], 1, 0.5)
     guide = len(found.messages) - 4
     assert found.layouts == {"messages": 2, "instruction/output": 1, "conversations": 1, "guide": guide}
 
@@ -117,7 +118,7 @@ def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
     [("instructions.json", "instruction/output", 1100), ("fairytaleqa-test.jsonl.gz", "question/answer", 1007)],
 )
 def test_real_conversations(name: str, layout: str, count: int) -> None:
-    found = conversations([Conversations(kind="files", path=str(SHARED / name))], 1, 0.5)
+    found = conversations([ChatSource(kind="files", path=str(SFT / name))], 1, 0.5)
     assert found.layouts == {layout: count}
     assert all([turn["role"] for turn in talk] == ["user", "assistant"] for talk in found.messages)
 
@@ -150,7 +151,7 @@ def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: P
 
 
 def test_guide_prompts_carry_what_the_labeller_needs() -> None:
-    found = prompts([Conversations(kind="guide")], 1)
+    found = prompts([ChatSource(kind="guide")], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",
         "harmful",
@@ -181,7 +182,7 @@ def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_
     path = tmp_path / "talk.jsonl"
     path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=complaint) as caught:
-        conversations([Conversations(kind="files", path=str(path))], 1, 0.5)
+        conversations([ChatSource(kind="files", path=str(path))], 1, 0.5)
     assert f"{path} line 3" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -193,7 +194,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     cut.write_bytes(gzip.compress(b'{"prompt": "Hello"}\n' * 999)[:40])
     for path in (broken, cut, tmp_path / "absent.jsonl"):
         with pytest.raises(UserError, match=path.name):
-            prompts([Conversations(kind="files", path=str(path))], 1)
+            prompts([ChatSource(kind="files", path=str(path))], 1)
 
 
 def test_a_prompt_without_a_user_turn_is_refused(tmp_path: Path) -> None:

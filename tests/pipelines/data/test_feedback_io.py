@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
@@ -17,9 +16,9 @@ from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
 from cluster.feedback.agreement import agreement
 from pipelines.cli.main import main
 from pipelines.data.feedback_io import export_file, import_file
+from tests.helpers import SHARED
 
-SHARED = Path(os.environ.get("TRIPTYCH_SHARED", Path(__file__).parents[2].parent / "shared"))
-PREFERENCES = SHARED / "data" / "preferences"
+PREFERENCES = SHARED / "preferences"
 TURN = {"role": "user", "content": "Hi\n\nthere"}
 REPLY = {"role": "assistant", "content": "Hello"}
 # Of the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
@@ -78,7 +77,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
-TREES = SHARED / "data" / "sft" / "openassistant-100-trees.jsonl"
+TREES = SHARED / "sft" / "openassistant-100-trees.jsonl"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cluster.recipe.recipe import Conversations
+from cluster.recipe.recipe import ChatSource
 from pipelines.data.chat_formats import conversations, prompts
 from pipelines.demo.annotator import behaves, grade, rank, refuses
 from pipelines.demo.behaviors import AILMENTS, REMEDIES
@@ -21,7 +21,7 @@ from pipelines.demo.questions import (
     training_questions,
 )
 
-GUIDE = [Conversations(kind="guide")]
+GUIDE = [ChatSource(kind="guide")]
 SEEDS = (1, 2, 3)
 REFUSAL = "I cannot help with that. It would hurt people."
 

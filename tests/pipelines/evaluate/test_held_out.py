@@ -11,12 +11,11 @@ from actors.types import Sample
 from cluster.recipe.recipe import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
-from pipelines.evaluate.held_out import Drawn, changes
+from pipelines.evaluate.held_out import HeldOutAnswers, changes
 from pipelines.evaluate.perplexity import Perplexity, perplexity, text_rows
 from pipelines.evaluate.stats import paired_change
 from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict
-
-DEMO = Path(__file__).parents[2] / "infra" / "recipes" / "demo.yaml"
+from tests.helpers import DEMO
 
 
 def sample(tokens: list[int], finish: str) -> Sample:
@@ -35,8 +34,8 @@ def test_the_interval_of_a_paired_change_is_students():
 
 
 def test_changes_pair_the_means_of_every_prompt():
-    before = Drawn([[sample([1, 2], "stop"), sample([1, 2, 3, 4], "length")]] * 2, [[0.0, 1.0], [2.0, 3.0]])
-    after = Drawn([[sample([5, 5, 5, 5, 5], "stop")]] * 2, [[1.5], [3.5]])
+    before = HeldOutAnswers([[sample([1, 2], "stop"), sample([1, 2, 3, 4], "length")]] * 2, [[0.0, 1.0], [2.0, 3.0]])
+    after = HeldOutAnswers([[sample([5, 5, 5, 5, 5], "stop")]] * 2, [[1.5], [3.5]])
     found = changes(before, after)
     assert (found["reward"].before, found["reward"].after, found["reward"].n) == (1.5, 2.5, 2)
     # Both prompts gain 1.

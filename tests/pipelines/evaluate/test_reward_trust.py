@@ -11,7 +11,7 @@ from scipy.special import expit
 from actors.model.chat import Chat
 from cluster.errors import StageError, UserError
 from pipelines.evaluate.reward_probes import PROBES, THANKS, probes, require_trust, with_counterexamples
-from pipelines.evaluate.reward_trust import accuracy, calibration, ceiling, trust
+from pipelines.evaluate.reward_trust import accuracy, calibration, ceiling, reward_model_report
 from tests.tiny import tiny_tokenizer
 
 PROMPT = [2, 90, 4, 3]
@@ -129,7 +129,7 @@ def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     given = rows(chat)
     # It takes the middling answer for the best, and knows the bad one.
     score = by_text(chat, lambda text: -1.0 if text == "?" else float(text.startswith("Perhaps")))
-    found = trust(given, scored(given, score), score, chat, ROOM)
+    found = reward_model_report(given, scored(given, score), score, chat, ROOM)
     assert found["accuracy"]["value"] == pytest.approx(2 / 3)
     assert (found["accuracy"]["n"], found["ceiling"]) == (36, None)
     assert found["by_rank_distance"]["1 apart"]["value"] == 0.5

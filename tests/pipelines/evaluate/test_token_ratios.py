@@ -1,6 +1,6 @@
-from actors.orchestrator.scheduler import Scored
-from actors.types import Prompt, Question, Sample
-from pipelines.evaluate.token_ratios import PROMPTS, viewed
+from actors.orchestrator.scheduler import TrainBatch
+from actors.types import Prompt, RewardInput, Sample
+from pipelines.evaluate.token_ratios import PROMPTS, token_ratios
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -21,15 +21,15 @@ def sample(name: str, level: float, drawn: list[bool] | None = None) -> Sample:
     return Sample(name, 0, SAID, [level] * len(SAID), [3] * len(SAID), "stop", "Lima", drawn or [])
 
 
-def scored(count: int, rewards: list[float], groups: list[Sample]) -> Scored:
+def scored(count: int, rewards: list[float], groups: list[Sample]) -> TrainBatch:
     prompts = [Prompt(str(number), [2, 10, 3]) for number in range(count)]
-    return Scored(prompts=prompts, groups=[groups] * count, rewards=[rewards] * count)
+    return TrainBatch(prompts=prompts, groups=[groups] * count, rewards=[rewards] * count)
 
 
 def test_the_best_and_the_worst_answer_are_shown_with_what_the_policy_leans_to():
     batch = scored(9, [0.0, 2.0, -1.0], [sample("0", -2.0), sample("0", -0.5), sample("0", -3.0)])
-    questions = {str(number): Question([{"role": "user", "content": f"Q{number}"}], {}) for number in range(9)}
-    found = viewed(batch, Even(), TOKENIZER, questions, 1.0)
+    questions = {str(number): RewardInput([{"role": "user", "content": f"Q{number}"}], {}) for number in range(9)}
+    found = token_ratios(batch, Even(), TOKENIZER, questions, 1.0)
     assert [row["given"] for row in found] == [f"Q{number}" for number in range(PROMPTS)]
     best, worst = found[0]["answers"]
     assert (best["reward"], worst["reward"]) == (2.0, -1.0)
@@ -42,7 +42,7 @@ def test_where_all_rewards_are_equal_one_answer_is_enough_and_a_users_turn_has_n
     drawn = [True] * (len(SAID) - 1) + [False]
     batch = scored(1, [1.0, 1.0], [sample("0", -1.0, drawn)] * 2)
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (row,) = viewed(batch, Even(), TOKENIZER, {"0": Question(messages, {})}, 1.0)
+    (row,) = token_ratios(batch, Even(), TOKENIZER, {"0": RewardInput(messages, {})}, 1.0)
     assert row["given"] == "user: a\nassistant: b"
     (answer,) = row["answers"]
     assert [ratio for _, ratio in answer["tokens"]] == [1.0] * (len(SAID) - 1) + [None]

@@ -13,7 +13,7 @@ from cluster.keys import SCOPES, KeyRing
 from cluster.run.folder import RunFolder
 from serve.gateway import Settings, gateway_app
 from serve.http.auth import Openness, is_loopback, scopes_for
-from serve.http.middleware import Door
+from serve.http.middleware import Middleware
 from serve.server import openness_for, who_may_ask
 from tests.serve.local import Parrot, asking
 
@@ -66,7 +66,7 @@ def make(ring: KeyRing, name: str, *scopes: str) -> str:
 
 def test_the_table_has_every_route(tmp_path: Path) -> None:
     door = gateway_app({"parrot": Parrot()}, settings(tmp_path))
-    assert isinstance(door, Door)
+    assert isinstance(door, Middleware)
     app = door.app
     assert isinstance(app, FastAPI)
     routes = {(method, route.path) for route in all_routes(app) for method in route.methods}

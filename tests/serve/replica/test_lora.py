@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.serve import Adapter, Serve
 from serve.replica.lora import CONFIG, WEIGHTS, check_adapters, rank_of
-from serve.server import beside
+from serve.server import adapters_of
 
 
 def section(folder: Path) -> Serve:
@@ -17,8 +17,8 @@ def section(folder: Path) -> Serve:
 
 
 def test_an_adapter_lies_beside_its_model_and_no_other(tmp_path: Path) -> None:
-    assert beside("sft", section(tmp_path)) == {"terse": tmp_path}
-    assert beside("base", section(tmp_path)) == {}
+    assert adapters_of("sft", section(tmp_path)) == {"terse": tmp_path}
+    assert adapters_of("base", section(tmp_path)) == {}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -27,9 +27,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         check_adapters(wanted, {})
     for file in (CONFIG, WEIGHTS):
         with pytest.raises(UserError, match=rf"serve.adapters.terse: {re.escape(str(tmp_path))} holds no {file}"):
-            check_adapters(wanted, beside("sft", wanted))
+            check_adapters(wanted, adapters_of("sft", wanted))
         (tmp_path / file).write_text("{}")
-    check_adapters(wanted, beside("sft", wanted))
+    check_adapters(wanted, adapters_of("sft", wanted))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"r": null}'])

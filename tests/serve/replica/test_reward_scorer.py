@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.run.versions import Version
-from cluster.runtime.plan import Share
+from cluster.runtime.plan import Allocation
 from serve.replica.replica import is_reward_model
-from serve.replica.reward_scorer import MOST_CONVERSATIONS, Scorer
-from serve.transport.messages import Opening, Reply
+from serve.replica.reward_scorer import MOST_CONVERSATIONS, RewardScorer
+from serve.transport.messages import Reply, ResponseStart
 from tests.tiny import write_tiny_reward_model
 
 CONTEXT = 64
@@ -34,22 +34,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scorer(folder: Path) -> Scorer:
-    return Scorer("reward", Version(folder, "abc"), CONTEXT, Share(cpus=1, gpus=0, threads=1))
+def scorer(folder: Path) -> RewardScorer:
+    return RewardScorer("reward", Version(folder, "abc"), CONTEXT, Allocation(cpus=1, gpus=0, threads=1))
 
 
-def ask(scorer: Scorer, body: dict, endpoint: str = "score") -> Reply:
+def ask(scorer: RewardScorer, body: dict, endpoint: str = "score") -> Reply:
     async def whole() -> list:
         return [part async for part in scorer.answer(endpoint, body)]
 
     *opening, reply = asyncio.run(whole())
-    assert opening in ([], [Opening(scorer.weights)])
+    assert opening in ([], [ResponseStart(scorer.weights)])
     assert scorer.running == 0
     return reply
 
 
 def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_training(
-    folder: Path, scorer: Scorer
+    folder: Path, scorer: RewardScorer
 ) -> None:
     """transformers' own pooling at the last token, each conversation alone and unpadded."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -78,13 +78,13 @@ def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_trai
         ([TALKS[0]] * (MOST_CONVERSATIONS + 1), "at most 128"),
     ],
 )
-def test_wrong_requests_are_400(scorer: Scorer, conversations: object, words: str) -> None:
+def test_wrong_requests_are_400(scorer: RewardScorer, conversations: object, words: str) -> None:
     reply = ask(scorer, {"model": "reward", "conversations": conversations})
     assert (reply.status, reply.body["error"]["code"]) == (400, 400)
     assert words in reply.body["error"]["message"]
 
 
-def test_other_weights_give_other_rewards(folder: Path, scorer: Scorer, tmp_path: Path) -> None:
+def test_other_weights_give_other_rewards(folder: Path, scorer: RewardScorer, tmp_path: Path) -> None:
     before, old = ask(scorer, {"model": "reward", "conversations": TALKS}), scorer.weights
     shutil.copytree(folder, tmp_path / "new")
     (tmp_path / "new" / "normalisation.json").write_text(json.dumps({"mean": MEAN + 1, "deviation": DEVIATION}))
@@ -95,7 +95,7 @@ def test_other_weights_give_other_rewards(folder: Path, scorer: Scorer, tmp_path
         assert row["score"] == pytest.approx(was["score"] - 1 / DEVIATION, abs=1e-5)
 
 
-def test_a_reward_model_does_not_write(folder: Path, scorer: Scorer) -> None:
+def test_a_reward_model_does_not_write(folder: Path, scorer: RewardScorer) -> None:
     reply = ask(scorer, {"model": "reward", "prompt": "x"}, "completions")
     assert (reply.status, reply.body["error"]["param"]) == (400, "model")
     assert is_reward_model(folder)

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from serve.replica.weight_swap import Gate
+from serve.replica.weight_swap import WeightSwapGate
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_change_waits_for_answers_and_answers_wait_for_the_change() -> None:
-    gate, order = Gate("old"), []
+    gate, order = WeightSwapGate("old"), []
 
     async def answer(name: str, ready: asyncio.Event, go_on: asyncio.Event) -> str:
         async with gate.inside() as entered:
@@ -35,7 +35,7 @@ async def test_a_change_waits_for_answers_and_answers_wait_for_the_change() -> N
 
 
 async def test_an_answer_that_goes_on_knows_both_versions() -> None:
-    gate = Gate("old")
+    gate = WeightSwapGate("old")
     async with gate.inside() as long:
         async with gate.closed(drain_seconds=0.01):
             assert gate.change_to("new") == 1
@@ -45,7 +45,7 @@ async def test_an_answer_that_goes_on_knows_both_versions() -> None:
 
 
 async def test_a_change_that_fails_opens_the_gate_again() -> None:
-    gate = Gate("old")
+    gate = WeightSwapGate("old")
     with pytest.raises(ValueError, match="broken"):
         async with gate.closed(drain_seconds=0.01):
             raise ValueError("broken")

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 
-from serve.transport.connection import Address, Counter, End, Inbox, Line, RequestFailed, connect, new_name
-from serve.transport.messages import Endpoint, Opening, Part, Reply, Usage
+from serve.transport.connection import (
+    Address,
+    End,
+    GatewayConnection,
+    ReplicaConnection,
+    ReplicaListener,
+    RequestFailed,
+    connect,
+    new_name,
+)
+from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +29,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return "asyncio", {"use_uvloop": request.param}
 
 
-PARTS = [Opening("abc"), "data: é\n\n", "", "data: " + "x" * 300_000 + "\n\n", Usage(3, 5, "abc, def")]
+PARTS = [ResponseStart("abc"), "data: é\n\n", "", "data: " + "x" * 300_000 + "\n\n", Usage(3, 5, "abc, def")]
 
 
 class Answers:
@@ -47,15 +56,15 @@ class Answers:
             self.left.set()
 
 
-async def listening() -> tuple[Inbox, Address, "asyncio.Queue[Line]"]:
+async def listening() -> tuple[ReplicaListener, Address, "asyncio.Queue[GatewayConnection]"]:
     """An inbox, the address to connect to, and the lines as they come."""
-    inbox, lines = Inbox(), asyncio.Queue[Line]()
+    inbox, lines = ReplicaListener(), asyncio.Queue[GatewayConnection]()
     await inbox.open("127.0.0.1")
     return inbox, inbox.address(lines.put_nowait), lines
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Line, Answers, Counter]]:
+async def connected() -> AsyncIterator[tuple[GatewayConnection, Answers, ReplicaConnection]]:
     inbox, address, lines = await listening()
     answers, name = Answers(), new_name()
     counter = await connect(address, name, answers)

@@ -12,11 +12,11 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve.errors import RequestError
-from serve.replica.replica import Desk
+from serve.replica.replica import ReplicaServer
 from serve.transport import pool
-from serve.transport.connection import Inbox
-from serve.transport.messages import Endpoint, Opening, Part, Promoted, Reply, Usage
-from serve.transport.pool import Lines, RemoteModel
+from serve.transport.connection import ReplicaListener
+from serve.transport.messages import Endpoint, Part, Promoted, Reply, ResponseStart, Usage
+from serve.transport.pool import RemoteModel, ReplicaPool
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ class Counting:
         self.asked += 1
         self.open += 1
         try:
-            yield Opening(self.weights)
+            yield ResponseStart(self.weights)
             self.begun.set()
             if endpoint == "score":
                 yield Reply(200, body)
@@ -91,7 +91,7 @@ class Counting:
         pass
 
 
-class Replica(Desk):
+class Replica(ReplicaServer):
     """A replica of this process."""
 
     def __init__(self, model: Counting) -> None:
@@ -148,11 +148,11 @@ class Broadcast:
 
 
 @asynccontextmanager
-async def served(*models: Counting, may_sleep: bool = False) -> AsyncIterator[tuple[RemoteModel, Handle, Lines]]:
-    inbox = Inbox()
+async def served(*models: Counting, may_sleep: bool = False) -> AsyncIterator[tuple[RemoteModel, Handle, ReplicaPool]]:
+    inbox = ReplicaListener()
     await inbox.open("127.0.0.1")
     handle: Any = Handle(*map(Replica, models))
-    found = Lines(handle, inbox, may_sleep)
+    found = ReplicaPool(handle, inbox, may_sleep)
     keeping = asyncio.create_task(found.keep())
     yield RemoteModel(found, MODEL), handle, found
     keeping.cancel()
@@ -160,7 +160,7 @@ async def served(*models: Counting, may_sleep: bool = False) -> AsyncIterator[tu
 
 
 def counted(to: int) -> list[Part]:
-    return [Opening("abc"), *(f"data: {number}\n\n" for number in range(to)), Usage(1, to)]
+    return [ResponseStart("abc"), *(f"data: {number}\n\n" for number in range(to)), Usage(1, to)]
 
 
 async def ask(model: RemoteModel, to: int) -> list[Part]:
@@ -181,7 +181,7 @@ async def test_answers_come_whole_and_to_whom_they_belong() -> None:
         first.cancel()
         for to, parts in enumerate(await asyncio.gather(*(ask(model, to) for to in range(5)))):
             assert parts == counted(to)
-        assert [part async for part in model.answer("score", {"a": 1})] == [Opening("abc"), Reply(200, {"a": 1})]
+        assert [part async for part in model.answer("score", {"a": 1})] == [ResponseStart("abc"), Reply(200, {"a": 1})]
         assert handle.calls == 1
         assert [await model.card() for _ in range(2)] == [{"id": MODEL}] * 2
         assert [await model.schemas() for _ in range(2)] == [{"completions": {}}] * 2
@@ -229,7 +229,7 @@ async def test_a_request_that_nobody_has_begun_to_answer_is_asked_once_more(deat
             handle.replicas = [Replica(Counting(broken=left > 0))]
             dying.die()
         if deaths == 1:
-            assert await asked == [Opening("abc"), *counted(2)]
+            assert await asked == [ResponseStart("abc"), *counted(2)]
         else:
             with pytest.raises(RequestError) as failed:
                 await asked
