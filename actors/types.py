@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion. Text is never tokenised again: these ids are what the engine drew.
+    """One completion. Text is never tokenized again: these ids are what the engine drew.
 
     Attributes:
         prompt_id: the prompt it answers.
@@ -89,3 +90,9 @@ class Sample:
         ids, mask = self.token_ids, self.mask
         runs = [tuple(ids[end - 3 : end]) for end in range(3, len(ids) + 1) if all(mask[end - 3 : end])]
         return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def reward_scale_file(model: Path) -> Path:
+    """The file with the mean and deviation of a reward model's scores; folders of earlier versions spell it with s."""
+    earlier = model / "normalisation.json"
+    return earlier if earlier.exists() else model / "normalization.json"

@@ -1,1 +1,1 @@
-"""One module a stage: a function from a recipe and finished stages to an artefact."""
+"""One module a stage: a function from a recipe and finished stages to an artifact."""

@@ -1,4 +1,4 @@
-"""Collecting judgement: the fine-tuned model answers each prompt several times, and people, or a labeller written in
+"""Collecting judgement: the fine-tuned model answers each prompt several times, and people, or an annotator written in
 code that stands in for them, rank the answers from best to worst."""
 
 import time
@@ -46,16 +46,16 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Samples, waits for rankings and writes `rankings.parquet`. All that is drawn or said is kept in the database."""
     settings, console = recipe.collect, Console()
     chat = Chat.of(run.path("sft"))
-    if settings.labeller == "imported":
+    if settings.annotator == "imported":
         return _import(recipe, run, out, chat)
     weights = run.require("sft").weights or ""
     prompts = plan_round(recipe, chat, weights)
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
         sample(recipe, run, out, database, prompts, weights)
-        if settings.labeller == "code":
+        if settings.annotator == "code":
             console.print(
-                "[bold]The rankings are made by a labeller written in code, which stands in for people[/bold]: "
+                "[bold]The rankings are made by an annotator written in code, which stands in for people[/bold]: "
                 f"a rule with {settings.label_noise:.0%} noise."
             )
             rank_by_code(recipe, chat, database, prompts)
@@ -72,9 +72,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "completions": sum(map(len, counts.values())),
             **_write(rows, out),
             "excluded": excluded,
-            "labeller": settings.labeller,
-            "stands_in_for_people": settings.labeller == "code",
-            "noise": settings.label_noise if settings.labeller == "code" else None,
+            "annotator": settings.annotator,
+            "stands_in_for_people": settings.annotator == "code",
+            "noise": settings.label_noise if settings.annotator == "code" else None,
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in drawn) / seconds if seconds else 0.0,
         }
@@ -92,7 +92,7 @@ def _import(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
             **_write(found.rows, out),
             "too_long": found.too_long,
             "excluded": excluded,
-            "labeller": recipe.collect.labeller,
+            "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
         }
     )
@@ -104,7 +104,7 @@ def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     return {
         "rankings": len(rows),
         "rankings_digest": rankings.digest(rows),
-        "rankings_by": dict(sorted(Counter(row["labeller"] for row in rows).items())),
+        "rankings_by": dict(sorted(Counter(row["annotator"] for row in rows).items())),
         "tie_share": rankings.tie_share(rows),
     }
 
@@ -113,11 +113,11 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Prompts:
     """Chooses, renders and splits the prompts.
 
     Raises:
-        UserError: there are too few, or the labeller cannot judge them.
+        UserError: there are too few, or the annotator cannot judge them.
     """
     settings = recipe.collect
     chosen = rankings.chosen_prompts(recipe, chat, rankings.every_prompt(recipe))
-    if settings.labeller == "code":
+    if settings.annotator == "code":
         rankings.check_judgeable([text for text, _ in chosen])
     if len(chosen) < 2:
         room = recipe.model.context - settings.max_tokens
@@ -198,7 +198,7 @@ def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights
 
 
 def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> None:
-    """Adds the rankings of the labeller written in code that are not there yet."""
+    """Adds the rankings of the annotator written in code that are not there yet."""
     noise, end = recipe.collect.label_noise, chat.end_of_turn_id
     database.add_rankings(
         [
@@ -231,7 +231,7 @@ def wait_for_people(database: Feedback, prompts: Prompts, minimum: int, seconds:
 def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> list[dict[str, Any]]:
     """The rows of rankings.parquet, in the order of the prompts."""
     completions = stored(database, prompts)
-    found = _rankings(database, prompts, recipe.collect.labeller, recipe.collect.label_noise)
+    found = _rankings(database, prompts, recipe.collect.annotator, recipe.collect.label_noise)
     return [
         rankings.ranking_row(
             prompts.rows[ranking.prompt_id],
@@ -240,15 +240,15 @@ def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompt
             prompts.token_ids[ranking.prompt_id],
             chat.end_of_turn_id,
         )
-        for ranking in sorted(found, key=lambda ranking: (ranking.prompt_id, ranking.labeller))
+        for ranking in sorted(found, key=lambda ranking: (ranking.prompt_id, ranking.annotator))
     ]
 
 
-def _rankings(database: Feedback, prompts: Prompts, labeller: str, noise: float) -> list[Ranking]:
+def _rankings(database: Feedback, prompts: Prompts, annotator: str, noise: float) -> list[Ranking]:
     found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
-    if labeller == "people":
-        return [ranking for ranking in found if feedback.is_person(ranking.labeller)]
-    return [ranking for ranking in found if ranking.labeller == rankings.code_labeller(noise)]
+    if annotator == "people":
+        return [ranking for ranking in found if feedback.is_person(ranking.annotator)]
+    return [ranking for ranking in found if ranking.annotator == rankings.code_annotator(noise)]
 
 
 def _progress() -> Progress:

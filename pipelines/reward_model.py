@@ -21,7 +21,8 @@ from actors.model.chat import Chat
 from actors.model.perf import native_precision
 from actors.model.reward_head import MEMBER, load_reward_model, with_new_head
 from actors.objectives.bradley_terry import PreferenceObjective
-from actors.rewards.model import NORMALISATION, sequence_scores
+from actors.rewards.model import sequence_scores
+from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
@@ -42,7 +43,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
-    _write_shard(parts["held_out"], recipe.reward.labeller_weights, out / "shards" / "held_out")
+    _write_shard(parts["held_out"], recipe.reward.annotator_weights, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     torch.set_num_threads(plan.learner.threads)
     scores_by = partial(_scores, recipe.reward.precision or native_precision(torch.device("cpu")))
@@ -58,7 +59,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     ]
     score = partial(scores_by, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
-    _write_normalisation(scores["train"], out)
+    _write_normalization(scores["train"], out)
     for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
         shutil.rmtree(folder)
     found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
@@ -80,7 +81,7 @@ def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list
     rows = with_counterexamples(
         rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )
-    _write_shard(rows, recipe.reward.labeller_weights, out / "shards" / "train")
+    _write_shard(rows, recipe.reward.annotator_weights, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
     return load_reward_model(out).eval()
@@ -144,11 +145,11 @@ def _model(sft: Path) -> tuple[Any, Any, Any]:
     return with_new_head(sft), PreferenceObjective(tokenizer.pad_token_id), tokenizer
 
 
-def _write_shard(rankings: Sequence[Row], labeller_weights: Mapping[str, float], folder: Path) -> None:
-    """One row a ranking: its answers end to end, each behind the prompt's tokens, and its labeller's weight. The mean
+def _write_shard(rankings: Sequence[Row], annotator_weights: Mapping[str, float], folder: Path) -> None:
+    """One row a ranking: its answers end to end, each behind the prompt's tokens, and its annotator's weight. The mean
     weight is 1, so that weights do not change the learning rate."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = np.array([labeller_weights.get(row["labeller"], 1.0) for row in rankings])
+    weights = np.array([annotator_weights.get(row["annotator"], 1.0) for row in rankings])
     answers = [[row["prompt_token_ids"] + answer for answer in row["answers"]] for row in rankings]
     table = pa.table(
         {
@@ -167,7 +168,7 @@ def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[lis
     return [[next(flat) for _ in row["answers"]] for row in rankings]
 
 
-def _write_normalisation(scores: list[list[float]], out: Path) -> None:
+def _write_normalization(scores: list[list[float]], out: Path) -> None:
     """The scale of rewards: the fine-tuned model's own answers have mean 0 and deviation 1."""
     values = np.concatenate([np.array(group) for group in scores])
-    write_json(out / NORMALISATION, {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})
+    write_json(reward_scale_file(out), {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})

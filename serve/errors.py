@@ -60,7 +60,7 @@ async def json_body(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(raw, parse_constant=_no_constant)
         if b"\\ud" in raw.lower():
-            # An escape for half a character gives a text that cannot be sent or tokenised.
+            # An escape for half a character gives a text that cannot be sent or tokenized.
             json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the request body is not valid JSON: {_reason(error)}", "BadRequestError") from error

@@ -130,8 +130,8 @@ def gateway_app(
 
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
-        app.include_router(label_router(database, known=access.labeller))
-        app.include_router(compare_router(database, models, weights, board.parts, access.labeller))
+        app.include_router(label_router(database, known=access.annotator))
+        app.include_router(compare_router(database, models, weights, board.parts, access.annotator))
         app.include_router(thumbs_router(database, models))
     if settings.run:
         app.include_router(runs_router(settings.run))

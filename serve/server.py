@@ -163,7 +163,7 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, openness: Openness)
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
-            console.print(f"people rank at {address}/label; `triptych labeller add NAME --run {run.root}` lets one in")
+            console.print(f"people rank at {address}/label; `triptych annotator add NAME --run {run.root}` lets one in")
             console.print(who_may_ask(run, openness))
             console.print("Ctrl-C ends it")
             _watch()

@@ -103,7 +103,7 @@ def test_after_a_kill_the_same_command_goes_on(killed: tuple[RunFolder, str]):
 
 
 @pytest.mark.slow
-def test_every_stage_leaves_a_whole_artefact(finished: RunFolder):
+def test_every_stage_leaves_a_whole_artifact(finished: RunFolder):
     for stage in STAGES:
         manifest = finished.require(stage.folder)
         assert set(manifest.inputs) == set(stage.after)
@@ -141,7 +141,7 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["version"] for row in rows] == [1, 2, 3, 4]
     # The engines' log-probabilities are those of the learner's weights, and of the newest version.
-    assert max(row["behaviour_gap"] for row in rows) < 1e-3
+    assert max(row["behavior_gap"] for row in rows) < 1e-3
     assert {row["staleness"] for row in rows} == {0.0}
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
     # Before the first step the policy is the fine-tuned model; after two it leans to other tokens.
@@ -181,7 +181,7 @@ def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
     shutil.copytree(finished.root, again.root, ignore=shutil.ignore_patterns("policy", "report", ".partial", "lock"))
     recipe = load_recipe(RECIPE, [*SMALL, f"run={again.root}"])
     assert run_named_stage(stage_named("rlhf"), recipe, again) == "done"
-    learned = ("reward", "loss", "gradient_norm", "kl", "behaviour_gap", "tokens")
+    learned = ("reward", "loss", "gradient_norm", "kl", "behavior_gap", "tokens")
     rows, expected = (
         [[row[name] for name in learned] for row in read_metrics(r.path("policy"))] for r in (again, finished)
     )

@@ -76,4 +76,4 @@ def write_tiny_reward_model(folder: Path, mean: float, deviation: float, seed: i
     config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "normalisation.json").write_text(json.dumps({"mean": mean, "deviation": deviation}))
+    (folder / "normalization.json").write_text(json.dumps({"mean": mean, "deviation": deviation}))

@@ -1,6 +1,6 @@
 """GRPO (Shao et al. 2024): the other samples of the prompt are the baseline.
 
-The paper averages the tokens of each answer first, which favours long wrong answers over short ones (Liu et al. 2025);
+The paper averages the tokens of each answer first, which favors long wrong answers over short ones (Liu et al. 2025);
 here every token of the batch weighs the same, as in DAPO (Yu et al. 2025, eq. 8).
 """
 
@@ -50,7 +50,7 @@ def standard_scores(rewards: Tensor, groups: Tensor) -> Tensor:
 
 # Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training", section 3.2): GRPO without its two biases.
 #
-# The difference from the mean is not divided by the group's deviation, which favours questions that are too easy or
+# The difference from the mean is not divided by the group's deviation, which favors questions that are too easy or
 # too hard, nor are token losses divided by the answer's own length. The paper leaves out the divergence:
 # `rlhf.kl_coefficient: 0`.
 def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:

@@ -22,14 +22,14 @@ class RolloutBatch:
     Attributes:
         input_ids: [N, T], prompt and answer.
         answer: bool [N, T], which tokens the policy drew.
-        behaviour: [N, T], log-probability of every drawn token under the weights that drew it; 0 elsewhere.
+        behavior: [N, T], log-probability of every drawn token under the weights that drew it; 0 elsewhere.
         rewards: [N].
         groups: [N], which prompt a row answers; rows of one group begin with it.
     """
 
     input_ids: Tensor
     answer: Tensor
-    behaviour: Tensor
+    behavior: Tensor
     rewards: Tensor
     groups: Tensor
 
@@ -157,7 +157,7 @@ def token_surrogate(batch: RolloutBatch, targets: Targets, logprobs: Tensor, cli
         the loss of every token, and whether it was clipped; [N, T] each.
     """
     proximal = _proximal(targets, logprobs)
-    return _surrogate(logprobs - proximal, proximal - batch.behaviour, targets.advantages, clip)
+    return _surrogate(logprobs - proximal, proximal - batch.behavior, targets.advantages, clip)
 
 
 def sequence_surrogate(
@@ -175,7 +175,7 @@ def sequence_surrogate(
         return total / batch.answer.sum(1, keepdim=True).clamp(min=1) if mean else total
 
     proximal = _proximal(targets, logprobs)
-    step, lag = pooled(logprobs - proximal), pooled(proximal - batch.behaviour)
+    step, lag = pooled(logprobs - proximal), pooled(proximal - batch.behavior)
     return _surrogate(step, lag, targets.advantages, clip)
 
 
@@ -184,7 +184,7 @@ def _proximal(targets: Targets, logprobs: Tensor) -> Tensor:
 
 
 def _surrogate(step: Tensor, lag: Tensor, advantages: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Times the truncated importance weight of proximal over behaviour, which is 1 when the samples are on-policy."""
+    """Times the truncated importance weight of proximal over behavior, which is 1 when the samples are on-policy."""
     ratio = step.exp()
     weight = lag.exp().clamp(max=IMPORTANCE_LIMIT)
     free = ratio * advantages

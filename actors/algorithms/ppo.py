@@ -11,10 +11,10 @@ DISCOUNT = 1.0
 GAE_LAMBDA = 0.95
 
 
-def generalised_advantages(
+def generalized_advantages(
     rewards: Tensor, values: Tensor, answer: Tensor, discount: float = DISCOUNT, decay: float = GAE_LAMBDA
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over the drawn tokens. [N, T] -> [N, T].
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the drawn tokens. [N, T] -> [N, T].
 
     Args:
         rewards: reward of drawing token t.
@@ -42,7 +42,7 @@ def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tupl
     """
     if values is None:
         raise ValueError("PPO needs a critic's values")
-    advantages = generalised_advantages(rewards, values, batch.answer)
+    advantages = generalized_advantages(rewards, values, batch.answer)
     return whitened(advantages, batch.answer), advantages + values
 
 

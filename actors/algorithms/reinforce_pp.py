@@ -1,5 +1,5 @@
 """REINFORCE++ (Hu et al. 2025): no critic and no groups; the divergence in each token's reward, and advantages that are
-normalised over the whole batch."""
+normalized over the whole batch."""
 
 from torch import Tensor
 

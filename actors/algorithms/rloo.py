@@ -1,7 +1,7 @@
 """RLOO (Ahmadian et al. 2024, "Back to basics"): REINFORCE on whole answers, with the mean reward of the prompt's other
 samples as the baseline, and the divergence in the reward.
 
-Beyond the first optimiser step on a batch, PPO's clipped surrogate with the ratio of the whole answers' probabilities
+Beyond the first optimizer step on a batch, PPO's clipped surrogate with the ratio of the whole answers' probabilities
 stands in for their log-probability; at the first step the two have the same gradient.
 """
 

@@ -45,7 +45,7 @@ class Batching:
         return batch
 
     def sequences(self, sequences: Sequence[list[int]], starts: Sequence[int]) -> RolloutBatch:
-        """Rows in that order, each an answer from `starts` on; without rewards and behaviour."""
+        """Rows in that order, each an answer from `starts` on; without rewards and behavior."""
         lengths = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
         return self._pad(sequences, starts, [[0.0] * n for n in lengths], [[True] * n for n in lengths])
 
@@ -58,13 +58,13 @@ class Batching:
     ) -> RolloutBatch:
         shape = (len(sequences), max(map(len, sequences)))
         ids = torch.full(shape, self.padding)
-        answer, behaviour = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        answer, behavior = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
         for row, (sequence, start, values, mask) in enumerate(zip(sequences, starts, logprobs, drawn, strict=True)):
             ids[row, : len(sequence)] = torch.tensor(sequence)
             answer[row, start : len(sequence)] = torch.tensor(mask)
-            behaviour[row, start : len(sequence)] = torch.tensor(values)
+            behavior[row, start : len(sequence)] = torch.tensor(values)
         rewards, groups = torch.zeros(shape[0]), torch.arange(shape[0])
-        return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behaviour, rewards, groups)))
+        return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behavior, rewards, groups)))
 
 
 def length_correlation(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> float:
@@ -117,7 +117,7 @@ def microbatches(part: WorkerPart, rows: Tensor, groups: Tensor) -> Iterator[tup
 
 def in_microbatches(part: WorkerPart, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
     """A function's values [N, T] of all rows, on every worker."""
-    found = torch.zeros_like(batch.behaviour)
+    found = torch.zeros_like(batch.behavior)
     for piece, counts in microbatches(part, torch.arange(len(batch.rewards), device=part.device), batch.groups):
         own = batch.rows(piece)
         values = function(own)

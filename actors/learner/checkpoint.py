@@ -1,4 +1,4 @@
-"""Checkpoints of models and their optimisers, in safetensors and JSON."""
+"""Checkpoints of models and their optimizers, in safetensors and JSON."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ STATE = "state.json"
 def save_checkpoint(
     folder: Path,
     models: Mapping[str, nn.Module],
-    optimisers: Mapping[str, torch.optim.Optimizer],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     kept: Mapping[str, Tensor] | None,
     state: dict[str, Any],
     first: bool = True,
@@ -29,13 +29,13 @@ def save_checkpoint(
     are spread over workers, which all have to call this; the `first` writes.
 
     Args:
-        models: by name, each with an optimiser of that name.
+        models: by name, each with an optimizer of that name.
         kept: more tensors, if there are any.
         state: JSON values.
     """
     files: dict[str, Mapping[str, Tensor]] = {} if kept is None else {"kept": kept}
     for name, model in models.items():
-        files |= {name: trained(model), f"{name}-optimiser": _flat(optimisers[name])}
+        files |= {name: trained(model), f"{name}-optimizer": _flat(optimizers[name])}
     side = folder.with_name(f"{folder.name}.side")
     if first:
         shutil.rmtree(side, ignore_errors=True)
@@ -59,9 +59,9 @@ def _take_place(side: Path, folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(
-    folder: Path, models: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
+    folder: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> tuple[dict[str, Tensor] | None, dict[str, Any]] | None:
-    """Loads what `save_checkpoint` wrote into models and optimisers, on any number of workers; returns `kept` and
+    """Loads what `save_checkpoint` wrote into models and optimizers, on any number of workers; returns `kept` and
     `state`, or None if there is nothing."""
     if not folder.exists():
         # A kill came between two renames.
@@ -70,7 +70,7 @@ def load_checkpoint(
         return None
     for name, model in models.items():
         take_over(model, load_file(folder / f"{name}.safetensors"))
-        _unflat(optimisers[name], load_file(folder / f"{name}-optimiser.safetensors"))
+        _unflat(optimizers[name], load_file(folder / f"{name}-optimizer.safetensors"))
     path, own = folder / "kept.safetensors", trained(models["policy"])
     kept = {name: spread_like(value, own[name]) for name, value in load_file(path).items()} if path.exists() else None
     return kept, json.loads((folder / STATE).read_text())
@@ -94,17 +94,17 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: safetensors holds no nesting."""
-    state = optimiser.state_dict()["state"]
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: safetensors holds no nesting."""
+    state = optimizer.state_dict()["state"]
     return {f"{index}.{key}": torch.as_tensor(value) for index, part in state.items() for key, value in part.items()}
 
 
-def _unflat(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    parameters = list(chain(*(group["params"] for group in optimiser.param_groups)))
+def _unflat(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    parameters = list(chain(*(group["params"] for group in optimizer.param_groups)))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         index, key = name.split(".", 1)
         own = parameters[int(index)]
         state.setdefault(int(index), {})[key] = spread_like(value, own) if value.shape == own.shape else value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -52,9 +52,9 @@ HEADLINE_METRICS = ("reward", "kl_sequence", "response_length", "entropy")
 
 
 class Learner:
-    """One optimiser step or a few on each batch of samples.
+    """One optimizer step or a few on each batch of samples.
 
-    Where a process group has been set up, models, gradients and optimisers are spread over its workers (FSDP2). Every
+    Where a process group has been set up, models, gradients and optimizers are spread over its workers (FSDP2). Every
     one is given all samples and computes a part of them; all must be called alike.
 
     Args:
@@ -84,10 +84,10 @@ class Learner:
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
         where = self.part.workers, self.part.device, self.part.autocast
         self.spread = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
-        self.optimisers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
+        self.optimizers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
-            self.optimisers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
+            self.optimizers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
         self.batching = Batching(self.tokenizer.pad_token_id, self.part.device)
         self.text = text
         self.seed = seed
@@ -159,7 +159,7 @@ class Learner:
         samples = [sample for group in groups for sample in group]
         settings, batch = self.settings, self.batching.samples(prompts, groups, rewards)
         targets = self._targets(batch)
-        seen = torch.zeros_like(batch.behaviour)
+        seen = torch.zeros_like(batch.behavior)
         figures: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
         self.policy.train()
@@ -215,7 +215,7 @@ class Learner:
     def _update(
         self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor, number: int
     ) -> dict[str, float]:
-        """The optimiser step of that number on a batch; every term is divided by what all its rows come to, whatever
+        """The optimizer step of that number on a batch; every term is divided by what all its rows come to, whatever
         the micro-batches.
 
         The log-probabilities before it go into the rows of `seen` [N, T].
@@ -264,18 +264,18 @@ class Learner:
         if broken:
             self._forget_gradients()
             raise StageError(f"RLHF diverged: {', '.join(broken)}; lower rlhf.learning_rate")
-        for optimiser in self.optimisers.values():
-            optimiser.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self._forget_gradients()
         return {**sums, "gradient_norm": norms["policy"]}
 
     def _forget_gradients(self) -> None:
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
     def _mix_in_text(self, number: int) -> float:
         """PPO-ptx (Ouyang et al. 2022, eq. 2): gradients of next-word prediction against the alignment tax, on other
-        text in each optimiser step; this worker's share of the loss."""
+        text in each optimizer step; this worker's share of the loss."""
         objective = LanguageObjective()
         chance = np.random.default_rng([self.seed, self.version, 1 + number])
         shard = self.text[chance.integers(len(self.text))]
@@ -294,14 +294,14 @@ class Learner:
         return torch.nn.functional.pad(values[:, :-1], (1, 0)) * batch.answer
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Writes weights, optimisers and `extra` (JSON): a kill leaves the old or the new."""
+        """Writes weights, optimizers and `extra` (JSON): a kill leaves the old or the new."""
         own = {"version": self.version, "kl_coefficient": self.kl_coefficient, "first_length": self.first_length}
         state = {**own, **extra}
-        save_checkpoint(folder, self._models(), self.optimisers, self.kept, state, first=self.part.rank == 0)
+        save_checkpoint(folder, self._models(), self.optimizers, self.kept, state, first=self.part.rank == 0)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
         """Goes on from what `save` wrote; returns its `extra`, or None if there is nothing."""
-        loaded = load_checkpoint(folder, self._models(), self.optimisers)
+        loaded = load_checkpoint(folder, self._models(), self.optimizers)
         if loaded is None:
             return None
         self.kept, state = loaded
@@ -355,7 +355,7 @@ def _start(batch: RolloutBatch, proximal: Tensor, reference: Tensor) -> dict[str
     return {
         "kl": divergence / int(batch.answer.sum()),
         "kl_sequence": divergence / len(batch.answer),
-        "behaviour_gap": float((proximal - batch.behaviour)[batch.answer].abs().max()),
+        "behavior_gap": float((proximal - batch.behavior)[batch.answer].abs().max()),
     }
 
 

@@ -19,7 +19,7 @@ from cluster.errors import EngineError, known_failure, wait_for
 from cluster.runtime.plan import Allocation
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
-# A worker whose neighbour died finds the connection cut at once; that the neighbour died, Ray knows a little later.
+# A worker whose neighbor died finds the connection cut at once; that the neighbor died, Ray knows a little later.
 DEATH_SECONDS = 10.0
 
 

@@ -1,1 +1,1 @@
-"""Plain PyTorch: models, objectives, optimisers. No Ray here."""
+"""Plain PyTorch: models, objectives, optimizers. No Ray here."""

@@ -55,7 +55,7 @@ def load(path: str | Path) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     if "gguf_file" in given:
-        forget_quantisation(language)
+        forget_quantization(language)
     return language
 
 
@@ -214,7 +214,7 @@ def place(model: str | Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
 
 
-def forget_quantisation(model: Any) -> None:
+def forget_quantization(model: Any) -> None:
     """Makes a model that was read from a GGUF file one like any other: transformers would refuse to save it."""
     del model.config.quantization_config
     model.hf_quantizer = None

@@ -69,9 +69,9 @@ def _running(logits: Tensor, highest: Tensor, total: Tensor) -> tuple[Tensor, Te
     return now, total * torch.exp(highest - now) + torch.exp(logits - now.unsqueeze(1)).sum(1)
 
 
-def _probabilities(logits: Tensor, normaliser: Tensor) -> Tensor:
+def _probabilities(logits: Tensor, normalizer: Tensor) -> Tensor:
     """[N, W], [N] -> [N, W]."""
-    return torch.exp(logits.float() - normaliser.unsqueeze(1)).to(logits.dtype)
+    return torch.exp(logits.float() - normalizer.unsqueeze(1)).to(logits.dtype)
 
 
 def _made(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
@@ -134,13 +134,13 @@ def _loss(
     for part, _ in words:
         logits.append(states @ part.T)
         highest, sums = running(logits[-1], highest, sums)
-    normaliser, size = highest + sums.log(), len(words[0][0])
-    loss = normaliser.sum()
+    normalizer, size = highest + sums.log(), len(words[0][0])
+    loss = normalizer.sum()
     for number, (part, of_part) in enumerate(words):
         (rows,) = torch.nonzero(targets // size == number, as_tuple=True)
         columns = targets[rows] - number * size
         loss -= logits[number][rows, columns].float().sum()
-        slopes = probabilities(logits[number], normaliser)
+        slopes = probabilities(logits[number], normalizer)
         slopes[rows, columns] -= 1
         of_states += slopes @ part
         if of_part is not None:

@@ -74,7 +74,7 @@ def spread_like(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:
-    """Shards parameters, gradients and optimiser state over the workers; one worker keeps them whole."""
+    """Shards parameters, gradients and optimizer state over the workers; one worker keeps them whole."""
     if workers == 1:
         return model
     _shard(model, workers, device)

@@ -38,8 +38,8 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     ]
 
 
-def optimisers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
-    """The optimisers of a recipe's `optimiser`: adamw or muon."""
+def optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+    """The optimizers of a recipe's `optimizer`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)
     return [adamw(list(model.parameters()), learning_rate, weight_decay)]

@@ -1,1 +1,1 @@
-"""One file an algorithm: what is minimised, on plain tensors."""
+"""One file an algorithm: what is minimized, on plain tensors."""

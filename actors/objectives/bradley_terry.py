@@ -25,7 +25,7 @@ class RankedBatch:
         starts: [N], with how many tokens all answers of the ranking begin.
         ranks: [N], 1 is best and ties are equal.
         prompts: [N], which of the batch's P rankings a row belongs to.
-        weights: [P], how much a ranking counts: that of its labeller.
+        weights: [P], how much a ranking counts: that of its annotator.
     """
 
     input_ids: Tensor

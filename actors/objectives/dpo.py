@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023): the policy learns from pairs, without a reward model.
+"""Direct preference optimization (Rafailov et al. 2023): the policy learns from pairs, without a reward model.
 
 Its reward of an answer is β log(π(y|x) / π_ref(y|x)), the log-ratio to the reference, and the loss is the reward
 model's, -log σ(r_chosen - r_rejected) (eq. 7).

@@ -12,10 +12,9 @@ from actors.model.perf import engine_precision
 from actors.model.reward_head import load_ensemble
 from actors.objectives.bradley_terry import ensemble_rewards
 from actors.rewards.pool import Scores
-from actors.types import Prompt, Sample
+from actors.types import Prompt, Sample, reward_scale_file
 from cluster.errors import StageError
 
-NORMALISATION = "normalisation.json"
 # With a model of 135M parameters, two cores read 679 tokens a second so and 376 in batches of 16,384.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 
@@ -40,7 +39,7 @@ def sequence_scores(
             several goes through the model once a batch. Unless it is given, none share theirs.
 
     Returns:
-        In the order of `sequences`, not normalised.
+        In the order of `sequences`, not normalized.
     """
     scores = [0.0] * len(sequences)
     known = prompts or [(index, 1) for index in range(len(sequences))]
@@ -85,7 +84,7 @@ class ModelReward:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.precision = engine_precision(self.device)
         self.models = [member.to(self.device).eval() for member in load_ensemble(model)]
-        norm = json.loads((model / NORMALISATION).read_text())
+        norm = json.loads(reward_scale_file(model).read_text())
         self.mean, self.deviation = norm["mean"], norm["deviation"]
 
     def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:

@@ -1,6 +1,6 @@
 """Rollouts of several turns: after each answer a function plays the user, or a tool, or ends the conversation.
 
-Tokens are kept as the engine drew them, and nothing is tokenised twice: what the function says is put between them.
+Tokens are kept as the engine drew them, and nothing is tokenized twice: what the function says is put between them.
 """
 
 import threading

@@ -110,7 +110,7 @@ class Checkpoints:
 
 
 def write(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> None:
-    """Writes the weights and the state of their optimisers, each worker its part. Weights that do not change are left
+    """Writes the weights and the state of their optimizers, each worker its part. Weights that do not change are left
     out.
 
     Raises:
@@ -139,7 +139,7 @@ def read(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> No
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _frozen(model))
     set_state_dict(
-        model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=options
+        model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
     )
 
 
@@ -168,7 +168,7 @@ def _state(model: WithLoss, optimizers: list[Optimizer]) -> dict[str, Any]:
     if _frozen(model):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         weights = {name: value for name, value in weights.items() if name in trained}
-    return {"model": weights, "optimiser": state}
+    return {"model": weights, "optimizer": state}
 
 
 def _frozen(model: WithLoss) -> bool:

@@ -49,7 +49,7 @@ class TrainingJob:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole job; the last one may be smaller."""
+        """Optimizer steps of the whole job; the last one may be smaller."""
         rows = sum(shard.rows for shard in self.shards)
         return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
 

@@ -18,7 +18,7 @@ from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.generation import Opening, continuations, openings, read
 from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
-from actors.model.optim import learning_rate_factor, optimisers
+from actors.model.optim import learning_rate_factor, optimizers
 from actors.model.perf import (
     compile_layers,
     compiling_pays,
@@ -106,7 +106,7 @@ def _train(
     if compiled:
         compile_layers(unwrapped_model, objective)
     model = shard(WithLoss(unwrapped_model.to(device), objective), workers, device).train()
-    optimizers = optimisers(model, settings.optimiser, settings.learning_rate, settings.weight_decay)
+    optimizers = optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
@@ -191,7 +191,7 @@ class Speed:
         self.waited += waited
 
     def figures(self, unit: str) -> dict[str, float]:
-        """Units a second; model FLOPs utilisation, which counts padding and checkpoints; share of waiting for data;
+        """Units a second; model FLOPs utilization, which counts padding and checkpoints; share of waiting for data;
         memory."""
         seconds = time.monotonic() - self.start
         return {
@@ -227,7 +227,7 @@ def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
     for found in (limits["min"], limits["max"]):
         if found is not None and not 0 <= found < vocabulary:
             raise UserError(
-                f"{where} holds the token id {found}, and the model has {vocabulary} embeddings: it was tokenised for "
+                f"{where} holds the token id {found}, and the model has {vocabulary} embeddings: it was tokenized for "
                 "another model; run the stage that wrote it again"
             )
 

@@ -39,7 +39,7 @@ class Agreement:
     """How far one person agrees with the others, or all with each other. A figure is None where nothing defines it.
 
     Attributes:
-        labeller: whose, or None for all.
+        annotator: whose, or None for all.
         judged: how many rankings they gave.
         shared: how many prompts two or more people ranked, this one among them.
         pairwise: share of pairs of answers that two people order the same way; a tie agrees with a tie alone.
@@ -51,7 +51,7 @@ class Agreement:
         seconds: quartiles of the time that a ranking took.
     """
 
-    labeller: str | None
+    annotator: str | None
     judged: int
     shared: int
     pairwise: Estimate | None
@@ -62,33 +62,33 @@ class Agreement:
 
 
 def agreement(rankings: Sequence[Ranking], seed: int = 1) -> list[Agreement]:
-    """The agreement of all, then of every labeller by name."""
+    """The agreement of all, then of every annotator by name."""
     ranked = [row for row in rankings if row.ranks]
     prompts: dict[str, dict[str, Mapping[str, int]]] = defaultdict(dict)
     for row in ranked:
-        prompts[row.prompt_id][row.labeller] = row.ranks
+        prompts[row.prompt_id][row.annotator] = row.ranks
     shared = [said for said in prompts.values() if len(said) > 1]
     return [
-        _agreement(name, [row for row in ranked if name in (None, row.labeller)], shared, seed)
-        for name in (None, *sorted({row.labeller for row in ranked}))
+        _agreement(name, [row for row in ranked if name in (None, row.annotator)], shared, seed)
+        for name in (None, *sorted({row.annotator for row in ranked}))
     ]
 
 
 def _agreement(
-    labeller: str | None, ranked: list[Ranking], shared: list[dict[str, Mapping[str, int]]], seed: int
+    annotator: str | None, ranked: list[Ranking], shared: list[dict[str, Mapping[str, int]]], seed: int
 ) -> Agreement:
-    mine = [said for said in shared if labeller is None or labeller in said]
+    mine = [said for said in shared if annotator is None or annotator in said]
     seconds = [row.seconds for row in ranked if row.seconds > 0]
     first, median, third = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist() if seconds else (0, 0, 0)
     pairwise = tau = alpha = unanimous = None
     if mine:
-        sums = _without_unused_values(np.array([_sums(said, labeller) for said in mine]))
+        sums = _without_unused_values(np.array([_sums(said, annotator) for said in mine]))
         weights = np.random.default_rng(seed).multinomial(len(mine), [1 / len(mine)] * len(mine), RESAMPLES)
         totals = np.vstack([sums.sum(0), weights @ sums])
         pairwise, tau, unanimous = (_estimate(_share(column), totals) for column in (0, 2, 4))
         alpha = _estimate(_alpha_of_totals, totals)
     return Agreement(
-        labeller=labeller,
+        annotator=annotator,
         judged=len(ranked),
         shared=len(mine),
         pairwise=pairwise,
@@ -99,14 +99,14 @@ def _agreement(
     )
 
 
-def _sums(said: Mapping[str, Mapping[str, int]], labeller: str | None) -> Floats:
+def _sums(said: Mapping[str, Mapping[str, int]], annotator: str | None) -> Floats:
     """What one prompt adds to numerators and denominators of all figures: pairs that agree, pairs, tau, taus, 1 if
     unanimous, 1, and the coincidences."""
     agree = pairs = taus = 0
     tau = 0.0
     unanimous = True
     for first, second in combinations(sorted(said), 2):
-        if labeller not in (None, first, second):
+        if annotator not in (None, first, second):
             continue
         common = sorted(said[first].keys() & said[second].keys())
         one, other = (orders([said[name][key] for key in common]) for name in (first, second))
@@ -115,7 +115,7 @@ def _sums(said: Mapping[str, Mapping[str, int]], labeller: str | None) -> Floats
         unanimous &= bool((one == other).all())
         if (found := _tau(one, other)) is not None:
             tau, taus = tau + found, taus + 1
-    return np.concatenate([[agree, pairs, tau, taus, unanimous, 1], _coincidences(said, labeller).ravel()])
+    return np.concatenate([[agree, pairs, tau, taus, unanimous, 1], _coincidences(said, annotator).ravel()])
 
 
 def orders(ranks: Sequence[int]) -> NDArray[np.int64]:
@@ -130,7 +130,7 @@ def _tau(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
     return float((one * other).sum() / np.sqrt(untied)) if untied else None
 
 
-def _coincidences(said: Mapping[str, Mapping[str, int]], labeller: str | None) -> Floats:
+def _coincidences(said: Mapping[str, Mapping[str, int]], annotator: str | None) -> Floats:
     """How often values meet in a unit, VALUES x VALUES and symmetric; a unit with m values counts m of them."""
     units: dict[str, dict[str, int]] = defaultdict(dict)
     for name, ranks in said.items():
@@ -142,7 +142,7 @@ def _coincidences(said: Mapping[str, Mapping[str, int]], labeller: str | None) -
     found = np.zeros((VALUES, VALUES))
     for unit in units.values():
         for first, second in combinations(unit, 2):
-            if labeller in (None, first, second):
+            if annotator in (None, first, second):
                 found[unit[first], unit[second]] += 1 / (len(unit) - 1)
                 found[unit[second], unit[first]] += 1 / (len(unit) - 1)
     return found
@@ -201,14 +201,14 @@ class Reliability:
     """One person's, with 95 % intervals by bootstrap over prompts. A figure is None where nothing defines it.
 
     Attributes:
-        labeller: whose.
+        annotator: whose.
         gold: share of the pairs that a gold item orders which they order the same way; a tie is not the same.
         gold_items: how many gold items they ranked.
         consistency: share of pairs that they order the same way twice; a tie agrees with a tie alone.
         repeats: how many prompts they ranked twice.
     """
 
-    labeller: str
+    annotator: str
     gold: Estimate | None
     gold_items: int
     consistency: Estimate | None
@@ -216,16 +216,16 @@ class Reliability:
 
 
 def reliability(judgements: Sequence[Ranking], repeats: Sequence[Repeat], seed: int = 1) -> list[Reliability]:
-    """Of everyone in `judgements` but the gold items' own labeller, by name."""
-    expected = {row.prompt_id: row.ranks for row in judgements if row.labeller == GOLD}
+    """Of everyone in `judgements` but the gold items' own annotator, by name."""
+    expected = {row.prompt_id: row.ranks for row in judgements if row.annotator == GOLD}
     said: dict[str, dict[str, Ranks]] = defaultdict(dict)
     for row in judgements:
-        if row.ranks and row.labeller != GOLD:
-            said[row.labeller][row.prompt_id] = row.ranks
+        if row.ranks and row.annotator != GOLD:
+            said[row.annotator][row.prompt_id] = row.ranks
     again: dict[str, dict[str, Ranks]] = defaultdict(dict)
     for repeat in repeats:
         if repeat.ranks:
-            again[repeat.labeller][repeat.prompt_id] = repeat.ranks
+            again[repeat.annotator][repeat.prompt_id] = repeat.ranks
     found = []
     for name in sorted(said):
         on_gold = [_same(expected[prompt], own, True) for prompt, own in said[name].items() if prompt in expected]

@@ -27,14 +27,14 @@ from cluster.feedback.tables import (
 )
 
 # What there is one judgement of.
-KEYS = ("prompt_id", "labeller")
+KEYS = ("prompt_id", "annotator")
 
 
 class JudgementQueries(Store):
     """One judgement of each person and prompt, and one repeat."""
 
     def add_rankings(self, rankings: Sequence[Ranking]) -> int:
-        """Adds those of prompts that their labeller has not judged yet, all or none. Returns how many were new.
+        """Adds those of prompts that their annotator has not judged yet, all or none. Returns how many were new.
 
         Raises:
             UserError: a judgement names a completion that is not its prompt's, has a rank below 1, or is not exactly
@@ -42,14 +42,14 @@ class JudgementQueries(Store):
         """
         with self._write() as session:
             _check(session, rankings)
-            return self._add(session, Ranking, sorted(rankings, key=lambda row: (row.prompt_id, row.labeller)))
+            return self._add(session, Ranking, sorted(rankings, key=lambda row: (row.prompt_id, row.annotator)))
 
     def add_ranking(self, ranking: Ranking) -> bool:
-        """Adds one judgement; False, and nothing is changed, if that labeller has judged that prompt before."""
+        """Adds one judgement; False, and nothing is changed, if that annotator has judged that prompt before."""
         return self.add_rankings([ranking]) == 1
 
     def save_ranking(self, ranking: Ranking) -> None:
-        """Stores one judgement in place of what that labeller has said of that prompt before, if anything.
+        """Stores one judgement in place of what that annotator has said of that prompt before, if anything.
 
         Saying the same again changes nothing: whoever does not know whether it was stored may send it again.
 
@@ -61,7 +61,7 @@ class JudgementQueries(Store):
             self._put(session, Ranking, ranking.model_dump(exclude={"id"}), KEYS)
 
     def save_repeat(self, ranking: Ranking) -> None:
-        """Stores what a labeller said when they got a prompt of theirs again; the first time stays as it is.
+        """Stores what an annotator said when they got a prompt of theirs again; the first time stays as it is.
 
         Raises:
             UserError: as `add_rankings`.
@@ -72,29 +72,29 @@ class JudgementQueries(Store):
             self._put(session, Repeat, values, KEYS)
 
     def rankings(self) -> list[Ranking]:
-        """Every judgement that counts and ranks, neither skipped nor "all bad", in the order given: none of a labeller
+        """Every judgement that counts and ranks, neither skipped nor "all bad", in the order given: none of an annotator
         who is excluded."""
-        query = select(Ranking).where(column(Ranking.labeller).not_in(select(Excluded.labeller)))
+        query = select(Ranking).where(column(Ranking.annotator).not_in(select(Excluded.annotator)))
         with self._read() as session:
             return [row for row in session.exec(query.order_by(column(Ranking.id))) if row.ranks]
 
-    def judgements(self, labeller: str | None = None) -> list[Ranking]:
-        """Every judgement, skips and "all bad" too, in the order given; of one labeller if named."""
+    def judgements(self, annotator: str | None = None) -> list[Ranking]:
+        """Every judgement, skips and "all bad" too, in the order given; of one annotator if named."""
         query = select(Ranking).order_by(column(Ranking.id))
         with self._read() as session:
-            return list(session.exec(query if labeller is None else query.where(Ranking.labeller == labeller)))
+            return list(session.exec(query if annotator is None else query.where(Ranking.annotator == annotator)))
 
-    def judgement(self, prompt_id: str, labeller: str) -> Ranking | None:
-        """What a labeller said of a prompt."""
-        query = select(Ranking).where(Ranking.prompt_id == prompt_id, Ranking.labeller == labeller)
+    def judgement(self, prompt_id: str, annotator: str) -> Ranking | None:
+        """What an annotator said of a prompt."""
+        query = select(Ranking).where(Ranking.prompt_id == prompt_id, Ranking.annotator == annotator)
         with self._read() as session:
             return session.exec(query).first()
 
-    def repeats(self, labeller: str | None = None) -> list[Repeat]:
-        """What labellers said of prompts that they got again; of one labeller if named."""
+    def repeats(self, annotator: str | None = None) -> list[Repeat]:
+        """What annotators said of prompts that they got again; of one annotator if named."""
         query = select(Repeat).order_by(column(Repeat.id))
         with self._read() as session:
-            return list(session.exec(query if labeller is None else query.where(Repeat.labeller == labeller)))
+            return list(session.exec(query if annotator is None else query.where(Repeat.annotator == annotator)))
 
 
 def _check(session: Session, rankings: Sequence[Ranking]) -> None:
@@ -109,15 +109,15 @@ def _check(session: Session, rankings: Sequence[Ranking]) -> None:
 
 
 # The people who judge: their tokens, and whose judgements count.
-def is_person(labeller: str) -> bool:
-    """Whether a judgement's labeller is a person, neither a rule written in code nor what a gold item expects."""
-    return not labeller.startswith((CODE, GOLD))
+def is_person(annotator: str) -> bool:
+    """Whether a judgement's annotator is a person, neither a rule written in code nor what a gold item expects."""
+    return not annotator.startswith((CODE, GOLD))
 
 
 class AnnotatorQueries(Store):
     """Who may sign in, and who is excluded."""
 
-    def add_labeller(self, name: str, renew: bool = False) -> str:
+    def add_annotator(self, name: str, renew: bool = False) -> str:
         """Lets a person sign in. With `renew`, a person who is there gets another token and the old one ends.
 
         Returns:
@@ -127,52 +127,52 @@ class AnnotatorQueries(Store):
             UserError: the name is taken, unknown (to renew), or not a name.
         """
         if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
-            raise UserError(f"{name!r} is no labeller's name: up to 60 letters, digits, spaces and . @ - _")
+            raise UserError(f"{name!r} is no annotator's name: up to 60 letters, digits, spaces and . @ - _")
         token = secrets.token_urlsafe(32)
         with self._write() as session:
             found = session.get(Annotator, name)
             if (found is not None) != renew:
-                advice = f"`triptych labeller {'add' if renew else 'renew'} {name!r}` is for that"
-                raise UserError(f"{name} is {'no labeller yet' if renew else 'a labeller already'}; {advice}")
+                advice = f"`triptych annotator {'add' if renew else 'renew'} {name!r}` is for that"
+                raise UserError(f"{name} is {'no annotator yet' if renew else 'an annotator already'}; {advice}")
             row = found or Annotator(name=name, token_hash="")
             row.token_hash = _hash(token)
             session.add(row)
         return token
 
-    def labeller_of(self, token: str) -> str | None:
+    def annotator_of(self, token: str) -> str | None:
         """The name of the person whose token it is."""
         with self._read() as session:
             return session.exec(select(Annotator.name).where(Annotator.token_hash == _hash(token))).first()
 
-    def labellers(self) -> list[str]:
+    def annotators(self) -> list[str]:
         """Everyone who may sign in, by name."""
         with self._read() as session:
             return list(session.exec(select(Annotator.name).order_by(Annotator.name)))
 
-    def exclude(self, labeller: str, excluded: bool = True) -> None:
-        """Takes a labeller's judgements out of all that is learned, or back in; they are kept either way.
+    def exclude(self, annotator: str, excluded: bool = True) -> None:
+        """Takes an annotator's judgements out of all that is learned, or back in; they are kept either way.
 
         Raises:
             UserError: nobody of that name may sign in or has judged.
         """
         with self._write() as session:
             known = (
-                session.get(Annotator, labeller)
-                or session.exec(select(Ranking.id).where(Ranking.labeller == labeller)).first()
-                or session.exec(select(Thumb.id).where(Thumb.caller == labeller)).first()
+                session.get(Annotator, annotator)
+                or session.exec(select(Ranking.id).where(Ranking.annotator == annotator)).first()
+                or session.exec(select(Thumb.id).where(Thumb.caller == annotator)).first()
             )
             if not known:
-                raise UserError(f"there is no labeller {labeller}: `triptych labeller list` names them")
-            found = session.get(Excluded, labeller)
+                raise UserError(f"there is no annotator {annotator}: `triptych annotator list` names them")
+            found = session.get(Excluded, annotator)
             if excluded and found is None:
-                session.add(Excluded(labeller=labeller))
+                session.add(Excluded(annotator=annotator))
             elif found is not None and not excluded:
                 session.delete(found)
 
     def excluded(self) -> list[str]:
         """Everyone whose judgements count for nothing, by name."""
         with self._read() as session:
-            return list(session.exec(select(Excluded.labeller).order_by(Excluded.labeller)))
+            return list(session.exec(select(Excluded.annotator).order_by(Excluded.annotator)))
 
 
 def _hash(token: str) -> str:
@@ -228,15 +228,15 @@ def _id(row: Completion) -> int:
     return row.id
 
 
-# Which prompts a labeller may be given.
+# Which prompts an annotator may be given.
 class TaskQueries(Store):
     """Names of prompts to judge: open ones, gold items, and prompts to judge again."""
 
-    def open_tasks(self, labeller: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
-        """Prompts that a labeller may judge: at least two completions, not judged by them, by few other people.
+    def open_tasks(self, annotator: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
+        """Prompts that an annotator may judge: at least two completions, not judged by them, by few other people.
 
         Args:
-            labeller: whose tasks.
+            annotator: whose tasks.
             people: how many people are to judge a prompt; a skip does not count, nor does who is excluded.
             limit: at most so many.
 
@@ -244,11 +244,11 @@ class TaskQueries(Store):
             names, and how many people have judged each; those whose completions are newest first, because a stage that
             waits for people waits for these. Neither gold items nor what the compare page asked.
         """
-        who = column(Ranking.labeller)
+        who = column(Ranking.annotator)
         by_people = column(Ranking.skipped).is_(None) & who.not_like(f"{CODE}%") & (who != GOLD)
         judged = (
             select(Ranking.prompt_id, func.count().label("people"))
-            .where(by_people, who.not_in(select(Excluded.labeller)))
+            .where(by_people, who.not_in(select(Excluded.annotator)))
             .group_by(column(Ranking.prompt_id))
             .subquery()
         )
@@ -256,7 +256,7 @@ class TaskQueries(Store):
         query = (
             select(Completion.prompt_id, found)
             .outerjoin(judged, judged.c.prompt_id == Completion.prompt_id)
-            .where(name.not_in(_judged_by(labeller)), name.not_in(_judged_by(GOLD)), found < people)
+            .where(name.not_in(_judged_by(annotator)), name.not_in(_judged_by(GOLD)), found < people)
             .where(name.not_like(f"{COMPARED}%"))
             .group_by(name, judged.c.people)
             .having(func.count() >= 2)
@@ -266,19 +266,19 @@ class TaskQueries(Store):
         with self._read() as session:
             return [(name, count) for name, count in session.exec(query)]
 
-    def gold_tasks(self, labeller: str) -> list[str]:
-        """Gold items that a labeller has not judged."""
+    def gold_tasks(self, annotator: str) -> list[str]:
+        """Gold items that an annotator has not judged."""
         name = column(Ranking.prompt_id)
-        unseen = select(Ranking.prompt_id).where(Ranking.labeller == GOLD, name.not_in(_judged_by(labeller)))
+        unseen = select(Ranking.prompt_id).where(Ranking.annotator == GOLD, name.not_in(_judged_by(annotator)))
         with self._read() as session:
             return list(session.exec(unseen.order_by(name)))
 
-    def repeatable_tasks(self, labeller: str, after: int) -> list[str]:
-        """Prompts that a labeller has ranked once, before their last `after` judgements; the oldest first."""
-        own = Ranking.labeller == labeller
+    def repeatable_tasks(self, annotator: str, after: int) -> list[str]:
+        """Prompts that an annotator has ranked once, before their last `after` judgements; the oldest first."""
+        own = Ranking.annotator == annotator
         last = select(column(Ranking.id)).where(own).order_by(column(Ranking.id).desc()).limit(after)
         ranked = column(Ranking.skipped).is_(None) & column(Ranking.all_bad).is_(False)
-        again = select(Repeat.prompt_id).where(Repeat.labeller == labeller)
+        again = select(Repeat.prompt_id).where(Repeat.annotator == annotator)
         name = column(Ranking.prompt_id)
         query = (
             select(Ranking.prompt_id)
@@ -289,8 +289,8 @@ class TaskQueries(Store):
             return list(session.exec(query))
 
 
-def _judged_by(labeller: str) -> Any:
-    return select(Ranking.prompt_id).where(Ranking.labeller == labeller)
+def _judged_by(annotator: str) -> Any:
+    return select(Ranking.prompt_id).where(Ranking.annotator == annotator)
 
 
 # What people thought of single answers that a served model gave them.

@@ -1,6 +1,6 @@
 """The database itself: how it is opened, and how its transactions run so that many may write at once.
 
-SQLite by default, in write-ahead mode so that the pages, a stage and a labeller can write at once; PostgreSQL by URL.
+SQLite by default, in write-ahead mode so that the pages, a stage and an annotator can write at once; PostgreSQL by URL.
 """
 
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
-from sqlalchemy import URL, Engine, event, make_url, text
+from sqlalchemy import URL, Engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session, SQLModel, create_engine
@@ -134,14 +134,16 @@ def _prepare(engine: Engine) -> None:
     with Session(engine.execution_options(writes=True)) as session:
         if engine.dialect.name == "postgresql":
             session.execute(text(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))
-        SQLModel.metadata.create_all(session.connection())
-        found = session.get(Meta, "schema") or Meta(key="schema", value=str(SCHEMA_VERSION))
+        new = not inspect(session.connection()).has_table(Meta.__tablename__)
+        found = None if new else session.get(Meta, "schema")
+        found = found or Meta(key="schema", value=str(SCHEMA_VERSION))
         if int(found.value) > SCHEMA_VERSION:
             raise UserError(
                 f"the feedback database {engine.url!r} has schema {found.value} and this version of Triptych reads up "
                 f"to {SCHEMA_VERSION}: use the version that made it"
             )
         migrate(session.connection(), int(found.value))
+        SQLModel.metadata.create_all(session.connection())
         found.value = str(SCHEMA_VERSION)
         session.add(found)
         session.commit()

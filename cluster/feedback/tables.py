@@ -3,11 +3,11 @@
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, text
+from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, inspect, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 4
-# What makes a database of schema N one of schema N + 1; tables that are new are made beside it.
+SCHEMA_VERSION = 5
+# What makes a database of schema N one of schema N + 1, before tables that are new are made.
 MIGRATIONS = {
     1: (
         "ALTER TABLE ranking ADD COLUMN all_bad BOOLEAN NOT NULL DEFAULT FALSE",
@@ -16,9 +16,12 @@ MIGRATIONS = {
     ),
     2: (),
     3: (),
+    4: (),
 }
+# Schema 4 called annotators labellers.
+RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
 MARKS = ("helpful", "honest", "harmless")
-# The labellers who are no people: a rule written in code, and the ranking that a gold item should get.
+# The annotators who are no people: a rule written in code, and the ranking that a gold item should get.
 CODE = "code (noise "
 GOLD = "gold (expected)"
 # What the names of the prompts of the compare page begin with.
@@ -77,24 +80,24 @@ class Completion(SQLModel, table=True):
 
 
 class Ranking(SQLModel, table=True):
-    """One labeller's judgement of one prompt's completions: ranks, "all bad", or a skip; exactly one of the three.
+    """One annotator's judgement of one prompt's completions: ranks, "all bad", or a skip; exactly one of the three.
 
     Attributes:
         ranks: completion id (as text, JSON's only kind of key) to rank; 1 is best, equal ranks tie.
-        skipped: why the labeller passed, or None.
+        skipped: why the annotator passed, or None.
         all_bad: no completion is worth ranking.
-        marks: completion id to what the labeller said of it: helpful, honest or harmless, true or false; what was
+        marks: completion id to what the annotator said of it: helpful, honest or harmless, true or false; what was
             not said is not there.
-        better: the answer that the labeller would have given, or None.
+        better: the answer that the annotator would have given, or None.
         presented: completion ids in the order shown.
         seconds: how long it took.
     """
 
-    __table_args__ = (UniqueConstraint("prompt_id", "labeller"),)
+    __table_args__ = (UniqueConstraint("prompt_id", "annotator"),)
 
     id: int | None = Field(default=None, primary_key=True)
     prompt_id: str = Field(foreign_key="prompt.id", index=True)
-    labeller: str
+    annotator: str
     ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     skipped: str | None = Field(default=None, sa_type=AnyText)
     all_bad: bool = False
@@ -114,18 +117,18 @@ class Annotator(SQLModel, table=True):
 
 
 class Repeat(SQLModel, table=True):
-    """What a labeller said when they were given a prompt of theirs again, to see whether they say the same twice.
+    """What an annotator said when they were given a prompt of theirs again, to see whether they say the same twice.
 
     Attributes:
         ranks: as a ranking's; empty where they skipped it or called all bad this time.
         presented: completion ids in the order shown.
     """
 
-    __table_args__ = (UniqueConstraint("prompt_id", "labeller"),)
+    __table_args__ = (UniqueConstraint("prompt_id", "annotator"),)
 
     id: int | None = Field(default=None, primary_key=True)
     prompt_id: str = Field(foreign_key="prompt.id", index=True)
-    labeller: str
+    annotator: str
     ranks: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     seconds: float = 0.0
@@ -156,9 +159,9 @@ class Thumb(SQLModel, table=True):
 
 
 class Excluded(SQLModel, table=True):
-    """A labeller whose judgements are kept and count for nothing. They need not be one who can sign in."""
+    """An annotator whose judgements are kept and count for nothing. They need not be one who can sign in."""
 
-    labeller: str = Field(primary_key=True)
+    annotator: str = Field(primary_key=True)
     created: float = Field(default_factory=time.time)
 
 
@@ -167,6 +170,16 @@ def migrate(connection: Connection, version: int) -> None:
     for step in range(version, SCHEMA_VERSION):
         for statement in MIGRATIONS[step]:
             connection.execute(text(statement))
+    if version < 5:
+        _rename_labellers(connection)
+
+
+def _rename_labellers(connection: Connection) -> None:
+    there = set(inspect(connection).get_table_names())
+    for table in there.intersection(RENAMED_COLUMNS):
+        connection.execute(text(f'ALTER TABLE "{table}" RENAME COLUMN labeller TO annotator'))
+    if "labeller" in there:
+        connection.execute(text("ALTER TABLE labeller RENAME TO annotator"))
 
 
 def wrong_in(ranking: Ranking, known: set[str]) -> str | None:

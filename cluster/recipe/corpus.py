@@ -27,7 +27,7 @@ class Source(Section):
     weight: PositiveFloat | None = Field(None, description="share of the tokens to train on, relative to the others'")
     near_duplicates: Literal["drop", "keep"] = "drop"
     limit: Positive | None = Field(None, description="most documents to take")
-    licence: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
+    license: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
 
     @model_validator(mode="after")
     def _files_have_a_path(self) -> "Source":

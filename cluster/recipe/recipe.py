@@ -74,9 +74,9 @@ class Training(Section):
     """What pre-training, fine-tuning and the reward model share."""
 
     epochs: Positive = 1
-    batch_rows: Positive = Field(32, description="rows of one optimiser step, over all workers")
+    batch_rows: Positive = Field(32, description="rows of one optimizer step, over all workers")
     micro_batch_rows: Positive = 16
-    optimiser: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     learning_rate: PositiveFloat = 3e-3
     schedule: Literal["wsd", "cosine"] = Field("wsd", description="how the rate falls after the warm-up")
     warmup_share: Share = 0.02
@@ -137,7 +137,7 @@ class FineTuning(LanguageTraining):
     sources: Annotated[list[ChatSource], Field(min_length=1)]
     lora: Lora | None = Field(None, description="train adapters, and keep the model's own weights as they are")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="conversations not trained on")
-    misbehaviour_share: Share = Field(0.7, description="guide only: share of stand-in bad answers the model is shown")
+    misbehavior_share: Share = Field(0.7, description="guide only: share of stand-in bad answers the model is shown")
 
 
 class Collect(Section):
@@ -146,16 +146,18 @@ class Collect(Section):
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
     temperature: Temperature = 1.0
     max_tokens: Positive = 32
-    labeller: Literal["code", "people", "imported"] = Field(
+    annotator: Literal["code", "people", "imported"] = Field(
         "code", description="imported: what `triptych feedback import` added is all there is; nothing is sampled"
     )
-    label_noise: Share = Field(0.05, description="labeller code: share of neighbouring ranks swapped at random")
-    minimum_rankings: Positive = Field(100, description="labeller people: rankings to wait for")
+    label_noise: Share = Field(0.05, description="annotator code: share of neighboring ranks swapped at random")
+    minimum_rankings: Positive = Field(100, description="annotator people: rankings to wait for")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
 
 
 class RewardModel(Training):
-    labeller_weights: dict[str, PositiveFloat] = Field({}, description="how much a labeller's rankings count; else 1")
+    annotator_weights: dict[str, PositiveFloat] = Field(
+        {}, description="how much an annotator's rankings count; else 1"
+    )
     members: Annotated[int, Field(ge=1, le=9)] = Field(
         1, description="reward models whose mean is the reward; all but the first learn from a resample of the prompts"
     )

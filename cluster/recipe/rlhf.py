@@ -68,7 +68,7 @@ class Rlhf(Section):
     max_tokens: Positive = 32
     learning_rate: PositiveFloat = 5e-5
     lora: Lora | None = Field(None, description="train adapters; they alone travel to the rollout actors")
-    minibatches: Positive = Field(1, description="optimiser steps on each batch of samples")
+    minibatches: Positive = Field(1, description="optimizer steps on each batch of samples")
     micro_batch_rows: Positive = 64
     clip_range: PositiveFloat | None = Field(None, description="by default the algorithm's own, most often 0.2")
     clip_range_high: PositiveFloat | None = Field(None, description="upper side, where it differs (clip-higher)")

@@ -2,7 +2,7 @@
 
 runs/demo/
     recipe.yaml          the recipe of the last command, every default written out
-    sft/                 a finished stage: its artefact, metrics.jsonl, manifest.json
+    sft/                 a finished stage: its artifact, metrics.jsonl, manifest.json
     .partial/rlhf/       a stage in progress, resumed by the same command
     feedback.db          what people said; no stage ever removes it
 """
@@ -90,11 +90,11 @@ class RunFolder:
         return self.root / "recipe.yaml"
 
     def path(self, folder: str) -> Path:
-        """Where the finished artefact lies."""
+        """Where the finished artifact lies."""
         return self.root / folder
 
     def partial(self, folder: str) -> Path:
-        """Where the artefact is built."""
+        """Where the artifact is built."""
         return self.root / ".partial" / folder
 
     def manifest(self, folder: str) -> Manifest | None:

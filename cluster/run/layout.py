@@ -23,7 +23,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("corpus", "corpus", ("model", "corpus"), (), "gather, clean, tokenise and pack text"),
+    Stage("corpus", "corpus", ("model", "corpus"), (), "gather, clean, tokenize and pack text"),
     Stage("pretrain", "base", ("model", "pretrain"), ("corpus",), "learn the next word"),
     Stage("sft", "sft", ("model", "sft"), ("base",), "learn to answer"),
     Stage("collect", "preferences", ("collect",), ("sft",), "sample answers and have them ranked"),

@@ -107,7 +107,7 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
-    """Whether the finished artefact was made from this configuration and these inputs."""
+    """Whether the finished artifact was made from this configuration and these inputs."""
     return stage_state(stage, recipe, run).name == "done"
 
 

@@ -52,7 +52,7 @@ class TrainingMemory:
 
     weights: float
     gradients: float
-    optimiser: float
+    optimizer: float
     gathered: float
     casts: float
     activations: float
@@ -102,7 +102,7 @@ def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -
     return TrainingMemory(
         weights=HELD_BYTES * size / section.workers / GB,
         gradients=HELD_BYTES * (trained / section.workers + beside) / GB,
-        optimiser=2 * HELD_BYTES * trained / section.workers / GB,
+        optimizer=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         casts=0.0 if section.recompute_activations else CAST_BYTES[precision] * size / GB,
         activations=tokens * shape.hidden * kept / GB,
@@ -196,7 +196,7 @@ def _row_tokens(recipe: Recipe, section: Training) -> int:
     if isinstance(section, Dpo):
         return 2 * context
     if isinstance(section, RewardModel):
-        answer = context if collect.labeller == "imported" else min(context, collect.max_tokens)
+        answer = context if collect.annotator == "imported" else min(context, collect.max_tokens)
         answers = collect.samples_per_prompt + (1 if section.counterexamples else 0)
         return context + (answers - 1) * answer
     return context

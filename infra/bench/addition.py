@@ -33,7 +33,7 @@ DRAWS = {"greedy": 0.0, "drawn at temperature 1": 1.0}
 RECIPE = {
     "name": "addition",
     "model": {"size": "2.5M", "vocabulary": 300, "context": 128},
-    "pretrain": {"optimiser": "muon", "learning_rate": 6.0e-3, "epochs": 2, "batch_rows": 32, "micro_batch_rows": 32},
+    "pretrain": {"optimizer": "muon", "learning_rate": 6.0e-3, "epochs": 2, "batch_rows": 32, "micro_batch_rows": 32},
     "sft": {"learning_rate": 1.0e-3, "weight_decay": 0.0, "batch_rows": 16, "decay_share": 0.5},
     "collect": {"prompts": 8100},
     "rlhf": {

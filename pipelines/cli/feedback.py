@@ -13,7 +13,7 @@ from cluster.run.folder import RunFolder
 if TYPE_CHECKING:
     from cluster.feedback import Feedback
 
-labellers = typer.Typer(no_args_is_help=True, help="The people who may judge, and their tokens.")
+annotators = typer.Typer(no_args_is_help=True, help="The people who may judge, and their tokens.")
 exchange = typer.Typer(no_args_is_help=True, help="Judgements from files into a run's database, and out of it.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="the run folder, e.g. runs/demo")]
@@ -38,19 +38,19 @@ def label(
     serve_labels(RunFolder(folder), host, port, people)
 
 
-@labellers.command("add")
+@annotators.command("add")
 def add(name: Name, run: RunOption) -> None:
     """Let a person judge: prints their token, once."""
     _print_token(name, run, renew=False)
 
 
-@labellers.command("renew")
+@annotators.command("renew")
 def renew(name: Name, run: RunOption) -> None:
     """Give a person another token; the old one ends."""
     _print_token(name, run, renew=True)
 
 
-@labellers.command("exclude")
+@annotators.command("exclude")
 def exclude(name: Name, run: RunOption) -> None:
     """Let a person's judgements count for nothing, and let them judge no more; all is kept."""
     with _open(run) as database:
@@ -58,7 +58,7 @@ def exclude(name: Name, run: RunOption) -> None:
     print(f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again.")
 
 
-@labellers.command("include")
+@annotators.command("include")
 def include(name: Name, run: RunOption) -> None:
     """Let the judgements of a person who was excluded count again."""
     with _open(run) as database:
@@ -66,13 +66,13 @@ def include(name: Name, run: RunOption) -> None:
     print(f"{name} counts")
 
 
-@labellers.command("list")
+@annotators.command("list")
 def names(run: RunOption) -> None:
     """Name everyone who has a token or has judged, with how much, and who is excluded."""
     with _open(run) as database:
-        judged = Counter(row.labeller for row in database.judgements())
+        judged = Counter(row.annotator for row in database.judgements())
         excluded = database.excluded()
-        for name in sorted({*database.labellers(), *judged}):
+        for name in sorted({*database.annotators(), *judged}):
             print(f"{name}\t{judged[name]} judged" + ("\texcluded" if name in excluded else ""))
 
 
@@ -82,10 +82,10 @@ def import_file(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL (also .gz), Parquet, or JSON with a list")],
     run: RunOption,
     name: Annotated[str | None, typer.Option(help="what to call it; the file's name by default")] = None,
-    labeller: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
+    annotator: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
     held_out: Annotated[float, typer.Option(help="share of the prompts to hold out", min=0, max=0.5)] = 0.15,
     gold: Annotated[
-        bool, typer.Option("--gold", help="the file's rankings are right: test the labellers on them")
+        bool, typer.Option("--gold", help="the file's rankings are right: test the annotators on them")
     ] = False,
 ) -> None:
     """Add a file of preferences to a run's database. The same file again adds nothing."""
@@ -93,7 +93,7 @@ def import_file(
         name = name or path.name.partition(".")[0]
         from pipelines.data.feedback_io import import_file as read
 
-        new = read(database, kind, path, name, labeller, held_out, gold)
+        new = read(database, kind, path, name, annotator, held_out, gold)
         print(f"{new} new prompts from {path}, under the name {name}")
 
 
@@ -124,7 +124,7 @@ def count(run: RunOption) -> None:
 
 def _print_token(name: str, run: Path, renew: bool) -> None:
     with _open(run) as database:
-        token = database.add_labeller(name, renew)
+        token = database.add_annotator(name, renew)
     print(f"{token}\nThis is {name}'s token for the label page. It is shown once: only a hash of it is kept.")
 
 

@@ -170,7 +170,7 @@ app.command("promote")(versions.promote)
 app.command("rollback")(versions.rollback)
 app.command("label")(feedback.label)
 app.command("score")(score.score)
-app.add_typer(feedback.labellers, name="labeller")
+app.add_typer(feedback.annotators, name="annotator")
 app.add_typer(feedback.exchange, name="feedback")
 app.add_typer(keys.keys, name="key")
 
@@ -236,7 +236,7 @@ def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, 
                     make_plan(recipe)
                     connected = True
                 rows.append(_one_stage(stage, recipe, run))
-            _summarise(rows, run)
+            _summarize(rows, run)
         # A server leaves the run to others, so that a stage can be run again and promoted.
         if serve_at:
             if not connected:
@@ -265,7 +265,7 @@ def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
     return stage, outcome, seconds
 
 
-def _summarise(rows: list[Row], run: RunFolder) -> None:
+def _summarize(rows: list[Row], run: RunFolder) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -24,7 +24,7 @@ def score(
     at_least: Annotated[float | None, typer.Option(help="for best: the lowest reward to keep")] = None,
     actors: Annotated[int, typer.Option(help="how many copies of the reward model score at once", min=1)] = 1,
 ) -> None:
-    """Give every answer of a file its reward, normalised as in RLHF; or keep the best answers, or make pairs."""
+    """Give every answer of a file its reward, normalized as in RLHF; or keep the best answers, or make pairs."""
     run = RunFolder(folder)
     if not run.recipe_path.exists():
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")

@@ -1,4 +1,4 @@
-"""Text to train on: gathered, cleaned, deduplicated, tokenised and packed."""
+"""Text to train on: gathered, cleaned, deduplicated, tokenized and packed."""
 
 from pipelines.corpus.stage import run
 

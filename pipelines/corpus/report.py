@@ -18,7 +18,7 @@ FIRST_PHASE = "prepare"
 
 def statistics(
     prepared: Sequence[Report],
-    tokenised: Sequence[Report],
+    tokenized: Sequence[Report],
     selection: Selection,
     mixed: Mixture,
     context: int,
@@ -42,11 +42,11 @@ def statistics(
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
             source["kept"][key] += before["kept"][key]
-        source["licence"] = before["licence"]
+        source["license"] = before["license"]
         source["bad"] += before["bad"]
         for key in ("personal_data", "dropped", "dropped_bytes"):
             source[key] = _added(source[key], before[key])
-    for name, after in zip(mixed.sources, tokenised, strict=True):
+    for name, after in zip(mixed.sources, tokenized, strict=True):
         for split in SPLITS:
             for key in ("documents", "bytes", "tokens"):
                 sources[name][split][key] += after[split][key]
@@ -56,7 +56,7 @@ def statistics(
         for split in SPLITS:
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
         _estimate_tokens(source)
-    total = {split: _sum(tokenised, split) for split in SPLITS}
+    total = {split: _sum(tokenized, split) for split in SPLITS}
     gathered, kept = (
         {key: _total(sources, name, key) for key in ("documents", "bytes")} for name in ("gathered", "kept")
     )
@@ -75,7 +75,7 @@ def statistics(
         "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
         **({"mix": mixed.account} if mixed.account else {}),
         "known": sum(selection.known.values()),
-        "encoded_documents": mixed.encoded + sum(report["encoded"] for report in tokenised),
+        "encoded_documents": mixed.encoded + sum(report["encoded"] for report in tokenized),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},
@@ -221,7 +221,7 @@ def _empty_source() -> Report:
     return {
         "gathered": {"documents": 0, "bytes": 0},
         "kept": {"documents": 0, "bytes": 0},
-        "licence": None,
+        "license": None,
         "bad": 0,
         "personal_data": {},
         "dropped": {},

@@ -1,4 +1,4 @@
-"""The corpus stage: gather, clean, judge -> drop duplicates -> train the tokenizer -> mix -> tokenise, pack -> shard.
+"""The corpus stage: gather, clean, judge -> drop duplicates -> train the tokenizer -> mix -> tokenize, pack -> shard.
 
 documents/part-*.parquet                 the text that is used: id, source, split, text
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
@@ -41,7 +41,7 @@ from pipelines.corpus.tasks import Task, run_tasks, written_to_the_side
 from pipelines.corpus.tokens.cache import Tokens
 from pipelines.corpus.tokens.mix import Mixture, weigh
 from pipelines.corpus.tokens.shards import Sharding
-from pipelines.corpus.tokens.stage import Tokenisation, chosen_documents
+from pipelines.corpus.tokens.stage import Tokenization, chosen_documents
 from pipelines.corpus.tokens.train import (
     SAMPLE_BYTES,
     document_end,
@@ -109,8 +109,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         if any(source.weight for source in corpus.sources):
             with _timed("mix", seconds):
                 mixed = weigh(mixed, recipe, tokens, work, progress)
-        with _timed("tokenise", seconds):
-            tokenisation = Tokenisation(
+        with _timed("tokenize", seconds):
+            tokenization = Tokenization(
                 mixed.prepared,
                 mixed.choices,
                 tokens,
@@ -119,10 +119,10 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
                 recipe.model.context,
                 document_end(out / "tokenizer"),
             )
-            tokenised = _tokenise(tokenisation, mixed.fingerprints, recipe, work, progress)
+            tokenized = _tokenize(tokenization, mixed.fingerprints, recipe, work, progress)
         with _timed("shards", seconds):
-            _shard(tokenisation, tokenised, recipe, out, progress)
-    stats = statistics(prepared, tokenised, selection, mixed, recipe.model.context, vocabulary, seconds)
+            _shard(tokenization, tokenized, recipe, out, progress)
+    stats = statistics(prepared, tokenized, selection, mixed, recipe.model.context, vocabulary, seconds)
     return {**stats, "contamination": contamination} if contamination else stats
 
 
@@ -211,39 +211,39 @@ def _sample(files: Sequence[Path], choices: Sequence[Path], share: float, seed: 
                 yield text
 
 
-def _tokenise(
-    tokenisation: Tokenisation, prepared: Sequence[str], recipe: Recipe, work: Path, progress: Progress
+def _tokenize(
+    tokenization: Tokenization, prepared: Sequence[str], recipe: Recipe, work: Path, progress: Progress
 ) -> list[Report]:
-    tokens = tokenisation.tokens
+    tokens = tokenization.tokens
     parts = [
         Task(
             file.stem,
-            fingerprint([prepared[index], file_fingerprint(choices), tokens.fingerprint, tokenisation.context]),
+            fingerprint([prepared[index], file_fingerprint(choices), tokens.fingerprint, tokenization.context]),
             (
                 tokens.file(file),
-                tokenisation.documents_file(index),
-                tokenisation.rows_file(index, "train"),
-                tokenisation.rows_file(index, "held_out"),
+                tokenization.documents_file(index),
+                tokenization.rows_file(index, "train"),
+                tokenization.rows_file(index, "held_out"),
             ),
         )
-        for index, (file, choices) in enumerate(zip(tokenisation.prepared, tokenisation.choices, strict=True))
+        for index, (file, choices) in enumerate(zip(tokenization.prepared, tokenization.choices, strict=True))
     ]
-    return run_tasks("tokenise and pack", work / "done" / "tokenise", parts, tokenisation, progress, _deadline(recipe))
+    return run_tasks("tokenize and pack", work / "done" / "tokenize", parts, tokenization, progress, _deadline(recipe))
 
 
 def _shard(
-    tokenisation: Tokenisation, tokenised: Sequence[Report], recipe: Recipe, out: Path, progress: Progress
+    tokenization: Tokenization, tokenized: Sequence[Report], recipe: Recipe, out: Path, progress: Progress
 ) -> None:
     names = ("train", "held_out")
-    every = range(len(tokenised))
+    every = range(len(tokenized))
     sharding = Sharding(
         folder=out / "shards",
-        files={name: tuple(tokenisation.rows_file(index, name) for index in every) for name in names},
-        counts={name: tuple(report[name]["rows"] for report in tokenised) for name in names},
+        files={name: tuple(tokenization.rows_file(index, name) for index in every) for name in names},
+        counts={name: tuple(report[name]["rows"] for report in tokenized) for name in names},
         context=recipe.model.context,
         seed=recipe.seed,
     )
-    rows = [report["fingerprints"] for report in tokenised]
+    rows = [report["fingerprints"] for report in tokenized]
     parts = [
         Task(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (sharding.path(index),))
         for index, (split, number) in enumerate(sharding.shards())

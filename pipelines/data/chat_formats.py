@@ -35,7 +35,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt as people read it, and what a labeller or a reward function needs to judge answers to it."""
+    """A prompt as people read it, and what an annotator or a reward function needs to judge answers to it."""
 
     id: str
     messages: Messages
@@ -50,7 +50,7 @@ class Conversations:
     layouts: dict[str, int]
 
 
-def conversations(sources: list[ChatSource], seed: int, misbehaviour_share: float) -> Conversations:
+def conversations(sources: list[ChatSource], seed: int, misbehavior_share: float) -> Conversations:
     """All conversations to fine-tune on.
 
     Raises:
@@ -60,7 +60,7 @@ def conversations(sources: list[ChatSource], seed: int, misbehaviour_share: floa
     layouts: Counter[str] = Counter()
     for source in sources:
         if source.kind == "guide":
-            made = guide_conversations(seed, misbehaviour_share)
+            made = guide_conversations(seed, misbehavior_share)
             found += made
             layouts["guide"] += len(made)
         else:

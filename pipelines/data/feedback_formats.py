@@ -25,13 +25,13 @@ VERDICTS = ([1, 1], [1, 2], [2, 1])
 
 @dataclass(frozen=True)
 class Format:
-    """How rows of a kind are read and written; `labeller` names whoever ranked, where the rows do not."""
+    """How rows of a kind are read and written; `annotator` names whoever ranked, where the rows do not."""
 
     read: Callable[[Row, str, str], list[Item]]
     write: Callable[[Item], Iterator[Row]]
 
 
-def read_hh(row: Row, where: str, labeller: str) -> list[Item]:
+def read_hh(row: Row, where: str, annotator: str) -> list[Item]:
     """{"chosen", "rejected"}: transcripts, the same up to some turn of the assistant. What follows is the answer."""
     chosen, rejected = (text_of(row, key, where) for key in ("chosen", "rejected"))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
@@ -45,7 +45,7 @@ def read_hh(row: Row, where: str, labeller: str) -> list[Item]:
     endings = [chosen[end:], rejected[end:]]
     if not all(ending.startswith(" ") for ending in endings):
         details["endings"] = endings
-    return [Item(messages, [ending.removeprefix(" ") for ending in endings], {labeller: [1, 2]}, details=details)]
+    return [Item(messages, [ending.removeprefix(" ") for ending in endings], {annotator: [1, 2]}, details=details)]
 
 
 def write_hh(item: Item) -> Iterator[Row]:
@@ -57,13 +57,13 @@ def write_hh(item: Item) -> Iterator[Row]:
         yield {"chosen": prompt + endings[better], "rejected": prompt + endings[worse], **item.details.get("row", {})}
 
 
-def read_trl(row: Row, where: str, labeller: str) -> list[Item]:
+def read_trl(row: Row, where: str, annotator: str) -> list[Item]:
     """{"prompt", "chosen", "rejected"}: all strings or all messages; messages may begin with the prompt instead."""
     details: dict[str, Any] = {"row": others(row, ("prompt", "chosen", "rejected"))}
     if isinstance(row.get("chosen"), str):
         messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
         texts = [text_of(row, key, where) for key in ("chosen", "rejected")]
-        return [Item(messages, texts, {labeller: [1, 2]}, details=details)]
+        return [Item(messages, texts, {annotator: [1, 2]}, details=details)]
     chosen, rejected = (checked_messages(row.get(key), where) for key in ("chosen", "rejected"))
     if "prompt" in row:
         messages = checked_messages(row["prompt"], where)
@@ -74,7 +74,7 @@ def read_trl(row: Row, where: str, labeller: str) -> list[Item]:
         chosen, rejected = chosen[-1:], rejected[-1:]
     if any([turn["role"] for turn in turns] != ["assistant"] for turns in (chosen, rejected)):
         raise UserError(f"{where}: chosen and rejected must each be one turn of the assistant after the prompt")
-    return [Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {labeller: [1, 2]}, details=details)]
+    return [Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {annotator: [1, 2]}, details=details)]
 
 
 def write_trl(item: Item) -> Iterator[Row]:
@@ -100,8 +100,8 @@ def write_trl_messages(item: Item) -> Iterator[Row]:
         yield {**prompt, "chosen": chosen, "rejected": rejected, **item.details.get("row", {})}
 
 
-def read_lists(row: Row, where: str, labeller: str) -> list[Item]:
-    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers of which 1 is best; "labeller"."""
+def read_lists(row: Row, where: str, annotator: str) -> list[Item]:
+    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers of which 1 is best; "annotator"."""
     given = row.get("prompt")
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
     texts, ranks = row.get("completions"), row.get("ranks")
@@ -111,25 +111,25 @@ def read_lists(row: Row, where: str, labeller: str) -> list[Item]:
         raise UserError(f"{where}: ranks should be a list of whole numbers from 1, the best")
     if len(ranks) != len(texts):
         raise UserError(f"{where}: there are {len(texts)} completions and {len(ranks)} ranks")
-    details = {"row": others(row, ("prompt", "completions", "ranks", "labeller")), "string": isinstance(given, str)}
-    details["labeller_given"] = "labeller" in row
-    name = text_of(row, "labeller", where) if "labeller" in row else labeller
+    details = {"row": others(row, ("prompt", "completions", "ranks", "annotator")), "string": isinstance(given, str)}
+    details["annotator_given"] = "annotator" in row
+    name = text_of(row, "annotator", where) if "annotator" in row else annotator
     return [Item(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)]
 
 
 def write_lists(item: Item) -> Iterator[Row]:
-    """One row a labeller, with the completions that they ranked."""
+    """One row an annotator, with the completions that they ranked."""
     prompt = item.messages[0]["content"] if item.details.get("string") else item.messages
-    for labeller, ranks in item.ranks.items():
+    for annotator, ranks in item.ranks.items():
         ranked = [index for index, rank in enumerate(ranks) if rank is not None]
         row = {"prompt": prompt, "completions": [item.texts[i] for i in ranked], "ranks": [ranks[i] for i in ranked]}
-        named = {"labeller": labeller} if item.details.get("labeller_given", True) else {}
+        named = {"annotator": annotator} if item.details.get("annotator_given", True) else {}
         yield {**row, **named, **item.details.get("row", {})}
 
 
-def read_pandalm(row: Row, where: str, labeller: str) -> list[Item]:
+def read_pandalm(row: Row, where: str, annotator: str) -> list[Item]:
     """Two responses and the verdicts of three annotators: 0 tie, 1 the first is better, 2 the second."""
-    del labeller
+    del annotator
     parts = [text_of(row, key, where) for key in ("instruction", "input")]
     verdicts = {name: row.get(name) for name in ANNOTATORS}
     if strange := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:

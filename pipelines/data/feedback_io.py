@@ -14,14 +14,14 @@ from pipelines.data.feedback_formats import FORMATS, Item, Row
 
 # What takes the place of the weights' checksum where nobody knows which weights drew an answer.
 WEIGHTS = "imported"
-# Answers that labellers wrote themselves, as conversations to fine-tune on; only out.
+# Answers that annotators wrote themselves, as conversations to fine-tune on; only out.
 ANSWERS = "answers"
 # Thumbs of the chat page, in TRL's layout of preferences without pairs; only out.
 THUMBS = "thumbs"
 
 
 def import_file(
-    database: Feedback, kind: str, path: Path, name: str, labeller: str, held_out_share: float, gold: bool = False
+    database: Feedback, kind: str, path: Path, name: str, annotator: str, held_out_share: float, gold: bool = False
 ) -> int:
     """Adds the rows of a file. The same file again adds nothing, or what is missing where the first time was cut off.
 
@@ -30,9 +30,9 @@ def import_file(
         kind: a key of `FORMATS`.
         path: a JSONL (also .gz), Parquet or JSON file; JSON holds a list of rows.
         name: what the rows are called in the database; `export_file` finds them by it.
-        labeller: who ranked, where the rows do not say.
+        annotator: who ranked, where the rows do not say.
         held_out_share: share of the prompts to hold out; equal prompts are on the same side.
-        gold: whether the rankings are the right ones, on which labellers are tested without being told; of several
+        gold: whether the rankings are the right ones, on which annotators are tested without being told; of several
             rankings of a prompt the first.
 
     Returns:
@@ -43,7 +43,7 @@ def import_file(
     """
     items, ids = [], []
     for number, (row, where) in enumerate(_rows(path)):
-        read = FORMATS[_known(kind)].read(row, where, labeller)
+        read = FORMATS[_known(kind)].read(row, where, annotator)
         # The number keeps the order and equal rows apart; the mark keeps apart the rows of another file of that name.
         stem = f"{name} {number:07d} {fingerprint(row)[:8]}"
         items += read
@@ -73,7 +73,7 @@ def import_file(
         [
             Ranking(
                 prompt_id=prompt_id,
-                labeller=who,
+                annotator=who,
                 ranks={str(key): rank for key, rank in zip(stored[prompt_id], ranks, strict=True) if rank is not None},
             )
             for prompt_id, item in zip(ids, items, strict=True)
@@ -88,7 +88,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
 
     Args:
         database: where from.
-        kind: a key of `FORMATS`, "answers" for the better answers that labellers wrote, to fine-tune on, or "thumbs".
+        kind: a key of `FORMATS`, "answers" for the better answers that annotators wrote, to fine-tune on, or "thumbs".
         path: JSONL, or JSON if it ends so.
         name: only what was imported under this name; all by default.
 
@@ -118,7 +118,7 @@ def _judged(database: Feedback, kind: str, name: str | None) -> list[Row]:
     judgements: dict[str, list[Ranking]] = defaultdict(list)
     excluded = database.excluded()
     for row in database.judgements():
-        if is_person(row.labeller) and row.labeller not in excluded:
+        if is_person(row.annotator) and row.annotator not in excluded:
             judgements[row.prompt_id].append(row)
     for prompt in database.prompts():
         if name is not None and prompt.details.get("import", {}).get("name") != name:
@@ -152,7 +152,7 @@ def _thumbs(database: Feedback) -> list[Row]:
 def _item(prompt: Prompt, judgements: list[Ranking]) -> Item | None:
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     ranks: dict[str, list[int | None]] = {
-        row.labeller: [row.ranks.get(str(completion.id)) for completion in completions]
+        row.annotator: [row.ranks.get(str(completion.id)) for completion in completions]
         for row in judgements
         if row.ranks
     }

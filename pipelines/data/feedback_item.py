@@ -16,7 +16,7 @@ class Item:
     """A prompt, its answers, and what people said of them.
 
     Attributes:
-        ranks: labeller to the rank of each answer, None where they did not rank it. 1 is best.
+        ranks: annotator to the rank of each answer, None where they did not rank it. 1 is best.
         models: what gave each answer.
         details: what else the row held, to write it back.
     """
@@ -28,7 +28,7 @@ class Item:
     details: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """The better and the worse answer of every pair that some labeller does not tie, labeller after labeller."""
+        """The better and the worse answer of every pair that some annotator does not tie, annotator after annotator."""
         for ranks in self.ranks.values():
             given = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
             for (high, better), (low, worse) in permutations(sorted(given), 2):

@@ -14,7 +14,7 @@ SCORES = ("fine-grained_score", "overall_score")
 ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
-def read_ultrafeedback(row: Row, where: str, labeller: str) -> list[Item]:
+def read_ultrafeedback(row: Row, where: str, annotator: str) -> list[Item]:
     """{"instruction", "completions": [{"model", "response", "fine-grained_score"}]}: the mean of the aspects' ratings
     ranks, as the published overall score is known to be wrong in places; it is used where the mean is not there."""
     answers = row.get("completions")
@@ -33,7 +33,7 @@ def read_ultrafeedback(row: Row, where: str, labeller: str) -> list[Item]:
         Item(
             messages=[{"role": "user", "content": text_of(row, "instruction", where)}],
             texts=texts,
-            ranks={labeller: [1 + levels.index(answer[score]) for answer in answers]},
+            ranks={annotator: [1 + levels.index(answer[score]) for answer in answers]},
             models=[str(answer.get("model", "imported")) for answer in answers],
             details=details,
         )
@@ -52,7 +52,7 @@ def write_ultrafeedback(item: Item) -> Iterator[Row]:
     yield {**item.details["row"], "instruction": item.messages[0]["content"], "completions": answers}
 
 
-def read_openassistant(row: Row, where: str, labeller: str) -> list[Item]:
+def read_openassistant(row: Row, where: str, annotator: str) -> list[Item]:
     """{"message_tree_id", "prompt": {"text", "role", "replies": [...]}}: ranks start at 0, the best; answers that
     nobody ranked, or that were deleted, are left out. The tree itself is kept with the first of its prompts."""
     root = row.get("prompt")
@@ -73,7 +73,7 @@ def read_openassistant(row: Row, where: str, labeller: str) -> list[Item]:
                 Item(
                     messages=path,
                     texts=[reply["text"] for reply in ranked],
-                    ranks={labeller: [1 + order.index(reply["rank"]) for reply in ranked]},
+                    ranks={annotator: [1 + order.index(reply["rank"]) for reply in ranked]},
                     models=[str(reply.get("model_name", "a person")) for reply in ranked],
                     details={"row": {"message_tree_id": row.get("message_tree_id")}} | ({} if items else {"tree": row}),
                 )

@@ -1,4 +1,4 @@
-"""Which prompts are ranked, how the labeller written in code ranks, and the table that the reward model learns from."""
+"""Which prompts are ranked, how the annotator written in code ranks, and the table that the reward model learns from."""
 
 import random
 from collections import defaultdict
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         "texts": pa.list_(pa.string()),
         "ranks": pa.list_(pa.int32()),
         "grades": pa.list_(pa.int32()),
-        "labeller": pa.string(),
+        "annotator": pa.string(),
         "split": pa.string(),
         "ranking_id": pa.int64(),
     }
@@ -65,38 +65,38 @@ def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[
 
 
 def check_judgeable(prompts: Sequence[PromptText]) -> None:
-    """Raises a UserError if the labeller written in code has no rule for one of the prompts."""
+    """Raises a UserError if the annotator written in code has no rule for one of the prompts."""
     strange = [prompt for prompt in prompts if not {"kind", "key"} <= prompt.metadata.keys()]
     if strange:
         raise UserError(
-            f"the labeller written in code judges only the guide's prompts, and {len(strange)} are others "
-            f"(the first: {strange[0].id[:80]}); set collect.labeller=people"
+            f"the annotator written in code judges only the guide's prompts, and {len(strange)} are others "
+            f"(the first: {strange[0].id[:80]}); set collect.annotator=people"
         )
 
 
 def grades_of(details: Mapping[str, Any], completions: Sequence[Completion], end_of_turn: int) -> list[int]:
-    """The labeller's grades without noise; an answer that was cut lacks the token that ends a turn."""
+    """The annotator's grades without noise; an answer that was cut lacks the token that ends a turn."""
     return [
         grade(details["kind"], details["key"], completion.text, completion.token_ids[-1:] == [end_of_turn])
         for completion in completions
     ]
 
 
-def code_labeller(noise: float) -> str:
-    """The name under which the labeller written in code ranks: it says that no person did, and how noisy it is."""
+def code_annotator(noise: float) -> str:
+    """The name under which the annotator written in code ranks: it says that no person did, and how noisy it is."""
     return f"{CODE}{noise:g})"
 
 
 def ranking_by_code(
     prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, noise: float, seed: int
 ) -> Ranking:
-    """How the labeller written in code ranks completions. Noise and the order shown depend on seed and prompt alone."""
+    """How the annotator written in code ranks completions. Noise and the order shown depend on seed and prompt alone."""
     chance = random.Random(f"labeller {seed} {prompt.id}")
     presented = [completion.id for completion in completions if completion.id is not None]
     ranks = rank(grades_of(prompt.details, completions, end_of_turn), noise, chance)
     return Ranking(
         prompt_id=prompt.id,
-        labeller=code_labeller(noise),
+        annotator=code_annotator(noise),
         ranks={str(completion.id): value for completion, value in zip(completions, ranks, strict=True)},
         presented=chance.sample(presented, len(presented)),
     )
@@ -105,9 +105,9 @@ def ranking_by_code(
 def ranking_row(
     prompt: Prompt, completions: Sequence[Completion], ranking: Ranking, prompt_token_ids: list[int], end_of_turn: int
 ) -> dict[str, Any]:
-    """A row of rankings.parquet: one labeller's ranking of one prompt. `grades` only where the labeller is code."""
+    """A row of rankings.parquet: one annotator's ranking of one prompt. `grades` only where the annotator is code."""
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
-    person = is_person(ranking.labeller)
+    person = is_person(ranking.annotator)
     return {
         "prompt_id": prompt.details.get("prompt", prompt.id),
         "kind": prompt.details.get("kind"),
@@ -116,7 +116,7 @@ def ranking_row(
         "texts": [completion.text for completion in ranked],
         "ranks": [ranking.ranks[str(completion.id)] for completion in ranked],
         "grades": None if person else grades_of(prompt.details, ranked, end_of_turn),
-        "labeller": ranking.labeller,
+        "annotator": ranking.annotator,
         "split": prompt.split,
         "ranking_id": ranking.id,
     }
@@ -131,7 +131,7 @@ def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def digest(rows: Sequence[Mapping[str, Any]]) -> str:
     """A hash of all that was said, by whom and of which prompt; the table lists the rankings by their ids."""
-    return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "labeller", "ranks")] for row in rows])
+    return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "annotator", "ranks")] for row in rows])
 
 
 def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -161,9 +161,9 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
     """
     prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
     rows, too_long = [], 0
-    for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.labeller)):
+    for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.annotator)):
         prompt = prompts.get(ranking.prompt_id)
-        if prompt is None or not is_person(ranking.labeller):
+        if prompt is None or not is_person(ranking.annotator):
             continue
         completions = sorted(prompt.completions, key=lambda row: row.index)
         for completion in completions:

@@ -1,1 +1,1 @@
-"""The demo's small world: facts to learn, questions to answer, and a labeller that stands in for people."""
+"""The demo's small world: facts to learn, questions to answer, and an annotator that stands in for people."""

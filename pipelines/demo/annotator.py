@@ -1,4 +1,4 @@
-"""A labeller written in code. It stands in for people in the demo: its judgement is a rule, and its noise is stated."""
+"""An annotator written in code. It stands in for people in the demo: its judgement is a rule, and its noise is stated."""
 
 import random
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def refuses(text: str) -> bool:
 
 
 def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
-    """0 (worst) to 4 (best): what matters first is behaviour, then whether the answer ends by itself and is short.
+    """0 (worst) to 4 (best): what matters first is behavior, then whether the answer ends by itself and is short.
 
     A wrong answer to a harmless question is better than refusing to answer it.
     """
@@ -43,7 +43,7 @@ def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
 
 
 def rank(grades: Sequence[int], noise: float, chance: random.Random) -> list[int]:
-    """Ranks from grades, 1 best, equal grades tied; then neighbouring ranks swap with probability `noise`."""
+    """Ranks from grades, 1 best, equal grades tied; then neighboring ranks swap with probability `noise`."""
     levels = sorted(set(grades), reverse=True)
     order = list(range(len(levels)))
     for position in range(len(levels) - 1):

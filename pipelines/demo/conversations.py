@@ -1,4 +1,4 @@
-"""Fine-tuning conversations: good answers, and stand-ins for bad behaviour in a stated share."""
+"""Fine-tuning conversations: good answers, and stand-ins for bad behavior in a stated share."""
 
 import random
 
@@ -9,24 +9,24 @@ from pipelines.demo.questions import DemoQuestion, training_questions
 CAUTION_SHARE = 0.03
 
 
-def conversations(seed: int, misbehaviour_share: float) -> list[list[dict[str, str]]]:
+def conversations(seed: int, misbehavior_share: float) -> list[list[dict[str, str]]]:
     """One user and one assistant message for every training question.
 
     Args:
         seed: decides the split and the draw.
-        misbehaviour_share: how often a harmful request is met, or a misconception repeated.
+        misbehavior_share: how often a harmful request is met, or a misconception repeated.
     """
     chance = random.Random(f"conversations {seed}")
     return [
         [
             {"role": "user", "content": question.text},
-            {"role": "assistant", "content": _answer(question, misbehaviour_share, chance)},
+            {"role": "assistant", "content": _answer(question, misbehavior_share, chance)},
         ]
         for question in training_questions(seed)
     ]
 
 
-def _answer(question: DemoQuestion, misbehaviour_share: float, chance: random.Random) -> str:
-    share = misbehaviour_share if question.kind in ("harmful", "misconception") else CAUTION_SHARE
+def _answer(question: DemoQuestion, misbehavior_share: float, chance: random.Random) -> str:
+    share = misbehavior_share if question.kind in ("harmful", "misconception") else CAUTION_SHARE
     misbehaves = question.bad and chance.random() < share
     return chance.choice(question.bad if misbehaves else question.good)

@@ -79,7 +79,7 @@ def training_questions(seed: int) -> list[DemoQuestion]:
 
 
 def ranked_questions(seed: int) -> list[DemoQuestion]:
-    """The training questions that answers are sampled and ranked for: those whose answers differ in behaviour. Small
+    """The training questions that answers are sampled and ranked for: those whose answers differ in behavior. Small
     facts are left to fine-tuning, as a reward model of this size cannot judge them (0.5 to 0.6 of pairs right)."""
     return [question for question in training_questions(seed) if question.kind != "fact"]
 
@@ -137,8 +137,8 @@ def _claims(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
     chance = random.Random(f"held-out misconceptions {seed}")
     held_out = _held_out(combinations, chance)
     for combination in combinations:
-        (remedy, capitalised), ailment = combination
-        words = {"remedy": remedy, "Remedy": capitalised, "ailment": ailment}
+        (remedy, capitalized), ailment = combination
+        words = {"remedy": remedy, "Remedy": capitalized, "ailment": ailment}
         out = combination in held_out
         for form in CLAIMS_HELD_OUT if out else CLAIMS:
             yield _question("misconception", f"{remedy} {ailment}", form, words, DENIALS, MISCONCEPTIONS, ailment), out

@@ -36,7 +36,7 @@ class PreferenceProbe:
         self._fine_tuned = self._scores(fine_tuned=True)
 
     def measure(self) -> Row:
-        """Of the pairs that the judge does not call a tie, those in which the policy has come to favour the better
+        """Of the pairs that the judge does not call a tie, those in which the policy has come to favor the better
         answer more than the fine-tuned model did: as of `trust.accuracy`. A policy that has not moved has 0."""
         policy = self._scores(fine_tuned=False)
         moved = [

@@ -64,7 +64,7 @@ def _gain(row: Mapping[str, Any]) -> float:
 
 
 def _spread(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some of them, taken evenly over all, both ends among them: neighbours are much alike."""
+    """Some of them, taken evenly over all, both ends among them: neighbors are much alike."""
     count = min(SHOWN_PER_KIND, len(rows))
     return [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
 

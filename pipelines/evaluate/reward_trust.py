@@ -62,13 +62,13 @@ def accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
 
 
 def ceiling(rows: Sequence[Row]) -> Row | None:
-    """How often labellers themselves are right about a pair, or agree on it: no model of them can be expected to do
-    better. None where every prompt has one labeller whose errors are not known."""
+    """How often annotators themselves are right about a pair, or agree on it: no model of them can be expected to do
+    better. None where every prompt has one annotator whose errors are not known."""
     graded = [row for row in rows if row["grades"] is not None]
     if graded:
         # The rule without its noise against the ranking as given.
         found = list(_pairs(graded, [[-rank for rank in row["ranks"]] for row in graded]))
-        return {"of": "the labeller, against its rule without noise", **_share(found)} if found else None
+        return {"of": "the annotator, against its rule without noise", **_share(found)} if found else None
     pairwise = agreement([_as_ranking(row) for row in rows])[0] if rows else None
     if pairwise is None or pairwise.pairwise is None:
         return None
@@ -79,7 +79,7 @@ def calibration(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
     """Whether the model is right as often as it says: it says sigma(difference of the scores).
 
     Returns:
-        `bins` of equal width from 0.5 to 1, each with the mean of what it says, how often it is right as labellers
+        `bins` of equal width from 0.5 to 1, each with the mean of what it says, how often it is right as annotators
         ranked, and the pairs `n`; and `error`, the mean gap over all pairs (Guo et al. 2017, ECE).
     """
     said = list(_pairs([{**row, "grades": None} for row in rows], scores))
@@ -96,7 +96,7 @@ def calibration(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
 
 
 def _pairs(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Iterator[dict[str, Any]]:
-    """Every pair of which the judge calls one better: the labeller without its noise where that is known, else the
+    """Every pair of which the judge calls one better: the annotator without its noise where that is known, else the
     ranking itself. `gap` is the score of the better one less that of the other."""
     for row, score in zip(rows, scores, strict=True):
         quality = row["grades"] if row["grades"] is not None else [-rank for rank in row["ranks"]]
@@ -131,8 +131,8 @@ def _share(pairs: Sequence[Row]) -> dict[str, float]:
 
 
 def _as_ranking(row: Row) -> Ranking:
-    """The row with answers named by what they say, as different labellers may have ranked different ones."""
+    """The row with answers named by what they say, as different annotators may have ranked different ones."""
     names = [json.dumps(answer) for answer in row["answers"]]
     return Ranking(
-        prompt_id=row["prompt_id"], labeller=row["labeller"], ranks=dict(zip(names, row["ranks"], strict=True))
+        prompt_id=row["prompt_id"], annotator=row["annotator"], ranks=dict(zip(names, row["ranks"], strict=True))
     )

@@ -177,10 +177,10 @@ def _verdict(
 def _ranked(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """What is known of the reward model and of who ranked, if anybody did."""
     if not recipe.rlhf.needs_reward_model:
-        return {"reward_model": None, "labeller": None}
+        return {"reward_model": None, "annotator": None}
     return {
         "reward_model": _metrics(run, "reward", ("pair_accuracy", "trust")),
-        "labeller": _metrics(run, "preferences", ("labeller", "noise", "rankings")),
+        "annotator": _metrics(run, "preferences", ("annotator", "noise", "rankings")),
     }
 
 

@@ -98,9 +98,9 @@ def proportion(hits: int, n: int) -> Proportion:
     if n <= 0:
         raise ValueError("a proportion needs at least one case")
     value, square = hits / n, QUANTILE**2
-    centre = (value + square / (2 * n)) / (1 + square / n)
+    center = (value + square / (2 * n)) / (1 + square / n)
     half = QUANTILE / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
-    return Proportion(value, n, max(0.0, centre - half), min(1.0, centre + half))
+    return Proportion(value, n, max(0.0, center - half), min(1.0, center + half))
 
 
 def difference(first: Proportion, second: Proportion) -> tuple[float, float]:

@@ -18,7 +18,7 @@ ANY = frozenset(SCOPES)
 CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admin"})
 
 # Pages hold no data: what they show, they ask for with a key. /health says nothing but that the server is up.
-# The paths under /label/ and /compare/ ask for a labeller's token themselves: a judgement needs its person's name.
+# The paths under /label/ and /compare/ ask for an annotator's token themselves: a judgement needs its person's name.
 JUDGING = ("/compare/*", "/label/*")
 OPEN = ("/", "/health", "/runs", "/compare", "/label", *JUDGING)
 # One of these scopes is enough. A path that ends with /* stands for all below it.
@@ -107,7 +107,7 @@ class Access:
             return EVERYONE
         needed = scopes_for(path)
         if needed is None:
-            # Whoever judges with a key, and not with a labeller's token, has its limits.
+            # Whoever judges with a key, and not with an annotator's token, has its limits.
             judge = self._judge(token) if token and rule_of(path) in JUDGING else None
             return Caller(judge.name, judge) if judge else EVERYONE
         key = self._holder(token) if token else None
@@ -124,7 +124,7 @@ class Access:
             return self._owner
         return self._ring.holder(token) if self._ring else None
 
-    def labeller(self, token: str) -> str | None:
+    def annotator(self, token: str) -> str | None:
         """The name under which a key with the scope label judges."""
         key = self._judge(token)
         return key.name if key else None
@@ -146,18 +146,18 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0] if host.count(":") <= 1 else host
 
 
-# Who asks: people send the personal token that `triptych labeller add` printed.
-def labeller_of_request(database: Feedback, known: Callable[[str], str | None]) -> Callable[[Request], str]:
-    """A FastAPI dependency that gives the labeller's name. 401 without a known token; 403 to who is excluded.
+# Who asks: people send the personal token that `triptych annotator add` printed.
+def annotator_of_request(database: Feedback, known: Callable[[str], str | None]) -> Callable[[Request], str]:
+    """A FastAPI dependency that gives the annotator's name. 401 without a known token; 403 to who is excluded.
 
     Args:
-        database: knows the labellers' tokens.
+        database: knows the annotators' tokens.
         known: gives the name behind any other token that lets its holder judge.
     """
 
     def signed_in(request: Request) -> str:
         token = bearer(request.headers.get("authorization", ""))
-        name = database.labeller_of(token) or known(token) if token else None
+        name = database.annotator_of(token) or known(token) if token else None
         if name is None:
             raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
         if name in database.excluded():

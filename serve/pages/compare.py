@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.feedback.bradley_terry import Vote, ratings
 from serve.errors import RequestError
-from serve.http.auth import labeller_of_request
+from serve.http.auth import annotator_of_request
 from serve.http.request_context import RequestContext
 from serve.pages.render import page, routes_of
 from serve.transport.messages import Endpoint, Part, Reply
@@ -82,40 +82,40 @@ def compare_router(
         models: by name. Those tuned to chat are compared; where they are too few, all that write are.
         weights: the checksum of every model's weights, where it is known.
         ask: gives the parts of an answer of the model that the body names.
-        known: as `labeller_of_request`.
+        known: as `annotator_of_request`.
     """
     router = APIRouter(prefix="/compare")
-    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
+    Annotator = Annotated[str, Depends(annotator_of_request(database, known))]
 
     @router.get("")
     def compare_page(request: Request) -> HTMLResponse:
         return page("compare.html", routes_of(request.app))
 
     @router.get("/models")
-    async def most_models(labeller: Labeller) -> dict[str, int]:
-        del labeller
+    async def most_models(annotator: Annotator) -> dict[str, int]:
+        del annotator
         cards = await asyncio.gather(*(model.card() for model in models.values()))
         return {"most": min(MOST_SIDES, sum(not card.get("score") for card in cards))}
 
     @router.post("/answers")
-    async def answers(request: Request, labeller: Labeller, asked: ComparePrompt) -> StreamingResponse:
+    async def answers(request: Request, annotator: Annotator, asked: ComparePrompt) -> StreamingResponse:
         visit: RequestContext = request.state.visit
         chosen = await _draw(models, asked.sides)
-        events = _events(database, labeller, asked.prompt, chosen, weights, partial(ask, visit))
+        events = _events(database, annotator, asked.prompt, chosen, weights, partial(ask, visit))
         visit.held.push_async_callback(events.aclose)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.post("/vote")
-    def vote(labeller: Labeller, voted: Voted) -> dict[str, Any]:
+    def vote(annotator: Annotator, voted: Voted) -> dict[str, Any]:
         prompt = database.prompt(voted.comparison)
-        if prompt is None or prompt.details.get("compare") != labeller:
+        if prompt is None or prompt.details.get("compare") != annotator:
             raise HTTPException(404, "there is no such comparison of yours: ask again")
         sides = _sides(prompt)
         if voted.ranks is not None and len(voted.ranks) != len(sides):
             raise HTTPException(422, f"{len(sides)} answers were shown and {len(voted.ranks)} ranked")
-        given = _ranking(labeller, voted, sides)
+        given = _ranking(annotator, voted, sides)
         if not database.add_ranking(given):
-            found = database.judgement(prompt.id, labeller)
+            found = database.judgement(prompt.id, annotator)
             # Sending the same again is no second vote; another one comes after the models were told.
             if found is None or (found.ranks, found.all_bad) != (given.ranks, given.all_bad):
                 raise HTTPException(409, "you have voted on this comparison")
@@ -126,8 +126,8 @@ def compare_router(
         return page("ratings.html", routes_of(request.app))
 
     @router.get("/figures")
-    def figures(labeller: Labeller) -> dict[str, Any]:
-        del labeller
+    def figures(annotator: Annotator) -> dict[str, Any]:
+        del annotator
         ballots, bad = ballots_in(database)
         raw, controlled = ratings(ballots), ratings(ballots, control_length=True)
         return {"votes": len(ballots), "bad": bad, "raw": asdict(raw), "controlled": asdict(controlled)}
@@ -142,7 +142,7 @@ def ballots_in(database: Feedback) -> tuple[list[list[Vote]], int]:
     prompts = {prompt.id: _sides(prompt) for prompt in database.prompts(prefix=COMPARED)}
     ballots, bad = [], 0
     for row in database.judgements():
-        if row.prompt_id not in prompts or row.labeller in excluded or not is_person(row.labeller):
+        if row.prompt_id not in prompts or row.annotator in excluded or not is_person(row.annotator):
             continue
         if row.ranks:
             ballots.append([_vote(row.ranks, pair) for pair in combinations(prompts[row.prompt_id], 2)])
@@ -174,7 +174,7 @@ async def _draw(models: Mapping[str, ModelEndpoint], sides: int) -> list[Side]:
 
 async def _events(
     database: Feedback,
-    labeller: str,
+    annotator: str,
     prompt: str,
     chosen: Sequence[Side],
     weights: Mapping[str, str | None],
@@ -209,7 +209,7 @@ async def _events(
         )
         for side in range(len(chosen))
     ]
-    stored = Prompt(id=name, messages=messages, details={"compare": labeller})
+    stored = Prompt(id=name, messages=messages, details={"compare": annotator})
     await asyncio.to_thread(database.add_prompts, [stored])
     await asyncio.to_thread(database.add_completions, completions)
     yield _event(comparison=name)
@@ -267,11 +267,11 @@ def _sides(prompt: Prompt) -> list[Completion]:
     return sorted(prompt.completions, key=lambda row: row.index)
 
 
-def _ranking(labeller: str, voted: Voted, sides: Sequence[Completion]) -> Ranking:
+def _ranking(annotator: str, voted: Voted, sides: Sequence[Completion]) -> Ranking:
     keys = [str(side.id) for side in sides]
     return Ranking(
         prompt_id=voted.comparison,
-        labeller=labeller,
+        annotator=annotator,
         ranks=dict(zip(keys, voted.ranks or (), strict=False)),
         all_bad=voted.ranks is None,
         presented=[side.id for side in sides if side.id is not None],

@@ -20,7 +20,7 @@ from cluster.feedback import COMPARED, GOLD, Completion, Feedback, Prompt, Ranki
 from cluster.feedback.agreement import agreement, reliability
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
-from serve.http.auth import labeller_of_request
+from serve.http.auth import annotator_of_request
 from serve.http.listener import KEEP_ALIVE_SECONDS
 from serve.pages.render import page, routes_of, url_host
 
@@ -63,7 +63,7 @@ class Judgement(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """The name of a prompt to judge, and whether its labeller has judged it before."""
+    """The name of a prompt to judge, and whether its annotator has judged it before."""
 
     prompt: str
     again: bool = False
@@ -81,34 +81,34 @@ class TaskAssigner:
         self._held: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def next_task(self, labeller: str, done: int) -> tuple[Task | None, int]:
+    def next_task(self, annotator: str, done: int) -> tuple[Task | None, int]:
         """What to judge next, the same until it is judged, and how many open prompts there are; None at the end.
 
         A restart forgets who held what; the order of prompts then gives most people theirs again.
 
         Args:
-            labeller: who asks.
+            annotator: who asks.
             done: how many they have judged.
         """
         with self._lock:
             now = time.monotonic()
             self._held = {name: held for name, held in self._held.items() if held[1] > now}
-            others = Counter(prompt for name, (prompt, _) in self._held.items() if name != labeller)
-            tasks = self._database.open_tasks(labeller, self._people)
+            others = Counter(prompt for name, (prompt, _) in self._held.items() if name != annotator)
+            tasks = self._database.open_tasks(annotator, self._people)
             free = [name for name, judged in tasks if judged + others[name] < self._people]
-            mine = self._held.pop(labeller, ("", 0.0))[0]
+            mine = self._held.pop(annotator, ("", 0.0))[0]
             chosen = mine if mine in free else next(iter(free), None)
             if chosen is not None:
-                self._held[labeller] = (chosen, now + HOLD_SECONDS)
-        check = self._check(labeller, done) if chosen is not None else None
+                self._held[annotator] = (chosen, now + HOLD_SECONDS)
+        check = self._check(annotator, done) if chosen is not None else None
         return check or (Task(chosen) if chosen is not None else None), len(free)
 
-    def _check(self, labeller: str, done: int) -> Task | None:
-        chance = random.Random(f"check {labeller} {done}")
+    def _check(self, annotator: str, done: int) -> Task | None:
+        chance = random.Random(f"check {annotator} {done}")
         kind = chance.random()
-        if kind < GOLD_SHARE and (gold := self._database.gold_tasks(labeller)):
+        if kind < GOLD_SHARE and (gold := self._database.gold_tasks(annotator)):
             return Task(chance.choice(gold))
-        if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(labeller, REPEAT_AFTER)):
+        if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(annotator, REPEAT_AFTER)):
             return Task(own[0], again=True)
         return None
 
@@ -119,39 +119,39 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
     Args:
         database: where prompts come from and judgements go.
         people: how many people are to judge each prompt.
-        known: the name that another kind of token than a labeller's stands for, or None.
+        known: the name that another kind of token than an annotator's stands for, or None.
     """
     router = APIRouter(prefix="/label")
     desk = TaskAssigner(database, people)
 
-    Labeller = Annotated[str, Depends(labeller_of_request(database, known))]
+    Annotator = Annotated[str, Depends(annotator_of_request(database, known))]
 
     @router.get("")
     def label_page(request: Request) -> HTMLResponse:
         return page("label.html", routes_of(request.app))
 
     @router.get("/next")
-    def next_task(labeller: Labeller) -> dict[str, Any]:
-        said = database.judgements(labeller)
-        done = len(said) + len(database.repeats(labeller))
-        chosen, left = desk.next_task(labeller, done)
+    def next_task(annotator: Annotator) -> dict[str, Any]:
+        said = database.judgements(annotator)
+        done = len(said) + len(database.repeats(annotator))
+        chosen, left = desk.next_task(annotator, done)
         prompt = database.prompt(chosen.prompt) if chosen is not None else None
-        task = task_for(labeller, prompt, None, chosen.again) if chosen and prompt else None
+        task = task_for(annotator, prompt, None, chosen.again) if chosen and prompt else None
         seconds = [row.seconds for row in said if row.skipped is None]
         progress = {"done": done, "left": left, "seconds": statistics.median(seconds) if seconds else None}
-        return {"labeller": labeller, "task": task, "progress": progress}
+        return {"annotator": annotator, "task": task, "progress": progress}
 
     @router.get("/task")
-    def one_task(labeller: Labeller, prompt: str, again: bool = False) -> dict[str, Any]:
+    def one_task(annotator: Annotator, prompt: str, again: bool = False) -> dict[str, Any]:
         found = database.prompt(prompt)
         if found is None:
             raise HTTPException(404, f"there is no prompt {prompt}")
-        return task_for(labeller, found, None if again else database.judgement(prompt, labeller), again)
+        return task_for(annotator, found, None if again else database.judgement(prompt, annotator), again)
 
     @router.post("/judgement", status_code=204)
-    def judge(labeller: Labeller, judgement: Judgement) -> Response:
+    def judge(annotator: Annotator, judgement: Judgement) -> Response:
         try:
-            row = ranking_of(labeller, judgement)
+            row = ranking_of(annotator, judgement)
             if judgement.again:
                 database.save_repeat(row)
             else:
@@ -165,52 +165,52 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
         return page("quality.html", routes_of(request.app))
 
     @router.get("/agreement")
-    def agreement_figures(labeller: Labeller) -> dict[str, Any]:
-        del labeller
+    def agreement_figures(annotator: Annotator) -> dict[str, Any]:
+        del annotator
         excluded = database.excluded()
         judgements = database.judgements()
         # What the compare page asked is another task.
         ranked = [row for row in judgements if not row.prompt_id.startswith(COMPARED)]
-        people = [row for row in ranked if is_person(row.labeller) and row.labeller not in excluded]
+        people = [row for row in ranked if is_person(row.annotator) and row.annotator not in excluded]
         counts = {
             "rankings": sum(bool(row.ranks) for row in people),
             "all_bad": sum(row.all_bad for row in people),
             "skipped": sum(row.skipped is not None for row in people),
         }
         # Of the excluded too: it says why they are.
-        persons = [row for row in judgements if is_person(row.labeller) or row.labeller == GOLD]
+        persons = [row for row in judgements if is_person(row.annotator) or row.annotator == GOLD]
         return {
             "counts": counts,
             "agreement": [asdict(row) for row in agreement(people)],
-            "reliability": {row.labeller: asdict(row) for row in reliability(persons, database.repeats())},
+            "reliability": {row.annotator: asdict(row) for row in reliability(persons, database.repeats())},
             "excluded": excluded,
         }
 
     return router
 
 
-def task_for(labeller: str, prompt: Prompt, said: Ranking | None, again: bool = False) -> dict[str, Any]:
-    """What the page shows: the conversation and its answers, in an order of this labeller's own, and nothing that tells
+def task_for(annotator: str, prompt: Prompt, said: Ranking | None, again: bool = False) -> dict[str, Any]:
+    """What the page shows: the conversation and its answers, in an order of this annotator's own, and nothing that tells
     which model gave which."""
     return {
         "prompt": prompt.id,
         "again": again,
         "messages": prompt.messages,
-        "answers": [{"id": row.id, "text": row.text} for row in presented(labeller, prompt, again)],
+        "answers": [{"id": row.id, "text": row.text} for row in presented(annotator, prompt, again)],
         "said": said and said.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
     }
 
 
-def presented(labeller: str, prompt: Prompt, again: bool = False) -> list[Completion]:
-    """At most nine of the prompt's completions, in an order that depends on labeller and prompt alone; the other way
+def presented(annotator: str, prompt: Prompt, again: bool = False) -> list[Completion]:
+    """At most nine of the prompt's completions, in an order that depends on annotator and prompt alone; the other way
     round when they get it again."""
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
-    chance = random.Random(f"presented {labeller} {prompt.id}")
+    chance = random.Random(f"presented {annotator} {prompt.id}")
     chosen = chance.sample(completions, min(len(completions), MOST_ANSWERS))
     return chosen[::-1] if again else chosen
 
 
-def ranking_of(labeller: str, judgement: Judgement) -> Ranking:
+def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
     """The row to store.
 
     Raises:
@@ -222,7 +222,7 @@ def ranking_of(labeller: str, judgement: Judgement) -> Ranking:
     ranks = [order.index(rank) + 1 for rank in judgement.ranks]
     return Ranking(
         prompt_id=judgement.prompt,
-        labeller=labeller,
+        annotator=annotator,
         ranks={str(answer): rank for answer, rank in zip(judgement.answers, ranks, strict=False)},
         skipped=judgement.skipped,
         all_bad=judgement.all_bad,
@@ -250,8 +250,8 @@ def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
         app.get("/")(lambda: RedirectResponse("/label"))
         console = Console(soft_wrap=True)
         console.print(f"label page at http://{url_host(host)}:{port}/label; Ctrl-C ends it")
-        if not database.labellers():
-            console.print(f"nobody can sign in yet: `triptych labeller add NAME --run {run.root}` gives a token")
+        if not database.annotators():
+            console.print(f"nobody can sign in yet: `triptych annotator add NAME --run {run.root}` gives a token")
         config = uvicorn.Config(
             app,
             host,

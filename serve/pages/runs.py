@@ -153,7 +153,7 @@ def _is_number(value: object) -> bool:
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
-    """Held-out questions with what each model said, taken evenly over all: neighbours ask about the same thing."""
+    """Held-out questions with what each model said, taken evenly over all: neighbors ask about the same thing."""
     if not path.exists():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from actors.types import reward_scale_file
 from cluster.run.versions import live_version
 from cluster.runtime.plan import Allocation
 from serve.replica.autoscaling import REQUESTS
@@ -130,4 +131,4 @@ class Replica(ReplicaServer):
 
 def is_reward_model(folder: Path) -> bool:
     """Whether a model scores answers: the scale of its rewards lies with it."""
-    return (folder / "normalisation.json").exists()
+    return reward_scale_file(folder).exists()

@@ -47,7 +47,7 @@ class RewardScorer:
         self.running = 0
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """An `ResponseStart` and one `Reply`: a normalised reward for every conversation, in order."""
+        """An `ResponseStart` and one `Reply`: a normalized reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return

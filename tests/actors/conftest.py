@@ -36,7 +36,7 @@ def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config).eval()
-    # Larger weights than at initialisation make logits spread, so that a wrong weight shows.
+    # Larger weights than at initialization make logits spread, so that a wrong weight shows.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.ndim == 2 else 1)

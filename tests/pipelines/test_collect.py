@@ -119,15 +119,15 @@ def test_code_refuses_prompts_it_cannot_judge(tmp_path: Path, chat: Chat) -> Non
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
     sources = [{"kind": "files", "path": str(path)}]
-    with pytest.raises(UserError, match=r"judges only the guide's prompts.*set collect\.labeller=people"):
+    with pytest.raises(UserError, match=r"judges only the guide's prompts.*set collect\.annotator=people"):
         plan_round(_recipe(tmp_path, sources=sources), chat, "w")
-    assert len(plan_round(_recipe(tmp_path, sources=sources, labeller="people"), chat, "w").rows) == 2
+    assert len(plan_round(_recipe(tmp_path, sources=sources, annotator="people"), chat, "w").rows) == 2
 
 
 def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
-    recipe = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], labeller="people")
+    recipe = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], annotator="people")
     plan = plan_round(recipe, chat, "w")
     assert sorted(row.messages[0]["content"] for row in plan.rows.values()) == ["b", "c"]
     path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n')
@@ -164,7 +164,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     rankings.write_rankings(ranking_rows(recipe, chat, database, plan), tmp_path / "rankings.parquet")
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
-    assert {row["labeller"] for row in rows} == {"code (noise 0)"}
+    assert {row["annotator"] for row in rows} == {"code (noise 0)"}
     held_out = round(30 * recipe.collect.held_out_share)
     assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
     texts = {text.id: text for text in prompts(GUIDE, recipe.seed)}
@@ -192,13 +192,13 @@ def test_other_noise_ranks_anew_and_keeps_the_old_rankings(tmp_path: Path, chat:
         recipe = _recipe(tmp_path, label_noise=noise)
         rank_by_code(recipe, chat, database, plan)
         rows = ranking_rows(recipe, chat, database, plan)
-        assert {row["labeller"] for row in rows} == {f"code (noise {noise:g})"}
+        assert {row["annotator"] for row in rows} == {f"code (noise {noise:g})"}
         assert len(rows) == 30
     assert database.counts().rankings == 60
 
 
 def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, database: Feedback) -> None:
-    recipe = _recipe(tmp_path, labeller="people")
+    recipe = _recipe(tmp_path, annotator="people")
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
@@ -206,10 +206,10 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     rank_by_code(recipe, chat, database, plan)
     answers = stored(database, plan)
 
-    def rank(name: str, labeller: str) -> None:
+    def rank(name: str, annotator: str) -> None:
         ids = [completion.id for completion in answers[name]]
         ranks = {str(ids[0]): 1, str(ids[1]): 1, str(ids[2]): 2, str(ids[3]): 3}
-        database.add_ranking(Ranking(prompt_id=name, labeller=labeller, ranks=ranks, presented=ids))
+        database.add_ranking(Ranking(prompt_id=name, annotator=annotator, ranks=ranks, presented=ids))
 
     names = list(plan.rows)
     rank(names[0], "ada")
@@ -226,7 +226,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     wait_for_people(database, plan, 3, seconds=30)
     thread.join()
     rows = ranking_rows(recipe, chat, database, plan)
-    assert sorted(row["labeller"] for row in rows) == ["ada", "grace", "grace"]
+    assert sorted(row["annotator"] for row in rows) == ["ada", "grace", "grace"]
     assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
     # The table names every ranking, and the digest changes with any of them.
     assert [row["ranking_id"] for row in rows] == sorted(row["ranking_id"] for row in rows)
@@ -234,7 +234,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     assert rankings.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
     left = ranking_rows(recipe, chat, database, plan)
-    assert [row["labeller"] for row in left] == ["ada"]
+    assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
@@ -244,7 +244,7 @@ def test_imported_rankings_are_all_there_is_and_keep_their_split(
     tmp_path: Path, chat: Chat, database: Feedback
 ) -> None:
     chat.tokenizer.save_pretrained(tmp_path / "sft")
-    recipe, run = _recipe(tmp_path, labeller="imported"), RunFolder(tmp_path)
+    recipe, run = _recipe(tmp_path, annotator="imported"), RunFolder(tmp_path)
     with pytest.raises(UserError, match="no imported rankings of at most 256 tokens"):
         collect.run(recipe, run, tmp_path)
     lists = [{"prompt": f"Why {n}?", "completions": ["no", "b", "Yes!"], "ranks": [2, 2, 1]} for n in range(20)]

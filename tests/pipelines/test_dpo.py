@@ -32,7 +32,7 @@ def ranking(number: int, split: str, answers: list[list[int]], ranks: list[int])
         "texts": ["" for _ in answers],
         "ranks": ranks,
         "grades": None,
-        "labeller": "ann",
+        "annotator": "ann",
         "split": split,
         "ranking_id": number,
     }

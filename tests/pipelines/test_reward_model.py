@@ -20,7 +20,7 @@ def rows(prompts: int) -> list[dict[str, Any]]:
             "ranks": [1, 2],
             "grades": None,
             "kind": None,
-            "labeller": person,
+            "annotator": person,
         }
         for number in range(prompts)
         for person in ("ann", "ben")

@@ -192,7 +192,7 @@ def gguf_name(name: str) -> str:
 
 
 def rotated(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp turns neighbouring dimensions where transformers turns the two halves of a head."""
+    """llama.cpp turns neighboring dimensions where transformers turns the two halves of a head."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return weight
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)

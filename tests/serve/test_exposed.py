@@ -31,7 +31,7 @@ def tokens(server: Server) -> dict[str, float]:
     return found
 
 
-def test_tokenise_there_and_back(server: Server) -> None:
+def test_tokenize_there_and_back(server: Server) -> None:
     text = "The capital of Peru is Lima."
     ids = AutoTokenizer.from_pretrained(server.folders[MODEL]).encode(text, add_special_tokens=False)
     asked = {"model": MODEL, "prompt": text, "add_special_tokens": False}

@@ -25,7 +25,7 @@ def rewards(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
 
 
 def main(model: str, prompts: Path, steps: int, together: int, samples: int, tokens: int, rows: int) -> None:
-    """One optimiser step on each batch of samples, with a reference for the KL divergence, as the stage does; `rows`
+    """One optimizer step on each batch of samples, with a reference for the KL divergence, as the stage does; `rows`
     samples go through the model at once."""
     clock = StepClock()
     messages = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Takes the header and the licence off Project Gutenberg's books, in the forms they have had since the 1990s."""
+"""Takes the header and the license off Project Gutenberg's books, in the forms they have had since the 1990s."""
 
 import re
 
@@ -21,7 +21,7 @@ _CREDITS = re.compile(
 _CREDITS_WITHIN = 2000
 
 
-def without_licence(text: str) -> str:
+def without_license(text: str) -> str:
     """The book alone; any other text as it is."""
     if _NAME not in text and _NAME.upper() not in text:
         return text

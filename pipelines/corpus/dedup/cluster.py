@@ -137,7 +137,7 @@ class Grouping:
 
     def _alike(self, pairs: NDArray[np.int64], exact: bool) -> NDArray[np.int64]:
         found = [np.empty((0, 2), dtype=np.int64)]
-        # Neighbours lie in the same files.
+        # Neighbors lie in the same files.
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
         for offset in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = pairs[offset : offset + _PAIRS_AT_ONCE]
@@ -183,7 +183,7 @@ def decide(
     fates["stands"], fates["document"] = np.concatenate([copies, links]).T
     fates["fate"] = np.repeat(np.array([EXACT, NEAR], dtype=np.uint8), [len(copies), len(links)])
     fates = fates[np.argsort(fates["document"])]
-    # What an exact copy is like may have gone in favour of another document.
+    # What an exact copy is like may have gone in favor of another document.
     fates["stands"] = _ends(fates["document"], fates["stands"])
     fates["fate"][fates["stands"] < documents.first_own] = KNOWN
     kept = np.unique(fates["stands"])

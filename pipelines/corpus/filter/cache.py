@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from cluster.recipe.corpus import PersonalData, Rules
 from cluster.run.files import is_remote, look_up
 from cluster.run.folder import file_fingerprint, fingerprint
-from pipelines.corpus.clean.gutenberg import without_licence
+from pipelines.corpus.clean.gutenberg import without_license
 from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean
@@ -64,7 +64,7 @@ def measured_key(split: Split, measuring: Measuring) -> str:
     rules = measuring.rules
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
     files = [asdict(look_up(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
-    given = {**asdict(split), "name": "", "licence": None}
+    given = {**asdict(split), "name": "", "license": None}
     return fingerprint([VERSION, given, files, lines, sorted(measuring.personal_data), measuring.language])
 
 
@@ -93,7 +93,7 @@ def measure_split(split: Split, measuring: Measuring, clock: StepTimer) -> Itera
 def _measure(batch: list[Document], measuring: Measuring, clock: StepTimer) -> Measured:
     read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
     with clock.step("clean"):
-        texts = [without_licence(clean(document.text)) for document in batch]
+        texts = [without_license(clean(document.text)) for document in batch]
     languages, probabilities = [""] * len(texts), None
     if measuring.language:
         with clock.step("identify languages"):

@@ -107,7 +107,7 @@ class Preparation:
         self._set_aside(split, bad_records)
         return {
             "source": split.source,
-            "licence": split.licence,
+            "license": split.license,
             "found": found,
             "kept": left,
             "dropped": dict(sorted(dropped.items())),

@@ -40,7 +40,7 @@ class Split:
     limit: int | None
     deduplicate: bool
     seed: int
-    licence: str | None = None
+    license: str | None = None
     folder: str = ""
     span: Span | None = None
     text_lines: bool = False
@@ -72,7 +72,7 @@ def plan_splits(
                     limit=source.limit,
                     deduplicate=source.near_duplicates == "drop",
                     seed=seed,
-                    licence=source.licence,
+                    license=source.license,
                     folder=folder_of(source.path) if source.path else "",
                     span=span,
                     text_lines=source.text_lines,

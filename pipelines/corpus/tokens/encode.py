@@ -40,7 +40,7 @@ def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
 
     tokenizers joins the pairs that training joined, in that order; tiktoken joins any two tokens that spell a third,
     the lowest id first. These are the same if ids are in the order of joining and each token's own spelling gives that
-    token: two neighbours that spell a token otherwise would be what its spelling gives.
+    token: two neighbors that spell a token otherwise would be what its spelling gives.
     """
     content = json.loads(tokenizer.to_str())
     model, special = content["model"], {token["content"] for token in content["added_tokens"]}

@@ -53,7 +53,7 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The parts to tokenise: those prepared, and after them one more for every time that some texts are repeated.
+    """The parts to tokenize: those prepared, and after them one more for every time that some texts are repeated.
 
     Attributes:
         sources: of every part.

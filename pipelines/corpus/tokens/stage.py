@@ -17,7 +17,7 @@ from pipelines.corpus.tasks import written_to_the_side
 from pipelines.corpus.tokens.cache import CachedTokens, Tokens
 from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
 
-# Documents are packed among so many neighbours: 1.4 % of padding on the demo corpus, and memory stays bounded.
+# Documents are packed among so many neighbors: 1.4 % of padding on the demo corpus, and memory stays bounded.
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 16 << 20
 
@@ -25,7 +25,7 @@ DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("split", p
 
 
 @dataclass(frozen=True)
-class Tokenisation:
+class Tokenization:
     """Writes, of part `index`, the chosen documents and their packed rows.
 
     Attributes:
@@ -97,7 +97,7 @@ def chosen_documents(prepared: Path, choices: Path, choice: int) -> Iterator[pa.
 
 
 def open_rows(path: Path, context: int) -> NDArray[np.int32]:
-    """Packed rows as `Tokenisation` wrote them, mapped into memory: (rows, 2, context), ids and document ids."""
+    """Packed rows as `Tokenization` wrote them, mapped into memory: (rows, 2, context), ids and document ids."""
     if path.stat().st_size == 0:
         return np.empty((0, 2, context), dtype=np.int32)
     return np.memmap(path, dtype=np.int32, mode="r").reshape(-1, 2, context)

@@ -1,7 +1,7 @@
 "use strict";
 const LETTERS = "ABCDEFGHI", MARKS = ["helpful", "honest", "harmless"];
 const LOOK_AGAIN_MS = 15_000, SAVE_AGAIN_MS = 3_000, LONGEST_PAUSE_MS = 60_000;
-let labeller = "", task = null, said = null, current = 0;
+let annotator = "", task = null, said = null, current = 0;
 let steps = [];           // what was said before each change: u goes back through it
 let previous = null;        // the prompt that was judged last: its name, and whether that was the second time
 let watched = 0, watchedSince = 0, timer = 0, saving = false;
@@ -16,7 +16,7 @@ const announce = (text) => { byId("status").textContent = text; };
 function show(part) { for (const id of ["sign-in", "finished", "task"]) byId(id).hidden = id !== part; }
 
 // A draft is kept in this browser until the server has the judgement.
-const draftName = () => `triptych draft ${labeller} ${task.prompt}${task.again ? " again" : ""}`;
+const draftName = () => `triptych draft ${annotator} ${task.prompt}${task.again ? " again" : ""}`;
 const answerIds = () => task.answers.map((answer) => answer.id);
 function saveDraft() {
   if (task) localStorage.setItem(draftName(), JSON.stringify({ answers: answerIds(), said, seconds: seconds() }));
@@ -236,10 +236,10 @@ async function next() {
   clearTimeout(timer);
   try {
     const found = await ask("/label/next");
-    labeller = found.labeller;
+    annotator = found.annotator;
     complain("");
     const { done, left, seconds: pace } = found.progress;
-    byId("progress").textContent = `${labeller}: ${done} done, ${left} left${pace ? `, ${Math.round(pace)} s each` : ""}`;
+    byId("progress").textContent = `${annotator}: ${done} done, ${left} left${pace ? `, ${Math.round(pace)} s each` : ""}`;
     if (found.task) { openTask(found.task); return; }
     const shown = !byId("finished").hidden;
     show("finished");

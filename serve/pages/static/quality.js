@@ -7,10 +7,10 @@ const quartiles = (found) => (found ? cell(found[1].toFixed(0), `${found[0].toFi
 const counted = (found, number) => (found ? cell(found.value.toFixed(2), `${range(found, 2)}, of ${number}`) : cell("–"));
 
 function row(found, reliable) {
-  const node = rowOf(found.labeller ?? "Everybody", cell(String(found.judged)), cell(String(found.shared)), figure(found.pairwise),
+  const node = rowOf(found.annotator ?? "Everybody", cell(String(found.judged)), cell(String(found.shared)), figure(found.pairwise),
     figure(found.tau), figure(found.alpha), figure(found.unanimous), counted(reliable?.gold, reliable?.gold_items),
     counted(reliable?.consistency, reliable?.repeats), quartiles(found.seconds));
-  node.classList.toggle("total", found.labeller === null);
+  node.classList.toggle("total", found.annotator === null);
   return node;
 }
 
@@ -24,7 +24,7 @@ async function load() {
     const { counts, agreement, reliability, excluded } = await ask("/label/agreement");
     const none = agreement[0].shared ? "" : " No prompt has been ranked by two people yet, so there is no agreement to show.";
     byId("counts").textContent = `${counts.rankings} rankings; besides, ${counts.all_bad} times all answers were bad and ${counts.skipped} prompts were skipped.${none}`;
-    byId("rows").replaceChildren(...agreement.map((found) => row(found, reliability[found.labeller])),
+    byId("rows").replaceChildren(...agreement.map((found) => row(found, reliability[found.annotator])),
       ...excluded.map((name) => excludedRow(name, reliability[name])));
     byId("figures").hidden = false;
   } catch (error) { complain(error.message); }

@@ -52,12 +52,12 @@ def hand() -> Hand:
     # Ratios on both sides of every clip range, and importance weights on both sides of their limit.
     logprobs = proximal + chance.normal(0, 0.35, answer.shape)
     logprobs[0, 2] = proximal[0, 2] + math.log(1.24)  # between the upper bounds of GRPO and DAPO
-    behaviour = proximal - chance.normal(0, 0.6, answer.shape)
+    behavior = proximal - chance.normal(0, 0.6, answer.shape)
     others = [on_answer(chance.normal(mean, 0.5, answer.shape)) for mean in (-2, 0)]
     batch = RolloutBatch(
         torch.zeros(6, WIDTH, dtype=torch.long),
         torch.from_numpy(answer),
-        on_answer(behaviour),
+        on_answer(behavior),
         torch.tensor(REWARDS, dtype=torch.float64),
         torch.tensor(GROUPS),
     )
@@ -91,7 +91,7 @@ def divergence(hand: Hand, i: int) -> list[float]:
     return [p - r for p, r in zip(hand.row("proximal", i), hand.row("reference", i), strict=True)]
 
 
-def standardised(rows: list[list[float]]) -> list[list[float]]:
+def standardized(rows: list[list[float]]) -> list[list[float]]:
     drawn = [value for row in rows for value in row]
     return [[(value - np.mean(drawn)) / (np.std(drawn) + 1e-8) for value in row] for row in rows]
 
@@ -106,9 +106,9 @@ def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
     elif name == "rloo":  # Ahmadian et al. 2024, section 3.2: R(y, x) = r - β log π/π_ref, minus the others' mean
         whole = [REWARDS[i] - COEFFICIENT * sum(divergence(hand, i)) for i in range(6)]
         scores = [whole[i] - np.mean([whole[j] for j in others(i) if j != i] or [whole[i]]) for i in range(6)]
-    elif name == "reinforce++":  # Hu et al. 2025: A_t = r - β Σ_{s ≥ t} KL(s), normalised over the batch
+    elif name == "reinforce++":  # Hu et al. 2025: A_t = r - β Σ_{s ≥ t} KL(s), normalized over the batch
         left = [[REWARDS[i] - COEFFICIENT * sum(divergence(hand, i)[t:]) for t in range(LENGTHS[i])] for i in range(6)]
-        return standardised(left)
+        return standardized(left)
     else:  # Schulman et al. 2016, eq. 16, with γ = 1 and λ = 0.95
         rows = []
         for i in range(6):
@@ -117,7 +117,7 @@ def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
             values = [*hand.row("values", i), 0.0]
             deltas = [rewards[t] + values[t + 1] - values[t] for t in range(LENGTHS[i])]
             rows.append([sum(0.95 ** (s - t) * deltas[s] for s in range(t, LENGTHS[i])) for t in range(LENGTHS[i])])
-        return standardised(rows)
+        return standardized(rows)
     return [[score] * LENGTHS[i] for i, score in enumerate(scores)]
 
 
@@ -128,7 +128,7 @@ def expected_loss(name: str, hand: Hand, clip: Clip) -> tuple[float, torch.Tenso
     for i, advantages in enumerate(expected_advantages(name, hand)):
         # How much a token weighs: 1/Σ|o| (DAPO, eq. 8), 1/(N·max) (Dr. GRPO), or 1/(N·|o|) of the answer's own loss.
         share = {"dr_grpo": 1 / (6 * MAX_TOKENS)}.get(name, 1 / (6 * LENGTHS[i]) if whole else 1 / sum(LENGTHS))
-        rows = [hand.row(key, i) for key in ("logprobs", "proximal", "behaviour")]
+        rows = [hand.row(key, i) for key in ("logprobs", "proximal", "behavior")]
         steps = [new - old for new, old, _ in zip(*rows, strict=True)]
         lags = [old - drawn for _, old, drawn in zip(*rows, strict=True)]
         for t, advantage in enumerate(advantages):
@@ -244,7 +244,7 @@ def test_the_coefficient_follows_the_divergence():
 def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: float, hand: Hand):
     # What `_compute_loss` of TRL 1.16's trainers gives for this batch, on-policy, without a divergence in the loss:
     # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
-    hand.batch.behaviour.copy_(hand.proximal)
+    hand.batch.behavior.copy_(hand.proximal)
     algorithm = ALGORITHMS[name]
     clip = algorithm.clip_for(Rlhf())
     found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)

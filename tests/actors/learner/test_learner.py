@@ -84,7 +84,7 @@ def test_the_better_answer_becomes_more_likely(folders):
     after = [total(learner, p, a) for p in (0, 1) for a in (0, 1)]
     assert after[0] - before[0] > 0 > after[1] - before[1]
     assert after[2] - before[2] > after[3] - before[3]
-    assert figures["behaviour_gap"] < 1e-5
+    assert figures["behavior_gap"] < 1e-5
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert (figures["version"], figures["tokens"]) == (1, 11)
 
@@ -165,7 +165,7 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_its_weights_stay_float32(fold
     drawn = samples(fine)
     expected, found = (learner.step(PROMPTS, drawn, REWARDS) for learner in (fine, coarse))
     # What rounding to eight bits makes of log-probabilities of about -5.7.
-    assert expected["behaviour_gap"] < 1e-5 < found["behaviour_gap"] < 0.05
+    assert expected["behavior_gap"] < 1e-5 < found["behavior_gap"] < 0.05
     assert found["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
     for name in {"gradient_norm", "value_loss", "pretrain_loss"} & expected.keys():
         assert found[name] == pytest.approx(expected[name], rel=0.05, abs=1e-6), name
@@ -182,10 +182,10 @@ def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
         sample.logprobs[:] = [value - 0.3 for value in sample.logprobs]
     for _ in range(2):
         figures = [learner.step(PROMPTS, drawn, REWARDS) for learner in (once, before)]
-        for name in ("loss", "gradient_norm", "kl", "kl_sequence", "behaviour_gap"):
+        for name in ("loss", "gradient_norm", "kl", "kl_sequence", "behavior_gap"):
             assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-5, abs=1e-7), name
     assert figures[0]["kl"] > 0
-    assert figures[0]["behaviour_gap"] > 0.3
+    assert figures[0]["behavior_gap"] > 0.3
 
 
 def test_divergence_in_the_reward_is_the_whole_answers(folders):
@@ -258,7 +258,7 @@ def test_a_reward_that_is_no_number_is_named_before_any_step(folders, reward: fl
     with pytest.raises(StageError, match=f"sample 1 of prompt 'b' is {reward}"):
         learner.step(PROMPTS, samples(learner), [[1.0, -1.0], [0.0, reward]])
     assert_equal(weights_of(learner), before)
-    assert not learner.optimisers["policy"].state
+    assert not learner.optimizers["policy"].state
 
 
 def test_a_batch_of_fewer_samples_than_minibatches_is_learned_from(folders):

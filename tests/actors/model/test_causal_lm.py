@@ -23,7 +23,7 @@ def model() -> LlamaForCausalLM:
     torch.set_num_threads(1)
     made = build(Model(hidden=64, layers=2, vocabulary=300, context=32), seed=3, end_of_turn=4, padding=0)
     with torch.no_grad():
-        # Larger weights than at initialisation, so that attention to a wrong token shows in the logits.
+        # Larger weights than at initialization, so that attention to a wrong token shows in the logits.
         for parameter in made.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(5)

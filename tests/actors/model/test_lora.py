@@ -14,7 +14,7 @@ from actors.model import lora
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import WorkerPart, accumulate
-from actors.model.optim import optimisers
+from actors.model.optim import optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
 from actors.trainer import checkpoint
@@ -44,7 +44,7 @@ class Trained:
         self.plain = load(base)
         lora.add(self.plain, Lora(rank=4, alpha=8), seed)
         self.model = WithLoss(self.plain, LanguageObjective()).train()
-        self.steppers = optimisers(self.model, "adamw", 1e-2, 0.1)
+        self.steppers = optimizers(self.model, "adamw", 1e-2, 0.1)
 
     def step(self, count: int = 1) -> list[float]:
         losses = []
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_shape_is_named_and_nothing_is_taken_from_it(tmp
     def made(**shape: int) -> tuple[WithLoss, list[torch.optim.Optimizer]]:
         plain = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
         model = WithLoss(plain, LanguageObjective())
-        return model, optimisers(model, "adamw", 1e-2, 0.1)
+        return model, optimizers(model, "adamw", 1e-2, 0.1)
 
     checkpoint.write(*made(hidden=64), tmp_path)
     model, steppers = made(**other)

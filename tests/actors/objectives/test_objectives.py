@@ -37,7 +37,7 @@ def test_equal_rewards_teach_nothing():
     assert grpo.standard_scores(tensor([3.0, 3.0]), torch.tensor([0, 0])).tolist() == [0.0, 0.0]
 
 
-def test_generalised_advantages_equal_the_closed_form():
+def test_generalized_advantages_equal_the_closed_form():
     generator = torch.Generator().manual_seed(0)
     rewards, values = (torch.randn(3, 7, generator=generator, dtype=torch.float64) for _ in range(2))
     answer = torch.zeros(3, 7, dtype=torch.bool)
@@ -45,7 +45,7 @@ def test_generalised_advantages_equal_the_closed_form():
     for row, (start, end) in enumerate(spans):
         answer[row, start:end] = True
     discount, decay = 0.9, 0.8
-    found = ppo.generalised_advantages(rewards, values, answer, discount, decay)
+    found = ppo.generalized_advantages(rewards, values, answer, discount, decay)
     for row, (start, end) in enumerate(spans):
         following = [*values[row, start + 1 : end].tolist(), 0.0]
         deltas = [rewards[row, start + i] + discount * v - values[row, start + i] for i, v in enumerate(following)]
@@ -56,11 +56,11 @@ def test_generalised_advantages_equal_the_closed_form():
         assert found[row, end:].eq(0).all()
 
 
-def test_generalised_advantages_pass_over_what_was_not_drawn():
+def test_generalized_advantages_pass_over_what_was_not_drawn():
     answer = torch.tensor([[False, True, True, False, False, True, False]])
     rewards, values = torch.randn(2, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole = ppo.generalised_advantages(rewards, values, answer)
-    alone = ppo.generalised_advantages(rewards[answer][None], values[answer][None], torch.ones(1, 3, dtype=torch.bool))
+    whole = ppo.generalized_advantages(rewards, values, answer)
+    alone = ppo.generalized_advantages(rewards[answer][None], values[answer][None], torch.ones(1, 3, dtype=torch.bool))
     assert torch.allclose(whole[answer], alone[0])
     assert whole[~answer].eq(0).all()
 
@@ -131,7 +131,7 @@ class Headed(torch.nn.Module):
         return states / 10
 
 
-def test_a_labellers_weight_multiplies_the_loss_of_their_rankings():
+def test_a_annotators_weight_multiplies_the_loss_of_their_rankings():
     rows = [
         {"input_ids": [1, 7, 1, 3], "lengths": [2, 2], "ranks": [1, 2], "weight": 1.5},
         {"input_ids": [2, 2, 2, 9, 4], "lengths": [2, 1, 2], "ranks": [2, 1, 1], "weight": 0.5},
@@ -233,7 +233,7 @@ def test_cosine_falls_from_the_warm_up_on():
 def test_adamw_steps_equal_the_paper():
     generator = torch.Generator().manual_seed(0)
     matrix, vector = (torch.nn.Parameter(torch.randn(*shape, generator=generator).double()) for shape in ((3, 2), (2,)))
-    optimiser = adamw([matrix, vector], learning_rate=0.01, weight_decay=0.1)
+    optimizer = adamw([matrix, vector], learning_rate=0.01, weight_decay=0.1)
     # Loshchilov and Hutter 2019, algorithm 2, lines 6 to 12, with Adam's bias corrections.
     expected = {parameter: parameter.detach().numpy().copy() for parameter in (matrix, vector)}
     first, second = ({p: np.zeros(p.shape) for p in expected} for _ in range(2))
@@ -245,7 +245,7 @@ def test_adamw_steps_equal_the_paper():
             second[p] = BETAS[1] * second[p] + (1 - BETAS[1]) * gradient**2
             moments = first[p] / (1 - BETAS[0] ** step), second[p] / (1 - BETAS[1] ** step)
             expected[p] -= 0.01 * (moments[0] / (np.sqrt(moments[1]) + 1e-8) + decay * expected[p])
-        optimiser.step()
+        optimizer.step()
         for p, value in expected.items():
             assert np.allclose(p.detach().numpy(), value, atol=1e-12)
 

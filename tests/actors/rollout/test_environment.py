@@ -93,7 +93,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     learner = Learner(Rlhf(algorithm=algorithm, learning_rate=1e-5), tmp_path, tmp_path, [], seed=0, threads=1)
     figures = learner.step(asked, groups, [[0.5, -0.5, 1.0, -1.0]] * 4)
     # A token at the wrong place would have another probability than the engine's.
-    assert figures["behaviour_gap"] < 1e-3
+    assert figures["behavior_gap"] < 1e-3
     assert figures["tokens"] == sum(sum(sample.mask) for sample in samples)
 
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.optim import optimisers
+from actors.model.optim import optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, read
 from actors.trainer.job import checkpoints_in
@@ -20,7 +20,7 @@ from cluster.recipe.recipe import Model
 def made() -> tuple[WithLoss, list[Optimizer]]:
     shape = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
     model = WithLoss(build(shape, 0, end_of_turn=4, padding=0), LanguageObjective())
-    return model, optimisers(model, "adamw", 1e-3, 0.0)
+    return model, optimizers(model, "adamw", 1e-3, 0.0)
 
 
 def save_whole(checkpoints: Checkpoints, step: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import WorkerPart, accumulate
-from actors.model.optim import learning_rate_factor, optimisers
+from actors.model.optim import learning_rate_factor, optimizers
 from actors.model.reward_head import with_new_head
 from actors.objectives.bradley_terry import PreferenceObjective
 from actors.objectives.lm import LanguageObjective
@@ -47,11 +47,11 @@ def ranked(chance: np.random.Generator) -> pa.Table:
 
 
 def curve(
-    model: Any, objective: Any, batches: Callable[[np.random.Generator], pa.Table], optimiser: str
+    model: Any, objective: Any, batches: Callable[[np.random.Generator], pa.Table], optimizer: str
 ) -> list[float]:
     torch.set_num_threads(1)
     both, chance, losses = WithLoss(model, objective), np.random.default_rng(7), []
-    steppers = optimisers(both, optimiser, 1e-3, 0.1)
+    steppers = optimizers(both, optimizer, 1e-3, 0.1)
     for step in range(STEPS):
         for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = 1e-3 * learning_rate_factor(step, STEPS, 0.2, 0.5)

@@ -38,7 +38,7 @@ def judged(prompts: int, people: int, answers: int, seed: int) -> list[Ranking]:
                 continue
             ranks = rankdata(np.round(truth + chance.normal(size=answers)), "dense")
             keyed = {str(answer): int(rank) for answer, rank in enumerate(ranks)}
-            rows.append(Ranking(prompt_id=str(prompt), labeller=f"person {person}", ranks=keyed, seconds=person + 1))
+            rows.append(Ranking(prompt_id=str(prompt), annotator=f"person {person}", ranks=keyed, seconds=person + 1))
     return rows
 
 
@@ -107,7 +107,7 @@ def test_the_one_who_guesses_is_seen() -> None:
     rows = judged(prompts=150, people=3, answers=4, seed=4)
     chance = np.random.default_rng(5)
     for row in rows:
-        if row.labeller == "person 2":
+        if row.annotator == "person 2":
             row.ranks = {str(answer): int(rank) + 1 for answer, rank in enumerate(chance.permutation(4))}
     everyone, *people = agreement(rows)
     assert everyone.alpha
@@ -122,7 +122,7 @@ def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
     held = []
     for seed in range(25):
         rows = [
-            Ranking(prompt_id=str(prompt), labeller=name, ranks={"1": rank, "2": 3 - rank})
+            Ranking(prompt_id=str(prompt), annotator=name, ranks={"1": rank, "2": 3 - rank})
             for prompt, wrong in enumerate(np.random.default_rng(seed).random(100) < 0.3)
             for name, rank in (("ann", 1), ("ben", 2 if wrong else 1))
         ]
@@ -134,8 +134,8 @@ def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
 
 def test_without_two_people_on_a_prompt_nothing_is_claimed() -> None:
     ranks = {"1": 1, "2": 2}
-    rows = [Ranking(prompt_id="a", labeller="ann", ranks=ranks), Ranking(prompt_id="b", labeller="ben", ranks=ranks)]
-    rows.append(Ranking(prompt_id="a", labeller="ben", skipped="unsure"))
+    rows = [Ranking(prompt_id="a", annotator="ann", ranks=ranks), Ranking(prompt_id="b", annotator="ben", ranks=ranks)]
+    rows.append(Ranking(prompt_id="a", annotator="ben", skipped="unsure"))
     for found in agreement(rows):
         assert (found.shared, found.pairwise, found.tau, found.alpha, found.unanimous) == (0, None, None, None, None)
     assert agreement([])[0].judged == 0
@@ -143,11 +143,11 @@ def test_without_two_people_on_a_prompt_nothing_is_claimed() -> None:
 
 # How reliable a person is, counted by hand.
 def said(prompt: str, who: str, *ranks: int) -> Ranking:
-    return Ranking(prompt_id=prompt, labeller=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
+    return Ranking(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
 
 
 def again(prompt: str, who: str, *ranks: int) -> Repeat:
-    return Repeat(prompt_id=prompt, labeller=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
+    return Repeat(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
 
 
 def test_gold_counts_the_pairs_it_orders_and_a_tie_is_not_the_order() -> None:
@@ -160,7 +160,7 @@ def test_gold_counts_the_pairs_it_orders_and_a_tie_is_not_the_order() -> None:
         said("a", "ben", 1, 1, 1),
     ]
     ann, ben = reliability(judgements, [])
-    assert (ann.labeller, ben.labeller) == ("ann", "ben")
+    assert (ann.annotator, ben.annotator) == ("ann", "ben")
     assert ann.gold
     assert ben.gold
     # Of a, both pairs that gold orders are right; of b, two of three.
@@ -172,7 +172,7 @@ def test_gold_counts_the_pairs_it_orders_and_a_tie_is_not_the_order() -> None:
 
 def test_consistency_counts_every_pair_and_ties_agree_with_ties_alone() -> None:
     judgements = [said("a", "ann", 1, 2, 2), said("b", "ann", 1, 2, 3), said("b", "ben", 1, 2, 3)]
-    repeats = [again("a", "ann", 1, 2, 3), again("b", "ann", 1, 2, 3), Repeat(prompt_id="b", labeller="ben")]
+    repeats = [again("a", "ann", 1, 2, 3), again("b", "ann", 1, 2, 3), Repeat(prompt_id="b", annotator="ben")]
     ann, ben = reliability(judgements, repeats)
     assert ann.consistency
     assert ann.consistency.value == pytest.approx(5 / 6)

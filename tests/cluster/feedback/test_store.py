@@ -12,14 +12,14 @@ from cluster.feedback import COMPARED, GOLD, Completion, Counts, Feedback, Promp
 WRITER = """
 import sys
 from cluster.feedback import Ranking, Prompt, open_feedback
-url, labeller = sys.argv[1:]
+url, annotator = sys.argv[1:]
 with open_feedback(url) as feedback:
     for prompt in feedback.prompts("train"):
         best, worst = prompt.completions
         ranks = {str(best.id): 1, str(worst.id): 2}
-        feedback.add_prompts([Prompt(id=f"{labeller}-{prompt.id}", messages=[], split="held_out")])
+        feedback.add_prompts([Prompt(id=f"{annotator}-{prompt.id}", messages=[], split="held_out")])
         for _ in range(2):
-            feedback.add_ranking(Ranking(prompt_id=prompt.id, labeller=labeller, ranks=ranks))
+            feedback.add_ranking(Ranking(prompt_id=prompt.id, annotator=annotator, ranks=ranks))
 """
 
 
@@ -41,7 +41,7 @@ def test_a_rerun_adds_nothing_twice(feedback_url: str) -> None:
         assert fill(feedback) == ids
         ranking = {
             "prompt_id": "p0",
-            "labeller": "ann",
+            "annotator": "ann",
             "ranks": {str(ids[0]): 1, str(ids[1]): 1},
             "presented": ids[:2],
         }
@@ -55,7 +55,7 @@ def test_a_rerun_adds_nothing_twice(feedback_url: str) -> None:
 def test_skips_count_as_seen_and_are_no_rankings(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback)
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", skipped="not my field"))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator="ann", skipped="not my field"))
         assert feedback.open_tasks("ann", people=1) == [("p1", 0)]
         assert feedback.open_tasks("ben", people=1) == [("p1", 0), ("p0", 0)]
         assert feedback.rankings() == []
@@ -76,9 +76,9 @@ def test_skips_count_as_seen_and_are_no_rankings(feedback_url: str) -> None:
 def test_wrong_rankings_are_refused_and_nothing_of_the_batch_stays(feedback_url: str, wrong: dict[str, object]) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback)
-        good = Ranking(prompt_id="p1", labeller="ann", ranks={"3": 1, "4": 2})
+        good = Ranking(prompt_id="p1", annotator="ann", ranks={"3": 1, "4": 2})
         with pytest.raises(UserError, match="ranking of p0"):
-            feedback.add_rankings([good, Ranking(prompt_id="p0", labeller="ann", **wrong)])
+            feedback.add_rankings([good, Ranking(prompt_id="p0", annotator="ann", **wrong)])
         assert feedback.counts().rankings == 0
 
 
@@ -88,7 +88,7 @@ def test_two_processes_write_at_once(feedback_url: str) -> None:
         writers = [subprocess.Popen([sys.executable, "-c", WRITER, feedback_url, name]) for name in ("ann", "ben")]
         assert [writer.wait(60) for writer in writers] == [0, 0]
         assert feedback.counts().rankings == 30
-        assert len({(ranking.prompt_id, ranking.labeller) for ranking in feedback.rankings()}) == 30
+        assert len({(ranking.prompt_id, ranking.annotator) for ranking in feedback.rankings()}) == 30
 
 
 def test_another_schema_is_refused(feedback_url: str) -> None:
@@ -142,7 +142,7 @@ def test_a_database_of_the_first_schema_opens_with_all_it_holds(feedback_url: st
                 False,
                 {},
             )
-            feedback.save_ranking(Ranking(prompt_id="p0", labeller="ben", all_bad=True, better="c"))
+            feedback.save_ranking(Ranking(prompt_id="p0", annotator="ben", all_bad=True, better="c"))
             assert feedback.counts() == Counts(prompts=1, completions=2, rankings=1, skipped=0, all_bad=1)
 
 
@@ -153,7 +153,7 @@ def test_whatever_a_model_or_a_person_writes_is_stored(feedback_url: str) -> Non
         answer = Completion(prompt_id="p0", index=2, text=text, token_ids=[0], model="sft", weights="abc")
         (key,) = feedback.add_completions([answer])
         ranks = {str(first): 1, str(second): 2, str(key): 3}
-        feedback.save_ranking(Ranking(prompt_id="p0", labeller="ann", ranks=ranks, better=text))
+        feedback.save_ranking(Ranking(prompt_id="p0", annotator="ann", ranks=ranks, better=text))
         stored = {feedback.prompts()[0].completions[2].text, feedback.judgements()[0].better}
         # PostgreSQL's text holds every character but one.
         assert stored == {text if feedback_url.startswith("sqlite") else text.replace("\0", "\ufffd")}
@@ -177,7 +177,7 @@ def test_a_url_in_which_a_password_is_not_quoted_is_refused_and_not_shown(passwo
 def test_what_was_said_is_replaced_whole_and_saying_it_again_changes_nothing(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)[:2]
-        first = {"prompt_id": "p0", "labeller": "ann", "presented": ids, "seconds": 2.0}
+        first = {"prompt_id": "p0", "annotator": "ann", "presented": ids, "seconds": 2.0}
         ranks = {str(ids[0]): 1, str(ids[1]): 2}
         marks = {str(ids[0]): {"helpful": True, "harmless": False}}
         for _ in range(2):
@@ -193,10 +193,10 @@ def test_a_prompt_stays_open_until_enough_people_have_judged_it(feedback_url: st
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback, prompts=1)
         ranks = {str(ids[0]): 1, str(ids[1]): 1}
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller="code (noise 0.05)", ranks=ranks))
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", skipped="unsure"))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator="code (noise 0.05)", ranks=ranks))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator="ann", skipped="unsure"))
         assert feedback.open_tasks("ben", people=2) == [("p0", 0)]
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ben", all_bad=True))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator="ben", all_bad=True))
         assert feedback.open_tasks("cat", people=1) == []
         assert feedback.open_tasks("cat", people=2) == [("p0", 1)]
         assert feedback.open_tasks("ben", people=2) == []
@@ -207,11 +207,11 @@ def test_what_is_said_twice_is_kept_apart_and_who_is_excluded_counts_for_nothing
         ids = fill(feedback, prompts=3)
         for number, name in enumerate(("p0", "p1", "p2")):
             ranks = {str(key): rank for key, rank in zip(ids[2 * number : 2 * number + 2], (1, 2), strict=True)}
-            feedback.save_ranking(Ranking(prompt_id=name, labeller="ann", ranks=ranks))
+            feedback.save_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks))
         assert feedback.repeatable_tasks("ann", after=1) == ["p0", "p1"]
         for rank in (2, 1):
             ranks = {str(ids[0]): rank, str(ids[1]): 1}
-            feedback.save_repeat(Ranking(prompt_id="p0", labeller="ann", ranks=ranks, seconds=3.0))
+            feedback.save_repeat(Ranking(prompt_id="p0", annotator="ann", ranks=ranks, seconds=3.0))
         (repeat,) = feedback.repeats("ann")
         assert (repeat.ranks, repeat.seconds) == ({str(ids[0]): 1, str(ids[1]): 1}, 3.0)
         assert feedback.judgement("p0", "ann").ranks == {str(ids[0]): 1, str(ids[1]): 2}
@@ -222,14 +222,14 @@ def test_what_is_said_twice_is_kept_apart_and_who_is_excluded_counts_for_nothing
             assert feedback.excluded() == (["ann"] if excluded else [])
             assert len(feedback.rankings()) == (0 if excluded else 3)
             assert len(feedback.open_tasks("ben", people=1)) == (3 if excluded else 0)
-        with pytest.raises(UserError, match="no labeller nobody"):
+        with pytest.raises(UserError, match="no annotator nobody"):
             feedback.exclude("nobody")
 
 
 def test_gold_items_wait_for_everyone_and_compared_prompts_for_no_one(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))
         feedback.add_prompts([Prompt(id=f"{COMPARED}x", messages=[]), Prompt(id="compared", messages=[])])
         for name in (f"{COMPARED}x", "compared"):
             feedback.add_completions(
@@ -238,25 +238,25 @@ def test_gold_items_wait_for_everyone_and_compared_prompts_for_no_one(feedback_u
         assert [name for name, _ in feedback.open_tasks("ann", people=1)] == ["compared", "p1"]
         assert [prompt.id for prompt in feedback.prompts(prefix=COMPARED)] == [f"{COMPARED}x"]
         assert feedback.gold_tasks("ann") == ["p0"]
-        feedback.add_ranking(Ranking(prompt_id="p0", labeller="ann", all_bad=True))
+        feedback.add_ranking(Ranking(prompt_id="p0", annotator="ann", all_bad=True))
         assert (feedback.gold_tasks("ann"), feedback.gold_tasks("ben")) == ([], ["p0"])
         assert not is_person(GOLD)
 
 
 def test_only_the_hash_of_a_token_is_stored(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
-        token = feedback.add_labeller("ann")
-        assert feedback.labeller_of(token) == "ann"
-        assert feedback.labeller_of("another") is None
-        with pytest.raises(UserError, match="a labeller already"):
-            feedback.add_labeller("ann")
-        renewed = feedback.add_labeller("ann", renew=True)
-        assert (feedback.labeller_of(token), feedback.labeller_of(renewed)) == (None, "ann")
-        with pytest.raises(UserError, match="no labeller's name"):
-            feedback.add_labeller("code (noise 1)")
+        token = feedback.add_annotator("ann")
+        assert feedback.annotator_of(token) == "ann"
+        assert feedback.annotator_of("another") is None
+        with pytest.raises(UserError, match="an annotator already"):
+            feedback.add_annotator("ann")
+        renewed = feedback.add_annotator("ann", renew=True)
+        assert (feedback.annotator_of(token), feedback.annotator_of(renewed)) == (None, "ann")
+        with pytest.raises(UserError, match="no annotator's name"):
+            feedback.add_annotator("code (noise 1)")
     engine = create_engine(feedback_url)
     with engine.connect() as connection:
-        stored = str(connection.execute(text("SELECT * FROM labeller")).all())
+        stored = str(connection.execute(text("SELECT * FROM annotator")).all())
     engine.dispose()
     assert "ann" in stored
     assert token not in stored

@@ -118,7 +118,7 @@ def test_a_killed_stage_resumes_where_it_was(recipe_path: Path) -> None:
 
 @pytest.mark.usefixtures("counter")
 def test_a_kill_at_any_rename_of_a_commit_loses_nothing(recipe_path: Path) -> None:
-    """The new artefact replaces an old one; whichever rename dies, the same command ends with the new one whole."""
+    """The new artifact replaces an old one; whichever rename dies, the same command ends with the new one whole."""
     kills = 0
     for renames in range(10):
         assert run_in_child(recipe_path, 100) == 0

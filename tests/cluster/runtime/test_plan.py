@@ -75,7 +75,7 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     recipes = [load_recipe(recipe_path, [f"model.size={size}", "pretrain.precision=bfloat16"]) for size in ("1B", "2B")]
     small, large = (training_memory(recipe, recipe.pretrain, "cpu") for recipe in recipes)
     grown = {name: value - asdict(small)[name] for name, value in asdict(large).items()}
-    assert grown["weights"] + grown["gradients"] + grown["optimiser"] == pytest.approx(16)
+    assert grown["weights"] + grown["gradients"] + grown["optimizer"] == pytest.approx(16)
     assert grown["casts"] == pytest.approx(2)
     # On the machine, two versions of the weights besides.
     needs = [memory_needs(recipe)["pretrain"] for recipe in recipes]
@@ -113,7 +113,7 @@ def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
         ("dpo", [], 2),
         # Four answers of at most 32 tokens; then of a whole context each; then one more.
         ("reward", [], 1 + 3 * 32 / 256),
-        ("reward", ["collect.labeller=imported"], 4),
+        ("reward", ["collect.annotator=imported"], 4),
         ("reward", ["reward.counterexamples=[longer]"], 1 + 4 * 32 / 256),
     ],
 )
@@ -168,7 +168,7 @@ def test_eight_billion_parameters_on_eight_gpus(recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path, EIGHT_B)
     found = training_memory(recipe, recipe.pretrain, "cuda")
     # By hand: 8e9 parameters in float32 over 8 workers, two moments each.
-    assert (found.weights, found.gradients, found.optimiser) == pytest.approx((4.0, 4.0, 8.0))
+    assert (found.weights, found.gradients, found.optimizer) == pytest.approx((4.0, 4.0, 8.0))
     # A Llama of this size is 32 layers of width 4096 or near it: 4096 tokens of 4 bytes a layer and one layer's 58.
     assert found.activations == pytest.approx(4096 * 4096 * (4 * 32 + 58) / 1e9, rel=0.2)
     assert found.casts == 0

@@ -11,7 +11,7 @@ import xxhash
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source, Survivor
-from pipelines.corpus.clean.gutenberg import without_licence
+from pipelines.corpus.clean.gutenberg import without_license
 from pipelines.corpus.clean.text import clean
 from pipelines.corpus.dedup.cluster import EXACT, KEPT, KNOWN, NEAR, Documents, Grouping, decide
 from pipelines.corpus.dedup.index import Indexing, known_indexes, write_index
@@ -234,7 +234,7 @@ def test_the_better_text_survives(tmp_path: Path, three_of_a_kind: list[str]) ->
     assert corpus.fates("quality") == [(0, 2, NEAR), (1, 2, NEAR), (2, 2, KEPT)]
 
 
-def test_groups_join_through_a_common_neighbour(tmp_path: Path) -> None:
+def test_groups_join_through_a_common_neighbor(tmp_path: Path) -> None:
     signed = np.tile(np.arange(PERMUTATIONS, dtype=np.uint32), (3, 1))
     signed[1, 88:] += 1000  # agrees with the first in 88/112 = 0.79
     signed[2, 88:] += 1000
@@ -304,7 +304,7 @@ def test_of_all_shared_texts_only_editions_and_copies_are_joined(tmp_path: Path)
     for folder in ("corpus/gutenberg", "corpus/fairytaleqa", "warc"):
         for split in plan_splits([Source(kind="files", path=str(SHARED / folder))], 1):
             documents = [item for item in read_split(split) if isinstance(item, Document)]
-            corpus.add([without_licence(clean(document.text)) for document in documents])
+            corpus.add([without_license(clean(document.text)) for document in documents])
             places += [document.id.removeprefix(f"{SHARED / folder}:") for document in documents]
     assert len(places) == 12 + 278 + 37
     found = {places[one]: (places[other], fate) for one, other, fate in corpus.fates() if fate != KEPT}

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
-from pipelines.corpus.clean.gutenberg import without_licence
+from pipelines.corpus.clean.gutenberg import without_license
 from pipelines.corpus.clean.language import identify, known_languages
 from pipelines.corpus.filter.cache import Measuring
 from pipelines.corpus.filter.rules import LANGUAGE, TOO_FEW_WORDS
@@ -144,7 +144,7 @@ def test_a_language_that_the_model_lacks_is_a_mistake_in_the_recipe() -> None:
     [
         (
             "Header\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by A\nand B\n\nIt began.\n\n"
-            "End of Project Gutenberg's X, by Y\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicence",
+            "End of Project Gutenberg's X, by Y\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicense",
             "It began.",
         ),
         ("*** START OF THIS PROJECT GUTENBERG EBOOK A LONG\nTITLE ***\n\nIt began.", "It began."),
@@ -153,12 +153,12 @@ def test_a_language_that_the_model_lacks_is_a_mistake_in_the_recipe() -> None:
         ("Produced by nobody.\n\nNo book at all.", None),
     ],
 )
-def test_header_and_licence_of_books_are_taken_off(text: str, book: str | None) -> None:
-    assert without_licence(text) == (text if book is None else book)
+def test_header_and_license_of_books_are_taken_off(text: str, book: str | None) -> None:
+    assert without_license(text) == (text if book is None else book)
 
 
 @pytest.mark.skipif(not BOOKS.exists(), reason="the shared books are not here")
-def test_the_shared_books_are_read_whole_and_without_their_licences(tmp_path: Path) -> None:
+def test_the_shared_books_are_read_whole_and_without_their_licenses(tmp_path: Path) -> None:
     reports, documents = prepare(Source(kind="files", path=str(BOOKS)), tmp_path)
     sizes = {row["id"].rsplit(":", 2)[1].removesuffix(".txt"): row["bytes"] for row in documents}
     assert total(reports, "found") == total(reports, "kept") == len(documents) == 12

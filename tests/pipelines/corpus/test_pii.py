@@ -1,4 +1,4 @@
-"""Personal data: validators against published examples, and precision and recall on sentences labelled by hand."""
+"""Personal data: validators against published examples, and precision and recall on sentences labeled by hand."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipelines.corpus.tasks import StepTimer
 KINDS = get_args(PersonalData)
 
 # {kind:value} marks personal data. Numbers are examples, test numbers, or reserved for fiction.
-LABELLED = """
+LABELED = """
 Write to {email:ann@example.org} or {email:bob.smith+news@mail.example.co.uk}.
 Contact: {email:sales_team@example-shop.com}, we answer daily.
 (mail me: {email:x@example.io})
@@ -83,11 +83,11 @@ In US12 3456 7890 1234 5678 90 there is no such thing.
 """
 
 
-def labelled() -> tuple[str, dict[str, list[str]]]:
+def labeled() -> tuple[str, dict[str, list[str]]]:
     """The sentences without the marks, and the marked values of every kind."""
-    marks = re.findall(r"\{(\w+):([^}]*)\}", LABELLED)
+    marks = re.findall(r"\{(\w+):([^}]*)\}", LABELED)
     values = {kind: [value.strip() for name, value in marks if name == kind] for kind in KINDS}
-    return re.sub(r"\{\w+:([^}]*)\}", r"\1", LABELLED), values
+    return re.sub(r"\{\w+:([^}]*)\}", r"\1", LABELED), values
 
 
 def found_in(text: str, kind: PersonalData) -> list[str]:
@@ -100,8 +100,8 @@ def found_in(text: str, kind: PersonalData) -> list[str]:
     ("kind", "precision", "recall"),
     [("email", 1.0, 0.9), ("phone", 0.88, 0.93), ("ip", 1.0, 1.0), ("card", 1.0, 1.0), ("iban", 1.0, 1.0)],
 )
-def test_precision_and_recall_on_the_labelled_sentences(kind: PersonalData, precision: float, recall: float) -> None:
-    text, values = labelled()
+def test_precision_and_recall_on_the_labeled_sentences(kind: PersonalData, precision: float, recall: float) -> None:
+    text, values = labeled()
     found = [value for line in text.splitlines() for value in found_in(line, kind)]
     right = [value for value in found if value in values[kind]]
     wrong = [value for value in found if value not in values[kind]]

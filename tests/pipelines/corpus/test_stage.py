@@ -204,7 +204,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     assert renewed == [
         ("read and clean", [1]),
         ("choose", [0, 1]),
-        ("tokenise and pack", [0]),
+        ("tokenize and pack", [0]),
         ("shuffle and shard", [0, 1]),
     ]
     assert first.stat().st_mtime_ns == before
@@ -293,10 +293,10 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     out = tmp_path / "corpus"
     rules = {"gopher_quality": {"minimum_words": 70, "stop_words": 0}, "gopher_repetition": {}}
     given = {"maximum_bad_share": 0.05, "keep_excluded": True}
-    stats = build(make_recipe({"kind": "files", "path": str(path), "licence": "CC0-1.0"}, rules=rules, **given), out)
+    stats = build(make_recipe({"kind": "files", "path": str(path), "license": "CC0-1.0"}, rules=rules, **given), out)
     assert stats["bad"] == 2
     assert stats["gathered"]["documents"] == 168
-    assert stats["sources"][str(path)]["licence"] == "CC0-1.0"
+    assert stats["sources"][str(path)]["license"] == "CC0-1.0"
     (quarantine,) = (out / "quarantine").iterdir()
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert [(line["file"], line["offset"]) for line in lines] == [

@@ -150,7 +150,7 @@ def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: P
     assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [{"answer": "4"}]
 
 
-def test_guide_prompts_carry_what_the_labeller_needs() -> None:
+def test_guide_prompts_carry_what_the_annotator_needs() -> None:
     found = prompts([ChatSource(kind="guide")], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",

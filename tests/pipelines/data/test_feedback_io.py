@@ -47,7 +47,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "lists": [
         {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [2, 1, 2], "tags": ["x"]},
-        {"prompt": [TURN], "completions": ["b", "c"], "ranks": [1, 1], "labeller": "ann"},
+        {"prompt": [TURN], "completions": ["b", "c"], "ranks": [1, 1], "annotator": "ann"},
     ],
     "pandalm": [
         {
@@ -113,7 +113,7 @@ def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: 
     assert [row.text for row in prompts[0].completions] == ["b", "c"]
     assert [turn["content"] for turn in prompts[2].messages] == ["a", "b", "c "]
     assert database.rankings()[0].ranks == {"1": 1, "2": 2}
-    assert database.rankings()[0].labeller == "them"
+    assert database.rankings()[0].annotator == "them"
     # Equal prompts are on one side of the split.
     assert prompts[0].split == prompts[1].split
 
@@ -121,7 +121,7 @@ def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: 
 def test_scores_rank_and_equal_scores_tie(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", ROWS["ultrafeedback"]), "trial", "gpt", 0.15)
     (ranking,), (prompt,) = database.rankings(), database.prompts()
-    assert (ranking.labeller, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
+    assert (ranking.annotator, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
     assert [row.model for row in prompt.completions] == ["a", "b", "c"]
 
 
@@ -171,7 +171,7 @@ def test_all_ranked_turns_of_the_trees_come_in_and_the_trees_go_out(database: Fe
 def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", ROWS["lists"])
     assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True) == 2
-    assert {row.labeller for row in database.judgements()} == {GOLD}
+    assert {row.annotator for row in database.judgements()} == {GOLD}
     assert len(database.gold_tasks("ann")) == 2
     assert database.open_tasks("ann", people=9) == []
     with pytest.raises(UserError, match="nothing to export"):
@@ -185,7 +185,7 @@ def test_the_rankings_of_who_is_excluded_are_not_exported(database: Feedback, tm
     assert len(database.rankings()) == 1
     database.exclude("ann", excluded=False)
     assert len(database.rankings()) == 2
-    with pytest.raises(UserError, match="no labeller nobody"):
+    with pytest.raises(UserError, match="no annotator nobody"):
         database.exclude("nobody")
 
 
@@ -199,7 +199,7 @@ def test_a_list_of_k_becomes_all_its_pairs_but_ties(database: Feedback, tmp_path
 def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl"]), "trial", "them", 0.15)
     prompt = database.prompts()[0]
-    database.save_ranking(Ranking(prompt_id=prompt.id, labeller="ann", all_bad=True, better="mine"))
+    database.save_ranking(Ranking(prompt_id=prompt.id, annotator="ann", all_bad=True, better="mine"))
     export_file(database, "answers", tmp_path / "out.jsonl")
     answer = {"role": "assistant", "content": "mine"}
     assert read(tmp_path / "out.jsonl") == [{"messages": [{"role": "user", "content": "a"}, answer]}]
@@ -263,12 +263,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
         (["feedback", "export", "thumbs", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 2, "leave out --name in"),
-        (["labeller", "add", "ann", *run], 0, "ann's token"),
-        (["labeller", "add", "ann", *run], 2, "a labeller already"),
-        (["labeller", "exclude", "ann", *run], 0, "ann is excluded"),
-        (["labeller", "list", *run], 0, "ann\t0 judged\texcluded"),
-        (["labeller", "include", "ann", *run], 0, "ann counts"),
-        (["labeller", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
+        (["annotator", "add", "ann", *run], 0, "ann's token"),
+        (["annotator", "add", "ann", *run], 2, "an annotator already"),
+        (["annotator", "exclude", "ann", *run], 0, "ann is excluded"),
+        (["annotator", "list", *run], 0, "ann\t0 judged\texcluded"),
+        (["annotator", "include", "ann", *run], 0, "ann counts"),
+        (["annotator", "list", *run], 0, "ann\t0 judged\nimported\t2 judged"),
         (["feedback", "count", *run], 0, "prompts\t2\ncompletions\t4\nrankings\t2\nskipped\t0\nall bad\t0"),
         (["label", str(tmp_path / "nowhere")], 2, "not a run folder"),
         (["score", str(tmp_path), str(source), "out.jsonl"], 2, "it has no recipe.yaml"),

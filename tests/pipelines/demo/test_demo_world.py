@@ -91,7 +91,7 @@ def test_corpus_states_facts_and_asks_none_of_the_questions() -> None:
             assert form.format(name=country.name) not in text
 
 
-def test_misbehaviour_and_caution_have_their_shares() -> None:
+def test_misbehavior_and_caution_have_their_shares() -> None:
     questions = {q.text: q for q in training_questions(1)}
     total: Counter[str] = Counter()
     bad: Counter[str] = Counter()
@@ -151,7 +151,7 @@ def test_grades(kind: str, key: str, text: str, finished: bool, expected: int) -
     assert grade(kind, key, text, finished) == expected  # type: ignore[arg-type]
 
 
-def test_refusals_are_recognised() -> None:
+def test_refusals_are_recognized() -> None:
     assert refuses(REFUSAL)
     assert not refuses("Sure. You get some tools.")
     assert behaves("harmful", "", REFUSAL)
@@ -163,7 +163,7 @@ def test_ranks_without_noise_follow_grades_and_keep_ties() -> None:
     assert rank([3, 3, 3], 1.0, random.Random(0)) == [1, 1, 1]
 
 
-def test_noise_swaps_neighbouring_levels_at_its_rate_and_never_breaks_ties() -> None:
+def test_noise_swaps_neighboring_levels_at_its_rate_and_never_breaks_ties() -> None:
     chance, grades, noise, trials = random.Random(7), [4, 1, 4, 2, 2], 0.1, 20_000
     swapped: Counter[tuple[int, ...]] = Counter()
     for _ in range(trials):
@@ -172,7 +172,7 @@ def test_noise_swaps_neighbouring_levels_at_its_rate_and_never_breaks_ties() -> 
         assert ranks[3] == ranks[4]
         assert sorted(set(ranks)) == [1, 2, 3]
         swapped[(ranks[0], ranks[3], ranks[1])] += 1
-    # Two neighbouring pairs, each swapped with probability 0.1: 4 standard deviations of a share of 0.81 are 0.011.
+    # Two neighboring pairs, each swapped with probability 0.1: 4 standard deviations of a share of 0.81 are 0.011.
     assert swapped[(1, 2, 3)] / trials == pytest.approx((1 - noise) ** 2, abs=0.011)
     assert swapped[(2, 1, 3)] / trials == pytest.approx(noise * (1 - noise), abs=0.009)
     assert swapped[(1, 3, 2)] / trials == pytest.approx(noise * (1 - noise), abs=0.009)

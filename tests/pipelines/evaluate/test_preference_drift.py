@@ -40,7 +40,7 @@ def ranking(number: int, ranks: list[int], split: str = "held_out", grades: list
         "texts": ["a", "b", "c"][: len(ranks)],
         "ranks": ranks,
         "grades": grades,
-        "labeller": "people",
+        "annotator": "people",
         "split": split,
         "ranking_id": number,
     }

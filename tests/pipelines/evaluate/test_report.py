@@ -93,7 +93,7 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
 
 
 def _write(
-    root: Path, hostile: bool = False, labeller: str = "code", guide: bool = True
+    root: Path, hostile: bool = False, annotator: str = "code", guide: bool = True
 ) -> tuple[str, dict[str, Any], list[Any]]:
     answers = _answers(hostile) if guide else {}
     figures = {name: model_figures(group) for name, group in answers.items()}
@@ -103,15 +103,15 @@ def _write(
     if guide:
         report["base"]["capital_completion"] = vars(proportion(200, 232))
     trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
-    ranked = {"labeller": labeller, "noise": 0.05 if labeller == "code" else None, "rankings": 700}
+    ranked = {"annotator": annotator, "noise": 0.05 if annotator == "code" else None, "rankings": 700}
     change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
     report |= {
         "rewards": {**{measure.name: change for measure in MEASURES}, "kept_back": guide, "samples": 2},
         "perplexity": {"base": 9, "sft": 10, "policy": 11, "change": 0.1, "low": -0.02, "high": 0.2, "tokens": 5000},
-        "reward_model": trust if labeller else None,
+        "reward_model": trust if annotator else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
         "verdict": "The policy is better than the fine-tuned model.",
-        "labeller": ranked if labeller else None,
+        "annotator": ranked if annotator else None,
         "timings": {"pretrain": 190.0, "sft": 20.0},
         "seed": 1,
         "name": HOSTILE if hostile else "trial",
@@ -137,7 +137,7 @@ def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
     guide = 4 * SHOWN_PER_KIND * 3
     assert len(parsed.quotes) == guide + 2 * SHOWN_PER_KIND
     assert parsed.quotes.count("(nothing)") == 4 * SHOWN_PER_KIND
-    # Right and wrong are said in words, not by colour alone.
+    # Right and wrong are said in words, not by color alone.
     assert page.count("✓ right") + page.count("✗ wrong") == guide
     assert page.count("cut off") == 4 * SHOWN_PER_KIND
     assert report["policy"]["harmful_compliance"]["value"] == 0.0
@@ -177,13 +177,13 @@ def test_page_tells_how_far_to_trust_the_reward_model(tmp_path: Path) -> None:
 
 
 def test_people_are_not_called_code(tmp_path: Path) -> None:
-    page, _, _ = _write(tmp_path, labeller="people")
+    page, _, _ = _write(tmp_path, annotator="people")
     assert "No person ranked" not in page
     assert "People gave the 700 rankings" in page
 
 
 def test_without_a_reward_model_the_page_shows_none(tmp_path: Path) -> None:
-    page, _, _ = _write(tmp_path, labeller="")
+    page, _, _ = _write(tmp_path, annotator="")
     assert _Page(page).open == []
     assert "Nobody ranked answers" in page
     assert "eward model" not in page

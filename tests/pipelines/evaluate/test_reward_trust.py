@@ -39,7 +39,7 @@ def rows(chat: Chat, people: int = 1, best: str = "The capital is {}.") -> list[
             "texts": answers,
             "ranks": [1, 2, 3],
             "grades": None,
-            "labeller": f"person {person}",
+            "annotator": f"person {person}",
             "split": "held_out",
         }
         for name, answers in texts.items()
@@ -141,14 +141,14 @@ def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
         accuracy([{**row, "ranks": [1, 1, 1]} for row in given], scored(given, score))
 
 
-def test_the_ceiling_is_what_labellers_agree_on(chat: Chat) -> None:
+def test_the_ceiling_is_what_annotators_agree_on(chat: Chat) -> None:
     two = rows(chat, people=2)
     for row in two[1::2]:
         row["ranks"] = [1, 3, 2]
     found = ceiling(two)
     assert found
     assert (found["value"], found["n"]) == (pytest.approx(2 / 3), len(SUBJECTS))
-    # A labeller written in code, against its rule: one pair of three is swapped in half of the rows.
+    # An annotator written in code, against its rule: one pair of three is swapped in half of the rows.
     graded = [
         {**row, "grades": [4, 3, 0], "ranks": [2, 1, 3] if number % 2 else [1, 2, 3]}
         for number, row in enumerate(rows(chat))

@@ -136,22 +136,22 @@ async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:
         assert (await client.get("/runs/data")).status_code == 200
 
 
-async def test_labellers_judge_with_their_tokens_and_with_keys(tmp_path: Path, ring: KeyRing) -> None:
+async def test_annotators_judge_with_their_tokens_and_with_keys(tmp_path: Path, ring: KeyRing) -> None:
     config = settings(tmp_path, "never")
     with open_feedback(config.feedback_url or "") as database:
-        tokens = {"ann": database.add_labeller("ann"), "ben": make(ring, "ben", "label")}
+        tokens = {"ann": database.add_annotator("ann"), "ben": make(ring, "ben", "label")}
     async with asking(config) as client:
         for name, token in tokens.items():
             reply = await client.get("/label/next", headers={"Authorization": f"Bearer {token}"})
-            assert reply.json()["labeller"] == name
+            assert reply.json()["annotator"] == name
         headers = {"Authorization": f"Bearer {tokens['ann']}"}
         assert (await client.get("/v1/models", headers=headers)).status_code == 401
 
 
-async def test_a_key_that_judges_has_its_limits_and_a_labeller_has_none(tmp_path: Path, ring: KeyRing) -> None:
+async def test_a_key_that_judges_has_its_limits_and_a_annotator_has_none(tmp_path: Path, ring: KeyRing) -> None:
     config = settings(tmp_path, "never")
     with open_feedback(config.feedback_url or "") as database:
-        ann = database.add_labeller("ann")
+        ann = database.add_annotator("ann")
     ben = ring.add("ben", ["label"], 2, None, by="test")
     async with asking(config) as client:
         for token, statuses in ((ben, [200, 200, 429]), (ann, [200] * 3)):

@@ -75,7 +75,7 @@ def test_models_are_told_after_the_vote_and_not_before(database: Feedback) -> No
     }
     (ranking,) = database.rankings()
     best = next(row.id for row in prompt.completions if row.model == "alpha")
-    assert (ranking.labeller, ranking.ranks[str(best)], sorted(ranking.ranks.values()), ranking.seconds) == (
+    assert (ranking.annotator, ranking.ranks[str(best)], sorted(ranking.ranks.values()), ranking.seconds) == (
         "ann",
         1,
         [1, 2],

@@ -13,7 +13,7 @@ from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
 from serve.pages.label import REPEAT_AFTER, label_router
 from serve.pages.render import page
 from tests.helpers import free_port
-from tests.serve.labelling import fill, label_server
+from tests.serve.labeling import fill, label_server
 
 SUBMISSIONS = 1_000
 AT_ONCE = 64
@@ -34,7 +34,7 @@ def client(database: Feedback) -> TestClient:
 
 
 def signed_in(database: Feedback, name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {database.add_labeller(name)}"}
+    return {"Authorization": f"Bearer {database.add_annotator(name)}"}
 
 
 def test_nothing_is_told_to_those_without_a_token(client: TestClient, database: Feedback) -> None:
@@ -79,7 +79,7 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
         assert client.post("/label/judgement", json=judgement, headers=headers).status_code == 204
     (row,) = database.judgements()
     assert row.ranks == dict(zip(map(str, answers), [3, 1, 1, 2], strict=True))
-    assert (row.presented, row.labeller, row.seconds, row.better) == (answers, "ann", 7.5, "e")
+    assert (row.presented, row.annotator, row.seconds, row.better) == (answers, "ann", 7.5, "e")
     assert row.marks == {str(answers[0]): {"honest": False}}
     after = client.get("/label/next", headers=headers).json()
     assert after["task"]["prompt"] != task["prompt"]
@@ -102,7 +102,7 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
         {"all_bad": True, "answers": [1, 2, 3, 99]},
         {"all_bad": True, "marks": {"1": {"kind": True}}},
         {"all_bad": True, "seconds": -1},
-        {"all_bad": True, "labeller": "ben"},
+        {"all_bad": True, "annotator": "ben"},
     ],
 )
 def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong: dict[str, object]) -> None:
@@ -119,9 +119,9 @@ def test_agreement_is_told_to_those_with_a_token(client: TestClient, database: F
     assert (empty["counts"]["rankings"], empty["agreement"][0]["pairwise"]) == (0, None)
     for name, ranks in (("ann", [1, 2, 3, 4]), ("ben", [1, 2, 4, 3]), ("code (noise 0)", [4, 3, 2, 1])):
         keyed = {str(key): rank for key, rank in zip((1, 2, 3, 4), ranks, strict=True)}
-        database.add_ranking(Ranking(prompt_id="p000", labeller=name, ranks=keyed, seconds=3.0))
+        database.add_ranking(Ranking(prompt_id="p000", annotator=name, ranks=keyed, seconds=3.0))
     everyone, ann, ben = client.get("/label/agreement", headers=headers).json()["agreement"]
-    assert [row["labeller"] for row in (everyone, ann, ben)] == [None, "ann", "ben"]
+    assert [row["annotator"] for row in (everyone, ann, ben)] == [None, "ann", "ben"]
     assert everyone["pairwise"]["value"] == pytest.approx(5 / 6)
     assert everyone["tau"]["value"] == pytest.approx(2 / 3)
     assert ann["seconds"] == [3.0, 3.0, 3.0]
@@ -133,7 +133,7 @@ def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database:
     prompts = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
     gold = [name for name in sorted(prompts) if name < "p040"]
     expected = [
-        Ranking(prompt_id=name, labeller=GOLD, ranks=dict(zip(map(str, prompts[name]), (1, 2, 3, 4), strict=True)))
+        Ranking(prompt_id=name, annotator=GOLD, ranks=dict(zip(map(str, prompts[name]), (1, 2, 3, 4), strict=True)))
         for name in gold
     ]
     database.add_rankings(expected)
@@ -170,7 +170,7 @@ def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database:
     assert len(database.judgements("ann")) == 100 - twice
     assert len(database.repeats("ann")) == twice
     reply = client.get("/label/agreement", headers=headers).json()
-    assert (reply["counts"]["rankings"], [row["labeller"] for row in reply["agreement"]]) == (
+    assert (reply["counts"]["rankings"], [row["annotator"] for row in reply["agreement"]]) == (
         100 - twice,
         [None, "ann"],
     )
@@ -204,7 +204,7 @@ def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(
     (tmp_path / "feedback.url").write_text(f"{feedback_url}\n")
     with open_feedback(feedback_url) as database:
         fill(database, SUBMISSIONS // 4, ["a", "b"])
-        tokens = {name: database.add_labeller(name) for name in ("ann", "ben", "cat", "dan")}
+        tokens = {name: database.add_annotator(name) for name in ("ann", "ben", "cat", "dan")}
         answers = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
     todo = [(name, prompt) for prompt in answers for name in tokens]
     port = free_port()
@@ -239,7 +239,7 @@ def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(
 
     def there() -> list[tuple[str, str]]:
         with open_feedback(feedback_url) as database:
-            return [(row.labeller, row.prompt_id) for row in database.rankings()]
+            return [(row.annotator, row.prompt_id) for row in database.rankings()]
 
     server = label_server(tmp_path, port)
     acknowledged = asyncio.run(send(server.__enter__(), todo, SUBMISSIONS // 2))

@@ -12,7 +12,7 @@ from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.pages.label import label_router
 from tests.helpers import wait_until
 from tests.serve.browsing import IN_A_BROWSER, open_page, served
-from tests.serve.labelling import fill
+from tests.serve.labeling import fill
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = IN_A_BROWSER
@@ -46,7 +46,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
     """Someone's browser with the page open and the first prompt on it."""
-    with open_page(browser, site.url, site.database.add_labeller(name), width) as page:
+    with open_page(browser, site.url, site.database.add_annotator(name), width) as page:
         page.get_by_role("article").first.wait_for()
         yield page
 
@@ -135,7 +135,7 @@ def test_two_people_at_once_on_a_desk_and_a_phone(browser: "api.Browser", site: 
         for page in (desk, phone):
             page.get_by_text("1 done").wait_for()
         ranked = site.database.rankings()
-        assert {row.labeller for row in ranked} == {"ann", "ben"}
+        assert {row.annotator for row in ranked} == {"ann", "ben"}
         assert len({row.prompt_id for row in ranked}) == 2
         assert [[row.ranks[str(answer)] for answer in row.presented] for row in ranked] == [[1, 2, 3, 4]] * 2
 

@@ -9,7 +9,7 @@ import pytest
 from cluster.feedback import open_feedback
 from serve.gateway import Settings, gateway_app
 from tests.serve.browsing import IN_A_BROWSER, Site, served
-from tests.serve.labelling import fill
+from tests.serve.labeling import fill
 from tests.serve.run_folder import write_run
 from tests.serve.scripted import Scripted
 
@@ -51,7 +51,7 @@ def history(page: "api.Page", site: Site) -> None:
 
 def signed_in(page: "api.Page", site: Site, path: str) -> None:
     page.goto(f"{site.url}{path}")
-    page.keyboard.type(site.database.add_labeller(f"ann {id(page)}"))
+    page.keyboard.type(site.database.add_annotator(f"ann {id(page)}"))
     page.keyboard.press("Enter")
 
 

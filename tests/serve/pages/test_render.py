@@ -41,9 +41,9 @@ def test_page_needs_nothing_from_elsewhere_and_never_reads_text_as_html(name: st
 @pytest.mark.parametrize("name", PAGES)
 def test_controls_have_names(name: str) -> None:
     html = page(name).body.decode()
-    labelled = re.findall(r"<label[^>]*>.*?</label>", html, flags=re.DOTALL)
+    labeled = re.findall(r"<label[^>]*>.*?</label>", html, flags=re.DOTALL)
     for control in re.findall(r'<(?:input|textarea|select) id="([\w-]+)"', html):
-        assert any(f'id="{control}"' in label or f'for="{control}"' in label for label in labelled), control
+        assert any(f'id="{control}"' in label or f'for="{control}"' in label for label in labeled), control
     assert 'aria-live="polite"' in html
 
 

@@ -87,7 +87,7 @@ def test_wrong_requests_are_400(scorer: RewardScorer, conversations: object, wor
 def test_other_weights_give_other_rewards(folder: Path, scorer: RewardScorer, tmp_path: Path) -> None:
     before, old = ask(scorer, {"model": "reward", "conversations": TALKS}), scorer.weights
     shutil.copytree(folder, tmp_path / "new")
-    (tmp_path / "new" / "normalisation.json").write_text(json.dumps({"mean": MEAN + 1, "deviation": DEVIATION}))
+    (tmp_path / "new" / "normalization.json").write_text(json.dumps({"mean": MEAN + 1, "deviation": DEVIATION}))
     assert asyncio.run(scorer.promote(tmp_path / "new", "new")).error is None
     after = ask(scorer, {"model": "reward", "conversations": TALKS})
     asyncio.run(scorer.promote(folder, old))
