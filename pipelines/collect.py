@@ -60,7 +60,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             )
             rank_by_code(recipe, chat, database, prompts)
         else:
-            wait_for_people(database, prompts, settings.minimum_rankings, recipe.cluster.deadline_seconds)
+            wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
         rows = ranking_rows(recipe, chat, database, prompts)
         counts = stored(database, prompts)
         excluded = database.excluded()
@@ -159,7 +159,7 @@ def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompt
     sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed)
     fleet = Fleet(
         run.path("sft"),
-        recipe.rlhf.rollout_actors,
+        recipe.rlhf.fleet.rollout_actors,
         plan.rollout,
         recipe.model.context,
         recipe.seed,

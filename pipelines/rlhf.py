@@ -51,7 +51,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     judged = held_out_rankings(run, settings, recipe.seed)
     with (
         _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
-        fleet_control(run, settings.rollout_actors),
+        fleet_control(run, settings.fleet.rollout_actors),
     ):
         state = learner.restore()
         start = state["step"] if state else 0
@@ -61,29 +61,35 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             fleet.sync(learner.publish(start))
         rollouts = RolloutScheduler(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
         loop = Loop(fleet, learner, rollouts, settings)
-        probe = PreferenceProbe(judged, learner, settings.temperature, settings.probe_every) if judged else None
+        probe = (
+            PreferenceProbe(judged, learner, settings.sampling.temperature, settings.stop.probe_every)
+            if judged
+            else None
+        )
         some = list(prompts.values())[:PARITY_PROMPTS]
-        scaler = Scaler.of_rollouts(settings.rollout_actors, settings.fleet_limit)
-        reward_scaler = Scaler.of_rewards(settings.reward_actors, settings.reward_limit)
+        scaler = Scaler.of_rollouts(settings.fleet.rollout_actors, settings.fleet.rollout_limit)
+        reward_scaler = Scaler.of_rewards(settings.fleet.reward_actors, settings.fleet.reward_limit)
         metrics, traces = MetricsWriter(out, resume_at=start), TraceWriter(out)
         stopped = None
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):
-                if step == start or (settings.parity_every and step % settings.parity_every == 0):
+                if step == start or (settings.fleet.parity_every and step % settings.fleet.parity_every == 0):
                     precision = settings.precision or fleet.precision
-                    check_parity(fleet, learner, precision, some, settings.max_tokens, recipe.cluster.deadline_seconds)
+                    check_parity(
+                        fleet, learner, precision, some, settings.sampling.max_tokens, recipe.cluster.deadline_seconds
+                    )
                 _resize(run, fleet, take_wish(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
-                if settings.most_rollout_actors:
+                if settings.fleet.max_rollout_actors:
                     states = fleet.states()
                     _resize(run, fleet, scaler.wanted(figures, len(states), WORKING.issuperset(states)))
-                if settings.most_reward_actors:
+                if settings.fleet.max_reward_actors:
                     _resize_rewards(scorers, reward_scaler, figures)
                 figures["reward_actors"] = scorers[0].size
                 saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
                 if saved or step == 0:
                     figures["rollouts"] = token_ratios(
-                        loop.last, learner, chat.tokenizer, asked.questions, settings.temperature
+                        loop.last, learner, chat.tokenizer, asked.questions, settings.sampling.temperature
                     )
                 metrics.write(step, **figures)
                 traces.write(loop.trace)
@@ -133,7 +139,7 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "rollout_idle": rollout_idle,
         "prompts": ledger.outcomes,
         "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}",
-        "advice": advice(learner_idle, rollout_idle, round(actors), settings.max_staleness),
+        "advice": advice(learner_idle, rollout_idle, round(actors), settings.fleet.max_staleness),
     }
 
 
@@ -160,12 +166,12 @@ def _actors(
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
     words = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
-    workers, sent = recipe.rlhf.learner_workers, element_type(plan.rollout)
+    workers, sent = recipe.rlhf.fleet.learner_workers, element_type(plan.rollout)
     learner = RemoteLearner(plan.learner, workers, out / "checkpoint", sent, deadline, *words)
     try:
         with (
             reward_actors(recipe, run, questions) as scorers,
-            rollout_fleet(recipe, sft, recipe.rlhf.rollout_actors, questions) as fleet,
+            rollout_fleet(recipe, sft, recipe.rlhf.fleet.rollout_actors, questions) as fleet,
         ):
             wait_ready(scorers, deadline)
             yield fleet, learner, scorers

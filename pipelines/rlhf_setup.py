@@ -51,7 +51,7 @@ def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> 
     found = _with_room(recipe, chosen_prompts(recipe, chat, every_prompt(recipe)), most)
     if not found.rendered:
         raise UserError(
-            f"no prompt of collect.sources leaves room for an answer: rlhf.max_tokens is {recipe.rlhf.max_tokens} of "
+            f"no prompt of collect.sources leaves room for an answer: rlhf.sampling.max_tokens is {recipe.rlhf.sampling.max_tokens} of "
             f"the {recipe.model.context} tokens of model.context"
         )
     return found
@@ -67,7 +67,7 @@ def prompts_kept_back(recipe: Recipe, chat: Chat) -> TrainingPrompts:
 
 def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], most: int | None) -> TrainingPrompts:
     """The first of those that leave room for an answer."""
-    room = recipe.model.context - recipe.rlhf.max_tokens
+    room = recipe.model.context - recipe.rlhf.sampling.max_tokens
     found = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), most))
     return TrainingPrompts(
         {text.id: Prompt(text.id, ids) for text, ids in found},
@@ -87,7 +87,7 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[s
         recipe.seed,
         recipe.cluster.deadline_seconds,
         multi_turn=MultiTurnSettings(around.function, questions, around.turns) if around else None,
-        swap_in_flight=settings.swap_in_flight,
+        swap_in_flight=settings.fleet.swap_in_flight,
     )
 
 
@@ -111,7 +111,7 @@ def wait_ready(scorers: list[RewardWorkerPool], deadline: float) -> None:
 
 
 def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, RewardInput]) -> RewardWorkerPool:
-    seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.reward_actors
+    seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.fleet.reward_actors
     if source.function:
         launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
         return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, questions, count)

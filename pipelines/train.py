@@ -13,7 +13,8 @@ from rich.console import Console
 from actors.trainer.data import shards_in
 from actors.trainer.job import FAILURE, LoneWorker, Make, TrainingJob, checkpoints_in, held_out_loss
 from cluster.errors import EngineError, StageError, UserError, first_line, known_failure, wait_for
-from cluster.recipe.recipe import Recipe, Training
+from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import metrics_progress, read_metrics
 from cluster.runtime.plan import Allocation, Plan, make_plan

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlmodel import create_engine
 
 from cluster.feedback.store import DRIVER
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")

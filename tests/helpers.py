@@ -5,8 +5,11 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
+
+from cluster.recipe.rlhf import FleetSettings, Kl, Rlhf, RolloutSampling, Stop
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "infra" / "recipes" / "demo.yaml"
@@ -36,3 +39,18 @@ def answers(url: str) -> bool:
         return not httpx.get(url, timeout=5).is_server_error
     except httpx.HTTPError:
         return False
+
+
+def rlhf(**fields: Any) -> Rlhf:
+    """A recipe's RLHF section by the names of its fields alone: those of `kl` begin with kl_."""
+    sections = {"sampling": RolloutSampling, "stop": Stop, "fleet": FleetSettings}
+    places = {name: (section, name) for section, model in sections.items() for name in model.model_fields}
+    places |= {f"kl_{name}": ("kl", name) for name in Kl.model_fields}
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in places:
+            section, own = places[name]
+            given.setdefault(section, {})[own] = value
+        else:
+            given[name] = value
+    return Rlhf(**given)

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actors.types import RewardInput
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage, stage_named
 from cluster.run.metrics import read_metrics
@@ -39,12 +39,12 @@ SMALL = [
     # So small a reward model, taught so little, likes what it likes.
     "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
     # An engine takes longer to start than to answer all that is asked here.
-    "rlhf.rollout_actors=1",
+    "rlhf.fleet.rollout_actors=1",
     "rlhf.steps=4",
     "rlhf.prompts_per_step=4",
-    "rlhf.samples_per_prompt=4",
+    "rlhf.sampling.samples_per_prompt=4",
     "rlhf.checkpoint_every=1",
-    "rlhf.probe_every=2",
+    "rlhf.stop.probe_every=2",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Rows of metrics that a stage has written when everything is killed: after its first checkpoint, two steps and more
@@ -192,7 +192,12 @@ def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS)
 def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_session: None):
-    settings = ["rlhf.algorithm=ppo", "rlhf.max_staleness=1", "rlhf.minibatches=2", "rlhf.lora={rank: 4, alpha: 8}"]
+    settings = [
+        "rlhf.algorithm=ppo",
+        "rlhf.fleet.max_staleness=1",
+        "rlhf.minibatches=2",
+        "rlhf.lora={rank: 4, alpha: 8}",
+    ]
     recipe = load_recipe(RECIPE, [*SMALL, *settings, f"run={finished.root}"])
     assert run_named_stage(stage_named("rlhf"), recipe, finished) == "done"
     rows = read_metrics(finished.path("policy"))

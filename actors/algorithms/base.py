@@ -41,7 +41,7 @@ class Algorithm:
             advantages [N, T] and, with a critic, its returns [N, T].
         token_losses: the loss of every token and whether it was clipped, [N, T] each.
         average: by what the token losses of each row are divided [N, 1], and then their sum; from `answer` of the rows
-            of one optimizer step, and `rlhf.max_tokens`.
+            of one optimizer step, and `rlhf.sampling.max_tokens`.
         value_losses: the critic's losses [N, T] from its new values; None without a critic.
         kl_in: where the divergence goes unless the recipe says otherwise.
         clip: likewise.

@@ -52,7 +52,7 @@ def standard_scores(rewards: Tensor, groups: Tensor) -> Tensor:
 #
 # The difference from the mean is not divided by the group's deviation, which favors questions that are too easy or
 # too hard, nor are token losses divided by the answer's own length. The paper leaves out the divergence:
-# `rlhf.kl_coefficient: 0`.
+# `rlhf.kl.coefficient: 0`.
 def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
     """One advantage for all tokens of a sample."""
     del values
@@ -76,7 +76,7 @@ DR_GRPO = Algorithm(unscaled_targets, average=by_budget)
 # Clip-higher (section 3.1) lets unlikely tokens grow; dynamic sampling (3.2) replaces prompts whose samples all got
 # one reward; every token of the batch weighs the same (3.3, eq. 8); answers near the length limit are punished softly
 # (3.4, eq. 13, over the last fifth as in the paper's experiments). The paper leaves out the divergence:
-# `rlhf.kl_coefficient: 0`.
+# `rlhf.kl.coefficient: 0`.
 DAPO = Algorithm(targets, clip=Clip(0.2, 0.28), overlong_share=0.2, dynamic_sampling=True)
 
 

@@ -17,21 +17,19 @@ class _Limit:
     said: str
 
 
-_LIMITS = (
+LIMITS = (
+    _Limit("max_kl", "kl_sequence", operator.gt, "the policy was {:.2f} nats an answer away from the fine-tuned model"),
+    _Limit("min_entropy", "entropy", operator.lt, "the policy's entropy was {:.3f} nats a token"),
+    _Limit("max_repetition", "repetition", operator.gt, "{:.2f} of the policy's answers had stood in them before"),
     _Limit(
-        "kl_budget", "kl_sequence", operator.gt, "the policy was {:.2f} nats an answer away from the fine-tuned model"
-    ),
-    _Limit("minimum_entropy", "entropy", operator.lt, "the policy's entropy was {:.3f} nats a token"),
-    _Limit("maximum_repetition", "repetition", operator.gt, "{:.2f} of the policy's answers had stood in them before"),
-    _Limit(
-        "maximum_length_change",
+        "max_length_change",
         "length_change",
         lambda times, most: times > most or times * most < 1,
         "the policy's answers were {:.2f} times as long as the fine-tuned model's",
     ),
     # The end of the interval: a few pairs must not end a run by chance.
     _Limit(
-        "minimum_preference_accuracy",
+        "min_preference_accuracy",
         "preference_accuracy_high",
         operator.lt,
         "of two held-out answers the policy moved towards the one ranked better in {:.2f} of pairs at most",
@@ -58,7 +56,7 @@ def breach(figures: Mapping[str, float], settings: Rlhf) -> str | None:
     for limit, value in _set(settings):
         found = figures.get(limit.figure)
         if found is not None and limit.beyond(found, value):
-            return f"{limit.said.format(found)}, and rlhf.{limit.setting} is {value:g}"
+            return f"{limit.said.format(found)}, and rlhf.stop.{limit.setting} is {value:g}"
     return None
 
 
@@ -68,5 +66,5 @@ def is_within(figures: Mapping[str, float], settings: Rlhf) -> bool:
 
 
 def _set(settings: Rlhf) -> Iterator[tuple[_Limit, float]]:
-    values = settings.limits
-    return ((limit, values[limit.setting]) for limit in _LIMITS if limit.setting in values)
+    values = settings.stop.limits
+    return ((limit, values[limit.setting]) for limit in LIMITS if limit.setting in values)

@@ -69,9 +69,9 @@ class Learner:
         self.settings = settings
         self.algorithm = ALGORITHMS[settings.algorithm]
         self.clip = self.algorithm.clip_for(settings)
-        self.kl_in = settings.kl_in or self.algorithm.kl_in
-        self.kl = DIVERGENCES[settings.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")]
-        self.kl_coefficient = settings.kl_coefficient
+        self.kl_in = settings.kl.charged_in or self.algorithm.kl_in
+        self.kl = DIVERGENCES[settings.kl.estimator or ("k1" if self.kl_in == "reward" else "k3")]
+        self.kl_coefficient = settings.kl.coefficient
         self.part = _own_part(settings)
         self.policy = causal_lm.load(start)
         self.reference: Any = None
@@ -171,8 +171,8 @@ class Learner:
         from_all_workers(self.part, seen)
         start = _start(batch, seen if targets.proximal is None else targets.proximal, targets.reference)
         figures["kl_coefficient"] = [self.kl_coefficient]
-        if settings.kl_target:
-            self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl_target)
+        if settings.kl.target:
+            self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl.target)
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
         self.version += 1
         own = figures_of(groups, rewards)
@@ -194,7 +194,7 @@ class Learner:
         """What the samples taught."""
         # Of five passes over the batch (a backward pass counts for two), this saves one.
         known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
-        compute = partial(_logprobs, temperature=self.settings.temperature)
+        compute = partial(_logprobs, temperature=self.settings.sampling.temperature)
         proximal = None if known_later else in_microbatches(self.part, partial(compute, self.spread["policy"]), batch)
         with self._fine_tuned() as fine_tuned:
             reference = in_microbatches(self.part, partial(compute, fine_tuned), batch)
@@ -210,7 +210,7 @@ class Learner:
         if settings.reward_clip:
             rewards = rewards.clamp(-settings.reward_clip, settings.reward_clip)
         share = self.algorithm.overlong_share if settings.overlong_share is None else settings.overlong_share
-        return rewards + overlong_penalty(batch.answer.sum(1), settings.max_tokens, share)
+        return rewards + overlong_penalty(batch.answer.sum(1), settings.sampling.max_tokens, share)
 
     def _update(
         self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor, number: int
@@ -222,20 +222,23 @@ class Learner:
         """
         settings, algorithm = self.settings, self.algorithm
         tokens = int(batch.answer[rows].sum())
-        _, total = algorithm.average(batch.answer[rows], settings.max_tokens)
+        _, total = algorithm.average(batch.answer[rows], settings.sampling.max_tokens)
         sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
         for piece, counts in microbatches(self.part, rows, batch.groups[rows]):
             part = batch.rows(piece)
             own = targets.rows(piece, part.width)
             logprobs, entropy = self.spread["policy"](
-                answer_logprobs_and_entropy, part, settings.temperature, entropy_learns=settings.entropy_bonus > 0
+                answer_logprobs_and_entropy,
+                part,
+                settings.sampling.temperature,
+                entropy_learns=settings.entropy_bonus > 0,
             )
             losses, clipped = algorithm.token_losses(part, own, logprobs, self.clip)
             if self.kl_in == "loss":
                 losses = losses + self.kl_coefficient * self.kl(logprobs, own.reference)
             if settings.entropy_bonus:
                 losses = losses - settings.entropy_bonus * entropy
-            divisors, _ = algorithm.average(part.answer, settings.max_tokens)
+            divisors, _ = algorithm.average(part.answer, settings.sampling.max_tokens)
             loss = (losses / divisors)[part.answer].sum() / total
             # FSDP averages over workers.
             weight = self.part.workers if counts else 0

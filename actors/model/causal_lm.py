@@ -13,7 +13,7 @@ from actors.model import lora
 from actors.model.attention import mask_for, one_document_a_row, restarting_positions
 from actors.model.chunked_cross_entropy import summed_loss, tied_words, token_losses
 from cluster.errors import UserError, first_line
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
 
 # Layers that attend to what the mask of a packed row has them attend to.

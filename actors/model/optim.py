@@ -38,7 +38,7 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     ]
 
 
-def optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
     """The optimizers of a recipe's `optimizer`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)

@@ -90,7 +90,7 @@ class Loop:
         self.rollouts.ledger.commit(batch.tickets, Outcome.TRAINED)
         learned = clock.lap()
         # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.
-        self.engines.sync(self.policy.publish(number + 1), wait=self.settings.max_staleness == 0)
+        self.engines.sync(self.policy.publish(number + 1), wait=self.settings.fleet.max_staleness == 0)
         synced = clock.lap()
         seconds, actors = waited + learned + synced, len(self.engines.states())
         after = self.engines.counters()

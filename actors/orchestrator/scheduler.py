@@ -154,7 +154,7 @@ class RolloutScheduler:
     def next_batch(self, version: int, count: int) -> list[RolloutGroup]:
         """Samples of `count` prompts for the step that makes `version + 1`; their rewards may still be to come."""
         batch: list[RolloutGroup] = []
-        ahead = self.settings.max_staleness * self.settings.prompts_per_step
+        ahead = self.settings.fleet.max_staleness * self.settings.prompts_per_step
         while len(batch) < count:
             wanted = ahead + count - len(self.in_work) - len(batch)
             self._submit(self.ledger.take(max(0, wanted)), version)
@@ -164,7 +164,7 @@ class RolloutScheduler:
             name = drawn.group[0].prompt_id
             work = self.in_work.pop(name)
             behind = version - min(v for sample in drawn.group for v in sample.weight_versions)
-            if behind > self.settings.max_staleness:
+            if behind > self.settings.fleet.max_staleness:
                 self.ledger.requeue([work.ticket])
                 continue
             tokens = sum(sample.length for sample in drawn.group)
@@ -219,7 +219,9 @@ class RolloutScheduler:
             return
         settings = self.settings
         seed = int(np.random.SeedSequence([self.seed, version]).generate_state(1)[0])
-        sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, seed)
+        sampling = Sampling(
+            settings.sampling.samples_per_prompt, settings.sampling.temperature, settings.sampling.max_tokens, seed
+        )
         named = {f"{ticket.epoch}:{ticket.prompt_id}": ticket for ticket in tickets}
         given = self.now()
         self.in_work.update({name: InflightPrompt(ticket, given) for name, ticket in named.items()})

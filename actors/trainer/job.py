@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.trainer.data import Shard
-from cluster.recipe.recipe import Training
+from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 
 # In the scratch folder: why training cannot go on, where a retry would meet the same again.

@@ -18,7 +18,7 @@ from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.generation import Opening, continuations, openings, read
 from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
-from actors.model.optim import learning_rate_factor, optimizers
+from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.perf import (
     compile_layers,
     compiling_pays,
@@ -33,7 +33,7 @@ from actors.trainer.data import Shard, row_batches
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
 from actors.trainer.watchdog import Deadline
 from cluster.errors import StageError, UserError
-from cluster.recipe.recipe import Training
+from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH, write_json
 from cluster.run.metrics import MetricsWriter, read_metrics
 
@@ -106,7 +106,7 @@ def _train(
     if compiled:
         compile_layers(unwrapped_model, objective)
     model = shard(WithLoss(unwrapped_model.to(device), objective), workers, device).train()
-    optimizers = optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+    optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
     start = checkpoints.restore(model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)

@@ -134,7 +134,7 @@ def _prepare(engine: Engine) -> None:
     with Session(engine.execution_options(writes=True)) as session:
         if engine.dialect.name == "postgresql":
             session.execute(text(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))
-        new = not inspect(session.connection()).has_table(Meta.__tablename__)
+        new = not inspect(session.connection()).has_table("meta")
         found = None if new else session.get(Meta, "schema")
         found = found or Meta(key="schema", value=str(SCHEMA_VERSION))
         if int(found.value) > SCHEMA_VERSION:

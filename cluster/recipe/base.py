@@ -28,6 +28,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+
+
+class Call(Section):
+    """A Python function that a recipe names, and its keyword arguments."""
+
+    function: FunctionName = Field(description="module:function, on Python's path")
+    arguments: dict[str, Any] = Field({}, description="keyword arguments besides those that the stage gives")
+
+
 class Lora(Section):
     """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
 
@@ -69,3 +80,17 @@ def files_of(section: BaseModel) -> list[str]:
 
     with_places(section, note)
     return found
+
+
+def needs_its_origin(source: Any) -> Any:
+    """A source of kind files names a path, one of kind function a function, and neither the other's.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for kind, field in (("files", "path"), ("function", "function")):
+        if (source.kind == kind) != (getattr(source, field) is not None):
+            raise ValueError(f"a source of kind {kind} needs a {field}, and no other kind takes one")
+    if source.arguments and source.kind != "function":
+        raise ValueError("arguments are for sources of kind function")
+    return source

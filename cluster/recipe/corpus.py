@@ -1,26 +1,31 @@
 """The recipe's corpus section: sources, and the rules by which documents are judged."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Place, Positive, PositiveFloat, Section, Share
+from cluster.recipe.base import FunctionName, Place, Positive, PositiveFloat, Section, Share, needs_its_origin
 
-Survivor = Literal["longest", "source", "quality", "earlier_source"]
+KeepPolicy = Literal["longest", "source", "quality", "earlier_source"]
 TokenizerKind = Literal["bpe", "wordpiece"]
 PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
 class Source(Section):
-    """Text to pre-train on: files, or text that an installed package carries."""
+    """Text to pre-train on: files, or what a Python function gives."""
 
-    kind: Literal["files", "countries", "randfacts", "chatterbot", "docstrings"]
+    kind: Literal["files", "function"] = "files"
+    name: str | None = Field(None, description="in ids and statistics; the path or the function by default")
     path: Annotated[str | None, Place.FILES] = Field(
         None,
         description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob, here or as "
         "a URI: s3://, gs://, hf://datasets/…",
     )
-    text_field: str = "text"
+    function: FunctionName | None = Field(
+        None, description="for kind function: module:function(seed, **arguments) -> texts"
+    )
+    arguments: dict[str, Any] = Field({}, description="for kind function: its keyword arguments besides the seed")
+    text_field: str = Field("text", description="the field of a row, or the column, that holds the text")
     text_lines: bool = Field(False, description="every line of a .txt file is a document of its own")
     subset: str | None = Field(None, description="of a folder laid out like a Hugging Face dataset, the configuration")
     split: str | None = Field(None, description="of such a folder, the split to read, e.g. train; all files by default")
@@ -29,10 +34,10 @@ class Source(Section):
     limit: Positive | None = Field(None, description="most documents to take")
     license: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
 
+    _one_origin = model_validator(mode="after")(needs_its_origin)
+
     @model_validator(mode="after")
-    def _files_have_a_path(self) -> "Source":
-        if (self.kind == "files") != (self.path is not None):
-            raise ValueError("a source of kind files needs a path, and no other kind takes one")
+    def _files_have_parts(self) -> "Source":
         if self.kind != "files" and (self.split or self.subset or self.text_lines):
             raise ValueError("split, subset and text_lines are for sources of kind files")
         return self
@@ -41,10 +46,10 @@ class Source(Section):
 class GopherQuality(Section):
     """Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A1.1. Shares are of words or of lines."""
 
-    minimum_words: Positive = 50
-    maximum_words: Positive = 100_000
-    minimum_mean_word_length: PositiveFloat = 3.0
-    maximum_mean_word_length: PositiveFloat = 10.0
+    min_words: Positive = 50
+    max_words: Positive = 100_000
+    min_mean_word_length: PositiveFloat = 3.0
+    max_mean_word_length: PositiveFloat = 10.0
     symbols_per_word: Share = Field(0.1, description="most hashes, and most ellipses, a word")
     bullet_lines: Share = Field(0.9, description="most lines that start with a bullet")
     ellipsis_lines: Share = Field(0.3, description="most lines that end with an ellipsis")
@@ -120,16 +125,16 @@ class Corpus(Section):
         "resiliparse", description="what takes the main text from web pages; trafilatura takes 20 times as long"
     )
     page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
-    maximum_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
+    max_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
     keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
-    minimum_words: Positive = 5
+    min_words: Positive = 5
     near_duplicate_similarity: Share = 0.8
-    survivor: Survivor = Field(
+    keep_policy: KeepPolicy = Field(
         "longest",
         description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
     )
-    known: Annotated[list[str], Place.STAGE] = Field(
+    previous_corpora: Annotated[list[str], Place.STAGE] = Field(
         [], description="corpus folders of earlier runs: what they have is dropped"
     )
     decontaminate: Decontaminate | None = None

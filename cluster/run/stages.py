@@ -26,12 +26,6 @@ EXECUTION: dict[str, Any] = {
             "checkpoint_every",
             "recompute_activations",
             "compile_layers",
-            "rollout_actors",
-            "most_rollout_actors",
-            "learner_workers",
-            "reward_actors",
-            "most_reward_actors",
-            "parity_every",
             "promote_every",
             "samples",
             "sample_tokens",
@@ -39,6 +33,14 @@ EXECUTION: dict[str, Any] = {
         True,
     ),
     "rewards": {"__all__": {"timeout_seconds"}},
+    "fleet": {
+        "rollout_actors",
+        "max_rollout_actors",
+        "learner_workers",
+        "reward_actors",
+        "max_reward_actors",
+        "parity_every",
+    },
 }
 
 Outcome = Literal["skipped", "resumed", "done"]

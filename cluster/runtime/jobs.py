@@ -17,7 +17,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import Place, with_places
-from cluster.recipe.recipe import Recipe, dump_recipe
+from cluster.recipe.loading import dump_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.files import absolute
 from cluster.runtime.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
 

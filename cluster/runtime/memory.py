@@ -7,7 +7,9 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
-from cluster.recipe.recipe import Dpo, FineTuning, Model, Recipe, RewardModel, Training, head_size
+from cluster.recipe.model import Model, head_size
+from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
 
 GB = 1e9
 # Three language models, and the reward model, which needs no engine.
@@ -135,19 +137,19 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     from: 12 bytes for each parameter that is trained.
     """
     rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
-    engines, replicas = rlhf.fleet_limit, REPLICAS * recipe.serve.max_replicas
+    engines, replicas = rlhf.fleet.rollout_limit, REPLICAS * recipe.serve.max_replicas
     ray = RAY_GB + 2 * whole
     critics = 1 if rlhf.algorithm == "ppo" else 0
     models = (1 if rlhf.lora else 2) + critics
     members = recipe.reward.members
     if on_gpu:
-        started = rlhf.learner_workers * models + rlhf.reward_models * members
+        started = rlhf.fleet.learner_workers * models + rlhf.reward_models * members
         return {
             **{
                 name: ray + part.workers * PROCESS_GB + max(part.workers * whole, _checkpoint_gb(recipe, part))
                 for name, part in trainings(recipe).items()
             },
-            "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.learner_workers) * PROCESS_GB,
+            "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.fleet.learner_workers) * PROCESS_GB,
             "serve": ray + replicas * PROCESS_GB,
         }
     needs = {
@@ -156,10 +158,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     }
     trained = trained_parameters(recipe.model, rlhf.lora) / GB
     # The newest weights that were within the limits, and those from before the step.
-    copies = 2 if rlhf.limits else 0
+    copies = 2 if rlhf.stop.limits else 0
     learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
     logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
-    learner = rlhf.learner_workers * (PROCESS_GB + logits) + models * whole + learning
+    learner = rlhf.fleet.learner_workers * (PROCESS_GB + logits) + models * whole + learning
     engine = PROCESS_GB + CACHE_GB + whole
     reward = PROCESS_GB + members * whole
     needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine

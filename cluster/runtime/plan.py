@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import psutil
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import Cluster, Recipe
+from cluster.recipe.model import Cluster
+from cluster.recipe.recipe import Recipe
 from cluster.runtime.memory import GB, REPLICAS, memory_needs, parameters, training_memory, trainings, whole_model_gb
 
 
@@ -60,7 +61,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
 
     On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
     and tasks run beside it; the threads are what uses the cores: all of them are the rollout actors' and the learner's
-    in turn, or where `rlhf.max_staleness` has them work beside each other, half of them each. On GPUs each gets one
+    in turn, or where `rlhf.fleet.max_staleness` has them work beside each other, half of them each. On GPUs each gets one
     while there are enough, else as many as necessary share one.
 
     Raises:
@@ -73,17 +74,17 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         gpu_memory_gb=said.gpu_memory_gb or found.gpu_memory_gb,
     )
     workers = max(section.workers for section in trainings(recipe).values())
-    actors = recipe.rlhf.fleet_limit
+    actors = recipe.rlhf.fleet.rollout_limit
     _check_counts(recipe, found)
     _check_memory(recipe, found)
     trainer_cpus = min(found.cpus / workers, found.cores)
     rewards = max(1, recipe.rlhf.reward_models)
-    learners = recipe.rlhf.learner_workers
+    learners = recipe.rlhf.fleet.learner_workers
     actor_cpus = min(found.cpus / (2 * recipe.rlhf.actors), found.cores)
     actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
     every_core = found.cores
     # Threads that outnumber the cores wait for each other at every operation.
-    sides = 2 if recipe.rlhf.max_staleness and not found.gpus else 1
+    sides = 2 if recipe.rlhf.fleet.max_staleness and not found.gpus else 1
     replicas = REPLICAS * recipe.serve.max_replicas
     return Plan(
         cpus=found.cpus,
@@ -120,15 +121,15 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
             raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
-    learners, needed = recipe.rlhf.learner_workers, recipe.rlhf.actors
+    learners, needed = recipe.rlhf.fleet.learner_workers, recipe.rlhf.actors
     if learners > 1 and 0 < found.gpus < needed:
         raise UserError(
-            f"rlhf.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside them: "
+            f"rlhf.fleet.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside them: "
             f"{needed} in all, and there are {found.gpus:g}"
         )
-    actors = recipe.rlhf.fleet_limit
+    actors = recipe.rlhf.fleet.rollout_limit
     if actors > 8 * found.cpus:
-        name = "most_rollout_actors" if recipe.rlhf.most_rollout_actors else "rollout_actors"
+        name = "max_rollout_actors" if recipe.rlhf.fleet.max_rollout_actors else "rollout_actors"
         raise UserError(f"rlhf.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
 
 
@@ -139,7 +140,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
     if most > found.memory_gb:
         raise UserError(
             f"too little memory: {stage} with {size} needs about {most:.1f} GB and {found.memory_gb:.1f} GB are free; "
-            "choose a smaller model.size, fewer rlhf.rollout_actors or smaller micro_batch_rows, or a larger machine"
+            "choose a smaller model.size, fewer rlhf.fleet.rollout_actors or smaller micro_batch_rows, or a larger machine"
         )
     if not found.gpus or found.gpu_memory_gb is None:
         return

@@ -17,7 +17,7 @@ import psutil
 
 import cluster
 from cluster.errors import UserError, first_line
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 
 ROOT = Path(cluster.__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "pipelines", "serve", "infra")

@@ -20,7 +20,8 @@ from actors.model import causal_lm
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sampling
-from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
 from cluster.runtime.session import connect
@@ -88,7 +89,7 @@ def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> 
         for version, name in enumerate(("sft", "policy"), 1):
             fleet.load(version, causal_lm.load(run.path(name)).state_dict())
             for way, temperature in DRAWS.items():
-                sampling = Sampling(1, temperature, recipe.rlhf.max_tokens, recipe.seed)
+                sampling = Sampling(1, temperature, recipe.rlhf.sampling.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)
                 hits = sum(last_number(drawn[question][0].text) == right for question, right in sums.items())
                 found.setdefault(way, {})[name] = proportion(hits, len(sums))

@@ -19,9 +19,9 @@ from infra.bench.faults import parsed
 from infra.bench.grpo import own, shape_options
 
 MODES = {
-    "in turn": {"max_staleness": 0},
-    "beside each other": {"max_staleness": 1},
-    "swapped in flight": {"max_staleness": 1, "swap_in_flight": "true"},
+    "in turn": {"fleet.max_staleness": 0},
+    "beside each other": {"fleet.max_staleness": 1},
+    "swapped in flight": {"fleet.max_staleness": 1, "fleet.swap_in_flight": "true"},
 }
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     table = Table("mode", "samples/s", "of in turn", "learner idle", "rollouts idle")
     rates: list[float] = []
     for mode, settings in MODES.items():
-        rows = own(given.run, given.log, *shape, settings | {"rollout_actors": 1})
+        rows = own(given.run, given.log, *shape, settings | {"fleet.rollout_actors": 1})
         rates.append(given.prompts * given.samples / statistics.median(row["seconds"] for row in rows))
         idle = [statistics.mean(row[name] for row in rows) for name in ("learner_idle", "rollout_idle")]
         table.add_row(mode, f"{rates[-1]:.1f}", f"{rates[-1] / rates[0]:.2f}", *(f"{share:.2f}" for share in idle))

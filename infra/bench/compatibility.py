@@ -28,7 +28,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from actors.model.causal_lm import load, next_token_losses
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from infra.bench.peers.install import on_their_own
 from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run

@@ -12,7 +12,7 @@ import time
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.types import Prompt
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf import FleetSettings, Rlhf, RolloutSampling
 from infra.bench.simulation import Latency, World, weights_of
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
@@ -36,7 +36,11 @@ def run(actors: int) -> tuple[float, float]:
     coordinator = world.coordinator(actors, deadline=60.0)
     coordinator.start()
     prompts = {str(i): Prompt(str(i), [1]) for i in range(2 * PROMPTS_AN_ACTOR * actors)}
-    settings = Rlhf(prompts_per_step=PROMPTS_AN_ACTOR * actors, samples_per_prompt=SAMPLES, max_staleness=1)
+    settings = Rlhf(
+        prompts_per_step=PROMPTS_AN_ACTOR * actors,
+        sampling=RolloutSampling(samples_per_prompt=SAMPLES),
+        fleet=FleetSettings(max_staleness=1),
+    )
     ledger = Ledger(list(prompts), 1)
     rollouts = RolloutScheduler(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
     begun, cpu = world.timeline.now(), time.process_time()

@@ -72,7 +72,9 @@ FAULTS = (
     Fault("reward actor killed", "ray::ModelReward"),
     Fault("learner killed as it learns", "ray::Learner.step", again=True),
     Fault("learner killed as it saves", "ray::Learner.save", again=True),
-    Fault("one of two learner workers killed", "ray::Learner.step", again=True, settings=("rlhf.learner_workers=2",)),
+    Fault(
+        "one of two learner workers killed", "ray::Learner.step", again=True, settings=("rlhf.fleet.learner_workers=2",)
+    ),
     Fault("driver killed", "", again=True),
     Fault("driver told to end", "", sent=signal.SIGTERM, again=True),
 )

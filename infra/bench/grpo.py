@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.model.chat import Chat
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
 from infra.bench.faults import SECONDS, Command, copied, options, parsed
@@ -48,9 +48,9 @@ def own(
         "rewards": f"[{REWARD}]",
         "steps": steps + 1,
         "prompts_per_step": together,
-        "samples_per_prompt": samples,
-        "max_tokens": tokens,
-        "kl_coefficient": BETA,
+        "sampling.samples_per_prompt": samples,
+        "sampling.max_tokens": tokens,
+        "kl.coefficient": BETA,
         "learning_rate": RATE,
         "pretrain_mix": 0,
         "checkpoint_every": steps + 1,
@@ -84,7 +84,7 @@ def main() -> None:
     rows = given.rows or batch
     shape = (given.steps, given.prompts, given.samples, given.tokens)
     run = RunFolder(given.run)
-    recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.max_tokens={given.tokens}"])
+    recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.sampling.max_tokens={given.tokens}"])
     asked = prompts_to_train_on(recipe, Chat.of(run.path("sft"))).questions.values()
     with tempfile.TemporaryDirectory(prefix="triptych-grpo-") as folder:
         lines = Path(folder) / "prompts.jsonl"

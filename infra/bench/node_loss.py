@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.run.metrics import read_metrics
 from cluster.runtime.session import connect
 from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong

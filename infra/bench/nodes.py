@@ -28,7 +28,8 @@ from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.work_queue import ActorState
 from actors.trainer.job import checkpoints_in
 from actors.types import Prompt, Sampling
-from cluster.recipe.recipe import Model, Training
+from cluster.recipe.model import Model
+from cluster.recipe.training import Training
 from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import ENVIRONMENT, ROOT

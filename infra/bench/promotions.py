@@ -25,7 +25,7 @@ from typing import Any
 import aiohttp
 import httpx
 
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 
 PROMPTS = ("The capital of", "Water is", "Once there was", "A good doctor", "Two and two", "Why does the sun")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from infra.bench.servers.load import closed_loop
 from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 

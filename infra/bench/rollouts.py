@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sampling
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.runtime.plan import make_plan
 from cluster.runtime.session import connect
 from pipelines.demo.questions import training_questions
@@ -27,7 +27,12 @@ def fleet_rate(prompts: list[Prompt]) -> float:
     with (
         connect(recipe.cluster),
         Fleet(
-            RUN / "sft", recipe.rlhf.rollout_actors, make_plan(recipe).rollout, recipe.model.context, recipe.seed, 300.0
+            RUN / "sft",
+            recipe.rlhf.fleet.rollout_actors,
+            make_plan(recipe).rollout,
+            recipe.model.context,
+            recipe.seed,
+            300.0,
         ) as fleet,
     ):
         rates = []

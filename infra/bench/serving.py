@@ -25,7 +25,8 @@ from typing import Any
 
 import httpx
 
-from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from infra.bench.servers.load import TOKENS, Cell, closed_loop, open_loop
 from infra.bench.servers.start import MODEL, RECIPE, START_SECONDS, bare, free_port, own, ray_llm, write_run

@@ -26,7 +26,8 @@ from actors.model.chat import Chat
 from actors.model.perf import compile_layers
 from actors.model.tokenizer import load_tokenizer
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import ChatSource, Model
+from cluster.recipe.collect import ChatSource
+from cluster.recipe.model import Model
 from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of

@@ -33,7 +33,7 @@ from actors.model.causal_lm import build
 from actors.model.optim import BETAS
 from actors.model.perf import SIDES, compile_layers, flops_per_token, native_precision, peak_flops, peak_memory_gb
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
 

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from cluster import __version__
 from cluster.errors import StageError, UserError
-from cluster.recipe.recipe import Cluster, Recipe, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.model import Cluster
+from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import Served
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import stages_of

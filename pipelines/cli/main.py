@@ -10,7 +10,8 @@ import typer
 
 from cluster import __version__
 from cluster.errors import UserError, known_failure
-from cluster.recipe.recipe import Recipe, dump_recipe, load_recipe
+from cluster.recipe.loading import dump_recipe, load_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.fleet_control import change_fleet
 from cluster.run.folder import RunFolder, write_text
 from cluster.run.layout import ASIDE, STAGES, Stage, stage_of, stages_of

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.files import check_can_be_written
 from cluster.run.folder import RunFolder
 from cluster.runtime.memory import object_store_gb

@@ -2,7 +2,7 @@
 
 documents/part-*.parquet                 the text that is used: id, source, split, text
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
-index/                                   hashes and signatures, for the corpora that come after (corpus.known)
+index/                                   hashes and signatures, for the corpora that come after (corpus.previous_corpora)
 duplicates/part-*.parquet                which document stands for which
 contamination/part-*.parquet             with corpus.decontaminate: the passages that evaluation files have too
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids
@@ -93,8 +93,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             preparation = _preparation(recipe, splits, out)
             with _timed(FIRST_PHASE, seconds):
                 prepared = _prepare(preparation, recipe, work, progress)
-            _require_readable(prepared, corpus.maximum_bad_share)
-            _require_documents(prepared, corpus.minimum_words)
+            _require_readable(prepared, corpus.max_bad_share)
+            _require_documents(prepared, corpus.min_words)
         files = tuple(preparation.output(split) for split in splits)
         with _timed("duplicates", seconds):
             fingerprints = tuple(report["fingerprint"] for report in prepared)
@@ -132,7 +132,7 @@ def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparat
         splits=tuple(splits),
         folder=out / "work" / "prepared",
         quarantine=out / "quarantine",
-        minimum_words=corpus.minimum_words,
+        min_words=corpus.min_words,
         measuring=Measuring(corpus.rules, tuple(corpus.personal_data), bool(corpus.languages)),
         languages=tuple(corpus.languages),
         language_probability=corpus.language_probability,
@@ -142,7 +142,7 @@ def _preparation(recipe: Recipe, splits: Sequence[Split], out: Path) -> Preparat
 
 
 def _prepare(preparation: Preparation, recipe: Recipe, work: Path, progress: Progress) -> list[Report]:
-    fields = {"minimum_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
+    fields = {"min_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
     judgement = recipe.corpus.model_dump(include=fields)
     parts = [
         Task(
@@ -171,17 +171,17 @@ def _require_readable(prepared: Sequence[Report], most: float) -> None:
             first = next(report["first_bad"] for report in reports if report["bad"])
             raise UserError(
                 f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
-                f"and corpus.maximum_bad_share lets {most:g} of them be left out)"
+                f"and corpus.max_bad_share lets {most:g} of them be left out)"
             )
 
 
-def _require_documents(prepared: Sequence[Report], minimum_words: int) -> None:
+def _require_documents(prepared: Sequence[Report], min_words: int) -> None:
     if any(report["kept"]["documents"] for report in prepared):
         return
     found = sum(report["found"]["documents"] for report in prepared)
     raise UserError(
         f"the corpus has no documents left: {found} were read and every one was dropped by the quality rules; "
-        f"add sources or lower corpus.minimum_words (now {minimum_words})"
+        f"add sources or lower corpus.min_words (now {min_words})"
     )
 
 

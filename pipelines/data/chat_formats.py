@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from cluster.errors import UserError, first_line
-from cluster.recipe.recipe import ChatSource
+from cluster.recipe.collect import ChatSource
 from pipelines.demo.conversations import conversations as guide_conversations
 from pipelines.demo.questions import ranked_questions
 

@@ -78,13 +78,13 @@ def held_out_rankings(run: RunFolder, settings: Rlhf, seed: int) -> list[dict[st
         UserError: the rankings are not there, or tie throughout, and the recipe limits what is measured on them.
     """
     path = run.path("preferences") / "rankings.parquet"
-    needed = settings.minimum_preference_accuracy is not None
+    needed = settings.stop.min_preference_accuracy is not None
     if not settings.needs_reward_model or not (needed or path.exists()):
         return []
     if not path.exists():
-        raise UserError(f"rlhf.minimum_preference_accuracy is measured on {path}, which is not there any more")
+        raise UserError(f"rlhf.stop.min_preference_accuracy is measured on {path}, which is not there any more")
     rows = parquet.read_table(path, filters=[("split", "==", "held_out")]).to_pylist()
     rows = [row for row in rows if len(set(row["grades"] or row["ranks"])) > 1 and all(row["answers"])]
     if needed and not rows:
-        raise UserError("rlhf.minimum_preference_accuracy: no two answers to a held-out prompt differ in rank")
+        raise UserError("rlhf.stop.min_preference_accuracy: no two answers to a held-out prompt differ in rank")
     return random.Random(f"preference probe {seed}").sample(rows, min(RANKINGS, len(rows)))

@@ -81,11 +81,11 @@ def _ask(recipe: Recipe, run: RunFolder, asked: TrainingPrompts, text: list[list
     """Asks every model, one after the other, in the same engines."""
     found, deadline, prompts = Found(), recipe.cluster.deadline_seconds, list(asked.rendered.values())
     exam = Exam.of(recipe, run) if is_asked(recipe) else None
-    sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.max_tokens, recipe.seed)
+    sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
     with (
         reward_actors(recipe, run, asked.questions) as scorers,
         # The engines start once and take all models' weights: those have one architecture.
-        rollout_fleet(recipe, run.path("sft"), min(ACTORS, recipe.rlhf.rollout_actors), asked.questions) as fleet,
+        rollout_fleet(recipe, run.path("sft"), min(ACTORS, recipe.rlhf.fleet.rollout_actors), asked.questions) as fleet,
     ):
         wait_ready(scorers, deadline)
         for version, name in enumerate(ORDER, 1):

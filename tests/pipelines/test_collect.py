@@ -16,7 +16,8 @@ from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
-from cluster.recipe.recipe import ChatSource, Recipe
+from cluster.recipe.collect import ChatSource
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
 from pipelines.collect import Prompts, plan_round, rank_by_code, ranking_rows, stored, wait_for_people

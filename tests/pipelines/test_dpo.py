@@ -11,7 +11,8 @@ import torch
 from actors.model.causal_lm import load
 from actors.objectives.dpo import answer_logprobs, padded_answers
 from cluster.errors import UserError
-from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import stage_of
 from pipelines.data.rankings import write_rankings

@@ -24,7 +24,8 @@ from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
 from actors.model.reward_head import load_reward_model
 from cluster.errors import UserError
-from cluster.recipe.recipe import Model, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.model import Model
 from cluster.run.folder import RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.stages import stage_state

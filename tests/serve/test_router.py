@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.recipe.serve import Alias
 from serve.errors import RequestError
 from serve.gateway import Settings

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from cluster.recipe.recipe import Cluster, Model, Training
+from cluster.recipe.model import Cluster, Model
+from cluster.recipe.training import Training
 from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import connect
 from infra.bench.loops.job import made_up_job

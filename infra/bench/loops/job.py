@@ -12,7 +12,8 @@ from actors.model.tokenizer import load_tokenizer
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.data import Shard
 from actors.trainer.job import TrainingJob
-from cluster.recipe.recipe import Model, Training
+from cluster.recipe.model import Model
+from cluster.recipe.training import Training
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 
 

@@ -16,7 +16,8 @@ import psutil
 from transformers import PreTrainedTokenizerFast
 
 from actors.model.causal_lm import build, save
-from cluster.recipe.recipe import Recipe, dump_recipe
+from cluster.recipe.loading import dump_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.runtime.plan import make_plan, resources_here
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.recipe.corpus import Survivor
+from cluster.recipe.corpus import KeepPolicy
 from pipelines.corpus.dedup.index import FACTS, mapped
 from pipelines.corpus.dedup.minhash import bucket_pairs, stars
 from pipelines.corpus.tasks import written_to_the_side
@@ -153,12 +153,12 @@ def decide(
     documents: Documents,
     exact: Sequence[Path],
     near: Sequence[Path],
-    survivor: Survivor,
+    keep_policy: KeepPolicy,
 ) -> NDArray:
     """What becomes of every own document that is alike another, and which document stands for it.
 
     Of exact copies the first stays. Of documents that are nearly alike stays one of an earlier corpus, if there is one,
-    else as `survivor` says: the longest, the one of the source named first, or the one with the largest share of lines
+    else as `keep_policy` says: the longest, the one of the source named first, or the one with the largest share of lines
     that end with punctuation; then the longest, then the first. With `earlier_source` a document goes if one of an
     earlier source or corpus is like it, and nothing else does.
 
@@ -173,11 +173,11 @@ def decide(
     """
     copies = np.concatenate([_NO_LINKS, *(np.load(file) for file in exact)])
     links = _NO_LINKS
-    merge = earliest if survivor == "earlier_source" else stars
+    merge = earliest if keep_policy == "earlier_source" else stars
     for file in near:
         links = merge(np.concatenate([links, np.load(file)]))
-    if survivor != "earlier_source":
-        links = _of_survivors(documents, links, copies[:, 1], survivor)
+    if keep_policy != "earlier_source":
+        links = _of_survivors(documents, links, copies[:, 1], keep_policy)
     links = links[~np.isin(links[:, 1], copies[:, 1])]
     fates = np.empty(len(copies) + len(links), dtype=FATE)
     fates["stands"], fates["document"] = np.concatenate([copies, links]).T
@@ -204,18 +204,18 @@ _NO_LINKS = np.empty((0, 2), dtype=np.int64)
 
 
 def _of_survivors(
-    documents: Documents, links: NDArray[np.int64], copies: NDArray[np.int64], survivor: Survivor
+    documents: Documents, links: NDArray[np.int64], copies: NDArray[np.int64], keep_policy: KeepPolicy
 ) -> NDArray[np.int64]:
-    """Links from the survivor of every group. An exact copy joins what it is like, but is gone already."""
+    """Links from the keep_policy of every group. An exact copy joins what it is like, but is gone already."""
     firsts = np.unique(links[:, 0])
     members = np.concatenate([links, np.stack([firsts, firsts], axis=1)])
     members = members[~np.isin(members[:, 1], copies)]
     group, document = members[:, 0], members[:, 1]
     facts = documents.facts(document)
     preferred: tuple[NDArray, ...] = (document, -facts["bytes"])
-    if survivor == "source":
+    if keep_policy == "source":
         preferred = (*preferred, documents.source_of(document))
-    elif survivor == "quality":
+    elif keep_policy == "quality":
         preferred = (*preferred, -facts["quality"])
     order = np.lexsort((*preferred, document >= documents.first_own, group))
     _, best = np.unique(group[order], return_index=True)

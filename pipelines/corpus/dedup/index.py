@@ -103,11 +103,11 @@ def known_indexes(corpora: Sequence[str], rows: int) -> list[Path]:
             made_by = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"corpus.known: {corpus} has no index/index.json; name the corpus folder of a finished run"
+                f"corpus.previous_corpora: {corpus} has no index/index.json; name the corpus folder of a finished run"
             ) from error
         if made_by != _made_by(rows):
             raise UserError(
-                f"corpus.known: {corpus} has signatures of another kind ({made_by}, here {_made_by(rows)}); "
+                f"corpus.previous_corpora: {corpus} has signatures of another kind ({made_by}, here {_made_by(rows)}); "
                 "set corpus.near_duplicate_similarity as it was there, or build that corpus again"
             )
         found += sorted(path for path in folder.iterdir() if path.is_dir())

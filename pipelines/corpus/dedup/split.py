@@ -130,7 +130,7 @@ def selection(choosing: Choosing, reports: Sequence[Report], sources: Sequence[s
         every = sum(report["documents"] for report in reports)
         raise UserError(
             f"the corpus has {left} documents left of {every} after duplicates were dropped, and needs two "
-            "at least: one to train on, one to hold out; add sources or lower corpus.minimum_words"
+            "at least: one to train on, one to hold out; add sources or lower corpus.min_words"
         )
     train_bytes = sum(report["train_bytes"] for report in reports)
     ends = [(*end, part) for part, report in enumerate(reports) for end in report["ends"]]

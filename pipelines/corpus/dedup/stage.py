@@ -46,7 +46,7 @@ def check_readable(corpus: Corpus) -> None:
     Raises:
         UserError: an evaluation file or the index of an earlier corpus cannot be read.
     """
-    known_indexes(corpus.known, rows_in_a_band(corpus.near_duplicate_similarity))
+    known_indexes(corpus.previous_corpora, rows_in_a_band(corpus.near_duplicate_similarity))
     for file in _evaluation_files(corpus.decontaminate) if corpus.decontaminate else ():
         for _ in read_items(file):
             pass
@@ -104,9 +104,9 @@ class _Phases:
         """All documents, those of earlier corpora first, and the hash of what is known of each part's."""
         corpus = self.recipe.corpus
         rows = rows_in_a_band(corpus.near_duplicate_similarity)
-        known = known_indexes(corpus.known, rows)
+        known = known_indexes(corpus.previous_corpora, rows)
         folder = self.out / "index"
-        task = Indexing(self._files, left_out, folder, rows, corpus.survivor == "quality")
+        task = Indexing(self._files, left_out, folder, rows, corpus.keep_policy == "quality")
         gone = [file_fingerprint(file) for file in left_out] if left_out else [""] * len(self.prepared)
         keys = [
             fingerprint([part.fingerprint, rows_out, rows, task.quality])
@@ -128,14 +128,14 @@ class _Phases:
         corpus = self.recipe.corpus
         ranges = -(-sum(documents.counts) // KEYS_AT_ONCE)
         agreement = least_agreement(corpus.near_duplicate_similarity)
-        across = corpus.survivor == "earlier_source"
+        across = corpus.keep_policy == "earlier_source"
         bands = PERMUTATIONS // rows_in_a_band(corpus.near_duplicate_similarity)
         task = Grouping(documents, bands, max(ranges, 1), agreement, not across, self.out / "work" / "links")
         key = fingerprint([list(keys), documents.sources, task.ranges, agreement, across])
         every = range(task.tasks())
         self._run("find duplicates", "links", [key] * len(every), lambda index: (task.output(index),), task)
         links = [task.output(index) for index in every]
-        fates = decide(documents, links[: task.ranges], links[task.ranges :], corpus.survivor)
+        fates = decide(documents, links[: task.ranges], links[task.ranges :], corpus.keep_policy)
         file = self.out / "work" / "fates.npy"
         with written_to_the_side(file) as side, side.open("wb") as stream:
             np.save(stream, fates)

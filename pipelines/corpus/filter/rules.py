@@ -33,12 +33,12 @@ class Bound:
     most: float = np.inf
 
 
-def bounds(rules: Rules | None, minimum_words: int, language_probability: float | None = None) -> list[Bound]:
+def bounds(rules: Rules | None, min_words: int, language_probability: float | None = None) -> list[Bound]:
     """All rules in the order in which they are applied: the least number of words, the language, the recipe's sets.
 
     Without any set, a few of Gopher's that short texts pass too: its 50 words would drop every short dialogue.
     """
-    first = [Bound(TOO_FEW_WORDS, "words", least=minimum_words)]
+    first = [Bound(TOO_FEW_WORDS, "words", least=min_words)]
     if language_probability is not None:
         first.append(Bound(LANGUAGE, WANTED, least=language_probability))
     if rules is None:
@@ -74,13 +74,13 @@ def _broken(signal: NDArray[np.float64], rule: Bound) -> NDArray[np.bool_]:
 def _gopher_quality(given: GopherQuality) -> list[Bound]:
     name = "gopher quality"
     return [
-        Bound(f"{name}: {TOO_FEW_WORDS}", "words", least=given.minimum_words),
-        Bound(f"{name}: too many words", "words", most=given.maximum_words),
+        Bound(f"{name}: {TOO_FEW_WORDS}", "words", least=given.min_words),
+        Bound(f"{name}: too many words", "words", most=given.max_words),
         Bound(
             f"{name}: {WORD_LENGTH}",
             "mean_word_length",
-            given.minimum_mean_word_length,
-            given.maximum_mean_word_length,
+            given.min_mean_word_length,
+            given.max_mean_word_length,
         ),
         Bound(f"{name}: {SYMBOLS}", "symbols_per_word", most=given.symbols_per_word),
         Bound(f"{name}: bullet lines", "bullet_lines", most=given.bullet_lines),

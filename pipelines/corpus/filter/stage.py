@@ -55,7 +55,7 @@ class Preparation:
     splits: tuple[Split, ...]
     folder: Path
     quarantine: Path
-    minimum_words: int
+    min_words: int
     measuring: Measuring
     languages: tuple[str, ...] = ()
     language_probability: float = 0.0
@@ -64,7 +64,7 @@ class Preparation:
 
     def __call__(self, index: int) -> dict[str, Any]:
         split = self.splits[index]
-        rules = bounds(self.measuring.rules, self.minimum_words, self.language_probability if self.languages else None)
+        rules = bounds(self.measuring.rules, self.min_words, self.language_probability if self.languages else None)
         clock = StepTimer()
         found = {"documents": 0, "bytes": 0}
         left = {"documents": 0, "bytes": 0}

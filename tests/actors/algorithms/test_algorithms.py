@@ -12,6 +12,7 @@ from actors.algorithms.losses import Clip, RolloutBatch, Targets, kl_k1, kl_k2, 
 from actors.algorithms.registry import ALGORITHMS
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from cluster.recipe.rlhf import Rlhf
+from tests.helpers import rlhf
 
 # A group of three, a group whose rewards are equal, and a sample alone; answers of 1 to 5 tokens.
 STARTS = [1, 2, 1, 3, 1, 2]
@@ -160,7 +161,7 @@ def test_advantages_equal_the_papers(name: str, hand: Hand):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_losses_and_gradients_equal_the_papers(name: str, hand: Hand):
     algorithm = ALGORITHMS[name]
-    clip = algorithm.clip_for(Rlhf())
+    clip = algorithm.clip_for(rlhf())
     loss, gradient, clipped = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
     expected, derivative, many = expected_loss(name, hand, clip)
     assert loss == pytest.approx(expected, abs=1e-12)
@@ -179,13 +180,13 @@ def test_what_has_nothing_to_be_compared_with_teaches_nothing(name: str, hand: H
 
 
 def test_clip_ranges_are_the_papers_unless_the_recipe_sets_them():
-    found = {name: algorithm.clip_for(Rlhf()) for name, algorithm in ALGORITHMS.items()}
+    found = {name: algorithm.clip_for(rlhf()) for name, algorithm in ALGORITHMS.items()}
     assert found.pop("dapo") == Clip(0.2, 0.28)
     assert found.pop("gspo") == Clip(3e-4, 4e-4)
     assert set(found.values()) == {Clip(0.2, 0.2)}
     dapo = ALGORITHMS["dapo"]
-    assert dapo.clip_for(Rlhf(clip_range=0.1)) == Clip(0.1, 0.1)
-    assert dapo.clip_for(Rlhf(clip_range_high=0.4)) == Clip(0.2, 0.4)
+    assert dapo.clip_for(rlhf(clip_range=0.1)) == Clip(0.1, 0.1)
+    assert dapo.clip_for(rlhf(clip_range_high=0.4)) == Clip(0.2, 0.4)
 
 
 def test_the_recipe_names_every_algorithm():
@@ -246,7 +247,7 @@ def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: f
     # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
     hand.batch.behavior.copy_(hand.proximal)
     algorithm = ALGORITHMS[name]
-    clip = algorithm.clip_for(Rlhf())
+    clip = algorithm.clip_for(rlhf())
     found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
     assert found == pytest.approx(loss, abs=1e-11)
     assert gradient.norm().item() == pytest.approx(norm, abs=1e-11)

@@ -23,8 +23,8 @@ from actors.trainer.data import Shard
 from actors.types import Prompt, Sample
 from cluster.errors import StageError
 from cluster.recipe.base import Lora
-from cluster.recipe.recipe import Model
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.model import Model
+from tests.helpers import rlhf
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [Prompt("a", [2, 10, 11, 4, 3]), Prompt("b", [2, 12, 4, 3])]
@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def make(folders: Folders, **settings: object) -> Learner:
-    return Learner(Rlhf(**{"learning_rate": 1e-3, **settings}), *folders, seed=0, threads=1)
+    return Learner(rlhf(**{"learning_rate": 1e-3, **settings}), *folders, seed=0, threads=1)
 
 
 def samples(learner: Learner) -> list[list[Sample]]:
@@ -135,7 +135,7 @@ def test_adapters_learn_from_the_model_that_they_are_beside(folders, tmp_path: P
 
 
 def test_every_option_has_its_term_in_the_loss(folders):
-    options = {"kl_in": "loss", "kl_estimator": "k2", "kl_coefficient": 0.5, "entropy_bonus": 0.1}
+    options = {"kl_charged_in": "loss", "kl_estimator": "k2", "kl_coefficient": 0.5, "entropy_bonus": 0.1}
     learner = make(folders, reward_clip=0.6, overlong_share=0.5, max_tokens=4, **options)
     learner.step(PROMPTS, samples(learner), REWARDS)
     policy, reference = (copy.deepcopy(model).double() for model in (learner.policy, learner.reference))
@@ -176,7 +176,7 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_its_weights_stay_float32(fold
 
 def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
     # With the divergence in the reward, the log-probabilities are needed, and made, before the update.
-    once, before = (make(folders, kl_in=place, kl_coefficient=0) for place in ("loss", "reward"))
+    once, before = (make(folders, kl_charged_in=place, kl_coefficient=0) for place in ("loss", "reward"))
     drawn = samples(once)
     for sample in itertools.chain(*drawn):
         sample.logprobs[:] = [value - 0.3 for value in sample.logprobs]
@@ -190,7 +190,7 @@ def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
 
 def test_divergence_in_the_reward_is_the_whole_answers(folders):
     # With equal rewards, what is left of an advantage is how much less an answer strayed than the prompt's other one.
-    learner = make(folders, algorithm="dr_grpo", kl_in="reward", kl_coefficient=0.5, max_tokens=8)
+    learner = make(folders, algorithm="dr_grpo", kl_charged_in="reward", kl_coefficient=0.5, max_tokens=8)
     start = [total(learner, p, a) for p in (0, 1) for a in (0, 1)]
     learner.step(PROMPTS, samples(learner), REWARDS)
     strayed = [
@@ -321,7 +321,7 @@ def exported(learner: Learner, folder: Path, within_limits: bool) -> dict[str, t
 
 
 def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path: Path):
-    learner = make(folders, minimum_entropy=2.0, kl_coefficient=0.0)
+    learner = make(folders, min_entropy=2.0, kl_coefficient=0.0)
     policies = []
     for step in range(3):
         if step == 2:
@@ -332,7 +332,7 @@ def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path
         figures = learner.step(PROMPTS, samples(learner), REWARDS)
         assert (breach(figures, learner.settings) is None) == (step < 2)
         learner.save(tmp_path / "checkpoint", {})
-        learner = make(folders, minimum_entropy=2.0, kl_coefficient=0.0)
+        learner = make(folders, min_entropy=2.0, kl_coefficient=0.0)
         learner.restore(tmp_path / "checkpoint")
     newest = exported(learner, tmp_path / "newest", within_limits=False)
     kept = exported(learner, tmp_path / "kept", within_limits=True)
@@ -342,7 +342,7 @@ def test_the_last_policy_within_the_limits_is_what_is_exported(folders, tmp_path
 
 
 def test_only_a_policy_whose_accuracy_was_measured_is_kept(folders):
-    learner = make(folders, minimum_preference_accuracy=0.5)
+    learner = make(folders, min_preference_accuracy=0.5)
     for high, kept in ((None, False), (0.7, True), (None, True), (0.4, True)):
         before = weights_of(learner)
         measured = {} if high is None else {"preference_accuracy_high": high}

@@ -19,6 +19,7 @@ from cluster.recipe.base import Lora
 from cluster.recipe.rlhf import Rlhf
 from cluster.runtime.plan import Allocation
 from tests.actors.learner.test_learner import Folders, model_folders
+from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +82,7 @@ def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_checkpoint(
     folders: Folders, settings: dict[str, object], tmp_path: Path, ray_session: None
 ):
-    given = Rlhf(**{"learning_rate": 1e-3, "micro_batch_rows": 2, "minimum_entropy": 1e-6, **settings})
+    given = rlhf(**{"learning_rate": 1e-3, "micro_batch_rows": 2, "min_entropy": 1e-6, **settings})
     alone = Learner(given, *folders, seed=0, threads=1)
     step(alone)
     alone.save(tmp_path / "first", {"by": 1})

@@ -11,7 +11,7 @@ from actors.model.attention import (
     restarting_positions,
 )
 from actors.model.causal_lm import build, next_token_losses
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 
 def test_mask_of_hand_made_rows() -> None:

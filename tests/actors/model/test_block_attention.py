@@ -12,7 +12,7 @@ from actors.model.causal_lm import build, next_token_loss
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import WorkerPart
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, Llam
 
 from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build, next_token_loss, next_token_losses
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 from cluster.runtime.memory import shape_of
 
 DOCUMENTS = [[7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33]]

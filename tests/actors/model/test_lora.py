@@ -14,13 +14,13 @@ from actors.model import lora
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import WorkerPart, accumulate
-from actors.model.optim import optimizers
+from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
 from actors.trainer import checkpoint
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 from cluster.runtime.memory import trained_parameters
 from tests.tiny import write_tiny_model
 
@@ -44,7 +44,7 @@ class Trained:
         self.plain = load(base)
         lora.add(self.plain, Lora(rank=4, alpha=8), seed)
         self.model = WithLoss(self.plain, LanguageObjective()).train()
-        self.steppers = optimizers(self.model, "adamw", 1e-2, 0.1)
+        self.optimizers = make_optimizers(self.model, "adamw", 1e-2, 0.1)
 
     def step(self, count: int = 1) -> list[float]:
         losses = []
@@ -53,7 +53,7 @@ class Trained:
                 self.model, self.model.objective, ROWS, 7, WorkerPart(0, 1, 1, "float32", torch.device("cpu"))
             )
             losses.append(loss)
-            for stepper in self.steppers:
+            for stepper in self.optimizers:
                 stepper.step()
                 stepper.zero_grad()
         return losses
@@ -146,9 +146,9 @@ def test_training_goes_on_from_a_checkpoint_of_the_adapters_alone(base: Path, tm
     undisturbed, first = Trained(base), Trained(base)
     expected = undisturbed.step(4)
     losses = first.step(2)
-    checkpoint.write(first.model, first.steppers, tmp_path)
+    checkpoint.write(first.model, first.optimizers, tmp_path)
     second = Trained(base, seed=8)
-    checkpoint.read(second.model, second.steppers, tmp_path)
+    checkpoint.read(second.model, second.optimizers, tmp_path)
     assert losses + second.step(2) == expected
     assert all(torch.equal(value, undisturbed.weights()[name]) for name, value in second.weights().items())
     written = {name for name in FileSystemReader(tmp_path).read_metadata().state_dict_metadata if "model." in name}
@@ -161,11 +161,11 @@ def test_a_checkpoint_of_another_shape_is_named_and_nothing_is_taken_from_it(tmp
     def made(**shape: int) -> tuple[WithLoss, list[torch.optim.Optimizer]]:
         plain = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
         model = WithLoss(plain, LanguageObjective())
-        return model, optimizers(model, "adamw", 1e-2, 0.1)
+        return model, make_optimizers(model, "adamw", 1e-2, 0.1)
 
     checkpoint.write(*made(hidden=64), tmp_path)
-    model, steppers = made(**other)
+    model, optimizers = made(**other)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match="is damaged or of a model of another shape; remove it"):
-        checkpoint.read(model, steppers, tmp_path)
+        checkpoint.read(model, optimizers, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -20,7 +20,7 @@ from actors.model.chunked_cross_entropy import summed_loss, token_losses
 from actors.model.fsdp import WithLoss, shard
 from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from actors.model.perf import (
 )
 from actors.objectives.lm import LanguageObjective
 from cluster.errors import UserError
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 SMALL = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
 

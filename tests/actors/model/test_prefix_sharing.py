@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from actors.model.causal_lm import build, hidden_states
 from actors.model.prefix_sharing import SharedRows, answer_states, pays, share_prompts
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 PROMPTS = [[2, 10, 11, 12, 13, 14, 4, 3], [2, 15, 4, 3], [2, 16, 17, 4, 3]]
 # Of each prompt; None is a token that nobody drew, such as a tool's in the middle of an answer.

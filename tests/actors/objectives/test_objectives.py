@@ -18,7 +18,7 @@ from actors.model.causal_lm import build
 from actors.model.optim import BETAS, adamw, learning_rate_factor, muon_and_adamw
 from actors.objectives.bradley_terry import CENTRING, PreferenceObjective, ranking_losses
 from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses, padded_answers
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 
 def tensor(values) -> torch.Tensor:

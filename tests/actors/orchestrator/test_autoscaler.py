@@ -12,7 +12,7 @@ from actors.orchestrator.autoscaler import Scaler, advice
     [
         # Two actors without a pause in 59 % of whose time the learner is done: 2 / 0.59 are needed.
         (0.41, 0.0, 2, 1, "the learner waited 41% of the time: add 2 rollout actors"),
-        (0.5, 0.4, 2, 0, "the learner waited 50% of the time and the rollout actors 40%: rlhf.max_staleness=1"),
+        (0.5, 0.4, 2, 0, "the learner waited 50% of the time and the rollout actors 40%: rlhf.fleet.max_staleness=1"),
         (0.05, 0.75, 8, 1, "the rollout actors waited 75% of the time: 2 of 8 would do"),
         (0.05, 0.1, 2, 1, None),
     ],

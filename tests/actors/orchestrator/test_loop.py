@@ -23,6 +23,7 @@ from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.trace import Span
 from infra.bench.simulation import Call, Fate, Latency, World, weights_of
+from tests.helpers import rlhf
 
 DEADLINE = 20.0
 STEPS = 12
@@ -143,7 +144,7 @@ def survive(seed: int) -> Counter[str]:
     and leave, rewards that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint.
     Returns the faults."""
     choose = random.Random(seed)
-    settings = Rlhf(
+    settings = rlhf(
         prompts_per_step=choose.randint(1, 8), samples_per_prompt=2, max_staleness=choose.choice([0, 0, 1, 2])
     )
     seen: Counter[str] = Counter()
@@ -228,7 +229,7 @@ def rate_and_idle(
     actors: int, max_staleness: int, learner_seconds: float, reward_seconds: float = 0.0
 ) -> tuple[float, float]:
     """Prompts a second of the loop, and the learner's idle share, with 16 prompts a step for every actor."""
-    settings = Rlhf(prompts_per_step=16 * actors, samples_per_prompt=2, max_staleness=max_staleness)
+    settings = rlhf(prompts_per_step=16 * actors, samples_per_prompt=2, max_staleness=max_staleness)
     world = World(Latency(), random.Random(1))
     coordinator = world.coordinator(actors, DEADLINE)
     coordinator.start()
@@ -264,7 +265,7 @@ def test_rewards_are_given_while_others_are_drawn_and_learned_from():
 
 
 def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
-    settings = Rlhf(prompts_per_step=16, samples_per_prompt=2)
+    settings = rlhf(prompts_per_step=16, samples_per_prompt=2)
     world = World(Latency(start=2.0, call=0.0), random.Random(1))
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
@@ -280,7 +281,7 @@ def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
 def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
     # The second of two actors dies in its first call; another takes its place and its prompts.
     fates = iter(["well", "well", "well", "die"])
-    settings = Rlhf(prompts_per_step=8, samples_per_prompt=2, max_staleness=1)
+    settings = rlhf(prompts_per_step=8, samples_per_prompt=2, max_staleness=1)
     world = World(Latency(), random.Random(1), lambda _: next(fates, "well"))
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
@@ -324,7 +325,7 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
 @pytest.mark.parametrize(("start", "learner_seconds", "balanced"), [(1, 0.6, 8), (8, 4.0, 2), (4, 1.1, 4)])
 def test_a_fleet_sizes_itself_to_the_learner(start: int, learner_seconds: float, balanced: int):
     # An actor needs 0.2 s a prompt in 24 prompts a step: 4.8 s of work and 0.1 s a call.
-    settings = Rlhf(prompts_per_step=24, samples_per_prompt=2, max_staleness=1)
+    settings = rlhf(prompts_per_step=24, samples_per_prompt=2, max_staleness=1)
     world = World(Latency(call=0.0, prompt=0.2, pull=0.0, spread=0.0), random.Random(1))
     coordinator = world.coordinator(start, DEADLINE)
     coordinator.start()

@@ -20,9 +20,8 @@ from actors.rewards.function import FunctionReward, load_function
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards, restarted
 from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError, StageError, UserError, known_failure
-from cluster.recipe.rlhf import Rlhf
 from cluster.runtime.plan import Allocation
-from tests.helpers import wait_until
+from tests.helpers import rlhf, wait_until
 
 # Actors import this file: what needs torch is tested in another, which spares each 9 s of processor time.
 HERE = "tests.actors.rewards.test_pool"
@@ -236,7 +235,7 @@ class Given:
 
 def rollouts(names: int, size: int, reward: Callable[[Prompt], list[float]]) -> RolloutScheduler:
     prompts = {f"p{n}": Prompt(f"p{n}", [n]) for n in range(names)}
-    settings = Rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
+    settings = rlhf(algorithm="dapo", prompts_per_step=size, samples_per_prompt=2)
     ledger = Ledger(list(prompts), 0)
     return RolloutScheduler(
         InstantFleet(), ledger, prompts, settings, 0, lambda asked, _: Given(list(map(reward, asked)))

@@ -15,9 +15,9 @@ from actors.rewards.function import load_function
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import UserError
-from cluster.recipe.rlhf import Rlhf
 from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs
 from tests.actors.replies import again, broken, number, tool
+from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
@@ -90,7 +90,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     groups = list(talkative.generate(asked, Sampling(4, 1.0, 60, seed=3)).values())
     samples = [sample for group in groups for sample in group]
     assert any(not all(sample.mask) for sample in samples)
-    learner = Learner(Rlhf(algorithm=algorithm, learning_rate=1e-5), tmp_path, tmp_path, [], seed=0, threads=1)
+    learner = Learner(rlhf(algorithm=algorithm, learning_rate=1e-5), tmp_path, tmp_path, [], seed=0, threads=1)
     figures = learner.step(asked, groups, [[0.5, -0.5, 1.0, -1.0]] * 4)
     # A token at the wrong place would have another probability than the engine's.
     assert figures["behavior_gap"] < 1e-3

@@ -9,18 +9,18 @@ from torch.optim import Optimizer
 
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.optim import optimizers
+from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, read
 from actors.trainer.job import checkpoints_in
 from cluster.errors import StageError
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 
 
 def made() -> tuple[WithLoss, list[Optimizer]]:
     shape = Model(vocabulary=300, hidden=64, layers=2, heads=2, context=32)
     model = WithLoss(build(shape, 0, end_of_turn=4, padding=0), LanguageObjective())
-    return model, optimizers(model, "adamw", 1e-3, 0.0)
+    return model, make_optimizers(model, "adamw", 1e-3, 0.0)
 
 
 def save_whole(checkpoints: Checkpoints, step: int) -> None:
@@ -43,15 +43,15 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_stays(tmp_pa
 
 
 def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(tmp_path: Path):
-    model, steppers = made()
+    model, optimizers = made()
     checkpoints = Checkpoints(tmp_path, 0, 1, asynchronous=True)
     saved = {}
     for step in (1, 2, 3):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        steppers[0].step()
+        optimizers[0].step()
         saved[step] = [parameter.detach().clone() for parameter in model.parameters()]
-        checkpoints.save(model, steppers, step)
+        checkpoints.save(model, optimizers, step)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

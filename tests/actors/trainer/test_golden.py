@@ -16,11 +16,11 @@ import torch
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import WorkerPart, accumulate
-from actors.model.optim import learning_rate_factor, optimizers
+from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.reward_head import with_new_head
 from actors.objectives.bradley_terry import PreferenceObjective
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Model
+from cluster.recipe.model import Model
 from tests.tiny import write_tiny_model
 
 CURVES = Path(__file__).parent / "golden_losses.json"
@@ -51,15 +51,15 @@ def curve(
 ) -> list[float]:
     torch.set_num_threads(1)
     both, chance, losses = WithLoss(model, objective), np.random.default_rng(7), []
-    steppers = optimizers(both, optimizer, 1e-3, 0.1)
+    optimizers = make_optimizers(both, optimizer, 1e-3, 0.1)
     for step in range(STEPS):
-        for group in (group for stepper in steppers for group in stepper.param_groups):
+        for group in (group for stepper in optimizers for group in stepper.param_groups):
             group["lr"] = 1e-3 * learning_rate_factor(step, STEPS, 0.2, 0.5)
         rows = batches(chance)
         total = objective.count(objective.collate(rows))
         loss, _ = accumulate(both, objective, rows, total, WorkerPart(0, 1, 3, "float32", torch.device("cpu")))
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for stepper in steppers:
+        for stepper in optimizers:
             stepper.step()
             stepper.zero_grad()
         losses.append(loss)

@@ -32,7 +32,8 @@ from actors.trainer.data import Shard
 from actors.trainer.job import FAILURE, TrainingJob, checkpoints_in
 from actors.trainer.loop import check_ids
 from cluster.errors import EngineError, StageError, UserError
-from cluster.recipe.recipe import Model, Training
+from cluster.recipe.model import Model
+from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import Allocation, Plan

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import Model, dump_recipe, load_recipe
+from cluster.recipe.loading import dump_recipe, load_recipe
+from cluster.recipe.model import Model
 from cluster.runtime.session import ROOT
 
 
@@ -49,7 +50,7 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("model={hidden: 10, heads: 3}", "not a multiple"),
         ("model={hidden: 16}", "not a multiple of 32: set heads too"),
         ("model={hidden: 544}", "not a multiple of 64: set heads too"),
-        ("rlhf.samples_per_prompt=1", "at least 2"),
+        ("rlhf.sampling.samples_per_prompt=1", "at least 2"),
         ("corpus.extractor=lynx", "corpus.extractor"),
         ("sft.workers=99", "less than workers"),
         ("pretrain={compile_layers: true, workers: 2}", "compile_layers is for one worker"),
@@ -58,18 +59,18 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("run=s3://bucket/run", "path on this machine"),
         ("rlhf=3", "rlhf:"),
         ("rlhf={algorithm: rloo, samples_per_prompt: 1}", "rloo compares samples"),
-        ("rlhf={kl_in: loss, kl_estimator: k1}", "no gradient on average"),
-        ("rlhf.kl_estimator=k2", "needs kl_in"),
+        ("rlhf={kl_charged_in: loss, kl_estimator: k1}", "no gradient on average"),
+        ("rlhf.kl.estimator=k2", "needs kl_charged_in"),
         ("rlhf={kl_target: 3.0, kl_coefficient: 0}", "must be above 0"),
-        ("rlhf.swap_in_flight=true", "set max_staleness too"),
+        ("rlhf.fleet.swap_in_flight=true", "set max_staleness too"),
         ("rlhf={minibatches: 9, prompts_per_step: 2, samples_per_prompt: 4}", "minibatches are more than the samples"),
-        ("rlhf={minimum_preference_accuracy: 0.5, steps: 10}", "measured every probe_every steps"),
+        ("rlhf={min_preference_accuracy: 0.5, steps: 10}", "measured every probe_every steps"),
         ("rlhf.rewards=[{kind: http, url: 'http://localhost:PORT/x'}]", "invalid port number"),
         ("rlhf.rewards=[{kind: http, url: 'file:///etc/passwd'}]", "rlhf.rewards.0.url"),
         ("rlhf.rewards=[]", "at least 1 item"),
         ("rlhf.rewards=[{kind: function}]", "needs a function"),
         ("rlhf.rewards=[{kind: function, function: len}]", "pattern"),
-        ("rlhf.temperature=2.1", "less than or equal to 2"),
+        ("rlhf.sampling.temperature=2.1", "less than or equal to 2"),
         ("collect.temperature=2.1", "less than or equal to 2"),
         ("nonsense", "write key=value"),
         ("corpus.sources.5.kind=files", "has no '5'"),

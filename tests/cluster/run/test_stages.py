@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import Recipe, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage, stage_named
 from cluster.run.stages import Result, check_sources, run_stage, stage_config, stage_state
@@ -28,7 +29,7 @@ def run(recipe, run, out):
 
 RUNNER = """
 import os, signal, sys
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage
 from cluster.run.stages import run_stage
@@ -155,7 +156,9 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
 
 def test_what_is_known_and_what_is_evaluated_with_are_files_of_the_corpus(recipe_path: Path, tmp_path: Path) -> None:
     known, asked = tmp_path / "before" / "corpus", tmp_path / "asked.json"
-    recipe = load_recipe(recipe_path, [f"corpus.known=[{known}]", f"corpus.decontaminate={{files: [{asked}]}}"])
+    recipe = load_recipe(
+        recipe_path, [f"corpus.previous_corpora=[{known}]", f"corpus.decontaminate={{files: [{asked}]}}"]
+    )
     known.mkdir(parents=True)
     for file in (known / "manifest.json", asked):
         with pytest.raises(UserError, match=f"no file matches {file}"):

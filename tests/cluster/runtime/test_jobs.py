@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster import __version__
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from tests.cluster.conftest import triptych
 from tests.helpers import answers, free_port, wait_until
 
@@ -90,7 +90,7 @@ def test_a_submitted_recipe_means_the_same_elsewhere(
         "run=''",
         "model.start_from=start",
         "corpus.sources.0.path=text.txt",
-        "corpus.known=[before/corpus]",
+        "corpus.previous_corpora=[before/corpus]",
         "corpus.decontaminate={files: [asked.json, 's3://bucket/asked.json']}",
         "sft.sources=[{kind: files, path: chats/*.jsonl}]",
         "rlhf.steps=7",
@@ -101,7 +101,7 @@ def test_a_submitted_recipe_means_the_same_elsewhere(
     assert recipe.run == str(tmp_path / "runs" / "tiny")
     assert recipe.corpus.sources[0].path == str(tmp_path / "text.txt")
     assert recipe.model.start_from == str(tmp_path / "start")
-    assert recipe.corpus.known == [str(tmp_path / "before" / "corpus")]
+    assert recipe.corpus.previous_corpora == [str(tmp_path / "before" / "corpus")]
     assert recipe.corpus.decontaminate
     assert recipe.corpus.decontaminate.files == [str(tmp_path / "asked.json"), "s3://bucket/asked.json"]
     assert recipe.sft.sources[0].path == str(tmp_path / "chats" / "*.jsonl")

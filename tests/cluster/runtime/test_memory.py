@@ -15,7 +15,8 @@ from actors.model.microbatch import WorkerPart, accumulate
 from actors.model.optim import adamw
 from actors.model.perf import native_precision, peak_memory_gb
 from actors.objectives.lm import LanguageObjective
-from cluster.recipe.recipe import Model, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.model import Model
 from cluster.runtime.memory import training_memory
 from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from tests.helpers import DEMO

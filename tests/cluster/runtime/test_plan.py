@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import Model, load_recipe
+from cluster.recipe.loading import load_recipe
+from cluster.recipe.model import Model
 from cluster.runtime.memory import memory_needs, parameters, shape_of, training_memory
 from cluster.runtime.plan import Resources, make_plan
 from tests.cluster.conftest import triptych
@@ -17,7 +18,7 @@ LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16, 64])
 @pytest.mark.parametrize("actors", [1, 2, 5])
 def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors: int) -> None:
-    recipe = load_recipe(recipe_path, [f"rlhf.rollout_actors={actors}"])
+    recipe = load_recipe(recipe_path, [f"rlhf.fleet.rollout_actors={actors}"])
     plan = make_plan(recipe, replace(LAPTOP, cpus=cpus, cores=cpus))
     assert actors * plan.rollout.cpus + plan.reward.cpus + plan.learner.cpus <= cpus / 2
     assert recipe.pretrain.workers * plan.trainer.cpus <= cpus
@@ -28,22 +29,23 @@ def test_all_actors_of_a_stage_fit_at_once(recipe_path: Path, cpus: int, actors:
 def test_threads_use_the_cores(recipe_path: Path) -> None:
     plan = make_plan(load_recipe(recipe_path, ["pretrain.workers=2"]), replace(LAPTOP, cpus=8, cores=8))
     assert (plan.trainer.threads, plan.rollout.threads, plan.learner.threads, plan.reward.threads) == (4, 4, 8, 8)
-    beside = make_plan(load_recipe(recipe_path, ["rlhf.max_staleness=1"]), replace(LAPTOP, cpus=8, cores=8))
+    beside = make_plan(load_recipe(recipe_path, ["rlhf.fleet.max_staleness=1"]), replace(LAPTOP, cpus=8, cores=8))
     assert 2 * beside.rollout.threads + beside.learner.threads == 8
 
 
 def test_reward_actors_have_shares_and_memory_for_as_many_as_there_may_be(recipe_path: Path) -> None:
     one = load_recipe(recipe_path)
-    four = load_recipe(recipe_path, ["rlhf.reward_actors=2", "rlhf.most_reward_actors=4"])
+    four = load_recipe(recipe_path, ["rlhf.fleet.reward_actors=2", "rlhf.fleet.max_reward_actors=4"])
     plan = make_plan(four, replace(LAPTOP, cpus=16, cores=16))
-    actors = four.rlhf.rollout_actors * plan.rollout.cpus + 4 * plan.reward.cpus + plan.learner.cpus
+    actors = four.rlhf.fleet.rollout_actors * plan.rollout.cpus + 4 * plan.reward.cpus + plan.learner.cpus
     assert actors == pytest.approx(8, abs=0.1)
     assert plan.reward.threads == 4
     apart = memory_needs(four)["rlhf"] - memory_needs(one)["rlhf"]
     assert apart == pytest.approx(3 * (0.7 + 4 * 2.5e-3), abs=0.02)
     computed = "rlhf.rewards=[{kind: function, function: 'a.b:c'}]"
     assert (
-        memory_needs(load_recipe(recipe_path, [computed, "rlhf.reward_actors=4"]))["rlhf"] < memory_needs(one)["rlhf"]
+        memory_needs(load_recipe(recipe_path, [computed, "rlhf.fleet.reward_actors=4"]))["rlhf"]
+        < memory_needs(one)["rlhf"]
     )
 
 
@@ -61,7 +63,7 @@ def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, 
         ("model.size=8B", LAPTOP, r"8,000\.0M parameters needs about \d+\.\d GB and 20\.0 GB are free"),
         ("cluster.memory_gb=1", LAPTOP, r"1\.0 GB are free"),
         ("pretrain.workers=4", LAPTOP, r"pretrain\.workers=4 is more than the 2 CPU cores"),
-        ("rlhf.rollout_actors=17", LAPTOP, "at most 8 a core"),
+        ("rlhf.fleet.rollout_actors=17", LAPTOP, "at most 8 a core"),
         ("sft.workers=4", Resources(16, 16, 2, 100, 80), r"sft\.workers=4 needs as many GPUs and there are 2"),
         ("model.size=8B", Resources(16, 16, 2, 500, 80), r"\d{3}\.\d GB on each of 1 GPUs and 80\.0 GB"),
     ],
@@ -101,9 +103,9 @@ def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
 
     # Weights, gradients and two moments in float32; and two copies of the weights.
     assert learner("rlhf.algorithm=ppo") - learner() == pytest.approx(16)
-    assert learner("rlhf.minimum_entropy=0.1") - learner() == pytest.approx(8)
+    assert learner("rlhf.stop.min_entropy=0.1") - learner() == pytest.approx(8)
     lora = "rlhf.lora={rank: 8}"
-    assert 0 < learner(lora, "rlhf.kl_budget=5") - learner(lora) < 0.2
+    assert 0 < learner(lora, "rlhf.stop.max_kl=5") - learner(lora) < 0.2
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect, require_free_port
 
 # Makes a session with a live actor, names its processes, and sleeps.
 DRIVER = """
 import time, psutil, ray
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 with connect(Cluster(cpus=2, gpus=0), object_store_gb=0.1):
     @ray.remote
@@ -57,7 +57,7 @@ def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: 
 # An actor that never gets to the end of leaving: Ray takes it for gone.
 HANGING = """
 import atexit, os, time, psutil, ray
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
     @ray.remote
@@ -92,7 +92,7 @@ def test_a_worker_that_hangs_as_it_leaves_is_ended_with_the_session() -> None:
 def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
     script = f"""
 from cluster.errors import UserError
-from cluster.recipe.recipe import Cluster
+from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 try:
     with connect(Cluster(address={address!r})):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.layout import STAGES
 from cluster.run.server_client import write_server
@@ -33,7 +33,7 @@ def tree(folder: Path) -> str:
         (["run", "recipe.yaml", "rlhf.steps=many"], "valid integer"),
         (["run", "recipe.yaml", "rlhf.steps=0"], "greater than 0"),
         (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt"),
-        (["run", "recipe.yaml", "corpus.known=[gone]"], "no file matches gone/manifest.json"),
+        (["run", "recipe.yaml", "corpus.previous_corpora=[gone]"], "no file matches gone/manifest.json"),
         (["run", "recipe.yaml", "corpus.decontaminate={files: [gone.json]}"], "no file matches gone.json"),
         (["run", "recipe.yaml", "model.start_from=./gone"], "there is no ./gone"),
         (["run", "recipe.yaml", "model.size=8B"], "too little memory"),

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from cluster.errors import UserError
-from cluster.recipe.corpus import Source, Survivor
+from cluster.recipe.corpus import KeepPolicy, Source
 from pipelines.corpus.clean.gutenberg import without_license
 from pipelines.corpus.clean.text import clean
 from pipelines.corpus.dedup.cluster import EXACT, KEPT, KNOWN, NEAR, Documents, Grouping, decide
@@ -131,7 +131,7 @@ class Corpus:
         return [indexing.output(part) for part in range(len(self.parts))]
 
     def fates(
-        self, survivor: Survivor = "longest", known: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
+        self, survivor: KeepPolicy = "longest", known: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
     ) -> list[tuple[int, int, int]]:
         """(document, what stands for it, fate), in the order of the documents."""
         own = self.index(survivor == "quality")

@@ -31,7 +31,7 @@ PUBLISHED = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepeti
 def prepare(source: Source, out: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The report of every split of a source, and the documents that are left."""
     splits = tuple(plan_splits([source], 1))
-    settings = {"minimum_words": 2, "measuring": Measuring(), "excluded": out / "excluded", **settings}
+    settings = {"min_words": 2, "measuring": Measuring(), "excluded": out / "excluded", **settings}
     preparation = Preparation(splits, out / "prepared", out / "quarantine", **settings)
     reports = [preparation(index) for index in range(len(splits))]
     return reports, [row for split in splits for row in pq.read_table(preparation.output(split)).to_pylist()]

@@ -14,7 +14,7 @@ from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.read.sources import Split
 from pipelines.corpus.tasks import StepTimer
 
-QUALITY = Rules(gopher_quality=GopherQuality(minimum_words=10))
+QUALITY = Rules(gopher_quality=GopherQuality(min_words=10))
 REPETITION = Rules(gopher_repetition=GopherRepetition())
 ALL = Rules(
     gopher_quality=GopherQuality(),

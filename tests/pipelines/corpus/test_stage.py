@@ -291,8 +291,8 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     path = tmp_path / "file.jsonl"
     path.write_bytes(b"{broken\n" + source.read_bytes() + b'{"text": "\xff"}\n')
     out = tmp_path / "corpus"
-    rules = {"gopher_quality": {"minimum_words": 70, "stop_words": 0}, "gopher_repetition": {}}
-    given = {"maximum_bad_share": 0.05, "keep_excluded": True}
+    rules = {"gopher_quality": {"min_words": 70, "stop_words": 0}, "gopher_repetition": {}}
+    given = {"max_bad_share": 0.05, "keep_excluded": True}
     stats = build(make_recipe({"kind": "files", "path": str(path), "license": "CC0-1.0"}, rules=rules, **given), out)
     assert stats["bad"] == 2
     assert stats["gathered"]["documents"] == 168
@@ -315,12 +315,12 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     original = path.read_bytes()
     path.unlink()
     path.write_bytes(original)
-    looser = {"gopher_quality": {"minimum_words": 60, "stop_words": 0}}
+    looser = {"gopher_quality": {"min_words": 60, "stop_words": 0}}
     (tmp_path / "next" / "corpus").parent.mkdir()
     shutil.copytree(out, tmp_path / "next" / "corpus")
     again = tmp_path / "next" / ".partial" / "corpus"
     again.mkdir(parents=True)
-    looser_recipe = make_recipe({"kind": "files", "path": str(path)}, rules=looser, maximum_bad_share=0.05)
+    looser_recipe = make_recipe({"kind": "files", "path": str(path)}, rules=looser, max_bad_share=0.05)
     run(looser_recipe, RunFolder(tmp_path / "next"), again)
     linked = next((again / "measured").iterdir())
     assert linked.stat().st_ino == (tmp_path / "next" / "corpus" / "measured" / linked.name).stat().st_ino

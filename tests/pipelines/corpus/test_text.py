@@ -64,4 +64,4 @@ def words(count: int, letter: str = "a", length: int = 4) -> list[str]:
 )
 def test_rules_at_both_sides_of_their_thresholds(text: str, reason: str | None) -> None:
     _, signals = measure(["another document before it", text], None)
-    assert reasons_to_drop(signals, bounds(None, minimum_words=5))[1] == reason
+    assert reasons_to_drop(signals, bounds(None, min_words=5))[1] == reason

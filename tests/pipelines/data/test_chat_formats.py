@@ -9,7 +9,7 @@ import pytest
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
-from cluster.recipe.recipe import ChatSource
+from cluster.recipe.collect import ChatSource
 from pipelines.data.chat_formats import Messages, conversations, prompts
 from pipelines.data.pack_chats import render
 from tests.helpers import SHARED

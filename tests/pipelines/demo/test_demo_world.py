@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cluster.recipe.recipe import ChatSource
+from cluster.recipe.collect import ChatSource
 from pipelines.data.chat_formats import conversations, prompts
 from pipelines.demo.annotator import behaves, grade, rank, refuses
 from pipelines.demo.behaviors import AILMENTS, REMEDIES

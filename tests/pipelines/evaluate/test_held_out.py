@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from actors.types import Sample
-from cluster.recipe.recipe import load_recipe
+from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
 from pipelines.evaluate.held_out import HeldOutAnswers, changes

@@ -1,0 +1,118 @@
+"""Reads recipes: YAML, overrides from the command line, names of earlier versions, and errors that name the key."""
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.errors import UserError
+from cluster.recipe.recipe import Recipe
+from cluster.recipe.renamed import with_new_names
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides such as `rlhf.steps=20`.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {_reason(error)}") from error
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a recipe: it should hold sections such as model, corpus and sft")
+    # Sections that share a YAML anchor are one object: an override of one must not reach the other.
+    data = json.loads(json.dumps(data, default=str))
+    for override in overrides or []:
+        _apply(data, override)
+    data, renamed = with_new_names(data)
+    for old, new in renamed.items():
+        note = f"{old} is called {new} now; the old name is read for this version only"
+        print(f"triptych: {path}: {note}", file=sys.stderr)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out, so that `load_recipe` gives an equal one."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-5 as text; people write it as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"cannot read the override {override!r}: write key=value, e.g. rlhf.steps=20")
+    target: Any = data
+    *parents, last = key.split(".")
+    for name in parents:
+        if isinstance(target, dict):
+            target = target.setdefault(name, {})
+        elif isinstance(target, list) and name.isdigit() and int(name) < len(target):
+            target = target[int(name)]
+        else:
+            raise UserError(f"override {override!r}: the recipe has no {name!r} to set {last!r} in")
+    if not isinstance(target, dict):
+        raise UserError(f"override {override!r}: {'.'.join(parents)!r} is not a section")
+    try:
+        target[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        names = _field_names(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.0)
+        nearest = ".".join(str(part) for part in (*error["loc"][:-1], *near))
+        return f"unknown key {where!r}; the nearest known key is {nearest!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _field_names(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    parts = iter(location)
+    for part in parts:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            if get_origin(annotation) is dict:
+                # The name of an entry, which people choose.
+                next(parts)
+            model = next(_sections(annotation))
+    return list(model.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -1,0 +1,135 @@
+"""Reads the field names of the version before, once more, and says the new ones."""
+
+import copy
+from typing import Any
+
+# Old dotted name to new; `*` stands for each entry of a list.
+RENAMED = {
+    "corpus.known": "corpus.previous_corpora",
+    "corpus.survivor": "corpus.keep_policy",
+    "corpus.minimum_words": "corpus.min_words",
+    "corpus.maximum_bad_share": "corpus.max_bad_share",
+    "corpus.sources.*.licence": "corpus.sources.*.license",
+    "corpus.rules.gopher_quality.minimum_words": "corpus.rules.gopher_quality.min_words",
+    "corpus.rules.gopher_quality.maximum_words": "corpus.rules.gopher_quality.max_words",
+    "corpus.rules.gopher_quality.minimum_mean_word_length": "corpus.rules.gopher_quality.min_mean_word_length",
+    "corpus.rules.gopher_quality.maximum_mean_word_length": "corpus.rules.gopher_quality.max_mean_word_length",
+    **{f"{section}.optimiser": f"{section}.optimizer" for section in ("pretrain", "sft", "reward", "dpo")},
+    "collect.labeller": "collect.annotator",
+    "collect.minimum_rankings": "collect.min_rankings",
+    "reward.labeller_weights": "reward.annotator_weights",
+    **{f"rlhf.{name}": f"rlhf.sampling.{name}" for name in ("samples_per_prompt", "temperature", "max_tokens")},
+    "rlhf.kl_coefficient": "rlhf.kl.coefficient",
+    "rlhf.kl_in": "rlhf.kl.charged_in",
+    "rlhf.kl_estimator": "rlhf.kl.estimator",
+    "rlhf.kl_target": "rlhf.kl.target",
+    "rlhf.kl_budget": "rlhf.stop.max_kl",
+    "rlhf.minimum_entropy": "rlhf.stop.min_entropy",
+    "rlhf.maximum_repetition": "rlhf.stop.max_repetition",
+    "rlhf.maximum_length_change": "rlhf.stop.max_length_change",
+    "rlhf.minimum_preference_accuracy": "rlhf.stop.min_preference_accuracy",
+    "rlhf.probe_every": "rlhf.stop.probe_every",
+    **{
+        f"rlhf.{name}": f"rlhf.fleet.{name}"
+        for name in (
+            "rollout_actors",
+            "reward_actors",
+            "learner_workers",
+            "max_staleness",
+            "swap_in_flight",
+            "parity_every",
+        )
+    },
+    "rlhf.most_rollout_actors": "rlhf.fleet.max_rollout_actors",
+    "rlhf.most_reward_actors": "rlhf.fleet.max_reward_actors",
+}
+
+# What `kind` of a source in corpus.sources said, as a function.
+TEXT_KINDS = {
+    "countries": "pipelines.demo.facts:country_documents",
+    "randfacts": "pipelines.corpus.read.packages:random_facts",
+    "chatterbot": "pipelines.corpus.read.packages:chatterbot_dialogues",
+    "docstrings": "pipelines.corpus.read.packages:docstrings",
+}
+DEMO_CHATS = "pipelines.demo.conversations:conversations"
+DEMO_PROMPTS = "pipelines.demo.questions:prompts"
+DEMO_ANNOTATOR = "pipelines.demo.annotator:annotate"
+DEMO_EXAM = "pipelines.demo.exam:exam"
+
+
+def with_new_names(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe's data with the names of today, and old name to new of what was found.
+
+    A field that is given by both names is left as it is: the old one is then refused as unknown.
+    """
+    data = copy.deepcopy(data)
+    found = {old: new for old, new in RENAMED.items() if _move(data, old.split("."), new.split("."))}
+    return data, found | _demo_as_functions(data)
+
+
+def _move(data: Any, old: list[str], new: list[str]) -> bool:
+    """Moves a value within `data`; both names are the same up to and with the last `*`."""
+    if "*" in old:
+        star = old.index("*")
+        entries = _at(data, old[:star])
+        rest = (old[star + 1 :], new[star + 1 :])
+        moved = [_move(entry, *rest) for entry in entries] if isinstance(entries, list) else []
+        return any(moved)
+    source = _at(data, old[:-1])
+    if not isinstance(source, dict) or old[-1] not in source:
+        return False
+    target = data
+    for name in new[:-1]:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            return False
+    if new[-1] in target:
+        return False
+    target[new[-1]] = source.pop(old[-1])
+    return True
+
+
+def _at(data: Any, names: list[str]) -> Any:
+    for name in names:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
+    """Replaces the built-in kinds of sources, and the annotator and the exam that came with them, by functions."""
+    found: dict[str, str] = {}
+    for source in _entries(data, "corpus"):
+        if source.get("kind") in TEXT_KINDS:
+            kind = source["kind"]
+            function = TEXT_KINDS[kind]
+            source |= {"kind": "function", "function": function, "name": source.get("name") or kind}
+            found[f"corpus.sources: kind {kind}"] = f"kind function, function {function}"
+    misbehavior = _taken(data, "sft", ("misbehaviour_share", "misbehavior_share"))
+    noise = _taken(data, "collect", ("label_noise",))
+    guided = False
+    for section, function in (("sft", DEMO_CHATS), ("collect", DEMO_PROMPTS)):
+        for source in _entries(data, section):
+            if source.get("kind") == "guide":
+                guided = True
+                source |= {"kind": "function", "function": function}
+                if section == "sft" and misbehavior is not None:
+                    source["arguments"] = {"misbehavior_share": misbehavior}
+                found[f"{section}.sources: kind guide"] = f"kind function, function {function}"
+    collect = data.get("collect")
+    if isinstance(collect, dict) and (collect.get("annotator") == "code" or (guided and "annotator" not in collect)):
+        collect["annotator"] = {"function": DEMO_ANNOTATOR, "arguments": {} if noise is None else {"noise": noise}}
+        found["collect.annotator: code"] = f"function {DEMO_ANNOTATOR}"
+    if guided and isinstance(evaluate := data.setdefault("evaluate", {}), dict):
+        evaluate.setdefault("exam", {"function": DEMO_EXAM})
+    return found
+
+
+def _entries(data: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    sources = _at(data, [section, "sources"])
+    return [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
+
+
+def _taken(data: dict[str, Any], section: str, names: tuple[str, ...]) -> Any:
+    values = data.get(section)
+    found = [values.pop(name) for name in names if name in values] if isinstance(values, dict) else []
+    return found[0] if found else None
