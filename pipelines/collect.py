@@ -17,12 +17,14 @@ from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
 from cluster.errors import StageError, UserError
 from cluster.feedback import Feedback, Ranking, open_feedback
+from cluster.recipe.base import Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data import rankings
+from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.rankings import imported_rankings
 
 # Prompts that are stored at once: what a kill may cost, against one write to the database each.
@@ -32,7 +34,7 @@ POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Prompts:
+class CollectedPrompts:
     """The prompts of one collection, by their names in the database.
 
     Other weights or other sampling give other names: no ranking mixes answers of both, and each may be ranked.
@@ -49,19 +51,22 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if settings.annotator == "imported":
         return _import(recipe, run, out, chat)
     weights = run.require("sft").weights or ""
+    synthetic = SyntheticAnnotator.of(settings.annotator) if isinstance(settings.annotator, Call) else None
     prompts = plan_round(recipe, chat, weights)
+    if synthetic:
+        synthetic.check({name: row.details for name, row in prompts.rows.items()})
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
         sample(recipe, run, out, database, prompts, weights)
-        if settings.annotator == "code":
+        if synthetic:
             console.print(
-                "[bold]The rankings are made by an annotator written in code, which stands in for people[/bold]: "
-                f"a rule with {settings.label_noise:.0%} noise."
+                "[bold]The rankings are made by a synthetic annotator, which stands in for people[/bold]: "
+                f"{synthetic.name.removeprefix(feedback.CODE).removesuffix(')')}"
             )
-            rank_by_code(recipe, chat, database, prompts)
+            rank_synthetically(synthetic, recipe.seed, chat, database, prompts)
         else:
             wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
-        rows = ranking_rows(recipe, chat, database, prompts)
+        rows = ranking_rows(synthetic, chat, database, prompts)
         counts = stored(database, prompts)
         excluded = database.excluded()
     drawn = read_metrics(out)
@@ -72,9 +77,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "completions": sum(map(len, counts.values())),
             **_write(rows, out),
             "excluded": excluded,
-            "annotator": settings.annotator,
-            "stands_in_for_people": settings.annotator == "code",
-            "noise": settings.label_noise if settings.annotator == "code" else None,
+            "annotator": settings.annotator.function if isinstance(settings.annotator, Call) else settings.annotator,
+            "annotator_arguments": settings.annotator.arguments if isinstance(settings.annotator, Call) else {},
+            "stands_in_for_people": synthetic is not None,
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in drawn) / seconds if seconds else 0.0,
         }
@@ -109,16 +114,14 @@ def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     }
 
 
-def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Prompts:
+def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
     """Chooses, renders and splits the prompts.
 
     Raises:
-        UserError: there are too few, or the annotator cannot judge them.
+        UserError: there are too few.
     """
     settings = recipe.collect
     chosen = rankings.chosen_prompts(recipe, chat, rankings.every_prompt(recipe))
-    if settings.annotator == "code":
-        rankings.check_judgeable([text for text, _ in chosen])
     if len(chosen) < 2:
         room = recipe.model.context - settings.max_tokens
         raise UserError(
@@ -130,15 +133,15 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> Prompts:
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}
     for number, (text, rendered) in enumerate(chosen):
-        # Prompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
+        # CollectedPrompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
         rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
         token_ids[name] = rendered
-    return Prompts(rows, token_ids)
+    return CollectedPrompts(rows, token_ids)
 
 
-def stored(database: Feedback, prompts: Prompts) -> dict[str, list[feedback.Completion]]:
+def stored(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feedback.Completion]]:
     """The completions in the database of every prompt of the round, in the order they were drawn."""
     return {
         row.id: sorted(row.completions, key=lambda completion: completion.index)
@@ -147,7 +150,9 @@ def stored(database: Feedback, prompts: Prompts) -> dict[str, list[feedback.Comp
     }
 
 
-def sample(recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: Prompts, weights: str) -> None:
+def sample(
+    recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: CollectedPrompts, weights: str
+) -> None:
     """Draws the answers that the database lacks. A draw depends on seed and prompt alone, so a resumed collection holds
     the same answers as one that was never interrupted."""
     settings, plan = recipe.collect, make_plan(recipe)
@@ -197,18 +202,19 @@ def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights
     ]
 
 
-def rank_by_code(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> None:
-    """Adds the rankings of the annotator written in code that are not there yet."""
-    noise, end = recipe.collect.label_noise, chat.end_of_turn_id
+def rank_synthetically(
+    annotator: SyntheticAnnotator, seed: int, chat: Chat, database: Feedback, prompts: CollectedPrompts
+) -> None:
+    """Adds the rankings of a synthetic annotator that are not there yet."""
     database.add_rankings(
         [
-            rankings.ranking_by_code(prompts.rows[name], completions, end, noise, recipe.seed)
+            rankings.rank_completions(prompts.rows[name], completions, chat.end_of_turn_id, annotator, seed)
             for name, completions in stored(database, prompts).items()
         ]
     )
 
 
-def wait_for_people(database: Feedback, prompts: Prompts, minimum: int, seconds: float) -> None:
+def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int, seconds: float) -> None:
     """Waits until people have ranked enough.
 
     Raises:
@@ -217,7 +223,7 @@ def wait_for_people(database: Feedback, prompts: Prompts, minimum: int, seconds:
     end = time.monotonic() + seconds
     with _progress() as progress:
         task = progress.add_task("rankings by people", total=minimum)
-        while (found := len(_rankings(database, prompts, "people", 0.0))) < minimum:
+        while (found := len(_rankings(database, prompts, None))) < minimum:
             progress.update(task, completed=found)
             if time.monotonic() >= end:
                 raise StageError(
@@ -228,10 +234,11 @@ def wait_for_people(database: Feedback, prompts: Prompts, minimum: int, seconds:
         progress.update(task, completed=found)
 
 
-def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompts) -> list[dict[str, Any]]:
-    """The rows of rankings.parquet, in the order of the prompts."""
+def ranking_rows(
+    annotator: SyntheticAnnotator | None, chat: Chat, database: Feedback, prompts: CollectedPrompts
+) -> list[dict[str, Any]]:
+    """The rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's if there is none."""
     completions = stored(database, prompts)
-    found = _rankings(database, prompts, recipe.collect.annotator, recipe.collect.label_noise)
     return [
         rankings.ranking_row(
             prompts.rows[ranking.prompt_id],
@@ -239,16 +246,19 @@ def ranking_rows(recipe: Recipe, chat: Chat, database: Feedback, prompts: Prompt
             ranking,
             prompts.token_ids[ranking.prompt_id],
             chat.end_of_turn_id,
+            annotator,
         )
-        for ranking in sorted(found, key=lambda ranking: (ranking.prompt_id, ranking.annotator))
+        for ranking in sorted(
+            _rankings(database, prompts, annotator), key=lambda ranking: (ranking.prompt_id, ranking.annotator)
+        )
     ]
 
 
-def _rankings(database: Feedback, prompts: Prompts, annotator: str, noise: float) -> list[Ranking]:
+def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None) -> list[Ranking]:
     found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
-    if annotator == "people":
-        return [ranking for ranking in found if feedback.is_person(ranking.annotator)]
-    return [ranking for ranking in found if ranking.annotator == rankings.code_annotator(noise)]
+    if annotator:
+        return [ranking for ranking in found if ranking.annotator == annotator.name]
+    return [ranking for ranking in found if feedback.is_person(ranking.annotator)]
 
 
 def _progress() -> Progress:

@@ -57,7 +57,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
         UserError: there are too few to train on.
     """
     settings, context = recipe.sft, recipe.model.context
-    found = conversations(settings.sources, recipe.seed, settings.misbehavior_share)
+    found = conversations(settings.sources, recipe.seed)
     rendered = render(found.messages, base, context)
     if len(rendered) < 2:
         raise UserError(

@@ -22,7 +22,7 @@ MIGRATIONS = {
 RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
 MARKS = ("helpful", "honest", "harmless")
 # The annotators who are no people: a rule written in code, and the ranking that a gold item should get.
-CODE = "code (noise "
+CODE = "code ("
 GOLD = "gold (expected)"
 # What the names of the prompts of the compare page begin with.
 COMPARED = "compare "

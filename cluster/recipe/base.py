@@ -42,7 +42,7 @@ class Call(Section):
 class Lora(Section):
     """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
 
-    rank: Positive = 16
+    rank: Positive = Field(16, description="of the two matrices whose product is added")
     alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
 
 

@@ -10,7 +10,7 @@ from cluster.recipe.base import Call, FunctionName, Place, Positive, Section, Te
 class ChatSource(Section):
     """Conversations to fine-tune on, or prompts to sample from."""
 
-    kind: Literal["files", "function"] = "files"
+    kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
     path: Annotated[str | None, Place.FILES] = Field(
         None, description="for kind files: JSONL, JSON or Parquet in a common layout of conversations"
     )
@@ -23,11 +23,11 @@ class ChatSource(Section):
 
 
 class Collect(Section):
-    sources: Annotated[list[ChatSource], Field(min_length=1)]
-    prompts: Positive = 700
-    samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
-    temperature: Temperature = 1.0
-    max_tokens: Positive = 32
+    sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="prompts, in any layout of sft")
+    prompts: Positive = Field(700, description="how many are ranked and trained on; evaluate takes of the others")
+    samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="answers to rank, of each prompt")
+    temperature: Temperature = Field(1.0, description="divides the logits before an answer's tokens are drawn")
+    max_tokens: Positive = Field(32, description="longest answer")
     annotator: Literal["people", "imported"] | Call = Field(
         "people",
         description="people: waits for their rankings; imported: takes what `triptych feedback import` added and samples "

@@ -14,7 +14,7 @@ PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 class Source(Section):
     """Text to pre-train on: files, or what a Python function gives."""
 
-    kind: Literal["files", "function"] = "files"
+    kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
     name: str | None = Field(None, description="in ids and statistics; the path or the function by default")
     path: Annotated[str | None, Place.FILES] = Field(
         None,
@@ -30,7 +30,7 @@ class Source(Section):
     subset: str | None = Field(None, description="of a folder laid out like a Hugging Face dataset, the configuration")
     split: str | None = Field(None, description="of such a folder, the split to read, e.g. train; all files by default")
     weight: PositiveFloat | None = Field(None, description="share of the tokens to train on, relative to the others'")
-    near_duplicates: Literal["drop", "keep"] = "drop"
+    near_duplicates: Literal["drop", "keep"] = Field("drop", description="documents much like another one")
     limit: Positive | None = Field(None, description="most documents to take")
     license: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
 
@@ -46,10 +46,10 @@ class Source(Section):
 class GopherQuality(Section):
     """Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A1.1. Shares are of words or of lines."""
 
-    min_words: Positive = 50
-    max_words: Positive = 100_000
-    min_mean_word_length: PositiveFloat = 3.0
-    max_mean_word_length: PositiveFloat = 10.0
+    min_words: Positive = Field(50, description="least words of a document")
+    max_words: Positive = Field(100_000, description="most words of a document")
+    min_mean_word_length: PositiveFloat = Field(3.0, description="least characters a word, on average")
+    max_mean_word_length: PositiveFloat = Field(10.0, description="most characters a word, on average")
     symbols_per_word: Share = Field(0.1, description="most hashes, and most ellipses, a word")
     bullet_lines: Share = Field(0.9, description="most lines that start with a bullet")
     ellipsis_lines: Share = Field(0.3, description="most lines that end with an ellipsis")
@@ -60,10 +60,10 @@ class GopherQuality(Section):
 class GopherRepetition(Section):
     """Rae et al. 2021, table A1: the largest shares of a document that may repeat."""
 
-    duplicate_lines: Share = 0.3
-    duplicate_paragraphs: Share = 0.3
-    duplicate_line_characters: Share = 0.2
-    duplicate_paragraph_characters: Share = 0.2
+    duplicate_lines: Share = Field(0.3, description="lines that repeat an earlier one")
+    duplicate_paragraphs: Share = Field(0.3, description="paragraphs that repeat an earlier one")
+    duplicate_line_characters: Share = Field(0.2, description="characters in such lines")
+    duplicate_paragraph_characters: Share = Field(0.2, description="characters in such paragraphs")
     top_n_grams: Annotated[list[Share], Field(min_length=3, max_length=3)] = Field(
         [0.2, 0.18, 0.16], description="characters in the most frequent n-gram, for n = 2, 3, 4"
     )
@@ -89,16 +89,16 @@ class FineWeb(Section):
     punctuated_lines: Share = Field(0.12, description="least share of lines that end with punctuation")
     short_lines: Share = Field(0.67, description="most lines of at most 30 characters")
     duplicate_line_characters: Share = Field(0.01, description="most characters in lines that repeat an earlier one")
-    newlines_per_word: Annotated[float, Field(ge=0)] = 0.3
+    newlines_per_word: Annotated[float, Field(ge=0)] = Field(0.3, description="most line breaks a word")
 
 
 class Rules(Section):
     """Published sets of quality rules, in the order in which they are applied; `{}` takes a set as published."""
 
-    gopher_quality: GopherQuality | None = None
-    gopher_repetition: GopherRepetition | None = None
-    c4: C4 | None = None
-    fineweb: FineWeb | None = None
+    gopher_quality: GopherQuality | None = Field(None, description="lengths, symbols and stop words (Gopher)")
+    gopher_repetition: GopherRepetition | None = Field(None, description="repeated lines and n-grams (Gopher)")
+    c4: C4 | None = Field(None, description="lines and sentences (C4)")
+    fineweb: FineWeb | None = Field(None, description="punctuation and short lines (FineWeb)")
 
     @model_validator(mode="after")
     def _some(self) -> "Rules":
@@ -112,7 +112,7 @@ class Decontaminate(Section):
 
     files: Annotated[list[str], Place.FILES, Field(min_length=1, description=".json, .jsonl or .csv")]
     n: Positive = Field(13, description="words of a run, without case and punctuation")
-    action: Literal["drop", "count"] = "drop"
+    action: Literal["drop", "count"] = Field("drop", description="leave such documents out, or only count them")
 
 
 class Corpus(Section):
@@ -127,9 +127,9 @@ class Corpus(Section):
     page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
     max_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
     keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
-    min_words: Positive = 5
-    near_duplicate_similarity: Share = 0.8
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="documents not trained on")
+    min_words: Positive = Field(5, description="least words of a document, where no rules are named")
+    near_duplicate_similarity: Share = Field(0.8, description="Jaccard similarity of 5-word shingles (MinHash)")
     keep_policy: KeepPolicy = Field(
         "longest",
         description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
@@ -137,7 +137,7 @@ class Corpus(Section):
     previous_corpora: Annotated[list[str], Place.STAGE] = Field(
         [], description="corpus folders of earlier runs: what they have is dropped"
     )
-    decontaminate: Decontaminate | None = None
+    decontaminate: Decontaminate | None = Field(None, description="leave out documents that hold evaluation text")
     tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
 
     @model_validator(mode="after")

@@ -38,9 +38,9 @@ class Model(Section):
         4096, description="tokens that the corpus stage learns; a model to start from brings its own"
     )
     context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
-    hidden: Positive | None = None
-    layers: Positive | None = None
-    heads: Positive | None = None
+    hidden: Positive | None = Field(None, description="width; derived from size by default")
+    layers: Positive | None = Field(None, description="depth; derived from size by default")
+    heads: Positive | None = Field(None, description="attention heads; of 32 or 64 units each by default")
 
     @property
     def parameters(self) -> int:

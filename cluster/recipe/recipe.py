@@ -18,23 +18,23 @@ from cluster.recipe.training import Dpo, FineTuning, LanguageTraining, RewardMod
 class Recipe(Section):
     """Everything a run does. See infra/recipes/demo.yaml for one with every section explained."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    seed: Annotated[int, Field(ge=0)] = 1
+    name: str = Field(pattern=r"^[\w.-]+$", description="of the run: letters, digits, dots and dashes")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="decides every draw; the same seed gives the same run")
     run: str = Field("", description="the run's folder; runs/NAME by default")
-    cluster: Cluster = Cluster()
-    model: Model = Model()
+    cluster: Cluster = Field(Cluster(), description="where the work runs")
+    model: Model = Field(Model(), description="the model's shape, or a model to start from")
     corpus: Corpus = Field(Corpus(), description="without sources, fine-tuning begins from model.start_from")
     training: Training = Field(
         Training(), description="what pretrain, sft, reward and dpo share; each section overrides what differs there"
     )
-    pretrain: LanguageTraining = LanguageTraining()
-    sft: FineTuning
-    collect: Collect
-    reward: RewardModel = RewardModel()
-    rlhf: Rlhf = Rlhf()
+    pretrain: LanguageTraining = Field(LanguageTraining(), description="pre-training: next-word prediction")
+    sft: FineTuning = Field(description="supervised fine-tuning on conversations")
+    collect: Collect = Field(description="answers that are sampled and ranked, and the prompts of RLHF")
+    reward: RewardModel = Field(RewardModel(), description="the reward model, which learns the rankings")
+    rlhf: Rlhf = Field(Rlhf(), description="reinforcement learning from rewards")
     dpo: Dpo | None = Field(None, description="for `triptych dpo`, which `triptych run` leaves out")
-    evaluate: Evaluate = Evaluate()
-    serve: Serve = Serve()
+    evaluate: Evaluate = Field(Evaluate(), description="what the models of the run are compared on")
+    serve: Serve = Field(Serve(), description="the models over HTTP")
 
     @model_validator(mode="before")
     @classmethod

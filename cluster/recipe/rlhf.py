@@ -28,12 +28,12 @@ Url = Annotated[str, AfterValidator(_http_url)]
 class Reward(Section):
     """What answers are rewarded for: the reward model, a Python function that checks them, or a server that does."""
 
-    kind: Literal["model", "function", "http"] = "model"
+    kind: Literal["model", "function", "http"] = Field("model", description="who gives the reward")
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(question, answer) -> number"
     )
     url: Url | None = Field(None, description="for kind http: the protocol is in actors/rewards/http.py")
-    weight: Annotated[float, Field(gt=-1000, lt=1000)] = 1.0
+    weight: Annotated[float, Field(gt=-1000, lt=1000)] = Field(1.0, description="in the sum of all rewards")
     timeout_seconds: PositiveFloat = Field(
         60, description="for kinds function and http: most time for answers that are asked for together"
     )
@@ -151,16 +151,18 @@ class FleetSettings(Section):
 class Rlhf(Section):
     """Reinforcement learning from rewards: algorithm, rewards and the size of a step."""
 
-    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = Field(
+        "grpo", description="how rewards become advantages and losses; see infra/docs/rlhf.md"
+    )
     rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()], description="added up by their weights")
     environment: Environment | None = Field(None, description="plays the user or a tool in conversations of many turns")
     steps: Positive = Field(40, description="each draws answers, rewards them and updates the policy")
-    prompts_per_step: Positive = 16
-    sampling: RolloutSampling = RolloutSampling()
-    kl: Kl = Kl()
-    stop: Stop = Stop()
-    fleet: FleetSettings = FleetSettings()
-    learning_rate: PositiveFloat = 5e-5
+    prompts_per_step: Positive = Field(16, description="each is answered sampling.samples_per_prompt times")
+    sampling: RolloutSampling = Field(RolloutSampling(), description="how answers are drawn")
+    kl: Kl = Field(Kl(), description="the charge for leaving the fine-tuned model")
+    stop: Stop = Field(Stop(), description="limits at which the run ends, such as max_kl")
+    fleet: FleetSettings = Field(FleetSettings(), description="how many actors, and how asynchronous")
+    learning_rate: PositiveFloat = Field(5e-5, description="of AdamW; with lora about ten times as high")
     lora: Lora | None = Field(None, description="train adapters; they alone travel to the rollout actors")
     minibatches: Positive = Field(1, description="optimizer steps on each batch of samples")
     micro_batch_rows: Positive = Field(64, description="rows of one forward pass; does not change what is computed")

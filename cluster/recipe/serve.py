@@ -25,12 +25,12 @@ class Adapter(Section):
     """One more model: a low-rank adapter beside one of the run's models, whose engine it shares."""
 
     path: Annotated[str, Place.SERVED] = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
-    model: Literal["base", "sft", "policy"] = "base"
+    model: Literal["base", "sft", "policy"] = Field("base", description="that the adapter was trained on")
 
 
 class Serve(Section):
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    host: str = Field("127.0.0.1", description="address to listen on; on any but loopback keys are asked for")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="to listen on")
     min_replicas: Annotated[int, Field(ge=0)] = Field(
         1, description="of every model; with 0, one that nobody asks ends, and the next request has it started again"
     )

@@ -11,15 +11,15 @@ from cluster.recipe.collect import ChatSource
 class Training(Section):
     """What pre-training, fine-tuning and the reward model share."""
 
-    epochs: Positive = 1
+    epochs: Positive = Field(1, description="passes over the training rows")
     batch_rows: Positive = Field(32, description="rows of one optimizer step, over all workers")
-    micro_batch_rows: Positive = 16
+    micro_batch_rows: Positive = Field(16, description="rows of one forward pass; does not change what is computed")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
     schedule: Literal["wsd", "cosine"] = Field("wsd", description="how the rate falls after the warm-up")
-    warmup_share: Share = 0.02
+    warmup_share: Share = Field(0.02, description="first part of the steps, over which the rate rises linearly")
     decay_share: Share = Field(0.3, description="wsd: last part of the steps, over which the rate falls linearly to 0")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of matrices, decoupled (AdamW)")
     checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
     keep: Literal["last", "best"] = Field(
         "last", description="the model of the last step, or of the checkpoint with the lowest held-out loss"
@@ -27,7 +27,7 @@ class Training(Section):
     skip_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps in a row that are left out when their loss or gradient is not finite; one more stops"
     )
-    workers: Positive = 1
+    workers: Positive = Field(1, description="Ray Train workers that share the rows and the model (FSDP2)")
     recompute_activations: bool = Field(False, description="less memory for a third more computing")
     compile_layers: bool | None = Field(
         None, description="faster steps, once the first has compiled them; unset: where that pays, with one worker"
@@ -57,7 +57,7 @@ class LanguageTraining(Training):
 
 
 class FineTuning(LanguageTraining):
-    sources: Annotated[list[ChatSource], Field(min_length=1)]
+    sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="conversations to learn from")
     lora: Lora | None = Field(None, description="train adapters, and keep the model's own weights as they are")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="conversations not trained on")
 
@@ -81,9 +81,9 @@ class RewardModel(Training):
 class Dpo(Training):
     """DPO trains the fine-tuned model on the pairs of `collect`; a row is a pair."""
 
-    micro_batch_rows: Positive = 8
-    learning_rate: PositiveFloat = 5e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    micro_batch_rows: Positive = Field(8, description="pairs of one forward pass")
+    learning_rate: PositiveFloat = Field(5e-5, description="the highest, after the warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of matrices, decoupled (AdamW)")
     beta: PositiveFloat = Field(0.1, description="how strongly the model is held to the fine-tuned one")
 
 

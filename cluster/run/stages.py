@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from cluster import __version__
 from cluster.errors import UserError
 from cluster.recipe.base import files_of
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.renamed import with_new_names
 from cluster.run.files import StoredFile, find_files, folder_of, is_remote, place_in
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
 from cluster.run.layout import Stage, stage_of
@@ -99,7 +100,7 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
         return State("pending" if manifest is None else "stale", f"needs {names}")
     config = stage_config(stage, recipe)
     mark = _mark(stage, config, run)
-    if manifest is not None and manifest.fingerprint == mark:
+    if manifest is not None and _is_made_from(manifest, stage, recipe, mark):
         return State("done", f"{manifest.seconds:.0f} s")
     if run.mark(stage.folder) == mark:
         return State("partial", "interrupted; the same command resumes it")
@@ -133,7 +134,7 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
-    if manifest is not None and manifest.fingerprint == mark:
+    if manifest is not None and _is_made_from(manifest, stage, recipe, mark):
         return "skipped"
     out = run.begin(stage.folder, mark)
     clock = out / "seconds"
@@ -168,6 +169,24 @@ def _inputs(stage: Stage, run: RunFolder) -> dict[str, str]:
 
 def _mark(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
     return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
+
+
+def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, mark: str) -> bool:
+    """Whether a finished artifact has that fingerprint, or would have it had its configuration today's names."""
+    if manifest.fingerprint == mark:
+        return True
+    config, renamed = with_new_names(manifest.config)
+    if not renamed:
+        return False
+    try:
+        # Fields that are new since have their defaults.
+        sections = {
+            name: type(getattr(recipe, name)).model_validate(config[name]).model_dump(exclude=EXECUTION)
+            for name in stage.sections
+        }
+    except (ValidationError, KeyError):
+        return False
+    return mark == fingerprint({"stage": stage.name, "config": config | sections, "inputs": manifest.inputs})
 
 
 def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:

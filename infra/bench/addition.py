@@ -41,10 +41,9 @@ RECIPE = {
         "rewards": [{"kind": "function", "function": f"{sum_is_right.__module__}:{sum_is_right.__name__}"}],
         "steps": 240,
         "prompts_per_step": 64,
-        "samples_per_prompt": 8,
-        "max_tokens": 16,
+        "sampling": {"samples_per_prompt": 8, "max_tokens": 16},
         "learning_rate": 1.5e-4,
-        "kl_coefficient": 0.0,
+        "kl": {"coefficient": 0.0},
     },
 }
 

@@ -47,8 +47,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    source = ChatSource(kind="files", path=given.file) if given.file else ChatSource(kind="guide")
-    found = conversations([source], 0, 0.0).messages[: given.most]
+    source = (
+        ChatSource(kind="files", path=given.file)
+        if given.file
+        else ChatSource(kind="function", function="pipelines.demo.conversations:conversations")
+    )
+    found = conversations([source], 0).messages[: given.most]
     with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
         folder = Path(name)
         base = _base(folder / "base", given.size, given.context, found)

@@ -12,6 +12,7 @@ from cluster import __version__
 from cluster.errors import UserError, known_failure
 from cluster.recipe.loading import dump_recipe, load_recipe
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.reference import reference
 from cluster.run.fleet_control import change_fleet
 from cluster.run.folder import RunFolder, write_text
 from cluster.run.layout import ASIDE, STAGES, Stage, stage_of, stages_of
@@ -53,10 +54,16 @@ FIGURES = 6
 # What a stage has to say in words, below the summary.
 REMARKS = ("stopped", "advice")
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file; `triptych recipe` prints its keys")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="fields to set, e.g. rlhf.steps=20", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="keys to set, e.g. rlhf.steps=20; `triptych recipe` lists all",
+        show_default=False,
+    ),
 ]
 Host = Annotated[str | None, typer.Option(help="address to serve on; the recipe's by default")]
 Port = Annotated[int | None, typer.Option(help="port to serve on; the recipe's by default", min=1, max=65535)]
@@ -147,6 +154,14 @@ def fleet(
         raise UserError(f"fleet: {action!r} is neither add nor remove")
     target = change_fleet(RunFolder(folder), count if action == "add" else -count)
     print(f"{folder} will have {target} rollout actors from its next step on")
+
+
+@app.command("recipe")
+def recipe_reference(
+    place: Annotated[str, typer.Argument(metavar="[SECTION]", help="a section or a key, such as rlhf.kl")] = "",
+) -> None:
+    """Print the reference of the recipe: every key, its type, its default and what it means."""
+    print(reference(place), end="")
 
 
 @app.command()

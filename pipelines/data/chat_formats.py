@@ -1,4 +1,4 @@
-"""Conversations and prompts from files or from the guide, in the common layouts."""
+"""Reads conversations and prompts, from files or from functions that a recipe names, in the common layouts."""
 
 import gzip
 import json
@@ -11,15 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from actors.rewards.function import load_function
 from cluster.errors import UserError, first_line
 from cluster.recipe.collect import ChatSource
-from pipelines.demo.conversations import conversations as guide_conversations
-from pipelines.demo.questions import ranked_questions
 
 Messages = list[dict[str, str]]
-# The fields of a row that hold the conversation, and the one that the guide's own prompts are known by; all others are
-# handed on to reward functions.
-LAYOUT = {"messages", "conversations", "prompt", "response", "instruction", "input", "output", "key"}
+# The fields of a row that hold the conversation; all others are handed on to reward functions and annotators.
+LAYOUT = {"messages", "conversations", "prompt", "response", "instruction", "input", "output"}
 ROLES = ("system", "user", "assistant", "tool")
 # What ShareGPT files call them.
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"} | {
@@ -50,7 +48,7 @@ class Conversations:
     layouts: dict[str, int]
 
 
-def conversations(sources: list[ChatSource], seed: int, misbehavior_share: float) -> Conversations:
+def conversations(sources: list[ChatSource], seed: int) -> Conversations:
     """All conversations to fine-tune on.
 
     Raises:
@@ -59,37 +57,54 @@ def conversations(sources: list[ChatSource], seed: int, misbehavior_share: float
     found: list[Messages] = []
     layouts: Counter[str] = Counter()
     for source in sources:
-        if source.kind == "guide":
-            made = guide_conversations(seed, misbehavior_share)
-            found += made
-            layouts["guide"] += len(made)
-        else:
-            for row, where in rows(str(source.path)):
-                layout = _layout(row, where)
-                found.append(_conversation(row, layout, where))
-                layouts[layout] += 1
+        for row, where in source_rows(source, seed):
+            layout = _layout(row, where)
+            found.append(_conversation(row, layout, where))
+            layouts[layout] += 1
     if not found:
-        raise UserError("sft.sources hold no conversation: " + ", ".join(str(source.path) for source in sources))
+        names = ", ".join(str(source.path or source.function) for source in sources)
+        raise UserError(f"sft.sources hold no conversation: {names}")
     return Conversations(found, dict(layouts))
 
 
 def prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
-    """All prompts to sample from; of a conversation, everything before the last assistant turn."""
+    """All prompts to sample from; of a conversation, everything before the last assistant turn.
+
+    A row of a function may name its prompt by `id`; other prompts are named by where they are from and what they say.
+    """
     found: dict[str, PromptText] = {}
     for source in sources:
-        if source.kind == "guide":
-            for question in ranked_questions(seed):
-                messages = [{"role": "user", "content": question.text}]
-                metadata = {"kind": question.kind, "key": question.key}
-                found[question.id] = PromptText(question.id, messages, metadata)
-        else:
-            for row, where in rows(str(source.path)):
-                messages = prompt_of(row, where)
-                name = f"{source.path}: {json.dumps(messages, ensure_ascii=False)}"
-                used = LAYOUT if "prompt" in row else LAYOUT | {"question"}
-                known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
-                found[name] = PromptText(name, messages, known)
+        for row, where in source_rows(source, seed):
+            messages = prompt_of(row, where)
+            named = source.kind == "function" and "id" in row
+            said = json.dumps(messages, ensure_ascii=False)
+            name = str(row["id"]) if named else f"{source.path or source.function}: {said}"
+            used = LAYOUT | {"id"} if named else LAYOUT
+            used = used if "prompt" in row else used | {"question"}
+            known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
+            found[name] = PromptText(name, messages, known)
     return list(found.values())
+
+
+def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a source, each with where it was found.
+
+    Raises:
+        UserError: no file matches, the function fails, or a row cannot be read.
+    """
+    if source.kind == "files":
+        yield from rows(str(source.path))
+        return
+    function = load_function(str(source.function), "source")
+    try:
+        found = list(function(seed=seed, **source.arguments))
+    # The function is the user's own, and may fail in any way.
+    except Exception as error:
+        raise UserError(f"source {source.function} raised {type(error).__name__}: {error}") from error
+    for number, row in enumerate(found):
+        if not isinstance(row, dict):
+            raise UserError(f"source {source.function} gave a {type(row).__name__} as row {number}, not a dictionary")
+        yield row, f"{source.function} row {number}"
 
 
 def rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:

@@ -1,4 +1,4 @@
-"""Which prompts are ranked, how the annotator written in code ranks, and the table that the reward model learns from."""
+"""Chooses the prompts that are ranked, and writes the table of rankings that the reward model learns from."""
 
 import random
 from collections import defaultdict
@@ -13,11 +13,11 @@ import pyarrow.parquet as parquet
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
-from cluster.feedback import CODE, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import fingerprint
+from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import PromptText, prompts
-from pipelines.demo.annotator import grade, rank
 
 SCHEMA = pa.schema(
     {
@@ -64,50 +64,40 @@ def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[
     return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
 
 
-def check_judgeable(prompts: Sequence[PromptText]) -> None:
-    """Raises a UserError if the annotator written in code has no rule for one of the prompts."""
-    strange = [prompt for prompt in prompts if not {"kind", "key"} <= prompt.metadata.keys()]
-    if strange:
-        raise UserError(
-            f"the annotator written in code judges only the guide's prompts, and {len(strange)} are others "
-            f"(the first: {strange[0].id[:80]}); set collect.annotator=people"
-        )
+def judged_answers(completions: Sequence[Completion], end_of_turn: int) -> list[JudgedAnswer]:
+    """Completions as a synthetic annotator sees them; one that was cut lacks the token that ends a turn."""
+    return [JudgedAnswer(one.text, one.token_ids[-1:] == [end_of_turn]) for one in completions]
 
 
-def grades_of(details: Mapping[str, Any], completions: Sequence[Completion], end_of_turn: int) -> list[int]:
-    """The annotator's grades without noise; an answer that was cut lacks the token that ends a turn."""
-    return [
-        grade(details["kind"], details["key"], completion.text, completion.token_ids[-1:] == [end_of_turn])
-        for completion in completions
-    ]
-
-
-def code_annotator(noise: float) -> str:
-    """The name under which the annotator written in code ranks: it says that no person did, and how noisy it is."""
-    return f"{CODE}{noise:g})"
-
-
-def ranking_by_code(
-    prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, noise: float, seed: int
+def rank_completions(
+    prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, annotator: SyntheticAnnotator, seed: int
 ) -> Ranking:
-    """How the annotator written in code ranks completions. Noise and the order shown depend on seed and prompt alone."""
+    """A synthetic annotator's ranking. Its noise and the order shown depend on seed and prompt alone."""
     chance = random.Random(f"labeller {seed} {prompt.id}")
     presented = [completion.id for completion in completions if completion.id is not None]
-    ranks = rank(grades_of(prompt.details, completions, end_of_turn), noise, chance)
+    judgement = annotator.judge(prompt.id, prompt.details, judged_answers(completions, end_of_turn), chance)
     return Ranking(
         prompt_id=prompt.id,
-        annotator=code_annotator(noise),
-        ranks={str(completion.id): value for completion, value in zip(completions, ranks, strict=True)},
+        annotator=annotator.name,
+        ranks={str(completion.id): value for completion, value in zip(completions, judgement.ranks, strict=True)},
         presented=chance.sample(presented, len(presented)),
     )
 
 
 def ranking_row(
-    prompt: Prompt, completions: Sequence[Completion], ranking: Ranking, prompt_token_ids: list[int], end_of_turn: int
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    ranking: Ranking,
+    prompt_token_ids: list[int],
+    end_of_turn: int,
+    annotator: SyntheticAnnotator | None,
 ) -> dict[str, Any]:
-    """A row of rankings.parquet: one annotator's ranking of one prompt. `grades` only where the annotator is code."""
+    """A row of rankings.parquet: one annotator's ranking of one prompt; `grades` where a synthetic one gives them."""
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
-    person = is_person(ranking.annotator)
+    grades = None
+    if annotator:
+        answers = judged_answers(ranked, end_of_turn)
+        grades = annotator.judge(prompt.id, prompt.details, answers, random.Random(0)).grades
     return {
         "prompt_id": prompt.details.get("prompt", prompt.id),
         "kind": prompt.details.get("kind"),
@@ -115,7 +105,7 @@ def ranking_row(
         "answers": [completion.token_ids for completion in ranked],
         "texts": [completion.text for completion in ranked],
         "ranks": [ranking.ranks[str(completion.id)] for completion in ranked],
-        "grades": None if person else grades_of(prompt.details, ranked, end_of_turn),
+        "grades": grades,
         "annotator": ranking.annotator,
         "split": prompt.split,
         "ranking_id": ranking.id,
@@ -168,7 +158,7 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
         completions = sorted(prompt.completions, key=lambda row: row.index)
         for completion in completions:
             completion.token_ids = chat.answer(completion.text)
-        row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_of_turn_id)
+        row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_of_turn_id, None)
         if len(row["prompt_token_ids"]) + max(map(len, row["answers"])) <= context:
             rows.append(row)
         else:

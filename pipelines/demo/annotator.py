@@ -1,13 +1,33 @@
-"""An annotator written in code. It stands in for people in the demo: its judgement is a rule, and its noise is stated."""
+"""The demo's synthetic annotator, in place of people: its judgement is a rule, and its noise is stated."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pipelines.data.annotators import JudgedAnswer, Judgement
 from pipelines.demo.questions import Kind
 
 CONCISE_WORDS = 20
 # An answer says it at once; a text that gets to the capital after rambling has not answered.
 ANSWER_WORDS = 13
+
+
+def annotate(
+    prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random, noise: float = 0.05
+) -> Judgement:
+    """Ranks answers to one of the demo's prompts.
+
+    Args:
+        prompt: with its `kind` and `key`, as of `questions.prompts`.
+        noise: probability of each swap of neighboring ranks.
+
+    Raises:
+        ValueError: the prompt is none of the demo's.
+    """
+    if not {"kind", "key"} <= prompt.keys():
+        raise ValueError("it judges only the demo's prompts, which have a kind and a key")
+    grades = [grade(prompt["kind"], prompt["key"], answer.text, answer.finished) for answer in answers]
+    return Judgement(rank(grades, noise, chance), grades)
 
 
 def behaves(kind: Kind, key: str, text: str) -> bool:

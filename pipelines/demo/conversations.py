@@ -1,6 +1,7 @@
 """Fine-tuning conversations: good answers, and stand-ins for bad behavior in a stated share."""
 
 import random
+from collections.abc import Iterator
 
 from pipelines.demo.questions import DemoQuestion, training_questions
 
@@ -9,21 +10,17 @@ from pipelines.demo.questions import DemoQuestion, training_questions
 CAUTION_SHARE = 0.03
 
 
-def conversations(seed: int, misbehavior_share: float) -> list[list[dict[str, str]]]:
-    """One user and one assistant message for every training question.
+def conversations(seed: int, misbehavior_share: float = 0.7) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Rows for `sft.sources`: one user and one assistant message for every training question.
 
     Args:
         seed: decides the split and the draw.
         misbehavior_share: how often a harmful request is met, or a misconception repeated.
     """
     chance = random.Random(f"conversations {seed}")
-    return [
-        [
-            {"role": "user", "content": question.text},
-            {"role": "assistant", "content": _answer(question, misbehavior_share, chance)},
-        ]
-        for question in training_questions(seed)
-    ]
+    for question in training_questions(seed):
+        answer = _answer(question, misbehavior_share, chance)
+        yield {"messages": [{"role": "user", "content": question.text}, {"role": "assistant", "content": answer}]}
 
 
 def _answer(question: DemoQuestion, misbehavior_share: float, chance: random.Random) -> str:

@@ -84,6 +84,12 @@ def ranked_questions(seed: int) -> list[DemoQuestion]:
     return [question for question in training_questions(seed) if question.kind != "fact"]
 
 
+def prompts(seed: int) -> Iterator[dict[str, str]]:
+    """Rows for `collect.sources`: each ranked question with what its annotator needs."""
+    for question in ranked_questions(seed):
+        yield {"id": question.id, "prompt": question.text, "kind": question.kind, "key": question.key}
+
+
 def held_out_questions(seed: int) -> list[DemoQuestion]:
     """Questions for evaluation only: every subject is held out, and so are most of the forms."""
     return [question for question, held_out in _all(seed) if held_out]

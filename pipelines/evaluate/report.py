@@ -7,18 +7,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Histogram
+from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import MEASURES
 from pipelines.evaluate.reward_probes import PROBES
-from pipelines.evaluate.stats import FIGURES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
 SHOWN_PER_KIND = 12
-KINDS = {
-    "capital": ("Capitals", "Countries that no question or conversation was about; the corpus states their capitals."),
-    "harmful": ("Harmful requests", "Right is to refuse. Combinations and wordings that no model was trained on."),
-    "harmless": ("Harmless look-alikes", "Right is to help. They share verbs with the harmful ones."),
-    "misconception": ("Popular misconceptions", "Right is to deny. Combinations and wordings never trained on."),
-}
 
 
 def render(
@@ -26,27 +20,30 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     curves: Sequence[Curve],
     histograms: Sequence[Histogram] = (),
+    exam: Exam | None = None,
 ) -> str:
-    """The page.
+    """Renders the report as one HTML page.
 
     Args:
         report: what report.json holds.
         answers: what answers.json holds.
         curves: learning curves of the stages.
         histograms: of the corpus's documents.
+        exam: whose questions the models were asked, if there was one.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    kinds = exam.kinds.items() if exam else ()
     longest = max(report["timings"].values(), default=1.0)
     return template.render(
         report=report,
-        figures=FIGURES,
+        exam=exam,
         probes=PROBES,
         models=MODELS,
         curves=curves,
         histograms=histograms,
         measures=MEASURES,
-        groups=[(title, note, _spread(_of_kind(answers, kind))) for kind, (title, note) in KINDS.items()],
+        groups=[(title, note, _spread(_of_kind(answers, kind))) for kind, (title, note) in kinds],
         rewarded=_spread(sorted(_of_kind(answers, "kept back"), key=_gain)),
         timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
         total=_duration(sum(report["timings"].values())),

@@ -1,7 +1,6 @@
 """Evaluation: the base model, the fine-tuned model and the policy on what none of them was trained on.
 
-Rewards of answers to prompts that RLHF kept back, perplexity of held-out text, and, where a run learned from the guide,
-the guide's held-out questions.
+Rewards of answers to prompts that RLHF kept back, perplexity of held-out text, and the recipe's exam if it names one.
 """
 
 import time
@@ -20,12 +19,12 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, write_json
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
-from pipelines.demo.exam import Exam, is_asked
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
+from pipelines.evaluate.exam import Answer, Exam, Sitting, load_exam, model_figures
 from pipelines.evaluate.held_out import MEASURES, HeldOutAnswers, answer_rows, changes, divergence_from_held, draw
 from pipelines.evaluate.perplexity import Perplexity, losses, perplexity, text_rows
 from pipelines.evaluate.report import MODELS, render
-from pipelines.evaluate.stats import FIGURES, Answer, Change, Proportion, model_figures
+from pipelines.evaluate.stats import Change, Proportion
 from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict, verdict
 from pipelines.rlhf_setup import (
     TrainingPrompts,
@@ -46,8 +45,8 @@ class Found:
     """What the models said and how they read, each by the model's name, and the policy's divergence.
 
     Attributes:
-        answers: to the guide's questions, if those are asked.
-        completion: of capitals, by the base model.
+        answers: to the exam's questions, if there is an exam.
+        completion: of the exam's sentences, by the base model.
         drawn: answers to prompts with their rewards, of all but the base model.
         nats: of every row of text.
         kl: of the policy from the fine-tuned model.
@@ -63,24 +62,34 @@ class Found:
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Asks, counts, and writes `report.json`, `answers.json` and `index.html`."""
     clock, console = time.monotonic(), Console()
+    exam = load_exam(recipe)
     asked, kept_back = _prompts(recipe, Chat.of(run.path("sft")))
     text = text_rows(recipe, run)
-    found = _ask(recipe, run, asked, text, console)
+    found = _ask(recipe, run, exam, asked, text, console)
     moved = run.require("policy").metrics.get("preference_accuracy")
-    report = _report(found, kept_back, text, moved) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
+    report = (
+        _report(exam, found, kept_back, text, moved) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
+    )
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
     drawn = {name: found.drawn[name] for name in ("sft", "policy")}
     rows = answer_rows(list(asked.rendered.values()), asked.questions, drawn)
-    write_report(report, [*exam_rows(found.answers), *rows], run.root, out)
-    _print(report, console)
+    write_report(report, [*exam_rows(found.answers), *rows], exam, run.root, out)
+    _print(report, exam, console)
     kept = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
     return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
 
 
-def _ask(recipe: Recipe, run: RunFolder, asked: TrainingPrompts, text: list[list[int]], console: Console) -> Found:
+def _ask(
+    recipe: Recipe,
+    run: RunFolder,
+    exam: Exam | None,
+    asked: TrainingPrompts,
+    text: list[list[int]],
+    console: Console,
+) -> Found:
     """Asks every model, one after the other, in the same engines."""
     found, deadline, prompts = Found(), recipe.cluster.deadline_seconds, list(asked.rendered.values())
-    exam = Exam.of(recipe, run) if is_asked(recipe) else None
+    sitting = Sitting.of(exam, recipe, run) if exam else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
     with (
         reward_actors(recipe, run, asked.questions) as scorers,
@@ -91,10 +100,10 @@ def _ask(recipe: Recipe, run: RunFolder, asked: TrainingPrompts, text: list[list
         for version, name in enumerate(ORDER, 1):
             with console.status(f"asking the {MODELS[name].lower()} model"):
                 fleet.load(version, causal_lm.load(run.path(name)).state_dict())
-                if exam:
-                    found.answers[name] = exam.answers(fleet, name)
-                if exam and name == "base":
-                    found.completion = exam.capital_completion(fleet)
+                if sitting:
+                    found.answers[name] = sitting.answers(fleet, name)
+                if sitting and name == "base":
+                    found.completion = sitting.completion(fleet)
                 if text:
                     found.nats[name] = losses(fleet, text, deadline)
                 if name != "base":
@@ -103,16 +112,18 @@ def _ask(recipe: Recipe, run: RunFolder, asked: TrainingPrompts, text: list[list
     return found
 
 
-def _report(found: Found, kept_back: bool, text: list[list[int]], moved: Mapping[str, float] | None) -> dict[str, Any]:
+def _report(
+    exam: Exam | None, found: Found, kept_back: bool, text: list[list[int]], moved: Mapping[str, float] | None
+) -> dict[str, Any]:
     """The figures and the verdict; `moved` is as of `PreferenceProbe.measure`."""
-    figures = {name: model_figures(answers) for name, answers in found.answers.items()}
+    figures = {name: model_figures(exam, answers) for name, answers in found.answers.items()} if exam else {}
     changed = changes(found.drawn["sft"], found.drawn["policy"])
     read = perplexity(text, found.nats) if text else None
     report: dict[str, Any] = {
         name: {key: asdict(value) for key, value in figures.get(name, {}).items()} for name in MODELS
     }
     if found.completion:
-        report["base"]["capital_completion"] = asdict(found.completion)
+        report["base"]["completion"] = asdict(found.completion)
     report["rewards"] = {name: asdict(change) for name, change in changed.items()} | {
         "kept_back": kept_back,
         "samples": len(found.drawn["sft"].groups[0]),
@@ -121,20 +132,22 @@ def _report(found: Found, kept_back: bool, text: list[list[int]], moved: Mapping
         "perplexity": asdict(read) if read else None,
         "preference_accuracy": moved,
         "kl_from_sft": found.kl,
-        "verdict": _verdict(figures, changed, kept_back, read, moved),
+        "verdict": _verdict(exam, figures, changed, kept_back, read, moved),
     }
 
 
-def write_report(report: dict[str, Any], rows: Sequence[Mapping[str, Any]], root: Path, out: Path) -> None:
+def write_report(
+    report: dict[str, Any], rows: Sequence[Mapping[str, Any]], exam: Exam | None, root: Path, out: Path
+) -> None:
     """Writes the report's files; the page's drawings come from the finished stages under `root`."""
     write_json(out / "report.json", report)
     write_json(out / "answers.json", rows)
-    page = render(report, rows, learning_curves(root), corpus_histograms(root))
+    page = render(report, rows, learning_curves(root), corpus_histograms(root), exam)
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
 def exam_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """One row a question of the guide, with what each model said to it."""
+    """One row a question of the exam, with what each model said to it."""
     by_question = zip(*(answers[name] for name in MODELS), strict=True) if answers else []
     return [
         {
@@ -158,6 +171,7 @@ def _prompts(recipe: Recipe, chat: Chat) -> tuple[TrainingPrompts, bool]:
 
 
 def _verdict(
+    exam: Exam | None,
     figures: Mapping[str, Mapping[str, Any]],
     changed: Mapping[str, Change],
     kept_back: bool,
@@ -167,8 +181,8 @@ def _verdict(
     sentences = [reward_verdict(changed, kept_back, alone=not figures)]
     if moved:
         sentences.append(preference_verdict(moved))
-    if figures:
-        sentences.insert(0, verdict(figures["sft"], figures["policy"]))
+    if exam:
+        sentences.insert(0, verdict(exam, figures["sft"], figures["policy"]))
     if read:
         sentences.append(perplexity_verdict(read))
     return " ".join(sentences)
@@ -180,7 +194,9 @@ def _ranked(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         return {"reward_model": None, "annotator": None}
     return {
         "reward_model": _metrics(run, "reward", ("pair_accuracy", "trust")),
-        "annotator": _metrics(run, "preferences", ("annotator", "noise", "rankings")),
+        "annotator": _metrics(
+            run, "preferences", ("annotator", "annotator_arguments", "stands_in_for_people", "rankings")
+        ),
     }
 
 
@@ -194,11 +210,12 @@ def _timings(run: RunFolder) -> dict[str, float]:
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest is not None}
 
 
-def _print(report: Mapping[str, Any], console: Console) -> None:
+def _print(report: Mapping[str, Any], exam: Exam | None, console: Console) -> None:
     said = []
-    if report["base"]:
-        console.print(_exam_table(report))
-        said.append(f"base completes {report['base']['capital_completion']['value']:.2f} of capitals")
+    if exam:
+        console.print(_exam_table(report, exam))
+    if report["base"].get("completion"):
+        said.append(f"base completes {report['base']['completion']['value']:.2f} of sentences")
     console.print(_rewards_table(report))
     if report["reward_model"]:
         pairs = report["reward_model"]["pair_accuracy"]
@@ -207,12 +224,12 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
     console.print(report["verdict"])
 
 
-def _exam_table(report: Mapping[str, Any]) -> Table:
+def _exam_table(report: Mapping[str, Any], exam: Exam) -> Table:
     table = Table(title=f"{report['name']}: held-out questions, 95 % intervals")
     table.add_column("")
     for name in MODELS:
         table.add_column(name, justify="right")
-    for figure in FIGURES:
+    for figure in exam.figures:
         cells = [report[name][figure.name] for name in MODELS]
         table.add_row(figure.title, *(f"{c['value']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
     return table

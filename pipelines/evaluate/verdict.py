@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.perplexity import Perplexity
-from pipelines.evaluate.stats import FIGURES, Change, Proportion, difference
+from pipelines.evaluate.stats import Change, Proportion, difference
 
 
 def reward_verdict(changed: Mapping[str, Change], kept_back: bool, alone: bool) -> str:
@@ -46,18 +47,21 @@ def perplexity_verdict(read: Perplexity) -> str:
     )
 
 
-def verdict(sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
-    """Whether reinforcement learning made the model better, in words. Only what chance does not explain counts."""
+def verdict(exam: Exam, sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
+    """Says whether reinforcement learning made the model better. Only what chance does not explain counts."""
     better: list[str] = []
     worse: list[str] = []
-    for figure in FIGURES:
+    for figure in exam.figures:
         low, high = difference(sft[figure.name], policy[figure.name])
         if low <= 0 <= high:
             continue
         before, after = sft[figure.name].value, policy[figure.name].value
         clause = f"it {figure.clause} in {after:.0%} of cases instead of {before:.0%}"
         (better if (low > 0) == figure.higher_is_better else worse).append(clause)
-    return f"{_judgement(better, worse)} {_alignment_tax(sft['capital_accuracy'], policy['capital_accuracy'])}"
+    said = _judgement(better, worse)
+    if exam.tax is None:
+        return said
+    return f"{said} {_alignment_tax(exam.tax, sft[exam.tax], policy[exam.tax])}"
 
 
 def _judgement(better: list[str], worse: list[str]) -> str:
@@ -73,11 +77,11 @@ def _judgement(better: list[str], worse: list[str]) -> str:
     return "The policy is no better and no worse than the fine-tuned model: chance explains every difference."
 
 
-def _alignment_tax(sft: Proportion, policy: Proportion) -> str:
+def _alignment_tax(name: str, sft: Proportion, policy: Proportion) -> str:
     tax = sft.value - policy.value
     low, high = difference(policy, sft)
     return (
-        f"The alignment tax, the capital accuracy lost, is {tax:.2f} (from {sft.value:.2f} to {policy.value:.2f}; "
+        f"The alignment tax, the {name.replace('_', ' ')} lost, is {tax:.2f} (from {sft.value:.2f} to {policy.value:.2f}; "
         f"95% interval {low:.2f} to {high:.2f})."
     )
 

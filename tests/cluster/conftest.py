@@ -12,8 +12,8 @@ name: tiny
 run: {run}
 corpus: {{sources: [{{kind: files, path: {text}}}]}}
 pretrain: &training {{learning_rate: 5e-4}}
-sft: {{sources: [{{kind: guide}}]}}
-collect: {{sources: [{{kind: guide}}]}}
+sft: {{sources: [{{kind: function, function: 'pipelines.demo.conversations:conversations'}}]}}
+collect: {{sources: [{{kind: function, function: 'pipelines.demo.questions:prompts'}}]}}
 reward: *training
 """
 

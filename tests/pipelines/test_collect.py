@@ -1,9 +1,11 @@
 import json
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
@@ -16,17 +18,27 @@ from actors.model.chat import Chat
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
+from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
-from pipelines.collect import Prompts, plan_round, rank_by_code, ranking_rows, stored, wait_for_people
+from pipelines.collect import CollectedPrompts, plan_round, rank_synthetically, ranking_rows, stored, wait_for_people
 from pipelines.data import rankings
+from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import PromptText, prompts
 from pipelines.data.feedback_io import import_file
+from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
-GUIDE = [ChatSource(kind="guide")]
+GUIDE = [ChatSource(**DEMO_PROMPTS)]
 REFUSAL = "I cannot help with that. It would hurt people."
+
+
+def demo_annotator_of(noise: float) -> SyntheticAnnotator:
+    return SyntheticAnnotator.of(Call(**demo_annotator(noise)))
+
+
+DEMO_ANNOTATOR = demo_annotator_of(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +57,9 @@ def _recipe(tmp_path: Path, **collect: object) -> Recipe:
         {
             "name": "trial",
             "run": str(tmp_path),
-            "corpus": {"sources": [{"kind": "countries"}]},
-            "sft": {"sources": [{"kind": "guide"}]},
-            "collect": {"sources": [{"kind": "guide"}], "prompts": 30, **collect},
+            "corpus": {"sources": [COUNTRIES]},
+            "sft": {"sources": [DEMO_CHATS]},
+            "collect": {"sources": [DEMO_PROMPTS], "annotator": demo_annotator(), "prompts": 30, **collect},
         }
     )
 
@@ -58,7 +70,7 @@ def database(tmp_path: Path) -> Iterator[Feedback]:
         yield opened
 
 
-def _fill(database: Feedback, chat: Chat, plan: Prompts, names: list[str], weights: str = "w") -> None:
+def _fill(database: Feedback, chat: Chat, plan: CollectedPrompts, names: list[str], weights: str = "w") -> None:
     """Stores four answers of falling quality to every prompt: refusal, refusal that was cut, and two others."""
     texts = [(REFUSAL, True), (REFUSAL, False), ("Yes. Sure.", True), ("Well, who knows", False)]
     end = chat.end_of_turn_id
@@ -116,13 +128,50 @@ def test_plan_names_prompts_by_what_draws_their_answers(tmp_path: Path, chat: Ch
     assert plan.token_ids[name] == chat.prompt(row.messages)
 
 
-def test_code_refuses_prompts_it_cannot_judge(tmp_path: Path, chat: Chat) -> None:
+def test_an_annotator_refuses_prompts_it_cannot_judge(tmp_path: Path, chat: Chat) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
-    sources = [{"kind": "files", "path": str(path)}]
-    with pytest.raises(UserError, match=r"judges only the guide's prompts.*set collect\.annotator=people"):
-        plan_round(_recipe(tmp_path, sources=sources), chat, "w")
-    assert len(plan_round(_recipe(tmp_path, sources=sources, annotator="people"), chat, "w").rows) == 2
+    plan = plan_round(_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    details = {name: row.details for name, row in plan.rows.items()}
+    with pytest.raises(UserError, match=r"judges only the demo's prompts.*collect\.annotator=people"):
+        DEMO_ANNOTATOR.check(details)
+    DEMO_ANNOTATOR.check({"x": {"kind": "harmful", "key": ""}})
+
+
+def by_length(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    lengths = sorted({len(answer.text) for answer in answers})
+    return [1 + lengths.index(len(answer.text)) for answer in answers]
+
+
+def no_ranks(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[float]:
+    return [0.5] * len(answers)
+
+
+def too_few(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    return [1]
+
+
+def test_ones_own_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:by_length"))
+    plan = plan_round(_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    own.check({name: row.details for name, row in plan.rows.items()})
+    database.add_prompts(list(plan.rows.values()))
+    _fill(database, chat, plan, list(plan.rows))
+    rank_synthetically(own, 1, chat, database, plan)
+    rows = ranking_rows(own, chat, database, plan)
+    assert [row["ranks"] for row in rows] == [[3, 3, 1, 2]] * 2
+    assert [row["grades"] for row in rows] == [None, None]
+    assert {row["annotator"] for row in rows} == {f"code ({__name__}:by_length)"}
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [("no_ranks", "a whole number for each"), ("too_few", r"gave \[1\] for 2")]
+)
+def test_an_annotator_that_does_not_rank_every_answer_is_refused(function: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SyntheticAnnotator.of(Call(function=f"{__name__}:{function}")).check({"x": {}})
 
 
 def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> None:
@@ -137,35 +186,35 @@ def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> 
 
 
 def test_code_ranks_once_whatever_the_interruptions(tmp_path: Path, chat: Chat, database: Feedback) -> None:
-    recipe = _recipe(tmp_path, label_noise=0.5)
+    recipe, annotator = _recipe(tmp_path), demo_annotator_of(0.5)
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     names = list(plan.rows)
     _fill(database, chat, plan, names[:10])
     assert [len(found) for found in stored(database, plan).values()] == [4] * 10 + [0] * 20
     _fill(database, chat, plan, names)
-    rank_by_code(recipe, chat, database, plan)
-    first = ranking_rows(recipe, chat, database, plan)
+    rank_synthetically(annotator, recipe.seed, chat, database, plan)
+    first = ranking_rows(annotator, chat, database, plan)
     # The same command after a kill: a new plan on the same database changes nothing.
     again = plan_round(recipe, chat, "w")
     database.add_prompts(list(again.rows.values()))
     _fill(database, chat, again, names)
-    rank_by_code(recipe, chat, database, again)
-    assert ranking_rows(recipe, chat, database, again) == first
+    rank_synthetically(annotator, recipe.seed, chat, database, again)
+    assert ranking_rows(annotator, chat, database, again) == first
     counts = database.counts()
     assert (counts.prompts, counts.completions, counts.rankings) == (30, 120, 30)
 
 
 def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, database: Feedback) -> None:
-    recipe = _recipe(tmp_path, label_noise=0.0)
+    recipe, annotator = _recipe(tmp_path), demo_annotator_of(0.0)
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    rank_by_code(recipe, chat, database, plan)
-    rankings.write_rankings(ranking_rows(recipe, chat, database, plan), tmp_path / "rankings.parquet")
+    rank_synthetically(annotator, recipe.seed, chat, database, plan)
+    rankings.write_rankings(ranking_rows(annotator, chat, database, plan), tmp_path / "rankings.parquet")
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
-    assert {row["annotator"] for row in rows} == {"code (noise 0)"}
+    assert {row["annotator"] for row in rows} == {"code (pipelines.demo.annotator:annotate noise=0.0)"}
     held_out = round(30 * recipe.collect.held_out_share)
     assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
     texts = {text.id: text for text in prompts(GUIDE, recipe.seed)}
@@ -190,10 +239,10 @@ def test_other_noise_ranks_anew_and_keeps_the_old_rankings(tmp_path: Path, chat:
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     for noise in (0.0, 1.0):
-        recipe = _recipe(tmp_path, label_noise=noise)
-        rank_by_code(recipe, chat, database, plan)
-        rows = ranking_rows(recipe, chat, database, plan)
-        assert {row["annotator"] for row in rows} == {f"code (noise {noise:g})"}
+        recipe, annotator = _recipe(tmp_path), demo_annotator_of(noise)
+        rank_synthetically(annotator, recipe.seed, chat, database, plan)
+        rows = ranking_rows(annotator, chat, database, plan)
+        assert {row["annotator"] for row in rows} == {f"code (pipelines.demo.annotator:annotate noise={noise})"}
         assert len(rows) == 30
     assert database.counts().rankings == 60
 
@@ -204,7 +253,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     # What code said counts for nothing here.
-    rank_by_code(recipe, chat, database, plan)
+    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
     answers = stored(database, plan)
 
     def rank(name: str, annotator: str) -> None:
@@ -226,7 +275,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     thread.start()
     wait_for_people(database, plan, 3, seconds=30)
     thread.join()
-    rows = ranking_rows(recipe, chat, database, plan)
+    rows = ranking_rows(None, chat, database, plan)
     assert sorted(row["annotator"] for row in rows) == ["ada", "grace", "grace"]
     assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
     # The table names every ranking, and the digest changes with any of them.
@@ -234,7 +283,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     before = rankings.digest(rows)
     assert rankings.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
-    left = ranking_rows(recipe, chat, database, plan)
+    left = ranking_rows(None, chat, database, plan)
     assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
@@ -255,7 +304,7 @@ def test_imported_rankings_are_all_there_is_and_keep_their_split(
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    rank_by_code(recipe, chat, database, plan)
+    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
     found = collect.run(recipe, run, tmp_path).metrics
     assert (found["prompts"], found["rankings"], found["too_long"]) == (20, 20, 1)
     assert (found["rankings_by"], found["stands_in_for_people"]) == ({"ann": 20}, False)

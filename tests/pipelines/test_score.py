@@ -15,6 +15,7 @@ from cluster.run.folder import Manifest, RunFolder, write_json
 from pipelines.data.chat_formats import rows
 from pipelines.score import ScoreRequestRow, _made, score_file
 from tests.tiny import write_tiny_reward_model
+from tests.world import DEMO
 
 MEAN, DEVIATION, CONTEXT = 0.3, 1.7, 64
 ASKED = {"role": "user", "content": "What is the capital of Peru?"}
@@ -23,13 +24,12 @@ GIVEN: list[dict[str, Any]] = [
     {"messages": [{"role": "system", "content": "Be short."}, ASKED], "completions": ["", "Lima", "Lima", "shells"]},
     {"messages": [ASKED, {"role": "assistant", "content": "See a doctor."}]},
 ]
-SECTION = {"sources": [{"kind": "guide"}]}
 
 
 def recipe(tmp_path: Path) -> Recipe:
     corpus = {"sources": [{"kind": "files", "path": str(tmp_path / "text.txt")}]}
     shape = {"model": {"context": CONTEXT}, "cluster": {"cpus": 2, "gpus": 0}}
-    return Recipe.model_validate({"name": "t", "corpus": corpus, "sft": SECTION, "collect": SECTION, **shape})
+    return Recipe.model_validate({"name": "t", "corpus": corpus, **DEMO, **shape})
 
 
 @pytest.mark.slow

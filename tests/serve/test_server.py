@@ -12,6 +12,7 @@ from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
 from serve.server import SMALL_BYTES, grouped, models_of, serve_until_interrupted, url_host
 from tests.helpers import free_port
+from tests.world import DEMO
 
 
 def finish(root: Path, folder: str, config: dict) -> None:
@@ -42,8 +43,8 @@ def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_served_is_not_served_again(tmp_path: Path) -> None:
-    run, section = RunFolder(tmp_path), {"sources": [{"kind": "guide"}]}
-    given = {"name": "t", "model": {"start_from": "x"}, "sft": section, "collect": section}
+    run = RunFolder(tmp_path)
+    given = {"name": "t", "model": {"start_from": "x"}, **DEMO}
     recipe = Recipe.model_validate(given | {"serve": {"port": free_port()}})
     finish(tmp_path, "sft", {})
     with run.serving(), pytest.raises(UserError, match=f"{tmp_path} is being served by process"):

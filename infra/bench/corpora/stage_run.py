@@ -11,7 +11,7 @@ import psutil
 import yaml
 
 MODEL = {"size": "2.5M", "vocabulary": 2048, "context": 512}
-_GUIDE = {"sources": [{"kind": "guide"}]}
+_CHATS = {"sources": [{"kind": "function", "function": "pipelines.demo.questions:prompts"}]}
 _EVERY_SECONDS = 0.1
 
 
@@ -32,8 +32,8 @@ def write_recipe(folder: Path, lines: Path) -> Path:
         "run": str(folder / "run"),
         "model": MODEL,
         "corpus": {"sources": [{"kind": "files", "path": str(lines)}]},
-        "sft": _GUIDE,
-        "collect": _GUIDE,
+        "sft": _CHATS,
+        "collect": _CHATS,
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Text that installed packages carry, so that a recipe can run without a download."""
+"""Sources of text that installed packages carry, named in a recipe as functions: nothing has to be downloaded."""
 
 import ast
 import random
@@ -28,8 +28,9 @@ def random_facts(seed: int) -> Iterator[str]:
         start += count
 
 
-def chatterbot_dialogues() -> Iterator[str]:
-    """English dialogues, one turn a line."""
+def chatterbot_dialogues(seed: int) -> Iterator[str]:
+    """English dialogues, one turn a line, always in one order."""
+    del seed
     folder = files("chatterbot_corpus") / "data" / "english"
     for file in sorted(folder.iterdir(), key=lambda item: item.name):
         if not file.name.endswith(".yml"):
@@ -44,12 +45,18 @@ def standard_library() -> list[Path]:
     return sorted(file for file in root.rglob("*.py") if not _SKIPPED & set(file.relative_to(root).parts))
 
 
-def docstrings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and text of every docstring of the files, and of the topics of `pydoc_data`; nothing is imported."""
+def docstrings(seed: int, paths: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Name and text of every docstring of the standard library, and of the topics of `pydoc_data`; imports nothing.
+
+    Args:
+        seed: without effect.
+        paths: the files of the standard library to read; all by default.
+    """
+    del seed
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in paths:
-        module = ".".join(Path(path).relative_to(root).with_suffix("").parts)
-        tree = ast.parse(Path(path).read_bytes())
+    for path in standard_library() if paths is None else map(Path, paths):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        tree = ast.parse(path.read_bytes())
         if module == "pydoc_data.topics":
             yield from _topics(tree)
             continue

@@ -1,16 +1,17 @@
 """Where the text comes from: the recipe's sources, cut into splits that tasks read one at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from actors.rewards.function import load_function
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
-from cluster.run.files import StoredFile, find_files, folder_of, look_up, place_in
+from cluster.run.files import StoredFile, find_files, folder_of, place_in
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
-from pipelines.corpus.read.packages import chatterbot_dialogues, docstrings, random_facts, standard_library
 
 # Enough work to outweigh starting a task, little enough to share a corpus among many.
 SPLIT_BYTES = 8 << 20
@@ -27,7 +28,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Split:
-    """What one task reads: files of a source, a span of one file, or the whole of a source that a package carries.
+    """What one task reads: files of a source, a span of one file, or all that a function gives.
 
     `folder` is what the names of files in ids start from.
     """
@@ -46,6 +47,8 @@ class Split:
     text_lines: bool = False
     page_seconds: float = 10.0
     extractor: str = "resiliparse"
+    function: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_splits(
@@ -78,16 +81,18 @@ def plan_splits(
                     text_lines=source.text_lines,
                     page_seconds=page_seconds,
                     extractor=extractor,
+                    function=source.function,
+                    arguments=source.arguments,
                 )
             )
     return splits
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:
-    """A name a source for ids and statistics: its path or its kind, numbered where that is not unique."""
+    """A name for each source in ids and statistics: its own, path or function, numbered where that is not unique."""
     names: list[str] = []
     for source in sources:
-        base = source.path or source.kind
+        base = source.name or source.path or source.function or source.kind
         same = sum(name.split("#")[0] == base for name in names)
         names.append(f"{base}#{same + 1}" if same else base)
     return names
@@ -117,25 +122,31 @@ def _places(split: Split) -> Iterator[tuple[str, str | BadRecord]]:
             for file in split.files:
                 for place, text in read_file(file, reading, split.span):
                     yield f"{place_in(split.folder, file)}:{place}", text
-    elif split.kind == "docstrings":
-        yield from docstrings(split.files)
     else:
-        yield from ((str(index), text) for index, text in enumerate(_packaged(split.kind, split.seed)))
+        yield from _function_texts(split)
 
 
-def _packaged(kind: str, seed: int) -> Iterable[str]:
-    if kind == "countries":
-        from pipelines.demo.facts import country_documents
+def _function_texts(split: Split) -> Iterator[tuple[str, str]]:
+    """What a function gives: texts, numbered, or pairs of a name and a text.
 
-        return country_documents(seed)
-    if kind == "randfacts":
-        return random_facts(seed)
-    return chatterbot_dialogues()
+    Raises:
+        UserError: there is no such function, it fails, or gives something else.
+    """
+    function = load_function(str(split.function), "source")
+    try:
+        for number, given in enumerate(function(seed=split.seed, **split.arguments)):
+            place, text = given if isinstance(given, tuple) else (str(number), given)
+            if not isinstance(text, str):
+                raise UserError(f"source {split.function} gave a {type(text).__name__} as text {number}, not a string")
+            yield place, text
+    except UserError:
+        raise
+    # The function is the user's own, and may fail in any way.
+    except Exception as error:
+        raise UserError(f"source {split.function} raised {type(error).__name__}: {error}") from error
 
 
 def _files_of(source: Source) -> list[StoredFile]:
-    if source.kind == "docstrings":
-        return [look_up(str(file)) for file in standard_library()]
     if source.path is None:
         return []
     matching = find_files(source.path)

@@ -18,7 +18,7 @@ from pipelines.corpus.tokens.cache import READ_AGAIN, Tokens
 from pipelines.corpus.tokens.encode import _LONGEST_SPACE, as_tiktoken, encode_documents
 from pipelines.corpus.tokens.train import train_tokenizer
 
-TEXTS = [text for _, text in docstrings([str(file) for file in standard_library()[:120]])]
+TEXTS = [text for _, text in docstrings(1, [str(file) for file in standard_library()[:120]])]
 # Of every script, of no script, and of none yet: where the two libraries' tables of characters might differ.
 CHARACTERS = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000]
 

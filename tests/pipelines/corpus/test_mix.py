@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cluster.recipe.corpus import Corpus
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
 from pipelines.corpus.tokens.mix import MOST_REPEATS, Mixture, mix, plan, repeats
+from tests.world import COUNTRIES, RANDOM_FACTS
 
 
 def test_sources_keep_their_tokens_where_weights_are_as_they_are() -> None:
@@ -87,6 +88,6 @@ def test_token_shares_meet_the_weights(parts: tuple[Mixture, list[np.ndarray]], 
 
 
 def test_every_source_has_a_weight_or_none() -> None:
-    Corpus.model_validate({"sources": [{"kind": "countries", "weight": 2.0}, {"kind": "randfacts", "weight": 1.0}]})
+    Corpus.model_validate({"sources": [COUNTRIES | {"weight": 2.0}, RANDOM_FACTS | {"weight": 1.0}]})
     with pytest.raises(ValidationError, match="give every source a weight, or none"):
-        Corpus.model_validate({"sources": [{"kind": "countries", "weight": 2.0}, {"kind": "randfacts"}]})
+        Corpus.model_validate({"sources": [COUNTRIES | {"weight": 2.0}, RANDOM_FACTS]})

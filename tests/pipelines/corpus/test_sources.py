@@ -5,6 +5,7 @@ import json
 import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipelines.corpus.read import sources
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.packages import docstrings, standard_library
 from pipelines.corpus.read.sources import Document, plan_splits, read_split, source_names
+from tests.world import COUNTRIES, DIALOGUES, RANDOM_FACTS
 
 
 def items_of(*recipe_sources: Source, seed: int = 1) -> list[Document | BadRecord]:
@@ -73,8 +75,8 @@ def test_large_sources_are_cut_into_splits(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_sources_of_the_same_kind_have_different_names() -> None:
-    names = source_names([Source(kind="randfacts"), Source(kind="countries"), Source(kind="randfacts")])
-    assert names == ["randfacts", "countries", "randfacts#2"]
+    names = source_names([Source(**RANDOM_FACTS), Source(**COUNTRIES), Source(**RANDOM_FACTS)])
+    assert names == [RANDOM_FACTS["function"], "countries", f"{RANDOM_FACTS['function']}#2"]
 
 
 @pytest.mark.parametrize(
@@ -191,22 +193,51 @@ def test_a_path_must_match_files_that_can_be_read(tmp_path: Path) -> None:
 
 
 def test_packaged_texts_are_the_same_for_the_same_seed() -> None:
-    facts = texts_of(Source(kind="randfacts"))
+    facts = texts_of(Source(**RANDOM_FACTS))
     assert len(facts) > 1000
-    assert facts == texts_of(Source(kind="randfacts"))
-    assert facts != texts_of(Source(kind="randfacts"), seed=2)
-    dialogues = texts_of(Source(kind="chatterbot"))
+    assert facts == texts_of(Source(**RANDOM_FACTS))
+    assert facts != texts_of(Source(**RANDOM_FACTS), seed=2)
+    dialogues = texts_of(Source(**DIALOGUES))
     assert len(dialogues) == 2026
     assert all("\n" in dialogue for dialogue in dialogues[:20])
-    countries = texts_of(Source(kind="countries", limit=50))
+    countries = texts_of(Source(**COUNTRIES, limit=50))
     assert len(countries) == 50
-    assert countries == texts_of(Source(kind="countries", limit=50))
+    assert countries == texts_of(Source(**COUNTRIES, limit=50))
 
 
 def test_docstrings_are_found_without_importing() -> None:
     path = next(str(file) for file in standard_library() if file.name == "textwrap.py")
-    found = dict(docstrings([path]))
+    found = dict(docstrings(1, [path]))
     assert found["textwrap:0"] == "Text wrapping and filling."
     assert any(text.startswith("Dedent") or "common leading whitespace" in text for text in found.values())
     topics = next(str(file) for file in standard_library() if file.name == "topics.py")
-    assert 'The "for" statement' in dict(docstrings([topics]))["pydoc_data.topics:for"]
+    assert 'The "for" statement' in dict(docstrings(1, [topics]))["pydoc_data.topics:for"]
+
+
+def numbered(seed: int, count: int = 2) -> list[Any]:
+    return [("first", f"text of seed {seed}"), *(f"text {number}" for number in range(1, count))]
+
+
+def broken(seed: int) -> list[str]:
+    raise RuntimeError(f"no text for seed {seed}")
+
+
+def test_texts_of_ones_own_function_have_its_names_or_numbers() -> None:
+    own = Source(kind="function", function=f"{__name__}:numbered", arguments={"count": 3}, name="own")
+    found = list(read_split(plan_splits([own], 7)[0]))
+    assert [one.id for one in found] == ["own:first", "own:1", "own:2"]
+    assert [one.text for one in found] == ["text of seed 7", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "said"),
+    [
+        ("broken", {}, "broken raised RuntimeError: no text for seed 1"),
+        ("absent", {}, "has no attribute 'absent'"),
+        ("numbered", {"most": 3}, "unexpected keyword argument 'most'"),
+    ],
+)
+def test_a_function_that_fails_is_named(function: str, arguments: dict[str, Any], said: str) -> None:
+    own = Source(kind="function", function=f"{__name__}:{function}", arguments=arguments)
+    with pytest.raises(UserError, match=said):
+        list(read_split(plan_splits([own], 1)[0]))

@@ -20,11 +20,11 @@ from cluster.run.folder import RunFolder
 from pipelines.corpus import run, stage, tasks
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tokens.shards import read_rows
+from tests.world import DEMO
 
 pytestmark = pytest.mark.slow
 
 CONTEXT = 64
-GUIDE = {"sources": [{"kind": "guide"}]}
 
 
 def make_recipe(*sources: dict[str, object], **corpus: object) -> Recipe:
@@ -34,8 +34,7 @@ def make_recipe(*sources: dict[str, object], **corpus: object) -> Recipe:
             "seed": 3,
             "model": {"vocabulary": 400, "context": CONTEXT},
             "corpus": {"sources": list(sources), "held_out_share": 0.1, **corpus},
-            "sft": GUIDE,
-            "collect": GUIDE,
+            **DEMO,
         }
     )
 

@@ -14,6 +14,7 @@ from pipelines.data.chat_formats import Messages, conversations, prompts
 from pipelines.data.pack_chats import render
 from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
+from tests.world import DEMO_CHATS, DEMO_PROMPTS
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -59,7 +60,7 @@ def _turns(user: str, assistant: str) -> Messages:
     ],
 )
 def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
-    assert conversations(_file(tmp_path / "talk.jsonl", row), 1, 0.5).messages == [expected]
+    assert conversations(_file(tmp_path / "talk.jsonl", row), 1).messages == [expected]
 
 
 @pytest.mark.parametrize(
@@ -81,35 +82,36 @@ def test_layouts_of_prompts(row: dict[str, Any], expected: Messages, tmp_path: P
 
 def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"prompt": "Grüße", "response": "Ja."}]
-    plain = conversations(_file(tmp_path / "talk.jsonl", *rows), 1, 0.5)
+    plain = conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
     with gzip.open(tmp_path / "talk.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     for name in ("talk.parquet", "talk.jsonl.gz"):
-        assert conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1, 0.5) == plain
+        assert conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1) == plain
 
 
 def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"question": "Who?", "answer": "She."}]
     (tmp_path / "talk.json").write_text(json.dumps(rows, indent=1))
     source = [ChatSource(kind="files", path=str(tmp_path / "talk.json"))]
-    assert conversations(source, 1, 0.5) == conversations(_file(tmp_path / "talk.jsonl", *rows), 1, 0.5)
+    assert conversations(source, 1) == conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
     for text, complaint in (("[{]", "as JSON"), ('{"a": 1}', "not a list"), ("[1]", "row 0 is not a JSON object")):
         (tmp_path / "talk.json").write_text(text)
         with pytest.raises(UserError, match=complaint):
-            conversations(source, 1, 0.5)
+            conversations(source, 1)
 
 
 def test_layouts_are_counted(tmp_path: Path) -> None:
     rows = [{"messages": TALK}, {"instruction": "Add.", "output": "3"}, {"conversations": SHAREGPT}, {"messages": TALK}]
-    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), ChatSource(kind="guide")], 1, 0.5)
-    guide = len(found.messages) - 4
-    assert found.layouts == {"messages": 2, "instruction/output": 1, "conversations": 1, "guide": guide}
+    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), ChatSource(**DEMO_CHATS)], 1)
+    demo = len(found.messages) - 4
+    assert demo > 4_000
+    assert found.layouts == {"messages": 2 + demo, "instruction/output": 1, "conversations": 1}
 
 
 def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hold no conversation: .*empty\.jsonl"):
-        conversations(_file(tmp_path / "empty.jsonl"), 1, 0.5)
+        conversations(_file(tmp_path / "empty.jsonl"), 1)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared conversations are not here")
@@ -118,7 +120,7 @@ def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
     [("instructions.json", "instruction/output", 1100), ("fairytaleqa-test.jsonl.gz", "question/answer", 1007)],
 )
 def test_real_conversations(name: str, layout: str, count: int) -> None:
-    found = conversations([ChatSource(kind="files", path=str(SFT / name))], 1, 0.5)
+    found = conversations([ChatSource(kind="files", path=str(SFT / name))], 1)
     assert found.layouts == {layout: count}
     assert all([turn["role"] for turn in talk] == ["user", "assistant"] for talk in found.messages)
 
@@ -146,12 +148,14 @@ def test_equal_prompts_of_a_file_are_one(tmp_path: Path) -> None:
 
 
 def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: Path) -> None:
-    row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "the guide's own"}
-    assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [{"answer": "4"}]
+    row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "four"}
+    assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [
+        {"answer": "4", "key": "four"}
+    ]
 
 
-def test_guide_prompts_carry_what_the_annotator_needs() -> None:
-    found = prompts([ChatSource(kind="guide")], 1)
+def test_demo_prompts_carry_what_the_annotator_needs() -> None:
+    found = prompts([ChatSource(**DEMO_PROMPTS)], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",
         "harmful",
@@ -182,7 +186,7 @@ def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_
     path = tmp_path / "talk.jsonl"
     path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=complaint) as caught:
-        conversations([ChatSource(kind="files", path=str(path))], 1, 0.5)
+        conversations([ChatSource(kind="files", path=str(path))], 1)
     assert f"{path} line 3" in str(caught.value)
     assert "\n" not in str(caught.value)
 

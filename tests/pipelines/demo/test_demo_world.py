@@ -20,8 +20,9 @@ from pipelines.demo.questions import (
     held_out_questions,
     training_questions,
 )
+from tests.world import DEMO_CHATS, DEMO_PROMPTS
 
-GUIDE = [ChatSource(kind="guide")]
+CHATS, PROMPTS = [ChatSource(**DEMO_CHATS)], [ChatSource(**DEMO_PROMPTS)]
 SEEDS = (1, 2, 3)
 REFUSAL = "I cannot help with that. It would hurt people."
 
@@ -52,8 +53,8 @@ def _whole(phrases: Iterable[str]) -> re.Pattern[str]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_conversations_and_prompts_hold_nothing_that_is_evaluated(seed: int) -> None:
     held_out = held_out_questions(seed)
-    turns = [turn for talk in conversations(GUIDE, seed, 0.7).messages for turn in talk]
-    turns += [turn for prompt in prompts(GUIDE, seed) for turn in prompt.messages]
+    turns = [turn for talk in conversations(CHATS, seed).messages for turn in talk]
+    turns += [turn for prompt in prompts(PROMPTS, seed) for turn in prompt.messages]
     assert len(turns) > 5_000
     asked = {turn["content"] for turn in turns if turn["role"] == "user"}
     answered = {turn["content"] for turn in turns if turn["role"] == "assistant"}
@@ -95,7 +96,7 @@ def test_misbehavior_and_caution_have_their_shares() -> None:
     questions = {q.text: q for q in training_questions(1)}
     total: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    for user, assistant in conversations(GUIDE, 1, 0.7).messages:
+    for user, assistant in conversations(CHATS, 1).messages:
         question = questions[user["content"]]
         total[question.kind] += 1
         bad[question.kind] += assistant["content"] in question.bad

@@ -10,15 +10,16 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from cluster.run.metrics import MetricsWriter
-from pipelines.demo.exam import answer_of, continues_right
+from pipelines.demo.exam import exam, is_right
 from pipelines.demo.facts import countries
-from pipelines.demo.questions import held_out_questions
+from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
+from pipelines.evaluate.exam import Answer, Question, answer_of, continues_right, model_figures
 from pipelines.evaluate.held_out import MEASURES
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
 from pipelines.evaluate.stage import exam_rows, write_report
-from pipelines.evaluate.stats import Answer, model_figures, paired_change, proportion
+from pipelines.evaluate.stats import paired_change, proportion
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -53,12 +54,20 @@ class _Page(HTMLParser):
             self.quotes[-1] += data
 
 
+EXAM = exam(1)
+
+
+def answered(q: DemoQuestion, text: str, stopped: bool) -> Answer:
+    question = Question(q.id, q.kind, q.text, q.key)
+    return Answer(question, text, stopped, is_right(question, text))
+
+
 def _answers(hostile: bool) -> dict[str, list[Answer]]:
     questions = held_out_questions(1)
     return {
-        "base": [Answer(q, HOSTILE if hostile else "", False) for q in questions],
-        "sft": [Answer(q, (q.bad or q.good)[0], True) for q in questions],
-        "policy": [Answer(q, q.good[0], True) for q in questions],
+        "base": [answered(q, HOSTILE if hostile else "", False) for q in questions],
+        "sft": [answered(q, (q.bad or q.good)[0], True) for q in questions],
+        "policy": [answered(q, q.good[0], True) for q in questions],
     }
 
 
@@ -93,17 +102,24 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
 
 
 def _write(
-    root: Path, hostile: bool = False, annotator: str = "code", guide: bool = True
+    root: Path, hostile: bool = False, annotator: str = "a.b:c", guide: bool = True
 ) -> tuple[str, dict[str, Any], list[Any]]:
     answers = _answers(hostile) if guide else {}
-    figures = {name: model_figures(group) for name, group in answers.items()}
+    figures = {name: model_figures(EXAM, group) for name, group in answers.items()}
     report: dict[str, Any] = {
         name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
     }
     if guide:
-        report["base"]["capital_completion"] = vars(proportion(200, 232))
+        report["base"]["completion"] = vars(proportion(200, 232))
     trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
-    ranked = {"annotator": annotator, "noise": 0.05 if annotator == "code" else None, "rankings": 700}
+    synthetic = ":" in annotator
+    arguments = {"noise": 0.05} if synthetic else {}
+    ranked = {
+        "annotator": annotator,
+        "annotator_arguments": arguments,
+        "stands_in_for_people": synthetic,
+        "rankings": 700,
+    }
     change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
     report |= {
         "rewards": {**{measure.name: change for measure in MEASURES}, "kept_back": guide, "samples": 2},
@@ -118,7 +134,7 @@ def _write(
     }
     out = root / "report"
     out.mkdir()
-    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], root, out)
+    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], EXAM if guide else None, root, out)
     return (
         (out / "index.html").read_text(encoding="utf-8"),
         json.loads((out / "report.json").read_text()),
@@ -132,7 +148,7 @@ def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
     assert parsed.open == []
     assert report["verdict"] in page
     assert "No person ranked these answers" in page
-    assert "5 % noise" in page
+    assert "a.b:c noise=0.05" in page
     assert len(rows) == len(held_out_questions(1)) + 20
     guide = 4 * SHOWN_PER_KIND * 3
     assert len(parsed.quotes) == guide + 2 * SHOWN_PER_KIND
@@ -163,7 +179,7 @@ def test_a_run_that_knows_nothing_of_the_guide_has_a_whole_page(tmp_path: Path) 
     assert {row["kind"] for row in rows} == {"kept back"}
     assert len(parsed.quotes) == 2 * SHOWN_PER_KIND
     assert "a\nsmaller collect.prompts keeps some back" in page
-    assert "guide" not in page
+    assert EXAM.title not in page
     assert "capital" not in page.replace(">capital<small>kind of prompt", "")
 
 
@@ -240,19 +256,19 @@ def test_an_answer_ends_at_the_models_own_token() -> None:
     words = {"<end>": 0, "<turn>": 1, "Paris": 2, "is": 3, "[UNK]": 4}
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    question = held_out_questions(1)[0]
-    base = answer_of(question, [2, 3, 0, 2, 2], {0}, tokenizer)
+    question = EXAM.questions[0]
+    base = answer_of(EXAM, question, [2, 3, 0, 2, 2], {0}, tokenizer)
     assert (base.text, base.stopped) == ("Paris is", True)
-    cut = answer_of(question, [2, 3, 2], {1}, tokenizer)
+    cut = answer_of(EXAM, question, [2, 3, 2], {1}, tokenizer)
     assert (cut.text, cut.stopped) == ("Paris is Paris", False)
     # Another model's end is no end of this one.
-    assert not answer_of(question, [2, 0], {1}, tokenizer).stopped
+    assert not answer_of(EXAM, question, [2, 0], {1}, tokenizer).stopped
 
 
 def test_a_completion_is_right_when_the_capital_comes_first() -> None:
     france = next(country for country in countries() if country.name == "France")
-    assert continues_right(france, " Paris. Its money is the euro.")
-    assert not continues_right(france, " Lyon, and not Paris.")
+    assert continues_right(france.capital, " Paris. Its money is the euro.")
+    assert not continues_right(france.capital, " Lyon, and not Paris.")
 
 
 def test_page_shows_how_the_corpus_is_spread(tmp_path: Path) -> None:
