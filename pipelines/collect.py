@@ -133,7 +133,7 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}
     for number, (text, rendered) in enumerate(chosen):
-        # CollectedPrompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
+        # Prompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
         rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
@@ -237,7 +237,7 @@ def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int,
 def ranking_rows(
     annotator: SyntheticAnnotator | None, chat: Chat, database: Feedback, prompts: CollectedPrompts
 ) -> list[dict[str, Any]]:
-    """The rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's if there is none."""
+    """The rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without one."""
     completions = stored(database, prompts)
     return [
         rankings.ranking_row(

@@ -51,8 +51,8 @@ def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> 
     found = _with_room(recipe, chosen_prompts(recipe, chat, every_prompt(recipe)), most)
     if not found.rendered:
         raise UserError(
-            f"no prompt of collect.sources leaves room for an answer: rlhf.sampling.max_tokens is {recipe.rlhf.sampling.max_tokens} of "
-            f"the {recipe.model.context} tokens of model.context"
+            "no prompt of collect.sources leaves room for an answer: rlhf.sampling.max_tokens is "
+            f"{recipe.rlhf.sampling.max_tokens} of the {recipe.model.context} tokens of model.context"
         )
     return found
 

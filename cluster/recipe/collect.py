@@ -30,8 +30,8 @@ class Collect(Section):
     max_tokens: Positive = Field(32, description="longest answer")
     annotator: Literal["people", "imported"] | Call = Field(
         "people",
-        description="people: waits for their rankings; imported: takes what `triptych feedback import` added and samples "
-        "nothing; or a synthetic annotator, module:function(prompt, answers, chance, **arguments)",
+        description="people: waits for their rankings; imported: takes what `triptych feedback import` added and "
+        "samples nothing; or a synthetic annotator, module:function(prompt, answers, chance, **arguments)",
     )
     min_rankings: Positive = Field(100, description="rankings to wait for where people give them")
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")

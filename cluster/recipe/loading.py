@@ -15,6 +15,9 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 
+# Old names that are told each in a line of its own.
+NAMED_ONE_BY_ONE = 24
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Reads a recipe and applies `key=value` overrides such as `rlhf.steps=20`.
@@ -37,13 +40,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         _apply(data, override)
     data, renamed = with_new_names(data)
-    for old, new in renamed.items():
-        note = f"{old} is called {new} now; the old name is read for this version only"
-        print(f"triptych: {path}: {note}", file=sys.stderr)
+    _tell_new_names(path, renamed)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def _tell_new_names(path: str | Path, renamed: dict[str, str]) -> None:
+    """Says on stderr which old names were read as which. A run's own recipe has every key: one line says how many."""
+    if len(renamed) > NAMED_ONE_BY_ONE:
+        print(f"triptych: {path}: read {len(renamed)} keys by the names of the version before", file=sys.stderr)
+        return
+    for old, new in renamed.items():
+        note = f"{old} is called {new} now; the old name is read for this version only"
+        print(f"triptych: {path}: {note}", file=sys.stderr)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -106,6 +106,10 @@ def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
             found[f"corpus.sources: kind {kind}"] = f"kind function, function {function}"
     misbehavior = _taken(data, "sft", ("misbehaviour_share", "misbehavior_share"))
     noise = _taken(data, "collect", ("label_noise",))
+    if misbehavior is not None:
+        found["sft.misbehaviour_share"] = "arguments.misbehavior_share of the source"
+    if noise is not None:
+        found["collect.label_noise"] = "arguments.noise of collect.annotator"
     guided = False
     for section, function in (("sft", DEMO_CHATS), ("collect", DEMO_PROMPTS)):
         for source in _entries(data, section):

@@ -186,7 +186,8 @@ def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, mark: str) -
         }
     except (ValidationError, KeyError):
         return False
-    return mark == fingerprint({"stage": stage.name, "config": config | sections, "inputs": manifest.inputs})
+    today = {name: sections.get(name, config[name]) for name in manifest.config}
+    return mark == fingerprint({"stage": stage.name, "config": today, "inputs": manifest.inputs})
 
 
 def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:

@@ -33,8 +33,8 @@ class Judgement:
     grades: Sequence[int] | None = None
 
 
-# What the recipe names: function(prompt, answers, chance, **arguments). `prompt` holds the fields that the source knows of
-# it; `chance` is the only randomness that it may use, so that the same recipe ranks the same way.
+# What the recipe names: function(prompt, answers, chance, **arguments). `prompt` holds the fields that the source knows
+# of it; `chance` is the only randomness that it may use, so that the same recipe ranks the same way.
 Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random], Judgement | Sequence[int]]
 
 

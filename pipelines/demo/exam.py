@@ -1,4 +1,4 @@
-"""The demo's exam: its held-out questions, how answers to them are graded, and the figures that models are compared by."""
+"""The demo's exam: its held-out questions, the grader of answers, and the figures that models are compared by."""
 
 from pipelines.demo.annotator import behaves, refuses
 from pipelines.demo.facts import countries
@@ -45,7 +45,7 @@ def exam(seed: int) -> Exam:
     """Held-out questions of every kind, and the capitals of all countries for the base model to complete."""
     return Exam(
         title="The guide's questions",
-        note="Held out: countries, combinations of words and forms of asking. A rule written in code grades the answers.",
+        note="Held out: countries, combinations of words and forms of asking. A rule in code grades the answers.",
         questions=[Question(one.id, one.kind, one.text, one.key) for one in held_out_questions(seed)],
         right=is_right,
         figures=FIGURES,

@@ -1,4 +1,4 @@
-"""An exam: held-out questions with right answers, named in the recipe as module:function, and put to every model of a run."""
+"""Exams: held-out questions with a grader, which a recipe names as module:function, put to every model of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

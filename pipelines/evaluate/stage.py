@@ -214,7 +214,7 @@ def _print(report: Mapping[str, Any], exam: Exam | None, console: Console) -> No
     said = []
     if exam:
         console.print(_exam_table(report, exam))
-    if report["base"].get("completion"):
+    if exam and exam.completions:
         said.append(f"base completes {report['base']['completion']['value']:.2f} of sentences")
     console.print(_rewards_table(report))
     if report["reward_model"]:

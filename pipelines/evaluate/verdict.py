@@ -81,8 +81,8 @@ def _alignment_tax(name: str, sft: Proportion, policy: Proportion) -> str:
     tax = sft.value - policy.value
     low, high = difference(policy, sft)
     return (
-        f"The alignment tax, the {name.replace('_', ' ')} lost, is {tax:.2f} (from {sft.value:.2f} to {policy.value:.2f}; "
-        f"95% interval {low:.2f} to {high:.2f})."
+        f"The alignment tax, the {name.replace('_', ' ')} lost, is {tax:.2f} "
+        f"(from {sft.value:.2f} to {policy.value:.2f}; 95% interval {low:.2f} to {high:.2f})."
     )
 
 

@@ -75,7 +75,7 @@ def test_a_recipe_of_the_version_before_means_what_it_meant(tmp_path: Path, caps
     said = capsys.readouterr().err
     assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name is read for this version only" in said
     assert "collect.labeller is called collect.annotator now" in said
-    assert len(said.splitlines()) == 19
+    assert len(said.splitlines()) == 20
 
 
 def test_names_of_today_are_left_as_they_are() -> None:
