@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from actors.compat import started
 from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import wait_for
 from cluster.runtime.plan import Allocation
@@ -77,7 +78,7 @@ class RewardWorkerPool:
         self._join()
         while self.size < actors:
             actor = self._launch()
-            self._starting[actor.__ray_ready__.remote()] = actor
+            self._starting[started(actor)] = actor
         while self.size > actors:
             if self._starting:
                 self._starting.popitem()
@@ -104,8 +105,8 @@ class RewardWorkerPool:
 
     def _join(self) -> None:
         if self._starting:
-            started, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
-            self._actors += [self._starting.pop(ref) for ref in started]
+            done, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
+            self._actors += [self._starting.pop(ref) for ref in done]
 
     def _ask_one(self, actor: Any, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> ray.ObjectRef:
         if self._questions is None:

@@ -10,9 +10,10 @@ import ray
 import torch
 import xxhash
 
+from actors.compat import whole_prompts
 from actors.model.chat import Chat
 from actors.orchestrator.work_queue import CPU_SEQUENCES, GPU_SEQUENCES
-from actors.rollout.engine import SharedEngine, whole_prompts
+from actors.rollout.engine import SharedEngine
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.rollout.weights import digest, unpack
 from actors.types import Prompt, Sample, Sampling

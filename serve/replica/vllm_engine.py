@@ -32,7 +32,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from actors.rollout.engine import whole_prompts
+from actors.compat import whole_prompts
 from actors.rollout.weights import mismatch
 from cluster.errors import UserError
 from cluster.run.versions import Version

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-from actors.rollout.weight_transfer import finish_reload, live_digest
+from actors.rollout.weight_transfer import live_digest, reload_weights
 from actors.rollout.weights import digest, stored
 
 
@@ -32,9 +30,7 @@ class Swap:
     def swap_weights(self, folder: str) -> dict[str, int]:
         """Loads them, and returns the `live_digest` of what the model computes with then."""
         model = self.model_runner.get_model()
-        initialize_layerwise_reload(model)
-        model.load_weights(stored(Path(folder)))
-        finish_reload(model, self.model_config)
+        reload_weights(model, self.model_config, stored(Path(folder)))
         return live_digest(model)
 
 

@@ -1,0 +1,101 @@
+"""Gathers what this floor relies on of vLLM, Ray, PEFT and transformers beyond their documented interfaces.
+
+Read this file first when one of their versions changes (they are pinned in `infra/requirements`): every entry says what
+to look at. Libraries that take long to import, and vLLM, which configures the process that imports it, are imported
+inside the functions.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import ray
+    from vllm.config import ModelConfig
+
+
+# vLLM: scheduling on CPUs
+def whole_prompts(context: int, tokens: int) -> dict[str, Any]:
+    """Returns arguments of a vLLM engine on CPUs with which no step reads only a part of a prompt.
+
+    After such a part, vLLM 0.32 winds back the random numbers of a request that has a seed, which PyTorch's generators
+    on CPUs cannot do ("CPU Generator does not use offset"): the engine would die with all its requests. With another
+    version, draw 256 prompts of 150 tokens with a seed and without these arguments; if that works, they can go.
+
+    Args:
+        context: the most tokens of a prompt with its completion.
+        tokens: the most tokens that a step reads, unless one prompt is longer.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, tokens)}
+
+
+# vLLM: other weights in a live engine
+def load_layerwise(model: Any, config: "ModelConfig", tensors: Any) -> None:
+    """Loads tensors into a model that vLLM serves from, layer by layer, and repacks each layer for its kernels.
+
+    `vllm.model_executor.model_loader.reload` is not part of vLLM's documented interface. An output head that is tied
+    to the embeddings is sent no weights, so that vLLM 0.32 leaves the CPU kernel's copy of them as it was; hence the
+    repacking at the end. With another version, see whether `vllm.distributed.weight_transfer`'s own engines still call
+    these two functions, and whether `live_weight` of a tied head shows the new weights without the repacking.
+
+    Args:
+        tensors: an iterable of Hugging Face names and tensors, as `model.load_weights` takes it.
+    """
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    initialize_layerwise_reload(model)
+    model.load_weights(tensors)
+    finalize_layerwise_reload(model, config)
+    for head in output_heads(model).values():
+        head.quant_method.process_weights_after_loading(head)
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Returns vLLM's linear layers by name. With another version, see whether they still derive from `LinearBase`."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
+
+
+def output_heads(model: nn.Module) -> dict[str, Any]:
+    """Returns vLLM's output heads by name. With another version, see whether they still are `ParallelLMHead`s."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, ParallelLMHead)}
+
+
+def input_width(layer: Any) -> int:
+    """Returns the number of columns of a linear layer's weight, whose own tensor a CPU kernel may have emptied."""
+    width: int = layer.input_size_per_partition
+    return width
+
+
+def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
+    """Returns columns of the weight, shaped (outputs, inputs), that a layer of vLLM multiplies with at this moment.
+
+    On CPUs vLLM 0.32 hands a layer's weight to its kernel in a format of the kernel's own and leaves an empty tensor
+    behind, so that a checksum of the parameters would say nothing of most of the model. The layer applied to the
+    identity gives every weight back exactly: one product with 1, and sums of zeros. With another version, see whether
+    `quant_method.apply` still multiplies without a bias.
+
+    Args:
+        layer: a linear layer or an output head.
+        weight: a tensor of the weight's type and width.
+    """
+    if weight.device.type != "cpu":
+        return weight[:, columns]
+    with torch.inference_mode():
+        product: Tensor = layer.quant_method.apply(layer, torch.eye(weight.shape[1], dtype=weight.dtype)[columns])
+        return product.T
+
+
+# Ray
+def started(actor: Any) -> "ray.ObjectRef":
+    """Returns a reference that is ready once a Ray actor has been constructed.
+
+    `__ray_ready__` is a method that Ray gives every actor without documenting it. With another version, see whether
+    Ray's own tests of actors still call it.
+    """
+    reference: ray.ObjectRef = actor.__ray_ready__.remote()
+    return reference
