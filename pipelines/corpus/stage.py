@@ -2,7 +2,7 @@
 
 documents/part-*.parquet                 the text that is used: id, source, split, text
 tokenizer/                               a Hugging Face tokenizer directory with the chat template
-index/                                   hashes and signatures, for the corpora that come after (corpus.previous_corpora)
+index/                                   hashes and signatures, for later corpora (corpus.previous_corpora)
 duplicates/part-*.parquet                which document stands for which
 contamination/part-*.parquet             with corpus.decontaminate: the passages that evaluation files have too
 shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, document_ids

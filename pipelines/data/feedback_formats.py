@@ -101,7 +101,7 @@ def write_trl_messages(item: Item) -> Iterator[Row]:
 
 
 def read_lists(row: Row, where: str, annotator: str) -> list[Item]:
-    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers of which 1 is best; "annotator"."""
+    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers (1 is best); "annotator"."""
     given = row.get("prompt")
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
     texts, ranks = row.get("completions"), row.get("ranks")

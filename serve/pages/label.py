@@ -190,8 +190,8 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
 
 
 def task_for(annotator: str, prompt: Prompt, said: Ranking | None, again: bool = False) -> dict[str, Any]:
-    """What the page shows: the conversation and its answers, in an order of this annotator's own, and nothing that tells
-    which model gave which."""
+    """What the page shows: the conversation and its answers, in an order of this annotator's own, and nothing that
+    tells which model gave which."""
     return {
         "prompt": prompt.id,
         "again": again,

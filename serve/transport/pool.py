@@ -193,7 +193,8 @@ class RemoteModel:
         self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `ModelEndpoint`. If the replica goes away when it has said no more than an `ResponseStart`, another one is asked."""
+        """See `ModelEndpoint`. If the replica goes away when it has said no more than a `ResponseStart`, another one is
+        asked."""
         for left in reversed(range(TRIES)):
             begun = False
             line = await self._lines.least_busy()

@@ -158,9 +158,9 @@ def decide(
     """What becomes of every own document that is alike another, and which document stands for it.
 
     Of exact copies the first stays. Of documents that are nearly alike stays one of an earlier corpus, if there is one,
-    else as `keep_policy` says: the longest, the one of the source named first, or the one with the largest share of lines
-    that end with punctuation; then the longest, then the first. With `earlier_source` a document goes if one of an
-    earlier source or corpus is like it, and nothing else does.
+    else as `keep_policy` says: the longest, the one of the source named first, or the one with the largest share of
+    lines that end with punctuation; then the longest, then the first. With `earlier_source` a document goes if one of
+    an earlier source or corpus is like it, and nothing else does.
 
     Memory: about 100 bytes a document that is alike another, however many bands show it.
 
