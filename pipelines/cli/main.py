@@ -1,8 +1,7 @@
-"""The command line: every command checks its input first, and tells people what went wrong in one line."""
+"""The command line. Every command checks its input first and reports an error in one line."""
 
 import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,18 +9,17 @@ import typer
 
 from cluster import __version__
 from cluster.errors import UserError, known_failure
-from cluster.recipe.loading import dump_recipe, load_recipe
-from cluster.recipe.recipe import Recipe
+from cluster.recipe.loading import load_recipe
 from cluster.recipe.reference import reference
 from cluster.run.fleet_control import change_fleet
-from cluster.run.folder import RunFolder, write_text
+from cluster.run.folder import RunFolder
 from cluster.run.layout import ASIDE, STAGES, Stage, stage_of, stages_of
-from cluster.run.stages import Outcome, check_sources, is_done
+from cluster.run.stages import check_sources
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, connect, require_free_port
 from pipelines.cli import feedback, keys, score, versions
-from pipelines.stage_table import run_named_stage
+from pipelines.cli.stage_runner import print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,12 +46,6 @@ interrupted goes on.
 [bold]Exit codes[/bold]: 0 done; 1 a stage failed; 2 wrong input (one line says what and where); 130 Ctrl-C.""",
 )
 
-Row = tuple[Stage, Outcome, float]
-# How many of a stage's figures the summary shows.
-FIGURES = 6
-# What a stage has to say in words, below the summary.
-REMARKS = ("stopped", "advice")
-
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file; `triptych recipe` prints its keys")
 ]
@@ -79,15 +71,14 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="print who would get what of the machine, and stop")] = False,
 ) -> None:
     """Run every stage that is not done, in order; with --serve, then serve the models."""
-
     loaded = load_recipe(recipe, overrides)
     if plan:
-        _print_plan(loaded)
+        print_resource_plan(loaded)
         return
     address = (host or loaded.serve.host, port or loaded.serve.port)
     if serve:
         require_free_port(*address)
-    _run_stages(loaded, stages_of(loaded), address if serve else None)
+    run_stages(loaded, stages_of(loaded), address if serve else None)
 
 
 @app.command("serve")
@@ -101,7 +92,6 @@ def serve_models(
     ] = False,
 ) -> None:
     """Serve a run's models over HTTP, OpenAI-compatible, until Ctrl-C."""
-
     if target.is_dir() and not (target / "recipe.yaml").exists():
         raise UserError(f"{target} is not a run folder: it has no recipe.yaml")
     loaded = load_recipe(target / "recipe.yaml" if target.is_dir() else target, overrides)
@@ -113,7 +103,7 @@ def serve_models(
     if loaded.cluster.address == "local":
         make_plan(loaded, resources_here(loaded.cluster))
     with connect(loaded.cluster, object_store_gb(loaded)):
-        _serve(loaded, folder, address, without_keys)
+        serve_run(loaded, folder, address, without_keys)
 
 
 @app.command()
@@ -149,7 +139,6 @@ def fleet(
     count: Annotated[int, typer.Argument(metavar="N", min=1)],
 ) -> None:
     """Add rollout actors to a live RLHF run, or remove some; it takes effect at the next step."""
-
     if action not in ("add", "remove"):
         raise UserError(f"fleet: {action!r} is neither add nor remove")
     target = change_fleet(RunFolder(folder), count if action == "add" else -count)
@@ -178,7 +167,6 @@ def doctor(runs: Annotated[Path, typer.Option(help="where the run folders are")]
 @app.command()
 def version() -> None:
     """Print the version."""
-
     print(f"triptych {__version__}")
 
 
@@ -194,6 +182,9 @@ app.add_typer(keys.keys, name="key")
 def main(arguments: list[str] | None = None) -> None:
     """The console script `triptych`; ends the process with the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["labeller"]:
+        print("triptych: labeller is called annotator now; the old name works in this version only", file=sys.stderr)
+        words = ["annotator", *words[1:]]
     try:
         code = app(words, prog_name="triptych", standalone_mode=False)
     except typer.TyperException as error:
@@ -222,101 +213,8 @@ def _add_stage_command(stage: Stage) -> None:
         if stage.name == "corpus" and not loaded.corpus.sources:
             raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
         chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
-        _run_stages(loaded, (chosen,), None)
+        run_stages(loaded, (chosen,), None)
 
 
 for _stage in (*STAGES, *ASIDE):
     _add_stage_command(_stage)
-
-
-def _run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:
-    """Checks everything that can be checked without Ray, then runs what is left to do."""
-
-    run = RunFolder(recipe.folder)
-    check_sources(recipe)
-    run.check_writable()
-    check_address(recipe.cluster)
-    if recipe.cluster.address == "local":
-        make_plan(recipe, resources_here(recipe.cluster))
-    if len(stages) == 1:
-        for folder in stages[0].after:
-            run.require(folder)
-    with contextlib.ExitStack() as session:
-        connected = False
-        with run.lock():
-            write_text(run.recipe_path, dump_recipe(recipe))
-            rows: list[Row] = []
-            for stage in stages:
-                if not connected and not is_done(stage, recipe, run):
-                    session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
-                    make_plan(recipe)
-                    connected = True
-                rows.append(_one_stage(stage, recipe, run))
-            _summarize(rows, run)
-        # A server leaves the run to others, so that a stage can be run again and promoted.
-        if serve_at:
-            if not connected:
-                session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
-            _serve(recipe, run, serve_at)
-
-
-def _print_plan(recipe: Recipe) -> None:
-    from rich.console import Console
-
-    from pipelines.cli.plan_report import print_plan
-
-    if recipe.cluster.address != "local":
-        raise UserError(
-            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
-        )
-    print_plan(recipe, resources_here(recipe.cluster), Console())
-
-
-def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
-
-    start = time.monotonic()
-    outcome = run_named_stage(stage, recipe, run)
-    seconds = time.monotonic() - start
-    print(f"{stage.name:<9} {outcome:<8} {seconds:7.1f} s   {run.path(stage.folder)}", flush=True)
-    return stage, outcome, seconds
-
-
-def _summarize(rows: list[Row], run: RunFolder) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("stage", "outcome", "seconds", "figures", title=str(run.root))
-    for stage, outcome, seconds in rows:
-        metrics = run.require(stage.folder).metrics
-        values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
-        numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
-        table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
-    Console().print(table)
-    for stage, _, _ in rows:
-        metrics = run.require(stage.folder).metrics
-        for line in (metrics[name] for name in REMARKS if metrics.get(name)):
-            print(f"{stage.name}: {line}", flush=True)
-    report = run.path("report") / "index.html"
-    if report.exists():
-        print(f"report: {report}", flush=True)
-
-
-def _is_proportion(value: object) -> bool:
-    return isinstance(value, dict) and "value" in value
-
-
-def _figure(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _serve(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
-    from serve.server import serve_until_interrupted
-
-    host, port = address
-    here = recipe.serve.model_copy(update={"host": host, "port": port})
-    placed = recipe.model_copy(update={"serve": here})
-    serve_until_interrupted(placed, run, without_keys=without_keys)
-
-
-if __name__ == "__main__":
-    main()

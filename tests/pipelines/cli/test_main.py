@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.recipe.loading import load_recipe
+from cluster.recipe.reference import reference
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.layout import STAGES
 from cluster.run.server_client import write_server
-from pipelines.cli import main
+from pipelines.cli import stage_runner
 from pipelines.cli.doctor import serving_hindrances, serving_problems
 from tests.cluster.conftest import triptych
 from tests.helpers import free_port
@@ -96,9 +97,9 @@ def test_a_run_in_use_is_named(recipe_path: Path) -> None:
 def test_a_run_is_free_while_it_is_served(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(recipe_path)
     holders: list[int | None] = []
-    monkeypatch.setattr(main, "connect", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(main, "_serve", lambda *given: holders.append(given[1].holder()))
-    main._run_stages(recipe, (), ("127.0.0.1", 1))
+    monkeypatch.setattr(stage_runner, "connect", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(stage_runner, "serve_run", lambda *given: holders.append(given[1].holder()))
+    stage_runner.run_stages(recipe, (), ("127.0.0.1", 1))
     assert holders == [None]
 
 
@@ -155,3 +156,18 @@ def test_doctor_says_that_the_port_is_taken_or_the_memory_short(recipe_path: Pat
     assert taken.startswith(f"cannot listen on 127.0.0.1 port {port}")
     write_server(run, "http://127.0.0.1:1", "token")
     assert serving_hindrances(recipe, run) == []
+
+
+def test_the_command_of_before_still_works_and_says_its_new_name(tmp_path: Path) -> None:
+    done = triptych("labeller", "list", "--run", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == "triptych: labeller is called annotator now; the old name works in this version only\n"
+
+
+def test_the_reference_of_the_recipe_is_printed_whole_and_in_parts(tmp_path: Path) -> None:
+    assert triptych("recipe", cwd=tmp_path).stdout == reference()
+    assert "nats an answer from the fine-tuned model" in triptych("recipe", "rlhf.stop.max_kl", cwd=tmp_path).stdout
+    wrong = triptych("recipe", "rlhf.stop.maxkl", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "no key rlhf.stop.maxkl" in wrong.stderr
+    assert "triptych recipe" in triptych("run", "--help", cwd=tmp_path).stdout

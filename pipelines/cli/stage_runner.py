@@ -1,0 +1,124 @@
+"""Runs the stages of a recipe for the command line: checks, Ray session, progress lines and the summary at the end."""
+
+import contextlib
+import time
+
+from cluster.errors import UserError
+from cluster.recipe.loading import dump_recipe
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder, write_text
+from cluster.run.layout import Stage
+from cluster.run.stages import Outcome, check_sources, is_done
+from cluster.runtime.memory import object_store_gb
+from cluster.runtime.plan import make_plan, resources_here
+from cluster.runtime.session import check_address, connect
+from pipelines.stage_table import run_named_stage
+
+Row = tuple[Stage, Outcome, float]
+# How many of a stage's figures the summary shows.
+FIGURES = 6
+# What a stage has to say in words, below the summary.
+REMARKS = ("stopped", "advice")
+
+
+def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:
+    """Checks everything that can be checked without Ray, then runs the stages that are not done, and may serve the run.
+
+    Args:
+        stages: in the order in which they run.
+        serve_at: the address and port to serve the run's models on afterwards; None serves nothing.
+
+    Raises:
+        UserError: the recipe, its files, the run folder or the cluster cannot be used, or an earlier stage is missing.
+        StageError: a stage failed.
+    """
+
+    run = RunFolder(recipe.folder)
+    check_sources(recipe)
+    run.check_writable()
+    check_address(recipe.cluster)
+    if recipe.cluster.address == "local":
+        make_plan(recipe, resources_here(recipe.cluster))
+    if len(stages) == 1:
+        for folder in stages[0].after:
+            run.require(folder)
+    with contextlib.ExitStack() as session:
+        connected = False
+        with run.lock():
+            write_text(run.recipe_path, dump_recipe(recipe))
+            rows: list[Row] = []
+            for stage in stages:
+                if not connected and not is_done(stage, recipe, run):
+                    session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+                    make_plan(recipe)
+                    connected = True
+                rows.append(_one_stage(stage, recipe, run))
+            _summarize(rows, run)
+        # A server leaves the run to others, so that a stage can be run again and promoted.
+        if serve_at:
+            if not connected:
+                session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+            serve_run(recipe, run, serve_at)
+
+
+def print_resource_plan(recipe: Recipe) -> None:
+    """Prints which part of the machine each actor would get, and starts nothing.
+
+    Raises:
+        UserError: the recipe names a cluster, or does not fit.
+    """
+    from rich.console import Console
+
+    from pipelines.cli.plan_report import print_plan
+
+    if recipe.cluster.address != "local":
+        raise UserError(
+            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
+        )
+    print_plan(recipe, resources_here(recipe.cluster), Console())
+
+
+def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
+    start = time.monotonic()
+    outcome = run_named_stage(stage, recipe, run)
+    seconds = time.monotonic() - start
+    print(f"{stage.name:<9} {outcome:<8} {seconds:7.1f} s   {run.path(stage.folder)}", flush=True)
+    return stage, outcome, seconds
+
+
+def _summarize(rows: list[Row], run: RunFolder) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "outcome", "seconds", "figures", title=str(run.root))
+    for stage, outcome, seconds in rows:
+        metrics = run.require(stage.folder).metrics
+        values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
+        numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
+        table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
+    Console().print(table)
+    for stage, _, _ in rows:
+        metrics = run.require(stage.folder).metrics
+        for line in (metrics[name] for name in REMARKS if metrics.get(name)):
+            print(f"{stage.name}: {line}", flush=True)
+    report = run.path("report") / "index.html"
+    if report.exists():
+        print(f"report: {report}", flush=True)
+
+
+def _is_proportion(value: object) -> bool:
+    return isinstance(value, dict) and "value" in value
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def serve_run(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
+    """Serves a run's models on an address and port until Ctrl-C; Ray must be connected."""
+    from serve.server import serve_until_interrupted
+
+    host, port = address
+    here = recipe.serve.model_copy(update={"host": host, "port": port})
+    placed = recipe.model_copy(update={"serve": here})
+    serve_until_interrupted(placed, run, without_keys=without_keys)
