@@ -1,5 +1,6 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.11; `make help` lists the rest.
-PYTHON ?= python3.11
+# `make demo` and `make test` work on a fresh machine with Python 3.11, 3.12 or 3.13, or without one where uv can bring it;
+# `make help` lists the rest. PYTHON=/path/to/python names one.
+PYTHON ?=
 PORT ?= 8000
 SEED ?= 1
 RUN ?= runs/demo
@@ -37,6 +38,8 @@ requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.t
 	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
 	  --extra dev --extra $$kind -o infra/requirements/$$kind.txt || exit 1; done
+	@for version in 3.12 3.13; do .venv/bin/uv pip compile pyproject.toml --python-version $$version --quiet --extra dev \
+	  --extra gpu --constraint infra/requirements/gpu.txt -o /dev/null || exit 1; done
 
 clean: ## remove what was installed and cached; runs stay
 	rm -rf .venv .mypy_cache .ruff_cache triptych.egg-info
