@@ -1,4 +1,4 @@
-"""The peer's half of infra/bench/grpo.py, run with TRL on the path: some steps of its GRPOTrainer.
+"""The peer's half of `infra/bench/rlhf.py trl`, run with TRL on the path: some steps of its GRPOTrainer.
 
 python trl_grpo.py MODEL PROMPTS STEPS PROMPTS_A_STEP SAMPLES TOKENS ROWS
 

@@ -1,5 +1,6 @@
 """Servers to measure: Triptych's on a run made for it, and on the same model bare vLLM's and Ray's."""
 
+import argparse
 import contextlib
 import os
 import random
@@ -16,7 +17,7 @@ import psutil
 from transformers import PreTrainedTokenizerFast
 
 from actors.model.causal_lm import build, save
-from cluster.recipe.loading import dump_recipe
+from cluster.recipe.loading import dump_recipe, load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.runtime.plan import make_plan, resources_here
@@ -30,8 +31,8 @@ CACHE_BYTES = 256 << 20
 
 
 def write_run(root: Path, recipe: Recipe, seed: int = 1, model: Path | None = None) -> RunFolder:
-    """A run folder with one finished model, in place of an earlier one: that of a Hugging Face directory, or one of
-    random weights."""
+    """Makes a run folder with one finished model, in place of an earlier one: that of a Hugging Face directory, or one
+    of random weights."""
     run = RunFolder(root)
     out = run.begin(MODEL, str(seed))
     if model:
@@ -46,6 +47,18 @@ def write_run(root: Path, recipe: Recipe, seed: int = 1, model: Path | None = No
     return run
 
 
+def add_model(words: argparse.ArgumentParser) -> None:
+    """Adds the options that choose the model."""
+    words.add_argument("--size", default="2.5M", help="of a model of random weights")
+    words.add_argument("--model", type=Path, metavar="DIRECTORY", help="a Hugging Face directory")
+
+
+def model_of(given: argparse.Namespace, folder: Path) -> tuple[RunFolder, Recipe]:
+    """Writes a run with the model that was chosen, below the folder; gives it and its recipe."""
+    recipe = load_recipe(RECIPE, [f"model.size={given.size}"])
+    return write_run(folder / "run", recipe, model=given.model), recipe
+
+
 def _write_model(tokens: Path, out: Path, recipe: Recipe, seed: int) -> None:
     texts = [question.text for question in training_questions(seed=1)]
     save_tokenizer(train_tokenizer(texts, recipe.model.vocabulary), tokens, recipe.model.context)
@@ -56,7 +69,7 @@ def _write_model(tokens: Path, out: Path, recipe: Recipe, seed: int) -> None:
 
 @contextlib.contextmanager
 def started(command: list[str], url: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
-    """A server as a process, from when it answers."""
+    """Runs a server as a process; the context begins when it answers."""
     with (
         log.open("w") as output,
         subprocess.Popen(

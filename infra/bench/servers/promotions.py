@@ -2,9 +2,7 @@
 
 Clients ask for completions and chats of fixed prompts, greedily; meanwhile two versions of the model take turns. An
 answer that names one version must be the one that a fresh server with that version gives, else it is of both and does
-not say so. The model has random weights and the demo's shape.
-
-python -m infra.bench.promotions [--seconds 300] [--promotions 10] [--clients 6]
+not say so.
 """
 
 import argparse
@@ -12,8 +10,6 @@ import asyncio
 import itertools
 import json
 import random
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -161,15 +157,15 @@ def served(folder: Path, seeds: tuple[int, ...]) -> Iterator[tuple[str, list[str
         yield url, names
 
 
-def main() -> None:
+def add_options(words: argparse.ArgumentParser) -> None:
+    """Adds the options of the promotions."""
+    words.add_argument("--seconds", type=float, default=300.0)
+    words.add_argument("--promotions", type=int, default=10)
+    words.add_argument("--clients", type=int, default=6)
+
+
+def measure(arguments: argparse.Namespace) -> None:
     """Prints what clients got, and how long the pauses were."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--promotions", type=int, default=10)
-    parser.add_argument("--clients", type=int, default=6)
-    arguments = parser.parse_args()
-    # The server is ended with the bench.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     expected = {}
     with tempfile.TemporaryDirectory() as name:
         for seed in (1, 2):
@@ -191,7 +187,3 @@ def main() -> None:
         print(f"  {question}: {weights[:8]} gave {text!r}, fresh {expected[weights][question]!r}")
     print(f"pauses: {max(pauses):.3f} s at most; longest gap in a stream {traffic.gap:.2f} s")
     print(f"afterwards {changed} of {len(after)} answers differ from a fresh server's")
-
-
-if __name__ == "__main__":
-    main()

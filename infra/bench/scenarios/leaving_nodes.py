@@ -1,10 +1,8 @@
-"""What it costs that a node of a cluster goes: with notice, from under training; without, from under rollout actors.
+"""Takes a node of a cluster away: with notice, from under training; without, from under rollout actors.
 
 A cluster of several nodes runs on this machine. Training on two workers has to go on on another node from the
-checkpoint that the notice made, with each step once; rollout actors have to draw all that was asked, with the weights
-of now.
-
-python -m infra.bench.nodes
+checkpoint that the notice made, with each step once; rollout actors have to draw all that was asked, with the current
+weights.
 """
 
 import os
@@ -15,13 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from rich.console import Console
-from rich.table import Table
 
 from actors.model.causal_lm import save
 from actors.orchestrator.fleet import Fleet
@@ -34,7 +31,8 @@ from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
-from infra.bench.training import table
+from infra.bench.loops.rows import table
+from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
 from pipelines.train import fit, speed
 
 SECONDS = 240.0
@@ -46,7 +44,7 @@ PROMPTS, SAMPLES = 24, 8
 
 @contextmanager
 def started() -> Iterator[Cluster]:
-    """A cluster whose head does no work."""
+    """Starts a cluster whose head does no work."""
     os.environ.update(ENVIRONMENT)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -58,7 +56,7 @@ def started() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def with_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
+def with_notice(cluster: Cluster, root: Path) -> Outcome:
     """Takes the node of two training workers away."""
     ids = np.random.default_rng(0).integers(5, SHAPE.vocabulary, (STEPS * ROWS, SHAPE.context))
     # Without the notice, the last step alone would have a checkpoint.
@@ -78,12 +76,12 @@ def with_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
     training.join(SECONDS)
     rows = read_metrics(root)
     if [row["step"] for row in rows] != list(range(STEPS)):
-        return 0.0, "steps are missing or twice"
+        return Outcome(float("nan"), wrong=["steps are missing or twice"])
     (resume,) = speed(rows)["resumes"]
-    return resume["recovery_seconds"], f"whole; {resume['lost_steps']} steps were done again"
+    return Outcome(resume["recovery_seconds"], details=f"{resume['lost_steps']} steps were done again")
 
 
-def without_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
+def without_notice(cluster: Cluster, root: Path) -> Outcome:
     """Takes the node of one of two rollout actors away while they draw."""
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     model, _, words = made_up_model(SHAPE, made_up_tokenizer(root, SHAPE))
@@ -107,7 +105,7 @@ def without_notice(cluster: Cluster, root: Path) -> tuple[float, str]:
             "no actor died: the node was another's": fleet.counters().deaths == 1,
             f"the weights are of versions {versions}": versions == [1, 1],
         }
-    return seconds, "; ".join(what for what, holds in checks.items() if not holds) or "whole"
+    return Outcome(seconds, wrong=[what for what, holds in checks.items() if not holds])
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -119,15 +117,23 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def main() -> None:
-    """Prints, for each, the seconds until all went on as before, and what is wrong."""
-    shown = Table("a node goes", "seconds", "the work is")
-    for name, goes in (("with notice", with_notice), ("without notice", without_notice)):
+@dataclass(frozen=True)
+class NodeLoss:
+    """Work on a cluster of its own, and the loss of one of its nodes."""
+
+    work: Callable[[Cluster, Path], Outcome]
+
+    def measure(self, _: Settings) -> Outcome:
+        """Starts the cluster and takes the node away.
+
+        Raises:
+            TimeoutError: something was waited for too long; the message says what.
+        """
         with tempfile.TemporaryDirectory() as folder, started() as cluster:
-            seconds, outcome = goes(cluster, Path(folder))
-            shown.add_row(name, f"{seconds:.0f}", outcome)
-    Console().print(shown)
+            return self.work(cluster, Path(folder))
 
 
-if __name__ == "__main__":
-    main()
+SCENARIOS = [
+    Scenario("node: with notice, from under training", NodeLoss(with_notice).measure, needs_run=False),
+    Scenario("node: without notice, from under rollout actors", NodeLoss(without_notice).measure, needs_run=False),
+]

@@ -1,10 +1,7 @@
-"""RLHF on a Ray cluster of two nodes: one joins and gives an actor its place, then goes away with it.
+"""Runs RLHF on a Ray cluster of two nodes, of which one joins, gives an actor its place, and goes away with it.
 
 Both nodes are processes of this machine. The second joins while the run is live, and `triptych fleet` adds an actor,
-which lands there; then everything of that node is killed. The table gives the seconds until the actor worked, and from
-the loss to the next finished step.
-
-make demo && python -m infra.bench.node_loss [--run runs/demo]
+which lands there; then everything of that node is killed. Seconds are those from the loss to the next finished step.
 """
 
 import contextlib
@@ -20,7 +17,8 @@ from pathlib import Path
 from cluster.recipe.model import Cluster
 from cluster.run.metrics import read_metrics
 from cluster.runtime.session import connect
-from infra.bench.faults import SECONDS, Command, copied, end_family, options, parsed, titled, wait_for, wrong
+from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied, end_family, titled, wait_for, wrong_with
+from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
 
 STEPS = 60
 DRAWS = "ray::RolloutActor.generate"
@@ -31,7 +29,7 @@ HEAD_SECONDS = 60.0
 
 @contextlib.contextmanager
 def ray_node(*words: str) -> Iterator[int]:
-    """`ray start` in the foreground, by its process's id; all of its processes are killed at the end."""
+    """Runs `ray start` in the foreground and gives its process's id; all of its processes are killed at the end."""
     ray = Path(sys.executable).with_name("ray")
     fixed = ("--node-ip-address=127.0.0.1", "--object-store-memory=300000000", "--block")
     command = [str(ray), "start", *words, *fixed]
@@ -70,8 +68,11 @@ def wait_until_it_joined(address: str, nodes: int) -> None:
             time.sleep(0.1)
 
 
-def join_and_leave(command: Command, address: str) -> None:
+def join_and_leave(command: RlhfCommand, address: str) -> tuple[float, float]:
     """Has a node and an actor on it join a live run, and kills them.
+
+    Returns:
+        Seconds until the actor drew, and from the loss of its node to the next finished step.
 
     Raises:
         TimeoutError: the actor does not come to work, or the run does not go on.
@@ -84,36 +85,35 @@ def join_and_leave(command: Command, address: str) -> None:
         fleet = [sys.executable, "-m", "pipelines", "fleet", str(command.run.root), "add", "1"]
         subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
         wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command.process)
-        took, done = time.monotonic() - begin, command.steps()
+        joined, done = time.monotonic() - begin, command.steps()
     lost = time.monotonic()
     wait_for(lambda: command.steps() > done, "the next step", command.process)
-    print(f"an actor on the node that joined drew after {took:.1f} s, at step {done}")
-    print(f"the next step came {time.monotonic() - lost:.1f} s after the node was lost")
+    return joined, time.monotonic() - lost
 
 
-def main() -> None:
-    """Prints the figures; ends with 1 if the run was not whole."""
-    words = options(__doc__, "node_loss.log")
-    words.add_argument("--port", type=int, default=6380, help="for Ray's control store")
-    given = parsed(words)
+def measure(given: Settings) -> Outcome:
+    """Runs the stage while a node joins and is lost.
+
+    Raises:
+        TimeoutError: something was waited for too long; the message says what.
+        subprocess.TimeoutExpired: the command did not end.
+    """
     address = f"127.0.0.1:{given.port}"
     # Sockets below it may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, copied(given.run) as run:
         head_words = ("--head", f"--port={given.port}", f"--num-cpus={HEAD_CPUS}", f"--temp-dir={folder}")
         with ray_node(*head_words, "--include-dashboard=false"):
             wait_until_it_answers(given.port)
-            command = Command(run, given.log, [f"rlhf.steps={STEPS}", f"cluster.address={address}"])
+            command = RlhfCommand(run, given.log, [f"rlhf.steps={STEPS}", f"cluster.address={address}"])
             try:
-                join_and_leave(command, address)
+                joined, seconds = join_and_leave(command, address)
                 code = command.process.wait(SECONDS)
             finally:
                 command.end()
-        found = [f"exit code {code}"] if code else wrong(run, STEPS)
+        wrong = [f"exit code {code}"] if code else wrong_with(run, STEPS)
         actors = [row["rollout_actors"] for row in read_metrics(run.path("policy"))]
-        print(f"rollout actors by step: {actors}")
-        print("; ".join(found) or f"all {STEPS} steps whole")
-    sys.exit(bool(found))
+    details = f"an actor on the node that joined drew after {joined:.1f} s; rollout actors by step: {actors}"
+    return Outcome(seconds, wrong=wrong, details=details)
 
 
-if __name__ == "__main__":
-    main()
+SCENARIOS = [Scenario("node: one joins a live RLHF stage and is lost", measure)]

@@ -7,7 +7,7 @@ each turn: the best, and on a CPU also the median of a second, which is what it 
 apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs as a stage runs
 it.
 
-python -m infra.bench.training [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
+python -m infra.bench.train [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
     [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
 """
 
@@ -36,6 +36,7 @@ from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
 from infra.bench.loops.own import BARE, DECAY, NORM, RATE, StepClock, own_step
+from infra.bench.loops.rows import table
 
 TURNS, WARM_UP = 3, 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,12 +106,6 @@ def transformers_trainer(model: LlamaForCausalLM, table: pa.Table, micro_rows: i
 
 WAYS = {"the loop": own, "compiled": compiled, "eager": eager, "transformers Trainer": transformers_trainer}
 OWN = ("the loop", "compiled")
-
-
-def table(ids: np.ndarray, documents: int) -> pa.Table:
-    """Rows of so many documents of one length each."""
-    document_ids = np.broadcast_to(np.arange(ids.shape[1]) * documents // ids.shape[1], ids.shape)
-    return pa.table({"input_ids": pa.array(list(ids)), "document_ids": pa.array(list(document_ids))})
 
 
 def main() -> None:

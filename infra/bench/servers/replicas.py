@@ -1,16 +1,11 @@
 """How replicas come and go with the load: when another one starts, when one ends, and what clients notice of it.
 
 The model sleeps after some seconds without a request. One request wakes it up, then clients ask for streams until
-there are two replicas and for some seconds more, then nobody does until it sleeps again. The model has random weights
-and the demo's shape.
-
-python -m infra.bench.replicas [--clients 8] [--idle 10]
+there are two replicas and for some seconds more, then nobody does until it sleeps again.
 """
 
 import argparse
 import asyncio
-import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +34,7 @@ async def until_replicas(url: str, count: int) -> float:
     return time.monotonic() - start
 
 
-async def measure(url: str, clients: int) -> None:
+async def phases(url: str, clients: int) -> None:
     """Prints the phases as they end."""
     print(f"asleep {await until_replicas(url, 0):.0f} s after the start", flush=True)
     start = time.monotonic()
@@ -56,14 +51,14 @@ async def measure(url: str, clients: int) -> None:
     print(f"nobody asks: asleep after {ended:.0f} s")
 
 
-def main() -> None:
+def add_options(words: argparse.ArgumentParser) -> None:
+    """Adds the options of the replicas."""
+    words.add_argument("--clients", type=int, default=8)
+    words.add_argument("--idle", type=float, default=10.0, metavar="SECONDS")
+
+
+def measure(arguments: argparse.Namespace) -> None:
     """Runs the phases against a server of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--idle", type=float, default=10.0)
-    arguments = parser.parse_args()
-    # The server is ended with the bench.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = {
         "min_replicas": 0,
         "max_replicas": MOST_REPLICAS,
@@ -75,8 +70,4 @@ def main() -> None:
         port = free_port()
         run = write_run(Path(name) / "run", recipe)
         with own(run, port, Path(name) / "own.log"):
-            asyncio.run(measure(f"http://127.0.0.1:{port}", arguments.clients))
-
-
-if __name__ == "__main__":
-    main()
+            asyncio.run(phases(f"http://127.0.0.1:{port}", arguments.clients))

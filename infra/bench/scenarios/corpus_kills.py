@@ -1,13 +1,12 @@
 """Kills the corpus stage ten times at random moments, with other numbers of workers, and compares what comes out.
 
-python -m infra.bench.corpus_kills [seed]        about five minutes; exits with 1 if a byte differs
+It takes about five minutes on two cores.
 """
 
 import hashlib
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,14 +15,15 @@ import psutil
 
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import family, start, watch, write_recipe
+from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
 
 KILLS, DOCUMENTS, WORKERS = 10, 5000, (1, 2, 3)
 _EVERY_SECONDS = 0.05
 
 
-def main(seed: int) -> None:
-    """Prints a line a kill, then whether the files are the same."""
-    rng = random.Random(seed)
+def measure(given: Settings) -> Outcome:
+    """Prints a line a kill; seconds are those of the command after the last one."""
+    rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
         folder = Path(name)
         recipe = write_recipe(folder, write_lines(folder / "lines.jsonl", documents(DOCUMENTS)))
@@ -45,10 +45,10 @@ def main(seed: int) -> None:
                 continue
             print(f"through within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True)
             shutil.rmtree(folder / "run")
-        watch(start(recipe, 2))
-        print(f"after {kills} kills: {_compared(folder, expected)}")
-        if _hashes(folder / "run") != expected:
-            sys.exit(1)
+        seconds = watch(start(recipe, 2)).seconds
+        wrong = [] if _hashes(folder / "run") == expected else [_compared(folder, expected)]
+        details = f"after {kills} kills: {_compared(folder, expected)}; undisturbed {whole:.1f} s"
+    return Outcome(seconds, "the same command again", wrong, details)
 
 
 def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
@@ -101,5 +101,4 @@ def _hashes(run: Path) -> dict[str, str]:
     }
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+SCENARIOS = [Scenario("corpus: killed ten times at random moments", measure, needs_run=False)]
