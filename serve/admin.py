@@ -1,4 +1,4 @@
-"""What only keys with the scope admin may do: see how the replicas are, and change which weights are served."""
+"""The routes under /admin, for keys with the scope admin: the state of the replicas, and which weights are served."""
 
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
@@ -12,10 +12,10 @@ from cluster.keys import audit
 from cluster.recipe.serve import Served
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions, differing
-from serve.errors import RequestError, json_body
-from serve.http.metrics import Meters
-from serve.http.request_context import RequestContext
-from serve.replica.autoscaling import States
+from serve.errors import RequestError
+from serve.http.metrics import GatewayMetrics
+from serve.http.request_context import RequestContext, json_body
+from serve.replica.autoscaling import ReplicaStates
 from serve.transport.pool import ModelEndpoint
 
 
@@ -23,21 +23,21 @@ def admin_router(
     run: RunFolder,
     models: Mapping[str, ModelEndpoint],
     weights: MutableMapping[str, str | None],
-    meters: Meters,
-    states: Callable[[], States],
+    metrics: GatewayMetrics,
+    read_states: Callable[[], ReplicaStates],
 ) -> APIRouter:
-    """The paths under /admin.
+    """Returns the routes under /admin.
 
     Args:
         run: the run whose models are served.
-        models: by name.
-        weights: the version of every model, which a promotion changes.
-        meters: where it shows.
-        states: tells how the replicas are; it may take its time.
+        models: the models by name.
+        weights: the version of every model's weights, which a promotion updates.
+        metrics: show the version.
+        read_states: returns the states of the replicas; it may block.
     """
     router = APIRouter(prefix="/admin")
-    # One at a time: two would each take the other's version for the one before.
-    turn = asyncio.Lock()
+    # One change at a time: of two, each would take the other's version for the previous one.
+    lock = asyncio.Lock()
 
     def versions_of(name: Any) -> Versions:
         if not isinstance(name, str) or name not in models:
@@ -54,8 +54,8 @@ def admin_router(
         return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
 
     @router.get("/replicas")
-    def replicas() -> States:
-        return states()
+    def replicas() -> ReplicaStates:
+        return read_states()
 
     @router.post("/promote")
     async def promote(request: Request) -> dict[str, Any]:
@@ -75,28 +75,35 @@ def admin_router(
         store = versions_of(body.get("model"))
         return await _change(request, store, str(body["model"]), "rollback", store.before_live)
 
-    async def _change(request: Request, store: Versions, model: str, action: str, choose: Any) -> dict[str, Any]:
-        visit: RequestContext = request.state.visit
-        async with turn:
+    async def _change(
+        request: Request, store: Versions, model: str, action: str, choose: Callable[[], Version]
+    ) -> dict[str, Any]:
+        context: RequestContext = request.state.context
+        async with lock:
             try:
                 before, chosen = store.live(), await run_in_threadpool(choose)
                 if others := differing(before.folder, chosen.folder):
                     raise UserError(f"{', '.join(others)} changed too: start the server again to serve this version")
             except UserError as error:
                 raise RequestError(409, str(error), "ConflictError") from error
-            done = await models[model].promote(chosen.folder, chosen.weights)
-            details = {"model": model, "from": before.weights, "to": chosen.weights, "seconds": round(done.seconds, 3)}
-            outcome = {"error": done.error} if done.error else {"mixed_answers": done.mixed}
-            if done.error:
-                # With several replicas some may have it.
+            result = await models[model].promote(chosen.folder, chosen.weights)
+            details = {
+                "model": model,
+                "from": before.weights,
+                "to": chosen.weights,
+                "seconds": round(result.seconds, 3),
+            }
+            outcome = {"error": result.error} if result.error else {"mixed_answers": result.mixed}
+            if result.error:
+                # Of several replicas, some may have loaded it.
                 await models[model].promote(before.folder, before.weights)
             else:
                 store.make_live(chosen.weights, again=action == "rollback")
                 weights[model] = chosen.weights
-                meters.show_weights(model, chosen.weights)
-            audit(run.root, visit.caller.name or "a program of this machine", action, **details, **outcome)
-        if done.error:
-            raise RequestError(500, f"{model} still has its old weights: {done.error}", "PromotionError")
+                metrics.show_weights(model, chosen.weights)
+            audit(run.root, context.caller.name or "a program of this machine", action, **details, **outcome)
+        if result.error:
+            raise RequestError(500, f"{model} still has its old weights: {result.error}", "PromotionError")
         return details | outcome
 
     return router

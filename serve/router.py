@@ -1,4 +1,8 @@
-"""From the name in a request to the model that answers, and the one that is asked besides."""
+"""The OpenAI routes: from the name in a request to the model that answers, and from its response parts to HTTP.
+
+A name is a model's own or an alias, whose requests are shared out at random; an alias may have a shadow model, which
+gets the same requests and whose answers are discarded.
+"""
 
 import asyncio
 import json
@@ -11,46 +15,51 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Alias, Served
-from serve.errors import RequestError, json_body, while_connected
+from serve.errors import RequestError
 from serve.http.auth import Caller
-from serve.http.limits import Queue
-from serve.http.metrics import Meters, labels_of
+from serve.http.limits import ConcurrencyLimit
+from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import PATHS
-from serve.http.request_context import RequestContext
+from serve.http.request_context import RequestContext, json_body, while_connected
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint
+
+WEIGHTS_HEADER = "X-Triptych-Weights"
+MODEL_HEADER = "X-Triptych-Model"
+# The caller of requests to shadow models, in the metrics.
+SHADOW = Caller("(shadow)")
 
 
 @dataclass(frozen=True)
 class Route:
-    """Who is asked: a model, and perhaps another one whose answer goes nowhere."""
+    """The model that answers a request, and perhaps another one whose answer is discarded."""
 
     model: str
     shadow: str | None = None
 
 
 class Routes:
-    """The names that clients may use: the models' own, and aliases, whose requests are shared out by chance.
+    """The names that clients may use: those of the models, and aliases.
 
     Args:
-        models: the names of those that are served.
-        aliases: more names.
-        chance: whose turn it is.
+        models: the names of the served models.
+        aliases: the aliases, by name.
+        rng: chooses among the models of an alias.
     """
 
-    def __init__(self, models: Collection[str], aliases: Mapping[str, Alias], chance: random.Random) -> None:
-        self._models, self._aliases, self._chance = models, aliases, chance
+    def __init__(self, models: Collection[str], aliases: Mapping[str, Alias], rng: random.Random) -> None:
+        self._models, self._aliases, self._rng = models, aliases, rng
 
     def find(self, name: Any) -> Route:
-        """The route of one request.
+        """Returns the route of one request.
 
         Raises:
-            RequestError: no model is served by this name, or no name is given.
+            RequestError: 404, no model is served by this name; 400, it is not a name.
         """
         served = ", ".join([*self._models, *self._aliases])
         if not isinstance(name, str) or not name:
@@ -58,7 +67,7 @@ class Routes:
                 400, f"name the model to ask in the field `model`; served are {served}", "BadRequestError", "model"
             )
         if alias := self._aliases.get(name):
-            (model,) = self._chance.choices(list(alias.models), list(alias.models.values()))
+            (model,) = self._rng.choices(list(alias.models), list(alias.models.values()))
             return Route(model, alias.shadow)
         if name not in self._models:
             raise RequestError(404, f"the model `{name}` is not served; served are {served}", "NotFoundError", "model")
@@ -66,176 +75,190 @@ class Routes:
 
 
 def aliases_of(models: Collection[Served], given: Mapping[str, Alias]) -> dict[str, Alias]:
-    """The recipe's, and `latest`: the model that has gone furthest through the stages that make one write.
+    """Returns the recipe's aliases and `latest`, the generating model of the latest stage.
 
     Args:
-        models: those that are served, in the order of the stages.
-        given: the recipe's.
+        models: the served models, in the order of their stages.
+        given: the recipe's aliases.
 
     Raises:
-        UserError: the recipe names a model that is not served.
+        UserError: an alias names a model that is not served.
     """
     for name, alias in given.items():
         wanted = {*alias.models, *([alias.shadow] if alias.shadow else [])}
         if missing := sorted(wanted - set(models)):
             have = ", ".join(models)
             raise UserError(f"serve.aliases.{name} names {', '.join(missing)}; the run has finished only {have}")
-    writing = [name for name in models if name != "reward"]
-    return ({"latest": Alias(models={writing[-1]: 1})} if writing else {}) | dict(given)
+    generating = [name for name in models if name != "reward"]
+    return ({"latest": Alias(models={generating[-1]: 1})} if generating else {}) | dict(given)
 
 
-# From a request to the answer of the model that it is routed to.
-WEIGHTS_HEADER = "X-Triptych-Weights"
-MODEL_HEADER = "X-Triptych-Model"
-# Whom requests that no client waits for are counted for.
-SHADOW = Caller("(shadow)")
-Waiting = Callable[[Awaitable[Part]], Awaitable[Part]]
+# Waits for a response part, and may give up.
+Wait = Callable[[Awaitable[Part]], Awaitable[Part]]
 
 
 class Router:
-    """Passes requests on to the models, and notes what came of them.
+    """Sends requests to the models and turns their responses into HTTP.
 
     Args:
-        models: by their names.
+        models: the models by name.
         routes: the names that clients may use.
-        queue: the most requests to one model at once.
-        weights: the checksum of every model's weights; kept up to date by others.
-        meters: where times and tokens are counted.
+        max_concurrent: the most requests of one model at once.
+        weights: the version of every model's weights; the admin routes update it.
+        metrics: count times and tokens.
     """
 
     def __init__(
         self,
         models: Mapping[str, ModelEndpoint],
         routes: Routes,
-        queue: int,
+        max_concurrent: int,
         weights: Mapping[str, str | None],
-        meters: Meters,
+        metrics: GatewayMetrics,
     ) -> None:
-        self._models, self._weights, self._meters = models, weights, meters
-        self.routes = routes
-        self._queue = Queue(queue)
+        self._models, self._routes, self._weights, self._metrics = models, routes, weights, metrics
+        self._limit = ConcurrencyLimit(max_concurrent)
         self._shadows: set[asyncio.Task[None]] = set()
 
-    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
-        """The answer of the model that the request names: JSON, or server-sent events.
+    def api(self) -> APIRouter:
+        """Returns the OpenAI routes."""
+        api = APIRouter()
 
-        `NAME@VERSION` names a version of the weights by its first digits: another one does not answer.
+        @api.get("/v1/models")
+        async def list_models() -> dict[str, Any]:
+            return {"object": "list", "data": await asyncio.gather(*(model.card() for model in self._models.values()))}
+
+        @api.get("/v1/models/{name}")
+        async def get_model(name: str) -> dict[str, Any]:
+            return await self._models[self._routes.find(name).model].card()
+
+        def add(endpoint: Endpoint, path: str) -> None:
+            @api.post(path, name=endpoint)
+            async def answer(request: Request) -> Response:
+                return await self.answer(endpoint, request)
+
+        for endpoint, path in PATHS.items():
+            add(endpoint, path)
+        return api
+
+    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+        """Returns the response of the model that a request names: JSON, or server-sent events.
+
+        `NAME@VERSION` requires a version of the weights by the beginning of its checksum: any other one answers 404.
         """
-        visit: RequestContext = request.state.visit
+        context: RequestContext = request.state.context
         body = await json_body(request)
-        asked, pinned = _without_version(body.get("model"))
-        route = self.routes.find(asked)
+        name, version = _split_version(body.get("model"))
+        route = self._routes.find(name)
         if route.shadow:
             task = asyncio.create_task(self._shadow(endpoint, body | {"model": route.shadow}))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
-        visit.model = body["model"] = route.model
-        return await self._ask(endpoint, body, pinned, visit, partial(while_connected, request))
+        context.model = body["model"] = route.model
+        return await self._forward(endpoint, body, version, context, partial(while_connected, request))
 
-    async def parts(self, visit: RequestContext, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """The parts of the answer of the model that the body names, for a visit that asks several.
+    async def response_parts(
+        self, context: RequestContext, endpoint: Endpoint, body: dict[str, Any]
+    ) -> AsyncGenerator[Part]:
+        """Yields the response parts of the model that the body names, for a request that needs several models.
 
-        It takes a place in the model's queue, and its tokens are added to the visit's.
+        It takes a slot of the model, and its tokens are added to those of the request.
 
         Raises:
-            RequestError: 503, the model has no place left or cannot be reached.
+            RequestError: 503, the model has no free slot or cannot be reached.
         """
         name, read, written = body["model"], 0, 0
-        with self._queue.place(name), self._meters.running.labels(name).track_inprogress():
+        with self._limit.slot(name), self._metrics.running.labels(name).track_inprogress():
             try:
                 async with aclosing(self._models[name].answer(endpoint, body)) as parts:
                     async for part in parts:
                         if isinstance(part, Usage):
                             read, written = part.prompt_tokens, part.completion_tokens
-                        # Until the count comes, an event stands for a token.
+                        # Until the usage arrives, an event counts as a token.
                         written += isinstance(part, str)
                         yield part
             finally:
-                visit.prompt_tokens += read
-                visit.completion_tokens += written
+                context.prompt_tokens += read
+                context.completion_tokens += written
 
     async def _shadow(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
-        """Has a model answer for the sake of its figures: one that fails, or has no place left, is in nobody's way."""
-        visit = RequestContext(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
-        async with visit.held:
+        """Requests an answer for the sake of the metrics. Its failure, or a model without a free slot, disturbs no
+        client."""
+        context = RequestContext(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
+        async with context.cleanup:
             try:
-                answer = await self._ask(endpoint, body, "", visit, _as_it_is)
-                if isinstance(answer, StreamingResponse):
-                    async for _ in answer.body_iterator:
+                response = await self._forward(endpoint, body, "", context, _wait)
+                if isinstance(response, StreamingResponse):
+                    async for _ in response.body_iterator:
                         pass
-                visit.status = answer.status_code
+                context.status = response.status_code
             except RequestError as error:
-                visit.status = error.status_code
-        self._meters.count(visit, PATHS[endpoint])
+                context.status = error.status_code
+        self._metrics.count(context, PATHS[endpoint])
 
-    async def _ask(
-        self, endpoint: Endpoint, body: dict[str, Any], pinned: str, visit: RequestContext, waiting: Waiting
+    async def _forward(
+        self, endpoint: Endpoint, body: dict[str, Any], version: str, context: RequestContext, wait: Wait
     ) -> Response:
-        """The answer of the model of a visit; `waiting` may give up on what it waits for."""
-        name = visit.model
-        self._note_weights(visit, self._weights.get(name))
-        visit.held.enter_context(self._queue.place(name))
-        visit.held.enter_context(self._meters.running.labels(name).track_inprogress())
+        name = context.model
+        self._set_weights(context, self._weights.get(name))
+        context.cleanup.enter_context(self._limit.slot(name))
+        context.cleanup.enter_context(self._metrics.running.labels(name).track_inprogress())
         parts = self._models[name].answer(endpoint, body)
-        visit.held.push_async_callback(parts.aclose)
-        first = await waiting(anext(parts))
+        context.cleanup.push_async_callback(parts.aclose)
+        first = await wait(anext(parts))
         while isinstance(first, ResponseStart):
-            self._note_weights(visit, first.weights)
-            if not first.weights.startswith(pinned):
-                message = f"{name} is served with the weights {first.weights}, not {pinned}"
+            self._set_weights(context, first.weights)
+            if not first.weights.startswith(version):
+                message = f"{name} is served with the weights {first.weights}, not {version}"
                 raise RequestError(404, message, "NotFoundError", "model")
-            first = await waiting(anext(parts))
+            first = await wait(anext(parts))
         if isinstance(first, Reply):
-            self._note_weights(visit, first.weights)
-            _note_usage(visit, first.body)
+            self._set_weights(context, first.weights)
+            usage = first.body.get("usage") or {}
+            context.prompt_tokens = usage.get("prompt_tokens") or 0
+            context.completion_tokens = usage.get("completion_tokens") or 0
             return JSONResponse(first.body, first.status)
-        return StreamingResponse(self._events(first, parts, visit), media_type="text/event-stream")
+        return StreamingResponse(self._events(first, parts, context), media_type="text/event-stream")
 
-    def _note_weights(self, visit: RequestContext, weights: str | None) -> None:
-        if weights or not visit.weights:
-            visit.weights = weights or "unknown"
-            visit.headers = {MODEL_HEADER: visit.model, WEIGHTS_HEADER: visit.weights}
+    def _set_weights(self, context: RequestContext, weights: str | None) -> None:
+        if weights or not context.weights:
+            context.weights = weights or "unknown"
+            context.headers = {MODEL_HEADER: context.model, WEIGHTS_HEADER: context.weights}
 
-    async def _events(self, first: Part, rest: AsyncGenerator[Part], visit: RequestContext) -> AsyncIterator[str]:
-        labels = labels_of(visit)
-        next_token = self._meters.next_token.labels(*labels)
+    async def _events(self, first: Part, rest: AsyncGenerator[Part], context: RequestContext) -> AsyncIterator[str]:
+        labels = label_values(context)
+        next_token = self._metrics.next_token.labels(*labels)
         last = time.monotonic()
-        self._meters.first_token.labels(*labels).observe(last - visit.start)
-        # Until the count comes, an event stands for a token: a client that leaves pays for what it was sent.
-        visit.completion_tokens = 1
+        self._metrics.first_token.labels(*labels).observe(last - context.start)
+        # Until the usage arrives, an event counts as a token: a client that leaves pays for what it was sent.
+        context.completion_tokens = 1
         yield str(first)
         try:
             async for part in rest:
                 if isinstance(part, Usage):
-                    visit.prompt_tokens, visit.completion_tokens = part.prompt_tokens, part.completion_tokens
+                    context.prompt_tokens, context.completion_tokens = part.prompt_tokens, part.completion_tokens
                     if part.weights:
-                        # The header has been sent. A comment is in no client's way.
-                        visit.weights = part.weights
+                        # The header has been sent already. Clients ignore comments.
+                        context.weights = part.weights
                         yield f": {WEIGHTS_HEADER}: {part.weights}\n\n"
                     continue
                 now = time.monotonic()
                 next_token.observe(now - last)
                 last = now
-                visit.completion_tokens += 1
+                context.completion_tokens += 1
                 yield str(part)
         except RequestError as error:
-            # The status line has been sent: an error event is the only way left to say that it is not whole.
+            # The status line has been sent: only an error event can still say that the response is incomplete.
             yield f"data: {json.dumps(error.body)}\n\n"
 
 
-async def _as_it_is(work: Awaitable[Part]) -> Part:
+async def _wait(work: Awaitable[Part]) -> Part:
     return await work
 
 
-def _without_version(name: Any) -> tuple[Any, str]:
-    """`NAME@VERSION` in two; the version is empty where none is named."""
+def _split_version(name: Any) -> tuple[Any, str]:
+    """Splits `NAME@VERSION`; the version is empty if there is none."""
     if not isinstance(name, str):
         return name, ""
     model, _, version = name.partition("@")
     return model, version
-
-
-def _note_usage(visit: RequestContext, body: Mapping[str, Any]) -> None:
-    usage = body.get("usage") or {}
-    visit.prompt_tokens = usage.get("prompt_tokens") or 0
-    visit.completion_tokens = usage.get("completion_tokens") or 0

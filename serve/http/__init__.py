@@ -1,0 +1,7 @@
+"""The HTTP surface that all routes share: what a request passes before a route sees it, and its response afterwards.
+
+- `listener`: the socket, and uvicorn on it.
+- `middleware`: the way in and out of every request; it creates the `request_context`, asks `auth` who the caller is
+  and `limits` whether they may send so much, and afterwards adds headers, counts in `metrics` and writes the log.
+- `openapi`: the paths of the OpenAI endpoints, and the description of the whole API.
+"""

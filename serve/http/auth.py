@@ -1,4 +1,8 @@
-"""Who may do what: every path needs a scope, and what is not listed needs the scope admin."""
+"""Authentication and authorization: whose key a request carries, and whether its scopes allow the path.
+
+Every path needs a scope; a path that is not listed here needs the scope admin. People who judge answers authenticate
+with an annotator's token, or with a key that has the scope label.
+"""
 
 import ipaddress
 from collections.abc import Callable
@@ -12,17 +16,17 @@ from cluster.feedback import Feedback
 from cluster.keys import SCOPES, Key, KeyRing
 from serve.errors import RequestError
 
-Openness = Literal["never", "until a key is made", "always"]
+AnonymousAccess = Literal["never", "until a key is made", "always"]
 
 ANY = frozenset(SCOPES)
 CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admin"})
 
-# Pages hold no data: what they show, they ask for with a key. /health says nothing but that the server is up.
-# The paths under /label/ and /compare/ ask for an annotator's token themselves: a judgement needs its person's name.
-JUDGING = ("/compare/*", "/label/*")
-OPEN = ("/", "/health", "/runs", "/compare", "/label", *JUDGING)
-# One of these scopes is enough. A path that ends with /* stands for all below it.
-NEEDS = {
+# Pages hold no data: they request it with a key. /health says only that the server is up. The paths under /label/ and
+# /compare/ authenticate annotators themselves: a judgement carries the name of its person.
+ANNOTATOR_PATHS = ("/compare/*", "/label/*")
+PUBLIC_PATHS = ("/", "/health", "/runs", "/compare", "/label", *ANNOTATOR_PATHS)
+# One of the scopes is enough. A path that ends with /* stands for all below it.
+REQUIRED_SCOPES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": CHAT,
     "/tokenize": CHAT,
@@ -40,77 +44,77 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a key's name, or nobody in particular."""
+    """The sender of a request: the name of a key, or empty without one."""
 
     name: str
     key: Key | None = None
 
 
-EVERYONE = Caller("")
+ANONYMOUS = Caller("")
 
 
-def rule_of(path: str) -> str:
-    """The entry of `OPEN` or `NEEDS` that a path falls under, or "other"."""
-    listed = [*OPEN, *NEEDS]
+def path_pattern(path: str) -> str:
+    """Returns the entry of `PUBLIC_PATHS` or `REQUIRED_SCOPES` that a path matches, or "other"."""
+    listed = [*PUBLIC_PATHS, *REQUIRED_SCOPES]
     if path in listed:
         return path
-    return next((rule for rule in listed if rule.endswith("/*") and path.startswith(rule[:-1])), "other")
+    return next((pattern for pattern in listed if pattern.endswith("/*") and path.startswith(pattern[:-1])), "other")
 
 
 def scopes_for(path: str) -> frozenset[str] | None:
-    """The scopes of which a key needs one, or None where no key is needed."""
-    rule = rule_of(path)
-    return None if rule in OPEN else NEEDS.get(rule, ADMIN)
+    """Returns the scopes of which a key needs one, or None if no key is needed."""
+    pattern = path_pattern(path)
+    return None if pattern in PUBLIC_PATHS else REQUIRED_SCOPES.get(pattern, ADMIN)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach an address."""
+    """Returns whether only programs on this machine reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-class Access:
-    """Decides about requests.
+class Authorizer:
+    """Admits or refuses requests.
 
     Args:
-        folder: the run folder with the keys; None if there is no run, and then nobody has a key.
-        openness: whether requests without a key are let in.
-        owner: a key beside those of the folder, of whoever started the server; no name in the folder has brackets.
+        folder: the run folder with the keys; None if there is no run, and so no key.
+        anonymous: whether requests without a key are admitted.
+        owner: an additional key, for the person who started the server; names in the folder have no parentheses.
     """
 
-    def __init__(self, folder: Path | None, openness: Openness, owner: Key | None = None) -> None:
-        self._ring, self._openness, self._owner = KeyRing(folder) if folder else None, openness, owner
+    def __init__(self, folder: Path | None, anonymous: AnonymousAccess, owner: Key | None = None) -> None:
+        self._ring, self._anonymous, self._owner = KeyRing(folder) if folder else None, anonymous, owner
 
     def is_open(self) -> bool:
-        """Whether no key is asked for now."""
-        return self._openness == "always" or (
-            self._openness == "until a key is made" and not (self._ring and self._ring.exists())
+        """Returns whether requests are admitted without a key at present."""
+        return self._anonymous == "always" or (
+            self._anonymous == "until a key is made" and not (self._ring and self._ring.exists())
         )
 
     def admit(self, path: str, token: str | None, host: str) -> Caller:
-        """Lets a request in.
+        """Returns the caller of a request.
 
         Args:
-            path: what is asked for.
-            token: the key that came with it.
-            host: the `Host` header.
+            path: the path of the request.
+            token: its key, if it has one.
+            host: its `Host` header.
 
         Raises:
-            RequestError: 401 without a valid key, 403 with one of the wrong scope or under a foreign host name.
+            RequestError: 401 without a valid key, 403 with a key of another scope or under a foreign host name.
         """
         if self.is_open():
-            # A page from elsewhere can have its own name point to this machine (DNS rebinding); it keeps that name.
+            # A page from elsewhere can resolve its own name to this machine (DNS rebinding); the header shows it.
             if not is_loopback(_without_port(host)):
                 raise RequestError(403, "without keys, this server answers to localhost only; make a key to change it")
-            return EVERYONE
+            return ANONYMOUS
         needed = scopes_for(path)
         if needed is None:
-            # Whoever judges with a key, and not with an annotator's token, has its limits.
-            judge = self._judge(token) if token and rule_of(path) in JUDGING else None
-            return Caller(judge.name, judge) if judge else EVERYONE
-        key = self._holder(token) if token else None
+            # Annotators with a key, as opposed to a token, have the limits of their key.
+            key = self._annotator_key(token) if token and path_pattern(path) in ANNOTATOR_PATHS else None
+            return Caller(key.name, key) if key else ANONYMOUS
+        key = self._find_key(token) if token else None
         if key is None:
             what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
             raise RequestError(401, what, "AuthenticationError")
@@ -119,23 +123,44 @@ class Access:
             raise RequestError(403, f"this needs a key with the scope {need}; yours has {have}", "PermissionError")
         return Caller(key.name, key)
 
-    def _holder(self, token: str) -> Key | None:
+    def annotator(self, token: str) -> str | None:
+        """Returns the name of a key with the scope label, under which its judgements are stored."""
+        key = self._annotator_key(token)
+        return key.name if key else None
+
+    def _find_key(self, token: str) -> Key | None:
         if self._owner and self._owner.fits(token):
             return self._owner
         return self._ring.holder(token) if self._ring else None
 
-    def annotator(self, token: str) -> str | None:
-        """The name under which a key with the scope label judges."""
-        key = self._judge(token)
-        return key.name if key else None
-
-    def _judge(self, token: str) -> Key | None:
+    def _annotator_key(self, token: str) -> Key | None:
         key = self._ring.holder(token) if self._ring else None
         return key if key and "label" in key.scopes else None
 
 
+def annotator_dependency(database: Feedback, annotator_of_key: Callable[[str], str | None]) -> Callable[[Request], str]:
+    """Returns a FastAPI dependency that gives the annotator's name. It answers 401 without a known token, and 403 to an
+    annotator who is excluded.
+
+    Args:
+        database: knows the tokens that `triptych annotator add` printed.
+        annotator_of_key: returns the name behind a key that allows judging, or None.
+    """
+
+    def annotator(request: Request) -> str:
+        token = bearer(request.headers.get("authorization", ""))
+        name = database.annotator_of(token) or annotator_of_key(token) if token else None
+        if name is None:
+            raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
+        if name in database.excluded():
+            raise HTTPException(403, f"{name} is excluded from judging; ask whoever runs the server")
+        return name
+
+    return annotator
+
+
 def bearer(authorization: str) -> str | None:
-    """The token in an `Authorization` header."""
+    """Returns the token in an `Authorization` header."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
@@ -144,24 +169,3 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0] if host.count(":") <= 1 else host
-
-
-# Who asks: people send the personal token that `triptych annotator add` printed.
-def annotator_of_request(database: Feedback, known: Callable[[str], str | None]) -> Callable[[Request], str]:
-    """A FastAPI dependency that gives the annotator's name. 401 without a known token; 403 to who is excluded.
-
-    Args:
-        database: knows the annotators' tokens.
-        known: gives the name behind any other token that lets its holder judge.
-    """
-
-    def signed_in(request: Request) -> str:
-        token = bearer(request.headers.get("authorization", ""))
-        name = database.annotator_of(token) or known(token) if token else None
-        if name is None:
-            raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
-        if name in database.excluded():
-            raise HTTPException(403, f"{name} is excluded from judging; ask whoever runs the server")
-        return name
-
-    return signed_in

@@ -1,4 +1,4 @@
-"""The HTTP listener of the gateway: uvicorn on a socket that gives up on clients who do not read."""
+"""The HTTP listener of the gateway: uvicorn on a socket that drops clients which stop reading."""
 
 import asyncio
 import socket
@@ -6,11 +6,11 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
-# Longer than clients keep an idle connection (httpx 5 s, proxies 60 s): who closes first must be the client, or a
-# request may meet a closing connection and be lost.
+# Longer than clients keep an idle connection (httpx 5 s, proxies 60 s): the client has to close first, or a request
+# may arrive on a closing connection and be lost.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
-# After so long without a byte taken by the client the connection is cut, and its request ends.
+# A client that accepts no byte for so long is disconnected, which ends its request.
 UNREAD_SECONDS = 60.0
 
 
@@ -21,8 +21,8 @@ class Listener:
         app: the application.
         host: the address to listen on.
         port: the port to listen on.
-        stop_seconds: for answers that are being written when it is closed.
-        unread_seconds: as `listening_socket`.
+        stop_seconds: how long responses in progress may take when it is closed.
+        unread_seconds: after how long a client that does not read is disconnected.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Listener:
     ) -> None:
         config = uvicorn.Config(
             app,
-            # uvicorn's set-up of logging would close Ray Serve's log of the gateway, as vLLM's would a replica's.
+            # uvicorn's set-up of logging would close Ray Serve's log of the gateway; vLLM's would do so in a replica.
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -45,17 +45,17 @@ class Listener:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     def is_open(self) -> bool:
-        """Whether it takes requests."""
+        """Returns whether it accepts requests."""
         return not self._serving.done()
 
     async def close(self) -> None:
-        """Takes no more requests and lets those that are being answered end, for the time given."""
+        """Stops accepting requests, and waits `stop_seconds` for those in progress."""
         self._server.should_exit = True
         await self._serving
 
 
 def listening_socket(host: str, port: int, unread_seconds: float) -> socket.socket:
-    """A socket whose connections the kernel cuts when their client has not read for so long.
+    """Returns a socket whose connections the kernel closes if their client does not read for `unread_seconds`.
 
     Raises:
         OSError: the port is taken, or the address is not one of this machine.
@@ -65,7 +65,7 @@ def listening_socket(host: str, port: int, unread_seconds: float) -> socket.sock
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Linux alone has it. Connections inherit it from the socket that accepts them.
+            # On Linux only. Connections inherit it from the socket that accepts them.
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_seconds * 1e3))
         opened.bind(address)
         opened.listen(BACKLOG)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, tokens and times, by the key's name, the model and the version of its weights."""
+"""Prometheus metrics of the gateway: requests, tokens and times, by key, model and version of the weights."""
 
 import time
 from collections.abc import Mapping
@@ -10,13 +10,20 @@ from serve.http.request_context import RequestContext
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
-def labels_of(visit: RequestContext) -> tuple[str, str, str]:
-    """The values of the labels `key`, `model` and `weights`. Weights of many versions count as the newest."""
-    return visit.caller.name, visit.model, visit.weights.rpartition(", ")[2]
+def label_values(context: RequestContext) -> tuple[str, str, str]:
+    """Returns the values of the labels `key`, `model` and `weights`. Of several versions the newest counts."""
+    return context.caller.name, context.model, context.weights.rpartition(", ")[2]
 
 
-class Meters:
-    """The meters of one gateway. `model` is a served name or empty and `route` a rule: no client can make new ones."""
+class GatewayMetrics:
+    """The metrics of one gateway.
+
+    The label `model` is a served name or empty, and `route` a pattern of `serve.http.auth`: clients cannot create new
+    time series.
+
+    Args:
+        weights: the version of every model's weights.
+    """
 
     def __init__(self, weights: Mapping[str, str | None]) -> None:
         self._registry = CollectorRegistry()
@@ -29,14 +36,14 @@ class Meters:
         )
         self.first_token = Histogram(
             "triptych_time_to_first_token_seconds",
-            "From a request for a stream to the first piece of its answer.",
+            "From a request for a stream to the first event of its answer.",
             by,
             buckets=SECONDS,
             registry=self._registry,
         )
         self.next_token = Histogram(
             "triptych_inter_token_seconds",
-            "Between two pieces of a stream.",
+            "Between two events of a stream.",
             by,
             buckets=SECONDS,
             registry=self._registry,
@@ -48,29 +55,27 @@ class Meters:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self.running = Gauge(
-            "triptych_requests_running", "Requests that are being answered.", ("model",), registry=self._registry
-        )
+        self.running = Gauge("triptych_requests_running", "Requests in progress.", ("model",), registry=self._registry)
         self._served = Gauge(
             "triptych_model_info", "The weights served.", ("model", "weights"), registry=self._registry
         )
         for model, version in weights.items():
             self._served.labels(model, version or "").set(1)
 
-    def count(self, visit: RequestContext, route: str) -> None:
-        """A request has ended."""
-        labels = labels_of(visit)
-        self.requests.labels(*labels, route, visit.status).inc()
-        self.duration.labels(*labels, route).observe(time.monotonic() - visit.start)
-        for kind, count in (("prompt", visit.prompt_tokens), ("completion", visit.completion_tokens)):
+    def count(self, context: RequestContext, route: str) -> None:
+        """Counts a request that has ended."""
+        labels = label_values(context)
+        self.requests.labels(*labels, route, context.status).inc()
+        self.duration.labels(*labels, route).observe(time.monotonic() - context.start)
+        for kind, count in (("prompt", context.prompt_tokens), ("completion", context.completion_tokens)):
             if count:
                 self.tokens.labels(*labels, kind).inc(count)
 
     def show_weights(self, model: str, weights: str) -> None:
-        """Another version of a model's weights is served from now on."""
+        """Records that another version of a model's weights is served from now on."""
         self._served.remove_by_labels({"model": model})
         self._served.labels(model, weights).set(1)
 
     def text(self) -> bytes:
-        """All meters in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

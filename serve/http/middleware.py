@@ -1,4 +1,5 @@
-"""What every request passes: who asks, how much, how large. Answers get a number, safe headers and a log line."""
+"""ASGI middleware around all routes: authorization and limits on the way in; on the way out a request id, safe headers,
+metrics and a line in the access log."""
 
 import json
 import logging
@@ -15,18 +16,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import UserError
 from serve.errors import RequestError
-from serve.http.auth import Access, bearer, rule_of
-from serve.http.limits import MOST_BODY_BYTES, KeyLimits, bounded, too_large
-from serve.http.metrics import Meters
+from serve.http.auth import Authorizer, bearer, path_pattern
+from serve.http.limits import MAX_BODY_BYTES, KeyLimits, body_too_large, bounded
+from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
 
 logger = logging.getLogger("ray.serve")
 
 LOG_BYTES = 10 << 20
 LOG_FILES = 3
-LONGEST_PATH = 200
+MAX_PATH = 200
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-# A page sets its own policy. Nothing else is to be shown, embedded, guessed at or kept.
+# Pages set their own policy. Any other response may not be rendered, embedded, sniffed or cached.
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -39,17 +40,17 @@ SAFE_HEADERS = {
 
 
 class Middleware:
-    """ASGI middleware around the whole application, so that no answer leaves without it.
+    """Wraps the whole application, so that no response bypasses it.
 
     Args:
         app: the application.
-        access: who is let in.
-        meters: where requests are counted.
-        log: the access log's file; None for no log.
+        authorizer: admits or refuses requests.
+        metrics: count the requests.
+        log: the file of the access log; None for no log.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, meters: Meters, log: Path | None) -> None:
-        self.app, self._access, self._meters = app, access, meters
+    def __init__(self, app: ASGIApp, authorizer: Authorizer, metrics: GatewayMetrics, log: Path | None) -> None:
+        self.app, self._authorizer, self._metrics = app, authorizer, metrics
         self._limits = KeyLimits()
         self._log = access_log(log)
 
@@ -58,69 +59,71 @@ class Middleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        visit = RequestContext(_request_id(headers), scope["method"], scope["path"], time.monotonic())
-        scope.setdefault("state", {})["visit"] = visit
+        context = RequestContext(_request_id(headers), scope["method"], scope["path"], time.monotonic())
+        scope.setdefault("state", {})["context"] = context
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                visit.status = message["status"]
-                _add_headers(message, visit)
+                context.status = message["status"]
+                _add_headers(message, context)
             await send(message)
 
         try:
-            async with visit.held:
-                await self._answer(visit, headers, scope, receive, send_safely)
+            async with context.cleanup:
+                await self._respond(context, headers, scope, receive, send_safely)
         finally:
-            self._account(visit)
+            self._record(context)
 
-    async def _answer(
-        self, visit: RequestContext, headers: Headers, scope: Scope, receive: Receive, send: Send
+    async def _respond(
+        self, context: RequestContext, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
             try:
-                self._admit(visit, headers)
+                self._admit(context, headers)
             except UserError as error:
-                logger.error("request %s was turned away: %s", visit.id, error)
+                logger.error("request %s was turned away: %s", context.id, error)
                 raise RequestError(503, "the keys of this server cannot be read; its log says why") from error
         except RequestError as error:
             await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
         else:
             await self.app(scope, bounded(receive), send)
 
-    def _admit(self, visit: RequestContext, headers: Mapping[str, str]) -> None:
-        visit.caller = self._access.admit(visit.path, bearer(headers.get("authorization", "")), headers.get("host", ""))
-        if visit.caller.key:
-            self._limits.enter(visit.caller.key)
+    def _admit(self, context: RequestContext, headers: Mapping[str, str]) -> None:
+        context.caller = self._authorizer.admit(
+            context.path, bearer(headers.get("authorization", "")), headers.get("host", "")
+        )
+        if context.caller.key:
+            self._limits.start_request(context.caller.key)
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > MOST_BODY_BYTES:
-            raise too_large()
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            raise body_too_large()
 
-    def _account(self, visit: RequestContext) -> None:
-        tokens = visit.prompt_tokens + visit.completion_tokens
-        if visit.caller.key and tokens:
-            self._limits.spend(visit.caller.key, tokens)
-        seconds = time.monotonic() - visit.start
-        self._meters.count(visit, rule_of(visit.path))
-        # As JSON, in which a line break in a path is two characters: nobody can add a line of their own.
+    def _record(self, context: RequestContext) -> None:
+        tokens = context.prompt_tokens + context.completion_tokens
+        if context.caller.key and tokens:
+            self._limits.spend_tokens(context.caller.key, tokens)
+        seconds = time.monotonic() - context.start
+        self._metrics.count(context, path_pattern(context.path))
+        # As JSON, which escapes line breaks: no path can add a line of its own.
         line = {
             "time": round(time.time(), 3),
-            "request": visit.id,
-            "key": visit.caller.name,
-            "method": visit.method,
-            "path": visit.path[:LONGEST_PATH],
-            "status": visit.status,
-            "model": visit.model,
-            "weights": visit.weights,
-            "prompt_tokens": visit.prompt_tokens,
-            "completion_tokens": visit.completion_tokens,
+            "request": context.id,
+            "key": context.caller.name,
+            "method": context.method,
+            "path": context.path[:MAX_PATH],
+            "status": context.status,
+            "model": context.model,
+            "weights": context.weights,
+            "prompt_tokens": context.prompt_tokens,
+            "completion_tokens": context.completion_tokens,
             "seconds": round(seconds, 4),
         }
         self._log.info(json.dumps(line))
 
 
 def access_log(path: Path | None) -> logging.Logger:
-    """A logger of its own that writes to a file, which is renamed when it is full; the oldest goes."""
-    # Made directly and not by `getLogger`: it belongs to one door, not to the process.
+    """Returns a logger that writes to a file, which is rotated when it is full."""
+    # Constructed directly and not by `getLogger`: it belongs to one middleware, not to the process.
     logger = logging.Logger("access")
     if path is None:
         logger.addHandler(logging.NullHandler())
@@ -130,14 +133,14 @@ def access_log(path: Path | None) -> logging.Logger:
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
-    """The number that the request came with, if it can do no harm in a header or a log; else a new one."""
+    """Returns the id that the client sent, if it is harmless in a header and a log; else a new one."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _add_headers(message: Message, visit: RequestContext) -> None:
+def _add_headers(message: Message, context: RequestContext) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in SAFE_HEADERS.items():
         headers.setdefault(name, value)
-    headers.update(visit.headers)
-    headers["X-Request-Id"] = visit.id
+    headers.update(context.headers)
+    headers["X-Request-Id"] = context.id

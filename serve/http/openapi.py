@@ -1,4 +1,4 @@
-"""The HTTP API in OpenAPI's words. What a model takes, its replica knows: vLLM's own request models are asked there."""
+"""The OpenAPI description of the HTTP API. The schemas of requests to models are vLLM's own, read from the replicas."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,20 +18,21 @@ REFERENCE = "#/components/schemas/{model}"
 REFUSALS = {
     "400": "the request is not valid",
     "401": "a key is needed",
-    "403": "the key has not the scope",
+    "403": "the key lacks the scope",
     "404": "the model is not served",
     "413": "the request is too large",
     "415": "the request is not JSON",
-    "429": "the key has used up what it may ask in a minute",
+    "429": "the key has used up its requests or tokens of this minute",
     "503": "the model is busy, or cannot be reached",
 }
 
 
 def openapi(schemas: Mapping[Endpoint, dict[str, Any]]) -> dict[str, Any]:
-    """The document.
+    """Returns the OpenAPI document.
 
     Args:
-        schemas: the JSON schema of the request of each endpoint that some model has, with `REFERENCE` as template.
+        schemas: the JSON schema of the requests to each endpoint that a model supports, with references of the form
+            `REFERENCE`.
     """
     definitions: dict[str, Any] = {"Error": _ERROR}
     paths: dict[str, Any] = {path: {"get": {"responses": _responses(["401", "403"])}} for path in READ}

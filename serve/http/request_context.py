@@ -1,30 +1,97 @@
-"""One request on its way through the server."""
+"""The state of one request while the server works on it, its JSON body, and its client's presence."""
 
+import asyncio
+import json
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from serve.http.auth import EVERYONE, Caller
+from fastapi import Request
+
+from serve.errors import RequestError
+from serve.http.auth import ANONYMOUS, Caller
+
+T = TypeVar("T")
+# The status that web servers log for it; no client reads the response.
+CLIENT_GONE = 499
 
 
 @dataclass
 class RequestContext:
-    """One request as it is answered; the gateway fills in what the door cannot know.
+    """One request in progress. The middleware creates it, and the router adds the model, weights and tokens.
 
     Attributes:
-        id: its number.
-        headers: more headers for the answer.
-        held: what is given back when the request has ended, however it ended.
+        id: the request id.
+        start: the time of its arrival, by `time.monotonic`.
+        headers: additional headers for the response.
+        cleanup: closed when the request has ended, for whatever reason.
     """
 
     id: str
     method: str
     path: str
     start: float
-    caller: Caller = EVERYONE
+    caller: Caller = ANONYMOUS
     model: str = ""
     weights: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    held: AsyncExitStack = field(default_factory=AsyncExitStack)
+    cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """Returns the JSON object in a request's body.
+
+    Raises:
+        RequestError: 400, it is not a JSON object; 415, the content type is another one.
+    """
+    # Any web page can send other content types without a preflight (the "simple requests" of CORS).
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(415, "send the request as application/json", "UnsupportedMediaTypeError")
+    raw = await request.body()
+    try:
+        body = json.loads(raw, parse_constant=_refuse_constant)
+        if b"\\ud" in raw.lower():
+            # An escaped half of a surrogate pair gives a text that can be neither sent nor tokenized.
+            json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the request body is not valid JSON: {_reason(error)}", "BadRequestError") from error
+    if not isinstance(body, dict):
+        raise RequestError(400, "the request body must be a JSON object", "BadRequestError")
+    return body
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Returns the result of some work for a request whose body has been read, or cancels it if the client disconnects.
+
+    Raises:
+        RequestError: 499, the client has disconnected.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.create_task(_until_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise RequestError(CLIENT_GONE, "the client closed the connection", "ClientClosedError")
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
+
+
+async def _until_disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _reason(error: Exception) -> str:
+    # Python's message quotes the bytes that it could not decode; it would repeat them to the client and in logs.
+    return "the text is not valid Unicode" if isinstance(error, UnicodeError) else str(error)

@@ -1,4 +1,7 @@
-"""The compare page: one prompt to several models, blind and side by side, and a vote; then it says which they were."""
+"""The compare page: several models answer a prompt side by side, a person votes, and only then learns their names.
+
+The answers and the vote are stored as a prompt with completions and a ranking, and give the models' ratings.
+"""
 
 import asyncio
 import json
@@ -17,55 +20,56 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.feedback.bradley_terry import Vote, ratings
 from serve.errors import RequestError
-from serve.http.auth import annotator_of_request
+from serve.http.auth import annotator_dependency
 from serve.http.request_context import RequestContext
 from serve.pages.render import page, routes_of
 from serve.transport.messages import Endpoint, Part, Reply
 from serve.transport.pool import ModelEndpoint
 
-MOST_SIDES = 4
+MAX_SIDES = 4
 TEMPERATURE = 0.7
-# The prompt has the other half of what a model can read; nobody reads more of several answers than this.
-MOST_TOKENS = 1_024
-LONGEST_PROMPT = 100_000
+# At most half of a model's context, the prompt has the other half; and no more than people read of several answers.
+MAX_TOKENS = 1_024
+MAX_PROMPT = 100_000
 Ask = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
 class ComparePrompt(BaseModel):
-    """What a person asks, and how many models."""
+    """A prompt, and the number of models that shall answer it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
-    sides: Annotated[int, Field(ge=2, le=MOST_SIDES)] = 2
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+    sides: Annotated[int, Field(ge=2, le=MAX_SIDES)] = 2
 
 
-class Voted(BaseModel):
-    """What a person says of the answers.
+class VoteRequest(BaseModel):
+    """A vote on the answers.
 
     Attributes:
-        comparison: the name that came at the end of the stream.
-        ranks: of every side, from left to right; 1 is best, equal ranks tie. None where all are bad.
+        comparison: the name that ended the stream of the answers.
+        ranks: the rank of every side, from left to right; 1 is best, equal ranks tie. None if all are bad.
+        seconds: the time between the end of the answers and the vote.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     comparison: Annotated[str, Field(max_length=200)]
-    ranks: list[Annotated[int, Field(ge=1, le=MOST_SIDES)]] | None
+    ranks: list[Annotated[int, Field(ge=1, le=MAX_SIDES)]] | None
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the models that are compared, whether it chats, and how many tokens it may write."""
+    """One of the compared models, whether it is tuned to chat, and the most tokens of its answer."""
 
     model: str
     chat: bool
-    room: int
+    max_tokens: int
 
 
 class AnswerError(Exception):
-    """A model gave no whole answer. The message does not tell which."""
+    """A model gave no complete answer. The message does not name it."""
 
 
 def compare_router(
@@ -73,51 +77,51 @@ def compare_router(
     models: Mapping[str, ModelEndpoint],
     weights: Mapping[str, str | None],
     ask: Callable[[RequestContext, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
-    known: Callable[[str], str | None] = lambda _: None,
+    annotator_of_key: Callable[[str], str | None] = lambda _: None,
 ) -> APIRouter:
-    """The page at /compare and the paths under it.
+    """Returns the page at /compare and the routes under it.
 
     Args:
-        database: where prompts, answers and votes go.
-        models: by name. Those tuned to chat are compared; where they are too few, all that write are.
-        weights: the checksum of every model's weights, where it is known.
-        ask: gives the parts of an answer of the model that the body names.
-        known: as `annotator_of_request`.
+        database: stores prompts, answers and votes.
+        models: the models by name. Those tuned to chat are compared, or all that generate if those are too few.
+        weights: the version of every model's weights, if it is known.
+        ask: returns the response parts of the model that the body names.
+        annotator_of_key: returns the name behind a key that allows judging, or None.
     """
     router = APIRouter(prefix="/compare")
-    Annotator = Annotated[str, Depends(annotator_of_request(database, known))]
+    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key))]
 
     @router.get("")
     def compare_page(request: Request) -> HTMLResponse:
         return page("compare.html", routes_of(request.app))
 
     @router.get("/models")
-    async def most_models(annotator: Annotator) -> dict[str, int]:
+    async def max_models(annotator: Annotator) -> dict[str, int]:
         del annotator
         cards = await asyncio.gather(*(model.card() for model in models.values()))
-        return {"most": min(MOST_SIDES, sum(not card.get("score") for card in cards))}
+        return {"most": min(MAX_SIDES, sum(not card.get("score") for card in cards))}
 
     @router.post("/answers")
     async def answers(request: Request, annotator: Annotator, asked: ComparePrompt) -> StreamingResponse:
-        visit: RequestContext = request.state.visit
-        chosen = await _draw(models, asked.sides)
-        events = _events(database, annotator, asked.prompt, chosen, weights, partial(ask, visit))
-        visit.held.push_async_callback(events.aclose)
+        context: RequestContext = request.state.context
+        chosen = await _sample_models(models, asked.sides)
+        events = _events(database, annotator, asked.prompt, chosen, weights, partial(ask, context))
+        context.cleanup.push_async_callback(events.aclose)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.post("/vote")
-    def vote(annotator: Annotator, voted: Voted) -> dict[str, Any]:
-        prompt = database.prompt(voted.comparison)
+    def vote(annotator: Annotator, body: VoteRequest) -> dict[str, Any]:
+        prompt = database.prompt(body.comparison)
         if prompt is None or prompt.details.get("compare") != annotator:
             raise HTTPException(404, "there is no such comparison of yours: ask again")
         sides = _sides(prompt)
-        if voted.ranks is not None and len(voted.ranks) != len(sides):
-            raise HTTPException(422, f"{len(sides)} answers were shown and {len(voted.ranks)} ranked")
-        given = _ranking(annotator, voted, sides)
-        if not database.add_ranking(given):
+        if body.ranks is not None and len(body.ranks) != len(sides):
+            raise HTTPException(422, f"{len(sides)} answers were shown and {len(body.ranks)} ranked")
+        ranking = _ranking(annotator, body, sides)
+        if not database.add_ranking(ranking):
             found = database.judgement(prompt.id, annotator)
-            # Sending the same again is no second vote; another one comes after the models were told.
-            if found is None or (found.ranks, found.all_bad) != (given.ranks, given.all_bad):
+            # A repeated request is not a second vote; a different vote would no longer be blind.
+            if found is None or (found.ranks, found.all_bad) != (ranking.ranks, ranking.all_bad):
                 raise HTTPException(409, "you have voted on this comparison")
         return {"models": [side.model for side in sides]}
 
@@ -128,16 +132,16 @@ def compare_router(
     @router.get("/figures")
     def figures(annotator: Annotator) -> dict[str, Any]:
         del annotator
-        ballots, bad = ballots_in(database)
+        ballots, bad = all_ballots(database)
         raw, controlled = ratings(ballots), ratings(ballots, control_length=True)
         return {"votes": len(ballots), "bad": bad, "raw": asdict(raw), "controlled": asdict(controlled)}
 
     return router
 
 
-def ballots_in(database: Feedback) -> tuple[list[list[Vote]], int]:
-    """All votes of people who are not excluded, in the order given, each as what it says of every pair of models; and
-    how often they called all answers bad, which says nothing of which is better."""
+def all_ballots(database: Feedback) -> tuple[list[list[Vote]], int]:
+    """Returns the votes of people who are not excluded, in order, each as one `Vote` for every pair of its models; and
+    how often they called all answers bad, which compares no models."""
     excluded = set(database.excluded())
     prompts = {prompt.id: _sides(prompt) for prompt in database.prompts(prefix=COMPARED)}
     ballots, bad = [], 0
@@ -156,20 +160,20 @@ def _vote(ranks: Mapping[str, int], pair: tuple[Completion, Completion]) -> Vote
     return Vote((pair[0].model, pair[1].model), won, (len(pair[0].text), len(pair[1].text)))
 
 
-async def _draw(models: Mapping[str, ModelEndpoint], sides: int) -> list[Side]:
-    """Models at random, from left to right."""
+async def _sample_models(models: Mapping[str, ModelEndpoint], sides: int) -> list[Side]:
+    """Draws models at random, from left to right."""
     cards = dict(zip(models, await asyncio.gather(*(model.card() for model in models.values())), strict=True))
-    writing = [name for name in models if not cards[name].get("score")]
-    chat = [name for name in writing if cards[name].get("chat", True)]
-    able = chat if len(chat) >= sides else writing
+    generating = [name for name in models if not cards[name].get("score")]
+    chat = [name for name in generating if cards[name].get("chat", True)]
+    able = chat if len(chat) >= sides else generating
     if len(able) < sides:
         raise HTTPException(
             409, f"comparing takes {sides} models, and {len(able)} {'is' if len(able) == 1 else 'are'} served"
         )
     names = secrets.SystemRandom().sample(able, sides)
-    # All may write equally much: a limit of its own would tell which model it is.
-    room = min(MOST_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
-    return [Side(name, name in chat, room) for name in names]
+    # The same for all: a limit of its own would give a model away.
+    max_tokens = min(MAX_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
+    return [Side(name, name in chat, max_tokens) for name in names]
 
 
 async def _events(
@@ -180,8 +184,11 @@ async def _events(
     weights: Mapping[str, str | None],
     ask: Ask,
 ) -> AsyncGenerator[str]:
-    """Pieces of all answers as they come, `{"side", "text"}`; then `{"comparison"}`, or `{"error"}` and nothing is
-    stored. Models' own events name them, so none is passed on."""
+    """Yields the events of the stream: the texts of all answers as they come, `{"side", "text"}`; then `{"comparison"}`
+    with the stored comparison's name, or `{"error"}`, and nothing is stored.
+
+    The models' own events contain their names and are not passed on.
+    """
     texts = [""] * len(chosen)
     try:
         async with aclosing(_merged([_text(ask, one, prompt) for one in chosen])) as merged:
@@ -192,7 +199,7 @@ async def _events(
         yield _event(error=str(error))
         return
     except RequestError:
-        # It may name the model.
+        # Its message may name the model.
         yield _event(error="a model cannot answer just now; try again")
         return
     name = f"{COMPARED}{secrets.token_hex(16)}"
@@ -205,7 +212,7 @@ async def _events(
             token_ids=[],
             model=chosen[side].model,
             weights=weights.get(chosen[side].model) or "",
-            sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side].room},
+            sampling={"temperature": TEMPERATURE, "max_tokens": chosen[side].max_tokens},
         )
         for side in range(len(chosen))
     ]
@@ -216,7 +223,7 @@ async def _events(
 
 
 async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tuple[int, str]]:
-    """The items of all streams as they come, each with the number of its stream."""
+    """Yields the items of all streams as they come, each with the number of its stream."""
     queue: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
 
     async def read(side: int, stream: AsyncGenerator[str]) -> None:
@@ -237,7 +244,7 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tupl
             else:
                 yield side, text
     finally:
-        # Also when the client has gone: the models stop writing.
+        # Also when the client has disconnected: the models then stop.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -245,7 +252,7 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tupl
 
 async def _text(ask: Ask, side: Side, prompt: str) -> AsyncGenerator[str]:
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if side.chat else {"prompt": prompt}
-    body = {"model": side.model, "stream": True, "temperature": TEMPERATURE, "max_tokens": side.room, **asked}
+    body = {"model": side.model, "stream": True, "temperature": TEMPERATURE, "max_tokens": side.max_tokens, **asked}
     async with aclosing(ask("chat/completions" if side.chat else "completions", body)) as parts:
         async for part in parts:
             if isinstance(part, Reply):
@@ -267,15 +274,15 @@ def _sides(prompt: Prompt) -> list[Completion]:
     return sorted(prompt.completions, key=lambda row: row.index)
 
 
-def _ranking(annotator: str, voted: Voted, sides: Sequence[Completion]) -> Ranking:
+def _ranking(annotator: str, body: VoteRequest, sides: Sequence[Completion]) -> Ranking:
     keys = [str(side.id) for side in sides]
     return Ranking(
-        prompt_id=voted.comparison,
+        prompt_id=body.comparison,
         annotator=annotator,
-        ranks=dict(zip(keys, voted.ranks or (), strict=False)),
-        all_bad=voted.ranks is None,
+        ranks=dict(zip(keys, body.ranks or (), strict=False)),
+        all_bad=body.ranks is None,
         presented=[side.id for side in sides if side.id is not None],
-        seconds=voted.seconds,
+        seconds=body.seconds,
     )
 
 

@@ -1,4 +1,8 @@
-"""The label page and what it asks for: people sign in, get prompts to judge, and say which answer is better."""
+"""The label page: people sign in with their token, get prompts with several answers, and rank the answers.
+
+`label_router` is a part of the gateway. `serve_labels` serves the page alone, without any model, so that people can
+rank while a stage samples, trains or waits for them.
+"""
 
 import random
 import statistics
@@ -20,39 +24,43 @@ from cluster.feedback import COMPARED, GOLD, Completion, Feedback, Prompt, Ranki
 from cluster.feedback.agreement import agreement, reliability
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
-from serve.http.auth import annotator_of_request
+from serve.http.auth import annotator_dependency
 from serve.http.listener import KEEP_ALIVE_SECONDS
 from serve.pages.render import page, routes_of, url_host
 
-# A digit ranks an answer.
-MOST_ANSWERS = 9
-# How long a prompt is kept for the person who got it; then another may get it too, and both judgements count.
+STOP_SECONDS = 5
+# A rank is one digit on the keyboard.
+MAX_ANSWERS = 9
+# How long a prompt is reserved for a person. Afterwards another may get it too, and both judgements count.
 HOLD_SECONDS = 30 * 60.0
-# Of what a person gets: items whose right ranking is known, and prompts that they have ranked, though not of late.
+# The shares of a person's prompts with a known right ranking (gold items), and of those that they have ranked before;
+# the latter are at least so many judgements old.
 GOLD_SHARE = 0.1
 REPEAT_SHARE = 0.05
 REPEAT_AFTER = 10
-LONGEST_TEXT = 100_000
-Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
+MAX_TEXT = 100_000
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
 class Judgement(BaseModel):
-    """What the page sends: ranks, "all bad", or a skip.
+    """A judgement of one prompt: ranks, "all bad", or a skip.
 
     Attributes:
-        prompt: the prompt's name.
-        answers: the ids of the answers in the order shown.
-        ranks: the rank of each, 1 is best; gaps mean nothing and are closed.
-        marks: answer id to what was said of it.
-        seconds: how long the page was looked at.
-        again: the prompt was given to this person before, and this is the second ranking of it.
+        prompt: the prompt's id.
+        answers: the ids of the answers in the presented order.
+        ranks: the rank of each answer, 1 is best; gaps have no meaning and are closed.
+        skipped: the reason for a skip.
+        marks: by answer id, the marks of an answer, such as helpful.
+        better: a better answer, written by the annotator.
+        seconds: how long the annotator looked at the page.
+        again: whether this is the annotator's second judgement of the prompt.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str
-    answers: Annotated[list[int], Field(min_length=2, max_length=MOST_ANSWERS)]
-    ranks: Annotated[list[Annotated[int, Field(ge=1, le=MOST_ANSWERS)]], Field(max_length=MOST_ANSWERS)] = []
+    answers: Annotated[list[int], Field(min_length=2, max_length=MAX_ANSWERS)]
+    ranks: Annotated[list[Annotated[int, Field(ge=1, le=MAX_ANSWERS)]], Field(max_length=MAX_ANSWERS)] = []
     skipped: Text | None = None
     all_bad: bool = False
     marks: dict[int, dict[str, bool]] = {}
@@ -63,68 +71,74 @@ class Judgement(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """The name of a prompt to judge, and whether its annotator has judged it before."""
+    """The id of a prompt to judge, and whether its annotator has judged it before."""
 
     prompt: str
     again: bool = False
 
 
 class TaskAssigner:
-    """Hands out prompts: two people who ask at once get different ones while there are enough.
+    """Assigns prompts to annotators: two who ask at once get different prompts while there are enough.
 
-    Gold items and repeats come in between. Whether one is due depends on the person and on how much they have judged
-    alone, so that looking away, or a restart, does not pass it over.
+    Gold items and repeats are mixed in. Whether one is due depends only on the annotator and on how many prompts they
+    have judged, so that neither a reload nor a restart skips it.
+
+    Args:
+        database: the prompts and judgements.
+        people: how many annotators shall judge each prompt.
     """
 
     def __init__(self, database: Feedback, people: int) -> None:
         self._database, self._people = database, people
-        self._held: dict[str, tuple[str, float]] = {}
+        self._reserved: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
     def next_task(self, annotator: str, done: int) -> tuple[Task | None, int]:
-        """What to judge next, the same until it is judged, and how many open prompts there are; None at the end.
+        """Returns an annotator's next task, the same until it is judged, or None at the end, and the number of open prompts.
 
-        A restart forgets who held what; the order of prompts then gives most people theirs again.
+        A restart loses the reservations; the order of prompts then gives most annotators the same ones again.
 
         Args:
-            annotator: who asks.
-            done: how many they have judged.
+            annotator: the annotator's name.
+            done: how many prompts they have judged.
         """
         with self._lock:
             now = time.monotonic()
-            self._held = {name: held for name, held in self._held.items() if held[1] > now}
-            others = Counter(prompt for name, (prompt, _) in self._held.items() if name != annotator)
+            self._reserved = {name: one for name, one in self._reserved.items() if one[1] > now}
+            others = Counter(prompt for name, (prompt, _) in self._reserved.items() if name != annotator)
             tasks = self._database.open_tasks(annotator, self._people)
             free = [name for name, judged in tasks if judged + others[name] < self._people]
-            mine = self._held.pop(annotator, ("", 0.0))[0]
+            mine = self._reserved.pop(annotator, ("", 0.0))[0]
             chosen = mine if mine in free else next(iter(free), None)
             if chosen is not None:
-                self._held[annotator] = (chosen, now + HOLD_SECONDS)
+                self._reserved[annotator] = (chosen, now + HOLD_SECONDS)
         check = self._check(annotator, done) if chosen is not None else None
         return check or (Task(chosen) if chosen is not None else None), len(free)
 
     def _check(self, annotator: str, done: int) -> Task | None:
-        chance = random.Random(f"check {annotator} {done}")
-        kind = chance.random()
+        rng = random.Random(f"check {annotator} {done}")
+        kind = rng.random()
         if kind < GOLD_SHARE and (gold := self._database.gold_tasks(annotator)):
-            return Task(chance.choice(gold))
+            return Task(rng.choice(gold))
         if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(annotator, REPEAT_AFTER)):
             return Task(own[0], again=True)
         return None
 
 
-def label_router(database: Feedback, people: int = 1, known: Callable[[str], str | None] = lambda _: None) -> APIRouter:
-    """The page at /label and the paths under it.
+def label_router(
+    database: Feedback, people: int = 1, annotator_of_key: Callable[[str], str | None] = lambda _: None
+) -> APIRouter:
+    """Returns the page at /label and the routes under it.
 
     Args:
-        database: where prompts come from and judgements go.
-        people: how many people are to judge each prompt.
-        known: the name that another kind of token than an annotator's stands for, or None.
+        database: the prompts and judgements.
+        people: how many annotators shall judge each prompt.
+        annotator_of_key: returns the name behind a key that allows judging, or None.
     """
     router = APIRouter(prefix="/label")
-    desk = TaskAssigner(database, people)
+    assigner = TaskAssigner(database, people)
 
-    Annotator = Annotated[str, Depends(annotator_of_request(database, known))]
+    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key))]
 
     @router.get("")
     def label_page(request: Request) -> HTMLResponse:
@@ -132,12 +146,12 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
 
     @router.get("/next")
     def next_task(annotator: Annotator) -> dict[str, Any]:
-        said = database.judgements(annotator)
-        done = len(said) + len(database.repeats(annotator))
-        chosen, left = desk.next_task(annotator, done)
+        judged = database.judgements(annotator)
+        done = len(judged) + len(database.repeats(annotator))
+        chosen, left = assigner.next_task(annotator, done)
         prompt = database.prompt(chosen.prompt) if chosen is not None else None
         task = task_for(annotator, prompt, None, chosen.again) if chosen and prompt else None
-        seconds = [row.seconds for row in said if row.skipped is None]
+        seconds = [row.seconds for row in judged if row.skipped is None]
         progress = {"done": done, "left": left, "seconds": statistics.median(seconds) if seconds else None}
         return {"annotator": annotator, "task": task, "progress": progress}
 
@@ -169,7 +183,7 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
         del annotator
         excluded = database.excluded()
         judgements = database.judgements()
-        # What the compare page asked is another task.
+        # The votes of the compare page are another task.
         ranked = [row for row in judgements if not row.prompt_id.startswith(COMPARED)]
         people = [row for row in ranked if is_person(row.annotator) and row.annotator not in excluded]
         counts = {
@@ -177,7 +191,7 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
             "all_bad": sum(row.all_bad for row in people),
             "skipped": sum(row.skipped is not None for row in people),
         }
-        # Of the excluded too: it says why they are.
+        # Those who are excluded too: their reliability is the reason.
         persons = [row for row in judgements if is_person(row.annotator) or row.annotator == GOLD]
         return {
             "counts": counts,
@@ -189,32 +203,40 @@ def label_router(database: Feedback, people: int = 1, known: Callable[[str], str
     return router
 
 
-def task_for(annotator: str, prompt: Prompt, said: Ranking | None, again: bool = False) -> dict[str, Any]:
-    """What the page shows: the conversation and its answers, in an order of this annotator's own, and nothing that
-    tells which model gave which."""
+def task_for(annotator: str, prompt: Prompt, judgement: Ranking | None, again: bool = False) -> dict[str, Any]:
+    """Returns the data of a task for the page: the conversation and the answers, in this annotator's order and without
+    the models' names.
+
+    Args:
+        annotator: the annotator's name.
+        prompt: the prompt with its completions.
+        judgement: the annotator's judgement so far.
+        again: whether it is given to them a second time.
+    """
     return {
         "prompt": prompt.id,
         "again": again,
         "messages": prompt.messages,
         "answers": [{"id": row.id, "text": row.text} for row in presented(annotator, prompt, again)],
-        "said": said and said.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
+        "judgement": judgement
+        and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
     }
 
 
 def presented(annotator: str, prompt: Prompt, again: bool = False) -> list[Completion]:
-    """At most nine of the prompt's completions, in an order that depends on annotator and prompt alone; the other way
-    round when they get it again."""
+    """Returns at most nine of the prompt's completions, in an order that depends only on annotator and prompt, and is
+    reversed if they get it again."""
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
-    chance = random.Random(f"presented {annotator} {prompt.id}")
-    chosen = chance.sample(completions, min(len(completions), MOST_ANSWERS))
+    rng = random.Random(f"presented {annotator} {prompt.id}")
+    chosen = rng.sample(completions, min(len(completions), MAX_ANSWERS))
     return chosen[::-1] if again else chosen
 
 
 def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
-    """The row to store.
+    """Returns the row to store.
 
     Raises:
-        UserError: there is not one rank for every answer.
+        UserError: the numbers of ranks and answers differ.
     """
     if judgement.ranks and len(judgement.ranks) != len(judgement.answers):
         raise UserError(f"{len(judgement.answers)} answers were shown and {len(judgement.ranks)} ranked")
@@ -233,12 +255,14 @@ def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
     )
 
 
-# The label page alone, without any model: people can rank while a stage samples, trains or waits for them.
-STOP_SECONDS = 5
-
-
 def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
     """Serves the label page of a run until SIGINT or SIGTERM.
+
+    Args:
+        run: the run folder.
+        host: the address to listen on.
+        port: the port to listen on.
+        people: how many annotators shall judge each prompt.
 
     Raises:
         UserError: the port is taken, or the database cannot be opened.

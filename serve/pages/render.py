@@ -1,4 +1,5 @@
-"""The pages: single files without a build step, sent with headers that let nothing else run in them."""
+"""Assembles a page from the files of `static/`, without a build step, and sends it with a Content-Security-Policy that
+allows nothing else to run in it."""
 
 import base64
 import hashlib
@@ -14,39 +15,40 @@ from jinja2 import Environment, PackageLoader
 PAGES = files("serve") / "pages" / "static"
 
 
-def _sources(html: str, tag: str) -> str:
+def _hashes(html: str, tag: str) -> str:
+    """Returns the CSP sources that allow the inline elements of a tag, by their hashes."""
     bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies]
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
 def routes_of(app: FastAPI) -> frozenset[str]:
-    """The names of an application's routes: pages link to those pages that are there."""
+    """Returns the names of an application's routes, by which a page knows which others it can link to."""
     return frozenset(route.name for route in app.routes if isinstance(route, APIRoute))
 
 
-def _put_together(name: str, routes: frozenset[str]) -> str:
-    """The page as one file: what it shares with others is a template that it extends, and `<style src="NAME">` and
-    `<script src="NAME">` hold the text of the file beside it."""
+def _assemble(name: str, routes: frozenset[str]) -> str:
+    """Returns the HTML of a page: its template extends that of the common frame, and the text of the file NAME replaces
+    `<style src="NAME">` and `<script src="NAME">`."""
 
-    def whole(found: re.Match[str]) -> str:
+    def inline(found: re.Match[str]) -> str:
         tag, source = found.groups()
         return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
 
     template = Environment(loader=PackageLoader("serve", "pages/static"), autoescape=True).get_template(name)
     html = template.render(routes=routes)
-    return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', whole, html)
+    return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', inline, html)
 
 
 @cache
 def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
-    """The page `serve/pages/NAME` of an application with these routes. Only the scripts and styles in it run, and only
-    this server is reached."""
-    html = _put_together(name, routes)
+    """Returns the page `serve/pages/static/NAME` of an application with these routes. Only its own scripts and styles
+    run, and they can reach only this server."""
+    html = _assemble(name, routes)
     policy = {
         "default-src": "'none'",
-        "script-src": _sources(html, "script"),
-        "style-src": _sources(html, "style"),
+        "script-src": _hashes(html, "script"),
+        "style-src": _hashes(html, "style"),
         "connect-src": "'self'",
         "img-src": "data:",
         "base-uri": "'none'",
@@ -65,7 +67,7 @@ def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
 
 
 def url_host(host: str) -> str:
-    """The host to write in an address: what listens everywhere is reached on the loopback."""
+    """Returns the host to write in a URL: a server on all addresses is reached by the name localhost."""
     if host in ("0.0.0.0", "::", ""):
         return "localhost"
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""The run page: how far each stage is, its figures and curves, samples, and what the served weights were made from."""
+"""The run page: the state, figures, curves and samples of each stage, and the inputs that its result was made from."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from cluster.run.metrics import read_metrics
 from cluster.trace import read_trace
 from serve.pages.render import page, routes_of
 
-# More points than a drawing has pixels across only make the page heavy.
-POINTS = 160
-SAMPLES = 24
+# A drawing has not many more pixels across.
+MAX_POINTS = 160
+MAX_SAMPLES = 24
 
 
 def runs_router(folder: Path) -> APIRouter:
-    """The page at /runs, and the data that it shows."""
+    """Returns the routes of the page at /runs."""
     router = APIRouter(prefix="/runs")
     run = RunFolder(folder)
 
@@ -37,17 +37,17 @@ def runs_router(folder: Path) -> APIRouter:
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """All that the page shows of a run."""
+    """Returns the data that the page shows of a run."""
     working = run.holder() is not None
     return {
         "name": run.root.name,
-        "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _left_out(run)],
+        "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _skipped(run)],
         "samples": _samples(run.path("report") / "answers.json"),
     }
 
 
-def _left_out(run: RunFolder) -> set[str]:
-    """A run that fine-tunes somebody's model has no corpus, and one whose rewards are computed ranks nothing."""
+def _skipped(run: RunFolder) -> set[str]:
+    # A run that fine-tunes an existing model has no corpus, and one whose rewards are computed ranks nothing.
     base, policy = run.manifest("base"), run.manifest("policy")
     corpus = {"corpus"} if base and "corpus" not in base.inputs else set()
     ranked = {"preferences", "reward"} if policy and "reward" not in policy.inputs else set()
@@ -84,7 +84,7 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
 
 
 def _state(manifest: Manifest | None, begun: bool, working: bool, run: RunFolder) -> tuple[str, str]:
-    """By what lies in the folder alone: whether the recipe has changed since, `triptych doctor` says."""
+    # By the files of the run alone; `triptych doctor` says whether the recipe has changed since.
     if begun:
         return ("working", "in progress") if working else ("partial", "interrupted; the same command resumes it")
     if manifest is None:
@@ -97,7 +97,7 @@ def _state(manifest: Manifest | None, begun: bool, working: bool, run: RunFolder
 
 
 def figures(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every number of a manifest under its dotted name: value, and low, high and n where they are known."""
+    """Yields every number of a manifest by its dotted name: `value`, and `low`, `high` and `n` if they are known."""
     for name, value in metrics.items():
         if isinstance(value, dict) and "value" not in value:
             yield from figures(value, f"{prefix}{name}.")
@@ -108,7 +108,7 @@ def figures(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Every metric over the steps at which it was taken, thinned to `POINTS`, the last one kept."""
+    """Returns every metric as (step, value) pairs, thinned to `MAX_POINTS` with both ends kept."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -118,7 +118,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 
 
 def written(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What a model wrote at its newest checkpoint: beside what the data has and, if known, what it wrote untrained."""
+    """Returns a model's answers at its newest checkpoint, next to the data's and, if known, those before training."""
     newest = next((row for row in reversed(rows) if row.get("samples")), None)
     if newest is None:
         return None
@@ -138,13 +138,13 @@ def written(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def rollouts(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The newest answers that RLHF kept to be looked at, as of `pipelines.evaluate.token_ratios`."""
+    """Returns the newest answers that RLHF logged, in the format of `pipelines.evaluate.token_ratios`."""
     newest = next((row for row in reversed(rows) if row.get("rollouts")), None)
     return newest and {"step": newest["step"], "rollouts": newest["rollouts"]}
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    count = min(POINTS, len(points))
+    count = min(MAX_POINTS, len(points))
     return [points[index * (len(points) - 1) // (count - 1)] for index in range(count)]
 
 
@@ -153,11 +153,11 @@ def _is_number(value: object) -> bool:
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
-    """Held-out questions with what each model said, taken evenly over all: neighbors ask about the same thing."""
+    """Returns held-out questions with each model's answer, evenly spaced: neighboring questions have the same topic."""
     if not path.exists():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))
-    count = min(SAMPLES, len(rows))
+    count = min(MAX_SAMPLES, len(rows))
     chosen = [rows[index * len(rows) // count] for index in range(count)]
     return [
         {

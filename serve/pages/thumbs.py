@@ -1,4 +1,4 @@
-"""What people think of an answer that the chat page gave them, into the run's feedback database."""
+"""The route for thumbs: a person's opinion of an answer on the chat page, stored in the feedback database."""
 
 from collections.abc import Container
 from typing import Literal
@@ -9,44 +9,49 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.feedback import Feedback, Thumb
 from serve.errors import RequestError
 
-LONGEST = 100_000
-MOST_MESSAGES = 200
+MAX_TEXT = 100_000
+MAX_MESSAGES = 200
 
 
 class ThumbMessage(BaseModel):
-    """One message of the conversation that was answered."""
+    """One message of the conversation."""
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=LONGEST)
+    content: str = Field(max_length=MAX_TEXT)
 
 
-class Given(BaseModel):
-    """A thumb up, down, or taken back (None). What was asked and answered is taken at the client's word: the server
-    keeps no conversation."""
+class ThumbRequest(BaseModel):
+    """A thumb up, down, or taken back (None). The client sends the conversation and the answer along: the server keeps
+    no conversation to compare them with."""
 
     model_config = ConfigDict(extra="forbid")
     request: str = Field(pattern=r"^[\w.-]{1,64}$", description="the X-Request-Id of the answer")
     model: str
     weights: str = Field("", pattern=r"^\w{0,64}$", description="its X-Triptych-Weights")
-    messages: list[ThumbMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
-    answer: str = Field(max_length=LONGEST)
+    messages: list[ThumbMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    answer: str = Field(max_length=MAX_TEXT)
     good: bool | None
 
 
 def thumbs_router(database: Feedback, models: Container[str]) -> APIRouter:
-    """The path to which the chat page sends thumbs."""
+    """Returns the route to which the chat page sends thumbs.
+
+    Args:
+        database: where thumbs are stored.
+        models: the names of the served models.
+    """
     router = APIRouter()
 
     @router.post("/thumbs", name="thumbs")
-    def thumb(request: Request, given: Given) -> Response:
-        if given.model not in models:
-            raise RequestError(404, f"there is no model {given.model[:80]!r} here", param="model")
-        caller = request.state.visit.caller.name
-        if given.good is None:
-            database.remove_thumb(given.request, caller)
+    def thumb(request: Request, body: ThumbRequest) -> Response:
+        if body.model not in models:
+            raise RequestError(404, f"there is no model {body.model[:80]!r} here", param="model")
+        caller = request.state.context.caller.name
+        if body.good is None:
+            database.remove_thumb(body.request, caller)
         else:
-            database.save_thumb(Thumb(**given.model_dump(), caller=caller))
+            database.save_thumb(Thumb(**body.model_dump(), caller=caller))
         return Response(status_code=204)
 
     return router

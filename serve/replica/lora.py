@@ -1,4 +1,4 @@
-"""A model that is low-rank adapters beside another one, in whose engine it answers."""
+"""A LoRA adapter served as a model of its own, by the engine of the model that it adapts."""
 
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -9,75 +9,76 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.serve import Serve
 from cluster.run.folder import file_fingerprint
-from serve.transport.messages import Endpoint, Part, Promoted, ResponseStart, Served
+from serve.transport.messages import Endpoint, Part, PromotionResult, ResponseStart, ServedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class LoraModel:
-    """Answers by the engine that loaded it.
+    """An adapter as a `ServedModel`: requests go to the engine that loaded it.
 
     Args:
-        name: what clients call it.
-        folder: where it lies, in PEFT's format.
-        engine: that of the model that it is beside.
+        name: the name that clients use, and that the engine knows the adapter by.
+        folder: its folder, in PEFT's format.
+        engine: the engine of the model that it adapts.
     """
 
-    def __init__(self, name: str, folder: Path, engine: Served) -> None:
+    def __init__(self, name: str, folder: Path, engine: ServedModel) -> None:
         self._name, self._engine = name, engine
-        self._weights = checksum(folder)
+        self._weights = adapter_checksum(folder)
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """As `VllmEngine.answer`; the weights that it names are the adapter's."""
+        """Answers by the engine, with the adapter's checksum as the version of the weights."""
         async with aclosing(self._engine.answer(endpoint, body)) as parts:
             async for part in parts:
                 yield ResponseStart(self._weights) if isinstance(part, ResponseStart) else part
 
     async def card(self) -> dict[str, Any]:
-        """Its entry in `/v1/models`."""
-        beside = await self._engine.card()
-        return beside | {"id": self._name, "parent": beside["id"]}
+        """Returns its entry in `/v1/models`, which names the adapted model as its parent."""
+        adapted = await self._engine.card()
+        return adapted | {"id": self._name, "parent": adapted["id"]}
 
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """As `VllmEngine.schemas`."""
+        """Returns the engine's."""
         return self._engine.schemas()
 
-    async def promote(self, *_: Any, **__: Any) -> Promoted:
+    async def promote(self, *_: Any, **__: Any) -> PromotionResult:
         """Refuses."""
-        return Promoted(0.0, error=f"{self._name} is an adapter: start the server again to load another one")
+        return PromotionResult(0.0, error=f"{self._name} is an adapter: start the server again to load another one")
 
-    def live(self) -> str:
-        """The checksum of the adapter."""
+    def weights_version(self) -> str:
+        """Returns the checksum of the adapter."""
         return self._weights
 
     def requests(self) -> int:
-        """None: those of the adapter are counted by the engine that has them."""
+        """Returns 0: the engine counts its adapters' requests with its own."""
         return 0
 
     async def check_health(self) -> None:
-        """Nothing besides the engine."""
+        """Does nothing: the engine is checked by itself."""
 
     def close(self) -> None:
-        """Nothing besides the engine."""
+        """Does nothing: the engine is closed by itself."""
 
 
-def checksum(folder: Path) -> str:
-    """Of an adapter: it names the version."""
+def adapter_checksum(folder: Path) -> str:
+    """Returns the checksum of an adapter's weights, which serves as their version."""
     return file_fingerprint(folder / WEIGHTS)
 
 
 def check_adapters(section: Serve, found: Mapping[str, Path]) -> None:
-    """Whether a recipe's adapters can be served.
+    """Checks that a recipe's adapters can be served.
 
     Args:
-        found: the folders of those that are beside a model of the run.
+        section: the recipe's section.
+        found: the folders of the adapters whose models the run has finished, by their names.
 
     Raises:
-        UserError: one is not there, or its model is not.
+        UserError: an adapter's files, or the model that it adapts, are missing.
     """
     for name, one in section.adapters.items():
         if name not in found:
-            raise UserError(f"serve.adapters.{name} is beside {one.model}, which the run has not finished")
+            raise UserError(f"serve.adapters.{name} adapts {one.model}, which the run has not finished")
     for name, folder in found.items():
         for file in (CONFIG, WEIGHTS):
             if not (folder / file).is_file():
@@ -86,13 +87,13 @@ def check_adapters(section: Serve, found: Mapping[str, Path]) -> None:
                 )
 
 
-def rank_of(folder: Path) -> int:
-    """How many directions an adapter adds to every matrix.
+def adapter_rank(folder: Path) -> int:
+    """Returns the rank of an adapter's matrices.
 
     Raises:
-        UserError: its configuration does not say.
+        UserError: its configuration does not give it.
     """
     try:
         return int(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG} does not tell the adapter's rank `r`") from error
+        raise UserError(f"{folder / CONFIG} does not give the adapter's rank `r`") from error

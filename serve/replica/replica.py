@@ -1,4 +1,7 @@
-"""A replica: a process with models, and what the gateway calls on them. Importing this file does not import vLLM."""
+"""The replica: a process with one or several models, which answers the gateway's requests and control calls.
+
+Importing this file does not import vLLM.
+"""
 
 import asyncio
 import os
@@ -10,68 +13,61 @@ from typing import Any
 from actors.types import reward_scale_file
 from cluster.run.versions import live_version
 from cluster.runtime.plan import Allocation
+from serve.compat import CACHE_VARIABLE
 from serve.replica.autoscaling import REQUESTS
 from serve.replica.lora import LoraModel
-from serve.transport.connection import Address, ReplicaConnection, connect, new_name
-from serve.transport.messages import Endpoint, Part, Presence, Promoted, Served
-
-
-def engine_environment(share: Allocation) -> dict[str, str]:
-    """Environment variables that a replica's process must have before vLLM is imported."""
-    # vLLM's own set-up of logging would close Ray Serve's log of the replica, and a controller that was started again
-    # takes a replica without one for broken.
-    common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1"}
-    if share.gpus:
-        return common
-    # No process of its own for vLLM's worker, and engines that share the cores instead of each binding all of them.
-    return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+from serve.transport.connection import Address, ReplicaConnection, connect, new_replica_id
+from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ServedModel
 
 
 class ReplicaServer:
-    """Takes the gateway's calls to the models of one process."""
+    """Answers a gateway for the models of one process."""
 
-    def __init__(self, models: Mapping[str, Served]) -> None:
-        self._models, self._name = models, new_name()
-        self._gateways: dict[Address, ReplicaConnection] = {}
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models, self._id = models, new_replica_id()
+        self._connections: dict[Address, ReplicaConnection] = {}
         self._connecting = asyncio.Lock()
 
-    async def connect(self, address: Address) -> Presence:
-        """Answers what a gateway asks from now on, if it does not yet.
+    async def connect(self, address: Address) -> ReplicaStatus:
+        """Connects to a gateway unless it is connected already, and returns its status.
 
         Raises:
-            OSError: the gateway does not answer.
+            OSError: the gateway cannot be reached.
         """
         await self.check_health()
         async with self._connecting:
-            self._gateways = {known: gateway for known, gateway in self._gateways.items() if not gateway.lost}
-            if address not in self._gateways:
-                self._gateways[address] = await connect(address, self._name, self._answer)
+            self._connections = {known: one for known, one in self._connections.items() if not one.lost}
+            if address not in self._connections:
+                self._connections[address] = await connect(address, self._id, self._answer)
         models = self._models.items()
-        return Presence({name: one.live() for name, one in models}, {name: one.requests() for name, one in models})
+        return ReplicaStatus(
+            {name: model.weights_version() for name, model in models},
+            {name: model.requests() for name, model in models},
+        )
 
-    async def leave(self) -> None:
-        """Answers what it has been asked, and nothing more."""
-        await asyncio.gather(*(gateway.leave() for gateway in self._gateways.values()))
+    async def drain(self) -> None:
+        """Accepts no further requests, and returns when the accepted ones are answered."""
+        await asyncio.gather(*(connection.drain() for connection in self._connections.values()))
 
     def _answer(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         return self._models[model].answer(endpoint, body)
 
     async def card(self, model: str) -> dict[str, Any]:
-        """See `Served`."""
+        """See `ServedModel`."""
         return await self._models[model].card()
 
     async def schemas(self, model: str) -> dict[Endpoint, dict[str, Any]]:
-        """See `Served`."""
+        """See `ServedModel`."""
         return self._models[model].schemas()
 
-    async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
-        """See `Served`; it has the version already if it started since."""
-        if self._models[model].live() == weights:
-            return Promoted(0.0)
+    async def promote(self, model: str, folder: Path, weights: str) -> PromotionResult:
+        """See `ServedModel`. A replica that started after the promotion has the version already."""
+        if self._models[model].weights_version() == weights:
+            return PromotionResult(0.0)
         return await self._models[model].promote(folder, weights)
 
     async def record_autoscaling_stats(self) -> dict[str, int]:
-        """Called by Ray Serve, for `serve.replica.autoscaling.replicas_wanted`."""
+        """Called by Ray Serve, for `serve.replica.autoscaling.desired_replicas`."""
         return {REQUESTS: sum(model.requests() for model in self._models.values())}
 
     async def check_health(self) -> None:
@@ -81,54 +77,53 @@ class ReplicaServer:
 
 
 class Replica(ReplicaServer):
-    """A Ray Serve deployment of one or several models.
+    """The Ray Serve deployment of one or several models.
 
-    vLLM, torch and Ray cost a process 15 s of CPU time and 0.7 GB before it holds a model: small ones share one.
+    vLLM, torch and Ray cost a process 15 s of CPU time and 0.7 GB before it holds a model: small models share one.
 
     Args:
-        models: the name that clients use, and the directory, or that of the versions (`cluster.run.versions`), of each.
-        context: tokens a request may have.
-        share: what each model may use.
-        tool_parser: how they write calls of tools, by vLLM's name, if they do.
-        adapters: the folders of the adapters beside each model, by their names.
+        models: the directory, or the folder of versions (`cluster.run.versions`), of each model, by its name.
+        context: the most tokens of a request, prompt and answer together.
+        allocation: the resources of each model.
+        tool_parser: vLLM's name for the format of the models' tool calls, if they call tools.
+        adapters: the folders of each model's adapters, by their names.
     """
 
     async def __init__(  # type: ignore[misc]
         self,
         models: Mapping[str, Path],
         context: int,
-        share: Allocation,
+        allocation: Allocation,
         tool_parser: str | None,
         adapters: Mapping[str, Mapping[str, Path]],
     ) -> None:
-        # It would override the size of the cache that the engine's arguments set.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        # vLLM keeps what it is computing in the module: engines of one process take turns.
+        os.environ.pop(CACHE_VARIABLE, None)
+        # vLLM keeps the batch that it computes in its module: the engines of one process take turns in one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        loaded: dict[str, Served] = {}
+        loaded: dict[str, ServedModel] = {}
         for name, path in models.items():
             version = live_version(path)
             if is_reward_model(version.folder):
                 from serve.replica.reward_scorer import RewardScorer
 
-                loaded[name] = RewardScorer(name, version, context, share)
+                loaded[name] = RewardScorer(name, version, context, allocation)
                 continue
             from serve.replica.vllm_engine import VllmEngine
 
-            engine = VllmEngine(name, version, context, share, self._thread, tool_parser, adapters[name])
+            engine = VllmEngine(name, version, context, allocation, self._thread, tool_parser, adapters[name])
             await engine.load_adapters()
             loaded[name] = engine
-            loaded |= {beside: LoraModel(beside, folder, engine) for beside, folder in adapters[name].items()}
+            loaded |= {adapter: LoraModel(adapter, folder, engine) for adapter, folder in adapters[name].items()}
         super().__init__(loaded)
 
     async def __del__(self) -> None:
-        # Ray Serve's hook at shutdown. On GPUs an engine's core is a process of its own: it has to be told.
-        await self.leave()
+        # Called by Ray Serve at shutdown. On GPUs an engine's core is a process of its own, which has to be told.
+        await self.drain()
         self._thread.shutdown(wait=True, cancel_futures=True)
         for model in self._models.values():
             model.close()
 
 
 def is_reward_model(folder: Path) -> bool:
-    """Whether a model scores answers: the scale of its rewards lies with it."""
+    """Returns whether a model scores answers: reward models have a file with the scale of their rewards."""
     return reward_scale_file(folder).exists()

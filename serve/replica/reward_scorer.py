@@ -1,4 +1,4 @@
-"""The reward model over HTTP: how good the last answer of a conversation is, on the scale that RLHF uses."""
+"""A reward model behind `/v1/score`: scores the last answer of a conversation, on the scale that RLHF uses."""
 
 import asyncio
 import time
@@ -17,18 +17,20 @@ from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
 from serve.errors import error_body
 from serve.http.openapi import REFERENCE
-from serve.transport.messages import Endpoint, Part, Promoted, Reply, ResponseStart
+from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart
 
 MOST_CONVERSATIONS = 128
 
 
 class ScoreMessage(BaseModel):
+    """One message of a conversation."""
+
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class ScoreRequest(BaseModel):
-    """What `/v1/score` takes: every conversation ends with the answer to judge."""
+    """The body of a request to `/v1/score`. Every conversation ends with the answer to score."""
 
     model: str
     conversations: Annotated[
@@ -37,17 +39,24 @@ class ScoreRequest(BaseModel):
 
 
 class RewardScorer:
-    """One reward model; see `serve.replica.replica.Served`."""
+    """A reward model as a `ServedModel`.
 
-    def __init__(self, name: str, version: Version, context: int, share: Allocation) -> None:
-        self.name, self.context, self.threads, self.weights = name, context, share.threads, version.weights
-        self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, share.threads)
-        # One batch uses all threads that this replica may use.
-        self.turn = asyncio.Lock()
+    Args:
+        name: the name that clients use.
+        version: its directory and the version of its weights.
+        context: the most tokens of a conversation.
+        allocation: its resources.
+    """
+
+    def __init__(self, name: str, version: Version, context: int, allocation: Allocation) -> None:
+        self.name, self.context, self.threads, self.weights = name, context, allocation.threads, version.weights
+        self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, allocation.threads)
+        # One batch uses all threads of this replica.
+        self.lock = asyncio.Lock()
         self.running = 0
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """An `ResponseStart` and one `Reply`: a normalized reward for every conversation, in order."""
+        """Yields a `ResponseStart` and one `Reply`: a normalized reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
@@ -60,14 +69,14 @@ class RewardScorer:
             return
         self.running += 1
         try:
-            async with self.turn:
+            async with self.lock:
                 yield ResponseStart(self.weights)
                 yield await run_in_threadpool(self.score, request)
         finally:
             self.running -= 1
 
     def score(self, request: ScoreRequest) -> Reply:
-        """Scores whole conversations, rendered as in training."""
+        """Scores conversations, rendered the same as in training."""
         rows = []
         for number, conversation in enumerate(request.conversations):
             if conversation[-1].role != "assistant":
@@ -81,44 +90,44 @@ class RewardScorer:
                 return _refusal(message, "conversations")
             rows.append(ids)
         prompts = [Prompt(str(number), ids) for number, ids in enumerate(rows)]
-        # All of a conversation counts as its prompt: the reward is read at its last token.
-        nothing = Sample("", 0, [], [], [], "stop", "")
-        rewards = self.reward.score(prompts, [[nothing]] * len(rows))
+        # The whole conversation goes in as the prompt, with an empty answer: the reward is read at the last token.
+        empty = Sample("", 0, [], [], [], "stop", "")
+        rewards = self.reward.score(prompts, [[empty]] * len(rows))
         data = [{"index": i, "object": "score", "score": reward} for i, (reward,) in enumerate(rewards)]
         tokens = sum(map(len, rows))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
-        """Takes over another version of the weights, between two requests."""
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
+        """Loads another version of the weights, between two requests."""
         reward = await run_in_threadpool(ModelReward, folder, self.threads)
         start = time.monotonic()
-        async with self.turn:
+        async with self.lock:
             self.reward, self.weights = reward, weights
-        return Promoted(time.monotonic() - start)
+        return PromotionResult(time.monotonic() - start)
 
     async def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`."""
+        """Returns the model's entry in `/v1/models`."""
         card = {"id": self.name, "object": "model", "created": 0, "owned_by": "triptych"}
         return card | {"max_model_len": self.context, "chat": False, "score": True}
 
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """The JSON schema of a request for scores."""
+        """Returns the JSON schema of a request for scores."""
         return {"score": ScoreRequest.model_json_schema(ref_template=REFERENCE)}
 
-    def live(self) -> str:
-        """The version of its weights."""
+    def weights_version(self) -> str:
+        """Returns the version of its weights."""
         return self.weights
 
     def requests(self) -> int:
-        """How many requests wait or run."""
+        """Returns how many requests wait or run."""
         return self.running
 
     async def check_health(self) -> None:
-        """It answers as long as its process lives."""
+        """Does nothing: it answers as long as its process lives."""
 
     def close(self) -> None:
-        """There is nothing outside of this process."""
+        """Does nothing: it has nothing outside of this process."""
 
 
 def _refusal(message: str, param: str) -> Reply:

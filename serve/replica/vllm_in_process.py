@@ -2,6 +2,9 @@
 
 `AsyncLLM` always starts its engine core as a process of its own, which imports vLLM again: 9 s of CPU time and 0.7 GB
 for every model. On a GPU that keeps Python off the critical path; for small models on a few cores it is the main cost.
+
+After an upgrade of vLLM, compare `ThreadedCore` with `AsyncMPClient` in `vllm.v1.engine.core_client`: `AsyncLLM` may
+call methods that are missing here.
 """
 
 import asyncio
@@ -16,21 +19,23 @@ from vllm.lora.request import LoRARequest
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core_client import EngineCoreClient, InprocClient
+from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
+
+from serve.compat import core_client
 
 T = TypeVar("T")
 
 
 @dataclass
 class EngineMonitor:
-    """What `AsyncLLM` asks about the process that it thinks it has."""
+    """The attribute by which `AsyncLLM` learns that its engine core died."""
 
     engine_dead: bool = False
 
 
 class ThreadedCore(InprocClient):
-    """vLLM's in-process client with the asynchronous methods that `AsyncLLM` calls; one thread does all the work."""
+    """vLLM's in-process client, plus the asynchronous methods that `AsyncLLM` calls; one thread does all the work."""
 
     def __init__(
         self, thread: ThreadPoolExecutor, vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool
@@ -40,28 +45,28 @@ class ThreadedCore(InprocClient):
         self.thread = thread
         self.busy = asyncio.Event()
 
-    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self.get_supported_tasks()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        await self._do(self.add_request, request)
+        await self._run(self.add_request, request)
         self.busy.set()
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
-        await self._do(self.abort_requests, request_ids)
+        await self._run(self.abort_requests, request_ids)
 
     async def add_lora_async(self, lora_request: LoRARequest) -> bool:
-        return await self._do(self.add_lora, lora_request)
+        return await self._run(self.add_lora, lora_request)
 
     async def pause_scheduler_async(self, mode: PauseMode, clear_cache: bool) -> None:
-        await self._do(self.engine_core.pause_scheduler, mode, clear_cache)
+        await self._run(self.engine_core.pause_scheduler, mode, clear_cache)
 
     async def resume_scheduler_async(self) -> None:
-        await self._do(self.engine_core.resume_scheduler)
-        # A paused scheduler says that it has no requests, though it keeps some.
+        await self._run(self.engine_core.resume_scheduler)
+        # A paused scheduler reports no requests although it keeps some.
         self.busy.set()
 
     async def collective_rpc_async(
@@ -71,18 +76,18 @@ class ThreadedCore(InprocClient):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> list[T]:
-        return await self._do(self.collective_rpc, method, timeout, args, kwargs)
+        return await self._run(self.collective_rpc, method, timeout, args, kwargs)
 
     async def reset_prefix_cache_async(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        return await self._do(self.reset_prefix_cache, reset_running_requests, reset_connector)
+        return await self._run(self.reset_prefix_cache, reset_running_requests, reset_connector)
 
     async def get_output_async(self) -> EngineCoreOutputs:
         while True:
             await self.busy.wait()
             try:
-                outputs = await self._do(self.get_output)
+                outputs = await self._run(self.get_output)
             except BaseException:
                 self.resources.engine_dead = True
                 raise
@@ -93,19 +98,14 @@ class ThreadedCore(InprocClient):
 
 
 def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> AsyncLLM:
-    """An `AsyncLLM` whose engine core runs in one thread of this process. Must be called inside a running event loop.
+    """Returns an `AsyncLLM` whose engine core runs in one thread of this process. Needs a running event loop.
 
-    Several may share the thread, and have to: vLLM holds the batch that it computes in a global of its module.
+    Engines of one process have to share the thread: vLLM keeps the batch that it computes in a global of its module.
     """
 
     def make(vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool, **_: Any) -> ThreadedCore:
-        # What is left out concerns processes.
+        # The other arguments concern processes.
         return ThreadedCore(thread, vllm_config, executor_class, log_stats)
 
-    # vLLM 0.32 has no setting for it: while the constructor runs, its factory of clients is ours.
-    factory = EngineCoreClient.make_async_mp_client
-    EngineCoreClient.make_async_mp_client = make  # type: ignore[method-assign]
-    try:
+    with core_client(make):
         return AsyncLLM.from_engine_args(arguments)
-    finally:
-        EngineCoreClient.make_async_mp_client = factory  # type: ignore[method-assign]

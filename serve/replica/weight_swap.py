@@ -1,24 +1,29 @@
-"""What vLLM's worker gets besides its own methods: to load other weights of the same model while it lives."""
+"""Loading another version of the weights into a live vLLM engine, proved by digests, and back if it fails."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
+from vllm.v1.engine.async_llm import AsyncLLM
+
 from actors.rollout.weight_transfer import live_digest, reload_weights
-from actors.rollout.weights import digest, stored
+from actors.rollout.weights import digest, mismatch, stored
+
+logger = logging.getLogger("ray.serve")
 
 
-class Swap:
-    """A worker extension (`worker_extension_cls`): its methods are called by name, in the worker's process."""
+class WeightReloadExtension:
+    """Methods added to vLLM's worker (`worker_extension_cls`), called by name and in the worker's process.
+
+    After an upgrade of vLLM, look at the worker's `model_runner` and `model_config`.
+    """
 
     model_runner: Any
     model_config: Any
 
-    def read_weights(self, folder: str) -> dict[str, int]:
-        """`digest` of the safetensors of a Hugging Face directory, in the element type that the model computes in.
+    def digest_files(self, folder: str) -> dict[str, int]:
+        """Returns the `digest` of the safetensors of a Hugging Face directory, in the model's element type.
 
         Raises:
             OSError: they cannot be read.
@@ -27,73 +32,48 @@ class Swap:
         tensors = stored(Path(folder))
         return digest((name, tensor.to(self.model_config.dtype)) for name, tensor in tensors)
 
-    def swap_weights(self, folder: str) -> dict[str, int]:
-        """Loads them, and returns the `live_digest` of what the model computes with then."""
+    def load_files(self, folder: str) -> dict[str, int]:
+        """Loads such a directory, and returns the `live_digest` of the weights that the model then computes with."""
         model = self.model_runner.get_model()
         reload_weights(model, self.model_config, stored(Path(folder)))
         return live_digest(model)
 
 
-# Keeps answers and changes of the weights apart as far as possible, and knows which answers saw both.
-@dataclass(eq=False)
-class InflightRequest:
-    """One answer inside.
+async def digest_files(engine: AsyncLLM, folder: Path) -> dict[str, int]:
+    """Returns the digests that an engine must have after loading a directory.
 
-    Attributes:
-        versions: the versions of the weights that wrote it, in their order.
+    Raises:
+        OSError: the files cannot be read.
+        SafetensorError: they are damaged.
     """
-
-    versions: list[str]
-
-    @property
-    def mixed(self) -> str | None:
-        """The versions in words, if there are several."""
-        return ", ".join(self.versions) if len(self.versions) > 1 else None
+    return await _call(engine, "digest_files", folder)
 
 
-class WeightSwapGate:
-    """Open to any number of answers; while it is closed, new ones wait outside."""
+async def swap_weights(engine: AsyncLLM, folder: Path, expected: dict[str, int], current: Path) -> str | None:
+    """Loads a directory into a paused engine; if its digests are not as expected, loads the current one again.
 
-    def __init__(self, version: str) -> None:
-        self.version = version
-        self._inside: set[InflightRequest] = set()
-        self._open, self._empty = asyncio.Event(), asyncio.Event()
-        self._open.set()
-        self._empty.set()
-        self._change = asyncio.Lock()
+    Ends the process if neither works: no request may be answered with unknown weights. Ray Serve then starts the
+    replica again.
 
-    @asynccontextmanager
-    async def inside(self) -> AsyncIterator[InflightRequest]:
-        """One answer, from its beginning to its end."""
-        await self._open.wait()
-        entered = InflightRequest([self.version])
-        self._inside.add(entered)
-        self._empty.clear()
-        try:
-            yield entered
-        finally:
-            self._inside.discard(entered)
-            if not self._inside:
-                self._empty.set()
+    Returns:
+        The modules that differed from the files, or None.
+    """
+    verified = False
+    try:
+        wrong = mismatch(expected, await _call(engine, "load_files", folder))
+        if wrong:
+            before = await _call(engine, "digest_files", current)
+            verified = mismatch(before, await _call(engine, "load_files", current)) is None
+        # Cached keys and values are of the old weights.
+        await engine.reset_prefix_cache(reset_running_requests=True)
+        verified = verified or not wrong
+    finally:
+        if not verified:
+            logger.critical("%s: neither the new weights nor the old could be loaded", current)
+            os._exit(1)
+    return wrong
 
-    @asynccontextmanager
-    async def closed(self, drain_seconds: float) -> AsyncIterator[None]:
-        """Closed for new answers. Those inside get the time given to end; what goes on longer stays inside."""
-        async with self._change:
-            self._open.clear()
-            try:
-                try:
-                    async with asyncio.timeout(drain_seconds):
-                        await self._empty.wait()
-                except TimeoutError:
-                    pass
-                yield
-            finally:
-                self._open.set()
 
-    def change_to(self, version: str) -> int:
-        """Notes that other weights write from now on, and returns how many answers are inside."""
-        self.version = version
-        for entered in self._inside:
-            entered.versions.append(version)
-        return len(self._inside)
+async def _call(engine: AsyncLLM, method: str, folder: Path) -> dict[str, int]:
+    (found,) = await engine.collective_rpc(method, args=(str(folder),))
+    return found

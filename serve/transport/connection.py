@@ -1,7 +1,10 @@
-"""The way of requests to a replica and of its answers back: a connection on which they all share frames.
+"""The connection between a gateway and a replica, shared by all requests and responses between the two.
 
-Ray Serve says which replicas there are. It would carry requests and streams too, at some 2 ms of CPU for a request and
-1 ms for every token in each process; a frame here costs a hundredth of that.
+Ray Serve keeps track of the replicas. A Ray Serve handle could carry requests and streams too, but costs some 2 ms of
+CPU for a request and 1 ms for every token in each process; a frame here costs a hundredth of that.
+
+The replica connects to the gateway and identifies itself with the deployment's secret. From then on the gateway sends
+requests, and the replica sends the parts of the responses.
 """
 
 import asyncio
@@ -15,34 +18,34 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from serve.transport.frames import Kind, Wire, decoded, encoded
+from serve.transport.frames import FrameProtocol, Kind, decode, encode
 from serve.transport.messages import Endpoint, Part
 
 logger = logging.getLogger("ray.serve")
 
 _SECRET_BYTES = 32
-_NAME_BYTES = 16
+_ID_BYTES = 16
 
 
 class End:
-    """There are no more parts."""
+    """Marks the end of a response."""
 
 
 class RequestFailed(Exception):
-    """A request failed in the replica, which goes on with the others."""
+    """A request failed in the replica, which continues with the others."""
 
 
 Item = Part | End | Exception
 
 
-def new_name() -> bytes:
-    """What a replica is known by on its connections."""
-    return secrets.token_bytes(_NAME_BYTES)
+def new_replica_id() -> bytes:
+    """Returns a random identifier for a replica, which it sends on each of its connections."""
+    return secrets.token_bytes(_ID_BYTES)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a gateway waits for the replicas of a deployment, and the secret that they are known by."""
+    """The address on which a gateway accepts the replicas of one deployment, and the secret that admits them."""
 
     host: str
     port: int
@@ -50,156 +53,157 @@ class Address:
 
 
 class ReplicaListener:
-    """Where replicas connect to a gateway."""
+    """The gateway's server socket for replicas."""
 
     def __init__(self) -> None:
-        self._takers: dict[bytes, Callable[[GatewayConnection], None]] = {}
-        self._lines: set[GatewayConnection] = set()
+        self._callbacks: dict[bytes, Callable[[GatewayConnection], None]] = {}
+        self._connections: set[GatewayConnection] = set()
 
     async def open(self, host: str) -> None:
-        """Begins to listen at an address of this machine."""
-        server = await asyncio.get_running_loop().create_server(lambda: GatewayConnection(self._arrived), host, 0)
+        """Starts to listen on an address of this machine, on a free port."""
+        server = await asyncio.get_running_loop().create_server(lambda: GatewayConnection(self._identified), host, 0)
         self._host, self._port = host, server.sockets[0].getsockname()[1]
 
-    def address(self, take: Callable[["GatewayConnection"], None]) -> Address:
-        """What the replicas of one deployment have to know; each connection that they make is handed over."""
+    def address(self, on_connect: Callable[["GatewayConnection"], None]) -> Address:
+        """Returns the address for the replicas of one deployment; `on_connect` gets each connection that they open."""
         secret = secrets.token_bytes(_SECRET_BYTES)
-        self._takers[secret] = take
+        self._callbacks[secret] = on_connect
         return Address(self._host, self._port, secret)
 
     def close(self) -> None:
-        """Ends all connections."""
-        for line in self._lines:
-            line.close()
+        """Closes all connections."""
+        for connection in self._connections:
+            connection.close()
 
-    def _arrived(self, secret: bytes, line: "GatewayConnection") -> None:
-        take = self._takers.get(secret)
-        if take is None:
-            line.close()
+    def _identified(self, secret: bytes, connection: "GatewayConnection") -> None:
+        on_connect = self._callbacks.get(secret)
+        if on_connect is None:
+            connection.close()
             return
-        self._lines = {one for one in self._lines if not one.lost} | {line}
-        take(line)
+        self._connections = {one for one in self._connections if not one.lost} | {connection}
+        on_connect(connection)
 
 
-class GatewayConnection(Wire):
-    """The gateway's end of a connection. Until the other has sent a secret, nothing that it says is heard.
+class GatewayConnection(FrameProtocol):
+    """The gateway's end of a connection. It ignores everything from a peer that has not sent a valid secret first.
 
     Attributes:
-        replica: the name of the replica at the other end.
-        leaving: whether that replica answers no more than what it has been asked.
+        replica_id: the identifier of the replica at the other end.
+        draining: whether that replica accepts no further requests.
     """
 
-    replica: bytes
+    replica_id: bytes
 
-    def __init__(self, arrived: Callable[[bytes, "GatewayConnection"], None]) -> None:
+    def __init__(self, identified: Callable[[bytes, "GatewayConnection"], None]) -> None:
         super().__init__()
-        self.leaving = False
-        self._arrived, self._known = arrived, False
+        self.draining = False
+        self._identified, self._trusted = identified, False
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Queue[Item]] = {}
+        self._responses: dict[int, asyncio.Queue[Item]] = {}
 
     @property
     def ready(self) -> bool:
-        """Whether it may be asked."""
-        return not (self.lost or self.leaving)
+        """Whether it accepts requests."""
+        return not (self.lost or self.draining)
 
     @property
-    def requests(self) -> int:
-        """How many wait for their answer's end."""
-        return len(self._waiting)
+    def pending(self) -> int:
+        """How many requests have not been answered completely."""
+        return len(self._responses)
 
     def data_received(self, data: bytes) -> None:
-        if self._known:
+        if self._trusted:
             super().data_received(data)
             return
-        self._came += data
-        hello = _SECRET_BYTES + _NAME_BYTES
-        if len(self._came) >= hello:
-            secret, rest = bytes(self._came[:_SECRET_BYTES]), bytes(self._came[hello:])
-            self.replica = bytes(self._came[_SECRET_BYTES:hello])
-            self._came.clear()
-            self._arrived(secret, self)
-            self._known = not self.transport.is_closing()
-            if self._known:
+        self._received += data
+        hello = _SECRET_BYTES + _ID_BYTES
+        if len(self._received) >= hello:
+            secret, rest = bytes(self._received[:_SECRET_BYTES]), bytes(self._received[hello:])
+            self.replica_id = bytes(self._received[_SECRET_BYTES:hello])
+            self._received.clear()
+            self._identified(secret, self)
+            self._trusted = not self.transport.is_closing()
+            if self._trusted:
                 super().data_received(rest)
 
-    def take(self, number: int, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.LEAVING:
-            self.leaving = True
+    def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.DRAINING:
+            self.draining = True
             return
-        queue = self._waiting.get(number)
+        queue = self._responses.get(number)
         if queue is None:
             return
         if kind is Kind.FAILED:
             queue.put_nowait(RequestFailed("the replica's log says why"))
         elif kind is not Kind.END:
-            queue.put_nowait(decoded(kind, payload))
-        # A whole answer is all there is.
+            queue.put_nowait(decode(kind, payload))
+        # A `Reply` is complete by itself.
         if kind in (Kind.END, Kind.FAILED, Kind.REPLY):
             queue.put_nowait(End())
-            del self._waiting[number]
+            del self._responses[number]
 
     @contextmanager
-    def asking(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
-        """Sends a request, and gives the queue that its answer's parts go into. Leaving it before the end has the
-        request given up.
+    def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
+        """Sends a request, and gives the queue that receives the parts of its response. Leaving the context before the
+        end cancels the request in the replica.
 
         Raises:
-            ConnectionError: the replica is gone.
+            ConnectionError: the connection is closed.
         """
         number, queue = next(self._numbers), asyncio.Queue[Item]()
         self.send(number, Kind.REQUEST, json.dumps([model, endpoint, body]).encode())
-        self._waiting[number] = queue
+        self._responses[number] = queue
         try:
             yield queue
         finally:
-            if self._waiting.pop(number, None) and not self.lost:
+            if self._responses.pop(number, None) and not self.lost:
                 self.send(number, Kind.CANCEL)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for queue in self._waiting.values():
+        for queue in self._responses.values():
             queue.put_nowait(ConnectionError("the replica's connection broke"))
-        self._waiting.clear()
+        self._responses.clear()
 
 
-Answers = Callable[[str, Endpoint, dict[str, Any]], AsyncGenerator[Part]]
+Handler = Callable[[str, Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
-async def connect(address: Address, name: bytes, answers: Answers) -> "ReplicaConnection":
-    """Connects a replica to a gateway, and answers what it asks from then on.
+async def connect(address: Address, replica_id: bytes, handler: Handler) -> "ReplicaConnection":
+    """Connects a replica to a gateway, whose requests it answers from then on.
 
     Args:
-        name: the replica's.
-        answers: the parts of a model's answer to a request, as `serve.replica.replica.Served.answer`.
+        address: the gateway's address and the secret.
+        replica_id: the replica's identifier.
+        handler: returns the parts of a model's response, the same as `serve.transport.messages.ServedModel.answer`.
 
     Raises:
-        OSError: the gateway does not answer.
+        OSError: the gateway cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    _, counter = await loop.create_connection(partial(ReplicaConnection, answers), address.host, address.port)
-    counter.transport.write(address.secret + name)
-    return counter
+    _, connection = await loop.create_connection(partial(ReplicaConnection, handler), address.host, address.port)
+    connection.transport.write(address.secret + replica_id)
+    return connection
 
 
-class ReplicaConnection(Wire):
-    """The replica's end of a connection."""
+class ReplicaConnection(FrameProtocol):
+    """The replica's end of a connection: one task for each request."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, handler: Handler) -> None:
         super().__init__()
-        self._answers = answers
+        self._handler = handler
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def leave(self) -> None:
-        """Has the gateway ask no more, and ends the connection when everything is answered."""
+    async def drain(self) -> None:
+        """Tells the gateway to send no further requests, and closes the connection when all are answered."""
         if not self.lost:
-            self.send(0, Kind.LEAVING)
+            self.send(0, Kind.DRAINING)
         while self._tasks:
             await asyncio.wait(self._tasks.values())
         if not self.lost:
             self.close()
 
-    def take(self, number: int, kind: Kind, payload: bytes) -> None:
+    def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
         if kind is Kind.REQUEST:
             task = self._tasks[number] = asyncio.create_task(self._answer(number, payload))
             task.add_done_callback(partial(self._answered, number))
@@ -208,9 +212,9 @@ class ReplicaConnection(Wire):
 
     async def _answer(self, number: int, payload: bytes) -> None:
         model, endpoint, body = json.loads(payload)
-        async with aclosing(self._answers(model, endpoint, body)) as parts:
+        async with aclosing(self._handler(model, endpoint, body)) as parts:
             async for part in parts:
-                self.send(number, *encoded(part))
+                self.send(number, *encode(part))
         self.send(number, Kind.END)
 
     def _answered(self, number: int, task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""What an answer is made of on its way from a model to the gateway."""
+"""The parts of a model's response on its way to the gateway, and the protocol of the models that produce them."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", 
 
 @dataclass(frozen=True)
 class ResponseStart:
-    """Comes before an answer: the version of the weights that begins it."""
+    """The first part of a response: the version of the weights that starts to generate it."""
 
     weights: str
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer, as opposed to a stream of server-sent events.
+    """A complete response, as opposed to a stream of server-sent events.
 
     Attributes:
         status: the HTTP status.
-        body: what is sent, as JSON.
-        weights: the versions of the weights that wrote it, where they changed meanwhile.
+        body: the JSON body.
+        weights: the versions of the weights that generated it, if they changed meanwhile.
     """
 
     status: int
@@ -32,7 +32,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a stream, after its last event, and as in `Reply` the versions of the weights."""
+    """The token counts of a stream, after its last event; `weights` is the same as in `Reply`."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -43,13 +43,13 @@ Part = ResponseStart | Reply | Usage | str
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """What came of a change of weights.
+class PromotionResult:
+    """The outcome of a change of weights.
 
     Attributes:
-        seconds: for how long no answer was begun or went on.
-        mixed: answers that were being written then, by both versions.
-        error: why the old weights are still there, or None.
+        seconds: how long generation was paused.
+        mixed: responses in progress at that moment, which both versions generated.
+        error: why the old weights are still served, or None.
     """
 
     seconds: float
@@ -58,44 +58,44 @@ class Promoted:
 
 
 @dataclass(frozen=True)
-class Presence:
-    """What a replica says of itself.
+class ReplicaStatus:
+    """The state of one replica.
 
     Attributes:
         weights: the version of every model's weights.
-        requests: how many of each model wait or run.
+        requests: how many requests of each model wait or run.
     """
 
     weights: dict[str, str]
     requests: dict[str, int]
 
 
-class Served(Protocol):
+class ServedModel(Protocol):
     """A model in a replica."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Answers one request: an `Opening`, then a single `Reply`, or server-sent events as text and their `Usage`.
+        """Answers one request: a `ResponseStart`, then one `Reply`, or server-sent events as text and their `Usage`.
 
-        Closing the iterator ends the work on it.
+        Closing the iterator aborts the request.
         """
 
     async def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`."""
+        """Returns the model's entry in `/v1/models`."""
 
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """The JSON schema of the requests to every endpoint that it has."""
+        """Returns the JSON schema of the requests to each endpoint that the model supports."""
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
-        """Takes over another version of the weights while it serves."""
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
+        """Loads another version of the weights while it serves."""
 
-    def live(self) -> str:
-        """The version of its weights."""
+    def weights_version(self) -> str:
+        """Returns the version of the weights that are served."""
 
     def requests(self) -> int:
-        """How many requests wait or run."""
+        """Returns how many requests wait or run."""
 
     async def check_health(self) -> None:
-        """Raises when it cannot answer any more."""
+        """Raises if the model cannot answer any more."""
 
     def close(self) -> None:
-        """Ends what goes on for it outside of this process."""
+        """Releases resources outside of this process."""

@@ -1,4 +1,7 @@
-"""The replicas of a deployment as the gateway reaches them: a connection to each, and the least busy one is asked."""
+"""The models as the gateway reaches them: connections to the replicas of a deployment, the least busy one is used.
+
+Failures of replicas become `RequestError`s, 503, which clients understand and may retry.
+"""
 
 import asyncio
 import logging
@@ -11,76 +14,79 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve.compat import call_every_replica
 from serve.errors import RequestError
 from serve.transport.connection import End, GatewayConnection, ReplicaListener, RequestFailed
-from serve.transport.messages import Endpoint, Part, Presence, Promoted, ResponseStart
+from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ResponseStart
 
 logger = logging.getLogger("ray.serve")
 
-# For a replica to be there and connected; one that has died takes some 20 s to come back.
+# For a replica to start and to connect; one that has died takes some 20 s to come back.
 CONNECT_SECONDS = 60.0
-CONNECT_AGAIN_SECONDS = 0.5
-# How soon further replicas are found.
-LOOK_SECONDS = 2.0
-ANSWER_SECONDS = 10.0
+RECONNECT_SECONDS = 0.5
+# How often new replicas are looked for.
+POLL_SECONDS = 2.0
+STATUS_SECONDS = 10.0
 PROMOTE_SECONDS = 600.0
+# The most replicas that one request is sent to: a request that kills its replica must not kill all of them.
+ATTEMPTS = 2
 
 
 class ReplicaPool:
     """The connections to the replicas of one deployment.
 
-    Ray Serve starts replicas, replaces those that die, and says which there are; they are told to connect. All methods
-    raise a `RequestError`, 503, when none answers.
+    Ray Serve starts replicas, replaces those that die, and lists them; the pool tells each to connect. All methods
+    raise a `RequestError`, 503, if no replica answers.
 
     Args:
-        handle: the deployment's.
-        inbox: where its replicas connect to.
-        may_sleep: whether there may be none: the next request has one started.
+        handle: the deployment's handle.
+        listener: the server socket that its replicas connect to.
+        scales_to_zero: whether the deployment may have no replica: the next request then starts one.
     """
 
-    def __init__(self, handle: DeploymentHandle, inbox: ReplicaListener, may_sleep: bool = False) -> None:
-        self._handle, self._may_sleep = handle, may_sleep
-        self._address = inbox.address(self._take)
-        self._lines: dict[bytes, GatewayConnection] = {}
-        self._came = asyncio.Event()
-        self._waking: asyncio.Task[None] | None = None
-        # What was promoted; a replica that started meanwhile may have missed it.
+    def __init__(self, handle: DeploymentHandle, listener: ReplicaListener, scales_to_zero: bool = False) -> None:
+        self._handle, self._scales_to_zero = handle, scales_to_zero
+        self._address = listener.address(self._add)
+        self._connections: dict[bytes, GatewayConnection] = {}
+        self._added = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        # The promoted versions; a replica that started meanwhile may have missed them.
         self._promoted: dict[str, tuple[Path, str]] = {}
-        self._turn = asyncio.Lock()
+        self._promotion_lock = asyncio.Lock()
 
     async def least_busy(self) -> GatewayConnection:
-        """The connection with the fewest requests on it, as soon as there is one."""
-        while not (ready := [line for line in self._lines.values() if line.ready]):
-            if self._waking is None or self._waking.done():
-                self._waking = asyncio.create_task(self._wake())
-            # Several requests may wait for it; one that is cancelled must not take it from the others.
-            await asyncio.shield(self._waking)
-        return min(ready, key=lambda line: line.requests)
+        """Returns the connection with the fewest pending requests, and waits for one if there is none."""
+        while not (ready := [one for one in self._connections.values() if one.ready]):
+            if self._connecting is None or self._connecting.done():
+                self._connecting = asyncio.create_task(self._connect())
+            # Several requests may wait for it: the cancellation of one must not cancel it for the others.
+            await asyncio.shield(self._connecting)
+        return min(ready, key=lambda one: one.pending)
 
-    async def keep(self) -> None:
-        """Connects to replicas that are added, and has them follow promotions that they missed, until cancelled."""
+    async def maintain(self) -> None:
+        """Connects to added replicas, and repeats promotions that a replica missed, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                async with self._turn:
-                    present = await self.presences()
+                async with self._promotion_lock:
+                    replicas = await self.statuses()
                     for model, (folder, weights) in self._promoted.items():
-                        if any(one.weights[model] != weights for one in present):
+                        if any(replica.weights[model] != weights for replica in replicas):
                             await self._promote(model, folder, weights)
             except RequestError:
-                # It was logged, and whoever asks meanwhile is told.
+                # It is in the log already, and requests meanwhile get the error themselves.
                 continue
 
-    async def presences(self) -> list[Presence]:
-        """What every replica says of itself; where some answer, those that do not are left out."""
-        found = await self._all("connect", self._address, seconds=ANSWER_SECONDS)
-        present = [one for one in found if isinstance(one, Presence)]
-        if not present and found:
+    async def statuses(self) -> list[ReplicaStatus]:
+        """Returns the status of every replica. Replicas that fail are left out unless all fail."""
+        found = await self._call_all("connect", self._address, seconds=STATUS_SECONDS)
+        replicas = [one for one in found if isinstance(one, ReplicaStatus)]
+        if not replicas and found:
             raise unreachable(found[0])
-        return present
+        return replicas
 
-    async def ask_one(self, method: str, *arguments: Any) -> Any:
-        """Calls a replica, whichever."""
+    async def call_any(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of any one replica."""
         call: Awaitable[Any] = getattr(self._handle, method).remote(*arguments)
         try:
             return await call
@@ -89,117 +95,112 @@ class ReplicaPool:
         except (RayError, RayServeException) as error:
             raise unreachable(error) from error
 
-    async def promote(self, model: str, folder: Path, weights: str) -> Promoted:
-        """Has all replicas take over a version of a model's weights. On an error some may have it and some may not."""
-        async with self._turn:
-            done = await self._promote(model, folder, weights)
-            if not done.error:
+    async def promote(self, model: str, folder: Path, weights: str) -> PromotionResult:
+        """Loads a version of a model's weights in all replicas. After an error, some may have it and some may not."""
+        async with self._promotion_lock:
+            result = await self._promote(model, folder, weights)
+            if not result.error:
                 self._promoted[model] = folder, weights
-        return done
+        return result
 
-    async def _promote(self, model: str, folder: Path, weights: str) -> Promoted:
-        found = await self._all("promote", model, folder, weights, seconds=PROMOTE_SECONDS)
-        done = [one for one in found if isinstance(one, Promoted)]
-        # The successor of a replica that died meanwhile is looked after by `keep`.
+    async def _promote(self, model: str, folder: Path, weights: str) -> PromotionResult:
+        found = await self._call_all("promote", model, folder, weights, seconds=PROMOTE_SECONDS)
+        done = [one for one in found if isinstance(one, PromotionResult)]
+        # A replica that died meanwhile is replaced by one that `maintain` brings up to date.
         failed = [one for one in found if isinstance(one, Exception) and not isinstance(one, RayActorError)]
         if not done and found:
             raise unreachable(found[0])
         errors = [*(one.error for one in done if one.error), *map(str, failed)]
         seconds = max((one.seconds for one in done), default=0.0)
-        return Promoted(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
+        return PromotionResult(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
 
-    async def _all(self, method: str, *arguments: Any, seconds: float) -> list[Any]:
-        """What a method gave on every replica: results and exceptions."""
+    async def _call_all(self, method: str, *arguments: Any, seconds: float) -> list[Any]:
+        """Returns the results of a method of every replica; an exception stands for a call that failed."""
         try:
-            called = self._handle.broadcast(method, *arguments)
-            return await called.results_async(timeout_s=seconds, return_exceptions=True)
+            return await call_every_replica(self._handle, method, *arguments, seconds=seconds)
         except DeploymentUnavailableError as error:
-            if self._may_sleep:
+            if self._scales_to_zero:
                 return []
             raise unreachable(error) from error
         except (RayError, RayServeException, TimeoutError) as error:
             raise unreachable(error) from error
 
-    async def _wake(self) -> None:
-        """Waits for a replica, which may still have to start, and for its connection."""
+    async def _connect(self) -> None:
+        """Waits for a replica, which may have to start first, and for its connection."""
         failure: Exception = TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                while not any(line.ready for line in self._lines.values()):
-                    self._came.clear()
+                while not any(one.ready for one in self._connections.values()):
+                    self._added.clear()
                     try:
                         await self._handle.connect.remote(self._address)
                     except RayActorError as error:
-                        # Ray Serve may not know yet that the replica is dead.
+                        # Ray Serve may not have noticed yet that the replica is dead.
                         failure = error
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._came.wait(), CONNECT_AGAIN_SECONDS)
+                        await asyncio.wait_for(self._added.wait(), RECONNECT_SECONDS)
         except (RayError, RayServeException) as error:
             raise unreachable(error) from error
         except TimeoutError:
             raise unreachable(failure) from failure
 
-    def _take(self, line: GatewayConnection) -> None:
-        self._lines = {name: one for name, one in self._lines.items() if not one.lost} | {line.replica: line}
-        self._came.set()
+    def _add(self, connection: GatewayConnection) -> None:
+        open_ones = {name: one for name, one in self._connections.items() if not one.lost}
+        self._connections = open_ones | {connection.replica_id: connection}
+        self._added.set()
 
 
 def unreachable(error: Exception) -> RequestError:
-    """The failure of a replica as an answer that clients understand and may retry."""
+    """Logs the failure of a replica, and returns the 503 that clients get for it."""
     logger.error("a replica did not answer", exc_info=error)
     message = "the model cannot be reached just now; try again"
-    return RequestError(503, message, "ServiceUnavailableError", wait=1)
-
-
-# A model as the gateway sees it: replicas of a Ray Serve deployment, whose failures are answers.
-# A request that kills each replica that it comes to must not go on and on.
-TRIES = 2
+    return RequestError(503, message, "ServiceUnavailableError", retry_after=1)
 
 
 class ModelEndpoint(Protocol):
-    """What the gateway asks of a model."""
+    """A model as the gateway uses it."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """The parts of an answer, as `Served.answer`. Closing it ends the work on it.
+        """Yields the parts of a response, the same as `ServedModel.answer`. Closing it aborts the request.
 
-        Another `ResponseStart` may follow the first, when another replica begins anew.
+        Another `ResponseStart` may follow the first, when a second replica starts over.
         """
 
     async def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`."""
+        """Returns the model's entry in `/v1/models`."""
 
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """The JSON schema of the requests to every endpoint that it has."""
+        """Returns the JSON schema of the requests to each endpoint that the model supports."""
 
     async def requests(self) -> list[int]:
-        """How many requests each of its replicas works on."""
+        """Returns how many requests each of its replicas works on."""
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
-        """Takes over another version of the weights."""
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
+        """Loads another version of the weights."""
 
 
 class RemoteModel:
-    """A model in a deployment. All methods raise a `RequestError`, 503, when no replica answers.
+    """A model in the replicas of a deployment. All methods raise a `RequestError`, 503, if no replica answers.
 
     Args:
-        lines: the connections to the deployment's replicas.
+        pool: the connections to the deployment's replicas.
         name: the model's name there.
     """
 
-    def __init__(self, lines: ReplicaPool, name: str) -> None:
-        self._lines, self._name = lines, name
-        # They stay the same while it is served, and asking for them would wake it up.
+    def __init__(self, pool: ReplicaPool, name: str) -> None:
+        self._pool, self._name = pool, name
+        # They do not change while the model is served, and asking for them would start a replica that sleeps.
         self._card: dict[str, Any] | None = None
         self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """See `ModelEndpoint`. If the replica goes away when it has said no more than a `ResponseStart`, another one is
-        asked."""
-        for left in reversed(range(TRIES)):
+        """See `ModelEndpoint`. Another replica is tried if the first one dies before it has sent more than a
+        `ResponseStart`."""
+        for attempts_left in reversed(range(ATTEMPTS)):
             begun = False
-            line = await self._lines.least_busy()
+            connection = await self._pool.least_busy()
             try:
-                with line.asking(self._name, endpoint, body) as parts:
+                with connection.request(self._name, endpoint, body) as parts:
                     while not isinstance(part := await parts.get(), End):
                         if isinstance(part, Exception):
                             raise part
@@ -209,23 +210,23 @@ class RemoteModel:
             except RequestFailed as error:
                 raise unreachable(error) from error
             except ConnectionError as error:
-                if begun or not left:
+                if begun or not attempts_left:
                     raise unreachable(error) from error
 
     async def card(self) -> dict[str, Any]:
         """See `ModelEndpoint`."""
-        self._card = self._card or await self._lines.ask_one("card", self._name)
+        self._card = self._card or await self._pool.call_any("card", self._name)
         return self._card
 
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         """See `ModelEndpoint`."""
-        self._schemas = self._schemas or await self._lines.ask_one("schemas", self._name)
+        self._schemas = self._schemas or await self._pool.call_any("schemas", self._name)
         return self._schemas
 
     async def requests(self) -> list[int]:
         """See `ModelEndpoint`."""
-        return [replica.requests[self._name] for replica in await self._lines.presences()]
+        return [replica.requests[self._name] for replica in await self._pool.statuses()]
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """See `ModelEndpoint`."""
-        return await self._lines.promote(self._name, folder, weights)
+        return await self._pool.promote(self._name, folder, weights)

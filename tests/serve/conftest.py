@@ -20,9 +20,9 @@ from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
 from serve.gateway import Settings
-from serve.replica.lora import checksum
+from serve.replica.lora import adapter_checksum
 from serve.router import aliases_of
-from serve.server import serve_run
+from serve.server import deploy
 from tests.helpers import free_port
 from tests.serve.browsing import CHROMIUM
 from tests.templates import CHATML, LLAMA_3
@@ -98,13 +98,13 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
     terse = tmp_path_factory.mktemp("terse")
     write_adapter(run.path("base"), terse)
-    weights["terse"] = checksum(terse)
+    weights["terse"] = adapter_checksum(terse)
     folders = {name: one.folder for name, one in versions.items()}
     settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
         section = Serve(tool_parser="hermes", adapters={"terse": Adapter(path=str(terse), model="base")})
-        serve_run(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
+        deploy(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
         models = {name: run.path(name) for name in folders} | {"terse": terse}
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from serve.gateway import Settings, gateway_app
-from serve.transport.messages import Endpoint, Part, Promoted, Reply, Usage
+from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
 
 
 class Parrot:
@@ -48,7 +48,7 @@ class Parrot:
     async def requests(self) -> int:
         return 0
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")
 
 

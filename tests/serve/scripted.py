@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from cluster.feedback import Feedback
-from serve.http.auth import Access
-from serve.http.metrics import Meters
+from serve.http.auth import Authorizer
+from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
 from serve.router import Router, Routes
-from serve.transport.messages import Endpoint, Part, Promoted, Reply, Usage
+from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scripted:
     async def requests(self) -> int:
         return 0
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
@@ -62,8 +62,8 @@ def comparing(database: Feedback, *models: Scripted) -> Middleware:
     """The compare page over these models, as the gateway has it."""
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
-    meters = Meters(weights)
-    board = Router(named, Routes(named, {}, random.Random()), 256, weights, meters)
+    meters = GatewayMetrics(weights)
+    router = Router(named, Routes(named, {}, random.Random()), 256, weights, meters)
     app = FastAPI()
-    app.include_router(compare_router(database, named, weights, board.parts))
-    return Middleware(app, Access(None, "always"), meters, None)
+    app.include_router(compare_router(database, named, weights, router.response_parts))
+    return Middleware(app, Authorizer(None, "always"), meters, None)

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
-from serve.http.limits import MOST_BODY_BYTES
+from serve.http.limits import MAX_BODY_BYTES
 from tests.serve.conftest import Server
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_a_large_body_is_refused(server: Server) -> None:
         reply = httpx.post(f"{server.url}/v1/completions", content=b" " * (50 << 20), headers=headers, timeout=60)
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, 413)
     hidden = httpx.post(
-        f"{server.url}/v1/completions", content=iter([b" " * MOST_BODY_BYTES, b" "]), headers=headers, timeout=60
+        f"{server.url}/v1/completions", content=iter([b" " * MAX_BODY_BYTES, b" "]), headers=headers, timeout=60
     )
     assert hidden.status_code == 413
 

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
-from serve.replica.lora import checksum
-from serve.server import is_well
+from serve.replica.lora import adapter_checksum
+from serve.server import is_healthy
 from tests.serve.conftest import CONTEXT, STYLES, Server
 
 pytestmark = pytest.mark.slow
@@ -47,11 +47,11 @@ def test_models_answer_while_the_controller_is_dead(server: Server, client: open
     (controller,) = (process for process in family if "ServeController" in " ".join(process.cmdline()))
     before = greedy(client).choices[0].message.content
     controller.kill()
-    states, end = [is_well()], time.monotonic() + 60
+    states, end = [is_healthy()], time.monotonic() + 60
     while time.monotonic() < end and not (len(states) > 1 and states[-1]):
         assert greedy(client).choices[0].message.content == before
         time.sleep(0.5)
-        states.append(is_well())
+        states.append(is_healthy())
     assert states[-1]
     assert httpx.get(f"{server.url}/admin/replicas").status_code == 200
 
@@ -132,7 +132,7 @@ def test_an_adapter_answers_as_the_model_with_it_merged(client: openai.OpenAI, s
         assert answer.parse().model_dump()["choices"][0]["token_ids"] == ids
         assert answer.headers["x-triptych-model"] == name
         if name == "terse":
-            assert answer.headers["x-triptych-weights"] == checksum(server.folders["terse"])
+            assert answer.headers["x-triptych-weights"] == adapter_checksum(server.folders["terse"])
     assert client.models.retrieve("terse").model_dump()["parent"] == "base"
     refused = httpx.post(f"{server.url}/admin/promote", json={"model": "terse"}, timeout=60)
     assert refused.status_code == 409

@@ -1,4 +1,4 @@
-"""By which names models are asked, and which of them."""
+"""The names of models: aliases, shares and shadows."""
 
 import asyncio
 import random
@@ -65,7 +65,7 @@ def test_requests_are_shared_out_as_the_alias_says() -> None:
 
 
 async def metrics(client: httpx.AsyncClient, wanted: str) -> str:
-    """What Prometheus reads, once a line is there; the shadow answers in its own time."""
+    """What Prometheus reads, once it has a line; the shadow answers in its own time."""
     async with asyncio.timeout(10):
         while wanted not in (text := (await client.get("/metrics")).text):
             await asyncio.sleep(0.01)
@@ -100,7 +100,7 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
             async for part in shadow.answer(endpoint, body | {"prompt": "wait"}):
                 yield part
 
-    settings = Settings(aliases=SHADOWED.aliases, queue=1)
+    settings = Settings(aliases=SHADOWED.aliases, max_concurrent=1)
     async with asking(settings, name="policy", others={"sft": Slow()}) as client:
         for _ in range(2):
             answer = await client.post("/v1/completions", json=prompt("a b", model="production"))

@@ -10,7 +10,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
-from serve.server import SMALL_BYTES, grouped, models_of, serve_until_interrupted, url_host
+from serve.server import SMALL_BYTES, finished_models, group_models, serve_until_interrupted, url_host
 from tests.helpers import free_port
 from tests.world import DEMO
 
@@ -24,22 +24,22 @@ def finish(root: Path, folder: str, config: dict) -> None:
 def test_a_policy_in_training_is_served_once_it_was_promoted(tmp_path: Path) -> None:
     run, versions = RunFolder(tmp_path), Versions(RunFolder(tmp_path), "policy")
     finish(tmp_path, "sft", {})
-    assert models_of(run) == ["sft"]
+    assert finished_models(run) == ["sft"]
     version = versions.keep(lambda folder: (folder / "model.safetensors").touch())
-    assert models_of(run) == ["sft"]
+    assert finished_models(run) == ["sft"]
     versions.make_live(version.weights)
-    assert models_of(run) == ["sft", "policy"]
+    assert finished_models(run) == ["sft", "policy"]
     assert versions.start() == version
 
 
 def test_finished_models_are_served_and_no_others(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with pytest.raises(UserError, match="no finished model"):
-        models_of(run)
+        finished_models(run)
     for folder in ("corpus", "policy", "base", "reward"):
         finish(tmp_path, folder, {})
     (tmp_path / "sft").mkdir()
-    assert models_of(run) == ["base", "policy", "reward"]
+    assert finished_models(run) == ["base", "policy", "reward"]
 
 
 def test_a_run_that_is_being_served_is_not_served_again(tmp_path: Path) -> None:
@@ -61,6 +61,6 @@ def test_small_models_share_a_process_on_cpus_and_no_others(tmp_path: Path) -> N
         with (tmp_path / name / "model.safetensors").open("wb") as file:
             file.truncate(SMALL_BYTES + 1 if name == "large" else 10)
     models = {name: tmp_path / name for name in ("base", "large", "policy")}
-    on_cpus = grouped(models, Allocation(cpus=0.5, gpus=0, threads=1))
+    on_cpus = group_models(models, Allocation(cpus=0.5, gpus=0, threads=1))
     assert [list(group) for group in on_cpus] == [["base", "policy"], ["large"]]
-    assert [list(group) for group in grouped(models, Allocation(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]
+    assert [list(group) for group in group_models(models, Allocation(0.5, 1, 1))] == [["base"], ["large"], ["policy"]]

@@ -1,9 +1,9 @@
 "use strict";
 const LETTERS = "ABCDEFGHI", MARKS = ["helpful", "honest", "harmless"];
 const LOOK_AGAIN_MS = 15_000, SAVE_AGAIN_MS = 3_000, LONGEST_PAUSE_MS = 60_000;
-let annotator = "", task = null, said = null, current = 0;
-let steps = [];           // what was said before each change: u goes back through it
-let previous = null;        // the prompt that was judged last: its name, and whether that was the second time
+let annotator = "", task = null, judgement = null, current = 0;
+let steps = [];           // the judgement before each change: u goes back through them
+let previous = null;        // the prompt that was judged last: its id, and whether that was for the second time
 let watched = 0, watchedSince = 0, timer = 0, saving = false;
 
 function button(className, text, onClick) {
@@ -19,7 +19,7 @@ function show(part) { for (const id of ["sign-in", "finished", "task"]) byId(id)
 const draftName = () => `triptych draft ${annotator} ${task.prompt}${task.again ? " again" : ""}`;
 const answerIds = () => task.answers.map((answer) => answer.id);
 function saveDraft() {
-  if (task) localStorage.setItem(draftName(), JSON.stringify({ answers: answerIds(), said, seconds: seconds() }));
+  if (task) localStorage.setItem(draftName(), JSON.stringify({ answers: answerIds(), said: judgement, seconds: seconds() }));
 }
 function loadDraft() {
   try {
@@ -39,11 +39,11 @@ function seconds() { tick(); return Math.round(watched / 100) / 10; }
 function openTask(found) {
   task = found;
   const empty = { ranks: {}, marks: {}, allBad: false, better: "" };
-  const stored = found.said && { ranks: found.said.ranks, marks: found.said.marks, allBad: found.said.all_bad, better: found.said.better ?? "" };
+  const stored = found.judgement && { ranks: found.judgement.ranks, marks: found.judgement.marks, allBad: found.judgement.all_bad, better: found.judgement.better ?? "" };
   const draft = loadDraft();
-  said = draft?.said ?? stored ?? empty;
+  judgement = draft?.said ?? stored ?? empty;
   steps = [];
-  watched = 1000 * (draft?.seconds ?? found.said?.seconds ?? 0);
+  watched = 1000 * (draft?.seconds ?? found.judgement?.seconds ?? 0);
   watchedSince = document.hidden ? 0 : performance.now();
   byId("messages").replaceChildren(...found.messages.map((message) => {
     const turn = element("div", `turn ${message.role === "user" ? "user" : "other"}`), body = element("div", "body");
@@ -60,8 +60,8 @@ function openTask(found) {
     return slot;
   }));
   byId("slots").append(byId("slots").firstChild);
-  byId("better").value = said.better;
-  byId("better-part").open = Boolean(said.better);
+  byId("better").value = judgement.better;
+  byId("better-part").open = Boolean(judgement.better);
   current = 0;
   show("task");
   draw();
@@ -89,11 +89,11 @@ function card(answer, index) {
 }
 
 function turnMark(id, mark) {
-  const marks = { ...said.marks[id] };
+  const marks = { ...judgement.marks[id] };
   if (marks[mark] === undefined) marks[mark] = true;
   else if (marks[mark]) marks[mark] = false;
   else delete marks[mark];
-  said.marks = { ...said.marks, [id]: marks };
+  judgement.marks = { ...judgement.marks, [id]: marks };
 }
 
 function chip(index) {
@@ -130,7 +130,7 @@ function startDrag(event, index) {
 }
 
 function change(edit) {
-  steps.push({ said: structuredClone(said), current });
+  steps.push({ judgement: structuredClone(judgement), current });
   edit();
   saveDraft();
   draw();
@@ -139,16 +139,16 @@ function change(edit) {
 function rankCurrent(rank, goOn) {
   const index = current;
   change(() => {
-    said.allBad = false;
-    said.ranks = { ...said.ranks };
-    if (rank) said.ranks[task.answers[index].id] = rank; else delete said.ranks[task.answers[index].id];
+    judgement.allBad = false;
+    judgement.ranks = { ...judgement.ranks };
+    if (rank) judgement.ranks[task.answers[index].id] = rank; else delete judgement.ranks[task.answers[index].id];
   });
   const next = goOn ? unranked().find((at) => at > index) ?? unranked()[0] : undefined;
   if (next !== undefined) moveTo(next);
   announce(`Answer ${LETTERS[index]}: ${rank ? `rank ${rank}` : "not ranked"}. ${unranked().length ? `Now answer ${LETTERS[current]}.` : "All ranked; Enter confirms."}`);
 }
 
-const rankOf = (index) => said.ranks[task.answers[index].id];
+const rankOf = (index) => judgement.ranks[task.answers[index].id];
 const unranked = () => [...task.answers.keys()].filter((index) => !rankOf(index));
 
 function moveTo(index) {
@@ -171,7 +171,7 @@ function draw() {
     node.setAttribute("aria-label", `Answer ${LETTERS[index]}, ${rank ? `rank ${rank}` : "not ranked"}`);
     for (const [at, one] of [...node.querySelectorAll(".ranks button")].entries()) one.setAttribute("aria-pressed", String(at + 1 === rank));
     for (const [at, one] of [...node.querySelectorAll(".marks button")].entries()) {
-      const value = said.marks[answer.id]?.[MARKS[at]];
+      const value = judgement.marks[answer.id]?.[MARKS[at]];
       one.className = value === undefined ? "" : value ? "yes" : "no";
       one.textContent = value === undefined ? `${MARKS[at]}?` : value ? `✓ ${MARKS[at]}` : `✗ not ${MARKS[at]}`;
     }
@@ -183,17 +183,17 @@ function draw() {
     slot.append(...inside.map(chip));
     slot.hidden = rank === undefined && inside.length === 0;
   }
-  byId("all-bad").setAttribute("aria-pressed", String(said.allBad));
+  byId("all-bad").setAttribute("aria-pressed", String(judgement.allBad));
   byId("undo").disabled = !steps.length && !previous;
-  byId("confirm").disabled = !said.allBad && unranked().length > 0;
+  byId("confirm").disabled = !judgement.allBad && unranked().length > 0;
   drawCurrent();
 }
 
 async function undo() {
   if (saving) return;
   if (task && steps.length) {
-    ({ said, current } = steps.pop());
-    byId("better").value = said.better;
+    ({ judgement, current } = steps.pop());
+    byId("better").value = judgement.better;
     saveDraft();
     draw();
     announce("Undone.");
@@ -206,9 +206,9 @@ async function undo() {
 }
 
 function confirmRanking() {
-  if (!said.allBad && unranked().length) return announce(`Not ranked yet: ${unranked().map((index) => LETTERS[index]).join(", ")}.`);
+  if (!judgement.allBad && unranked().length) return announce(`Not ranked yet: ${unranked().map((index) => LETTERS[index]).join(", ")}.`);
   const answers = answerIds();
-  return submit(said.allBad ? { all_bad: true } : { ranks: answers.map((id) => said.ranks[id]) });
+  return submit(judgement.allBad ? { all_bad: true } : { ranks: answers.map((id) => judgement.ranks[id]) });
 }
 
 // The same judgement may be sent again: the server keeps one of each person and prompt.
@@ -216,8 +216,8 @@ async function submit(what) {
   if (saving) return;
   saving = true;
   saveDraft();
-  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: said.marks, seconds: seconds(), ...what };
-  if (said.better.trim()) body.better = said.better;
+  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), ...what };
+  if (judgement.better.trim()) body.better = judgement.better;
   for (;;) {
     try { await ask("/label/judgement", body); break; } catch (error) {
       if (error instanceof Refused) { saving = false; complain(error.message); return; }
@@ -261,7 +261,7 @@ function leave() {
 byId("confirm").addEventListener("click", confirmRanking);
 byId("undo").addEventListener("click", undo);
 byId("back").addEventListener("click", undo);
-byId("all-bad").addEventListener("click", () => change(() => { said.allBad = !said.allBad; said.ranks = {}; }));
+byId("all-bad").addEventListener("click", () => change(() => { judgement.allBad = !judgement.allBad; judgement.ranks = {}; }));
 byId("skip").addEventListener("click", () => byId("skip-dialog").showModal());
 byId("other").addEventListener("input", () => { document.querySelector('[name="reason"][value="other"]').checked = true; });
 byId("skip-form").addEventListener("submit", (event) => {
@@ -270,7 +270,7 @@ byId("skip-form").addEventListener("submit", (event) => {
   byId("other").value = "";
   submit({ skipped: reason === "other" ? own || "other" : reason });
 });
-byId("better").addEventListener("input", () => { said.better = byId("better").value; saveDraft(); });
+byId("better").addEventListener("input", () => { judgement.better = byId("better").value; saveDraft(); });
 document.addEventListener("visibilitychange", tick);
 for (const kind of ["keydown", "pointermove", "scroll"]) document.addEventListener(kind, tick, { passive: true });
 addEventListener("pagehide", saveDraft);

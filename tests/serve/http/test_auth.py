@@ -12,9 +12,9 @@ from cluster.feedback import open_feedback
 from cluster.keys import SCOPES, KeyRing
 from cluster.run.folder import RunFolder
 from serve.gateway import Settings, gateway_app
-from serve.http.auth import Openness, is_loopback, scopes_for
+from serve.http.auth import AnonymousAccess, is_loopback, scopes_for
 from serve.http.middleware import Middleware
-from serve.server import openness_for, who_may_ask
+from serve.server import access_notice, anonymous_access
 from tests.serve.local import Parrot, asking
 
 pytestmark = pytest.mark.anyio
@@ -56,8 +56,8 @@ def ring(tmp_path: Path) -> KeyRing:
     return KeyRing(tmp_path)
 
 
-def settings(folder: Path, openness: Openness = "until a key is made") -> Settings:
-    return Settings(folder, f"sqlite:///{folder / 'feedback.db'}", openness)
+def settings(folder: Path, anonymous: AnonymousAccess = "until a key is made") -> Settings:
+    return Settings(folder, f"sqlite:///{folder / 'feedback.db'}", anonymous)
 
 
 def make(ring: KeyRing, name: str, *scopes: str) -> str:
@@ -65,9 +65,9 @@ def make(ring: KeyRing, name: str, *scopes: str) -> str:
 
 
 def test_the_table_has_every_route(tmp_path: Path) -> None:
-    door = gateway_app({"parrot": Parrot()}, settings(tmp_path))
-    assert isinstance(door, Middleware)
-    app = door.app
+    middleware = gateway_app({"parrot": Parrot()}, settings(tmp_path))
+    assert isinstance(middleware, Middleware)
+    app = middleware.app
     assert isinstance(app, FastAPI)
     routes = {(method, route.path) for route in all_routes(app) for method in route.methods}
     listed = set(TABLE) - {("GET", "/no/such/path")}
@@ -148,7 +148,7 @@ async def test_annotators_judge_with_their_tokens_and_with_keys(tmp_path: Path, 
         assert (await client.get("/v1/models", headers=headers)).status_code == 401
 
 
-async def test_a_key_that_judges_has_its_limits_and_a_annotator_has_none(tmp_path: Path, ring: KeyRing) -> None:
+async def test_a_key_that_judges_has_its_limits_and_an_annotator_has_none(tmp_path: Path, ring: KeyRing) -> None:
     config = settings(tmp_path, "never")
     with open_feedback(config.feedback_url or "") as database:
         ann = database.add_annotator("ann")
@@ -174,16 +174,16 @@ async def test_a_damaged_key_file_lets_nobody_in(tmp_path: Path, ring: KeyRing) 
 
 
 def test_only_the_loopback_may_be_open(tmp_path: Path) -> None:
-    assert [openness_for(host, False) for host in ("127.0.0.1", "::1", "localhost")] == ["until a key is made"] * 3
-    assert [openness_for(host, False) for host in ("0.0.0.0", "10.0.0.1", "::", "head")] == ["never"] * 4
-    assert openness_for("127.0.0.1", True) == "always"
+    assert [anonymous_access(host, False) for host in ("127.0.0.1", "::1", "localhost")] == ["until a key is made"] * 3
+    assert [anonymous_access(host, False) for host in ("0.0.0.0", "10.0.0.1", "::", "head")] == ["never"] * 4
+    assert anonymous_access("127.0.0.1", True) == "always"
     with pytest.raises(UserError, match="--open is for this machine alone"):
-        openness_for("0.0.0.0", True)
+        anonymous_access("0.0.0.0", True)
     run = RunFolder(tmp_path)
-    assert "until there is a key" in who_may_ask(run, "until a key is made")
-    assert "there is none yet" in who_may_ask(run, "never")
+    assert "until there is a key" in access_notice(run, "until a key is made")
+    assert "there is none yet" in access_notice(run, "never")
     make(KeyRing(tmp_path), "ann", "chat")
-    assert who_may_ask(run, "until a key is made").startswith("a key is needed;")
+    assert access_notice(run, "until a key is made").startswith("a key is needed;")
 
 
 def test_paths_that_look_like_open_ones_are_not() -> None:

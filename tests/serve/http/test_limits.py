@@ -7,7 +7,7 @@ from starlette.types import Message
 
 from cluster.keys import Key
 from serve.errors import RequestError
-from serve.http.limits import Bucket, KeyLimits, Queue, bounded
+from serve.http.limits import ConcurrencyLimit, KeyLimits, TokenBucket, bounded
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +19,7 @@ def key(requests: int | None = None, tokens: int | None = None, digest: str = "a
 def test_a_bucket_follows_its_closed_form() -> None:
     """Level after spending s at once and waiting t seconds: min(size, size - s + t size / 60)."""
     for size, spent, waited in ((60, 60, 0), (60, 60, 1), (60, 90, 10), (6, 6, 30), (600, 10, 500)):
-        bucket = Bucket(size, now=0.0)
+        bucket = TokenBucket(size, now=0.0)
         bucket.take(spent, 0.0)
         level = min(size, size - spent + waited * size / 60)
         assert bucket.wait(1, float(waited)) == pytest.approx(max(0.0, (1 - level) * 60 / size))
@@ -29,46 +29,46 @@ def test_requests_a_minute() -> None:
     now = [0.0]
     limits = KeyLimits(lambda: now[0])
     for _ in range(3):
-        limits.enter(key(requests=3))
+        limits.start_request(key(requests=3))
     with pytest.raises(RequestError, match="3 requests a minute") as refused:
-        limits.enter(key(requests=3))
+        limits.start_request(key(requests=3))
     assert (refused.value.status_code, refused.value.headers) == (429, {"Retry-After": "20"})
-    limits.enter(key(requests=3, digest="another key"))
-    limits.enter(key())
+    limits.start_request(key(requests=3, digest="another key"))
+    limits.start_request(key())
     now[0] = 20.0
-    limits.enter(key(requests=3))
+    limits.start_request(key(requests=3))
     with pytest.raises(RequestError):
-        limits.enter(key(requests=3))
+        limits.start_request(key(requests=3))
     # A whole quiet minute gives three again and not more.
     now[0] = 1_000.0
     for _ in range(3):
-        limits.enter(key(requests=3))
+        limits.start_request(key(requests=3))
     with pytest.raises(RequestError):
-        limits.enter(key(requests=3))
+        limits.start_request(key(requests=3))
 
 
 def test_tokens_a_minute_are_paid_afterwards() -> None:
     now = [0.0]
     limits = KeyLimits(lambda: now[0])
-    limits.enter(key(tokens=60))
-    limits.spend(key(tokens=60), 100)
+    limits.start_request(key(tokens=60))
+    limits.spend_tokens(key(tokens=60), 100)
     with pytest.raises(RequestError, match="60 tokens a minute") as refused:
-        limits.enter(key(tokens=60))
+        limits.start_request(key(tokens=60))
     # 40 below zero, and one has to be there: 41 tokens at one a second.
     assert refused.value.headers == {"Retry-After": "41"}
     now[0] = 41.0
-    limits.enter(key(tokens=60))
+    limits.start_request(key(tokens=60))
 
 
-def test_a_queue_gives_its_places_back() -> None:
-    queue = Queue(most=2)
-    with queue.place("a"), queue.place("a"), queue.place("b"):
-        with pytest.raises(RequestError) as refused, queue.place("a"):
+def test_a_slot_is_free_again_afterwards() -> None:
+    limit = ConcurrencyLimit(2)
+    with limit.slot("a"), limit.slot("a"), limit.slot("b"):
+        with pytest.raises(RequestError) as refused, limit.slot("a"):
             pass
         assert (refused.value.status_code, refused.value.headers) == (503, {"Retry-After": "1"})
-    with pytest.raises(KeyError), queue.place("a"):
+    with pytest.raises(KeyError), limit.slot("a"):
         raise KeyError
-    with queue.place("a"), queue.place("a"):
+    with limit.slot("a"), limit.slot("a"):
         pass
 
 
@@ -80,7 +80,7 @@ async def test_a_body_has_a_size_and_a_deadline() -> None:
         await asyncio.sleep(60)
         return {}
 
-    read = bounded(piece, most_bytes=10)
+    read = bounded(piece, max_bytes=10)
     assert [(await read())["body"] for _ in range(2)] == [b"12345"] * 2
     with pytest.raises(RequestError) as large:
         await read()

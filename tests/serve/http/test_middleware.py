@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.keys import KeyRing
 from serve.gateway import Settings
-from serve.http.limits import MOST_BODY_BYTES
+from serve.http.limits import MAX_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
 from tests.serve.local import Parrot, asking, prompt
 
@@ -136,14 +136,14 @@ async def test_what_is_not_a_json_object_is_400(body: bytes) -> None:
     assert len(reply.text) < 400
 
 
-async def test_a_body_that_is_too_large_is_413_said_or_not() -> None:
+async def test_a_body_that_is_too_large_is_413_announced_or_not() -> None:
     async def pieces():
-        for _ in range(MOST_BODY_BYTES // (1 << 20) + 2):
+        for _ in range(MAX_BODY_BYTES // (1 << 20) + 2):
             yield b" " * (1 << 20)
 
     headers = {"Content-Type": "application/json"}
     async with asking(Settings()) as client:
-        announced = await client.post(ASK, content=b" " * (MOST_BODY_BYTES + 1), headers=headers)
+        announced = await client.post(ASK, content=b" " * (MAX_BODY_BYTES + 1), headers=headers)
         hidden = await client.post(ASK, content=pieces(), headers=headers)
         assert [announced.status_code, hidden.status_code] == [413, 413]
         assert (await client.get("/health")).status_code == 200
@@ -193,7 +193,7 @@ async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
 
 async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:
     model = Parrot()
-    async with asking(Settings(queue=2), model) as client:
+    async with asking(Settings(max_concurrent=2), model) as client:
         waiting = [asyncio.create_task(client.post(ASK, json=prompt("wait"))) for _ in range(2)]
         while (await measured(client)).get(("triptych_requests_running", "parrot")) != 2:
             await asyncio.sleep(0.01)

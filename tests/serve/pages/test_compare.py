@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from cluster.feedback import COMPARED, Feedback, open_feedback
 from cluster.keys import KeyRing
 from serve.gateway import Settings
-from serve.pages.compare import ballots_in
+from serve.pages.compare import all_ballots
 from tests.serve.conftest import Server
 from tests.serve.local import asking
 from tests.serve.pages.test_label import signed_in
@@ -101,14 +101,14 @@ def test_sides_are_drawn_anew_and_every_vote_becomes_what_it_says(database: Feed
         assert ranks == (RANKS[what] or [None, None])
         assert row.all_bad == (what == "bad")
     assert lefts == {"alpha", "beta"}
-    ballots, bad = ballots_in(database)
+    ballots, bad = all_ballots(database)
     assert ([vote.won for (vote,) in ballots], bad) == ([1.0, 0.0, 0.5] * 3, 3)
     figures = http.get("/compare/figures", headers=ann).json()
     assert (figures["votes"], figures["bad"]) == (9, 3)
     assert {row["model"] for row in figures["raw"]["models"]} == {"alpha", "beta"}
     assert figures["controlled"]["length"]
     database.exclude("ann")
-    assert ballots_in(database) == ([], 0)
+    assert all_ballots(database) == ([], 0)
     assert http.get("/compare/figures", headers=ann).status_code == 403
 
 
@@ -130,7 +130,7 @@ def test_three_models_at_once_are_ranked_and_give_three_votes(database: Feedback
     body = {"comparison": end["comparison"], "ranks": [2, 1, 3]}
     names = http.post("/compare/vote", json=body, headers=ann).json()["models"]
     assert sorted(names) == ["alpha", "beta", "raw"]
-    ((first, second, third),), _ = ballots_in(database)
+    ((first, second, third),), _ = all_ballots(database)
     assert [one.models for one in (first, second, third)] == [tuple(names[:2]), (names[0], names[2]), tuple(names[1:])]
     assert [one.won for one in (first, second, third)] == [0, 1, 1]
     rated = http.get("/compare/figures", headers=ann).json()["raw"]["models"]
@@ -156,7 +156,7 @@ async def test_answers_take_places_in_the_queue_and_count_for_the_key(tmp_path: 
     assert [reply.status_code for reply in replies] == [200, 429]
     first, _ = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
     assert (first["key"], first["prompt_tokens"], first["completion_tokens"]) == ("ben", 6, 10)
-    async with asking(replace(settings, queue=0), GOOD, ben, GOOD.name, {POOR.name: POOR}) as http:
+    async with asking(replace(settings, max_concurrent=0), GOOD, ben, GOOD.name, {POOR.name: POOR}) as http:
         full = await http.post("/compare/answers", **question)
     assert full.text.strip() == 'data: {"error": "a model cannot answer just now; try again"}'
 

@@ -85,7 +85,7 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
     assert after["task"]["prompt"] != task["prompt"]
     assert after["progress"] == {"done": 1, "left": 2, "seconds": 7.5}
     back = client.get("/label/task", params={"prompt": task["prompt"]}, headers=headers).json()
-    assert (back["answers"], back["said"]["ranks"]) == (task["answers"], row.ranks)
+    assert (back["answers"], back["judgement"]["ranks"]) == (task["answers"], row.ranks)
     skip = {"prompt": task["prompt"], "answers": answers, "skipped": "unsure"}
     assert client.post("/label/judgement", json=skip, headers=headers).status_code == 204
     (row,) = database.judgements()
@@ -147,7 +147,7 @@ def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database:
         assert reply["progress"]["done"] == turn
         # Asking again, or a restart, does not pass a check over.
         assert client.get("/label/next", headers=headers).json()["task"] == task
-        assert task["said"] is None
+        assert task["judgement"] is None
         assert task["again"] == (task["prompt"] in seen)
         answers = [answer["id"] for answer in task["answers"]]
         assert sorted(answers) == prompts[task["prompt"]]

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from serve.pages.runs import POINTS, SAMPLES, curves, describe, figures, rollouts, written
+from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
 from tests.serve.run_folder import at_work, write_run
 
 
@@ -54,7 +54,7 @@ def test_a_run_whose_rewards_are_computed_ranks_nothing(tmp_path: Path) -> None:
 def test_samples_are_taken_over_the_whole_file(tmp_path: Path) -> None:
     samples = describe(write_run(tmp_path, finished=7))["samples"]
     numbers = [int(row["question"].rsplit(" ", 1)[1].rstrip("?")) for row in samples]
-    assert len(numbers) == SAMPLES
+    assert len(numbers) == MAX_SAMPLES
     assert numbers == sorted(set(numbers))
     assert numbers[-1] > 55
 
@@ -65,7 +65,7 @@ def test_curves_keep_both_ends_and_leave_out_what_cannot_be_drawn() -> None:
     for row in rows[1:]:
         del row["once"]
     (points,) = curves(rows).values()
-    assert len(points) == POINTS
+    assert len(points) == MAX_POINTS
     assert (points[0], points[-1]) == ((0, 0.0), (999, 999.0))
     assert all(step == value for step, value in points)
 

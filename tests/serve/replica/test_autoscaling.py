@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.recipe.serve import Serve
-from serve.replica.autoscaling import REQUESTS, replica_options, replicas_wanted
+from serve.replica.autoscaling import REQUESTS, desired_replicas, replica_options
 
 
 def test_a_fixed_number_is_not_scaled() -> None:
@@ -19,7 +19,7 @@ def test_a_range_is_ray_serves_to_keep_to() -> None:
     found = scaling["autoscaling_config"]
     assert (found.min_replicas, found.initial_replicas, found.max_replicas) == (0, 1, 4)
     assert (found.target_ongoing_requests, found.downscale_delay_s) == (8, 60)
-    assert found.policy.policy_function == "serve.replica.autoscaling.replicas_wanted"
+    assert found.policy.policy_function == "serve.replica.autoscaling.desired_replicas"
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_requests_decide_once_a_replica_counts_them(counts: dict[str, float] | N
     context: Any = SimpleNamespace(
         aggregated_metrics=metrics, target_num_replicas=2, config=SimpleNamespace(target_ongoing_requests=8)
     )
-    assert replicas_wanted(context) == (wanted, {})
+    assert desired_replicas(context) == (wanted, {})

@@ -1,4 +1,4 @@
-"""What keeps an adapter from being served."""
+"""Adapters: which folders and names are accepted."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Adapter, Serve
-from serve.replica.lora import CONFIG, WEIGHTS, check_adapters, rank_of
+from serve.replica.lora import CONFIG, WEIGHTS, adapter_rank, check_adapters
 from serve.server import adapters_of
 
 
@@ -23,7 +23,7 @@ def test_an_adapter_lies_beside_its_model_and_no_other(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     wanted = section(tmp_path)
-    with pytest.raises(UserError, match=r"terse is beside sft, which the run has not finished"):
+    with pytest.raises(UserError, match=r"terse adapts sft, which the run has not finished"):
         check_adapters(wanted, {})
     for file in (CONFIG, WEIGHTS):
         with pytest.raises(UserError, match=rf"serve.adapters.terse: {re.escape(str(tmp_path))} holds no {file}"):
@@ -36,9 +36,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_configuration_without_a_rank_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(UserError, match=CONFIG):
-        rank_of(tmp_path)
+        adapter_rank(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps({"r": 4}))
-    assert rank_of(tmp_path) == 4
+    assert adapter_rank(tmp_path) == 4
 
 
 def test_names_are_given_once() -> None:

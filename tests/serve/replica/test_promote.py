@@ -17,7 +17,7 @@ from cluster.run.server_client import write_server
 from cluster.run.versions import Versions
 from pipelines.rlhf_setup import promote_unfinished
 from serve.gateway import Settings
-from serve.transport.messages import Promoted
+from serve.transport.messages import PromotionResult
 from tests.cluster.run.test_versions import make
 from tests.helpers import free_port, wait_until
 from tests.serve.conftest import CONTEXT, Server, finish_model
@@ -179,10 +179,10 @@ class Changeable(Parrot):
         super().__init__()
         self.error, self.asked = error, list[str]()
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
         assert (folder / "model.safetensors").exists()
         self.asked.append(weights)
-        return Promoted(0.25, 0 if self.error else 2, self.error)
+        return PromotionResult(0.25, 0 if self.error else 2, self.error)
 
 
 @pytest.fixture

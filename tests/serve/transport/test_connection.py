@@ -1,4 +1,4 @@
-"""The channel: every part of an answer arrives, in order, at the request that it belongs to, and nothing else does."""
+"""The connection: every response part arrives, in order, at the request that it belongs to, and nothing else does."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from serve.transport.connection import (
     ReplicaListener,
     RequestFailed,
     connect,
-    new_name,
+    new_replica_id,
 )
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 
@@ -33,7 +33,7 @@ PARTS = [ResponseStart("abc"), "data: é\n\n", "", "data: " + "x" * 300_000 + "\
 
 
 class Answers:
-    """What it is asked decides how it answers."""
+    """A handler whose answer depends on the request."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -57,21 +57,21 @@ class Answers:
 
 
 async def listening() -> tuple[ReplicaListener, Address, "asyncio.Queue[GatewayConnection]"]:
-    """An inbox, the address to connect to, and the lines as they come."""
-    inbox, lines = ReplicaListener(), asyncio.Queue[GatewayConnection]()
-    await inbox.open("127.0.0.1")
-    return inbox, inbox.address(lines.put_nowait), lines
+    """A listener, the address to connect to, and the connections as they come."""
+    listener, connections = ReplicaListener(), asyncio.Queue[GatewayConnection]()
+    await listener.open("127.0.0.1")
+    return listener, listener.address(connections.put_nowait), connections
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[GatewayConnection, Answers, ReplicaConnection]]:
-    inbox, address, lines = await listening()
-    answers, name = Answers(), new_name()
-    counter = await connect(address, name, answers)
-    line = await asyncio.wait_for(lines.get(), 5)
-    assert line.replica == name
-    yield line, answers, counter
-    inbox.close()
+    listener, address, connections = await listening()
+    answers, name = Answers(), new_replica_id()
+    replica = await connect(address, name, answers)
+    gateway = await asyncio.wait_for(connections.get(), 5)
+    assert gateway.replica_id == name
+    yield gateway, answers, replica
+    listener.close()
 
 
 async def taken(queue: asyncio.Queue) -> list[Any]:
@@ -84,12 +84,12 @@ async def taken(queue: asyncio.Queue) -> list[Any]:
 
 
 async def test_many_answers_share_one_connection() -> None:
-    async with connected() as (line, answers, _):
+    async with connected() as (gateway, answers, _):
         body = {"prompt": "é" * 100_000}
         with (
-            line.asking("a", "completions", body) as one,
-            line.asking("b", "score", {"a": [1]}) as two,
-            line.asking("a", "chat/completions", body) as three,
+            gateway.request("a", "completions", body) as one,
+            gateway.request("b", "score", {"a": [1]}) as two,
+            gateway.request("a", "chat/completions", body) as three,
         ):
             found = [await taken(queue) for queue in (three, one, two)]
         assert found == [PARTS, PARTS, [Reply(400, {"a": [1]})]]
@@ -98,75 +98,75 @@ async def test_many_answers_share_one_connection() -> None:
             ("b", "score", {"a": [1]}),
             ("a", "chat/completions", body),
         ]
-        assert line.requests == 0
+        assert gateway.pending == 0
 
 
 async def test_an_answer_that_fails_ends_alone() -> None:
-    async with connected() as (line, _, _):
-        with line.asking("a", "completions", {"fail": True}) as one, line.asking("a", "completions", {}) as two:
+    async with connected() as (gateway, _, _):
+        with gateway.request("a", "completions", {"fail": True}) as one, gateway.request("a", "completions", {}) as two:
             assert await taken(one) == [*PARTS, RequestFailed]
             assert await taken(two) == PARTS
 
 
-async def test_work_ends_when_nobody_waits_for_it() -> None:
-    async with connected() as (line, answers, _):
-        with line.asking("a", "completions", {"wait": True}) as parts:
+async def test_a_request_is_cancelled_when_nobody_waits_for_it() -> None:
+    async with connected() as (gateway, answers, _):
+        with gateway.request("a", "completions", {"wait": True}) as parts:
             assert await parts.get() == PARTS[0]
         await asyncio.wait_for(answers.left.wait(), 5)
-        with line.asking("a", "score", {}) as parts:
+        with gateway.request("a", "score", {}) as parts:
             assert await taken(parts) == [Reply(400, {})]
 
 
-async def test_a_broken_connection_is_told_to_all_who_wait() -> None:
-    async with connected() as (line, answers, counter):
+async def test_a_broken_connection_fails_all_pending_requests() -> None:
+    async with connected() as (gateway, answers, replica):
         with (
-            line.asking("a", "completions", {"wait": True}) as one,
-            line.asking("a", "completions", {"wait": True}) as two,
+            gateway.request("a", "completions", {"wait": True}) as one,
+            gateway.request("a", "completions", {"wait": True}) as two,
         ):
             await asyncio.sleep(0.1)
-            line.transport.abort()
+            gateway.transport.abort()
             assert await taken(one) == await taken(two) == [*PARTS, ConnectionError]
         await asyncio.wait_for(answers.left.wait(), 5)
-        assert counter.lost
-        assert not line.ready
-        with pytest.raises(ConnectionError), line.asking("a", "completions", {}):
+        assert replica.lost
+        assert not gateway.ready
+        with pytest.raises(ConnectionError), gateway.request("a", "completions", {}):
             pass
 
 
-async def test_who_leaves_answers_what_it_has_been_asked() -> None:
-    async with connected() as (line, _, counter):
-        with line.asking("a", "completions", {}) as parts:
+async def test_a_draining_replica_answers_its_pending_requests() -> None:
+    async with connected() as (gateway, _, replica):
+        with gateway.request("a", "completions", {}) as parts:
             assert await parts.get() == PARTS[0]
-            leaving = asyncio.create_task(counter.leave())
+            draining = asyncio.create_task(replica.drain())
             assert await taken(parts) == PARTS[1:]
-            assert line.leaving
-            assert not line.ready
-        await asyncio.wait_for(leaving, 5)
+            assert gateway.draining
+            assert not gateway.ready
+        await asyncio.wait_for(draining, 5)
         await asyncio.sleep(0.05)
-        assert line.lost
-        await counter.leave()
+        assert gateway.lost
+        await replica.drain()
 
 
 async def test_a_machine_that_is_gone_is_noticed() -> None:
-    async with connected() as (line, _, counter):
-        for end in (line, counter):
+    async with connected() as (gateway, _, replica):
+        for end in (gateway, replica):
             connection = end.transport.get_extra_info("socket")
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
 
 
-async def test_without_the_secret_nobody_is_heard() -> None:
-    inbox, address, lines = await listening()
+async def test_a_connection_without_the_secret_is_closed() -> None:
+    listener, address, connections = await listening()
     for secret in (bytes(32), address.secret[:31] + b"?"):
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(secret + new_name())
+        writer.write(secret + new_replica_id())
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
-    assert lines.empty()
+    assert connections.empty()
     # Every replica of a deployment has the same one.
-    names = [new_name(), new_name()]
+    names = [new_replica_id(), new_replica_id()]
     for name in names:
         await connect(address, name, Answers())
-    assert [(await asyncio.wait_for(lines.get(), 5)).replica for _ in names] == names
-    inbox.close()
+    assert [(await asyncio.wait_for(connections.get(), 5)).replica_id for _ in names] == names
+    listener.close()

@@ -1,4 +1,4 @@
-"""A model behind channels: what the gateway sees when its replicas answer, refuse, die, come, go or sleep."""
+"""A model behind connections: what the gateway sees when its replicas answer, refuse, die, come, go or sleep."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,7 +15,7 @@ from serve.errors import RequestError
 from serve.replica.replica import ReplicaServer
 from serve.transport import pool
 from serve.transport.connection import ReplicaListener
-from serve.transport.messages import Endpoint, Part, Promoted, Reply, ResponseStart, Usage
+from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
 from serve.transport.pool import RemoteModel, ReplicaPool
 
 pytestmark = pytest.mark.anyio
@@ -32,12 +32,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(pool, "CONNECT_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(pool, "RECONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
 
 
 class Counting:
-    """Counts up to the number asked for; fails at 3 if told to, and waits for ever at 5, or before it counts."""
+    """Counts up to the number asked for; fails at 3 on request, and waits for ever at 5, or before it counts."""
 
     def __init__(self, broken: bool = False) -> None:
         self.left, self.begun = asyncio.Event(), asyncio.Event()
@@ -71,14 +71,14 @@ class Counting:
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         return {"completions": {}}
 
-    async def promote(self, folder: Path, weights: str) -> Promoted:
+    async def promote(self, folder: Path, weights: str) -> PromotionResult:
         if self.broken:
-            return Promoted(0.5, error="the files cannot be read")
+            return PromotionResult(0.5, error="the files cannot be read")
         assert folder
         self.weights = weights
-        return Promoted(0.25, self.open)
+        return PromotionResult(0.25, self.open)
 
-    def live(self) -> str:
+    def weights_version(self) -> str:
         return self.weights
 
     def requests(self) -> int:
@@ -99,8 +99,8 @@ class Replica(ReplicaServer):
         self.model = model
 
     def die(self) -> None:
-        for gateway in self._gateways.values():
-            gateway.transport.abort()
+        for connection in self._connections.values():
+            connection.transport.abort()
 
 
 class Dead(Replica):
@@ -148,15 +148,17 @@ class Broadcast:
 
 
 @asynccontextmanager
-async def served(*models: Counting, may_sleep: bool = False) -> AsyncIterator[tuple[RemoteModel, Handle, ReplicaPool]]:
-    inbox = ReplicaListener()
-    await inbox.open("127.0.0.1")
+async def served(
+    *models: Counting, scales_to_zero: bool = False
+) -> AsyncIterator[tuple[RemoteModel, Handle, ReplicaPool]]:
+    listener = ReplicaListener()
+    await listener.open("127.0.0.1")
     handle: Any = Handle(*map(Replica, models))
-    found = ReplicaPool(handle, inbox, may_sleep)
-    keeping = asyncio.create_task(found.keep())
+    found = ReplicaPool(handle, listener, scales_to_zero)
+    maintenance = asyncio.create_task(found.maintain())
     yield RemoteModel(found, MODEL), handle, found
-    keeping.cancel()
-    inbox.close()
+    maintenance.cancel()
+    listener.close()
 
 
 def counted(to: int) -> list[Part]:
@@ -253,7 +255,7 @@ async def test_the_least_busy_replica_is_asked_and_more_are_found() -> None:
     async with served(models[0]) as (model, handle, _):
         assert await ask(model, 1) == counted(1)
         handle.replicas += map(Replica, models[1:])
-        await until(lambda: all(replica._gateways for replica in handle.replicas))
+        await until(lambda: all(replica._connections for replica in handle.replicas))
         waiting = [model.answer("completions", {"to": 9}) for _ in range(6)]
         for parts in waiting:
             assert [await anext(parts) for _ in range(6)][-1] == "data: 4\n\n"
@@ -262,22 +264,22 @@ async def test_the_least_busy_replica_is_asked_and_more_are_found() -> None:
             await parts.aclose()
 
 
-async def test_who_leaves_is_not_asked_any_more() -> None:
+async def test_a_draining_replica_gets_no_further_requests() -> None:
     models = [Counting(), Counting()]
     async with served(*models) as (model, handle, _):
-        await until(lambda: all(replica._gateways for replica in handle.replicas))
+        await until(lambda: all(replica._connections for replica in handle.replicas))
         parts = [model.answer("completions", {"to": 9}) for _ in range(2)]
         for each in parts:
             await anext(each)
         left = handle.replicas.pop(0)
-        leaving = asyncio.create_task(left.leave())
+        draining = asyncio.create_task(left.drain())
         await asyncio.sleep(0.05)
         for _ in range(3):
             assert await ask(model, 2) == counted(2)
         assert [each.asked for each in models] == [1, 4]
-        assert not leaving.done()
+        assert not draining.done()
         await parts[0].aclose()
-        await asyncio.wait_for(leaving, 5)
+        await asyncio.wait_for(draining, 5)
         await parts[1].aclose()
 
 
@@ -296,9 +298,9 @@ async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
         assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"
 
 
-@pytest.mark.parametrize("may_sleep", [False, True])
-async def test_a_dead_replica_is_not_one_that_sleeps(may_sleep: bool) -> None:
-    async with served(Counting(), may_sleep=may_sleep) as (model, handle, _):
+@pytest.mark.parametrize("scales_to_zero", [False, True])
+async def test_a_dead_replica_is_not_one_that_sleeps(scales_to_zero: bool) -> None:
+    async with served(Counting(), scales_to_zero=scales_to_zero) as (model, handle, _):
         handle.replicas.append(Dead(Counting()))
         assert await model.requests() == [0]
         del handle.replicas[0]
@@ -308,9 +310,9 @@ async def test_a_dead_replica_is_not_one_that_sleeps(may_sleep: bool) -> None:
 
 
 async def test_a_model_may_sleep_until_it_is_asked() -> None:
-    async with served(may_sleep=True) as (model, handle, _):
+    async with served(scales_to_zero=True) as (model, handle, _):
         assert await model.requests() == []
-        assert await model.promote(Path("folder"), "def") == Promoted(0.0)
+        assert await model.promote(Path("folder"), "def") == PromotionResult(0.0)
         asked = asyncio.create_task(ask(model, 2))
         await until(lambda: handle.calls)
         handle.replicas.append(Replica(Counting()))

@@ -1,10 +1,10 @@
-"""Answers and changes of the weights: who waits for whom, and who saw both."""
+"""The gate between requests and changes of the weights: who waits for whom, and which requests saw both versions."""
 
 import asyncio
 
 import pytest
 
-from serve.replica.weight_swap import WeightSwapGate
+from serve.replica.vllm_engine import WeightSwapGate
 
 pytestmark = pytest.mark.anyio
 
@@ -13,11 +13,11 @@ async def test_a_change_waits_for_answers_and_answers_wait_for_the_change() -> N
     gate, order = WeightSwapGate("old"), []
 
     async def answer(name: str, ready: asyncio.Event, go_on: asyncio.Event) -> str:
-        async with gate.inside() as entered:
+        async with gate.request() as request:
             ready.set()
             await go_on.wait()
             order.append(name)
-            return ",".join(entered.versions)
+            return ",".join(request.versions)
 
     ready, go_on = asyncio.Event(), asyncio.Event()
     short = asyncio.create_task(answer("short", ready, go_on))
@@ -28,7 +28,7 @@ async def test_a_change_waits_for_answers_and_answers_wait_for_the_change() -> N
     late = asyncio.create_task(answer("late", asyncio.Event(), go_on))
     go_on.set()
     await closing
-    assert gate.change_to("new") == 0
+    assert gate.set_version("new") == 0
     order.append("change")
     await closed.__aexit__(None, None, None)
     assert (await short, await late, order) == ("old", "new", ["short", "change", "late"])
@@ -36,11 +36,11 @@ async def test_a_change_waits_for_answers_and_answers_wait_for_the_change() -> N
 
 async def test_an_answer_that_goes_on_knows_both_versions() -> None:
     gate = WeightSwapGate("old")
-    async with gate.inside() as long:
+    async with gate.request() as long:
         async with gate.closed(drain_seconds=0.01):
-            assert gate.change_to("new") == 1
+            assert gate.set_version("new") == 1
         assert long.mixed == "old, new"
-        async with gate.inside() as after:
+        async with gate.request() as after:
             assert (after.versions, after.mixed) == (["new"], None)
 
 
@@ -49,5 +49,5 @@ async def test_a_change_that_fails_opens_the_gate_again() -> None:
     with pytest.raises(ValueError, match="broken"):
         async with gate.closed(drain_seconds=0.01):
             raise ValueError("broken")
-    async with asyncio.timeout(1), gate.inside() as entered:
-        assert entered.versions == ["old"]
+    async with asyncio.timeout(1), gate.request() as request:
+        assert request.versions == ["old"]

@@ -1,0 +1,245 @@
+"""The uses of vLLM and Ray Serve on this floor that are private, or that change between versions of the two.
+
+Written for vLLM 0.32 and Ray 2.60. After an upgrade, check this file from top to bottom: each function says what to
+look at. Two classes depend on vLLM's private parts as a whole and have files of their own:
+`serve.replica.vllm_in_process.ThreadedCore` and `serve.replica.weight_swap.WeightReloadExtension`.
+
+Importing this file does not import vLLM, which costs 15 s of CPU time: the gateway needs the part on Ray Serve only.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from pydantic import BaseModel, TypeAdapter
+from ray import serve
+from ray.serve.config import AutoscalingContext, ProxyLocation
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.requests import Request
+
+from cluster.errors import UserError
+from cluster.runtime.plan import Allocation
+from serve.transport.messages import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# The resource that Ray gives the head node, by which an actor is placed there. Look at `HEAD_NODE_RESOURCE_NAME` in
+# `ray._private.resource_spec`.
+HEAD_NODE = "node:__internal_head__"
+
+
+def start_application(app: serve.Application, name: str) -> None:
+    """Has Ray Serve start an application, and returns before it runs.
+
+    Look at `run_many`, a developer API: `serve.run` waits until every deployment is ready, without a deadline.
+    """
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
+    target = serve.RunTarget(app, name, None, logging_config=quiet)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: Any, seconds: float) -> list[Any]:
+    """Calls a method of every replica of a deployment; an exception stands for a call that failed.
+
+    Look at `DeploymentHandle.broadcast`, which is new in Ray 2.5x and not declared stable.
+
+    Raises:
+        DeploymentUnavailableError: there is no replica.
+        TimeoutError: some replica took longer than `seconds`.
+    """
+    return await handle.broadcast(method, *arguments).results_async(timeout_s=seconds, return_exceptions=True)
+
+
+def reported_counts(context: AutoscalingContext, metric: str) -> list[float]:
+    """Returns what the replicas of a deployment last reported by `record_autoscaling_stats`, one number for each.
+
+    Look at `AutoscalingContext`, an alpha API, and at how Ray Serve finds `record_autoscaling_stats` in a replica.
+    """
+    return list((context.aggregated_metrics or {}).get(metric, {}).values())
+
+
+def engine_environment(share: Allocation) -> dict[str, str]:
+    """Returns the environment variables that a replica's process needs before vLLM is imported.
+
+    Look at `vllm.envs` for their names and defaults.
+    """
+    # vLLM's own set-up of logging would close Ray Serve's log of the replica, and a restarted controller takes a
+    # replica without one for broken.
+    common = {"OMP_NUM_THREADS": str(share.threads), "VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    if share.gpus:
+        return common
+    # Without a worker process of vLLM's, and with engines that share the cores instead of each binding all of them.
+    return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+# It would override the size of the cache that the engine's arguments set.
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+
+def tool_options(parser: str | None) -> dict[str, Any]:
+    """Returns the keyword arguments for vLLM's serving classes with which a model calls tools.
+
+    Look at `ToolParserManager`, and at the arguments of `OpenAIServingChat` and `OnlineRenderer`.
+
+    Raises:
+        UserError: vLLM has no parser of this name.
+    """
+    from vllm.tool_parsers import ToolParserManager
+
+    if parser is None:
+        return {}
+    known = ToolParserManager.list_registered()
+    if parser not in known:
+        raise UserError(f"serve.tool_parser: vLLM has no parser {parser!r}; it has {', '.join(sorted(known))}")
+    return {"enable_auto_tools": True, "tool_parser": parser}
+
+
+def max_lora_rank(rank: int) -> "MaxLoRARanks":
+    """Returns the smallest of the ranks that vLLM reserves memory for that is enough for adapters of a rank.
+
+    Look at `MaxLoRARanks`.
+
+    Raises:
+        UserError: vLLM supports no rank so large.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    supported = get_args(MaxLoRARanks)
+    for one in supported:
+        if one >= rank:
+            return cast(MaxLoRARanks, one)
+    raise UserError(f"serve.adapters: vLLM takes ranks of {max(supported)} at most, and one has {rank}")
+
+
+@contextmanager
+def core_client(make: Callable[..., Any]) -> Iterator[None]:
+    """Has an `AsyncLLM` that is constructed meanwhile use the engine core that `make` returns.
+
+    Look at `EngineCoreClient.make_async_mp_client` and its call in `AsyncLLM.__init__`. vLLM has no setting for it.
+    """
+    from vllm.v1.engine.core_client import EngineCoreClient
+
+    original = EngineCoreClient.make_async_mp_client
+    EngineCoreClient.make_async_mp_client = make  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
+
+
+def end_token_ids(engine: "AsyncLLM") -> set[int]:
+    """Returns the tokens at which a model's own generation config ends an answer.
+
+    Look at `ModelConfig.try_get_generation_config`.
+    """
+    found = engine.model_config.try_get_generation_config().get("eos_token_id", [])
+    return {found} if isinstance(found, int) else set(found)
+
+
+def unfinished_requests(engine: "AsyncLLM") -> int:
+    """Returns how many requests wait or run in an engine; each of a request's `n` answers counts.
+
+    Look at `AsyncLLM.output_processor`, a private attribute in all but name.
+    """
+    return engine.output_processor.get_num_unfinished_requests()
+
+
+Handler = Callable[[Any, Request], Awaitable["AsyncGenerator[str, None] | BaseModel"]]
+
+
+@dataclass(frozen=True)
+class OpenAIServing:
+    """vLLM's OpenAI serving classes over one engine.
+
+    Attributes:
+        models: vLLM's registry of the model and its adapters.
+        handlers: for every endpoint, the type of its requests and the coroutine that answers them.
+    """
+
+    models: "OpenAIServingModels"
+    handlers: dict[Endpoint, tuple[TypeAdapter[Any], Handler]]
+
+
+def openai_serving(
+    engine: "AsyncLLM", name: str, adapters: Mapping[str, Path], tools: Mapping[str, Any]
+) -> OpenAIServing:
+    """Builds vLLM's OpenAI serving classes, without its HTTP server.
+
+    Look at `init_app_state` in `vllm.entrypoints.openai.api_server`, which builds the same objects: modules and
+    arguments move with nearly every version.
+
+    Args:
+        engine: the engine that answers.
+        name: the name that clients use for the model.
+        adapters: the folders of the adapters, by their names. `models.init_static_loras` loads them.
+        tools: the result of `tool_options`.
+    """
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+    from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    loras = [LoRAModulePath(adapter, str(folder)) for adapter, folder in adapters.items()]
+    models = OpenAIServingModels(engine, [BaseModelPath(name=name, model_path=name)], lora_modules=loras or None)
+    template: dict[str, Any] = {
+        "request_logger": None,
+        "chat_template": None,
+        "chat_template_content_format": "auto",
+    }
+    renderer = OnlineRenderer(engine.model_config, engine.renderer, **template, **tools)
+    chat = OpenAIServingChat(engine, models, "assistant", online_renderer=renderer, **template, **tools)
+    completion = OpenAIServingCompletion(engine, models, online_renderer=renderer, request_logger=None)
+    tokens = ServingTokenization(models, renderer, **template)
+    handlers: dict[Endpoint, tuple[TypeAdapter[Any], Handler]] = {
+        "chat/completions": (TypeAdapter(ChatCompletionRequest), chat.create_chat_completion),
+        "completions": (TypeAdapter(CompletionRequest), completion.create_completion),
+        "tokenize": (TypeAdapter(TokenizeRequest), tokens.create_tokenize),
+        "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
+    }
+    return OpenAIServing(models, handlers)
+
+
+def blank_request() -> Request:
+    """Returns an HTTP request for a handler, which reads no more of it than its state and headers."""
+    return Request({"type": "http", "headers": []})
+
+
+def token_counts(request: Request) -> tuple[int, int]:
+    """Returns the tokens of the prompt and of the answer of a stream that has ended.
+
+    Look at `RequestResponseMetadata`, which vLLM's handlers leave on the HTTP request.
+    """
+    usage = request.state.request_metadata.final_usage_info
+    return (usage.prompt_tokens, usage.completion_tokens or 0) if usage else (0, 0)
+
+
+def error_response(cause: Exception | str, param: str | None = None) -> BaseModel:
+    """Returns vLLM's error for an exception or a message, with the HTTP status that vLLM gives it.
+
+    Look at `vllm.entrypoints.serve.create_error_response`.
+    """
+    from vllm.entrypoints.serve import create_error_response
+
+    return create_error_response(cause, param=param)
+
+
+def status_of(answer: BaseModel) -> int:
+    """Returns the HTTP status of a handler's answer."""
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+    return int(answer.error.code if isinstance(answer, ErrorResponse) else HTTPStatus.OK)
