@@ -94,7 +94,7 @@ class TaskAssigner:
         self._lock = threading.Lock()
 
     def next_task(self, annotator: str, done: int) -> tuple[Task | None, int]:
-        """Returns an annotator's next task, the same until it is judged, or None at the end, and the number of open prompts.
+        """Returns an annotator's next task, the same until it is judged, or None; and the number of open prompts.
 
         A restart loses the reservations; the order of prompts then gives most annotators the same ones again.
 

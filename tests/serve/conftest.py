@@ -1,6 +1,8 @@
 """One real server for all tests of the floor: two tiny models of a run behind Ray Serve."""
 
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +111,20 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)
     finally:
         serve.shutdown()
+
+
+@contextmanager
+def connection(server: Server, sent: bytes) -> Iterator[socket.socket]:
+    """A connection over which some bytes have been sent. It is closed with the context."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as opened:
+        opened.sendall(sent)
+        yield opened
+
+
+def head(length: int) -> bytes:
+    """The head of a request with a JSON body of so many bytes."""
+    lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
+    return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
 
 
 @pytest.fixture(scope="package")

@@ -1,10 +1,8 @@
 """The real server as hostile and careless clients find it: what one of them does, the others do not notice."""
 
 import json
-import socket
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import openai
@@ -13,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
 from serve.http.limits import MAX_BODY_BYTES
-from tests.serve.conftest import Server
+from tests.serve.conftest import Server, connection, head
 
 pytestmark = pytest.mark.slow
 
@@ -71,18 +69,6 @@ def test_a_large_body_is_refused(server: Server) -> None:
         f"{server.url}/v1/completions", content=iter([b" " * MAX_BODY_BYTES, b" "]), headers=headers, timeout=60
     )
     assert hidden.status_code == 413
-
-
-@contextmanager
-def connection(server: Server, sent: bytes) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as opened:
-        opened.sendall(sent)
-        yield opened
-
-
-def head(length: int) -> bytes:
-    lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
-    return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
 
 
 def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.model.chat import Chat
 from serve.replica.lora import adapter_checksum
 from serve.server import is_healthy
-from tests.serve.conftest import CONTEXT, STYLES, Server
+from tests.serve.conftest import CONTEXT, STYLES, Server, connection, head
 
 pytestmark = pytest.mark.slow
 
@@ -307,31 +307,18 @@ def wait_until(server: Server, requests: int, seconds: float) -> bool:
     return False
 
 
-LONG = {"model": MODEL, "prompt": "The", "n": 4, "max_tokens": 1000, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def whole_seconds(server: Server) -> float:
-    """How long an answer takes for which the client waits."""
-    started = time.monotonic()
-    httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=60).raise_for_status()
-    return time.monotonic() - started
-
-
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_engine_stops_when_the_client_goes(server: Server, whole_seconds: float, stream: bool) -> None:
-    body = LONG | {"stream": stream}
-    started = time.monotonic()
-    with httpx.Client() as http:
-        request = http.build_request("POST", f"{server.url}/v1/completions", json=body, timeout=1.0)
-        if stream:
-            response = http.send(request, stream=True)
-            lines = response.iter_lines()
-            assert next(lines).startswith("data: ")
-            assert wait_until(server, requests=4, seconds=1)
-            response.close()
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                http.send(request)
-    assert wait_until(server, requests=0, seconds=1)
-    assert time.monotonic() - started < whole_seconds / 1.5
+def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> None:
+    """A second request measures the engine's progress, however busy the machine is: it ends at two thirds of the abandoned
+    request's tokens, and is still in progress when that one is gone."""
+    long = {"model": MODEL, "prompt": "The", "ignore_eos": True}
+    kept = long | {"n": 2, "max_tokens": 1000, "stream": True}
+    abandoned = json.dumps(long | {"n": 4, "max_tokens": 1500, "stream": stream}).encode()
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=kept, timeout=60) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+        with connection(server, head(len(abandoned)) + abandoned) as client:
+            if stream:
+                assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
+            assert wait_until(server, requests=6, seconds=60)
+        assert wait_until(server, requests=2, seconds=60)
+    assert wait_until(server, requests=0, seconds=10)

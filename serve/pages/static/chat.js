@@ -6,7 +6,7 @@ const EXAMPLES = {
 };
 let cards = new Map();      // model name -> its entry in /v1/models
 // The chat that is shown. Its turns are {role, text} and, of an answer, {who, continued, end, tokens, seconds, request,
-// weights, system, first, good}: `first` is the turn from which on the model was told.
+// weights, system, first, good}: `first` is the index of the first turn that the model was sent.
 let chat = null;
 let running = null;         // the AbortController of the answer being written
 
@@ -50,9 +50,9 @@ async function loadModels() {
     return option;
   }));
   const chatModels = [...cards.values()].filter((card) => card.chat !== false);
-  // The last of the run's own models came furthest; adapters are beside them.
-  const furthest = chatModels.findLast((card) => !card.parent) ?? chatModels.at(-1);
-  if (furthest) model.value = furthest.id;
+  // The last of the run's own models is that of the latest stage; adapters come after their models.
+  const latest = chatModels.findLast((card) => !card.parent) ?? chatModels.at(-1);
+  if (latest) model.value = latest.id;
   chat = freshChat();
   showMode();
 }
@@ -109,7 +109,7 @@ async function reason(response) {
   try { return (await response.json()).error.message; } catch { return `the server answered ${response.status}`; }
 }
 
-// A small model remembers little: when the conversation no longer fits, its oldest exchange is left out for good.
+// A small model has a small context: when the conversation no longer fits, its oldest exchanges are dropped for good.
 async function ask(name, messages, signal) {
   for (let dropped = 0; ; dropped += 2) {
     const [path, body] = requestFor(name, messages.slice(dropped));
@@ -127,11 +127,11 @@ async function ask(name, messages, signal) {
 const message = ({ role, text }) => ({ role, content: text });
 const system = () => byId("system").value.trim();
 
-// What the person thinks of an answer goes to the run's feedback, with what was asked.
+// Sends a thumb, with the conversation, to the run's feedback database.
 function rating(where, index) {
   return async (good) => {
-    const record = where.turns[index], told = where.turns.slice(record.first, index).map(message);
-    const messages = record.system ? [{ role: "system", content: record.system }, ...told] : told;
+    const record = where.turns[index], sent = where.turns.slice(record.first, index).map(message);
+    const messages = record.system ? [{ role: "system", content: record.system }, ...sent] : sent;
     const body = { request: record.request, model: record.who, weights: record.weights, messages, answer: record.text, good };
     try {
       const response = await fetchWithKey("/thumbs", {
@@ -139,7 +139,7 @@ function rating(where, index) {
       });
       if (!response.ok) throw new Error(await reason(response));
     } catch (error) {
-      complain(`What you think of this answer was not stored: ${error.message}`);
+      complain(`Your rating was not stored: ${error.message}`);
       return false;
     }
     record.good = good;
@@ -159,7 +159,7 @@ async function submit(text) {
   const question = addTurn("user", "You", text).turn;
   const place = addAnswer(name, chats ? "" : text), { turn, answer } = place;
   turn.classList.add("busy");
-  // A model that only continues text is told nothing of what went before.
+  // A model that only continues text is sent no earlier turns.
   if (!chats) where.first = where.turns.length - 1;
   const record = { role: "assistant", text: "", who: name, continued: chats ? "" : text, end: "stop", tokens: 0, system: chats ? system() : "" };
   try {
@@ -183,14 +183,14 @@ async function submit(text) {
     if (record.end === "failed" && chat === where) complain(error.message);
   }
   Object.assign(record, { text: answer.data, first: where.first, seconds: (performance.now() - started) / 1000 });
-  // A turn without an answer would leave two messages of one side in a row.
+  // A turn without an answer would leave two messages of the user in a row.
   if (record.text) where.turns.push(record); else where.turns.pop();
   if (record.text) keepChat(where);
   if (chat === where) {
     if (record.end !== "failed") byId("status").textContent = `${name}: ${record.text || "no text"}`;
     if (record.end === "failed" && !record.text) {
       turn.remove();
-      // The words go back to where they can be mended.
+      // The text goes back into the input, where it can be edited.
       if (!input.value) { question.remove(); input.value = text; grow(); toEnd(); }
     } else {
       finish(place, record, rating(where, where.turns.length - 1));

@@ -1,8 +1,8 @@
 "use strict";
 const OF_TWO = { left: [1, 2], right: [2, 1] }, TITLES_OF_TWO = ["Left", "Right"];
-let comparison = null;   // the name to vote on, once all answers are whole
+let comparison = null;   // the name to vote on, once all answers are complete
 let count = 2;           // how many answers there are
-let order = [];          // of three or more: the sides that were picked so far, the best first
+let order = [];          // with three or more answers: the sides picked so far, the best first
 let shownSince = 0, voted = 0, busy = null, sending = false;
 const announce = (text) => { byId("status").textContent = text; };
 const side = (index) => byId(`side-${index}`);
@@ -37,7 +37,7 @@ function drawSides() {
     ? [button("Left", "←", () => vote(OF_TWO.left)), tie, bad, button("Right", "→", () => vote(OF_TWO.right))]
     : [...titles().map((title, index) => button(title, String(index + 1), () => pick(index))), tie, bad, button("Undo", "u", unpick)]));
   byId("how").textContent = count === 2
-    ? "Arrow keys vote left or right, t is a tie, b says that both are bad. The models are told after the vote."
+    ? "Arrow keys vote left or right, t is a tie, b says that both are bad. The models' names are shown after the vote."
     : `Pick the best answer, then the next best: keys 1 to ${count}, u takes a pick back. t is a tie of all, b says that all are bad.`;
 }
 
@@ -89,7 +89,7 @@ async function compare(prompt) {
   byId("asked").textContent = prompt;
   byId("outcome").textContent = "";
   byId("comparison").hidden = false;
-  byId("comparison").classList.remove("told");
+  byId("comparison").classList.remove("revealed");
   byId("after").hidden = true;
   byId("votes").hidden = false;
   drawSides();
@@ -135,7 +135,7 @@ async function vote(ranks) {
       side(index).classList.remove("picked");
       side(index).classList.toggle("chosen", Boolean(ranks) && ranks[index] === 1 && new Set(ranks).size > 1);
     }
-    byId("comparison").classList.add("told");
+    byId("comparison").classList.add("revealed");
     byId("outcome").textContent = outcome(ranks, models);
     byId("votes").hidden = true;
     byId("after").hidden = false;

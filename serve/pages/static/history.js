@@ -1,13 +1,14 @@
 "use strict";
-// Past chats. This browser keeps them and sends them nowhere; beyond MOST, or where they take too much room, the oldest go.
-const MOST = 50, HISTORY = "triptych chats";
+// Past chats, stored in this browser and sent nowhere. Beyond MAX_CHATS, or when the storage is full, the oldest are
+// dropped.
+const MAX_CHATS = 50, HISTORY = "triptych chats";
 
 function pastChats() {
   try { return JSON.parse(localStorage.getItem(HISTORY)) ?? []; } catch { return []; }
 }
 
 function keepChats(chats) {
-  for (let kept = chats.slice(0, MOST); ; kept = kept.slice(0, -1)) {
+  for (let kept = chats.slice(0, MAX_CHATS); ; kept = kept.slice(0, -1)) {
     try { localStorage.setItem(HISTORY, JSON.stringify(kept)); return; } catch { if (!kept.length) return; }
   }
 }

@@ -1,13 +1,13 @@
 "use strict";
-// The key to this server, which this tab keeps until it is closed. `fetchWithKey` is fetch; where the server wants
-// another key, it asks the person, once for all requests that wait.
+// The key to this server, stored until this tab is closed. `fetchWithKey` is `fetch` with the key; if the server refuses
+// it, one dialog asks for another key on behalf of all waiting requests.
 let keyAsked = null;
 
 function askForKey(reason) {
   keyAsked ??= new Promise((resolve) => {
     const dialog = element("dialog", "key"), form = element("form"), label = element("label", "", "Your key"), input = element("input");
     const buttons = element("div", "buttons"), enter = element("button", "main", "Go on"), leave = element("button", "", "Cancel");
-    // Browsers want to know whose a password is.
+    // Password managers expect a user name.
     const owner = Object.assign(element("input"), { type: "text", value: "key", autocomplete: "username", hidden: true });
     dialog.setAttribute("aria-labelledby", "key-title");
     form.method = "dialog";
@@ -38,7 +38,7 @@ async function fetchWithKey(path, options = {}) {
     const response = await fetch(path, { ...options, headers });
     const error = [401, 403].includes(response.status) ? (await response.clone().json().catch(() => ({}))).error : null;
     if (!["AuthenticationError", "PermissionError"].includes(error?.type)) return response;
-    // Another request may have been given a better key while this one was on its way.
+    // The key may have been replaced for another request while this one was on its way.
     if (sessionStorage.getItem("triptych key") === key && !(await askForKey(key ? error.message : "This server asks for a key."))) return response;
   }
 }

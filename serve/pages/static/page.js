@@ -1,5 +1,5 @@
 "use strict";
-// What every page uses. All that comes from a person or a model enters a page as text: it is never read as HTML.
+// Helpers of every page. Text from people and models enters a page as text nodes and is never parsed as HTML.
 const byId = (id) => document.getElementById(id);
 
 function element(tag, className, text) {

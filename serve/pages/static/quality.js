@@ -14,7 +14,7 @@ function row(found, reliable) {
   return node;
 }
 
-// Whoever is excluded has no agreement with the others, as they count for nothing; how reliable they were says why.
+// Excluded annotators have no agreement with the others, because their rankings do not count; their reliability is why.
 const excludedRow = (name, reliable) =>
   rowOf(`${name} (excluded)`, ...Array.from({ length: 6 }, () => cell("–")), counted(reliable?.gold, reliable?.gold_items),
     counted(reliable?.consistency, reliable?.repeats), cell("–"));

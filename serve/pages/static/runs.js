@@ -1,6 +1,6 @@
 "use strict";
 const SVG = "http://www.w3.org/2000/svg", WIDTH = 240, HEIGHT = 90, EDGE = 8, LOOK_AGAIN_MS = 5_000;
-// What a glance needs; the rest is one click away.
+// So many are shown at once; the rest is folded.
 const FIGURES_SHOWN = 8, CURVES_SHOWN = 4;
 const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy", before: "Before training", now: "Now", data: "In the data" };
 let shown = "";
@@ -35,7 +35,7 @@ function curve([name, points]) {
   return node;
 }
 
-// The first entries, and the others behind a summary.
+// The first entries, and the others folded under a summary.
 function some(className, entries, make, count, what) {
   const parts = [entries.slice(0, count), entries.slice(count)].map((part) => {
     const node = element("div", className);
@@ -52,11 +52,11 @@ function some(className, entries, make, count, what) {
 function facts(stage, made) {
   const list = element("dl"), short = (value) => element("code", "", value.slice(0, 12));
   const add = (name, ...parts) => { const said = element("dd"); said.append(...parts); list.append(element("dt", "", name), said); };
-  add("Took", `${duration(stage.seconds)}, with version ${stage.version}`);
+  add("Duration", `${duration(stage.seconds)}, with version ${stage.version}`);
   const inputs = Object.entries(stage.inputs).flatMap(([folder, mark]) => [
     `${folder} `, short(mark), made.get(folder)?.fingerprint === mark ? "; " : " (made again since); "]);
-  if (inputs.length) add("Made from", ...inputs.slice(0, -1), inputs.at(-1).replace(/; $/, ""));
-  add("Made as", short(stage.fingerprint));
+  if (inputs.length) add("Inputs", ...inputs.slice(0, -1), inputs.at(-1).replace(/; $/, ""));
+  add("Fingerprint", short(stage.fingerprint));
   if (stage.weights) add("Weights", short(stage.weights));
   return list;
 }
@@ -80,15 +80,15 @@ function card(stage, made) {
   if (stage.rollouts) {
     const more = element("details");
     more.append(
-      element("summary", "", `What it drew at step ${stage.rollouts.step}, token by token`),
-      element("p", "quiet", "Of each prompt's answers the one with the highest reward and the one with the lowest. Underlined: the policy says this more readily than the fine-tuned model does; dotted: less. The ground deepens with the logarithm of their ratio, which a token tells when pointed at."),
+      element("summary", "", `Answers sampled at step ${stage.rollouts.step}, token by token`),
+      element("p", "quiet", "For each prompt, the answers with the highest and the lowest reward. Underlined tokens are more probable under the policy than under the fine-tuned model, dotted ones less. The shade deepens with the logarithm of the ratio; point at a token to read it."),
       ...stage.rollouts.rollouts.map(rollout));
     node.append(more);
   }
   return node;
 }
 
-// From -3 to 3: how far the policy leans towards a token, half a nat a level.
+// The level of shading of a token, from -3 to 3: half a nat of log ratio each.
 const lean = (ratio) => Math.max(-3, Math.min(3, Math.trunc(ratio * 2)));
 
 function rollout(row) {
@@ -132,7 +132,7 @@ function show(run) {
   document.title = `Triptych: ${run.name}`;
   byId("name").textContent = run.name;
   byId("state").textContent = `${done} of ${run.stages.length} stages done${working ? `; ${working.name} is at work` : ""}`;
-  // What was opened stays open when the numbers change.
+  // Opened details stay open when the numbers change.
   const place = (node) => `${node.parentElement.id} ${[...node.parentElement.children].indexOf(node)}`;
   const open = new Set([...document.querySelectorAll("details[open]")].map(place));
   byId("flow").replaceChildren(...run.stages.map(step));

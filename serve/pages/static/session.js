@@ -1,6 +1,6 @@
 "use strict";
-// Signing in with a personal token, which this browser keeps, and asking the server with it.
-// What is wrong, in the page's own place for it; an empty text takes it away.
+// Sign-in with a personal token, which this browser stores, and requests that carry it.
+// Shows an error in the page's place for it; an empty text hides it.
 function complain(text) { byId("trouble").textContent = text; byId("trouble").hidden = !text; }
 
 class Refused extends Error {}
@@ -39,7 +39,7 @@ function startSession(enter, leave) {
     begin();
   });
   byId("sign-out").addEventListener("click", () => { complain(""); signOut(); });
-  // A link may carry the token behind the #, which is never sent to a server or written to its log.
+  // A link may carry the token after the #, a part that is never sent to a server or written to its log.
   const carried = new URLSearchParams(location.hash.slice(1)).get("token");
   if (carried) { localStorage.setItem("triptych token", carried); history.replaceState(null, "", location.pathname); }
   if (localStorage.getItem("triptych token")) begin(); else signOut();

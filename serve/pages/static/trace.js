@@ -1,9 +1,9 @@
 "use strict";
-// Who was at what in the newest steps of RLHF, and where each prompt was: rows of bars over one axis of time.
+// The timeline of the newest RLHF steps: a row of bars for each actor, and for each prompt, on one time axis.
 const trace = (() => {
 const KINDS = {
-  draw: ["draws answers", "drew"], weights: ["takes weights", "took weights"], start: ["starts", "started"],
-  reward: ["gives rewards", "gave rewards"], learn: ["learns", "learned"], publish: ["sends weights", "sent weights"],
+  draw: ["samples answers", "sampled"], weights: ["loads weights", "loaded weights"], start: ["starts", "started"],
+  reward: ["computes rewards", "computed rewards"], learn: ["trains", "trained"], publish: ["publishes weights", "published weights"],
 };
 const LANES_SHOWN = 16, PROMPTS_SHOWN = 48;
 
@@ -18,11 +18,11 @@ function bar(kind, begin, end, axis, title) {
   return node;
 }
 
-function lane(name, bars, axis, said = "") {
+function lane(name, bars, axis, note = "") {
   const row = element("div", "lane"), time = element("div", "time");
   time.append(...axis.steps.slice(1).map((step) => bar("edge", step.begin, step.begin, axis, `step ${step.step}`)), ...bars);
   row.append(element("span", "who", name), time);
-  if (said) row.append(element("span", "quiet", said));
+  if (note) row.append(element("span", "quiet", note));
   return row;
 }
 
@@ -51,13 +51,13 @@ function span(one, axis) {
   return bar(one.lost ? "lost" : one.what, one.begin, one.end, axis, parts.join(", "));
 }
 
-// "rollout 2" before "rollout 10", and after them who works on what they drew.
+// "rollout 2" before "rollout 10", then the rewards, then the learner.
 function inOrder(names) {
   const place = (name) => (name.startsWith("rollout ") ? Number(name.slice(8)) : name === "rewards" ? 1e9 : 2e9);
   return names.sort((first, second) => place(first) - place(second));
 }
 
-// Draws of one actor overlap: time in which it was at several counts once.
+// An actor's spans overlap: time that several of them cover counts once.
 function covered(spans) {
   let end = -Infinity, sum = 0;
   for (const one of [...spans].sort((first, second) => first.begin - second.begin)) {
@@ -72,31 +72,31 @@ function lanes(axis) {
   const present = new Map(axis.steps.at(-1).actors.map((actor) => [actor.who, actor]));
   return inOrder([...new Set([...present.keys(), ...spans.map((one) => one.who)])]).map((who) => {
     const own = spans.filter((one) => one.who === who), actor = present.get(who);
-    const drawn = own.filter((one) => one.what === "draw" && !one.lost);
-    const busy = covered(drawn), tokens = drawn.reduce((sum, one) => sum + one.tokens, 0);
+    const sampled = own.filter((one) => one.what === "draw" && !one.lost);
+    const busy = covered(sampled), tokens = sampled.reduce((sum, one) => sum + one.tokens, 0);
     const rate = busy ? `, ${Math.round(tokens / busy).toLocaleString("en")} tokens/s` : "";
-    const said = actor ? `weights ${actor.version}, ${actor.state}${rate}` : who.startsWith("rollout ") ? "gone" : "";
-    return lane(who, own.map((one) => span(one, axis)), axis, said);
+    const note = actor ? `weights ${actor.version}, ${actor.state}${rate}` : who.startsWith("rollout ") ? "gone" : "";
+    return lane(who, own.map((one) => span(one, axis)), axis, note);
   });
 }
 
-function whereabouts(handed, axis) {
+function whereabouts(prompt, axis) {
   const draws = axis.steps.flatMap((step) => step.spans).filter(
-    (one) => one.what === "draw" && one.prompts.includes(handed.id) && one.begin >= handed.given && one.begin < handed.handed_out);
-  const step = axis.steps.find((one) => one.prompts.includes(handed)), learned = step.spans.find((one) => one.what === "learn");
+    (one) => one.what === "draw" && one.prompts.includes(prompt.id) && one.begin >= prompt.given && one.begin < prompt.handed_out);
+  const step = axis.steps.find((one) => one.prompts.includes(prompt)), learned = step.spans.find((one) => one.what === "learn");
   const bars = [
-    bar("waits", handed.given, handed.handed_out, axis, `with the rollout actors for ${seconds(handed.handed_out - handed.given)}`),
+    bar("waits", prompt.given, prompt.handed_out, axis, `with the rollout actors for ${seconds(prompt.handed_out - prompt.given)}`),
     ...draws.map((one) => span(one, axis)),
-    bar("reward", handed.handed_out, learned.begin, axis, `rewarded and waiting for the learner, ${seconds(learned.begin - handed.handed_out)}`),
+    bar("reward", prompt.handed_out, learned.begin, axis, `rewarded and waiting for the learner, ${seconds(learned.begin - prompt.handed_out)}`),
     span({ ...learned, prompts: [] }, axis),
   ];
-  const behind = handed.behind ? `, ${handed.behind} version${handed.behind > 1 ? "s" : ""} behind` : "";
-  return lane(handed.id.slice(handed.id.indexOf(":") + 1), bars, axis, `${handed.tokens.toLocaleString("en")} tokens${behind}`);
+  const behind = prompt.behind ? `, ${prompt.behind} version${prompt.behind > 1 ? "s" : ""} behind` : "";
+  return lane(prompt.id.slice(prompt.id.indexOf(":") + 1), bars, axis, `${prompt.tokens.toLocaleString("en")} tokens${behind}`);
 }
 
 function staleness(axis) {
   const counts = new Map(), all = axis.steps.flatMap((step) => step.prompts);
-  for (const handed of all) counts.set(handed.behind, (counts.get(handed.behind) ?? 0) + 1);
+  for (const prompt of all) counts.set(prompt.behind, (counts.get(prompt.behind) ?? 0) + 1);
   const shares = [...counts].sort(([first], [second]) => first - second).map(([behind, count]) =>
     `${Math.round((100 * count) / all.length)} % by ${behind ? `weights ${behind} version${behind > 1 ? "s" : ""} behind` : "the learner's own weights"}`);
   return `Prompts were answered ${shares.join(", ")}; ${axis.steps.at(-1).waiting} are with the rollout actors still.`;
@@ -118,10 +118,10 @@ function folded(title, ...parts) {
   return more;
 }
 
-// What the card of a stage shows of its trace.
+// The elements that show a stage's trace in its card.
 return function trace(steps) {
   const axis = axisOf(steps), rows = lanes(axis), prompts = steps.at(-1).prompts;
-  const newest = axisOf(steps.slice(-2)), given = Math.min(...prompts.map((handed) => handed.given));
+  const newest = axisOf(steps.slice(-2)), given = Math.min(...prompts.map((prompt) => prompt.given));
   const from = { ...newest, begin: Math.max(newest.begin, given) };
   from.length = Math.max(from.end - from.begin, 1e-9);
   const box = (own, ...parts) => { const node = element("div", "trace"); node.append(head(own), ...parts); return node; };
@@ -132,7 +132,7 @@ return function trace(steps) {
       element("p", "quiet", staleness(axis))),
     folded(`Where each prompt of step ${steps.at(-1).step} was`,
       element("p", "quiet", `Those that took longest first${prompts.length > shown.length ? `, ${shown.length} of ${prompts.length}` : ""}.`),
-      box({ ...from, steps: newest.steps.filter((step) => step.end > from.begin) }, ...shown.map((handed) => whereabouts(handed, { ...from, steps: newest.steps })))),
+      box({ ...from, steps: newest.steps.filter((step) => step.end > from.begin) }, ...shown.map((prompt) => whereabouts(prompt, { ...from, steps: newest.steps })))),
   ];
 };
 })();

@@ -1,5 +1,5 @@
 "use strict";
-// How one turn of a chat looks, and what can be done with an answer.
+// The elements of one turn of a chat, and the buttons of an answer.
 const log = byId("log");
 
 function toEnd() { byId("scroll").scrollTop = byId("scroll").scrollHeight; }
@@ -15,7 +15,7 @@ function addTurn(role, who, text) {
   return { turn, body };
 }
 
-// The answer's place in a new turn: behind the text that it continues, if it continues one.
+// The place of an answer in a new turn: after the text that it continues, if it continues one.
 function addAnswer(who, continued) {
   const { turn, body } = addTurn("assistant", who, "");
   if (continued) body.append(element("span", "prompt", continued));
@@ -36,7 +36,8 @@ function copyButton(text, body) {
   return copy;
 }
 
-// Two thumbs, of which one may be down. `rate` sends what they say (true, false, or null for neither) and may fail.
+// Two thumb buttons, of which one may be pressed. `rate` sends the choice (true, false, or null for neither) and returns
+// whether it was stored.
 function thumbButtons(good, rate) {
   const buttons = [true, false].map((says) => {
     const button = element("button", says ? "thumb" : "thumb down");

@@ -57,7 +57,7 @@ def test_answers_are_passed_on_whole(database: Feedback) -> None:
     assert f"{odd} " in ["".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)]
 
 
-def test_models_are_told_after_the_vote_and_not_before(database: Feedback) -> None:
+def test_models_are_named_after_the_vote_and_not_before(database: Feedback) -> None:
     http, ann = client(database, GOOD, POOR, BASE), signed_in(database, "ann")
     *pieces, end = ask(http, ann)
     assert all(word not in json.dumps([*pieces, end]) for word in ("alpha", "beta", "raw", "weights"))

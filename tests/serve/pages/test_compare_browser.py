@@ -51,9 +51,9 @@ def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Brows
             (("ArrowLeft", "left"), ("ArrowRight", "right"), ("t", "tie"), ("b", "bad")), 1
         ):
             ask(page, f"Question {number}")
-            told = page.content()
-            assert "alpha" not in told
-            assert "beta" not in told
+            content = page.content()
+            assert "alpha" not in content
+            assert "beta" not in content
             page.keyboard.press(key)
             page.get_by_text(f"{number} vote").wait_for()
             names = page.locator(".side h3 span:first-child").all_inner_texts()

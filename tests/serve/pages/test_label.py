@@ -37,7 +37,7 @@ def signed_in(database: Feedback, name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {database.add_annotator(name)}"}
 
 
-def test_nothing_is_told_to_those_without_a_token(client: TestClient, database: Feedback) -> None:
+def test_nothing_is_shown_without_a_token(client: TestClient, database: Feedback) -> None:
     for headers in ({}, {"Authorization": "Bearer guess"}, {"Authorization": "Basic guess"}):
         assert client.get("/label/next", headers=headers).status_code == 401
         assert client.get("/label/task", params={"prompt": "p000"}, headers=headers).status_code == 401
@@ -112,7 +112,7 @@ def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong
     assert database.judgements() == []
 
 
-def test_agreement_is_told_to_those_with_a_token(client: TestClient, database: Feedback) -> None:
+def test_agreement_is_shown_with_a_token(client: TestClient, database: Feedback) -> None:
     assert client.get("/label/agreement").status_code == 401
     headers = signed_in(database, "ann")
     empty = client.get("/label/agreement", headers=headers).json()

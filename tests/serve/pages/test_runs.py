@@ -1,4 +1,4 @@
-"""What the run page is told."""
+"""The data of the run page."""
 
 import json
 import math
@@ -10,29 +10,29 @@ from tests.serve.run_folder import at_work, write_run
 
 def test_a_run_halfway(tmp_path: Path) -> None:
     run = write_run(tmp_path, finished=5)
-    told = describe(run)
-    assert [stage["state"] for stage in told["stages"]] == ["done"] * 5 + ["partial", "pending"]
-    assert told["samples"] == []
+    shown = describe(run)
+    assert [stage["state"] for stage in shown["stages"]] == ["done"] * 5 + ["partial", "pending"]
+    assert shown["samples"] == []
     with at_work(run):
-        told = describe(run)
-    assert [stage["state"] for stage in told["stages"]][-2:] == ["working", "pending"]
-    sft = next(stage for stage in told["stages"] if stage["folder"] == "sft")
-    base = next(stage for stage in told["stages"] if stage["folder"] == "base")
+        shown = describe(run)
+    assert [stage["state"] for stage in shown["stages"]][-2:] == ["working", "pending"]
+    sft = next(stage for stage in shown["stages"] if stage["folder"] == "sft")
+    base = next(stage for stage in shown["stages"] if stage["folder"] == "base")
     assert sft["inputs"] == {"base": base["fingerprint"]}
     assert sft["weights"] == "0123456789abcdef"
     assert list(sft["figures"]) == ["tokens", "accuracy", "base.right"]
     # The stage in progress shows the curves that it has so far.
-    assert told["stages"][5]["curves"].keys() == {"loss", "held_out_loss"}
-    json.dumps(told, allow_nan=False)
+    assert shown["stages"][5]["curves"].keys() == {"loss", "held_out_loss"}
+    json.dumps(shown, allow_nan=False)
 
 
 def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
     run = write_run(tmp_path, finished=7)
     path = run.path("base") / "manifest.json"
     path.write_text(path.read_text().replace("mark of base", "other"))
-    told = {stage["folder"]: (stage["state"], stage["why"]) for stage in describe(run)["stages"]}
-    assert told["sft"] == ("stale", "base was made again since")
-    assert told["preferences"] == ("done", "")
+    shown = {stage["folder"]: (stage["state"], stage["why"]) for stage in describe(run)["stages"]}
+    assert shown["sft"] == ("stale", "base was made again since")
+    assert shown["preferences"] == ("done", "")
 
 
 def test_a_run_without_a_corpus_shows_none(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         assert sft.locator(".sample").count() == 2
         assert sft.get_by_text("Lima.").first.is_visible()
         rlhf = page.get_by_role("region", name="rlhf")
-        rlhf.get_by_text("What it drew at step 200, token by token").click()
+        rlhf.get_by_text("Answers sampled at step 200, token by token").click()
         assert rlhf.get_by_text("reward 1.50").is_visible()
         said = rlhf.locator(".said").first.locator("b")
         assert said.evaluate_all("tokens => tokens.slice(0, 4).map(token => [token.className, token.title])") == [
