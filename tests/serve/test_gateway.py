@@ -309,8 +309,8 @@ def wait_until(server: Server, requests: int, seconds: float) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> None:
-    """A second request measures the engine's progress, however busy the machine is: it ends at two thirds of the abandoned
-    request's tokens, and is still in progress when that one is gone."""
+    """A second request measures the engine's progress, however busy the machine is: it ends at two thirds of the tokens
+    of the abandoned request, and is still in progress when that one is gone."""
     long = {"model": MODEL, "prompt": "The", "ignore_eos": True}
     kept = long | {"n": 2, "max_tokens": 1000, "stream": True}
     abandoned = json.dumps(long | {"n": 4, "max_tokens": 1500, "stream": stream}).encode()
