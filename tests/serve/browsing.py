@@ -1,4 +1,4 @@
-"""What the tests in a browser share: the browser, and an application behind a real server."""
+"""Helpers of the browser tests: the browser, and an application behind a real server."""
 
 import shutil
 import threading
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-# What the tests in a browser are marked with.
+# The marks of the browser tests.
 IN_A_BROWSER = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
@@ -37,7 +37,7 @@ class Site:
 
 @contextmanager
 def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> Iterator["Page"]:
-    """A browser of somebody's own in which they typed their token; any error in the page fails the test."""
+    """A browser session of its own, signed in with a token; any error in the page fails the test."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -53,7 +53,7 @@ def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> It
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
-    """The application's address, while it is served."""
+    """Serves an application, and gives its address."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)

@@ -58,7 +58,7 @@ def anyio_backend() -> str:
 
 
 def finish_model(run: RunFolder, name: str, seed: int, end_id: int, styles: bool = False) -> None:
-    """What the stage that makes a model leaves."""
+    """Writes a finished stage with a tiny model."""
     out = run.begin(name, str(seed))
     write_tiny_model(out, seed, end_id, context=CONTEXT)
     if styles:
@@ -80,7 +80,7 @@ def write_styles(model: Path) -> None:
 
 
 def write_adapter(model: Path, folder: Path) -> None:
-    """One that changes what the model says."""
+    """Writes a LoRA adapter that changes the model's answers."""
     language = load(model)
     lora.add(language, Lora(rank=4, alpha=8), seed=1)
     generator = torch.Generator().manual_seed(1)

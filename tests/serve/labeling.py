@@ -1,4 +1,4 @@
-"""What the tests of the label page share: a database with tasks, and the page's server as its own process."""
+"""Helpers of the label page's tests: a database with tasks, and the page's server as its own process."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def fill(database: Feedback, prompts: int, texts: list[str]) -> None:
 
 @contextmanager
 def label_server(run: Path, port: int) -> Iterator[str]:
-    """What `triptych label` runs, killed without warning at the end."""
+    """Runs the server of `triptych label`, and kills it without warning at the end."""
     code = f"from serve.pages.label import *; serve_labels(RunFolder({str(run)!r}), '127.0.0.1', {port}, people=2)"
     process = subprocess.Popen([sys.executable, "-c", code])
     url = f"http://127.0.0.1:{port}"

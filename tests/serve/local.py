@@ -1,4 +1,4 @@
-"""The gateway without Ray and without an engine, for what happens before a model is asked."""
+"""The gateway without Ray and without an engine, for tests of everything before the model."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usa
 
 
 class Parrot:
-    """Says the prompt back word by word; the prompts "wait" and "fail" do that."""
+    """A model that repeats the prompt word by word; on the prompts "wait" and "fail" it waits or fails."""
 
     def __init__(self) -> None:
         self.ended = 0

@@ -1,4 +1,4 @@
-"""A run folder as the stages leave it, halfway through: with curves, figures, samples and lineage."""
+"""A run folder in the stages' format, halfway through: with curves, figures, samples and lineage."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
 
 def write_run(root: Path, finished: int = 5) -> RunFolder:
-    """The first stages finished, the next begun, with 200 steps of a falling loss in each."""
+    """Writes the first stages finished and the next begun, with 200 steps of a falling loss in each."""
     run, marks = RunFolder(root), {}
     for index, stage in enumerate(STAGES[: finished + 1]):
         out = run.begin(stage.folder, f"mark of {stage.folder} 0123456789")
@@ -51,7 +51,7 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
 
 
 def write_trace(folder: Path) -> None:
-    """Two steps of four prompts each: of two rollout actors one was lost in the first, and another took its place."""
+    """Writes two steps of four prompts each; one of two rollout actors is lost in the first step and replaced."""
     writer = TraceWriter(folder)
     for step in (8, 9):
         begin, first, second = 4.0 * step, [f"1:{HOSTILE}", "1:b"], ["1:c", "1:d"]
@@ -72,7 +72,7 @@ def write_trace(folder: Path) -> None:
 
 @contextmanager
 def at_work(run: RunFolder) -> Iterator[None]:
-    """As while another process works on the run."""
+    """Holds the run's lock, the same as a process that works on the run."""
     with (run.root / "lock").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("1\n")

@@ -1,4 +1,4 @@
-"""Models that say what they are told to, in the form in which the engines stream it."""
+"""Models with scripted answers, streamed in the engines' format."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ class Scripted:
 
 
 def comparing(database: Feedback, *models: Scripted) -> Middleware:
-    """The compare page over these models, as the gateway has it."""
+    """The compare page over these models, assembled the same as in the gateway."""
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
     meters = GatewayMetrics(weights)

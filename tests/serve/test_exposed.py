@@ -1,4 +1,4 @@
-"""The real server as hostile and careless clients find it: what one of them does, the others do not notice."""
+"""The real server under hostile and careless clients: what one of them does, the others do not notice."""
 
 import json
 from collections import Counter

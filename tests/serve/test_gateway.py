@@ -67,7 +67,7 @@ def test_readiness_reports_every_model(server: Server) -> None:
 
 
 def test_greedy_answer_is_the_one_of_transformers(client: openai.OpenAI, server: Server) -> None:
-    """Ids of the prompt as the template renders them, ids of the answer as an independent forward pass finds them."""
+    """The prompt's ids are those of the template, and the answer's those of an independent forward pass."""
     folder = server.folders[MODEL]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -202,7 +202,7 @@ def test_logprobs_are_of_the_sampled_tokens(client: openai.OpenAI) -> None:
 
 
 def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
-    """Even a model that knows nothing keeps to it: the engine masks all other tokens."""
+    """Even an untrained model follows the schema: the engine masks all other tokens."""
     schema = {"type": "string", "enum": ["Lima", "Quito"]}
     form = {"type": "json_schema", "json_schema": {"name": "capital", "schema": schema, "strict": True}}
     ask = {"model": MODEL, "messages": ASK, "max_tokens": 40, "temperature": 0}
@@ -212,10 +212,10 @@ def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])
 def test_tools_are_called(client: openai.OpenAI, choice: Any) -> None:
-    """The model knows nothing: the engine masks what is no call. With "auto" it is the parser that finds the call."""
+    """The model is untrained: the engine masks everything but a call. With "auto" the parser finds the call."""
     words = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
     form = {"structured_outputs": {"choice": [words]}} if choice == "auto" else {}
-    # JSON may have spaces for ever, which a greedy draw would choose again and again.
+    # JSON allows any number of spaces, which greedy decoding would choose again and again.
     ask = {"model": MODEL, "messages": ASK, "max_tokens": 400, "seed": 1, "tools": TOOLS, "tool_choice": choice}
     ask["parallel_tool_calls"] = False
     said = client.chat.completions.create(**ask, extra_body=form).choices[0]

@@ -65,7 +65,7 @@ def test_requests_are_shared_out_as_the_alias_says() -> None:
 
 
 async def metrics(client: httpx.AsyncClient, wanted: str) -> str:
-    """What Prometheus reads, once it has a line; the shadow answers in its own time."""
+    """Returns the metrics once they contain a line; the shadow answers later than the model."""
     async with asyncio.timeout(10):
         while wanted not in (text := (await client.get("/metrics")).text):
             await asyncio.sleep(0.01)
@@ -94,7 +94,7 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
     shadow = Parrot()
 
     class Slow(Parrot):
-        """One whose answers never come."""
+        """A model that never answers."""
 
         async def answer(self, endpoint, body):
             async for part in shadow.answer(endpoint, body | {"prompt": "wait"}):
@@ -105,7 +105,7 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
         for _ in range(2):
             answer = await client.post("/v1/completions", json=prompt("a b", model="production"))
             assert answer.status_code == 200
-        # The second found no place in the shadow's queue.
+        # The second found no free slot of the shadow.
         await metrics(client, 'key="(shadow)",model="sft",route="/v1/completions",status="503",weights="unknown"} 1.0')
         shadow.go_on.set()
         await metrics(client, f'key="(shadow)",model="sft",{WELL}}} 1.0')

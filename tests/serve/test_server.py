@@ -1,4 +1,4 @@
-"""What is decided before anything starts."""
+"""The checks and decisions before anything starts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may do what: every route with every scope, with no key, with a revoked one, and where no key is needed."""
+"""Authorization: every route with every scope, without a key, with a revoked key, and where no key is needed."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.serve.local import Parrot, asking
 pytestmark = pytest.mark.anyio
 
 CHAT, SCORE, ANY, ADMIN = {"chat"}, {"score"}, set(SCOPES), {"admin"}
-# Whom each route lets in; None: everyone. A route that is not in here fails the test below.
+# The scopes that each route accepts; None: no key is needed. A route that is missing here fails the test below.
 TABLE = {
     ("GET", "/"): None,
     ("GET", "/health"): None,
@@ -113,7 +113,7 @@ async def test_refusals_say_what_is_needed_and_no_more(tmp_path: Path, ring: Key
 async def test_one_person_on_a_laptop_needs_no_key_until_one_is_made(tmp_path: Path, ring: KeyRing) -> None:
     async with asking(settings(tmp_path)) as client:
         assert (await client.get("/v1/models", headers={"Authorization": "Bearer none"})).status_code == 200
-        # A page that had its own name point to this machine.
+        # A page whose own name resolves to this machine.
         foreign = await client.get("/v1/models", headers={"Host": "evil.example:8000"})
         assert foreign.status_code == 403
         for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
@@ -157,7 +157,7 @@ async def test_a_key_that_judges_has_its_limits_and_an_annotator_has_none(tmp_pa
         for token, statuses in ((ben, [200, 200, 429]), (ann, [200] * 3)):
             headers = {"Authorization": f"Bearer {token}"}
             assert [(await client.get("/label/next", headers=headers)).status_code for _ in range(3)] == statuses
-        # What a key may not open, it is not counted for.
+        # A refused request is not counted for its key.
         other = {"Authorization": f"Bearer {make(ring, 'cid', 'chat')}"}
         assert (await client.get("/label/next", headers=other)).status_code == 401
     rows = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]

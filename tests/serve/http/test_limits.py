@@ -1,4 +1,4 @@
-"""How much a key may ask, against a clock that the test moves; and how long a body may take."""
+"""Limits of keys against a clock that the test moves, slots of models, and the size and duration of a body."""
 
 import asyncio
 
@@ -39,7 +39,7 @@ def test_requests_a_minute() -> None:
     limits.start_request(key(requests=3))
     with pytest.raises(RequestError):
         limits.start_request(key(requests=3))
-    # A whole quiet minute gives three again and not more.
+    # A whole minute without requests gives three again and not more.
     now[0] = 1_000.0
     for _ in range(3):
         limits.start_request(key(requests=3))
@@ -54,7 +54,7 @@ def test_tokens_a_minute_are_paid_afterwards() -> None:
     limits.spend_tokens(key(tokens=60), 100)
     with pytest.raises(RequestError, match="60 tokens a minute") as refused:
         limits.start_request(key(tokens=60))
-    # 40 below zero, and one has to be there: 41 tokens at one a second.
+    # 40 below zero, and it needs one: 41 tokens at one a second.
     assert refused.value.headers == {"Retry-After": "41"}
     now[0] = 41.0
     limits.start_request(key(tokens=60))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Endless:
-    """Writes without end, except at /short; notes how many it is writing to."""
+    """Writes without end, except at /short, and counts the clients that it writes to."""
 
     def __init__(self) -> None:
         self.writing = 0

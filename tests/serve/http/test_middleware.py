@@ -1,4 +1,4 @@
-"""What every answer carries, what the log and the metrics say of it, and that hostile requests harm nobody."""
+"""The middleware: headers, access log and metrics of every response, and hostile requests."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def logged(folder: Path) -> list[dict]:
 
 
 async def measured(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
-    """Every sample of /metrics: its name and the values of its labels, in the order of the labels' names."""
+    """Returns every sample of /metrics by its name and the values of its labels, in the order of the labels' names."""
     text = (await client.get("/metrics")).text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in samples}
@@ -230,7 +230,7 @@ async def test_metrics_count_by_key_model_and_version(tmp_path: Path) -> None:
 async def test_the_exception_is_in_the_servers_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Ray's logger need not pass its records on to the root's handlers.
+    # Ray's logger may not propagate its records to the root logger.
     monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
     async with asking(Settings()) as client:
         await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-2"})

@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def chatting(browser: "api.Browser", site: Site) -> Iterator[tuple["api.Page", Callable[[str], None]]]:
-    """Someone's own browser on the page, and what asks in it and waits for the answer."""
+    """A browser session on the page, and a function that sends a message and waits for the answer."""
     context = browser.new_context()
     page = context.new_page()
     errors: list[str] = []
@@ -71,7 +71,7 @@ def test_past_chats_stay_in_this_browser_until_they_are_deleted(browser: "api.Br
         page.get_by_label("Max tokens").fill("128")
         ask("Thanks")
         page.get_by_role("button", name="History").click()
-        # The chat that goes on is the newest, and no third one.
+        # The continued chat is now the newest one, and no third one was added.
         assert page.get_by_role("listitem").count() == 2
         page.get_by_role("button", name="Delete What is the capital of Peru?").click()
         assert page.get_by_role("listitem").count() == 1
@@ -105,7 +105,7 @@ def test_thumbs_reach_the_feedback_and_can_be_changed_and_taken_back(browser: "a
         poor.press("Enter")
         wait_until(lambda: [one.good for one in site.database.thumbs()] == [False], 10, "the other thumb")
         page.get_by_text("Stored, thank you.").wait_for()
-        # It is still down when the chat is opened again, and pressing it once more takes it back.
+        # It is still pressed when the chat is opened again, and pressing it once more takes it back.
         page.reload()
         page.get_by_role("button", name="History").click()
         page.get_by_role("listitem").get_by_role("button").first.click()

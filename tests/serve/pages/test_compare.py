@@ -1,4 +1,4 @@
-"""What the compare page's server streams, stores and tells, and what it keeps to itself until the vote."""
+"""The compare page's server: what it streams and stores, and that it names the models only after the vote."""
 
 import json
 from collections.abc import Iterator
@@ -81,11 +81,11 @@ def test_models_are_named_after_the_vote_and_not_before(database: Feedback) -> N
         [1, 2],
         4.5,
     )
-    # The same vote sent again is the same vote; another one would no longer be blind.
+    # A repeated request is the same vote; a different one would no longer be blind.
     assert vote(http, ann, end["comparison"], "left" if left_is_good else "right").status_code == 200
     assert vote(http, ann, end["comparison"], "tie").status_code == 409
     assert len(database.judgements()) == 1
-    # Nobody is asked to rank it on the label page.
+    # The label page does not assign it to anybody.
     assert database.open_tasks("ben", people=5) == []
 
 

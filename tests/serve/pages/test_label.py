@@ -1,4 +1,4 @@
-"""What the label page's server hands out and stores."""
+"""The label page's server: which tasks it assigns and what it stores."""
 
 import asyncio
 from collections.abc import Iterator
@@ -145,7 +145,7 @@ def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database:
         reply = client.get("/label/next", headers=headers).json()
         task = reply["task"]
         assert reply["progress"]["done"] == turn
-        # Asking again, or a restart, does not pass a check over.
+        # Neither a repeated request nor a restart skips a check.
         assert client.get("/label/next", headers=headers).json()["task"] == task
         assert task["judgement"] is None
         assert task["again"] == (task["prompt"] in seen)
@@ -246,7 +246,7 @@ def test_every_acknowledged_judgement_survives_a_kill_and_none_is_there_twice(
     assert SUBMISSIONS // 2 <= len(acknowledged) < SUBMISSIONS
     assert acknowledged <= set(there())
     assert len(there()) == len(set(there()))
-    # Whoever has no answer sends again, and so do some who do.
+    # A request without a response is repeated, and so are some with one.
     again = [job for job in todo if job not in acknowledged] + sorted(acknowledged)[:50]
     with label_server(tmp_path, port) as url:
         asyncio.run(send(url, again, len(again)))

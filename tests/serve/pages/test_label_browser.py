@@ -45,7 +45,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """Someone's browser with the page open and the first prompt on it."""
+    """A browser session with the page open at its first prompt."""
     with open_page(browser, site.url, site.database.add_annotator(name), width) as page:
         page.get_by_role("article").first.wait_for()
         yield page
@@ -69,7 +69,7 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         assert page.get_by_role("article", name="Answer B, rank 1").is_visible()
         press(page, "Enter")
         assert page.get_by_role("status").inner_text() == "Not ranked yet: C, D."
-        # A change and its undoing, then down to the third answer, a tie with the first, and the last.
+        # A change and its undo, then down to the third answer, a tie with the first, and the last.
         press(page, "4 u ArrowDown ArrowDown 2 4 Enter")
         page.get_by_text("ann: 1 done").wait_for()
         (row,) = site.said("ann")
@@ -81,7 +81,7 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         assert shown(page) == first
         press(page, "b Enter")
         wait_until(lambda: site.said("ann")[0].all_bad, 60, "the judgement")
-        # Until the next prompt is there, keys are not heeded; the count was this before.
+        # Keys are ignored until the next prompt is there; the count was the same before.
         wait_until(lambda: shown(page) != first, 60, "the next prompt")
         page.get_by_text("ann: 1 done, 3 left").wait_for()
         press(page, "s")
@@ -158,6 +158,6 @@ def test_nothing_in_an_answer_runs_or_is_fetched(browser: "api.Browser", site: S
         assert page.locator("main").locator("script, img, a, iframe, [onerror], [onclick]").count() == 0
         assert asked
         assert all(url.startswith(site.url) or url.startswith("data:") for url in asked)
-        # What is Markdown in it is shown as such.
+        # Its Markdown is rendered.
         assert page.locator("strong").inner_text() == "bold"
         assert page.locator(".answer ol li").all_inner_texts() == ["one", "two"]

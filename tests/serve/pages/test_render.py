@@ -1,4 +1,4 @@
-"""The pages: what is sent, what may run in it, and that the hashes that allow it are right."""
+"""The pages: their HTML, and the Content-Security-Policy with the hashes of their scripts and styles."""
 
 import base64
 import hashlib

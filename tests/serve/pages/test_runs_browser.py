@@ -99,7 +99,7 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         grounds = said.evaluate_all("tokens => tokens.map(token => getComputedStyle(token).backgroundColor)")
         assert len(set(grounds[:3])) == 3
         assert page.evaluate("window.hacked") is None
-        # The key is this tab's alone, and goes with it.
+        # The key is stored in this tab only.
         assert page.evaluate("Object.values(localStorage).length") == 0
         page.reload()
         page.get_by_role("heading", name="rlhf").wait_for()

@@ -1,4 +1,4 @@
-"""Thumbs over HTTP: whose they are, what is refused, and how they come out of the database."""
+"""Thumbs over HTTP: one for each key, refusals, and their export from the database."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many replicas there are, for so much load."""
+"""The number of replicas for a given load."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Other weights for a server that answers: nobody notices but by the version that the answers name."""
+"""Promotions under load: clients notice only the version that the answers name."""
 
 import json
 import threading
@@ -25,14 +25,14 @@ from tests.serve.local import Parrot, asking, prompt
 from tests.tiny import write_tiny_model
 
 MODEL = "policy"
-# What stands for a character whose last bytes did not come: vLLM keeps it back.
+# Stands for a character whose last bytes are missing: vLLM withholds it.
 UNFINISHED = "\ufffd"
 ASK = {"model": MODEL, "prompt": "The capital of", "temperature": 0, "max_tokens": 24, "ignore_eos": True}
 
 
 @dataclass
 class Answers:
-    """What clients got: the version that an answer's header named, its text, and the comments in its stream.
+    """The answers that clients got: the version in the header, the text, and the comments in the stream.
 
     `begun` is set as soon as there is a header.
     """
@@ -42,7 +42,7 @@ class Answers:
     begun: threading.Event = field(default_factory=threading.Event)
 
     def whole(self) -> list[tuple[str, str]]:
-        """Versions and texts of the answers that one version gave alone."""
+        """Returns versions and texts of the answers that a single version generated."""
         return [(weights, text) for weights, text, comments in self.got if not comments]
 
 
@@ -63,7 +63,7 @@ def stream(url: str, answers: Answers, **options: object) -> None:
 
 
 def greedy(folder: Path) -> str:
-    """The answer by transformers."""
+    """Returns the greedy answer of transformers."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer.encode(ASK["prompt"], add_special_tokens=False)
     # No token ends it.
@@ -97,7 +97,7 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
         done = httpx.post(f"{server.url}/admin/{action}", json={"model": MODEL}, timeout=60).json()
         assert done["seconds"] < 1
         seen = len(answers.whole())
-        # As many as there are clients may have been whole before.
+        # Up to one answer of each client may have been generated before.
         wait_until(lambda seen=seen: len(answers.whole()) > seen + 3, 60, f"an answer after a {action}")
     stop.set()
     for client in clients:
@@ -147,7 +147,7 @@ def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFi
         promote_unfinished(run, 4, lambda folder: write_tiny_model(folder, 5, 4, context=CONTEXT))
         assert weights() != before
         assert weights() == Versions(run, MODEL).live().weights
-        # Of another shape: it goes on as it was, and so does the training.
+        # Weights of another shape: the server keeps the old ones, and the training goes on.
         promote_unfinished(run, 9, lambda folder: write_tiny_model(folder, 6, 4, context=CONTEXT // 2))
         assert "the policy of step 9 was not promoted: config.json changed too" in caplog.text
         assert len(list(Versions(run, MODEL).folder.glob("*/"))) == len(Versions(run, MODEL).kept())
@@ -173,7 +173,7 @@ def test_without_a_server_the_next_one_starts_with_what_was_promoted(served: Run
 
 
 class Changeable(Parrot):
-    """A model whose weights change when it is told to, or not."""
+    """A model whose promotion succeeds, or fails with an error."""
 
     def __init__(self, error: str | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The reward model over HTTP, against a computation of its own."""
+"""The reward model behind /v1/score, against an independent computation."""
 
 import asyncio
 import json

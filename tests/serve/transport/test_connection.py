@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Ray Serve runs on uvloop where it is installed."""
+    """Ray Serve uses uvloop if it is installed."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -164,7 +164,7 @@ async def test_a_connection_without_the_secret_is_closed() -> None:
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
     assert connections.empty()
-    # Every replica of a deployment has the same one.
+    # All replicas of a deployment have the same secret.
     names = [new_replica_id(), new_replica_id()]
     for name in names:
         await connect(address, name, Answers())

@@ -25,7 +25,7 @@ MODEL = "count"
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Ray Serve runs on uvloop where it is installed."""
+    """Ray Serve uses uvloop if it is installed."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -104,14 +104,14 @@ class Replica(ReplicaServer):
 
 
 class Dead(Replica):
-    """A replica that Ray Serve has not missed yet."""
+    """A dead replica that Ray Serve still lists."""
 
     async def check_health(self) -> None:
         raise RayActorError()
 
 
 class Handle:
-    """Stands for a deployment: calls go to the replicas that it is said to have, and wait while there are none."""
+    """A deployment handle of the test: calls go to its list of replicas, and wait while the list is empty."""
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas, self.calls = list(replicas), 0
@@ -177,7 +177,7 @@ async def until(true: Any) -> None:
 
 async def test_answers_come_whole_and_to_whom_they_belong() -> None:
     async with served(Counting()) as (model, handle, _):
-        # The first to ask gives up: the connection that it began is made for the others.
+        # The first request is cancelled: the connection that it started is still made for the others.
         first = asyncio.create_task(ask(model, 5))
         await asyncio.sleep(0)
         first.cancel()
