@@ -130,7 +130,7 @@ def core_client(make: Callable[..., Any]) -> Iterator[None]:
     from vllm.v1.engine.core_client import EngineCoreClient
 
     original = EngineCoreClient.make_async_mp_client
-    EngineCoreClient.make_async_mp_client = make  # type: ignore[method-assign,assignment]
+    EngineCoreClient.make_async_mp_client = make  # type: ignore[method-assign]
     try:
         yield
     finally:
