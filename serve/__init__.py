@@ -1,1 +1,16 @@
-"""Finished models over HTTP: an OpenAI-compatible gateway, one engine a model, and the pages that people use."""
+"""Serving: a run's finished models behind an OpenAI-compatible HTTP server, and web pages for people.
+
+`server` (`triptych serve`) deploys the gateway and the replicas on Ray Serve. A chat request then passes these files, and
+its response passes them in reverse:
+
+1. `http.listener`: the socket.
+2. `http.middleware`: authorization (`http.auth`) and limits (`http.limits`) on the way in, safe headers, metrics
+   (`http.metrics`) and the access log on the way out.
+3. `router`: reads the body (`http.request_context`) and finds the model by its name or alias.
+4. `transport.pool`: picks the least busy replica; `transport.connection` and `transport.frames` carry the request there.
+5. `replica.replica`: the process with the models.
+6. `replica.vllm_engine`: vLLM's OpenAI serving classes over the engine.
+
+`gateway` assembles the HTTP application from `router`, `admin` and `pages`. `errors` has the format of all errors, and
+`compat` all that depends on the versions of vLLM and Ray Serve.
+"""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 # The resource that Ray gives the head node, by which an actor is placed there. Look at `HEAD_NODE_RESOURCE_NAME` in
-# `ray._private.resource_spec`.
+# `ray._common.constants`.
 HEAD_NODE = "node:__internal_head__"
 
 
@@ -51,7 +51,7 @@ def start_application(app: serve.Application, name: str) -> None:
 async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: Any, seconds: float) -> list[Any]:
     """Calls a method of every replica of a deployment; an exception stands for a call that failed.
 
-    Look at `DeploymentHandle.broadcast`, which is new in Ray 2.5x and not declared stable.
+    Look at `DeploymentHandle.broadcast`, a recent addition to Ray Serve.
 
     Raises:
         DeploymentUnavailableError: there is no replica.
@@ -175,8 +175,8 @@ def openai_serving(
 ) -> OpenAIServing:
     """Builds vLLM's OpenAI serving classes, without its HTTP server.
 
-    Look at `init_app_state` in `vllm.entrypoints.openai.api_server`, which builds the same objects: modules and
-    arguments move with nearly every version.
+    Look at `vllm.entrypoints.launchers.api_server.app_state`, which builds the same objects: modules and arguments move
+    with nearly every version.
 
     Args:
         engine: the engine that answers.
@@ -222,7 +222,8 @@ def blank_request() -> Request:
 def token_counts(request: Request) -> tuple[int, int]:
     """Returns the tokens of the prompt and of the answer of a stream that has ended.
 
-    Look at `RequestResponseMetadata`, which vLLM's handlers leave on the HTTP request.
+    Look at `RequestResponseMetadata` in `vllm.entrypoints.generate.base.protocol`, which vLLM's handlers leave on the
+    HTTP request.
     """
     usage = request.state.request_metadata.final_usage_info
     return (usage.prompt_tokens, usage.completion_tokens or 0) if usage else (0, 0)
