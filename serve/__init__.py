@@ -1,13 +1,13 @@
 """Serving: a run's finished models behind an OpenAI-compatible HTTP server, and web pages for people.
 
-`server` (`triptych serve`) deploys the gateway and the replicas on Ray Serve. A chat request then passes these files, and
-its response passes them in reverse:
+`server` (`triptych serve`) deploys the gateway and the replicas on Ray Serve. A chat request then passes these files,
+and its response passes them in reverse:
 
 1. `http.listener`: the socket.
 2. `http.middleware`: authorization (`http.auth`) and limits (`http.limits`) on the way in, safe headers, metrics
    (`http.metrics`) and the access log on the way out.
 3. `router`: reads the body (`http.request_context`) and finds the model by its name or alias.
-4. `transport.pool`: picks the least busy replica; `transport.connection` and `transport.frames` carry the request there.
+4. `transport.pool`: picks the least busy replica; `transport.connection` and `transport.frames` carry the request.
 5. `replica.replica`: the process with the models.
 6. `replica.vllm_engine`: vLLM's OpenAI serving classes over the engine.
 
