@@ -81,7 +81,7 @@ class Middleware:
             try:
                 self._admit(context, headers)
             except UserError as error:
-                logger.error("request %s was turned away: %s", context.id, error)
+                logger.error("request %s was refused: %s", context.id, error)
                 raise RequestError(503, "the keys of this server cannot be read; its log says why") from error
         except RequestError as error:
             await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
