@@ -315,7 +315,9 @@ def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> 
     kept = long | {"n": 2, "max_tokens": 1000, "stream": True}
     abandoned = json.dumps(long | {"n": 4, "max_tokens": 1500, "stream": stream}).encode()
     with httpx.stream("POST", f"{server.url}/v1/completions", json=kept, timeout=60) as response:
-        assert next(response.iter_lines()).startswith("data: ")
+        # The variable keeps the response open: httpx closes it with the generator.
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
         with connection(server, head(len(abandoned)) + abandoned) as client:
             if stream:
                 assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
