@@ -1,8 +1,8 @@
-"""The corpus stage's filters and MinHash beside datatrove's, and each of its steps beside the bare cost of its library.
+"""Compares the corpus stage's filters and MinHash with datatrove's, and each of its steps with its library alone.
 
-python -m infra.bench.corpus [documents]        1,000 unless told; one core, without Ray
+python -m infra.bench.corpus [documents]        default 1,000; one core, without Ray
 
-Seconds are of processor time, so that they mean the same on a busy machine. The peer gets an environment of its own in
+Seconds are processor time, so that they are comparable on a busy machine. datatrove gets an environment of its own in
 the cache folder, which takes a minute the first time.
 """
 
@@ -23,12 +23,13 @@ from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, 
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.steps import steps
 from infra.bench.peers.install import on_their_own
-from pipelines.corpus.dedup.cluster import KEPT, Documents, Grouping, decide
-from pipelines.corpus.dedup.index import Indexing
+from pipelines.corpus.dedup.cluster import KEPT, ClusterPhase, decide
+from pipelines.corpus.dedup.index import Index, IndexPhase
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
-from pipelines.corpus.filter.cache import Measuring
-from pipelines.corpus.filter.stage import Preparation
+from pipelines.corpus.filter.cache import MeasureSettings
+from pipelines.corpus.prepare import PreparePhase
 from pipelines.corpus.read.sources import plan_splits
+from pipelines.corpus.tables import Part
 
 DOCUMENTS = 1000
 PEER = ("datatrove[io,processing]==0.10.0", "spacy==3.8.18")
@@ -38,9 +39,9 @@ REPEATS, LEAST_SECONDS = 5, 2.0
 
 
 def main(count: int) -> None:
-    """Prints both rates with their ratio, then a line a step."""
+    """Prints both rates with their ratio, then a line per step."""
     if hasattr(os, "sched_setaffinity"):
-        # The parser has a process of its own, and two cores at work slow each other.
+        # The page parser has its own process, and two busy cores slow each other down.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="triptych-corpus-") as name:
         folder = Path(name)
@@ -48,14 +49,14 @@ def main(count: int) -> None:
         size = lines.stat().st_size
         print(f"{count:,} documents, {size / 1e6:.1f} MB; filters: Gopher quality and repetition, C4, FineWeb; MinHash")
         runs = [_own(lines, folder / f"own-{repeat}") for repeat in range(REPEATS)]
-        # The first loads what is loaded once a process; the peer does that before it is measured.
+        # The first run loads what is loaded once per process; datatrove does so before it is measured.
         own = _say("the stage", count, *sorted(runs, key=lambda run: sum(run[0].values()))[REPEATS // 2])
         peer = _say("datatrove", count, *_peer(lines, folder / "peer"))
         print(f"ratio: {own / peer:.1f}")
         print(f"{'step':24} {'MB/s':>8}  {'beside':34} {'MB/s':>8} {'over':>7}")
         for step in steps(folder, list(documents(count))):
             turns: list[list[float]] = []
-            # By turns, so that a busy moment of the machine's memory hits both.
+            # Alternating, so that a busy moment of the machine affects both.
             while len(turns) < REPEATS or sum(map(sum, turns)) < LEAST_SECONDS:
                 turns.append([_processor(task) for task in (step.stage, step.bare) if task])
             stage, *beside = map(median, zip(*turns, strict=True))
@@ -79,27 +80,27 @@ def _say(name: str, count: int, seconds: dict[str, float], left: dict[str, int])
 def _own(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
     """Processor seconds of filters and MinHash, and documents after each."""
     splits = tuple(plan_splits([Source(kind="files", path=str(lines))], 1))
-    preparation = Preparation(splits, out / "prepared", out / "quarantine", 1, Measuring(RULES))
+    prepare = PreparePhase(splits, out / "prepared", out / "quarantine", 1, MeasureSettings(RULES))
     rows = rows_in_a_band(SIMILARITY)
     reports = []
-    filters = _processor(lambda: reports.extend(preparation(index) for index in range(len(splits))))
+    filters = _processor(lambda: reports.extend(prepare(index) for index in range(len(splits))))
     kept = sum(report["kept"]["documents"] for report in reports)
-    files = tuple(preparation.output(split) for split in splits)
+    parts = tuple(Part(prepare.output(split), "", split.source) for split in splits)
 
-    def find() -> None:
-        indexing = Indexing(files, None, out / "index", rows, quality=False)
-        counts = tuple(indexing(part)["documents"] for part in range(len(files)))
-        found = Documents(tuple(map(indexing.output, range(len(files)))), counts, 0, (0,) * len(files))
-        task = Grouping(found, PERMUTATIONS // rows, 1, least_agreement(SIMILARITY), True, out / "links")
-        for index in range(task.tasks()):
-            task(index)
-        links = [task.output(index) for index in range(task.tasks())]
-        fates = decide(found, links[:1], links[1:], "longest")
-        gone.append(int((fates["fate"] != KEPT).sum()))
+    def deduplicate() -> None:
+        indexing = IndexPhase(parts, None, out / "index", rows)
+        counts = tuple(indexing(part)["documents"] for part in range(len(parts)))
+        index = Index(tuple(map(indexing.output, range(len(parts)))), counts, 0, (0,) * len(parts))
+        phase = ClusterPhase(index, PERMUTATIONS // rows, 1, least_agreement(SIMILARITY), True, out / "pairs")
+        for task in range(phase.tasks()):
+            phase(task)
+        pairs = [phase.output(task) for task in range(phase.tasks())]
+        decisions = decide(index, pairs[:1], pairs[1:], "longest")
+        dropped.append(int((decisions["status"] != KEPT).sum()))
 
-    gone: list[int] = []
-    duplicates = _processor(find)
-    return {"filters and signatures": filters, "duplicates": duplicates}, {"filters": kept, "final": kept - gone[0]}
+    dropped: list[int] = []
+    minhash = _processor(deduplicate)
+    return {"filters": filters, "MinHash": minhash}, {"filters": kept, "final": kept - dropped[0]}
 
 
 def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
@@ -117,7 +118,7 @@ def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
 
 
 def _processor(task: Callable[[], object]) -> float:
-    """Seconds of this process and of those that it started."""
+    """Processor seconds of a task, those of child processes included."""
     start = _spent()
     task()
     return _spent() - start

@@ -1,8 +1,8 @@
-"""The corpus stage's memory at 1, 4 and 16 times a corpus, and its rate with one worker and with two.
+"""Measures the corpus stage's memory at 1, 4 and 16 times a corpus, and its rate with one worker and with two.
 
-python -m infra.bench.corpus_scale [documents]        of the smallest corpus, of 4 KB each; 3,000 unless told
+python -m infra.bench.corpus_scale [documents]        of the smallest corpus, of 4 KB each; default 3,000
 
-The whole stage on Ray, as a user runs it: one file of lines, cut into parts of 8 MB.
+Runs the whole stage on Ray, as a user does: one file of lines, cut into splits of 8 MB.
 """
 
 import sys
@@ -13,12 +13,12 @@ from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import phases, start, watch, write_recipe
 
 DOCUMENTS = 3000
-# Times the smallest corpus, and workers.
+# Multiples of the smallest corpus, and workers.
 RUNS = ((1, 2), (4, 2), (16, 2), (16, 1))
 
 
 def main(count: int) -> None:
-    """Prints a line a run, then what grew. Of a small corpus's seconds most are the workers' start."""
+    """Prints a line per run, then the growth. Most of a small corpus's seconds are the start of the workers."""
     peaks, rates = {}, {}
     for times, workers in RUNS:
         with tempfile.TemporaryDirectory(prefix="triptych-scale-") as name:

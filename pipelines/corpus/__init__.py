@@ -1,4 +1,17 @@
-"""Text to train on: gathered, cleaned, deduplicated, tokenized and packed."""
+"""Corpus stage: turns files, web captures and other sources into packed rows of token ids for pre-training.
+
+A document passes five rooms in this order, each of which imports only from the rooms before it:
+
+read    source files -> records -> text
+clean   text -> normalized text without personal data
+filter  text -> signals -> kept or dropped by rules
+dedup   kept documents -> signatures -> clusters -> training and held-out split
+tokens  documents -> token ids -> packed rows -> shards
+
+`stage` runs the phases in order; `prepare` is the first of them and runs read, clean and filter in one pass. `tasks`
+runs a phase's tasks in parallel and resumes after a kill, `tables` defines the files between phases, and `report`
+writes the statistics.
+"""
 
 from pipelines.corpus.stage import run
 

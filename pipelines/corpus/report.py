@@ -1,43 +1,49 @@
-"""What went in, what came out and where the rest went: `stats.json`, the stage's key figures and a table."""
+"""Reports what the stage read, kept and dropped: `stats.json`, the key figures of the manifest, and printed tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.corpus.dedup.minhash import SIGNATURE_ALGORITHM
-from pipelines.corpus.dedup.split import SPLITS, Selection
+from pipelines.corpus.dedup.split import SPLITS, Dropped
 from pipelines.corpus.filter import histograms
+from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.mix import Mixture
 
-Report = dict[str, Any]
-# What the first phase reads is as it came; what later ones read is what it kept.
+# Its throughput refers to the bytes read, that of later phases to the bytes kept.
 FIRST_PHASE = "prepare"
 
 
 def statistics(
     prepared: Sequence[Report],
     tokenized: Sequence[Report],
-    selection: Selection,
-    mixed: Mixture,
+    dropped: Dropped,
+    mixture: Mixture,
     context: int,
     vocabulary: int,
     seconds: dict[str, float],
 ) -> Report:
-    """The content of `stats.json`. Token counts leave out end tokens and padding.
+    """Builds the content of `stats.json`. Token counts exclude end tokens and padding.
 
-    What was dropped is never encoded: `dropped_tokens` and the tokens of `gathered` are estimated from its bytes, by
-    the bytes a token of the same source.
+    Dropped documents are never encoded: `dropped_tokens` and the tokens of `gathered` are estimated from their bytes
+    and the bytes per token of the same source.
 
-    `seconds` and `megabytes_per_second` of a phase are by the clock and over all workers; those in `steps` are summed
-    over the tasks of the first phase, so that they are a core's.
+    `seconds` and `megabytes_per_second` of a phase are wall-clock figures of all workers together; those in `steps` are
+    sums over the tasks of the first phase, hence figures per core.
+
+    Args:
+        prepared: reports of the first phase, a report per split.
+        tokenized: reports of tokenization, a report per part of the mixture.
+        context: tokens of a row.
+        vocabulary: size of the tokenizer's vocabulary.
+        seconds: of every phase.
     """
     sources: dict[str, Report] = {}
-    spread: dict[str, list[int]] = {}
+    bins: dict[str, list[int]] = {}
     for before in prepared:
         for name, counts in before["histograms"].items():
-            spread[name] = [sum(pair) for pair in zip(spread.get(name, [0] * len(counts)), counts, strict=True)]
+            bins[name] = [sum(pair) for pair in zip(bins.get(name, [0] * len(counts)), counts, strict=True)]
         source = sources.setdefault(before["source"], _empty_source())
         for key in ("documents", "bytes"):
             source["gathered"][key] += before["found"][key]
@@ -46,13 +52,13 @@ def statistics(
         source["bad"] += before["bad"]
         for key in ("personal_data", "dropped", "dropped_bytes"):
             source[key] = _added(source[key], before[key])
-    for name, after in zip(mixed.sources, tokenized, strict=True):
+    for part, after in zip(mixture.parts, tokenized, strict=True):
         for split in SPLITS:
             for key in ("documents", "bytes", "tokens"):
-                sources[name][split][key] += after[split][key]
+                sources[part.source][split][key] += after[split][key]
     for name, source in sources.items():
-        source["duplicates"] = {"exact": selection.exact.get(name, 0), "near": selection.near.get(name, 0)}
-        source["known"] = selection.known.get(name, 0)
+        source["duplicates"] = {"exact": dropped.exact.get(name, 0), "near": dropped.near.get(name, 0)}
+        source["in_previous_corpora"] = dropped.previous.get(name, 0)
         for split in SPLITS:
             source[split]["bytes_per_token"] = _ratio(source[split]["bytes"], source[split]["tokens"])
         _estimate_tokens(source)
@@ -64,7 +70,7 @@ def statistics(
     return {
         "gathered": gathered,
         "kept": kept,
-        "histograms": histograms.described(spread),
+        "histograms": histograms.described(bins),
         **{
             key: _added(*(source[key] for source in sources.values()))
             for key in ("dropped", "dropped_bytes", "dropped_tokens")
@@ -72,10 +78,10 @@ def statistics(
         "drop_examples": _examples(prepared),
         "personal_data": _added(*(source["personal_data"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
-        "duplicates": {"exact": sum(selection.exact.values()), "near": sum(selection.near.values())},
-        **({"mix": mixed.account} if mixed.account else {}),
-        "known": sum(selection.known.values()),
-        "encoded_documents": mixed.encoded + sum(report["encoded"] for report in tokenized),
+        "duplicates": {"exact": sum(dropped.exact.values()), "near": sum(dropped.near.values())},
+        **({"mix": mixture.account} if mixture.account else {}),
+        "in_previous_corpora": sum(dropped.previous.values()),
+        "encoded_documents": mixture.encoded + sum(report["encoded"] for report in tokenized),
         **{f"{split}_{key}": total[split][key] for split in SPLITS for key in ("documents", "bytes", "tokens", "rows")},
         **{f"{split}_bytes_per_token": _ratio(total[split]["bytes"], total[split]["tokens"]) for split in SPLITS},
         "padding_rate": {split: _ratio(total[split]["padding"], total[split]["rows"] * context) for split in SPLITS},
@@ -97,7 +103,7 @@ def statistics(
 
 
 def key_figures(stats: Report) -> Report:
-    """What the manifest keeps of `stats.json`."""
+    """Selects the figures of `stats.json` for the manifest."""
     figures = {f"{split}_{key}": stats[f"{split}_{key}"] for split in SPLITS for key in ("documents", "tokens", "rows")}
     return {
         **figures,
@@ -113,7 +119,7 @@ def key_figures(stats: Report) -> Report:
 
 
 def print_summary(stats: Report, console: Console) -> None:
-    """A line a source, then what the rows look like."""
+    """Prints a table of the sources, tables of rules, mixture and time, and a summary of the rows."""
     table = Table(title="Corpus")
     table.add_column("source", overflow="fold")
     for name in ("gathered", "by rules", "exact", "near", "train", "held out", "tokens", "bytes/token"):
@@ -131,23 +137,23 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{source['train']['bytes_per_token']:.2f}",
         )
     console.print(table)
-    for made in (_rules_table(stats), _mix_table(stats), _phases_table(stats)):
-        if made.rows:
-            console.print(made)
+    for optional in (_rules_table(stats), _mix_table(stats), _phases_table(stats)):
+        if optional.rows:
+            console.print(optional)
     if stats["personal_data"]:
         replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
         console.print(f"personal data replaced: {replaced}")
-    if stats["known"]:
-        console.print(f"{stats['known']:,} documents left out that an earlier corpus has")
+    if stats["in_previous_corpora"]:
+        console.print(f"{stats['in_previous_corpora']:,} documents dropped that a previous corpus has")
     if contamination := stats.get("contamination"):
-        verb = "left out" if contamination["action"] == "drop" else "counted"
+        verb = "dropped" if contamination["action"] == "drop" else "counted"
         console.print(
             f"{contamination['documents']:,} documents {verb} that share {contamination['n']} words or more with "
             f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
-            f"({contamination['too_short']:,} are too short to be found); contamination/ has the passages"
+            f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
         )
     if stats["bad"]:
-        console.print(f"{stats['bad']:,} records could not be read; quarantine/ says which and why")
+        console.print(f"{stats['bad']:,} records could not be read; quarantine/ lists them with the reasons")
     console.print(
         f"{stats['train_rows']:,} rows of {stats['context']} tokens to train on, {stats['held_out_rows']:,} held out; "
         f"{stats['padding_rate']['train']:.2%} padding, {stats['crop_rate']['train']:.2%} of the documents cut; "
@@ -197,7 +203,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _examples(prepared: Sequence[Report]) -> Report:
-    """Of every rule the first document that it dropped."""
+    """Selects the first document that each rule dropped."""
     found: Report = {}
     for report in prepared:
         for reason, example in report["drop_examples"].items():

@@ -12,7 +12,7 @@ import ray.data
 
 from actors.model.chat import Chat, Rendered
 from cluster.errors import UserError
-from pipelines.corpus.tokens.pack import NO_DOCUMENT, best_fit
+from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, best_fit
 from pipelines.data.chat_formats import Messages
 
 BLOCK_CONVERSATIONS = 2_000
@@ -66,7 +66,7 @@ def write_packed(conversations: Sequence[Rendered], context: int, padding_id: in
     rows = best_fit([len(conversation.token_ids) for conversation in conversations], context)
     shape = (len(rows), context)
     input_ids = np.full(shape, padding_id, np.int32)
-    document_ids = np.full(shape, NO_DOCUMENT, np.int32)
+    document_ids = np.full(shape, PAD_DOCUMENT_ID, np.int32)
     trained = np.zeros(shape, bool)
     for row, members in enumerate(rows):
         start = 0

@@ -15,7 +15,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import plan_splits, read_split
-from pipelines.corpus.tokens.pack import NO_DOCUMENT
+from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
 from pipelines.evaluate.stats import QUANTILE
 
 
@@ -86,6 +86,6 @@ def _documents(recipe: Recipe, run: RunFolder) -> Iterator[list[int]]:
         for shard in shards_in(run.path("corpus") / "shards" / "held_out"):
             for row in parquet.read_table(shard.path).to_pylist():
                 ids, documents = np.array(row["input_ids"]), np.array(row["document_ids"])
-                text = documents != NO_DOCUMENT
+                text = documents != PAD_DOCUMENT_ID
                 for piece in np.split(ids[text], np.flatnonzero(np.diff(documents[text])) + 1):
                     yield piece.tolist()

@@ -1,4 +1,4 @@
-"""Documents and web pages to measure with: sentences that an installed package carries, put together by a seed."""
+"""Generates documents and web pages for benches from the sentences of the package randfacts and a seed."""
 
 import html
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 import randfacts
 
 BYTES = 4000
-# Of so many documents one is a near-copy of the one before, one repeats a line, and one is a list of short lines.
+# Every how many documents one is a near-copy of its predecessor, repeats a line, or is a list of short lines.
 NEAR, REPEATED, LISTED = 20, 25, 40
 
 
 def documents(count: int, seed: int = 1) -> Iterator[str]:
-    """Texts of about 4 KB in paragraphs of three to six sentences; some that rules drop, some that are alike."""
+    """Generates texts of about 4 KB with paragraphs of three to six sentences, low-quality ones and near-duplicates."""
     rng = random.Random(seed)
     sentences = sorted({fact if fact.endswith((".", "!", "?")) else f"{fact}." for fact in randfacts.safe_facts})
     text = ""
@@ -35,14 +35,14 @@ def documents(count: int, seed: int = 1) -> Iterator[str]:
 
 
 def write_lines(path: Path, texts: Iterator[str]) -> Path:
-    """A JSONL file of them."""
+    """Writes texts to a JSONL file; returns its path."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps({'text': text}, ensure_ascii=False)}\n" for text in texts)
     return path
 
 
 def page(text: str) -> bytes:
-    """A web page of about 25 KB that says it, with a menu, a sidebar, a footer, styles and a script."""
+    """Renders a text as a web page of about 25 KB with a menu, a sidebar, a footer, styles and a script."""
     menu = "".join(
         f'<li class="item"><a href="/{number}/index.html">Section {number}</a></li>' for number in range(100)
     )

@@ -1,4 +1,4 @@
-"""Runs the corpus stage as a user does, in a process of its own, and watches the memory of all that it starts."""
+"""Runs the corpus stage as a user does, in a process of its own, and watches the memory of it and its children."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ _EVERY_SECONDS = 0.1
 
 @dataclass
 class Watched:
-    """Seconds by the clock, and the most resident MB of the driver, of any one worker and of the workers together."""
+    """Wall-clock seconds, and the peak resident MB of the driver, of one worker and of all workers together."""
 
     seconds: float = 0.0
     driver: int = 0
@@ -26,7 +26,7 @@ class Watched:
 
 
 def write_recipe(folder: Path, lines: Path) -> Path:
-    """A recipe with one source of lines; its run goes to `folder`/run."""
+    """Writes a recipe with one source of lines, whose run folder is `folder`/run; returns its path."""
     recipe = {
         "name": "bench",
         "run": str(folder / "run"),
@@ -41,17 +41,17 @@ def write_recipe(folder: Path, lines: Path) -> Path:
 
 
 def start(recipe: Path, cpus: int) -> psutil.Popen:
-    """Starts the stage on so many workers."""
+    """Starts the stage with `cpus` workers."""
     command = [sys.executable, "-m", "pipelines", "corpus", str(recipe), f"cluster.cpus={cpus}"]
     log = recipe.with_name("log").open("ab")
     return psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def watch(process: psutil.Popen) -> Watched:
-    """Waits for its end.
+    """Watches a stage until it ends.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the stage failed.
     """
     found, begun = Watched(), time.monotonic()
     while process.poll() is None:
@@ -67,7 +67,7 @@ def watch(process: psutil.Popen) -> Watched:
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """All processes that it started, and those started."""
+    """Lists all descendants of a process."""
     try:
         children: list[psutil.Process] = process.children(recursive=True)
     except psutil.NoSuchProcess:
@@ -76,7 +76,7 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 
 
 def phases(folder: Path) -> float:
-    """Seconds that the phases of a finished run took, without the start of Ray and of Python."""
+    """Sums the seconds of a finished run's phases, without the start of Ray and of Python."""
     stats = json.loads((folder / "run" / "corpus" / "stats.json").read_text(encoding="utf-8"))
     return float(sum(stats["seconds"].values()))
 
@@ -89,7 +89,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _resident(process: psutil.Process) -> int:
-    """MB, without the memory that processes share: Ray's object store is a fixed size and mapped by all."""
+    """Resident MB without shared memory: Ray's object store has a fixed size and is mapped by all processes."""
     try:
         memory = process.memory_info()
     except psutil.NoSuchProcess:

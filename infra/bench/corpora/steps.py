@@ -1,4 +1,4 @@
-"""The steps of the corpus stage, each with the bare call of the library that it is built on."""
+"""Lists the steps of the corpus stage, each with the bare call of the library that it uses."""
 
 import gzip
 import json
@@ -21,12 +21,12 @@ from pipelines.corpus.clean.language import _CHARACTERS, _identifier, identify
 from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_SEED, signatures
-from pipelines.corpus.filter.cache import BATCH
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.read.extract_worker import main_text
 from pipelines.corpus.read.extractor import Extractor, PageRequest
 from pipelines.corpus.read.files import Reading, read_file
+from pipelines.corpus.tables import BATCH
 from pipelines.corpus.tokens.encode import as_tiktoken, encode_documents
 from pipelines.corpus.tokens.pack import pack
 from pipelines.corpus.tokens.train import train_tokenizer
@@ -38,7 +38,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Step:
-    """What the stage does, what the library alone would cost for the same, and the bytes that both go through."""
+    """A step of the stage, the call of its library alone on the same input, and the bytes of that input."""
 
     name: str
     stage: Callable[[], object]
@@ -47,16 +47,16 @@ class Step:
     bare: Callable[[], object] | None = None
 
 
-class _Nothing(Extractor):
-    """Says of every page that it is empty, so that what is around it can be measured alone."""
+class _NoExtractor(Extractor):
+    """Returns an empty text for every page, to measure the reading of captures without it."""
 
     def ask(self, page: bytes, charset: str | None = None) -> PageRequest:
-        del page  # as from a page that is answered
+        del page  # an answered request keeps no page
         return PageRequest(self, b"", (charset or "").encode(), answer="")
 
 
 def steps(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
-    """Every step, in the order of the stage. Files to read are written to `folder`."""
+    """Yields every step in the order of the stage; writes the files to read to `folder`."""
     yield from _reading(folder, texts)
     yield from _cleaning(texts)
     yield from _tokens(folder, texts)
@@ -80,7 +80,7 @@ def _reading(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
     size = sum(map(len, pages))
     yield Step(
         "read .warc.gz",
-        lambda: _drain(captures, Reading("text", False, _Nothing(10))),
+        lambda: _drain(captures, Reading("text", False, _NoExtractor(10))),
         size,
         "fastwarc",
         lambda: _captures(captures),

@@ -1,4 +1,4 @@
-"""Kills the corpus stage ten times at random moments, with other numbers of workers, and compares what comes out.
+"""Kills the corpus stage ten times at random moments, with varying numbers of workers, and compares the outputs.
 
 It takes about five minutes on two cores.
 """
@@ -22,7 +22,7 @@ _EVERY_SECONDS = 0.05
 
 
 def measure(given: Settings) -> Outcome:
-    """Prints a line a kill; seconds are those of the command after the last one."""
+    """Prints a line per kill; the outcome's seconds are those of the command after the last kill."""
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
         folder = Path(name)
@@ -37,13 +37,13 @@ def measure(given: Settings) -> Outcome:
         kills = workers = 0
         while kills < KILLS:
             workers = rng.choice([count for count in WORKERS if count != workers])
-            # So short that most of the ten fall into one run.
+            # Short enough that most of the ten kills hit one run.
             moment = rng.uniform(0, 1.5 * whole / KILLS)
             if _killed(_at_work(folder, start(recipe, workers)), moment):
                 kills += 1
                 print(f"kill {kills}: after {moment:.1f} s of work, {workers} workers; {_done(folder)}", flush=True)
                 continue
-            print(f"through within {moment:.1f} s: {_compared(folder, expected)}; from the beginning again", flush=True)
+            print(f"finished within {moment:.1f} s: {_compared(folder, expected)}; starting over", flush=True)
             shutil.rmtree(folder / "run")
         seconds = watch(start(recipe, 2)).seconds
         wrong = [] if _hashes(folder / "run") == expected else [_compared(folder, expected)]
@@ -52,7 +52,7 @@ def measure(given: Settings) -> Outcome:
 
 
 def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
-    """Waits until the stage, which has Ray to start first, writes anything, or has ended."""
+    """Waits until the stage, which starts Ray first, writes a file or ends."""
     before = _files(folder)
     while process.poll() is None and _files(folder) == before:
         time.sleep(_EVERY_SECONDS)
@@ -60,13 +60,13 @@ def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of files that tasks write, those that are not whole among them."""
-    # Unlike rglob, walk passes over folders that vanish meanwhile.
+    """Names of the files that tasks write, unfinished ones included."""
+    # Unlike rglob, walk skips folders that disappear meanwhile.
     return {f"{place}/{name}" for place, _, names in os.walk(folder / "run") if "corpus" in place for name in names}
 
 
 def _killed(process: psutil.Popen, moment: float) -> bool:
-    """Ends the stage and all that it started at that moment; False if it was through before."""
+    """Kills the stage with all its processes after `moment` seconds; returns False if it finished before."""
     deadline = time.monotonic() + moment
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(_EVERY_SECONDS)
@@ -83,7 +83,7 @@ def _killed(process: psutil.Popen, moment: float) -> bool:
 
 def _done(folder: Path) -> str:
     markers = (folder / "run").rglob("work/done/*/*.json")
-    return f"{sum(1 for _ in markers)} parts of all phases done"
+    return f"{sum(1 for _ in markers)} tasks of all phases done"
 
 
 def _compared(folder: Path, expected: dict[str, str]) -> str:
@@ -93,7 +93,7 @@ def _compared(folder: Path, expected: dict[str, str]) -> str:
 
 
 def _hashes(run: Path) -> dict[str, str]:
-    """Of every file of the finished stage but those that hold seconds."""
+    """Hashes every file of the finished stage, except those that contain seconds."""
     return {
         str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted((run / "corpus").rglob("*"))

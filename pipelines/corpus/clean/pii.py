@@ -1,8 +1,8 @@
-"""Finds personal data by its form, checks it as its issuers do, and puts placeholders in its place.
+"""Finds personal data by its format, validates it by its issuers' rules, and replaces it with placeholders.
 
-One value has one placeholder in a document, so that the text still says who is who; numbers start anew in the next
-document, so that placeholders tell nothing across documents. What is written out in words is not found, nor a phone
-number that is nothing but digits.
+Equal values in a document get the same placeholder, so that the text stays coherent; numbering restarts with every
+document, so that placeholders link nothing across documents. Addresses spelled out in words and phone numbers without
+any separator or prefix are not found.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ _EMAIL = re.compile(
     r"(?<![\w.%+-])[A-Za-z0-9_%+-]+(?:\.[A-Za-z0-9_%+-]+)*@"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w-])"
 )
-_FILES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")  # logo@2x.png
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")  # logo@2x.png
 _IP = re.compile(
     r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]))"
 )
@@ -28,11 +28,11 @@ _PHONE = re.compile(
     r"|\(?0[1-9]\d{0,4}\)?(?:[ /-]\d{2,8}){1,4}"  # with the trunk prefix 0
     r")(?![\w%€$£]|[-./:]\d|,\d)"
 )
-# Most documents have none of these, and are then not searched further.
+# Cheap tests: most documents match none of them and are not searched further.
 _MAY_BE_IP = re.compile(r"\d\.\d{1,3}\.\d|:[0-9A-Fa-f]{0,4}:")
 _MAY_BE_LONG_NUMBER = re.compile(r"\d[\d ()./-]{6,}\d")
 _VERSION = re.compile(r"(?:version|release|section|chapter|build|firmware|v\.?|§) ?$", re.IGNORECASE)
-# E.164 allows 15 digits; the shortest numbers in international form have 8, national ones with their 0 have 9.
+# E.164 allows 15 digits; the shortest international numbers have 8, national ones with their trunk 0 have 9.
 _PHONE_DIGITS = {"+": range(8, 16), "0": range(9, 13), "": range(10, 12)}
 
 # Length by country, from the IBAN registry (ISO 13616).
@@ -67,9 +67,13 @@ _ISSUERS = re.compile(
 
 
 def replace(text: str, kinds: Sequence[PersonalData]) -> tuple[str, dict[PersonalData, int]]:
-    """The text with placeholders such as <EMAIL_1>, and how many values of each kind it held, repeats included."""
+    """Replaces personal data with placeholders such as <EMAIL_1>.
+
+    Returns:
+        (text, counts): the number of values replaced by kind, repeated values included.
+    """
     found: dict[PersonalData, int] = {}
-    # From the most to the least certain form: a card number is never taken for two phone numbers.
+    # From the strictest format to the loosest: a card number is never taken for two phone numbers.
     for kind in (kind for kind in _FINDERS if kind in kinds):
         numbers: dict[str, int] = {}
         pieces, end = [], 0
@@ -84,35 +88,35 @@ def replace(text: str, kinds: Sequence[PersonalData]) -> tuple[str, dict[Persona
 
 
 def find(text: str, kind: PersonalData) -> Iterator[tuple[int, int]]:
-    """Start and end of every value of a kind, in order."""
+    """Yields the start and end of every value of a kind, in order."""
     return _FINDERS[kind](text)
 
 
 def _compact(value: str, kind: PersonalData) -> str:
-    """The value in one spelling, whatever the case and the separators."""
+    """Normalizes case and separators, so that equal values compare equal."""
     return value.lower() if kind in ("email", "ip") else re.sub(r"[^a-z0-9]", "", value.lower())
 
 
 def is_iban(value: str) -> bool:
-    """Whether a compact IBAN has its country's length and the check digits of ISO 7064 (mod 97-10)."""
+    """Tests that an IBAN without spaces has its country's length and valid check digits (ISO 7064, mod 97-10)."""
     if _IBAN_LENGTHS.get(value[:2]) != len(value):
         return False
     return int("".join(str(int(character, 36)) for character in value[4:] + value[:4])) % 97 == 1
 
 
 def is_card(digits: str) -> bool:
-    """Whether digits have a known issuer's prefix and length, and the check digit of ISO/IEC 7812 (Luhn)."""
+    """Tests that digits have a known issuer's prefix and length, and a valid check digit (ISO/IEC 7812, Luhn)."""
     doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
     return bool(_ISSUERS.fullmatch(digits)) and sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
 
 
 def is_public_address(value: str) -> bool:
-    """Whether this is an IP address of the open internet; private and reserved ones point to nobody."""
+    """Tests that a string is a public IP address; private and reserved ones identify nobody."""
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
         return False
-    # Of version 6 only 2000::/3 is given out (IANA); a::b is more often code than an address.
+    # IANA allocates only 2000::/3 of IPv6; a::b is more often code than an address.
     return address.is_global and (address.version == 4 or int(address) >> 125 == 1)
 
 
@@ -121,7 +125,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         return
     for match in _EMAIL.finditer(text):
         name, _, domain = match[0].partition("@")
-        if len(name) <= 64 and not domain.lower().endswith(_FILES):
+        if len(name) <= 64 and not domain.lower().endswith(_IMAGE_SUFFIXES):
             yield match.span()
 
 
@@ -139,7 +143,7 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
     for match in _IBAN.finditer(text):
-        # Capitals and figures may go on behind it: its country says where it ends.
+        # Capitals and digits may follow directly: the country's length determines the end.
         places = [match.start() + place for place, character in enumerate(match[0]) if character != " "]
         length = _IBAN_LENGTHS.get(match[0][:2], 0)
         if not 0 < length <= len(places):

@@ -1,32 +1,50 @@
-"""Mends a text's characters and white space; its words stay as they are."""
+"""Normalizes characters and white space, and removes the license text that Project Gutenberg adds to its books."""
 
 import re
 import unicodedata
 
 import ftfy
 
-# A UTF-8 lead byte followed by a continuation byte, both read as Windows-1252: what mojibake always contains.
+# A UTF-8 lead byte followed by a continuation byte, both read as Windows-1252: all mojibake contains such a pair.
 _MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Control characters but tab and newline, soft hyphen, zero-width space, byte order mark, non-characters.
-# The zero-width joiner stays: emoji and several scripts are spelt with it.
+# The zero-width joiner stays: emoji and several scripts need it.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufffe\uffff]")
-# White space behind a word that is more, or anything else, than one space.
+# White space after a word, unless it is a single space.
 _SPACES_IN_A_LINE = re.compile(r"(?<=\S)(?: [^\S\n]+|[^\S\n ][^\S\n]*)")
 _BLANK_LINE = re.compile(r"\n[^\S\n]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
+_GUTENBERG = "Project Gutenberg"
+# *** START OF THIS PROJECT GUTENBERG EBOOK ALICE ***, and before 2004 the end of the "small print".
+_BOOK_START = re.compile(
+    r"^(?:\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)\b[^*]{0,400}\*\*\*"
+    r"|\*END ?\*? ?THE SMALL PRINT![^\n]*\*END\*)[^\S\n]*$",
+    re.MULTILINE,
+)
+_BOOK_END = re.compile(
+    r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)\b"
+    r"|End of (?:the |this )?Project Gutenberg(?:'s|’s| E(?:Book|text))\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
+# Names of the volunteers, a paragraph of its own at the start of the book.
+_CREDITS = re.compile(
+    r"\s*(?:E-?text |This e-?text was )?(?:prepared|produced) by\b.*?(?:\n[^\S\n]*\n|\Z)", re.I | re.S
+)
+_CREDITS_WITHIN = 2000
+
 
 def clean(text: str) -> str:
-    """The text in NFC, with mojibake repaired, without control characters and with single spaces and blank lines.
+    """Converts a text to NFC, repairs mojibake, removes control characters and repeated spaces and blank lines.
 
-    Indentation at the start of a line is kept, since code and lists live by it.
+    Indentation at the start of a line is kept, since code and lists depend on it.
     """
-    # Every step is gated by a cheap look whether it has anything to do: 88 MB/s instead of 13.
+    # A cheap check gates every step: 88 MB/s instead of 13.
     if not text.isascii():
         text = _in_normal_form(text)
-    # What is printable has no white space but spaces, and nothing invisible.
+    # A printable string has no white space other than spaces, and no invisible characters.
     plain = text.replace("\n", "").isprintable()
     if not plain:
         text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
@@ -38,11 +56,28 @@ def clean(text: str) -> str:
     return text.strip()
 
 
+def without_license(text: str) -> str:
+    """Removes header, credits and license from a Project Gutenberg book; returns any other text unchanged.
+
+    The marks around the book are recognized in their forms since the 1990s.
+    """
+    if _GUTENBERG not in text and _GUTENBERG.upper() not in text:
+        return text
+    start = _BOOK_START.search(text)
+    # A text without the start mark merely mentions the project.
+    if not start:
+        return text
+    end = _BOOK_END.search(text, start.end())
+    book = text[start.end() : end.start() if end else len(text)]
+    credit = _CREDITS.match(book[:_CREDITS_WITHIN])
+    return (book[credit.end() :] if credit else book).strip()
+
+
 def _in_normal_form(text: str) -> str:
     if _SURROGATE.search(text):
-        # JSON may escape half a character, which no UTF-8 file can hold.
+        # JSON may escape a lone surrogate, which UTF-8 cannot encode.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if _MOJIBAKE.search(text):
-        # On accented text of 4 KB ftfy reads 1,400 documents a second, the search at 56,000; on ASCII both are fast.
+        # On accented text of 4 KB ftfy handles 1,400 documents a second, this search 56,000; on ASCII both are fast.
         text = ftfy.fix_encoding(text)
     return unicodedata.normalize("NFC", text)

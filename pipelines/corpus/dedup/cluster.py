@@ -1,102 +1,49 @@
-"""Finds the documents that belong together, a range of one band's keys a task, and decides which of each group stays.
+"""Finds clusters of duplicates, a range of one band's keys per task, and decides which document of each stays.
 
-What leaves a part are pairs of a key and a document's number. A task holds those of its range, and reads the signatures
-of the candidates from the parts' indexes, some thousands at a time.
+A task holds the keys and document numbers of its range, and reads the signatures of candidate pairs from the index,
+some thousands at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from cluster.recipe.corpus import KeepPolicy
-from pipelines.corpus.dedup.index import FACTS, mapped
-from pipelines.corpus.dedup.minhash import bucket_pairs, stars
-from pipelines.corpus.tasks import written_to_the_side
+from pipelines.corpus.dedup.index import Index
+from pipelines.corpus.tables import map_array, save_array
+from pipelines.corpus.tasks import Report
 
-# A task takes about 100 bytes a key, so 0.4 GB.
+# A task takes about 100 bytes per key, so 0.4 GB.
 KEYS_AT_ONCE = 4_000_000
 _PAIRS_AT_ONCE = 50_000
 
-KEPT, EXACT, NEAR, KNOWN = 0, 1, 2, 3
-FATE = np.dtype([("document", np.int64), ("stands", np.int64), ("fate", np.uint8)])
+KEPT, EXACT, NEAR, PREVIOUS = 0, 1, 2, 3
+# What becomes of a document in a cluster, and the document that stays in its place: itself if it is KEPT.
+DECISION = np.dtype([("document", np.int64), ("representative", np.int64), ("status", np.uint8)])
+_NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Documents:
-    """All documents of some parts' indexes, numbered on from part to part: earlier corpora first, then the own.
+class ClusterPhase:
+    """Writes the duplicates that range `index % ranges` of band `index // ranges` shows; band 0 is the exact hash.
+
+    Each file has pairs (representative, document), int64, at most one per document.
 
     Attributes:
-        indexes: a folder a part.
-        counts: documents a part.
-        known: how many of the parts are those of earlier corpora.
-        sources: the place of each part's source in the recipe, -1 for earlier corpora.
-    """
-
-    indexes: tuple[Path, ...]
-    counts: tuple[int, ...]
-    known: int
-    sources: tuple[int, ...]
-
-    @cached_property
-    def starts(self) -> NDArray[np.int64]:
-        """(parts + 1,): number of the first document of each part, then of all documents."""
-        return np.concatenate(([0], np.cumsum(self.counts, dtype=np.int64)))
-
-    @property
-    def first_own(self) -> int:
-        return int(self.starts[self.known])
-
-    def source_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array(self.sources, dtype=np.int64)[self._part_of(documents)]
-
-    def facts(self, documents: NDArray[np.int64]) -> NDArray:
-        """What is known of each, in the given order."""
-        found = np.empty(len(documents), dtype=FACTS)
-        for part, here in self._by_part(documents):
-            found[here] = mapped(self.indexes[part] / "facts.npy")[documents[here] - self.starts[part]]
-        return found
-
-    def signatures(self, documents: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """(len(documents), 112); all of the documents must have one."""
-        found: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
-        for part, here in self._by_part(documents):
-            rows = documents[here] - self.starts[part]
-            places = mapped(self.indexes[part] / "facts.npy")["signature"][rows]
-            found.append((here, mapped(self.indexes[part] / "signatures.npy")[places]))
-        signed = np.empty((len(documents), found[0][1].shape[1]), dtype=np.uint32)
-        for here, values in found:
-            signed[here] = values
-        return signed
-
-    def _part_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self.starts, documents, side="right") - 1
-
-    def _by_part(self, documents: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64]]]:
-        parts = self._part_of(documents)
-        order = np.argsort(parts, kind="stable")
-        present, start = np.unique(parts[order], return_index=True)
-        return zip(present.tolist(), np.split(order, start[1:]), strict=False)
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Writes the links that range `index % ranges` of band `index // ranges` shows; band 0 is the exact hash.
-
-    Attributes:
-        documents: all there are.
+        index: all documents.
         bands: of a signature.
-        ranges: into how many of equal size the keys of a band are cut.
-        agreement: least share of places in which two signatures must agree.
-        within_sources: whether documents of one source count as duplicates of each other.
-        folder: where the links go: (first, other), int64, at most one pair an `other`.
+        ranges: of equal size, into which the keys of a band are divided.
+        agreement: least share of equal places in the signatures of near-duplicates.
+        within_sources: whether near-duplicates within one source count.
+        folder: for the files.
     """
 
-    documents: Documents
+    index: Index
     bands: int
     ranges: int
     agreement: float
@@ -104,30 +51,32 @@ class Grouping:
     folder: Path
 
     def tasks(self) -> int:
+        """Number of tasks."""
         return (1 + self.bands) * self.ranges
 
     def output(self, index: int) -> Path:
         band, number = divmod(index, self.ranges)
         return self.folder / f"band-{band:02d}-{number:05d}.npy"
 
-    def __call__(self, index: int) -> dict[str, Any]:
+    def __call__(self, index: int) -> Report:
         band, number = divmod(index, self.ranges)
-        pairs = bucket_pairs(*self._keys(band, number))
-        # Whether two documents of an earlier corpus are alike was decided there.
-        pairs = pairs[pairs[:, 1] >= self.documents.first_own]
+        candidates = candidate_pairs(*self._keys(band, number))
+        # Pairs within the previous corpora were decided when those were built.
+        candidates = candidates[candidates[:, 1] >= self.index.first_new]
         if band and not self.within_sources:
-            pairs = pairs[self.documents.source_of(pairs[:, 0]) < self.documents.source_of(pairs[:, 1])]
-        alike = self._alike(pairs, exact=band == 0)
-        links = stars(alike) if band == 0 or self.within_sources else earliest(alike)
-        with written_to_the_side(self.output(index)) as side, side.open("wb") as file:
-            np.save(file, links)
-        return {"candidates": len(pairs), "links": len(links)}
+            first, second = candidates.T
+            candidates = candidates[self.index.source_of(first) < self.index.source_of(second)]
+        similar = self._similar(candidates, exact=band == 0)
+        pairs = component_pairs(similar) if band == 0 or self.within_sources else earliest(similar)
+        save_array(self.output(index), pairs)
+        return {"candidates": len(candidates), "pairs": len(pairs)}
 
     def _keys(self, band: int, number: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Reads the keys of a range, and the document of each."""
         bounds = [-(-(edge << 64) // self.ranges) for edge in (number, number + 1)]
         keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        for folder, start in zip(self.documents.indexes, self.documents.starts.tolist(), strict=False):
-            sorted_keys, rows = mapped(folder / "bands.npy")[band - 1] if band else mapped(folder / "exact.npy")
+        for folder, start in zip(self.index.folders, self.index.starts.tolist(), strict=False):
+            sorted_keys, rows = map_array(folder / "bands.npy")[band - 1] if band else map_array(folder / "exact.npy")
             first, last = (
                 len(rows) if edge >> 64 else int(np.searchsorted(sorted_keys, np.uint64(edge))) for edge in bounds
             )
@@ -135,106 +84,137 @@ class Grouping:
             documents.append(rows[first:last].astype(np.int64) + start)
         return np.concatenate(keys), np.concatenate(documents)
 
-    def _alike(self, pairs: NDArray[np.int64], exact: bool) -> NDArray[np.int64]:
-        found = [np.empty((0, 2), dtype=np.int64)]
-        # Neighbors lie in the same files.
+    def _similar(self, pairs: NDArray[np.int64], exact: bool) -> NDArray[np.int64]:
+        """Selects the pairs with equal hashes, or with signatures that agree."""
+        found = [_NO_PAIRS]
+        # Sorted, neighboring pairs lie in the same files.
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
         for offset in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = pairs[offset : offset + _PAIRS_AT_ONCE]
             needed, place = np.unique(some, return_inverse=True)
-            values = self.documents.facts(needed)["digest"] if exact else self.documents.signatures(needed)
+            values = self.index.facts(needed)["digest"] if exact else self.index.signatures(needed)
             one, other = place.reshape(-1, 2).T
             agreement = (values[one] == values[other]).mean(axis=1)
             found.append(some[agreement >= (1.0 if exact else self.agreement)])
         return np.concatenate(found)
 
 
-def decide(
-    documents: Documents,
-    exact: Sequence[Path],
-    near: Sequence[Path],
-    keep_policy: KeepPolicy,
-) -> NDArray:
-    """What becomes of every own document that is alike another, and which document stands for it.
+def candidate_pairs(keys: NDArray[np.uint64], documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs (earlier, later) documents of one key, each with its predecessor and with the first, not all with all.
 
-    Of exact copies the first stays. Of documents that are nearly alike stays one of an earlier corpus, if there is one,
-    else as `keep_policy` says: the longest, the one of the source named first, or the one with the largest share of
-    lines that end with punctuation; then the longest, then the first. With `earlier_source` a document goes if one of
-    an earlier source or corpus is like it, and nothing else does.
-
-    Memory: about 100 bytes a document that is alike another, however many bands show it.
+    A key that half of the corpus shares thus gives two pairs per document: memory grows linearly with the documents.
 
     Args:
-        exact: files of links by exact hash.
-        near: files of links by signature.
+        keys: (n,).
+        documents: (n,), ascending within equal keys.
 
     Returns:
-        FATE, in the order of the documents, survivors included: EXACT, NEAR, KNOWN (in an earlier corpus) or KEPT.
+        (pairs, 2).
     """
-    copies = np.concatenate([_NO_LINKS, *(np.load(file) for file in exact)])
-    links = _NO_LINKS
-    merge = earliest if keep_policy == "earlier_source" else stars
-    for file in near:
-        links = merge(np.concatenate([links, np.load(file)]))
-    if keep_policy != "earlier_source":
-        links = _of_survivors(documents, links, copies[:, 1], keep_policy)
-    links = links[~np.isin(links[:, 1], copies[:, 1])]
-    fates = np.empty(len(copies) + len(links), dtype=FATE)
-    fates["stands"], fates["document"] = np.concatenate([copies, links]).T
-    fates["fate"] = np.repeat(np.array([EXACT, NEAR], dtype=np.uint8), [len(copies), len(links)])
-    fates = fates[np.argsort(fates["document"])]
-    # What an exact copy is like may have gone in favor of another document.
-    fates["stands"] = _ends(fates["document"], fates["stands"])
-    fates["fate"][fates["stands"] < documents.first_own] = KNOWN
-    kept = np.unique(fates["stands"])
-    survivors = np.zeros(int((kept >= documents.first_own).sum()), dtype=FATE)
-    survivors["document"] = survivors["stands"] = kept[kept >= documents.first_own]
-    fates = np.concatenate([fates, survivors])
-    return fates[np.argsort(fates["document"])]
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
+    position = np.arange(1, len(order))
+    bucket = np.maximum.accumulate(np.concatenate(([0], np.where(same, 0, position)))) if len(order) else position
+    later = position[same]
+    ordered = documents[order]
+    before = np.stack([ordered[later - 1], ordered[later]], axis=1)
+    first = np.stack([ordered[bucket[later]], ordered[later]], axis=1)
+    return np.concatenate([before, first[bucket[later] != later - 1]])
 
 
-def earliest(links: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of all links to a document the one from the first."""
-    ordered = links[np.lexsort((links[:, 0], links[:, 1]))]
+def component_pairs(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs (first, other): each connected component's first document with each of its other ones, (n, 2)."""
+    documents, place = np.unique(pairs, return_inverse=True)
+    ends = place.reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(len(documents),) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)
+    paired = np.stack([documents[first[component]], documents], axis=1)
+    return paired[paired[:, 0] != paired[:, 1]]
+
+
+def earliest(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Selects, of all pairs with the same second document, the one with the earliest first document."""
+    ordered = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     _, first = np.unique(ordered[:, 1], return_index=True)
     return ordered[first]
 
 
-_NO_LINKS = np.empty((0, 2), dtype=np.int64)
+def decide(index: Index, exact: Sequence[Path], near: Sequence[Path], keep_policy: KeepPolicy) -> NDArray:
+    """Decides which document of each cluster stays.
+
+    Of exact copies the first stays. Of near-duplicates a document of a previous corpus stays, if there is one, else the
+    one that `keep_policy` prefers: the longest, that of the first source, or that with the largest share of lines
+    ending in punctuation; ties go to the longest, then to the first. With `earlier_source` only documents similar to
+    one of an earlier source or corpus are dropped.
+
+    Memory: about 100 bytes per document in a cluster, however many bands show it.
+
+    Args:
+        exact: files of pairs by exact hash.
+        near: files of pairs by signature.
+
+    Returns:
+        `DECISION` of every new document in a cluster, by document: EXACT, NEAR, PREVIOUS (in a previous corpus), KEPT.
+    """
+    copies = np.concatenate([_NO_PAIRS, *(np.load(file) for file in exact)])
+    pairs = _NO_PAIRS
+    merge = earliest if keep_policy == "earlier_source" else component_pairs
+    for file in near:
+        pairs = merge(np.concatenate([pairs, np.load(file)]))
+    if keep_policy != "earlier_source":
+        pairs = _apply_keep_policy(index, pairs, copies[:, 1], keep_policy)
+    pairs = pairs[~np.isin(pairs[:, 1], copies[:, 1])]
+    dropped = np.empty(len(copies) + len(pairs), dtype=DECISION)
+    dropped["representative"], dropped["document"] = np.concatenate([copies, pairs]).T
+    dropped["status"] = np.repeat(np.array([EXACT, NEAR], dtype=np.uint8), [len(copies), len(pairs)])
+    dropped = dropped[np.argsort(dropped["document"])]
+    # The representative of an exact copy may itself be dropped as a near-duplicate.
+    dropped["representative"] = _follow(dropped["document"], dropped["representative"])
+    dropped["status"][dropped["representative"] < index.first_new] = PREVIOUS
+    representatives = np.unique(dropped["representative"])
+    representatives = representatives[representatives >= index.first_new]
+    kept = np.zeros(len(representatives), dtype=DECISION)
+    kept["document"] = kept["representative"] = representatives
+    decisions = np.concatenate([dropped, kept])
+    return decisions[np.argsort(decisions["document"])]
 
 
-def _of_survivors(
-    documents: Documents, links: NDArray[np.int64], copies: NDArray[np.int64], keep_policy: KeepPolicy
+def _apply_keep_policy(
+    index: Index, pairs: NDArray[np.int64], copies: NDArray[np.int64], keep_policy: KeepPolicy
 ) -> NDArray[np.int64]:
-    """Links from the keep_policy of every group. An exact copy joins what it is like, but is gone already."""
-    firsts = np.unique(links[:, 0])
-    members = np.concatenate([links, np.stack([firsts, firsts], axis=1)])
+    """Replaces the first document of each cluster's pairs by the preferred one.
+
+    An exact copy connects the documents of its cluster, but cannot be preferred.
+    """
+    firsts = np.unique(pairs[:, 0])
+    members = np.concatenate([pairs, np.stack([firsts, firsts], axis=1)])
     members = members[~np.isin(members[:, 1], copies)]
-    group, document = members[:, 0], members[:, 1]
-    facts = documents.facts(document)
+    cluster, document = members[:, 0], members[:, 1]
+    facts = index.facts(document)
     preferred: tuple[NDArray, ...] = (document, -facts["bytes"])
     if keep_policy == "source":
-        preferred = (*preferred, documents.source_of(document))
+        preferred = (*preferred, index.source_of(document))
     elif keep_policy == "quality":
         preferred = (*preferred, -facts["quality"])
-    order = np.lexsort((*preferred, document >= documents.first_own, group))
-    _, best = np.unique(group[order], return_index=True)
+    order = np.lexsort((*preferred, document >= index.first_new, cluster))
+    _, best = np.unique(cluster[order], return_index=True)
     chosen = np.repeat(document[order][best], np.diff(np.append(best, len(order))))
     others = np.stack([chosen, document[order]], axis=1)
-    return others[(others[:, 0] != others[:, 1]) & (others[:, 1] >= documents.first_own)]
+    return others[(others[:, 0] != others[:, 1]) & (others[:, 1] >= index.first_new)]
 
 
-def _ends(documents: NDArray[np.int64], stands: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The end of every chain of what stands for what. Nothing stands for it.
+def _follow(documents: NDArray[np.int64], representatives: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Follows chains of representatives to their ends, which have none themselves.
 
     Args:
         documents: ascending.
-        stands: what stands for each.
+        representatives: of each document.
     """
     while len(documents):
-        place = np.minimum(np.searchsorted(documents, stands), len(documents) - 1)
-        after = np.where(documents[place] == stands, stands[place], stands)
-        if np.array_equal(after, stands):
+        place = np.minimum(np.searchsorted(documents, representatives), len(documents) - 1)
+        after = np.where(documents[place] == representatives, representatives[place], representatives)
+        if np.array_equal(after, representatives):
             break
-        stands = after
-    return stands
+        representatives = after
+    return representatives

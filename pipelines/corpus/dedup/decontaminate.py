@@ -1,7 +1,7 @@
-"""Finds documents that hold what models are evaluated with: runs of n words that an evaluation file has too.
+"""Finds documents contaminated with evaluation data: n-grams of words that they share with an evaluation file.
 
-Exact n-grams without case and punctuation, 13 words by default (Brown et al. 2020, https://arxiv.org/abs/2005.14165,
-appendix C).
+N-grams match exactly, without case and punctuation, and have 13 words by default (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C).
 """
 
 import csv
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from cluster.run.folder import file_fingerprint
-from pipelines.corpus.filter.cache import BATCH
-from pipelines.corpus.tasks import written_to_the_side
+from pipelines.corpus.tables import BATCH, save_array
+from pipelines.corpus.tasks import Report, written_to_the_side
 
 FOUND = pa.schema(
     [
@@ -39,19 +39,19 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Match(NamedTuple):
-    """A passage of a document, by its characters, and the item of an evaluation file that has it too."""
+    """A passage that a document shares with an evaluation item, as characters [start, end) of the document."""
 
     item: str
     start: int
     end: int
 
 
-class Grams:
-    """All runs of n words in the texts of evaluation items.
+class NGrams:
+    """All n-grams of words in the texts of evaluation items.
 
     Attributes:
-        items: how many items there are.
-        too_short: how many of them have no text of n words, so that they cannot be found.
+        items: number of items.
+        too_short: number of items without a text of n words, which cannot be found.
     """
 
     def __init__(self, items: Iterator[tuple[str, list[str]]], n: int) -> None:
@@ -66,7 +66,7 @@ class Grams:
             self.too_short += all(len(text) < n for text in found)
             for text in found:
                 for word in text:
-                    # 0 is for words that no item has.
+                    # 0 stands for words of no item.
                     self._numbers.setdefault(word, len(self._numbers) + 1)
                 hashes.append(self._hashes_of(text))
                 for start in range(len(text) - n + 1):
@@ -76,7 +76,7 @@ class Grams:
         self._hashes = np.unique(np.concatenate(hashes))
 
     def find(self, text: str) -> list[Match]:
-        """Every passage of `text` that an item has, each as long as it goes on, by start and item."""
+        """Lists the longest passages that `text` shares with each item, by start and item."""
         found = _words(text)
         hashes = self._hashes_of(found)
         if not len(hashes) or not len(self._hashes):
@@ -100,7 +100,7 @@ class Grams:
         return sorted(matches, key=lambda match: (match.start, match.item))
 
     def _hashes_of(self, found: Sequence[str]) -> NDArray[np.uint64]:
-        """A number for every run of n words: what differs is no match, what is equal is compared word by word."""
+        """Hashes every n-gram; n-grams with equal hashes are then compared word by word."""
         count = max(len(found) - self._n + 1, 0)
         numbers = np.fromiter((self._numbers.get(word, 0) for word in found), dtype=np.uint64, count=len(found))
         hashes = np.zeros(count, dtype=np.uint64)
@@ -110,20 +110,20 @@ class Grams:
 
 
 @dataclass(frozen=True)
-class Decontamination:
-    """Lists, for part `index`, the passages that evaluation files have too, and the rows to leave out for them.
+class DecontaminatePhase:
+    """Lists the passages that part `index` shares with evaluation files, and the rows to leave out for them.
 
     Attributes:
-        prepared: what the first phase wrote, a file a part.
-        files: the evaluation files.
-        fingerprints: of the files' bytes.
-        n: words of a run.
-        drop: whether documents that hold one are left out, or only counted.
+        parts: part files.
+        files: evaluation files.
+        fingerprints: of the evaluation files' bytes.
+        n: words of an n-gram.
+        drop: whether contaminated documents are left out, or only counted.
         rows: folder for the numbers of the rows to leave out.
-        found: folder for the passages, FOUND.
+        found: folder for the passages, `FOUND`.
     """
 
-    prepared: tuple[Path, ...]
+    parts: tuple[Path, ...]
     files: tuple[Path, ...]
     fingerprints: tuple[str, ...]
     n: int
@@ -132,19 +132,20 @@ class Decontamination:
     found: Path
 
     def rows_file(self, index: int) -> Path:
-        return self.rows / f"{self.prepared[index].stem}.npy"
+        return self.rows / f"{self.parts[index].stem}.npy"
 
     def outputs(self, index: int) -> tuple[Path, ...]:
-        return self.rows_file(index), self.found / self.prepared[index].name
+        """All files that a task writes."""
+        return self.rows_file(index), self.found / self.parts[index].name
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        grams = _grams(self.files, self.fingerprints, self.n)
+    def __call__(self, index: int) -> Report:
+        grams = _ngrams(self.files, self.fingerprints, self.n)
         items: Counter[str] = Counter()
         rows: list[int] = []
         row = -1
         rows_file, found_file = self.outputs(index)
         with (
-            pq.ParquetFile(self.prepared[index]) as file,
+            pq.ParquetFile(self.parts[index]) as file,
             written_to_the_side(found_file) as side,
             pq.ParquetWriter(side, FOUND, compression="zstd") as writer,
         ):
@@ -159,18 +160,17 @@ class Decontamination:
                 if found:
                     rows_found = [dict(zip(FOUND.names, passage, strict=True)) for passage in found]
                     writer.write_table(pa.Table.from_pylist(rows_found, schema=FOUND))
-        with written_to_the_side(rows_file) as side, side.open("wb") as stream:
-            np.save(stream, np.array(rows if self.drop else [], dtype=np.int64))
+        save_array(rows_file, np.array(rows if self.drop else [], dtype=np.int64))
         return {"documents": len(rows), "items": dict(items), "looked_for": grams.items, "too_short": grams.too_short}
 
 
 def read_items(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """The items of a JSON, JSONL or CSV file: "FILE:ID", by the field `id` or the place, and every text in it.
+    """Reads the items of a JSON, JSONL or CSV file: a name "FILE:ID", and every text in the item.
 
-    A JSON file is a list of items, or an object that holds one.
+    The id is the field `id`, or else the position. A JSON file is a list of items or an object that contains one.
 
     Raises:
-        UserError: the file cannot be read as what its name says.
+        UserError: the file cannot be read in the format of its suffix.
     """
     try:
         for place, record in enumerate(_records(file)):
@@ -202,8 +202,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def _words(text: str) -> list[str]:
@@ -211,8 +211,8 @@ def _words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _grams(files: tuple[Path, ...], fingerprints: tuple[str, ...], n: int) -> Grams:
+def _ngrams(files: tuple[Path, ...], fingerprints: tuple[str, ...], n: int) -> NGrams:
     for file, expected in zip(files, fingerprints, strict=True):
         if file_fingerprint(file) != expected:
             raise UserError(f"corpus.decontaminate: {file} was changed while it was read; run the command again")
-    return Grams((item for file in files for item in read_items(file)), n)
+    return NGrams((item for file in files for item in read_items(file)), n)

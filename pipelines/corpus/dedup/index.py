@@ -1,20 +1,21 @@
-"""What deduplication keeps of a part's documents: hashes, signatures and where they come from, never their text.
+"""Writes and reads what deduplication needs of a corpus: hashes, MinHash signatures, ids and sources, but no text.
 
 index/index.json           how the signatures were made
-index/part-00000/          numbers documents by their row in the part
-    facts.npy              of every document: bytes, quality, 128-bit hash, place of its signature or -1
-    exact.npy              (2, n): keys in their order, each half of a hash, and the row of each
+index/part-00000/          one folder per part; documents are numbered by their row
+    facts.npy              of every document: bytes, quality, 128-bit hash, row of its signature or -1
+    exact.npy              (2, n): sorted halves of the hashes, and the row of each
     bands.npy              (bands, 2, n): the same with the keys of the signatures' bands
     signatures.npy         (n, 112)
     documents.parquet      id, source
 
-It stays with the corpus, about 730 bytes a document, so that the next one can leave out what is in this one.
+The index stays with the corpus, about 730 bytes per document, so that later corpora can leave out its documents.
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,77 +25,92 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from cluster.recipe.corpus import FineWeb, Rules
 from cluster.run.folder import write_json
-from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_ALGORITHM, SIGNATURE_SEED, band_keys
-from pipelines.corpus.filter.cache import BATCH
-from pipelines.corpus.filter.signals import measure
-from pipelines.corpus.tasks import written_to_the_side
+from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_ALGORITHM, SIGNATURE_SEED, band_keys, signatures
+from pipelines.corpus.tables import Part, fixed_width, map_array, selected_rows
+from pipelines.corpus.tasks import Report, written_to_the_side
 
 FACTS = np.dtype([("bytes", np.int64), ("quality", np.float32), ("digest", np.uint64, 2), ("signature", np.int32)])
 ABSENT = -1
 
 
 @dataclass(frozen=True)
-class Indexing:
-    """Writes the index of part `index`.
+class IndexPhase:
+    """Signs and indexes the documents of part `index`.
 
     Attributes:
-        prepared: what the first phase wrote, a file a part.
-        left_out: the rows of each part that are not to be found, or None.
-        folder: a folder a part goes there.
+        left_out: files with the rows of each part that are not indexed, or None.
+        folder: gets a folder per part.
         rows: of a band.
-        quality: whether to measure the share of lines that end with punctuation, for which the text is read.
     """
 
-    prepared: tuple[Path, ...]
+    parts: tuple[Part, ...]
     left_out: tuple[Path, ...] | None
     folder: Path
     rows: int
-    quality: bool
 
     def output(self, index: int) -> Path:
-        return self.folder / self.prepared[index].stem
+        return self.folder / self.parts[index].file.stem
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        table = pq.read_table(self.prepared[index], columns=["id", "source", "bytes", "digest", "signature"])
+    def __call__(self, index: int) -> Report:
+        part = self.parts[index]
+        table = pq.read_table(part.file, columns=["id", "source", "bytes", "digest", "quality"])
         present = np.ones(table.num_rows, dtype=bool)
         if self.left_out:
             present[np.load(self.left_out[index])] = False
-        signed_rows = np.flatnonzero(table["signature"].is_valid().to_numpy() & present)
-        facts = np.zeros(table.num_rows, dtype=FACTS)
-        facts["bytes"] = table["bytes"].to_numpy()
-        facts["digest"] = fixed(table["digest"], np.dtype(np.uint64)).reshape(-1, 2)
-        facts["signature"] = ABSENT
-        facts["signature"][signed_rows] = np.arange(len(signed_rows))
-        if self.quality:
-            facts["quality"] = _qualities(self.prepared[index])
-        signed = fixed(table["signature"].take(pa.array(signed_rows)), np.dtype(np.uint32)).reshape(-1, PERMUTATIONS)
-        rows = np.flatnonzero(present)
-        bands = [_sorted(keys, signed_rows) for keys in band_keys(signed, self.rows)]
-        target = self.output(index)
-        with written_to_the_side(target) as side:
-            shutil.rmtree(side, ignore_errors=True)
-            side.mkdir()
-            np.save(side / "facts.npy", facts)
-            np.save(side / "exact.npy", _sorted(facts["digest"][rows, 0], rows))
-            np.save(side / "bands.npy", np.stack(bands))
-            np.save(side / "signatures.npy", signed)
-            pq.write_table(table.select(["id", "source"]), side / "documents.parquet", compression="zstd")
-            shutil.rmtree(target, ignore_errors=True)
-        return {"documents": len(facts)}
+        compared = present if part.drop_near_duplicates else np.zeros(table.num_rows, dtype=bool)
+        batches = (batch["text"].to_pylist() for batch in selected_rows(part.file, compared, ["text"]))
+        signed = np.concatenate([np.empty((0, PERMUTATIONS), np.uint32), *map(signatures, batches)])
+        write_part_index(self.output(index), table, present, np.flatnonzero(compared), signed, self.rows)
+        return {"documents": table.num_rows}
 
 
-def write_index(folder: Path, rows: int) -> None:
-    """Marks a folder of parts' indexes as whole."""
+def write_part_index(
+    folder: Path,
+    documents: pa.Table,
+    present: NDArray[np.bool_],
+    signed_rows: NDArray[np.int64],
+    signed: NDArray[np.uint32],
+    rows: int,
+) -> None:
+    """Writes the index of a part atomically.
+
+    Args:
+        documents: columns of `PREPARED`: id, source, bytes, digest, quality.
+        present: which documents are found by their hash, (documents,).
+        signed_rows: rows of the documents that have a signature, ascending, (n,).
+        signed: their signatures, (n, 112).
+        rows: of a band.
+    """
+    facts = np.zeros(documents.num_rows, dtype=FACTS)
+    facts["bytes"] = documents["bytes"].to_numpy()
+    facts["quality"] = documents["quality"].fill_null(0.0).to_numpy()
+    facts["digest"] = fixed_width(documents["digest"], np.dtype(np.uint64)).reshape(-1, 2)
+    facts["signature"] = ABSENT
+    facts["signature"][signed_rows] = np.arange(len(signed_rows))
+    present_rows = np.flatnonzero(present)
+    bands = [_sorted(keys, signed_rows) for keys in band_keys(signed, rows)]
+    with written_to_the_side(folder) as side:
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir()
+        np.save(side / "facts.npy", facts)
+        np.save(side / "exact.npy", _sorted(facts["digest"][present_rows, 0], present_rows))
+        np.save(side / "bands.npy", np.stack(bands))
+        np.save(side / "signatures.npy", signed)
+        pq.write_table(documents.select(["id", "source"]), side / "documents.parquet", compression="zstd")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def mark_complete(folder: Path, rows: int) -> None:
+    """Marks an index whose parts are all written."""
     write_json(folder / "index.json", _made_by(rows))
 
 
-def known_indexes(corpora: Sequence[str], rows: int) -> list[Path]:
-    """The parts' indexes of earlier corpora.
+def previous_indexes(corpora: Sequence[str], rows: int) -> list[Path]:
+    """Lists the part indexes of previous corpora.
 
     Raises:
-        UserError: there is no index, or its signatures cannot be compared with this recipe's.
+        UserError: a corpus has no index, or its signatures cannot be compared with this recipe's.
     """
     found: list[Path] = []
     for corpus in corpora:
@@ -114,21 +130,63 @@ def known_indexes(corpora: Sequence[str], rows: int) -> list[Path]:
     return found
 
 
-def fixed(column: pa.ChunkedArray, dtype: np.dtype) -> NDArray:
-    """The bytes of a fixed-size binary column without nulls, as numbers."""
-    values = column.combine_chunks()
-    data = values.chunk(0) if isinstance(values, pa.ChunkedArray) and values.num_chunks else values
-    if not len(data):
-        return np.empty(0, dtype=dtype)
-    width = data.type.byte_width
-    return np.frombuffer(data.buffers()[1], dtype=np.uint8)[data.offset * width :][: len(data) * width].view(dtype)
+@dataclass(frozen=True)
+class Index:
+    """All documents of several part indexes under one numbering: previous corpora first, then the new one.
 
+    Attributes:
+        folders: of the part indexes.
+        counts: documents per part.
+        previous: number of parts that belong to previous corpora.
+        sources: position of each part's source in the recipe, -1 for previous corpora.
+    """
 
-def mapped(file: Path) -> NDArray:
-    """The array in a .npy file, read where it is looked at."""
-    # What is empty cannot be mapped, and what is small need not be.
-    array: NDArray = np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
-    return array
+    folders: tuple[Path, ...]
+    counts: tuple[int, ...]
+    previous: int
+    sources: tuple[int, ...]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first document of each part, and the number of all documents; (parts + 1,)."""
+        return np.concatenate(([0], np.cumsum(self.counts, dtype=np.int64)))
+
+    @property
+    def first_new(self) -> int:
+        """Number of the first document that is not in a previous corpus."""
+        return int(self.starts[self.previous])
+
+    def source_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Looks up the position of each document's source."""
+        return np.array(self.sources, dtype=np.int64)[self._part_of(documents)]
+
+    def facts(self, documents: NDArray[np.int64]) -> NDArray:
+        """Reads the `FACTS` of documents, in the given order."""
+        found = np.empty(len(documents), dtype=FACTS)
+        for part, here in self._by_part(documents):
+            found[here] = map_array(self.folders[part] / "facts.npy")[documents[here] - self.starts[part]]
+        return found
+
+    def signatures(self, documents: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Reads signatures, (documents, 112); every document must have one."""
+        found: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
+        for part, here in self._by_part(documents):
+            rows = documents[here] - self.starts[part]
+            places = map_array(self.folders[part] / "facts.npy")["signature"][rows]
+            found.append((here, map_array(self.folders[part] / "signatures.npy")[places]))
+        signed = np.empty((len(documents), found[0][1].shape[1]), dtype=np.uint32)
+        for here, values in found:
+            signed[here] = values
+        return signed
+
+    def _part_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self.starts, documents, side="right") - 1
+
+    def _by_part(self, documents: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64]]]:
+        parts = self._part_of(documents)
+        order = np.argsort(parts, kind="stable")
+        present, start = np.unique(parts[order], return_index=True)
+        return zip(present.tolist(), np.split(order, start[1:]), strict=False)
 
 
 def _made_by(rows: int) -> dict[str, Any]:
@@ -143,10 +201,3 @@ def _made_by(rows: int) -> dict[str, Any]:
 def _sorted(keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     order = np.argsort(keys, kind="stable")
     return np.stack([keys[order], rows[order].astype(np.uint64)])
-
-
-def _qualities(prepared: Path) -> NDArray[np.float64]:
-    rules = Rules(fineweb=FineWeb())
-    with pq.ParquetFile(prepared) as file:
-        texts = (batch["text"].to_pylist() for batch in file.iter_batches(BATCH, columns=["text"]))
-        return np.concatenate([np.empty(0), *(measure(some, rules)[1]["punctuated_lines"] for some in texts)])

@@ -1,4 +1,4 @@
-"""Says of every prepared document whether it is left out, trained on or held out."""
+"""Assigns every prepared document to the training split, to the held-out split, or to none."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,118 +9,122 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from pipelines.corpus.dedup.cluster import EXACT, KEPT, KNOWN, NEAR
-from pipelines.corpus.dedup.index import fixed, mapped
+from pipelines.corpus.dedup.cluster import EXACT, KEPT, NEAR, PREVIOUS
+from pipelines.corpus.tables import Part, fixed_width, map_array, save_array
 from pipelines.corpus.tasks import Report, written_to_the_side
 
+# Assignments of a document.
 DROPPED, TRAIN, HELD_OUT = 0, 1, 2
 SPLITS = {"train": TRAIN, "held_out": HELD_OUT}
-FATES = {KEPT: "kept", EXACT: "exact", NEAR: "near", KNOWN: "known"}
+STATUSES = {KEPT: "kept", EXACT: "exact", NEAR: "near", PREVIOUS: "previous"}
 
 DUPLICATES = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("fate", pa.string()),  # kept, exact, near, or known from an earlier corpus
-        ("stands", pa.int64()),  # number of the document that stands for it
+        ("status", pa.string()),  # kept, exact, near, or previous: in a previous corpus
+        ("representative", pa.int64()),  # number of the document that stays in its place
         ("number", pa.int64()),  # its own
     ]
 )
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What became of the documents.
+class Dropped:
+    """Duplicates dropped, by source, and what is left to train on.
 
     Attributes:
-        exact: copies left out, by source.
-        near: near-duplicates left out, by source.
-        known: documents left out because an earlier corpus has them, by source.
-        train_bytes: UTF-8 bytes of the documents to train on.
+        exact: exact copies.
+        near: near-duplicates.
+        previous: documents that a previous corpus has.
+        train_bytes: UTF-8 bytes of the training split.
     """
 
     exact: dict[str, int]
     near: dict[str, int]
-    known: dict[str, int]
+    previous: dict[str, int]
     train_bytes: int
 
 
 @dataclass(frozen=True)
-class Choosing:
-    """Writes what becomes of each row of part `index`, and which of them stand for others or are stood for.
+class SplitPhase:
+    """Writes the assignment of each row of part `index`, and the list of its documents in clusters.
 
     Attributes:
-        prepared: what the first phase wrote, a file a part.
         starts: number of the first document of each part.
-        fates: file of FATE, in the order of the documents.
-        bounds: where in it each part's begin, and the last one's end.
-        left_out: the rows of each part that were left out before, or None.
-        choices: folder for DROPPED, TRAIN or HELD_OUT of each row.
-        duplicates: folder for DUPLICATES.
+        decisions: file of `DECISION`, by document.
+        bounds: positions in it where the documents of each part begin, and of its end.
+        left_out: files with the rows of each part that are dropped already, or None.
+        assignments: folder for DROPPED, TRAIN or HELD_OUT of each row, uint8.
+        duplicates: folder for `DUPLICATES`.
         held_out_share: of the documents that are left.
-        seed: of the choice.
+        seed: of the held-out split.
     """
 
-    prepared: tuple[Path, ...]
+    parts: tuple[Part, ...]
     starts: tuple[int, ...]
-    fates: Path
+    decisions: Path
     bounds: tuple[int, ...]
     left_out: tuple[Path, ...] | None
-    choices: Path
+    assignments: Path
     duplicates: Path
     held_out_share: float
     seed: int
 
-    def choices_file(self, index: int) -> Path:
-        return self.choices / f"{self.prepared[index].stem}.npy"
+    def assignments_file(self, index: int) -> Path:
+        return self.assignments / f"{self.parts[index].file.stem}.npy"
 
     def outputs(self, index: int) -> tuple[Path, ...]:
-        return self.choices_file(index), self.duplicates / self.prepared[index].name
+        """All files that a task writes."""
+        return self.assignments_file(index), self.duplicates / self.parts[index].file.name
 
     def __call__(self, index: int) -> Report:
-        table = pq.read_table(self.prepared[index], columns=["id", "source", "bytes", "digest"])
-        fates = mapped(self.fates)[self.bounds[index] : self.bounds[index + 1]]
-        rows = fates["document"] - self.starts[index]
-        alive = np.ones(table.num_rows, dtype=bool)
+        table = pq.read_table(self.parts[index].file, columns=["id", "source", "bytes", "digest"])
+        decisions = map_array(self.decisions)[self.bounds[index] : self.bounds[index + 1]]
+        rows = decisions["document"] - self.starts[index]
+        statuses = [STATUSES[status] for status in decisions["status"].tolist()]
+        left = np.ones(table.num_rows, dtype=bool)
         if self.left_out:
-            alive[np.load(self.left_out[index])] = False
-        alive[rows[fates["fate"] != KEPT]] = False
-        digests = fixed(table["digest"], np.dtype("V16"))
+            left[np.load(self.left_out[index])] = False
+        left[rows[decisions["status"] != KEPT]] = False
+        digests = fixed_width(table["digest"], np.dtype("V16"))
         positions = np.array([document_position(digest.tobytes(), self.seed) for digest in digests])
-        choices = np.where(positions < self.held_out_share, HELD_OUT, TRAIN).astype(np.uint8)
-        choices[~alive] = DROPPED
-        choices_file, duplicates_file = self.outputs(index)
-        save_choices(choices_file, choices)
+        assignments = np.where(positions < self.held_out_share, HELD_OUT, TRAIN).astype(np.uint8)
+        assignments[~left] = DROPPED
+        assignments_file, duplicates_file = self.outputs(index)
+        save_array(assignments_file, assignments)
         with written_to_the_side(duplicates_file) as side:
             columns = [
                 *table.select(["id", "source"]).take(pa.array(rows)).columns,
-                pa.array([FATES[fate] for fate in fates["fate"].tolist()], pa.string()),
-                pa.array(fates["stands"].copy()),
-                pa.array(fates["document"].copy()),
+                pa.array(statuses, pa.string()),
+                pa.array(decisions["representative"].copy()),
+                pa.array(decisions["document"].copy()),
             ]
             pq.write_table(pa.Table.from_arrays(columns, schema=DUPLICATES), side, compression="zstd")
-        lengths = table["bytes"].to_numpy()
-        left = np.flatnonzero(alive)
-        ends = [left[positions[left].argmin()], left[positions[left].argmax()]] if len(left) else []
+        sizes = table["bytes"].to_numpy()
+        left_rows = np.flatnonzero(left)
+        ends = (
+            [left_rows[positions[left_rows].argmin()], left_rows[positions[left_rows].argmax()]]
+            if len(left_rows)
+            else []
+        )
         return {
             "documents": table.num_rows,
-            "left": len(left),
-            "fates": dict(Counter(FATES[fate] for fate in fates["fate"].tolist())),
-            "train_bytes": int(lengths[choices == TRAIN].sum()),
-            # The first and the last position, each with its row and bytes.
-            "ends": [[float(positions[row]), int(row), int(lengths[row])] for row in ends],
+            "left": len(left_rows),
+            "statuses": dict(Counter(statuses)),
+            "train_bytes": int(sizes[assignments == TRAIN].sum()),
+            # The documents at the first and the last position, each with its row and bytes.
+            "ends": [[float(positions[row]), int(row), int(sizes[row])] for row in ends],
         }
 
 
-def selection(choosing: Choosing, reports: Sequence[Report], sources: Sequence[str]) -> Selection:
-    """Sums up, and sees to it that however small a corpus, there is something to train on and to measure with.
+def finish_split(phase: SplitPhase, reports: Sequence[Report]) -> Dropped:
+    """Adds up the reports, and moves a document to a split that would be empty, as in a very small corpus.
 
     Args:
-        reports: what `choosing` returned, part by part.
-        sources: of the parts.
+        reports: of the phase's tasks, in order.
 
     Raises:
         UserError: fewer than two documents are left.
@@ -134,25 +138,20 @@ def selection(choosing: Choosing, reports: Sequence[Report], sources: Sequence[s
         )
     train_bytes = sum(report["train_bytes"] for report in reports)
     ends = [(*end, part) for part, report in enumerate(reports) for end in report["ends"]]
-    for (position, row, size, part), choice in ((min(ends), HELD_OUT), (max(ends), TRAIN)):
-        if (HELD_OUT if position < choosing.held_out_share else TRAIN) != choice:
-            choices = np.load(choosing.choices_file(part))
-            choices[row] = choice
-            save_choices(choosing.choices_file(part), choices)
-            train_bytes += size if choice == TRAIN else -size
-    found: dict[str, Counter[str]] = {name: Counter() for name in FATES.values()}
-    for report, source in zip(reports, sources, strict=True):
-        for fate, count in report["fates"].items():
-            found[fate][source] += count
-    exact, near, known = (dict(found[name]) for name in ("exact", "near", "known"))
-    return Selection(exact, near, known, train_bytes)
-
-
-def save_choices(path: Path, choices: NDArray[np.uint8]) -> None:
-    with written_to_the_side(path) as side, side.open("wb") as stream:
-        np.save(stream, choices)
+    for (position, row, size, part), needed in ((min(ends), HELD_OUT), (max(ends), TRAIN)):
+        if (HELD_OUT if position < phase.held_out_share else TRAIN) != needed:
+            assignments = np.load(phase.assignments_file(part))
+            assignments[row] = needed
+            save_array(phase.assignments_file(part), assignments)
+            train_bytes += size if needed == TRAIN else -size
+    found: dict[str, Counter[str]] = {name: Counter() for name in STATUSES.values()}
+    for part, report in zip(phase.parts, reports, strict=True):
+        for status, count in report["statuses"].items():
+            found[status][part.source] += count
+    exact, near, previous = (dict(found[name]) for name in ("exact", "near", "previous"))
+    return Dropped(exact, near, previous, train_bytes)
 
 
 def document_position(digest: bytes, seed: int) -> float:
-    """A number in [0, 1) that depends on a text's hash and the seed alone, so that a text never changes sides."""
+    """Hashes a document to a number in [0, 1), so that its split depends on its text and the seed alone."""
     return xxhash.xxh3_64_intdigest(digest, seed=seed) / 2**64

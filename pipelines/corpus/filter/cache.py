@@ -1,4 +1,8 @@
-"""Cleaned documents with their signals, kept on disk so that other thresholds need not read the sources again."""
+"""Keeps cleaned documents with their signals on disk, so that a build with other thresholds need not read the sources.
+
+signals/part-00000.parquet: id, source, text, language, read_bytes and a column per signal; the file's metadata hold the
+key that it was measured under and the bad records.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,32 +10,28 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.recipe.corpus import PersonalData, Rules
 from cluster.run.files import is_remote, look_up
 from cluster.run.folder import file_fingerprint, fingerprint
-from pipelines.corpus.clean.gutenberg import without_license
-from pipelines.corpus.clean.language import identify
-from pipelines.corpus.clean.pii import replace
-from pipelines.corpus.clean.text import clean
-from pipelines.corpus.filter.signals import VERSION, Signals, measure
+from pipelines.corpus.filter.signals import VERSION, Signals
 from pipelines.corpus.read.bad_record import BadRecord
-from pipelines.corpus.read.sources import Document, Split, read_split
-from pipelines.corpus.tasks import StepTimer, written_to_the_side
+from pipelines.corpus.read.sources import Document, Split
+from pipelines.corpus.tables import BATCH
+from pipelines.corpus.tasks import written_to_the_side
 
-BATCH = 500
 _KEY = b"triptych"
 _TEXT = ("id", "source", "text", "language", "read_bytes")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Some documents after cleaning, the language of each, its UTF-8 bytes before cleaning, and its signals.
+class MeasuredBatch:
+    """Cleaned documents with the language of each, its UTF-8 bytes before cleaning, and its signals.
 
-    Languages are ISO 639-1 codes with the signal `language_probability`, or empty where nobody asked.
+    Languages are ISO 639-1 codes, whose probability is the signal `language_probability`; they are empty strings if
+    languages are not identified.
     """
 
     documents: list[Document]
@@ -41,13 +41,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """What is done to every document before it is judged.
+class MeasureSettings:
+    """What cleaning and measuring depend on, besides the documents.
 
     Attributes:
-        rules: whose signals are measured, and whose lines are taken out; their bounds do not matter here.
-        personal_data: kinds to replace.
-        language: whether it is identified.
+        rules: sets of rules whose signals are measured and whose lines are removed; their bounds have no influence.
+        personal_data: kinds to replace with placeholders.
+        language: whether to identify languages.
     """
 
     rules: Rules | None = None
@@ -55,63 +55,21 @@ class Measuring:
     language: bool = False
 
 
-def measured_key(split: Split, measuring: Measuring) -> str:
-    """A hash of all that decides what `measure_split` gives: split, files, lines taken out, data replaced.
+def cache_key(split: Split, settings: MeasureSettings) -> str:
+    """Hashes everything that the measured documents of a split depend on: the split, its files and the settings.
 
-    The bounds on signals are not part of it. Of a file that is cut or elsewhere, size and time stand for the bytes:
-    else the file would be read once a part.
+    The bounds on signals are not part of the key. A file that is remote or shared by several splits enters with its
+    size and modification time in place of its bytes, since hashing would read it once per split.
     """
-    rules = measuring.rules
+    rules = settings.rules
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
     files = [asdict(look_up(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
     given = {**asdict(split), "name": "", "license": None}
-    return fingerprint([VERSION, given, files, lines, sorted(measuring.personal_data), measuring.language])
+    return fingerprint([VERSION, given, files, lines, sorted(settings.personal_data), settings.language])
 
 
-def _content(file: str) -> str:
-    return file_fingerprint(Path(file))
-
-
-def measure_split(split: Split, measuring: Measuring, clock: StepTimer) -> Iterator[Measured | BadRecord]:
-    """Reads, cleans and measures a split's documents, `BATCH` at a time; passes on what cannot be read.
-
-    How often each kind of personal data was replaced is a signal too: personal_email, personal_phone …
-    """
-    batch: list[Document] = []
-    for item in clock.reading("read", read_split(split)):
-        if isinstance(item, BadRecord):
-            yield item
-            continue
-        batch.append(item)
-        if len(batch) == BATCH:
-            yield _measure(batch, measuring, clock)
-            batch = []
-    if batch:
-        yield _measure(batch, measuring, clock)
-
-
-def _measure(batch: list[Document], measuring: Measuring, clock: StepTimer) -> Measured:
-    read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
-    with clock.step("clean"):
-        texts = [without_license(clean(document.text)) for document in batch]
-    languages, probabilities = [""] * len(texts), None
-    if measuring.language:
-        with clock.step("identify languages"):
-            languages, probabilities = identify(texts)
-    with clock.step("replace personal data"):
-        replaced = [replace(text, measuring.personal_data) for text in texts]
-    with clock.step("measure"):
-        texts, signals = measure([text for text, _ in replaced], measuring.rules)
-    if probabilities is not None:
-        signals["language_probability"] = probabilities
-    for kind in measuring.personal_data:
-        signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in replaced])
-    documents = [Document(old.id, old.source, text) for old, text in zip(batch, texts, strict=True)]
-    return Measured(documents, languages, read_bytes, signals)
-
-
-def kept(items: Iterable[Measured | BadRecord], path: Path, key: str) -> Iterator[Measured | BadRecord]:
-    """Passes everything on and writes it to `path`, which appears when all has passed."""
+def store(items: Iterable[MeasuredBatch | BadRecord], path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord]:
+    """Passes all items on and writes them to `path`, which appears after the last one."""
     bad: list[BadRecord] = []
     with written_to_the_side(path) as side:
         writer = None
@@ -128,8 +86,8 @@ def kept(items: Iterable[Measured | BadRecord], path: Path, key: str) -> Iterato
         writer.close()
 
 
-def load(path: Path, key: str) -> Iterator[Measured | BadRecord] | None:
-    """What `kept` wrote under that key, the bad records first, or None if there is nothing."""
+def load(path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord] | None:
+    """Reads what `store` wrote under the same key, bad records first; returns None if there is nothing."""
     if not path.exists():
         return None
     found = json.loads((pq.read_metadata(path).metadata or {}).get(_KEY, b"{}"))
@@ -138,7 +96,11 @@ def load(path: Path, key: str) -> Iterator[Measured | BadRecord] | None:
     return chain([BadRecord(**item) for item in found["bad"]], _read(path))
 
 
-def _to_table(batch: Measured) -> pa.Table:
+def _content(file: str) -> str:
+    return file_fingerprint(Path(file))
+
+
+def _to_table(batch: MeasuredBatch) -> pa.Table:
     columns = [
         [document.id for document in batch.documents],
         [document.source for document in batch.documents],
@@ -149,12 +111,12 @@ def _to_table(batch: Measured) -> pa.Table:
     return pa.table({**texts, "read_bytes": pa.array(batch.read_bytes, pa.int64()), **batch.signals})
 
 
-def _read(path: Path) -> Iterator[Measured]:
+def _read(path: Path) -> Iterator[MeasuredBatch]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             rows = zip(*(table[name].to_pylist() for name in _TEXT[:3]), strict=True)
-            yield Measured(
+            yield MeasuredBatch(
                 [Document(*row) for row in rows],
                 table["language"].to_pylist(),
                 table["read_bytes"].to_pylist(),

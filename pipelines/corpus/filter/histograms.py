@@ -1,4 +1,4 @@
-"""How signals are spread over the documents that were read: counts in fixed bins, so that parts add up."""
+"""Counts documents by signal in fixed bins, so that the histograms of tasks can be added up."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from pipelines.corpus.filter.signals import Signals
 _WORDS = (0.0, *(2.0**power for power in range(21)))
 _LETTERS = tuple(float(edge) for edge in range(17))
 _SHARE = tuple(edge / 20 for edge in range(21))
-# The edges of the bins; what is beyond the last counts in the last bin.
+# Edges of the bins by signal; values beyond the last edge count in the last bin.
 EDGES: dict[str, tuple[float, ...]] = {
     "words": _WORDS,
     "mean_word_length": _LETTERS,
@@ -30,7 +30,7 @@ EDGES: dict[str, tuple[float, ...]] = {
 
 
 def count(signals: Signals) -> dict[str, NDArray[np.int64]]:
-    """Documents in each bin, of every signal that was measured and has bins."""
+    """Counts the documents in each bin, for every signal measured that has bins; (bins,) each."""
     return {
         name: np.histogram(np.minimum(signals[name], edges[-1]), edges)[0]
         for name, edges in EDGES.items()
@@ -39,5 +39,5 @@ def count(signals: Signals) -> dict[str, NDArray[np.int64]]:
 
 
 def described(counts: Mapping[str, list[int]]) -> dict[str, dict[str, list[float]]]:
-    """Counts with the edges of their bins, as `stats.json` has them."""
+    """Joins counts with the edges of their bins, for `stats.json`."""
     return {name: {"edges": list(EDGES[name]), "counts": list(some)} for name, some in counts.items()}

@@ -1,7 +1,7 @@
-"""How much of a document is n-grams that it has already said (Rae et al. 2021, table A1), for many documents at once.
+"""Measures the share of each document that consists of repeated n-grams (Rae et al. 2021, table A1), in batches.
 
-Characters are those of the words, without the spaces, above and below the fraction line. An n-gram that occurs once
-repeats nothing and counts for nothing. A character inside several repeated n-grams counts once.
+Numerators and denominators count characters of words, without the spaces. Only n-grams that occur more than once
+count. A character inside several repeated n-grams counts once.
 """
 
 import numpy as np
@@ -15,19 +15,20 @@ DUPLICATE = (5, 6, 7, 8, 9, 10)
 def repetition(
     words: NDArray[np.int64], lengths: NDArray[np.int64], documents: NDArray[np.int64], count: int
 ) -> dict[str, NDArray[np.float64]]:
-    """The shares of each document's characters in its most frequent and in all repeated n-grams.
+    """Measures the shares of each document's characters in its most frequent and in all repeated n-grams.
 
-    An n-gram repeats only where both (n-1)-grams in it do, so each length looks at few places that the one before left.
+    An n-gram can repeat only where both (n-1)-grams in it do, so each length examines the few places that the length
+    before left.
 
     Args:
-        words: an id for every word of all documents in order; equal words have equal ids from 0 up, (n,).
+        words: ids of the words of all documents in order, equal for equal words, from 0 up; (n,).
         lengths: characters of every word, (n,).
-        documents: the document of every word, 0 to count - 1, ascending, (n,).
-        count: how many documents there are.
+        documents: document of every word, 0 to count - 1, ascending, (n,).
+        count: number of documents.
 
     Returns:
-        top_2_gram to top_4_gram: occurrences × characters of the most frequent n-gram, of several the longest;
-        duplicate_5_gram to duplicate_10_gram: characters in any n-gram that occurs more than once. Each (count,).
+        top_2_gram to top_4_gram: occurrences × characters of the most frequent n-gram, the longest of several;
+        duplicate_5_gram to duplicate_10_gram: characters in n-grams that occur more than once. Each (count,).
     """
     total = np.bincount(documents, lengths, count).astype(np.float64)
     reach = np.concatenate(([0], np.cumsum(lengths)))
@@ -44,7 +45,7 @@ def repetition(
             found[f"top_{n}_gram"] = _share(characters, total)
         elif n in DUPLICATE:
             found[f"duplicate_{n}_gram"] = _share(_covered(starts, n, lengths, documents, count), total)
-        # Where a longer n-gram may still repeat: here and one word on, this length does.
+        # A longer n-gram can repeat only where this length repeats both here and one word further.
         starts = starts[:-1][np.diff(starts) == 1]
     return found
 
@@ -52,7 +53,10 @@ def repetition(
 def _repeated(
     codes: NDArray[np.int64], starts: NDArray[np.int64], last: NDArray[np.int64], vocabulary: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The starts of n-grams that occur more than once, and how often; names them in `codes` for the next length."""
+    """Finds the starts of n-grams that occur more than once, and how often they do.
+
+    Writes an id of each n-gram to `codes`, from which the next length builds its own.
+    """
     keys = pa.array(codes[starts] * vocabulary + last).dictionary_encode().indices.to_numpy()
     times = np.bincount(keys)[keys] if len(keys) else keys
     codes[starts] = keys

@@ -1,7 +1,4 @@
-"""Quality rules: which documents are worth training on, and why the others are not.
-
-A rule is a bound on a signal. A document exactly at a bound is kept.
-"""
+"""Filters documents by quality rules. A rule is a bound on a signal; a document exactly at a bound is kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +16,13 @@ SYMBOLS = "too many symbols"
 LETTERS = "too few words with a letter"
 REPEATED_LINES = "repeated lines"
 LANGUAGE = "another language"
-# The signal that `LANGUAGE` is a bound on: how likely a document is in a language that the recipe asks for.
-WANTED = "wanted_language"
+# Signal that the rule `LANGUAGE` bounds: probability that a document is in one of the recipe's languages.
+WANTED_LANGUAGE = "wanted_language"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Documents whose signal is under `least` or over `most` are dropped for `reason`."""
+    """A rule that drops documents whose signal is below `least` or above `most`, for `reason`."""
 
     reason: str
     signal: str
@@ -34,13 +31,14 @@ class Bound:
 
 
 def bounds(rules: Rules | None, min_words: int, language_probability: float | None = None) -> list[Bound]:
-    """All rules in the order in which they are applied: the least number of words, the language, the recipe's sets.
+    """Lists the rules in the order of their application: number of words, language, the recipe's published sets.
 
-    Without any set, a few of Gopher's that short texts pass too: its 50 words would drop every short dialogue.
+    The default without any set is a few of Gopher's rules that short texts pass too: its minimum of 50 words would drop
+    every short dialogue.
     """
     first = [Bound(TOO_FEW_WORDS, "words", least=min_words)]
     if language_probability is not None:
-        first.append(Bound(LANGUAGE, WANTED, least=language_probability))
+        first.append(Bound(LANGUAGE, WANTED_LANGUAGE, least=language_probability))
     if rules is None:
         return [
             *first,
@@ -59,12 +57,25 @@ def bounds(rules: Rules | None, min_words: int, language_probability: float | No
 
 
 def reasons_to_drop(signals: Signals, rules: Sequence[Bound]) -> list[str | None]:
-    """For every document the reason of the first rule that it breaks, or None."""
+    """Finds the reason of the first rule that each document breaks, None if it breaks none."""
     first = np.full(len(next(iter(signals.values()))), len(rules))
     for number, rule in reversed(list(enumerate(rules))):
         first[_broken(signals[rule.signal], rule)] = number
     names = [*(rule.reason for rule in rules), None]
     return [names[number] for number in first]
+
+
+def wanted_language(
+    languages: Sequence[str], probabilities: NDArray[np.float64], wanted: Sequence[str]
+) -> NDArray[np.float64]:
+    """Measures the signal `WANTED_LANGUAGE`: the language's probability, or 0 if the language is not a wanted one.
+
+    Args:
+        languages: most likely language of each document, ISO 639-1.
+        probabilities: of that language, (documents,).
+        wanted: the recipe's languages.
+    """
+    return np.where(np.isin(languages, wanted), probabilities, 0.0)
 
 
 def _broken(signal: NDArray[np.float64], rule: Bound) -> NDArray[np.bool_]:
@@ -91,14 +102,14 @@ def _gopher_quality(given: GopherQuality) -> list[Bound]:
 
 
 def _gopher_repetition(given: GopherRepetition) -> list[Bound]:
-    parts = (
+    shares = (
         "duplicate_lines",
         "duplicate_paragraphs",
         "duplicate_line_characters",
         "duplicate_paragraph_characters",
     )
     most = {
-        **{part: getattr(given, part) for part in parts},
+        **{signal: getattr(given, signal) for signal in shares},
         **{f"top_{n}_gram": share for n, share in zip(TOP, given.top_n_grams, strict=True)},
         **{f"duplicate_{n}_gram": share for n, share in zip(DUPLICATE, given.duplicate_n_grams, strict=True)},
     }

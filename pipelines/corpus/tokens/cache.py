@@ -1,7 +1,7 @@
-"""Token ids of documents, found by the hash of their text, so that a tokenizer encodes none twice.
+"""Keeps token ids of documents by the hash of their text, so that a tokenizer encodes no document twice.
 
-tokens/part-00000.parquet: digest, ids; the file says which tokenizer they are of. The folder stays with the corpus, and
-the next build of it takes over what it can.
+tokens/part-00000.parquet: digest, ids; the file's metadata name the tokenizer. The folder stays with the corpus, so
+that the next build reuses the ids of unchanged documents.
 """
 
 from collections.abc import Iterator
@@ -14,25 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.corpus.dedup.index import fixed
 from pipelines.corpus.dedup.split import DROPPED
-from pipelines.corpus.filter.cache import BATCH
+from pipelines.corpus.tables import fixed_width, selected_rows
 from pipelines.corpus.tasks import written_to_the_side
 from pipelines.corpus.tokens.encode import encode_documents
 
-# In the name of a part whose documents come once more, behind the name that it had before.
-READ_AGAIN = "-again-"
+# Follows a part's name in the name of a further repetition of it.
+REPEATED = "-repeat-"
 _KEY = b"triptych"
 SCHEMA = pa.schema([("digest", pa.binary(16)), ("ids", pa.list_(pa.int32()))])
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Encodes the chosen documents of parts, each once.
+class TokenCache:
+    """Encodes the documents of parts that are not dropped, each once.
 
     Attributes:
-        folder: for a file a part.
-        tokenizer: its tokenizer.json.
+        folder: gets a file per part.
+        tokenizer: a tokenizer.json.
         fingerprint: of that file's bytes.
     """
 
@@ -40,18 +39,22 @@ class Tokens:
     tokenizer: Path
     fingerprint: str
 
-    def encode(self, prepared: Path, choices: Path) -> int:
-        """Sees to it that every chosen document of a part has its ids on disk; returns how many had to be encoded."""
-        old, wanted = self._stored(prepared), np.load(choices) != DROPPED
+    def encode(self, part: Path, assignments: Path) -> int:
+        """Encodes the documents of a part that are not cached; returns their number.
+
+        Args:
+            assignments: file with DROPPED, TRAIN or HELD_OUT of each row.
+        """
+        old, wanted = self._stored(part), np.load(assignments) != DROPPED
         new = 0
-        if old and old.has_all(batch["digest"] for batch in _rows(prepared, wanted, ["digest"])):
+        if old and old.has_all(batch["digest"] for batch in selected_rows(part, wanted, ["digest"])):
             return new
-        path = self.file(prepared)
+        path = self.file(part)
         with (
             written_to_the_side(path) as side,
             pq.ParquetWriter(side, SCHEMA.with_metadata({_KEY: self.fingerprint}), compression="zstd") as writer,
         ):
-            for batch in _rows(prepared, wanted, ["digest", "text"]):
+            for batch in selected_rows(part, wanted, ["digest", "text"]):
                 found: list[NDArray[np.int32] | None] = [None] * batch.num_rows
                 if old:
                     found = old.find(batch["digest"])
@@ -63,23 +66,23 @@ class Tokens:
                 writer.write_table(_table(batch["digest"], [ids for ids in found if ids is not None]))
         return new
 
-    def of(self, prepared: Path) -> "CachedTokens":
-        """The ids of a part that `encode` went through."""
-        return CachedTokens(self.file(prepared))
+    def of(self, part: Path) -> "CachedTokens":
+        """Opens the ids of a part that was encoded before."""
+        return CachedTokens(self.file(part))
 
-    def file(self, prepared: Path) -> Path:
-        """Where the ids of a prepared part's documents are, however often it is read."""
-        return self.folder / f"{prepared.stem.partition(READ_AGAIN)[0]}.parquet"
+    def file(self, part: Path) -> Path:
+        """Path of the file with the ids of a part, which all repetitions of the part share."""
+        return self.folder / f"{part.stem.partition(REPEATED)[0]}.parquet"
 
-    def _stored(self, prepared: Path) -> "CachedTokens | None":
-        path = self.file(prepared)
+    def _stored(self, part: Path) -> "CachedTokens | None":
+        path = self.file(part)
         if not path.exists() or (pq.read_metadata(path).metadata or {}).get(_KEY) != self.fingerprint.encode():
             return None
         return CachedTokens(path)
 
 
 class CachedTokens:
-    """The ids in one file, of which a group of rows is held at a time."""
+    """Token ids in one file, of which one row group is in memory at a time."""
 
     def __init__(self, path: Path) -> None:
         self._file = pq.ParquetFile(path)
@@ -93,24 +96,24 @@ class CachedTokens:
         self._ids: list[NDArray[np.int32]] = []
 
     def has_all(self, digests: Iterator[pa.Array]) -> bool:
-        """Whether all are here."""
+        """Tests that the ids of all documents are cached."""
         return all((self._places(some) >= 0).all() for some in digests)
 
     def find(self, digests: pa.Array) -> list[NDArray[np.int32] | None]:
-        """The ids of every document, None of one that is not here."""
+        """Looks up the ids of every document, None if they are not cached."""
         return [self._at(place) if place >= 0 else None for place in self._places(digests).tolist()]
 
     def ids(self, digests: pa.Array) -> list[NDArray[np.int32]]:
-        """The ids of every document, all of which are here."""
+        """Looks up the ids of documents that are all cached."""
         return [self._at(place) for place in self._places(digests).tolist()]
 
     def _places(self, digests: pa.Array) -> NDArray[np.int64]:
-        """The row of each, -1 where there is none."""
+        """Finds the row of each document, -1 if there is none; (n,)."""
         asked = _halves(digests)
         if not len(self._digests):
             return np.full(len(asked), -1)
         near = np.minimum(np.searchsorted(self._digests[:, 0], asked[:, 0]), len(self._digests) - 1)
-        # Two that share half a hash, one pair in 2^64, count as not found, and are encoded.
+        # Documents that share half a hash, one pair in 2^64, count as not found and are encoded again.
         return np.where((self._digests[near] == asked).all(axis=1), self._order[near], -1)
 
     def _at(self, place: int) -> NDArray[np.int32]:
@@ -123,16 +126,6 @@ class CachedTokens:
         return self._ids[place - (int(self._ends[group - 1]) if group else 0)]
 
 
-def _rows(prepared: Path, wanted: NDArray[np.bool_], columns: list[str]) -> Iterator[pa.RecordBatch]:
-    start = 0
-    with pq.ParquetFile(prepared) as file:
-        for batch in file.iter_batches(BATCH, columns=columns):
-            chosen = batch.filter(pa.array(wanted[start : start + batch.num_rows]))
-            start += batch.num_rows
-            if chosen.num_rows:
-                yield chosen
-
-
 def _table(digests: pa.Array, ids: list[NDArray[np.int32]]) -> pa.Table:
     ends = np.cumsum([0, *map(len, ids)], dtype=np.int32)
     column = pa.ListArray.from_arrays(ends, np.concatenate([np.empty(0, np.int32), *ids]))
@@ -140,6 +133,6 @@ def _table(digests: pa.Array, ids: list[NDArray[np.int32]]) -> pa.Table:
 
 
 def _halves(digests: pa.Array) -> NDArray[np.uint64]:
-    """(n, 2)."""
-    halves: NDArray[np.uint64] = fixed(pa.chunked_array([digests]), np.dtype(np.uint64)).reshape(-1, 2)
+    """Views 128-bit hashes as pairs of numbers, (n, 2)."""
+    halves: NDArray[np.uint64] = fixed_width(pa.chunked_array([digests]), np.dtype(np.uint64)).reshape(-1, 2)
     return halves

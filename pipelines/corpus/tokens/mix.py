@@ -1,6 +1,6 @@
-"""Mixes sources by weight: texts are repeated or left out until each source has its share of the tokens to train on.
+"""Mixes sources by weight: repeats or drops documents until each source has its share of the training tokens.
 
-Which texts are left out depends on their hashes and the seed alone. What is held out stays as it is.
+Which documents are dropped depends on their hashes and the seed alone. The held-out split is not affected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,82 +16,79 @@ from rich.progress import Progress
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN, document_position
-from pipelines.corpus.read.sources import source_names
-from pipelines.corpus.tasks import Task, run_tasks, written_to_the_side
-from pipelines.corpus.tokens.cache import READ_AGAIN, Tokens
-from pipelines.corpus.tokens.stage import chosen_documents
+from pipelines.corpus.tables import Part, save_array, selected_rows
+from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 
-# Up to four times, repeated text is worth nearly as much as new (Muennighoff et al. 2023, arXiv:2305.16264).
+# Text repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023, arXiv:2305.16264).
 MOST_REPEATS = 4
 
 
 @dataclass(frozen=True)
-class TokenCount:
-    """Writes, of part `index`, the tokens of every document to train on, 0 for all others: int64, in `folder`."""
-
-    prepared: tuple[Path, ...]
-    choices: tuple[Path, ...]
-    tokens: Tokens
-    folder: Path
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        encoded = self.tokens.encode(self.prepared[index], self.choices[index])
-        stored = self.tokens.of(self.prepared[index])
-        chosen = np.load(self.choices[index]) == TRAIN
-        counts = np.zeros(len(chosen), dtype=np.int64)
-        counts[chosen] = [
-            len(ids)
-            for batch in chosen_documents(self.prepared[index], self.choices[index], TRAIN)
-            for ids in stored.ids(batch["digest"])
-        ]
-        _save(self.output(index), counts)
-        return {"encoded": encoded}
-
-    def output(self, index: int) -> Path:
-        return self.folder / f"{self.prepared[index].stem}.tokens.npy"
-
-
-@dataclass(frozen=True)
 class Mixture:
-    """The parts to tokenize: those prepared, and after them one more for every time that some texts are repeated.
+    """The parts to tokenize, where a part that is repeated occurs several times under different names.
 
     Attributes:
-        sources: of every part.
-        fingerprints: of every part's bytes.
-        account: what `stats.json` says of it; None if the recipe has no weights.
-        encoded: documents that had to be encoded for it.
+        assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
+        account: what `stats.json` reports by source; None if the recipe has no weights.
+        encoded: documents that had to be encoded in order to mix.
     """
 
-    prepared: tuple[Path, ...]
-    choices: tuple[Path, ...]
-    sources: tuple[str, ...]
-    fingerprints: tuple[str, ...]
+    parts: tuple[Part, ...]
+    assignments: tuple[Path, ...]
     account: dict[str, Any] | None = None
     encoded: int = 0
 
 
-def weigh(whole: Mixture, recipe: Recipe, tokens: Tokens, work: Path, progress: Progress) -> Mixture:
-    """Counts the tokens of every source, and mixes them by the recipe's weights.
+@dataclass(frozen=True)
+class CountTokensPhase:
+    """Writes the number of tokens of each training document of part `index`, 0 of other documents; (rows,) int64."""
+
+    parts: tuple[Path, ...]
+    assignments: tuple[Path, ...]
+    tokens: TokenCache
+    folder: Path
+
+    def __call__(self, index: int) -> Report:
+        part, assignments = self.parts[index], self.assignments[index]
+        encoded = self.tokens.encode(part, assignments)
+        stored, training = self.tokens.of(part), np.load(assignments) == TRAIN
+        counts = np.zeros(len(training), dtype=np.int64)
+        counts[training] = [
+            len(ids) for batch in selected_rows(part, training, ["digest"]) for ids in stored.ids(batch["digest"])
+        ]
+        save_array(self.output(index), counts)
+        return {"encoded": encoded}
+
+    def output(self, index: int) -> Path:
+        return self.folder / f"{self.parts[index].stem}.tokens.npy"
+
+
+def weigh(
+    whole: Mixture, weights: Mapping[str, float], recipe: Recipe, tokens: TokenCache, work: Path, progress: Progress
+) -> Mixture:
+    """Counts the tokens of every source and mixes the sources by their weights.
 
     Args:
-        whole: all that there is.
-        tokens: where they are kept.
-        work: where token counts, new choices and markers go.
+        whole: all parts, each once.
+        weights: of every source, relative to each other.
+        work: folder for token counts, new assignments and markers.
+
+    Raises:
+        DeadlineError: no part was counted within the recipe's deadline.
     """
-    given = zip(source_names(recipe.corpus.sources), recipe.corpus.sources, strict=True)
-    weights = {name: source.weight or 0.0 for name, source in given}
-    counting = TokenCount(whole.prepared, whole.choices, tokens, work / "mix")
-    parts = [
+    phase = CountTokensPhase(tuple(part.file for part in whole.parts), whole.assignments, tokens, work / "mix")
+    tasks = [
         Task(
-            file.stem,
-            fingerprint([whole.fingerprints[index], file_fingerprint(whole.choices[index]), tokens.fingerprint]),
-            (counting.output(index), tokens.file(file)),
+            part.file.stem,
+            fingerprint([part.fingerprint, file_fingerprint(assignments), tokens.fingerprint]),
+            (phase.output(index), tokens.file(part.file)),
         )
-        for index, file in enumerate(whole.prepared)
+        for index, (part, assignments) in enumerate(zip(whole.parts, whole.assignments, strict=True))
     ]
     deadline = recipe.cluster.deadline_seconds
-    reports = run_tasks("count tokens", work / "done" / "count", parts, counting, progress, deadline)
-    counts = [np.load(counting.output(index)) for index in range(len(parts))]
+    reports = run_tasks("count tokens", work / "done" / "count", tasks, phase, progress, deadline)
+    counts = [np.load(phase.output(index)) for index in range(len(tasks))]
     mixed = mix(whole, counts, weights, recipe.seed, work / "mix")
     return replace(mixed, encoded=sum(report["encoded"] for report in reports))
 
@@ -99,37 +96,36 @@ def weigh(whole: Mixture, recipe: Recipe, tokens: Tokens, work: Path, progress: 
 def mix(
     whole: Mixture, tokens: Sequence[NDArray[np.int64]], weights: Mapping[str, float], seed: int, folder: Path
 ) -> Mixture:
-    """Writes new choices, and links to the parts that are read again, to `folder`.
+    """Writes new assignments, and links to repeated parts, to `folder`.
 
     Args:
-        whole: all that there is.
-        tokens: of every document to train on, 0 of the others, an array a part.
+        whole: all parts, each once.
+        tokens: of every training document, 0 of other documents; an array (rows,) per part.
         weights: of every source, relative to each other.
+        seed: of the choice of documents.
     """
-    available = _by_source(whole.sources, [count.sum() for count in tokens], weights)
+    names = [part.source for part in whole.parts]
+    available = _by_source(names, [count.sum() for count in tokens], weights)
     factors = plan(available, weights)
     times = _times(whole, tokens, factors, seed)
-    prepared, choices, parts = [], [], []
+    parts, assignments = [], []
     for reading in range(max(1, *(int(often.max(initial=0)) for often in times))):
-        for part, (file, choice, often) in enumerate(zip(whole.prepared, whole.choices, times, strict=True)):
+        for part, file, often in zip(whole.parts, whole.assignments, times, strict=True):
             if reading and often.max(initial=0) <= reading:
                 continue
-            again = folder / f"{file.stem}{READ_AGAIN}{reading}.parquet"
-            prepared.append(_linked(file, again) if reading else file)
-            choices.append(_save(folder / f"{prepared[-1].stem}.npy", _chosen(np.load(choice), often, reading)))
-            parts.append(part)
-    used = _by_source(
-        whole.sources, [(count * often).sum() for count, often in zip(tokens, times, strict=True)], weights
-    )
-    account = _account(weights, available, factors, used)
-    sources, fingerprints = (tuple(of[part] for part in parts) for of in (whole.sources, whole.fingerprints))
-    return Mixture(tuple(prepared), tuple(choices), sources, fingerprints, account)
+            link = folder / f"{part.file.stem}{REPEATED}{reading}.parquet"
+            parts.append(part._replace(file=_linked(part.file, link)) if reading else part)
+            assigned = _assignments(np.load(file), often, reading)
+            assignments.append(save_array(folder / f"{parts[-1].file.stem}.npy", assigned))
+    used = _by_source(names, [(count * often).sum() for count, often in zip(tokens, times, strict=True)], weights)
+    return Mixture(tuple(parts), tuple(assignments), _account(weights, available, factors, used))
 
 
 def plan(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
-    """How often each source is read, so that its tokens are its share.
+    """Computes how often to read each source so that its share of the tokens is its share of the weights.
 
-    There are as many tokens afterwards as before, or as many as leave no source read more than MOST_REPEATS times.
+    The total number of tokens stays the same, unless a source would be read more than MOST_REPEATS times: then it is
+    reduced until none is.
     """
     some = {source: weight for source, weight in weights.items() if available[source]}
     shares = {source: weight / sum(some.values()) for source, weight in some.items()}
@@ -139,13 +135,16 @@ def plan(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str
 
 
 def repeats(tokens: NDArray[np.int64], positions: NDArray[np.float64], factor: float) -> NDArray[np.int64]:
-    """How often each document of a source is read: all as often as the factor is whole, some of them once more.
+    """Computes how often to read each document of a source: the factor's integer part, and some documents once more.
 
-    Those are the first by position whose tokens make up the rest, to the nearest document.
+    Those are the first documents by position whose tokens make up the fractional part, to the nearest document.
 
     Args:
-        tokens: (documents,); 0 of a document that is not trained on.
-        positions: (documents,).
+        tokens: (documents,); 0 of a document outside the training split.
+        positions: in [0, 1), (documents,).
+
+    Returns:
+        (documents,).
     """
     whole = int(factor)
     order = np.argsort(positions, kind="stable")
@@ -160,27 +159,27 @@ def _times(
 ) -> list[NDArray[np.int64]]:
     times = [np.zeros(len(count), dtype=np.int64) for count in tokens]
     for source, factor in factors.items():
-        members = [index for index, of in enumerate(whole.sources) if of == source]
+        members = [index for index, part in enumerate(whole.parts) if part.source == source]
         if not members:
             continue
-        # Another seed than the held-out split's: that one's positions below its share are not here.
-        positions = np.concatenate([_positions(whole.prepared[index], seed + 2) for index in members])
+        # With the seed of the held-out split, there would be no documents at the lowest positions.
+        positions = np.concatenate([_positions(whole.parts[index].file, seed + 2) for index in members])
         often = repeats(np.concatenate([tokens[index] for index in members]), positions, factor)
         ends = np.cumsum([len(tokens[index]) for index in members])
-        for index, part in zip(members, np.split(often, ends[:-1]), strict=True):
-            times[index] = part
+        for index, of_part in zip(members, np.split(often, ends[:-1]), strict=True):
+            times[index] = of_part
     return times
 
 
-def _positions(prepared: Path, seed: int) -> NDArray[np.float64]:
-    digests = pq.read_table(prepared, columns=["digest"])["digest"].to_pylist()
+def _positions(part: Path, seed: int) -> NDArray[np.float64]:
+    digests = pq.read_table(part, columns=["digest"])["digest"].to_pylist()
     return np.array([document_position(digest, seed) for digest in digests], dtype=np.float64)
 
 
-def _chosen(choices: NDArray[np.uint8], often: NDArray[np.int64], reading: int) -> NDArray[np.uint8]:
-    """The choices of the first or a later reading: what is held out is read once."""
-    left_out = (choices != HELD_OUT) & (often <= reading) if reading == 0 else often <= reading
-    return np.where(left_out, DROPPED, choices).astype(np.uint8)
+def _assignments(assigned: NDArray[np.uint8], often: NDArray[np.int64], reading: int) -> NDArray[np.uint8]:
+    """Computes the assignments in reading 0, 1, … of a part; held-out documents are in the first one alone."""
+    dropped = (assigned != HELD_OUT) & (often <= reading) if reading == 0 else often <= reading
+    return np.where(dropped, DROPPED, assigned).astype(np.uint8)
 
 
 def _by_source(sources: Sequence[str], tokens: Sequence[int], weights: Mapping[str, float]) -> dict[str, int]:
@@ -205,12 +204,6 @@ def _account(
         }
         for source, weight in weights.items()
     }
-
-
-def _save(path: Path, values: NDArray[Any]) -> Path:
-    with written_to_the_side(path) as side, side.open("wb") as file:
-        np.save(file, values)
-    return path
 
 
 def _linked(file: Path, path: Path) -> Path:

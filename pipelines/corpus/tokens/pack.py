@@ -1,7 +1,7 @@
-"""Packs documents into rows of one length with best-fit decreasing (Ding et al. 2024, https://arxiv.org/abs/2404.10830).
+"""Packs documents into rows of equal length by best-fit decreasing (Ding et al. 2024, https://arxiv.org/abs/2404.10830).
 
-A document that fits is never cut: the longest go first, each to the row with the least room that still holds it. That
-leaves about as little padding as cutting everything at row ends would, without a document that starts in its middle.
+The longest documents are placed first, each in the row with the least room that still holds it. A document that fits a
+row is never cut, and yet the padding is about as little as with documents concatenated and cut at row ends.
 """
 
 from bisect import bisect_left, insort
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = Sequence[int] | NDArray[np.int32]
-PADDING_ID = 0
-NO_DOCUMENT = -1
+PAD_TOKEN_ID = 0
+PAD_DOCUMENT_ID = -1
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Rows:
     """Packed rows, both (rows, context) int32.
 
     Attributes:
-        input_ids: tokens; PADDING_ID after the last document.
-        document_ids: 0, 1, 2 … within each row; NO_DOCUMENT where padded.
+        input_ids: token ids; PAD_TOKEN_ID in the padding after the last document.
+        document_ids: 0, 1, 2, … within each row; PAD_DOCUMENT_ID in the padding.
     """
 
     input_ids: NDArray[np.int32]
@@ -30,14 +30,14 @@ class Rows:
 
 
 def pack(documents: Sequence[Ids], context: int) -> Rows:
-    """Packs documents, each with its end token, into as few rows as best-fit decreasing finds.
+    """Packs documents, end tokens included, into as few rows of `context` tokens as best-fit decreasing finds.
 
-    A document longer than a row is cut into whole rows and a rest; the rest is packed like any other.
+    A document longer than a row is cut into full rows and a rest, which is packed like a document.
     """
     pieces = [piece for document in documents for piece in cut(document, context)]
     rows = best_fit([len(piece) for piece in pieces], context)
-    input_ids = np.full((len(rows), context), PADDING_ID, dtype=np.int32)
-    document_ids = np.full((len(rows), context), NO_DOCUMENT, dtype=np.int32)
+    input_ids = np.full((len(rows), context), PAD_TOKEN_ID, dtype=np.int32)
+    document_ids = np.full((len(rows), context), PAD_DOCUMENT_ID, dtype=np.int32)
     for row, members in enumerate(rows):
         start = 0
         for number, member in enumerate(members):
@@ -49,15 +49,15 @@ def pack(documents: Sequence[Ids], context: int) -> Rows:
 
 
 def cut(document: Ids, context: int) -> list[Ids]:
-    """A document in pieces of at most `context` tokens, in order."""
+    """Cuts a document into consecutive pieces of at most `context` tokens."""
     return [document[start : start + context] for start in range(0, len(document), context)]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Distributes items over bins, longest first, each to the fullest bin that has room.
+    """Distributes items over bins, longest first, each into the fullest bin with room for it.
 
     Returns:
-        The items of every bin, by their position in `lengths`.
+        For every bin, the positions in `lengths` of its items.
     """
     bins: list[list[int]] = []
     with_room: dict[int, list[int]] = {}

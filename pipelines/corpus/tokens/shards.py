@@ -1,36 +1,68 @@
-"""The last phase: all rows of a split, shuffled together, in Parquet shards that training reads."""
+"""Last phase: shuffles all rows of a split and writes them to the Parquet shards that training reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.progress import Progress
 
-from pipelines.corpus.tasks import written_to_the_side
-from pipelines.corpus.tokens.stage import open_rows
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import fingerprint
+from pipelines.corpus.dedup.split import SPLITS
+from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tokens.stage import TokenizePhase, map_rows
 
-ROWS_A_SHARD = 2000
-# Small, so that a reader that skips to a row throws little away.
-ROWS_A_GROUP = 250
+SHARD_ROWS = 2000
+# Small, so that a reader that seeks a row discards little.
+ROW_GROUP_ROWS = 250
 
 SCHEMA = pa.schema(
     [("row_id", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("document_ids", pa.list_(pa.int32()))]
 )
 
 
+def write_shards(
+    recipe: Recipe, tokenized: TokenizePhase, reports: Sequence[Report], out: Path, progress: Progress
+) -> None:
+    """Runs the phase over all shards of both splits.
+
+    Args:
+        tokenized: the phase that wrote the rows.
+        reports: of its tasks, in order.
+
+    Raises:
+        DeadlineError: no shard finished within the recipe's deadline.
+    """
+    every = range(len(reports))
+    phase = ShardPhase(
+        folder=out / "shards",
+        files={name: tuple(tokenized.rows_file(index, name) for index in every) for name in SPLITS},
+        counts={name: tuple(report[name]["rows"] for report in reports) for name in SPLITS},
+        context=recipe.model.context,
+        seed=recipe.seed,
+    )
+    rows = [report["fingerprints"] for report in reports]
+    tasks = [
+        Task(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (phase.path(index),))
+        for index, (split, number) in enumerate(phase.shards())
+    ]
+    done, deadline = out / "work" / "done" / "shards", recipe.cluster.deadline_seconds
+    run_tasks("shuffle and shard", done, tasks, phase, progress, deadline)
+
+
 @dataclass(frozen=True)
-class Sharding:
-    """Writes shard `index`, counted over both splits; rows are looked up where they lie, so memory is one shard.
+class ShardPhase:
+    """Writes shard `index`, counted over both splits. Rows are read in place, so a task holds one shard in memory.
 
     Attributes:
-        folder: where the shards go, a folder a split below it.
-        files: the packed rows of every split, a file a part.
-        counts: how many rows each of those files has.
-        context: tokens a row.
+        folder: gets a folder of shards per split.
+        files: packed rows by split, a file per part.
+        counts: rows of each of those files.
+        context: tokens of a row.
         seed: of the order of the rows.
     """
 
@@ -41,27 +73,25 @@ class Sharding:
     seed: int
 
     def shards(self) -> list[tuple[str, int]]:
-        """Every shard's split and number within it."""
+        """Lists every shard by its split and its number within the split."""
         return [
-            (split, number)
-            for split, counts in self.counts.items()
-            for number in range(-(-sum(counts) // ROWS_A_SHARD))
+            (split, number) for split, counts in self.counts.items() for number in range(-(-sum(counts) // SHARD_ROWS))
         ]
 
     def path(self, index: int) -> Path:
         split, number = self.shards()[index]
         return self.folder / split / f"shard-{number:05d}.parquet"
 
-    def __call__(self, index: int) -> dict[str, Any]:
+    def __call__(self, index: int) -> Report:
         split, number = self.shards()[index]
-        start = number * ROWS_A_SHARD
+        start = number * SHARD_ROWS
         order = np.random.default_rng(self.seed).permutation(sum(self.counts[split]))
-        rows = self._gather(split, order[start : start + ROWS_A_SHARD])
+        rows = self._gather(split, order[start : start + SHARD_ROWS])
         ids = np.arange(start, start + len(rows), dtype=np.int64)
         columns = [pa.array(ids), _lists(rows[:, 0]), _lists(rows[:, 1])]
         with written_to_the_side(self.path(index)) as side:
             table = pa.Table.from_arrays(columns, schema=SCHEMA)
-            pq.write_table(table, side, row_group_size=ROWS_A_GROUP, compression="zstd")
+            pq.write_table(table, side, row_group_size=ROW_GROUP_ROWS, compression="zstd")
         return {"rows": len(rows)}
 
     def _gather(self, split: str, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -71,12 +101,12 @@ class Sharding:
         for file in np.unique(file_of):
             here = file_of == file
             first = ends[file] - self.counts[split][file]
-            rows[here] = open_rows(self.files[split][file], self.context)[wanted[here] - first]
+            rows[here] = map_rows(self.files[split][file], self.context)[wanted[here] - first]
         return rows
 
 
 def read_rows(files: Sequence[Path]) -> pa.Table:
-    """All rows of some shards in the order of their ids."""
+    """Reads all rows of some shards in the order of their ids."""
     return pa.concat_tables([pq.read_table(file) for file in sorted(files)])
 
 

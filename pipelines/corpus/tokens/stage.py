@@ -1,70 +1,103 @@
-"""The second phase, part by part: encode the chosen documents and pack them into rows, not shuffled yet."""
+"""Encodes the documents of the training and held-out splits and packs them into rows, in their order."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.progress import Progress
 
-from cluster.run.folder import file_fingerprint
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import SPLITS
-from pipelines.corpus.filter.cache import BATCH
-from pipelines.corpus.tasks import written_to_the_side
-from pipelines.corpus.tokens.cache import CachedTokens, Tokens
-from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
+from pipelines.corpus.tables import BATCH, selected_rows
+from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tokens.cache import CachedTokens, TokenCache
+from pipelines.corpus.tokens.mix import Mixture
+from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
+from pipelines.corpus.tokens.train import document_end
 
-# Documents are packed among so many neighbors: 1.4 % of padding on the demo corpus, and memory stays bounded.
+# Documents packed together: 1.4 % of padding on the demo corpus, in bounded memory.
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 16 << 20
 
 DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("split", pa.string()), ("text", pa.string())])
 
 
+def tokenize(
+    recipe: Recipe, mixture: Mixture, tokens: TokenCache, out: Path, progress: Progress
+) -> tuple["TokenizePhase", list[Report]]:
+    """Runs the phase over all parts; returns it, since it knows where the rows are, and the reports.
+
+    Raises:
+        DeadlineError: no part finished within the recipe's deadline.
+    """
+    phase = TokenizePhase(
+        parts=tuple(part.file for part in mixture.parts),
+        assignments=mixture.assignments,
+        tokens=tokens,
+        rows=out / "work" / "rows",
+        documents=out / "documents",
+        context=recipe.model.context,
+        end=document_end(out / "tokenizer"),
+    )
+    tasks = [
+        Task(
+            part.file.stem,
+            fingerprint([part.fingerprint, file_fingerprint(assignments), tokens.fingerprint, phase.context]),
+            (tokens.file(part.file), phase.documents_file(index), *(phase.rows_file(index, name) for name in SPLITS)),
+        )
+        for index, (part, assignments) in enumerate(zip(mixture.parts, mixture.assignments, strict=True))
+    ]
+    done, deadline = out / "work" / "done" / "tokenize", recipe.cluster.deadline_seconds
+    return phase, run_tasks("tokenize and pack", done, tasks, phase, progress, deadline)
+
+
 @dataclass(frozen=True)
-class Tokenization:
-    """Writes, of part `index`, the chosen documents and their packed rows.
+class TokenizePhase:
+    """Writes the documents of part `index` that are not dropped, and their packed rows.
 
     Attributes:
-        prepared: what the first phase wrote, a file a part.
-        choices: what was decided on each row, a file a part.
-        tokens: encodes them.
+        parts: part files.
+        assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
+        tokens: encodes the documents.
         rows: folder for the packed rows.
-        documents: folder for the chosen documents' text.
-        context: tokens a row.
-        end: the token after every document.
+        documents: folder for the documents' text.
+        context: tokens of a row.
+        end: token after every document.
     """
 
-    prepared: tuple[Path, ...]
-    choices: tuple[Path, ...]
-    tokens: Tokens
+    parts: tuple[Path, ...]
+    assignments: tuple[Path, ...]
+    tokens: TokenCache
     rows: Path
     documents: Path
     context: int
     end: int
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        prepared, choices = self.prepared[index], self.choices[index]
-        report: dict[str, Any] = {"encoded": self.tokens.encode(prepared, choices)}
-        stored = self.tokens.of(prepared)
+    def __call__(self, index: int) -> Report:
+        part, assignments = self.parts[index], self.assignments[index]
+        report: Report = {"encoded": self.tokens.encode(part, assignments)}
+        stored, assigned = self.tokens.of(part), np.load(assignments)
+        columns = ["id", "source", "text", "bytes", "digest"]
         with (
             written_to_the_side(self.documents_file(index)) as side,
             pq.ParquetWriter(side, DOCUMENTS, compression="zstd") as writer,
         ):
-            for split, choice in SPLITS.items():
-                chosen = chosen_documents(prepared, choices, choice)
-                report[split] = self._write_split(split, chosen, stored, self.rows_file(index, split), writer)
+            for split, assignment in SPLITS.items():
+                batches = selected_rows(part, assigned == assignment, columns)
+                report[split] = self._write_split(split, batches, stored, self.rows_file(index, split), writer)
         files = {split: file_fingerprint(self.rows_file(index, split)) for split in SPLITS}
         return {**report, "fingerprints": files}
 
     def documents_file(self, index: int) -> Path:
-        return self.documents / self.prepared[index].name
+        return self.documents / self.parts[index].name
 
     def rows_file(self, index: int, split: str) -> Path:
-        return self.rows / f"{self.prepared[index].stem}.{split}.rows"
+        return self.rows / f"{self.parts[index].stem}.{split}.rows"
 
     def _write_split(
         self, split: str, batches: Iterable[pa.RecordBatch], stored: CachedTokens, path: Path, writer: pq.ParquetWriter
@@ -81,34 +114,23 @@ class Tokenization:
                 count["bytes"] += sum(window["bytes"].to_pylist())
                 count["tokens"] += sum(map(len, ids))
                 count["rows"] += len(packed.input_ids)
-                count["padding"] += int((packed.document_ids == NO_DOCUMENT).sum())
+                count["padding"] += int((packed.document_ids == PAD_DOCUMENT_ID).sum())
                 count["cut"] += sum(len(document) + 1 > self.context for document in ids)
         return count
 
 
-def chosen_documents(prepared: Path, choices: Path, choice: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a prepared part with that choice, in order, a batch at a time: id, source, text, bytes, digest."""
-    wanted: NDArray[np.uint8] = np.load(choices)
-    start = 0
-    with pq.ParquetFile(prepared) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=["id", "source", "text", "bytes", "digest"]):
-            yield batch.filter(pa.array(wanted[start : start + batch.num_rows] == choice))
-            start += batch.num_rows
-
-
-def open_rows(path: Path, context: int) -> NDArray[np.int32]:
-    """Packed rows as `Tokenization` wrote them, mapped into memory: (rows, 2, context), ids and document ids."""
+def map_rows(path: Path, context: int) -> NDArray[np.int32]:
+    """Maps the packed rows of a `TokenizePhase` into memory: (rows, 2, context), token ids and document ids."""
     if path.stat().st_size == 0:
         return np.empty((0, 2, context), dtype=np.int32)
     return np.memmap(path, dtype=np.int32, mode="r").reshape(-1, 2, context)
 
 
 def _windows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Joins batches to windows of at least `WINDOW_DOCUMENTS` documents or `WINDOW_BYTES` of text."""
     held: list[pa.RecordBatch] = []
     documents = size = 0
     for batch in batches:
-        if not batch.num_rows:
-            continue
         held.append(batch)
         documents += batch.num_rows
         size += sum(batch["bytes"].to_pylist())

@@ -1,26 +1,73 @@
-"""The tokenizer: byte-level BPE or WordPiece trained on the corpus itself, kept as a Hugging Face directory."""
+"""Trains the tokenizer, byte-level BPE or WordPiece, on the corpus and saves it as a Hugging Face directory."""
 
-from collections.abc import Iterable
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import UserError, first_line
 from cluster.recipe.corpus import TokenizerKind
+from cluster.recipe.recipe import Recipe
+from pipelines.corpus.dedup.split import TRAIN, document_position
+from pipelines.corpus.tables import Part, selected_rows
+from pipelines.corpus.tasks import written_to_the_side
 
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
-# Before a WordPiece token that goes on with a word. BERT's ## would be two of the characters that stand for bytes.
-_GOES_ON = "⁀"
-# WordPiece looks for the longest token at each place, so that its time grows with the square of a word's length.
+# Prefix of WordPiece tokens within a word. BERT's ## would be two of the characters that stand for bytes.
+_CONTINUATION = "⁀"
+# WordPiece searches the longest token at each place, so its time grows with the square of a word's length.
 _WORD_BYTES = 100
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, kind: TokenizerKind = "bpe") -> Tokenizer:
-    """Trains a tokenizer of at most `vocabulary` tokens; the special tokens are ids 0 to 4.
+def make_tokenizer(
+    recipe: Recipe, parts: Sequence[Part], assignments: Sequence[Path], train_bytes: int, folder: Path
+) -> int:
+    """Saves the tokenizer in `folder` unless it is there: a trained one, or that of `model.start_from`.
 
-    Every text can be encoded, since all 256 bytes are tokens, and decodes to itself, since no space is put before it.
+    Args:
+        assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
+        train_bytes: of the training split.
+
+    Returns:
+        The size of its vocabulary.
+
+    Raises:
+        UserError: the model to start from has no usable tokenizer.
+    """
+    model = recipe.model
+    if not folder.exists():
+        with written_to_the_side(folder) as side:
+            shutil.rmtree(side, ignore_errors=True)
+            if model.start_from:
+                save_tokenizer_of(model.start_from, side, model.context)
+            else:
+                share = min(1.0, SAMPLE_BYTES / train_bytes)
+                sample = _sample(parts, assignments, share, recipe.seed)
+                tokenizer = train_tokenizer(sample, model.vocabulary, recipe.corpus.tokenizer)
+                save_tokenizer(tokenizer, side, model.context)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return len(content["model"]["vocab"])
+
+
+def _sample(parts: Sequence[Part], assignments: Sequence[Path], share: float, seed: int) -> Iterator[str]:
+    """Draws a share of the training split by hash, so that the sample depends on the texts and the seed alone."""
+    for part, file in zip(parts, assignments, strict=True):
+        for batch in selected_rows(part.file, np.load(file) == TRAIN, ["text", "digest"]):
+            for text, digest in zip(batch["text"].to_pylist(), batch["digest"].to_pylist(), strict=True):
+                # With the seed of the held-out split, documents at the lowest positions could not be here.
+                if document_position(digest, seed + 1) < share:
+                    yield text
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, kind: TokenizerKind = "bpe") -> Tokenizer:
+    """Trains a tokenizer of at most `vocabulary` tokens; the special tokens have the ids 0 to 4.
+
+    Every text can be encoded, since all 256 bytes are tokens, and decodes to itself, since no space is prepended.
     """
     return _wordpiece(texts, vocabulary) if kind == "wordpiece" else _bpe(texts, vocabulary)
 
@@ -41,7 +88,7 @@ def _bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def _wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """WordPiece (Schuster and Nakajima 2012) on bytes, each of which is a token at a word's start and within it."""
+    """Trains WordPiece (Schuster and Nakajima 2012) on bytes; each byte is a token at the start of and within words."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     cut = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), pre_tokenizers.FixedLength(_WORD_BYTES)]
@@ -51,10 +98,10 @@ def _wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        # Those within words too: the trainer itself would take what it sees there, in an order that changes.
-        special_tokens=[*SPECIAL_TOKENS, *(f"{_GOES_ON}{byte}" for byte in alphabet)],
+        # The trainer itself would add only the bytes that it sees within words, in an order that varies.
+        special_tokens=[*SPECIAL_TOKENS, *(f"{_CONTINUATION}{byte}" for byte in alphabet)],
         initial_alphabet=alphabet,
-        continuing_subword_prefix=_GOES_ON,
+        continuing_subword_prefix=_CONTINUATION,
         show_progress=False,
     )
     training.train_from_iterator(texts, trainer=trainer)
@@ -62,17 +109,17 @@ def _wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         training.get_vocab(),
         unk_token=END_OF_TEXT,
         max_input_chars_per_word=_WORD_BYTES,
-        continuing_subword_prefix=_GOES_ON,
+        continuing_subword_prefix=_CONTINUATION,
     )
     tokenizer = Tokenizer(model)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.pre_tokenizer = cut
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(_GOES_ON, ""), decoders.ByteLevel()])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(_CONTINUATION, ""), decoders.ByteLevel()])
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Writes a directory that `AutoTokenizer` and vLLM load as it is, chat template included."""
+    """Saves a tokenizer with the chat template as a directory that `AutoTokenizer` and vLLM load unchanged."""
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
@@ -86,10 +133,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
 
 
 def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
-    """Writes the tokenizer of a model that training starts from, with what it lacks for conversations.
+    """Saves the tokenizer of the model that training starts from, with the chat template and tokens that it lacks.
 
     Raises:
-        UserError: there is none, or it has no tokenizer.json.
+        UserError: the model has no tokenizer, or no tokenizer.json.
     """
     from transformers import AutoTokenizer
 
@@ -107,7 +154,7 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
 
 
 def document_end(folder: Path) -> int:
-    """The token that ends a document: the one that rows are padded with."""
+    """Returns the id of the token that ends a document, which is the padding token."""
     from actors.model.tokenizer import load_tokenizer
 
     return int(load_tokenizer(folder).pad_token_id)

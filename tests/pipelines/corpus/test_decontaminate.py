@@ -10,17 +10,17 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.run.folder import file_fingerprint
-from pipelines.corpus.dedup.decontaminate import Decontamination, Grams, Match, read_items
+from pipelines.corpus.dedup.decontaminate import DecontaminatePhase, Match, NGrams, read_items
 from tests.helpers import SHARED
 
 TRUTHFULQA = SHARED / "eval" / "truthfulqa-en.json"
 
 
 def test_a_run_of_n_words_is_found_whatever_its_case_and_punctuation() -> None:
-    grams = Grams(iter([("a", ["one two three four"]), ("b", ["Two three four, five"]), ("c", ["two"])]), n=3)
-    assert (grams.items, grams.too_short) == (3, 1)
+    ngrams = NGrams(iter([("a", ["one two three four"]), ("b", ["Two three four, five"]), ("c", ["two"])]), n=3)
+    assert (ngrams.items, ngrams.too_short) == (3, 1)
     text = "Well: ONE, two -- three! And two three four five."
-    assert grams.find(text) == [
+    assert ngrams.find(text) == [
         Match("a", text.index("ONE"), text.index("!")),
         Match("a", text.index("two three four"), text.index(" five")),
         Match("b", text.index("two three four"), text.index(".")),
@@ -29,11 +29,11 @@ def test_a_run_of_n_words_is_found_whatever_its_case_and_punctuation() -> None:
 
 @pytest.mark.parametrize("text", ["", "one two", "one two x three four", "four three two one"])
 def test_a_shorter_run_is_not_found(text: str) -> None:
-    assert Grams(iter([("a", ["one two three four"])]), n=3).find(text) == []
+    assert NGrams(iter([("a", ["one two three four"])]), n=3).find(text) == []
 
 
 def test_runs_do_not_reach_over_the_texts_of_an_item() -> None:
-    assert Grams(iter([("a", ["one two", "three four"])]), n=3).find("one two three four") == []
+    assert NGrams(iter([("a", ["one two", "three four"])]), n=3).find("one two three four") == []
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_planted_questions_are_found_in_documents(tmp_path: Path, drop: bool) ->
     ]
     rows = {"id": list("abcd"), "source": ["s"] * 4, "text": texts}
     pq.write_table(pa.table(rows), tmp_path / "part-00000.parquet")
-    task = Decontamination(
-        prepared=(tmp_path / "part-00000.parquet",),
+    phase = DecontaminatePhase(
+        parts=(tmp_path / "part-00000.parquet",),
         files=(TRUTHFULQA,),
         fingerprints=(file_fingerprint(TRUTHFULQA),),
         n=13,
@@ -82,13 +82,13 @@ def test_planted_questions_are_found_in_documents(tmp_path: Path, drop: bool) ->
         rows=tmp_path / "rows",
         found=tmp_path / "found",
     )
-    report = task(0)
+    report = phase(0)
     assert report["documents"] == 2
     assert report["looked_for"] == len(questions) == 817
     name = f"{TRUTHFULQA.name}:"
     assert report["items"][f"{name}{first}"] == 2
     assert report["items"][f"{name}{second}"] == 1
-    assert np.load(task.rows_file(0)).tolist() == ([1, 3] if drop else [])
+    assert np.load(phase.rows_file(0)).tolist() == ([1, 3] if drop else [])
     passages = pq.read_table(tmp_path / "found").to_pylist()
     assert {row["id"] for row in passages} == {"b", "d"}
     spans = {(row["id"], row["item"]): row["span"] for row in passages}

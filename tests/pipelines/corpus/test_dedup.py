@@ -11,22 +11,29 @@ import xxhash
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import KeepPolicy, Source
-from pipelines.corpus.clean.gutenberg import without_license
-from pipelines.corpus.clean.text import clean
-from pipelines.corpus.dedup.cluster import EXACT, KEPT, KNOWN, NEAR, Documents, Grouping, decide
-from pipelines.corpus.dedup.index import Indexing, known_indexes, write_index
+from pipelines.corpus.clean.text import clean, without_license
+from pipelines.corpus.dedup.cluster import (
+    EXACT,
+    KEPT,
+    NEAR,
+    PREVIOUS,
+    ClusterPhase,
+    candidate_pairs,
+    component_pairs,
+    decide,
+)
+from pipelines.corpus.dedup.index import Index, IndexPhase, mark_complete, previous_indexes, write_part_index
 from pipelines.corpus.dedup.minhash import (
     PERMUTATIONS,
     band_keys,
-    bucket_pairs,
     least_agreement,
     rows_in_a_band,
     shingles,
     signatures,
-    stars,
 )
-from pipelines.corpus.filter.stage import SCHEMA
+from pipelines.corpus.filter.signals import punctuated_lines
 from pipelines.corpus.read.sources import Document, plan_splits, read_split
+from pipelines.corpus.tables import PREPARED, Part
 from tests.helpers import SHARED
 
 
@@ -84,69 +91,72 @@ def test_documents_meet_in_the_bands_whose_rows_agree() -> None:
 
 def test_a_bucket_makes_two_pairs_a_document_however_large() -> None:
     keys = np.array([7, 5, 7, 7, 5, 7], dtype=np.uint64)
-    pairs = bucket_pairs(keys, np.arange(10, 16))
+    pairs = candidate_pairs(keys, np.arange(10, 16))
     assert sorted(map(tuple, pairs.tolist())) == [(10, 12), (10, 13), (10, 15), (11, 14), (12, 13), (13, 15)]
     shared = np.zeros(500_000, dtype=np.uint64)
-    assert len(bucket_pairs(shared, np.arange(len(shared)))) == 2 * len(shared) - 3
+    assert len(candidate_pairs(shared, np.arange(len(shared)))) == 2 * len(shared) - 3
 
 
-def test_stars_are_the_connected_components() -> None:
+def test_component_pairs_join_the_connected_components() -> None:
     pairs = np.array([[2, 5], [8, 9], [1, 5], [9, 11], [2, 1], [40, 41]])
-    assert stars(pairs).tolist() == [[1, 2], [1, 5], [8, 9], [8, 11], [40, 41]]
-    assert stars(np.empty((0, 2), dtype=np.int64)).shape == (0, 2)
+    assert component_pairs(pairs).tolist() == [[1, 2], [1, 5], [8, 9], [8, 11], [40, 41]]
+    assert component_pairs(np.empty((0, 2), dtype=np.int64)).shape == (0, 2)
 
 
 class Corpus:
-    """Parts on disk, indexed and grouped as the stage does it, task after task in this process."""
+    """Parts on disk, indexed and clustered as in the stage, task after task in this process."""
 
     def __init__(self, folder: Path, rows: int = 8) -> None:
         self.folder, self.rows = folder, rows
-        self.parts: list[Path] = []
-        self.sources: list[int] = []
+        self.parts: list[Part] = []
+        self.signed: dict[int, np.ndarray] = {}
 
     def add(self, texts: list[str], source: int = 0, near: bool = True, signed: np.ndarray | None = None) -> None:
+        """Adds a part; `signed` takes the place of its texts' own signatures."""
+        if signed is not None:
+            self.signed[len(self.parts)] = signed
         encoded = [text.encode() for text in texts]
-        signed = signatures(texts) if signed is None else signed
         columns = [
             [f"{len(self.parts)}:{row}" for row in range(len(texts))],
             [str(source)] * len(texts),
             texts,
             [len(data) for data in encoded],
             [xxhash.xxh3_128_digest(data) for data in encoded],
-            [row.tobytes() if near else None for row in signed],
+            punctuated_lines(texts).tolist(),
         ]
         table = pa.Table.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+            [pa.array(column, field.type) for column, field in zip(columns, PREPARED, strict=True)], schema=PREPARED
         )
         path = self.folder / "prepared" / f"part-{len(self.parts):05d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
-        self.parts.append(path)
-        self.sources.append(source)
+        self.parts.append(Part(path, "", str(source), near))
 
-    def index(self, quality: bool = False, left_out: tuple[Path, ...] | None = None) -> list[Path]:
-        indexing = Indexing(tuple(self.parts), left_out, self.folder / "index", self.rows, quality)
-        self.counts = [indexing(part)["documents"] for part in range(len(self.parts))]
-        write_index(self.folder / "index", self.rows)
-        return [indexing.output(part) for part in range(len(self.parts))]
+    def index(self, left_out: tuple[Path, ...] | None = None) -> list[Path]:
+        phase = IndexPhase(tuple(self.parts), left_out, self.folder / "index", self.rows)
+        self.counts = [phase(part)["documents"] for part in range(len(self.parts))]
+        for part, signed in self.signed.items():
+            table, every = pq.read_table(self.parts[part].file), np.arange(len(signed))
+            write_part_index(phase.output(part), table, every >= 0, every, signed, self.rows)
+        mark_complete(self.folder / "index", self.rows)
+        return [phase.output(part) for part in range(len(self.parts))]
 
-    def fates(
-        self, survivor: KeepPolicy = "longest", known: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
+    def decisions(
+        self, policy: KeepPolicy = "longest", previous: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
     ) -> list[tuple[int, int, int]]:
-        """(document, what stands for it, fate), in the order of the documents."""
-        own = self.index(survivor == "quality")
-        earlier = known_indexes(known, self.rows)
+        """(document, representative, status), in the order of the documents."""
+        own = self.index()
+        earlier = previous_indexes(previous, self.rows)
         counts = [len(np.load(path / "facts.npy")) for path in earlier]
-        documents = Documents(
-            (*earlier, *own), (*counts, *self.counts), len(earlier), (*[-1] * len(earlier), *self.sources)
-        )
-        bands, within = PERMUTATIONS // self.rows, survivor != "earlier_source"
-        links = self.folder / f"links-{survivor}-{ranges}"
-        grouping = Grouping(documents, bands, ranges, least_agreement(similarity), within, links)
-        for task in range(grouping.tasks()):
-            grouping(task)
-        files = [grouping.output(task) for task in range(grouping.tasks())]
-        return [tuple(row) for row in decide(documents, files[:ranges], files[ranges:], survivor).tolist()]
+        sources = (*[-1] * len(earlier), *(int(part.source) for part in self.parts))
+        index = Index((*earlier, *own), (*counts, *self.counts), len(earlier), sources)
+        bands, within = PERMUTATIONS // self.rows, policy != "earlier_source"
+        pairs = self.folder / f"pairs-{policy}-{ranges}"
+        phase = ClusterPhase(index, bands, ranges, least_agreement(similarity), within, pairs)
+        for task in range(phase.tasks()):
+            phase(task)
+        files = [phase.output(task) for task in range(phase.tasks())]
+        return [tuple(row) for row in decide(index, files[:ranges], files[ranges:], policy).tolist()]
 
 
 def alike(rng: random.Random, text: list[str], changed: int) -> list[str]:
@@ -167,8 +177,8 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> N
         corpus.add(texts[start : start + 90])
     expected = [(document, document, KEPT) for document in range(50)]
     expected += [(document, document - 200, NEAR) for document in range(200, 250)]
-    assert corpus.fates() == expected
-    assert corpus.fates(ranges=7) == expected
+    assert corpus.decisions() == expected
+    assert corpus.decisions(ranges=7) == expected
 
 
 def test_precision_and_recall_at_a_jaccard_similarity_of_0_8(tmp_path: Path) -> None:
@@ -187,7 +197,7 @@ def test_precision_and_recall_at_a_jaccard_similarity_of_0_8(tmp_path: Path) -> 
     corpus = Corpus(tmp_path)
     for start in range(0, 1800, 300):
         corpus.add(joined[start : start + 300])
-    found = {(document, stands) for document, stands, fate in corpus.fates() if fate != KEPT}
+    found = {(document, representative) for document, representative, status in corpus.decisions() if status != KEPT}
     wanted = {(3 * number, 3 * number + 1) for number in range(600)}
     right = sum((min(pair), max(pair)) in wanted for pair in found)
     assert right / len(found) >= 0.99
@@ -202,46 +212,46 @@ def three_of_a_kind() -> list[str]:
     return [" ".join(text) for text in (base, base + random_text(rng, 6), base[:-2], random_text(rng, 200))]
 
 
-def test_the_longest_survives_then_the_earliest(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_the_longest_is_kept_then_the_earliest(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     corpus = Corpus(tmp_path)
     short, longest, shortest, other = three_of_a_kind
     corpus.add([short, longest])
     corpus.add([other, shortest, longest])
-    assert corpus.fates() == [(0, 1, NEAR), (1, 1, KEPT), (3, 1, NEAR), (4, 1, EXACT)]
+    assert corpus.decisions() == [(0, 1, NEAR), (1, 1, KEPT), (3, 1, NEAR), (4, 1, EXACT)]
 
 
-def test_the_first_source_survives(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_the_first_source_is_kept(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     corpus = Corpus(tmp_path)
     short, longest, shortest, _ = three_of_a_kind
     corpus.add([shortest, short], source=0)
     corpus.add([longest], source=1)
-    assert corpus.fates("source") == [(0, 1, NEAR), (1, 1, KEPT), (2, 1, NEAR)]
+    assert corpus.decisions("source") == [(0, 1, NEAR), (1, 1, KEPT), (2, 1, NEAR)]
 
 
-def test_only_what_an_earlier_source_has_goes(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_only_what_an_earlier_source_has_is_dropped(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     corpus = Corpus(tmp_path)
     short, longest, shortest, other = three_of_a_kind
     twin = f"{other} and something more"
     corpus.add([short, shortest], source=0)
     corpus.add([other, longest, twin], source=1)
-    assert corpus.fates("earlier_source") == [(0, 0, KEPT), (3, 0, NEAR)]
+    assert corpus.decisions("earlier_source") == [(0, 0, KEPT), (3, 0, NEAR)]
 
 
-def test_the_better_text_survives(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_the_better_text_is_kept(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     corpus = Corpus(tmp_path)
     short, longest, shortest, _ = three_of_a_kind
     corpus.add([short, longest, f"{shortest}."])
-    assert corpus.fates("quality") == [(0, 2, NEAR), (1, 2, NEAR), (2, 2, KEPT)]
+    assert corpus.decisions("quality") == [(0, 2, NEAR), (1, 2, NEAR), (2, 2, KEPT)]
 
 
-def test_groups_join_through_a_common_neighbor(tmp_path: Path) -> None:
+def test_clusters_join_through_a_common_neighbor(tmp_path: Path) -> None:
     signed = np.tile(np.arange(PERMUTATIONS, dtype=np.uint32), (3, 1))
     signed[1, 88:] += 1000  # agrees with the first in 88/112 = 0.79
     signed[2, 88:] += 1000
     signed[2, :24] += 2000  # with the second in 0.79, with the first in 0.57
     corpus = Corpus(tmp_path)
     corpus.add(["aaa", "bb", "c"], signed=signed)
-    assert corpus.fates() == [(0, 0, KEPT), (1, 0, NEAR), (2, 0, NEAR)]
+    assert corpus.decisions() == [(0, 0, KEPT), (1, 0, NEAR), (2, 0, NEAR)]
 
 
 def test_exempt_documents_lose_exact_copies_only(tmp_path: Path, three_of_a_kind: list[str]) -> None:
@@ -249,7 +259,7 @@ def test_exempt_documents_lose_exact_copies_only(tmp_path: Path, three_of_a_kind
     short, longest, _, _ = three_of_a_kind
     corpus.add([short, longest, short], near=False)
     corpus.add([short])
-    assert corpus.fates() == [(0, 0, KEPT), (2, 0, EXACT), (3, 0, EXACT)]
+    assert corpus.decisions() == [(0, 0, KEPT), (2, 0, EXACT), (3, 0, EXACT)]
 
 
 def test_the_next_corpus_leaves_out_what_the_first_has(tmp_path: Path, three_of_a_kind: list[str]) -> None:
@@ -258,27 +268,27 @@ def test_the_next_corpus_leaves_out_what_the_first_has(tmp_path: Path, three_of_
     fresh = [" ".join(random_text(rng, 150)) for _ in range(3)]
     first = Corpus(tmp_path / "first")
     first.add([short, other])
-    assert first.fates() == []
+    assert first.decisions() == []
     second = Corpus(tmp_path / "second")
     second.add([fresh[0], longest])
     second.add([other, fresh[1], fresh[2], shortest, f"{fresh[1]} more"])
-    assert second.fates(known=(str(tmp_path / "first"),)) == [
-        (3, 0, KNOWN),
-        (4, 1, KNOWN),
+    assert second.decisions(previous=(str(tmp_path / "first"),)) == [
+        (3, 0, PREVIOUS),
+        (4, 1, PREVIOUS),
         (5, 8, NEAR),
-        (7, 0, KNOWN),
+        (7, 0, PREVIOUS),
         (8, 8, KEPT),
     ]
 
 
-def test_an_earlier_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
+def test_a_previous_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no index/index\.json"):
-        known_indexes([str(tmp_path)], 8)
+        previous_indexes([str(tmp_path)], 8)
     (tmp_path / "index").mkdir()
-    write_index(tmp_path / "index", 8)
-    assert known_indexes([str(tmp_path)], 8) == []
+    mark_complete(tmp_path / "index", 8)
+    assert previous_indexes([str(tmp_path)], 8) == []
     with pytest.raises(UserError, match=r"set corpus\.near_duplicate_similarity as it was there"):
-        known_indexes([str(tmp_path)], 7)
+        previous_indexes([str(tmp_path)], 7)
 
 
 def test_documents_left_out_before_match_nothing(tmp_path: Path, three_of_a_kind: list[str]) -> None:
@@ -294,7 +304,7 @@ def test_documents_left_out_before_match_nothing(tmp_path: Path, three_of_a_kind
 def test_no_documents_have_no_duplicates(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path)
     corpus.add([])
-    assert corpus.fates() == []
+    assert corpus.decisions() == []
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not here")
@@ -307,7 +317,7 @@ def test_of_all_shared_texts_only_editions_and_copies_are_joined(tmp_path: Path)
             corpus.add([without_license(clean(document.text)) for document in documents])
             places += [document.id.removeprefix(f"{SHARED / folder}:") for document in documents]
     assert len(places) == 12 + 278 + 37
-    found = {places[one]: (places[other], fate) for one, other, fate in corpus.fates() if fate != KEPT}
+    found = {places[one]: (places[other], status) for one, other, status in corpus.decisions() if status != KEPT}
     assert found == {
         "alice.txt:0": ("alice-older-edition.txt:0", NEAR),
         "grimm-older-edition.txt:0": ("grimm.txt:0", NEAR),

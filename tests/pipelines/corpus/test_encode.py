@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from actors.model.chat_template import SPECIAL_TOKENS
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
 from pipelines.corpus.read.packages import docstrings, standard_library
-from pipelines.corpus.tokens.cache import READ_AGAIN, Tokens
+from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 from pipelines.corpus.tokens.encode import _LONGEST_SPACE, as_tiktoken, encode_documents
 from pipelines.corpus.tokens.train import train_tokenizer
 
@@ -116,28 +116,28 @@ def test_documents_are_encoded_once(tokenizer: Tokenizer, tmp_path: Path) -> Non
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     texts = TEXTS[:1200]
     prepared = write_part(tmp_path / "part-00000.parquet", texts)
-    choices = np.random.default_rng(1).choice([DROPPED, TRAIN, HELD_OUT], len(texts), p=[0.2, 0.6, 0.2])
-    np.save(tmp_path / "choices.npy", choices.astype(np.uint8))
-    tokens = Tokens(tmp_path / "tokens", tmp_path / "tokenizer.json", "first")
-    chosen = int((choices != DROPPED).sum())
-    assert tokens.encode(prepared, tmp_path / "choices.npy") == chosen
-    assert tokens.encode(prepared, tmp_path / "choices.npy") == 0
+    assignments = np.random.default_rng(1).choice([DROPPED, TRAIN, HELD_OUT], len(texts), p=[0.2, 0.6, 0.2])
+    np.save(tmp_path / "assignments.npy", assignments.astype(np.uint8))
+    tokens = TokenCache(tmp_path / "tokens", tmp_path / "tokenizer.json", "first")
+    chosen = int((assignments != DROPPED).sum())
+    assert tokens.encode(prepared, tmp_path / "assignments.npy") == chosen
+    assert tokens.encode(prepared, tmp_path / "assignments.npy") == 0
 
     # Other documents of a later build, in another order: only what is new is encoded.
     later = write_part(prepared, [f"{texts[0]} and more", *reversed(texts)])
-    np.save(tmp_path / "choices.npy", np.append([TRAIN], choices[::-1]).astype(np.uint8))
-    assert tokens.encode(later, tmp_path / "choices.npy") == 1
-    again = write_part(tmp_path / f"part-00000{READ_AGAIN}1.parquet", texts[:700])
-    asked = pq.read_table(again)["digest"].combine_chunks().filter(pa.array(choices[:700] != DROPPED))
+    np.save(tmp_path / "assignments.npy", np.append([TRAIN], assignments[::-1]).astype(np.uint8))
+    assert tokens.encode(later, tmp_path / "assignments.npy") == 1
+    again = write_part(tmp_path / f"part-00000{REPEATED}1.parquet", texts[:700])
+    asked = pq.read_table(again)["digest"].combine_chunks().filter(pa.array(assignments[:700] != DROPPED))
     expected = [
         tokenizer.encode(text, add_special_tokens=False).ids
-        for text, choice in zip(texts[:700], choices, strict=False)
-        if choice != DROPPED
+        for text, assignment in zip(texts[:700], assignments, strict=False)
+        if assignment != DROPPED
     ]
     assert [ids.tolist() for ids in tokens.of(again).ids(asked)] == expected
 
-    other = Tokens(tmp_path / "tokens", tmp_path / "tokenizer.json", "second")
-    assert other.encode(later, tmp_path / "choices.npy") == chosen + 1
+    other = TokenCache(tmp_path / "tokens", tmp_path / "tokenizer.json", "second")
+    assert other.encode(later, tmp_path / "assignments.npy") == chosen + 1
 
 
 def test_another_tokenizer_at_the_same_path_gives_its_own_ids(tmp_path: Path) -> None:

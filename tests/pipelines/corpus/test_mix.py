@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cluster.recipe.corpus import Corpus
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
+from pipelines.corpus.tables import Part
 from pipelines.corpus.tokens.mix import MOST_REPEATS, Mixture, mix, plan, repeats
 from tests.world import COUNTRIES, RANDOM_FACTS
 
@@ -47,17 +48,17 @@ def test_documents_are_repeated_by_position_to_the_nearest_token() -> None:
 def parts(tmp_path: Path) -> tuple[Mixture, list[np.ndarray]]:
     """A source of two parts and one of a single part; some of the documents are dropped or held out."""
     rng = np.random.default_rng(4)
-    files, choices, tokens = [], [], []
-    for number, size in enumerate((200, 100, 150)):
-        file, choice = tmp_path / f"part-{number}.parquet", tmp_path / f"part-{number}.npy"
+    parts, assignments, tokens = [], [], []
+    for number, (source, size) in enumerate((("a", 200), ("a", 100), ("b", 150))):
+        file, assignment = tmp_path / f"part-{number}.parquet", tmp_path / f"part-{number}.npy"
         digests = [xxhash.xxh3_128_digest(f"{number} {n}".encode()) for n in range(size)]
         pq.write_table(pa.table({"digest": pa.array(digests, pa.binary(16))}), file)
-        chosen = rng.choice([DROPPED, TRAIN, HELD_OUT], size, p=[0.1, 0.8, 0.1]).astype(np.uint8)
-        np.save(choice, chosen)
-        files.append(file)
-        choices.append(choice)
-        tokens.append(np.where(chosen == TRAIN, rng.integers(5, 60, size), 0))
-    return Mixture(tuple(files), tuple(choices), ("a", "a", "b"), ("1", "2", "3")), tokens
+        assigned = rng.choice([DROPPED, TRAIN, HELD_OUT], size, p=[0.1, 0.8, 0.1]).astype(np.uint8)
+        np.save(assignment, assigned)
+        parts.append(Part(file, str(number), source))
+        assignments.append(assignment)
+        tokens.append(np.where(assigned == TRAIN, rng.integers(5, 60, size), 0))
+    return Mixture(tuple(parts), tuple(assignments)), tokens
 
 
 def test_token_shares_meet_the_weights(parts: tuple[Mixture, list[np.ndarray]], tmp_path: Path) -> None:
@@ -65,26 +66,31 @@ def test_token_shares_meet_the_weights(parts: tuple[Mixture, list[np.ndarray]], 
     mixed = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 7, tmp_path / "mix")
     trained = {"a": 0, "b": 0}
     held_out = 0
-    for file, choice, source in zip(mixed.prepared, mixed.choices, mixed.sources, strict=True):
-        original = int(file.stem.split("-")[1])
-        assert file.stat().st_ino == whole.prepared[original].stat().st_ino
-        chosen = np.load(choice)
-        trained[source] += int(tokens[original][chosen == TRAIN].sum())
-        held_out += int((chosen == HELD_OUT).sum())
-        assert not (tokens[original][chosen == TRAIN] == 0).any()
-    assert held_out == sum(int((np.load(choice) == HELD_OUT).sum()) for choice in whole.choices)
+    for part, file in zip(mixed.parts, mixed.assignments, strict=True):
+        original = int(part.file.stem.split("-")[1])
+        assert part.file.stat().st_ino == whole.parts[original].file.stat().st_ino
+        assert part.source == whole.parts[original].source
+        assigned = np.load(file)
+        trained[part.source] += int(tokens[original][assigned == TRAIN].sum())
+        held_out += int((assigned == HELD_OUT).sum())
+        assert not (tokens[original][assigned == TRAIN] == 0).any()
+    assert held_out == sum(int((np.load(file) == HELD_OUT).sum()) for file in whole.assignments)
     # To the nearest document of 5 to 59 tokens among 14,000.
     assert trained["b"] / sum(trained.values()) == pytest.approx(0.75, abs=0.003)
     assert sum(trained.values()) == pytest.approx(sum(int(count.sum()) for count in tokens), abs=60)
-    assert len({file.name for file in mixed.prepared}) == len(mixed.prepared) > 3
+    assert len({part.file.name for part in mixed.parts}) == len(mixed.parts) > 3
     assert mixed.account is not None
     assert {name: of["tokens"] for name, of in mixed.account.items()} == trained
     assert mixed.account["b"]["share_wanted"] == 0.75
 
     again = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 7, tmp_path / "again")
-    assert [np.load(file).tolist() for file in again.choices] == [np.load(file).tolist() for file in mixed.choices]
+    assert [np.load(file).tolist() for file in again.assignments] == [
+        np.load(file).tolist() for file in mixed.assignments
+    ]
     other = mix(whole, tokens, {"a": 1.0, "b": 3.0}, 8, tmp_path / "other")
-    assert [np.load(file).tolist() for file in other.choices] != [np.load(file).tolist() for file in mixed.choices]
+    assert [np.load(file).tolist() for file in other.assignments] != [
+        np.load(file).tolist() for file in mixed.assignments
+    ]
 
 
 def test_every_source_has_a_weight_or_none() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
-from pipelines.corpus.filter.cache import Measuring, kept, load, measure_split, measured_key
+from pipelines.corpus.filter.cache import MeasureSettings, cache_key, load, store
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
+from pipelines.corpus.prepare import StepTimer, measured_batches
 from pipelines.corpus.read.sources import Split
-from pipelines.corpus.tasks import StepTimer
 
 QUALITY = Rules(gopher_quality=GopherQuality(min_words=10))
 REPETITION = Rules(gopher_repetition=GopherRepetition())
@@ -264,14 +264,14 @@ def test_every_set_names_its_reason_and_the_first_counts() -> None:
     assert all(values.shape == (2,) and np.isfinite(values).all() for values in signals.values())
 
 
-def test_measured_documents_are_kept_for_other_thresholds(tmp_path: Path) -> None:
+def test_measured_documents_are_cached_for_other_thresholds(tmp_path: Path) -> None:
     text = tmp_path / "file.txt"
     text.write_text(f"{LINE}\nno end\n{LINE}")
     split = Split("part-00000", "s", "files", (str(text),), "text", None, True, 1)
-    given = Measuring(Rules(c4=C4()))
-    path, key = tmp_path / "measured.parquet", measured_key(split, given)
+    given = MeasureSettings(Rules(c4=C4()))
+    path, key = tmp_path / "signals.parquet", cache_key(split, given)
     assert load(path, key) is None
-    (first,) = kept(measure_split(split, given, StepTimer()), path, key)
+    (first,) = store(measured_batches(split, given, StepTimer()), path, key)
     again = load(path, key)
     assert again is not None
     (second,) = again
@@ -282,10 +282,10 @@ def test_measured_documents_are_kept_for_other_thresholds(tmp_path: Path) -> Non
     assert {name: values.tolist() for name, values in second.signals.items()} == {
         name: values.tolist() for name, values in first.signals.items()
     }
-    assert measured_key(split, Measuring(Rules(c4=C4(sentences=9), fineweb=FineWeb()))) == key
-    assert measured_key(split, Measuring(Rules(c4=C4(words_per_line=9)))) != key
-    assert measured_key(split, Measuring(Rules(c4=C4()), ("email",))) != key
-    assert measured_key(split, Measuring(Rules(c4=C4()), language=True)) != key
+    assert cache_key(split, MeasureSettings(Rules(c4=C4(sentences=9), fineweb=FineWeb()))) == key
+    assert cache_key(split, MeasureSettings(Rules(c4=C4(words_per_line=9)))) != key
+    assert cache_key(split, MeasureSettings(Rules(c4=C4()), ("email",))) != key
+    assert cache_key(split, MeasureSettings(Rules(c4=C4()), language=True)) != key
     text.write_text("another text")
-    assert measured_key(split, given) != key
-    assert load(path, measured_key(split, given)) is None
+    assert cache_key(split, given) != key
+    assert load(path, cache_key(split, given)) is None

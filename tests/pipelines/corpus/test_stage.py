@@ -183,7 +183,7 @@ def test_a_killed_stage_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "corpus"
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_shard", _killed)
+        patch.setattr(stage, "write_shards", _killed)
         with pytest.raises(KeyboardInterrupt):
             build(recipe, out)
     assert not (out / "stats.json").exists()
@@ -191,7 +191,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     # What a kill in the middle of a phase leaves: one part whole, one absent, one half-written to the side.
     (out / "work" / "prepared" / "part-00001.parquet").unlink()
     (out / "work" / "rows" / "part-00000.train.rows").rename(out / "work" / "rows" / ".part-00000.train.rows.side")
-    shutil.rmtree(out / "work" / "choices")
+    shutil.rmtree(out / "work" / "assignments")
     first = out / "work" / "prepared" / "part-00000.parquet"
     before = first.stat().st_mtime_ns
     renewed = []
@@ -201,8 +201,8 @@ def test_a_killed_stage_goes_on_where_it_was(
         patch.setattr(stage.shutil, "rmtree", lambda *_, **__: None)
         build(recipe, out)
     assert renewed == [
-        ("read and clean", [1]),
-        ("choose", [0, 1]),
+        ("read, clean and filter", [1]),
+        ("split", [0, 1]),
         ("tokenize and pack", [0]),
         ("shuffle and shard", [0, 1]),
     ]
@@ -217,14 +217,14 @@ def _killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_clusters_say_which_document_stands_for_which(built: Path, texts: Path) -> None:
+def test_clusters_name_the_representative_of_every_document(built: Path, texts: Path) -> None:
     rows = pq.read_table(built / "duplicates").to_pylist()
     ids = {row["number"]: row["id"] for row in rows}
-    assert Counter(row["fate"] for row in rows) == {"exact": 6, "near": 10, "kept": 16}
+    assert Counter(row["status"] for row in rows) == {"exact": 6, "near": 10, "kept": 16}
     # A near-copy is three words longer than its tale, so it stays.
-    stands = {row["id"]: ids[row["stands"]] for row in rows if row["fate"] == "near"}
+    representatives = {row["id"]: ids[row["representative"]] for row in rows if row["status"] == "near"}
     lines = line_ids(texts / "tales.jsonl")
-    assert stands == {lines[tale]: lines[155 + tale] for tale in range(10)}
+    assert representatives == {lines[tale]: lines[155 + tale] for tale in range(10)}
 
 
 def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
@@ -239,8 +239,8 @@ def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
     (tmp_path / "next.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     evaluated = {"files": [str(tmp_path / "asked.json")]}
     source = {"kind": "files", "path": str(tmp_path / "next.jsonl")}
-    stats = build(make_recipe(source, known=[str(built)], decontaminate=evaluated), tmp_path / "corpus")
-    assert stats["known"] == 2
+    stats = build(make_recipe(source, previous_corpora=[str(built)], decontaminate=evaluated), tmp_path / "corpus")
+    assert stats["in_previous_corpora"] == 2
     assert stats["contamination"] == {
         "documents": 1,
         "action": "drop",
@@ -321,8 +321,8 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     again.mkdir(parents=True)
     looser_recipe = make_recipe({"kind": "files", "path": str(path)}, rules=looser, max_bad_share=0.05)
     run(looser_recipe, RunFolder(tmp_path / "next"), again)
-    linked = next((again / "measured").iterdir())
-    assert linked.stat().st_ino == (tmp_path / "next" / "corpus" / "measured" / linked.name).stat().st_ino
+    linked = next((again / "signals").iterdir())
+    assert linked.stat().st_ino == (tmp_path / "next" / "corpus" / "signals" / linked.name).stat().st_ino
     after = json.loads((again / "stats.json").read_text())
     assert after["bad"] == 2
     assert all(after["gathered"][key] == stats["gathered"][key] for key in ("documents", "bytes"))
@@ -348,7 +348,7 @@ def test_what_documents_are_held_against_is_read_before_they_are(tmp_path: Path)
     with pytest.raises(UserError, match=r"cannot read .*asked\.json"):
         build(make_recipe(source, decontaminate={"files": [str(tmp_path / "asked.json")]}), tmp_path / "corpus")
     with pytest.raises(UserError, match=r"has no index/index\.json"):
-        build(make_recipe(source, known=[str(tmp_path)]), tmp_path / "corpus")
+        build(make_recipe(source, previous_corpora=[str(tmp_path)]), tmp_path / "corpus")
     assert list((tmp_path / "corpus").iterdir()) == []
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from actors.types import Sample
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
-from pipelines.corpus.tokens.pack import NO_DOCUMENT, pack
+from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
 from pipelines.evaluate.held_out import HeldOutAnswers, changes
 from pipelines.evaluate.perplexity import Perplexity, perplexity, text_rows
 from pipelines.evaluate.stats import paired_change
@@ -62,7 +62,7 @@ def test_the_padding_of_a_packed_row_is_no_text(tmp_path: Path):
     held_out.mkdir(parents=True)
     table = pa.table({"input_ids": rows.input_ids.tolist(), "document_ids": rows.document_ids.tolist()})
     parquet.write_table(table, held_out / "shard-00000.parquet")
-    assert (rows.document_ids == NO_DOCUMENT).sum() == 3
+    assert (rows.document_ids == PAD_DOCUMENT_ID).sum() == 3
     assert text_rows(load_recipe(DEMO), RunFolder(tmp_path)) == [[5, 6, 7], [8, 9]]
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
-from pipelines.corpus.clean.gutenberg import without_license
 from pipelines.corpus.clean.language import identify, known_languages
-from pipelines.corpus.filter.cache import Measuring
+from pipelines.corpus.clean.text import without_license
+from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.filter.rules import LANGUAGE, TOO_FEW_WORDS
-from pipelines.corpus.filter.stage import Preparation
+from pipelines.corpus.prepare import PreparePhase
 from pipelines.corpus.read.sources import plan_splits
 from pipelines.corpus.stage import _require_known
 from tests.helpers import SHARED
@@ -28,13 +28,13 @@ TALES, BOOKS, CAPTURES = (
 PUBLISHED = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepetition(), c4=C4(), fineweb=FineWeb())
 
 
-def prepare(source: Source, out: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def prepare(source: Source, out: Path, **given: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The report of every split of a source, and the documents that are left."""
     splits = tuple(plan_splits([source], 1))
-    settings = {"min_words": 2, "measuring": Measuring(), "excluded": out / "excluded", **settings}
-    preparation = Preparation(splits, out / "prepared", out / "quarantine", **settings)
-    reports = [preparation(index) for index in range(len(splits))]
-    return reports, [row for split in splits for row in pq.read_table(preparation.output(split)).to_pylist()]
+    given = {"min_words": 2, "settings": MeasureSettings(), "excluded": out / "excluded", **given}
+    phase = PreparePhase(splits, out / "prepared", out / "quarantine", **given)
+    reports = [phase(index) for index in range(len(splits))]
+    return reports, [row for split in splits for row in pq.read_table(phase.output(split)).to_pylist()]
 
 
 def total(reports: list[dict[str, Any]], name: str, key: str = "documents") -> int:
@@ -91,7 +91,7 @@ def test_what_a_rule_drops_is_counted_in_documents_and_bytes_and_shown(tmp_path:
     # Of the texts two have one word, and one has two: bins of none, one, two to three words, and so on.
     assert report["histograms"]["words"][:4] == [0, 2, 1, 0]
     assert report["histograms"]["words_with_a_letter"] == [0] * 19 + [3]
-    assert set(report["seconds"]) >= {"read", "clean", "measure", "judge", "hash and sign", "write"}
+    assert set(report["seconds"]) >= {"read", "clean", "measure", "filter", "hash", "write"}
     assert all(0 <= value < 60 for value in report["seconds"].values())
 
 
@@ -113,12 +113,12 @@ def test_languages_are_identified_and_kept_with_the_document(tmp_path: Path) -> 
 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES.values()))
-    given = {"measuring": Measuring(language=True), "measured": tmp_path / "measured", "language_probability": 0.65}
+    given = {"settings": MeasureSettings(language=True), "signals": tmp_path / "signals", "language_probability": 0.65}
     source = Source(kind="files", path=str(path))
     (report,), documents = prepare(source, tmp_path / "out", languages=("en", "fr"), **given)
     assert [row["text"] for row in documents] == [SENTENCES["en"], SENTENCES["fr"]]
     assert report["dropped"] == {LANGUAGE: 2, TOO_FEW_WORDS: 1}
-    (measured,) = (tmp_path / "measured").iterdir()
+    (measured,) = (tmp_path / "signals").iterdir()
     table = pq.read_table(measured)
     assert table["language"].to_pylist() == list(SENTENCES)
     before = measured.stat().st_mtime_ns
@@ -182,7 +182,7 @@ def test_the_shared_books_are_read_whole_and_without_their_licenses(tmp_path: Pa
 
 @pytest.mark.skipif(not TALES.exists(), reason="the shared tales are not here")
 def test_the_shared_tales_are_english_and_few_repeat_themselves(tmp_path: Path) -> None:
-    given = {"measuring": Measuring(PUBLISHED, language=True), "languages": ("en",), "language_probability": 0.65}
+    given = {"settings": MeasureSettings(PUBLISHED, language=True), "languages": ("en",), "language_probability": 0.65}
     reports, documents = prepare(Source(kind="files", path=str(TALES)), tmp_path, **given)
     assert (total(reports, "found"), total(reports, "found", "bytes")) == (278, 3_155_828)
     assert reports[0]["dropped"] == {
@@ -197,7 +197,7 @@ def test_the_shared_tales_are_english_and_few_repeat_themselves(tmp_path: Path) 
 
 @pytest.mark.skipif(not CAPTURES.exists(), reason="the shared captures are not here")
 def test_the_shared_captures_are_judged_by_the_published_rules(tmp_path: Path) -> None:
-    given = {"measuring": Measuring(PUBLISHED, language=True), "languages": ("en",), "language_probability": 0.65}
+    given = {"settings": MeasureSettings(PUBLISHED, language=True), "languages": ("en",), "language_probability": 0.65}
     reports, documents = prepare(Source(kind="files", path=str(CAPTURES)), tmp_path, **given)
     assert total(reports, "found") == 37
     assert sum(report["bad"] for report in reports) == 0

@@ -1,0 +1,290 @@
+"""First phase: reads, cleans, measures and filters the documents of one input split, and writes those that pass.
+
+It runs the rooms `read`, `clean` and `filter` in this order, a batch at a time, in one task per split.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import file_fingerprint, fingerprint
+from pipelines.corpus.clean.language import identify
+from pipelines.corpus.clean.pii import replace
+from pipelines.corpus.clean.text import clean, without_license
+from pipelines.corpus.filter import histograms
+from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
+from pipelines.corpus.filter.rules import WANTED_LANGUAGE, bounds, reasons_to_drop, wanted_language
+from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
+from pipelines.corpus.read.bad_record import BadRecord
+from pipelines.corpus.read.sources import Document, Split, read_split
+from pipelines.corpus.tables import BATCH, PREPARED
+from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+
+T = TypeVar("T")
+
+EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "text")])
+# Characters of the example of each rule's dropped documents in stats.json.
+_EXAMPLE_CHARACTERS = 200
+
+
+def prepare(recipe: Recipe, splits: Sequence[Split], out: Path, progress: Progress) -> tuple[list[Report], list[Path]]:
+    """Runs the phase over all splits; returns their reports and part files, in order.
+
+    Raises:
+        UserError: a source cannot be read.
+        DeadlineError: no split finished within the recipe's deadline.
+    """
+    corpus = recipe.corpus
+    phase = PreparePhase(
+        splits=tuple(splits),
+        folder=out / "work" / "prepared",
+        quarantine=out / "quarantine",
+        min_words=corpus.min_words,
+        settings=MeasureSettings(corpus.rules, tuple(corpus.personal_data), bool(corpus.languages)),
+        languages=tuple(corpus.languages),
+        language_probability=corpus.language_probability,
+        signals=out / "signals" if corpus.rules or corpus.languages else None,
+        excluded=out / "excluded" if corpus.keep_excluded else None,
+        quality=corpus.keep_policy == "quality",
+    )
+    fields = {"min_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
+    filters = [corpus.model_dump(include=fields), phase.quality]
+    tasks = [Task(split.name, fingerprint([asdict(split), filters]), phase.outputs(split)) for split in splits]
+    done, deadline = out / "work" / "done" / "prepare", recipe.cluster.deadline_seconds
+    reports = run_tasks("read, clean and filter", done, tasks, phase, progress, deadline)
+    return reports, [phase.output(split) for split in splits]
+
+
+@dataclass(frozen=True)
+class PreparePhase:
+    """Writes the documents of split `index` that pass the filters to `folder`.
+
+    Attributes:
+        quarantine: folder for the records that cannot be read, a JSON line each.
+        settings: what cleaning and measuring depend on.
+        languages: ISO 639-1 codes to keep, all if empty.
+        language_probability: least probability of being in one of `languages`.
+        signals: folder of the signal cache; None to measure every time.
+        excluded: folder for the documents that the filters drop; None to discard them.
+        quality: whether to measure the column `quality`.
+    """
+
+    splits: tuple[Split, ...]
+    folder: Path
+    quarantine: Path
+    min_words: int
+    settings: MeasureSettings
+    languages: tuple[str, ...] = ()
+    language_probability: float = 0.0
+    signals: Path | None = None
+    excluded: Path | None = None
+    quality: bool = False
+
+    def __call__(self, index: int) -> Report:
+        split = self.splits[index]
+        rules = bounds(self.settings.rules, self.min_words, self.language_probability if self.languages else None)
+        timer, counts = StepTimer(), _Counts()
+        with ExitStack() as stack:
+            kept_writer = _open(stack, self.output(split), PREPARED)
+            excluded_file = self.excluded / f"{split.name}.parquet" if self.excluded else None
+            excluded_writer = _open(stack, excluded_file, EXCLUDED) if excluded_file else None
+            for batch in self._measured(split, timer):
+                if isinstance(batch, BadRecord):
+                    counts.bad.append(batch)
+                    continue
+                with timer.step("filter"):
+                    counts.add_read(batch, self.settings)
+                    judged = list(zip(batch.documents, reasons_to_drop(self._signals(batch), rules), strict=True))
+                    dropped = [(document, reason) for document, reason in judged if reason]
+                    counts.add_dropped(dropped)
+                with timer.step("hash"):
+                    table = _table([document for document, reason in judged if not reason], self.quality)
+                    counts.add_kept(table)
+                with timer.step("write"):
+                    kept_writer.write_table(table)
+                    if excluded_writer:
+                        rows = [(document.id, document.source, reason, document.text) for document, reason in dropped]
+                        excluded_writer.write_table(_rows(rows, EXCLUDED))
+        self._quarantine(split, counts.bad)
+        return {
+            "source": split.source,
+            "license": split.license,
+            "fingerprint": file_fingerprint(self.output(split)),
+            "seconds": timer.seconds,
+            **counts.report(),
+        }
+
+    def output(self, split: Split) -> Path:
+        return self.folder / f"{split.name}.parquet"
+
+    def outputs(self, split: Split) -> tuple[Path, ...]:
+        """All files that the task of a split writes."""
+        folders = [folder for folder in (self.folder, self.signals, self.excluded) if folder]
+        return tuple(folder / f"{split.name}.parquet" for folder in folders)
+
+    def _measured(self, split: Split, timer: "StepTimer") -> Iterator[MeasuredBatch | BadRecord]:
+        if self.signals is None:
+            return measured_batches(split, self.settings, timer)
+        key, path = cache_key(split, self.settings), self.signals / f"{split.name}.parquet"
+        return load(path, key) or store(measured_batches(split, self.settings, timer), path, key)
+
+    def _signals(self, batch: MeasuredBatch) -> Signals:
+        if not self.languages:
+            return batch.signals
+        probabilities = batch.signals["language_probability"]
+        return batch.signals | {WANTED_LANGUAGE: wanted_language(batch.languages, probabilities, self.languages)}
+
+    def _quarantine(self, split: Split, bad: Sequence[BadRecord]) -> None:
+        if bad:
+            with written_to_the_side(self.quarantine / f"{split.name}.jsonl") as side:
+                side.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in bad), encoding="utf-8")
+
+
+def measured_batches(
+    split: Split, settings: MeasureSettings, timer: "StepTimer"
+) -> Iterator[MeasuredBatch | BadRecord]:
+    """Reads, cleans and measures a split's documents, `BATCH` at a time; passes bad records on.
+
+    The number of values replaced per kind of personal data is a signal too: personal_email, personal_phone, …
+    """
+    batch: list[Document] = []
+    for item in timer.reading("read", read_split(split)):
+        if isinstance(item, BadRecord):
+            yield item
+            continue
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield _measure(batch, settings, timer)
+            batch = []
+    if batch:
+        yield _measure(batch, settings, timer)
+
+
+class StepTimer:
+    """Adds up the seconds of a task by step.
+
+    Attributes:
+        seconds: of every step so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times the block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def reading(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Passes the items on and times the iterator alone, not its consumer."""
+        spent, start = 0.0, time.perf_counter()
+        for item in items:
+            spent += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent + time.perf_counter() - start
+
+
+@dataclass
+class _Counts:
+    """Documents and bytes of a split by outcome; `report` gives them as JSON."""
+
+    found: Counter[str] = field(default_factory=lambda: Counter(documents=0, bytes=0))
+    kept: Counter[str] = field(default_factory=lambda: Counter(documents=0, bytes=0))
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_bytes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
+    personal_data: Counter[str] = field(default_factory=Counter)
+    histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    bad: list[BadRecord] = field(default_factory=list)
+
+    def add_read(self, batch: MeasuredBatch, settings: MeasureSettings) -> None:
+        self.found.update(documents=len(batch.documents), bytes=sum(batch.read_bytes))
+        found = {kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in settings.personal_data}
+        self.personal_data.update(found)
+        for name, bins in histograms.count(batch.signals).items():
+            self.histograms[name] = self.histograms.get(name, 0) + bins
+
+    def add_dropped(self, dropped: Sequence[tuple[Document, str]]) -> None:
+        for document, reason in dropped:
+            self.dropped[reason] += 1
+            self.dropped_bytes[reason] += len(document.text.encode())
+            self.examples.setdefault(reason, {"id": document.id, "text": document.text[:_EXAMPLE_CHARACTERS]})
+
+    def add_kept(self, table: pa.Table) -> None:
+        self.kept.update(documents=table.num_rows, bytes=sum(table["bytes"].to_pylist()))
+
+    def report(self) -> Report:
+        return {
+            "found": dict(self.found),
+            "kept": dict(self.kept),
+            "dropped": dict(sorted(self.dropped.items())),
+            "dropped_bytes": dict(sorted(self.dropped_bytes.items())),
+            "drop_examples": self.examples,
+            "personal_data": dict(self.personal_data),
+            "histograms": {name: bins.tolist() for name, bins in self.histograms.items()},
+            "bad": len(self.bad),
+            "first_bad": self.bad[0].reason if self.bad else None,
+        }
+
+
+def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer) -> MeasuredBatch:
+    read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
+    with timer.step("clean"):
+        texts = [without_license(clean(document.text)) for document in batch]
+    languages, probabilities = [""] * len(texts), None
+    if settings.language:
+        with timer.step("identify languages"):
+            languages, probabilities = identify(texts)
+    with timer.step("replace personal data"):
+        replaced = [replace(text, settings.personal_data) for text in texts]
+    with timer.step("measure"):
+        texts, signals = measure([text for text, _ in replaced], settings.rules)
+    if probabilities is not None:
+        signals["language_probability"] = probabilities
+    for kind in settings.personal_data:
+        signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in replaced])
+    documents = [Document(old.id, old.source, text) for old, text in zip(batch, texts, strict=True)]
+    return MeasuredBatch(documents, languages, read_bytes, signals)
+
+
+def _open(stack: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    side = stack.enter_context(written_to_the_side(path))
+    return stack.enter_context(pq.ParquetWriter(side, schema, compression="zstd"))
+
+
+def _table(documents: Sequence[Document], quality: bool) -> pa.Table:
+    texts = [document.text for document in documents]
+    encoded = [text.encode("utf-8") for text in texts]
+    rows = zip(
+        [document.id for document in documents],
+        [document.source for document in documents],
+        texts,
+        [len(data) for data in encoded],
+        [xxhash.xxh3_128_digest(data) for data in encoded],
+        punctuated_lines(texts).tolist() if quality else [None] * len(texts),
+        strict=True,
+    )
+    return _rows(list(rows), PREPARED)
+
+
+def _rows(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.Table.from_arrays(
+        [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
