@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.run.folder import write_json
+from cluster.run.atomic import write_json
 
 SCOPES = ("chat", "score", "label", "admin")
 

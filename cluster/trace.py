@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.run.folder import write_text
+from cluster.run.atomic import write_text
 
 FILE = "trace.json"
 STEPS = 3

@@ -25,7 +25,8 @@ from actors.rewards.model import sequence_scores
 from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import Plan, make_plan
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples

@@ -5,7 +5,6 @@ worst are a pair for DPO. Actors with a copy of the reward model each take batch
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from actors.rewards.model import ModelReward
 from actors.types import Prompt, Sample
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import Messages, prompt_of, rows
@@ -111,16 +111,13 @@ def score_file(
         num_gpus=plan.reward.gpus,
     )
     rewards: list[list[float | None]] = []
-    side, written = out.with_name(f".{out.name}.side"), 0
-    with side.open("w", encoding="utf-8") as file:
+    written = 0
+    with atomic_write(out) as side, side.open("w", encoding="utf-8") as file:
         for one, row in zip(asked, scored.iter_rows(), strict=True):
             rewards.append(json.loads(row["rewards"]))
             for made in _made(one, rewards[-1], kind, at_least):
                 file.write(json.dumps(made, ensure_ascii=False) + "\n")
                 written += 1
-        file.flush()
-        os.fsync(file.fileno())
-    side.replace(out)
     known = [[reward for reward in group if reward is not None] for group in rewards]
     flat, best = [reward for group in known for reward in group], [max(group) for group in known if group]
     return ScoredAnswers(

@@ -22,7 +22,8 @@ from actors.model import causal_lm
 from actors.model.fsdp import WithLoss
 from actors.trainer.job import STEP, checkpoints_in
 from cluster.errors import StageError, UserError, first_line
-from cluster.run.folder import SCRATCH, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import SCRATCH
 
 # The newest, and the one before it should the newest turn out to be damaged.
 KEPT = 2

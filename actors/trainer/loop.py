@@ -34,7 +34,8 @@ from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
 from actors.trainer.watchdog import Deadline
 from cluster.errors import StageError, UserError
 from cluster.recipe.training import Training
-from cluster.run.folder import SCRATCH, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import SCRATCH
 from cluster.run.metrics import MetricsWriter, read_metrics
 
 MAXIMUM_GRADIENT_NORM = 1.0

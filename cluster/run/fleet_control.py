@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.run.folder import RunFolder, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import RunFolder
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 
 from cluster.errors import UserError
+from cluster.run.atomic import write_json, write_text
 from cluster.run.layout import command_of
 
 # What a stage needs only while it is built, such as checkpoints: it goes when the stage is whole.
@@ -52,21 +53,6 @@ def file_fingerprint(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in the manner of `write_text`."""
-    write_text(path, json.dumps(value, indent=2, default=str))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes to the side, then renames: a reader sees the old file or the new one, never a half."""
-    side = path.with_name(f".{path.name}.side")
-    with side.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    side.replace(path)
 
 
 class RunFolder:

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cluster.run.atomic import write_text
+
 
 class MetricsWriter:
     """Appends a line a step. On resume, lines of steps that will be done again are removed first."""
@@ -18,9 +20,7 @@ class MetricsWriter:
     def __init__(self, folder: Path, resume_at: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] < resume_at]
-        side = self.path.with_suffix(".side")
-        side.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        side.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, **values: Any) -> None:
         """Adds one line: the step, the wall clock and the values."""

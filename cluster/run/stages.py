@@ -14,8 +14,9 @@ from cluster.errors import UserError
 from cluster.recipe.base import files_of
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
+from cluster.run.atomic import write_text
 from cluster.run.files import StoredFile, find_files, folder_of, is_remote, place_in
-from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint, write_text
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
 
 # How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.

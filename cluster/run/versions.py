@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.run.folder import Manifest, RunFolder, file_fingerprint, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 
 KEPT = 5
 # Another of these makes another model, for which an engine has to be started again.

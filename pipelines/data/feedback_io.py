@@ -7,8 +7,9 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.run.atomic import write_text
 from cluster.run.files import check_can_be_written
-from cluster.run.folder import fingerprint, write_text
+from cluster.run.folder import fingerprint
 from pipelines.data.chat_formats import rows
 from pipelines.data.feedback_formats import FORMATS, Item, Row
 

@@ -15,6 +15,7 @@ from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import PromptText, prompts
@@ -113,10 +114,9 @@ def ranking_row(
 
 
 def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes the table to the side, then renames."""
-    side = path.with_suffix(".side")
-    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
-    side.replace(path)
+    """Writes the table of rankings, atomically."""
+    with atomic_write(path) as side:
+        parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
 
 
 def digest(rows: Sequence[Mapping[str, Any]]) -> str:

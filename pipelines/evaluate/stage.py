@@ -16,7 +16,8 @@ from actors.model import causal_lm
 from actors.model.chat import Chat
 from actors.types import Sampling
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.evaluate.charts import corpus_histograms, learning_curves

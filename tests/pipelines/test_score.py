@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import Manifest, RunFolder, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import Manifest, RunFolder
 from pipelines.data.chat_formats import rows
 from pipelines.score import ScoreRequestRow, _made, score_file
 from tests.tiny import write_tiny_reward_model

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.run.folder import RunFolder, fingerprint, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
 
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from cluster.run.folder import write_json
+from cluster.run.atomic import write_json
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 write_json(Path(sys.argv[1]), {"new": "x" * 100_000})
 """

@@ -1,0 +1,42 @@
+"""Atomic writes: a reader sees the old file or the new one, never a half, also after a kill or a power cut.
+
+Folders that replace older ones are swapped where they are managed: `RunFolder`, `Versions` and the checkpoints each
+have a rule of their own for the old folder, and `recover` of their own for a kill between the two renames.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a hidden path beside `path` to write to, and renames it to `path` when the block ends without an error.
+
+    What the block writes there may be a file, or a folder where `path` is not there yet. The parent folder is created.
+    All bytes are on disk before the rename, so that after a power cut too the name stands for the whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f".{path.name}.side")
+    yield side
+    for written in (side, *side.rglob("*")):
+        descriptor = os.open(written, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    side.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8."""
+    with atomic_write(path) as side:
+        side.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically; what JSON does not know is written as its `str`."""
+    write_text(path, json.dumps(value, indent=2, default=str))
