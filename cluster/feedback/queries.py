@@ -72,8 +72,8 @@ class JudgementQueries(Store):
             self._put(session, Repeat, values, KEYS)
 
     def rankings(self) -> list[Ranking]:
-        """Every judgement that counts and ranks, neither skipped nor "all bad", in the order given: none of an
-        annotator who is excluded."""
+        """Every judgement that counts and ranks, neither skipped nor "all bad", in the order given: none of an excluded
+        annotator."""
         query = select(Ranking).where(column(Ranking.annotator).not_in(select(Excluded.annotator)))
         with self._read() as session:
             return [row for row in session.exec(query.order_by(column(Ranking.id))) if row.ranks]

@@ -28,8 +28,8 @@ HELD_BYTES = 4
 LEARNING_BYTES = 12
 # A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
 LOGIT_BYTES = 12
-# Training makes no more than so many at a time (actors.model.chunked_cross_entropy), 0.8 GB and on a GPU 26. Of more,
-# it keeps each in the type of the products alone, in as many bytes altogether.
+# Training makes at most so many logits at a time (actors.model.chunked_cross_entropy): 0.8 GB, and on a GPU 26. Where
+# there are more, it keeps each in the type of the products alone, in as many bytes altogether.
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
 KEPT_LOGIT_BYTES = {"bfloat16": 2, "float32": 4}
 # Kept for the backward pass, per token, layer and unit of width. Measured on a GPU with 2,048 tokens a row: 57 at 135M

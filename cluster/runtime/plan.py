@@ -60,9 +60,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     """Shares out the connected Ray cluster, or the resources given.
 
     On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
-    and tasks run beside it; the threads are what uses the cores: all of them are the rollout actors' and the learner's
-    in turn, or where `rlhf.fleet.max_staleness` has them work beside each other, half of them each. On GPUs each gets
-    one while there are enough, else as many as necessary share one.
+    and tasks run beside it. The cores are used by threads: rollout actors and learner take turns with all of them, or
+    have half of them each where `rlhf.fleet.max_staleness` lets them work at the same time. Each process gets a GPU of
+    its own while there are enough; else as many as necessary share one.
 
     Raises:
         UserError: it does not fit; the message says what is short and what to do.
@@ -124,8 +124,8 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
     learners, needed = recipe.rlhf.fleet.learner_workers, recipe.rlhf.actors
     if learners > 1 and 0 < found.gpus < needed:
         raise UserError(
-            f"rlhf.fleet.learner_workers={learners} need a GPU each, and so do the rollout and reward actors beside "
-            f"them: {needed} in all, and there are {found.gpus:g}"
+            f"rlhf.fleet.learner_workers={learners} need a GPU each, and so do the rollout and reward actors: {needed} "
+            f"in all, and there are {found.gpus:g}"
         )
     actors = recipe.rlhf.fleet.rollout_limit
     if actors > 8 * found.cpus:
@@ -140,8 +140,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
     if most > found.memory_gb:
         raise UserError(
             f"too little memory: {stage} with {size} needs about {most:.1f} GB and {found.memory_gb:.1f} GB are free; "
-            "choose a smaller model.size, fewer rlhf.fleet.rollout_actors or smaller micro_batch_rows, or a larger "
-            "machine"
+            "choose a smaller model.size, fewer rlhf.fleet.rollout_actors, smaller micro_batch_rows or a larger machine"
         )
     if not found.gpus or found.gpu_memory_gb is None:
         return
