@@ -1,19 +1,23 @@
-"""What people said: prompts, the completions they saw, and how they judged them."""
+"""Human feedback: prompts, the completions shown for them, and the judgements of annotators and users.
 
-from dataclasses import dataclass
+`tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
+transactions, `queries` is the class `Feedback` with every query. Two modules compute figures from rows: `agreement`, of
+annotators with each other and with themselves, and `bradley_terry`, the ratings of models from votes between them.
+"""
 
-from sqlmodel import func, select
-
-from cluster.feedback.queries import (
-    AnnotatorQueries,
-    JudgementQueries,
-    PromptQueries,
-    TaskQueries,
-    ThumbQueries,
+from cluster.feedback.queries import Counts, Feedback, open_feedback
+from cluster.feedback.tables import (
+    CODE,
+    COMPARED,
+    GOLD,
+    Annotator,
+    Completion,
+    Prompt,
+    Ranking,
+    Repeat,
+    Thumb,
     is_person,
 )
-from cluster.feedback.store import column, open_engine
-from cluster.feedback.tables import CODE, COMPARED, GOLD, Annotator, Completion, Prompt, Ranking, Repeat, Thumb
 
 __all__ = [
     "CODE",
@@ -30,40 +34,3 @@ __all__ = [
     "is_person",
     "open_feedback",
 ]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much there is. `rankings` leaves out the skipped and those that called every completion bad."""
-
-    prompts: int
-    completions: int
-    rankings: int
-    skipped: int
-    all_bad: int = 0
-
-
-class Feedback(PromptQueries, JudgementQueries, TaskQueries, AnnotatorQueries, ThumbQueries):
-    """An open feedback database: all that can be asked of it and told to it."""
-
-    def counts(self) -> Counts:
-        """How much there is of each."""
-        skipped, bad = column(Ranking.skipped), column(Ranking.all_bad)
-        rows = select(func.count()).select_from(Ranking)
-        with self._read() as session:
-            return Counts(
-                prompts=session.exec(select(func.count()).select_from(Prompt)).one(),
-                completions=session.exec(select(func.count()).select_from(Completion)).one(),
-                rankings=session.exec(rows.where(skipped.is_(None), bad.is_(False))).one(),
-                skipped=session.exec(rows.where(skipped.is_not(None))).one(),
-                all_bad=session.exec(rows.where(bad.is_(True))).one(),
-            )
-
-
-def open_feedback(url: str) -> Feedback:
-    """Opens the database; a new one is made where there is none.
-
-    Raises:
-        UserError: as `open_engine`.
-    """
-    return Feedback(open_engine(url))

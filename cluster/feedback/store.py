@@ -1,6 +1,7 @@
-"""The database itself: how it is opened, and how its transactions run so that many may write at once.
+"""The connection to the feedback database, and transactions under which many processes may write at once.
 
-SQLite by default, in write-ahead mode so that the pages, a stage and an annotator can write at once; PostgreSQL by URL.
+SQLite by default, in write-ahead mode, so that the web pages, a stage and the command line can write at the same time;
+PostgreSQL by URL.
 """
 
 import threading
@@ -16,22 +17,23 @@ from sqlmodel import Session, SQLModel, create_engine
 from cluster.errors import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, Meta, Prompt, migrate
 
+# The longest wait for another writer, or for a server that does not answer.
 BUSY_SECONDS = 30.0
-# Names of rows in one query: SQLite takes 32,766 parameters at most.
-ASKED_TOGETHER = 1_000
-# Any number that only Triptych uses: whoever makes or changes the tables on PostgreSQL holds this lock.
+# Parameters of one query: SQLite takes at most 32,766.
+MAX_PARAMETERS = 1_000
+# Key of the PostgreSQL advisory lock that guards the creation and migration of tables: any number of our own.
 SCHEMA_LOCK = 7_412_950_618
-# The driver for PostgreSQL that comes with Triptych, unless the URL names another.
+# The PostgreSQL driver that Triptych requires; a URL may name another.
 DRIVER = "postgresql+pg8000"
 
 
 class Store:
-    """An open database. Rows that it gives back are detached: they can be read after it is closed."""
+    """An open database, and the three ways to write rows. Rows are returned detached: readable after it is closed."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # SQLite has one writer, and its waiters poll: threads of one process wait here instead, in turn.
-        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        # SQLite has one writer, and those who wait poll: threads of one process take turns at this lock instead.
+        self._write_lock = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     def __enter__(self) -> Self:
         return self
@@ -48,8 +50,8 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        # Objects stay readable after the commit, for the caller who made them.
-        with self._turn, Session(self._engine.execution_options(writes=True), expire_on_commit=False) as session:
+        # Without expiry on commit the caller can still read the objects that it added.
+        with self._write_lock, Session(self._engine.execution_options(writes=True), expire_on_commit=False) as session:
             yield session
             session.commit()
 
@@ -58,8 +60,9 @@ class Store:
         return dialect.insert(table)
 
     def _add(self, session: Session, table: Any, rows: list[Any]) -> int:
-        # The database decides what is new: two writers that both look first would both insert. Both insert in the
-        # order of the keys, so neither waits for the other.
+        """Inserts the rows whose unique key is new; returns how many were."""
+        # The database decides what is new: two writers that both looked first would both insert. All writers insert in
+        # the order of the keys, so that no two wait for each other.
         values = [row.model_dump(exclude=None if table is Prompt else {"id"}) for row in rows]
         if not values:
             return 0
@@ -67,38 +70,38 @@ class Store:
         return len(session.execute(insert, values).all())
 
     def _put(self, session: Session, table: Any, values: dict[str, Any], keys: tuple[str, ...]) -> None:
-        """Adds a row, in place of the one with the same keys if there is one."""
+        """Inserts a row, or updates the row with the same keys."""
         changed = {name: value for name, value in values.items() if name not in keys}
         insert = self._insert(table).values(values)
         session.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
 def column(attribute: Any) -> Any:
-    """A column where SQLModel's types see the value of a row."""
+    """Casts an attribute to the SQL column that it is in a query; SQLModel types it as the value of a row."""
     return attribute
 
 
-def pieces(names: set[str]) -> list[list[str]]:
-    """The names in order, as many together as one query may ask for."""
+def query_batches(names: set[str]) -> list[list[str]]:
+    """Sorts names and splits them into batches that fit the parameters of one query."""
     ordered = sorted(names)
-    return [ordered[begin : begin + ASKED_TOGETHER] for begin in range(0, len(ordered), ASKED_TOGETHER)]
+    return [ordered[begin : begin + MAX_PARAMETERS] for begin in range(0, len(ordered), MAX_PARAMETERS)]
 
 
 def open_engine(url: str) -> Engine:
-    """Connects to the database. Makes its tables if it is new, and brings those of an older Triptych to this schema.
+    """Connects to the database; creates its tables if it is new, and migrates those of an older version of Triptych.
 
     Raises:
         UserError: it cannot be opened, or a newer version of Triptych made it. No message has the URL's password.
     """
-    place = _place_of(url)
+    place = _parse_url(url)
     try:
         if place.drivername == "postgresql":
             place = place.set(drivername=DRIVER)
-        # A server that was restarted leaves dead connections behind; a wait for it or for its locks has an end.
+        # A restarted server leaves dead connections behind (hence the pings); every wait for it has an end.
         limits = {"timeout": BUSY_SECONDS} if place.drivername == DRIVER else {}
         engine = create_engine(place, pool_pre_ping=place.get_backend_name() != "sqlite", connect_args=limits)
         try:
-            _prepare(engine)
+            _set_up(engine)
         except (SQLAlchemyError, UserError):
             engine.dispose()
             raise
@@ -107,11 +110,11 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def _place_of(url: str) -> URL:
-    """The parts of the URL.
+def _parse_url(url: str) -> URL:
+    """Splits a URL into its parts.
 
     Raises:
-        UserError: it is none. Nothing of it is shown, because any part of it may be of a password.
+        UserError: it is malformed. The message shows nothing of it, because any part may belong to a password.
     """
     refusal = UserError(
         "cannot read the URL of the feedback database: write it as postgresql://NAME:PASSWORD@HOST:PORT/DATABASE, and "
@@ -120,16 +123,16 @@ def _place_of(url: str) -> URL:
     try:
         place = make_url(url)
     except (SQLAlchemyError, ValueError):
-        # Its message, too, shows what was read for a port.
+        # The original error quotes the text that it took for a port, which may be a password.
         raise refusal from None
     if place.get_backend_name() != "sqlite" and "@" in f"{place.host}{place.database}":
         raise refusal
     return place
 
 
-def _prepare(engine: Engine) -> None:
+def _set_up(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin)
     with Session(engine.execution_options(writes=True)) as session:
         if engine.dialect.name == "postgresql":
@@ -149,9 +152,9 @@ def _prepare(engine: Engine) -> None:
         session.commit()
 
 
-def _prepare_sqlite(connection: Any, record: Any) -> None:
+def _set_up_sqlite(connection: Any, record: Any) -> None:
     del record
-    # SQLAlchemy begins transactions, by the event below; the driver's own late "begin" would let two writers deadlock.
+    # `_begin` begins the transactions: the driver's own, late BEGIN would let two writers deadlock.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -159,7 +162,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin(connection: Any) -> None:
-    # A transaction that reads first and then writes fails at once if another wrote in between, busy timeout or not.
+    # A transaction that reads and then writes fails at once, busy timeout or not, if another one wrote in between.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

@@ -1,4 +1,4 @@
-"""The tables of the feedback database, and how a database of an older schema becomes one of this schema."""
+"""The tables of the feedback database, their validation, and the migration of databases with an older schema."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstra
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
 SCHEMA_VERSION = 5
-# What makes a database of schema N one of schema N + 1, before tables that are new are made.
+# Statements that bring schema N to N + 1; they run before new tables are created.
 MIGRATIONS = {
     1: (
         "ALTER TABLE ranking ADD COLUMN all_bad BOOLEAN NOT NULL DEFAULT FALSE",
@@ -18,18 +18,19 @@ MIGRATIONS = {
     3: (),
     4: (),
 }
-# Schema 4 called annotators labellers.
+# Tables whose column `annotator` was called `labeller` up to schema 4.
 RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
 MARKS = ("helpful", "honest", "harmless")
-# The annotators who are no people: a rule written in code, and the ranking that a gold item should get.
+# Annotator names that stand for no person: the prefix of synthetic annotators, and the author of the rankings that gold
+# items are expected to get.
 CODE = "code ("
 GOLD = "gold (expected)"
-# What the names of the prompts of the compare page begin with.
+# Prefix of the ids of prompts that come from the compare page.
 COMPARED = "compare "
 
 
 class AnyText(TypeDecorator[str]):
-    """Text in which a model may have written anything. PostgreSQL holds no NUL, which becomes U+FFFD."""
+    """Text of any content. PostgreSQL stores no NUL characters: they become U+FFFD."""
 
     impl = String
     cache_ok = True
@@ -39,7 +40,7 @@ class AnyText(TypeDecorator[str]):
 
 
 class Meta(SQLModel, table=True):
-    """One row a setting of the database itself."""
+    """A setting of the database itself, such as its schema version."""
 
     key: str = Field(primary_key=True)
     value: str
@@ -49,10 +50,10 @@ class Prompt(SQLModel, table=True):
     """A conversation to answer.
 
     Attributes:
-        id: its name, unique in the database.
+        id: a unique name.
         messages: the chat so far, `[{"role": ..., "content": ...}]`.
-        details: what the recipe's source knows of it, such as its kind and the right answer.
-        split: train or held_out; every derived pair follows its prompt.
+        details: facts from the recipe's source, such as its kind and the right answer.
+        split: train or held_out; pairs belong to the split of their prompt.
     """
 
     id: str = Field(primary_key=True)
@@ -63,7 +64,7 @@ class Prompt(SQLModel, table=True):
 
 
 class Completion(SQLModel, table=True):
-    """One answer to a prompt, with what drew it."""
+    """An answer to a prompt, with the model, weights and sampling settings that generated it."""
 
     __table_args__ = (UniqueConstraint("prompt_id", "weights", "index"),)
 
@@ -74,23 +75,22 @@ class Completion(SQLModel, table=True):
     token_ids: list[int] = Field(sa_column=Column(JSON, nullable=False))
     model: str
     weight_version: int = 0
-    weights: str = Field(description="checksum of the weights that drew it")
+    weights: str = Field(description="checksum of the weights that generated it")
     sampling: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     prompt: Prompt = Relationship(back_populates="completions")
 
 
 class Ranking(SQLModel, table=True):
-    """One annotator's judgement of one prompt's completions: ranks, "all bad", or a skip; exactly one of the three.
+    """An annotator's judgement of the completions of a prompt: exactly one of ranks, "all bad" and a skip.
 
     Attributes:
-        ranks: completion id (as text, JSON's only kind of key) to rank; 1 is best, equal ranks tie.
-        skipped: why the annotator passed, or None.
-        all_bad: no completion is worth ranking.
-        marks: completion id to what the annotator said of it: helpful, honest or harmless, true or false; what was
-            not said is not there.
+        ranks: completion id (as text, JSON's only kind of key) to rank; 1 is best, equal ranks are a tie.
+        skipped: the reason for a skip, or None.
+        all_bad: whether no completion is worth ranking.
+        marks: completion id to {mark: true or false}, of `MARKS`; marks that were not given are absent.
         better: the answer that the annotator would have given, or None.
         presented: completion ids in the order shown.
-        seconds: how long it took.
+        seconds: the time that the judgement took.
     """
 
     __table_args__ = (UniqueConstraint("prompt_id", "annotator"),)
@@ -109,7 +109,7 @@ class Ranking(SQLModel, table=True):
 
 
 class Annotator(SQLModel, table=True):
-    """A person who may sign in. The token itself is kept nowhere; it is 256 random bits, so a plain hash hides it."""
+    """A person who may sign in with a token. Tokens are 256 random bits, so that storing a plain hash is safe."""
 
     name: str = Field(primary_key=True)
     token_hash: str = Field(unique=True, description="SHA-256 of the token, in hexadecimal")
@@ -117,10 +117,10 @@ class Annotator(SQLModel, table=True):
 
 
 class Repeat(SQLModel, table=True):
-    """What an annotator said when they were given a prompt of theirs again, to see whether they say the same twice.
+    """An annotator's second judgement of a prompt, which measures whether they agree with themselves.
 
     Attributes:
-        ranks: as a ranking's; empty where they skipped it or called all bad this time.
+        ranks: see `Ranking`; empty where the second judgement is a skip or "all bad".
         presented: completion ids in the order shown.
     """
 
@@ -136,13 +136,13 @@ class Repeat(SQLModel, table=True):
 
 
 class Thumb(SQLModel, table=True):
-    """What somebody thought of one answer of a served model.
+    """A thumb up or down for an answer of a served model.
 
     Attributes:
-        request: the number under which the server answered.
-        caller: the name of their key; empty where the server asks for none.
+        request: the request id of the answer.
+        caller: the name of the caller's key; empty where the server asks for no key.
         messages: the chat that was answered.
-        good: thumb up, or down.
+        good: True for a thumb up, False for a thumb down.
     """
 
     __table_args__ = (UniqueConstraint("request", "caller"),)
@@ -159,14 +159,14 @@ class Thumb(SQLModel, table=True):
 
 
 class Excluded(SQLModel, table=True):
-    """An annotator whose judgements are kept and count for nothing. They need not be one who can sign in."""
+    """An annotator, registered or not, whose judgements stay stored but are left out of training and statistics."""
 
     annotator: str = Field(primary_key=True)
     created: float = Field(default_factory=time.time)
 
 
 def migrate(connection: Connection, version: int) -> None:
-    """Brings the tables of schema `version` to `SCHEMA_VERSION`, within the connection's transaction."""
+    """Migrates the tables from schema `version` to `SCHEMA_VERSION`, within the connection's transaction."""
     for step in range(version, SCHEMA_VERSION):
         for statement in MIGRATIONS[step]:
             connection.execute(text(statement))
@@ -174,16 +174,18 @@ def migrate(connection: Connection, version: int) -> None:
         _rename_labellers(connection)
 
 
-def _rename_labellers(connection: Connection) -> None:
-    there = set(inspect(connection).get_table_names())
-    for table in there.intersection(RENAMED_COLUMNS):
-        connection.execute(text(f'ALTER TABLE "{table}" RENAME COLUMN labeller TO annotator'))
-    if "labeller" in there:
-        connection.execute(text("ALTER TABLE labeller RENAME TO annotator"))
+def is_person(annotator: str) -> bool:
+    """Tells whether an annotator is a person: not a synthetic annotator, nor the author of gold rankings."""
+    return not annotator.startswith((CODE, GOLD))
 
 
-def wrong_in(ranking: Ranking, known: set[str]) -> str | None:
-    """What is wrong with a judgement of a prompt whose completions are `known`, or None."""
+def ranking_error(ranking: Ranking, known: set[str]) -> str | None:
+    """Says what is wrong with a judgement, or returns None.
+
+    Args:
+        ranking: the judgement.
+        known: the ids, as text, of its prompt's completions.
+    """
     shown = set(map(str, ranking.presented))
     if foreign := sorted({*ranking.ranks, *ranking.marks, *shown} - known):
         return f"{', '.join(foreign)} is not one of its completions"
@@ -196,3 +198,11 @@ def wrong_in(ranking: Ranking, known: set[str]) -> str | None:
     if foreign := sorted({mark for marks in ranking.marks.values() for mark in marks} - set(MARKS)):
         return f"{', '.join(foreign)} is not a mark: those are {', '.join(MARKS)}"
     return None
+
+
+def _rename_labellers(connection: Connection) -> None:
+    tables = set(inspect(connection).get_table_names())
+    for table in tables.intersection(RENAMED_COLUMNS):
+        connection.execute(text(f'ALTER TABLE "{table}" RENAME COLUMN labeller TO annotator'))
+    if "labeller" in tables:
+        connection.execute(text("ALTER TABLE labeller RENAME TO annotator"))
