@@ -1,4 +1,4 @@
-"""Kinds of failure, what to tell people about them, and waits that end."""
+"""The kinds of failure, their recovery from the exceptions of Ray, and waits with a deadline."""
 
 import errno
 import os
@@ -7,40 +7,43 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# What the kernel says (ENOSPC), in whichever library's exception: safetensors has one of its own.
+from cluster.compat import is_data_stall, is_from_ray, is_remote_error, wrapped_errors
+
+# The kernel's text for ENOSPC. Libraries quote it in exceptions of their own, such as safetensors' SafetensorError.
 FULL_DISK = os.strerror(errno.ENOSPC)
-# Seconds after which a wait looks to what is to be done meanwhile.
-PERIOD = 0.1
+# Seconds between two calls of `meanwhile` in a wait.
+POLL_SECONDS = 0.1
 
 
 class UserError(Exception):
-    """Something the user can mend. Shown as one line; the command ends with exit code 2."""
+    """A mistake that the user can correct. It is shown as one line, and the command ends with exit code 2."""
 
 
 class StageError(Exception):
-    """A stage could not finish for a reason that is not the user's input. Shown as one line with exit code 1."""
+    """A failure of a stage for another reason than the user's input. It is shown as one line, with exit code 1."""
 
 
 class DeadlineError(StageError):
-    """A wait reached its deadline. The message names what was waited for."""
+    """A wait that reached its deadline. The message names what was waited for."""
 
 
 class EngineError(StageError):
-    """A rollout, reward or learner actor died or answered nonsense; the work it held has been handed back."""
+    """The death, or an invalid result, of a rollout, reward or learner actor, whose work has been requeued."""
 
 
 def wait_for(refs: Any, seconds: float, what: str, meanwhile: Callable[[], None] | None = None) -> Any:
-    """`ray.get` with a deadline.
+    """Gets results of Ray tasks or actor calls, with a deadline.
 
     Args:
         refs: an object reference or a sequence of them.
-        seconds: the deadline.
-        what: what is waited for, in words, for the error.
-        meanwhile: called again and again until it is there.
+        seconds: the longest wait.
+        what: a description of the results, for error messages.
+        meanwhile: a function to call every `POLL_SECONDS` until the results are there.
 
     Raises:
-        DeadlineError: nothing came within `seconds`.
-        EngineError: the actor that was to answer has died.
+        DeadlineError: there is no result within `seconds`.
+        EngineError: the actor of a call has died.
+        UserError, StageError: a task, or the start of an actor, failed with it.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
@@ -50,9 +53,9 @@ def wait_for(refs: Any, seconds: float, what: str, meanwhile: Callable[[], None]
         while True:
             left = max(0.0, end - time.monotonic())
             try:
-                return ray.get(refs, timeout=min(left, PERIOD) if meanwhile else left)
+                return ray.get(refs, timeout=min(left, POLL_SECONDS) if meanwhile else left)
             except GetTimeoutError as error:
-                if not meanwhile or left <= PERIOD:
+                if not meanwhile or left <= POLL_SECONDS:
                     late = f"waited {seconds:.0f} s for {what}; see the Ray logs of this session"
                     raise DeadlineError(late) from error
                 meanwhile()
@@ -62,30 +65,33 @@ def wait_for(refs: Any, seconds: float, what: str, meanwhile: Callable[[], None]
 
 
 def known_failure(error: BaseException) -> UserError | StageError | None:
-    """The `UserError` or `StageError` behind an exception, also when Ray carried it from another process; else None."""
-    for found in _behind(error):
-        # Ray raises a class that is both RayTaskError and the cause's: its text is a traceback.
-        if isinstance(found, UserError | StageError) and not hasattr(found, "cause"):
+    """Finds the `UserError` or `StageError` behind an exception, also one that Ray carried from another process.
+
+    Returns:
+        the failure, or None if there is none: the exception is a bug.
+    """
+    for found in _causes(error):
+        if isinstance(found, UserError | StageError) and not is_remote_error(found):
             return found
-        if type(found).__name__ == "ExecutionTimeoutError":
+        if is_data_stall(found):
             return DeadlineError("waited for Ray Data, which made no progress; are all CPUs taken by other actors?")
         if FULL_DISK in str(found):
-            return StageError(f"{_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
-    return _written_in(str(error)) if type(error).__module__.startswith("ray") else None
+            return StageError(f"{_last_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
+    return _named_in_traceback(str(error)) if is_from_ray(error) else None
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says, or the name of its kind where it says nothing."""
+    """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _line_with(words: str, text: str) -> str:
-    """The last line that says so: above it is where it happened."""
+def _last_line_with(words: str, text: str) -> str:
+    """Finds the last line that has the words: in a traceback the lines above it are code."""
     return [line.strip() for line in text.splitlines() if words in line][-1]
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it wraps: by Ray tasks (`cause`), by Ray Train, or by `raise … from`."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the exception and those behind it: wrapped by Ray, or by `raise … from`."""
     waiting, seen = [error], set()
     while waiting:
         current = waiting.pop(0)
@@ -93,13 +99,13 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        failures = getattr(current, "worker_failures", {})
-        wrapped = [getattr(current, "cause", None), getattr(current, "controller_failure", None), *failures.values()]
-        waiting += [item for item in (*wrapped, current.__cause__) if isinstance(item, BaseException)]
+        waiting += wrapped_errors(current)
+        if current.__cause__ is not None:
+            waiting.append(current.__cause__)
 
 
-def _written_in(text: str) -> UserError | StageError | None:
-    """The failure that a traceback names: all that is left of it after Ray Data, or of an actor that died starting."""
+def _named_in_traceback(text: str) -> UserError | StageError | None:
+    """Rebuilds the failure that a traceback names: Ray Data, and an actor that dies as it starts, leave only text."""
     names = {kind.__name__: kind for kind in (UserError, StageError, DeadlineError, EngineError)}
     found = re.findall(rf"^{re.escape(__name__)}\.({'|'.join(names)}): (.+)$", text, flags=re.MULTILINE)
     return names[found[-1][0]](found[-1][1]) if found else None

@@ -1,8 +1,11 @@
-"""A run's API keys: who may ask its server for what, and how much a minute.
+"""The API keys of a run: the scopes that they open on its server, their limits a minute, and the log of changes.
 
 runs/demo/
-    keys.json      one entry a key, with a hash of it; the key itself is kept nowhere
-    audit.jsonl    who made and revoked which key, and when
+    keys.json      one entry a key, with its hash; the key itself is not stored
+    audit.jsonl    who created and revoked which key, and when
+
+A file and not tables of the feedback database: a server looks a key up at every request, which here costs one `stat`,
+and several runs may share one PostgreSQL database while each has keys of its own.
 """
 
 import fcntl
@@ -27,16 +30,16 @@ SCOPES = ("chat", "score", "label", "admin")
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key.
+    """The stored entry of a key.
 
     Attributes:
-        name: whose it is; metrics and logs show it.
-        scopes: what it opens, of `SCOPES`.
-        digest: SHA-256 of the key. A key has 256 random bits, so that a slow hash would protect nothing.
-        made: seconds since 1970.
-        revoked: when it was revoked, or None.
-        requests_per_minute: None for no limit.
-        tokens_per_minute: prompts and answers together; None for no limit.
+        name: its holder, as metrics and logs show them.
+        scopes: the parts of the server that it opens, of `SCOPES`.
+        digest: SHA-256 of the key. A key has 256 random bits, so a slow hash would add nothing.
+        made: time of its creation, in seconds since 1970.
+        revoked: time of its revocation, or None.
+        requests_per_minute: the most requests, or None for no limit.
+        tokens_per_minute: the most tokens, of prompts and answers together, or None for no limit.
     """
 
     name: str
@@ -48,18 +51,18 @@ class Key:
     tokens_per_minute: int | None = None
 
     def fits(self, token: str) -> bool:
-        """Whether a token is this key. Takes as long for a wrong one as for the right one."""
+        """Tells in constant time whether a token is this key."""
         return hmac.compare_digest(self.digest, _digest(token))
 
 
 def new_key(name: str, scopes: Sequence[str]) -> tuple[Key, str]:
-    """A key that is in no ring, and its token."""
+    """Creates a key that is in no key ring; returns its entry and its token."""
     token = f"tri-{secrets.token_urlsafe(32)}"
     return Key(name, tuple(scopes), _digest(token), time.time()), token
 
 
 class KeyRing:
-    """The keys of one run folder. What a command changes, a server that runs sees at its next request."""
+    """The keys of a run folder. A running server sees changes by other processes at its next request."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "keys.json"
@@ -67,11 +70,11 @@ class KeyRing:
         self._keys: list[Key] = []
 
     def exists(self) -> bool:
-        """Whether a key was ever made: revoking the last one does not open a server to everyone."""
+        """Tells whether a key was ever created: revoking the last one must not open the server to everyone."""
         return bool(self.all())
 
     def all(self) -> list[Key]:
-        """All keys in the order made, revoked ones too.
+        """Lists all keys, revoked ones too, in the order of their creation.
 
         Raises:
             UserError: the file is damaged.
@@ -92,7 +95,7 @@ class KeyRing:
         return self._keys
 
     def holder(self, token: str) -> Key | None:
-        """The key that a token is, unless revoked. Takes as long for a wrong token as for a right one."""
+        """Finds the valid key of a token, in a time that does not depend on the token."""
         digest, found = _digest(token), None
         for key in self.all():
             if hmac.compare_digest(key.digest, digest) and key.revoked is None:
@@ -102,20 +105,20 @@ class KeyRing:
     def add(
         self, name: str, scopes: Sequence[str], requests_per_minute: int | None, tokens_per_minute: int | None, by: str
     ) -> str:
-        """Makes a key.
+        """Creates a key.
 
         Args:
-            name: whose it is.
-            scopes: what it opens.
-            requests_per_minute: most requests; None for any number.
-            tokens_per_minute: most tokens; None for any number.
-            by: who makes it, for the audit log.
+            name: its holder.
+            scopes: the parts of the server that it opens, of `SCOPES`.
+            requests_per_minute: the most requests, or None for no limit.
+            tokens_per_minute: the most tokens, or None for no limit.
+            by: the author of the change, for the audit log.
 
         Returns:
-            the key, which is not kept: only its hash is.
+            the key itself. Only its hash is stored.
 
         Raises:
-            UserError: the name is taken or not a name, or a scope is unknown.
+            UserError: the name is taken or invalid, or a scope is unknown.
         """
         if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
             raise UserError(f"{name!r} is no name for a key: up to 60 letters, digits, spaces and . @ - _")
@@ -131,10 +134,14 @@ class KeyRing:
         return token
 
     def revoke(self, name: str, by: str) -> None:
-        """Ends a key.
+        """Revokes a key.
+
+        Args:
+            name: its holder.
+            by: the author of the change, for the audit log.
 
         Raises:
-            UserError: there is no such key, or it was revoked before.
+            UserError: there is no valid key of that name.
         """
         with self._change() as keys:
             place = next((i for i, key in enumerate(keys) if key.name == name and key.revoked is None), None)
@@ -145,7 +152,7 @@ class KeyRing:
 
     @contextmanager
     def _change(self) -> Iterator[list[Key]]:
-        # Two commands at once: the second waits, and reads what the first wrote.
+        # Of two commands at once the second waits, and then reads what the first wrote.
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -157,7 +164,14 @@ class KeyRing:
 
 
 def audit(folder: Path, by: str, action: str, **details: Any) -> None:
-    """Adds one line to the run's audit log."""
+    """Appends a line to the audit log of the run.
+
+    Args:
+        folder: the run folder.
+        by: the author of the change.
+        action: a short name of it, such as "key add".
+        details: JSON values.
+    """
     line = json.dumps({"time": time.time(), "by": by, "action": action, **details})
     with (folder / "audit.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -1,4 +1,4 @@
-"""Who was at what, and when, in the newest steps of RLHF: what the run page draws."""
+"""Timelines of the newest RLHF steps, as the run page draws them: the work of actors and the way of prompts."""
 
 import json
 from collections import deque
@@ -10,22 +10,23 @@ from typing import Any
 from cluster.run.atomic import write_text
 
 FILE = "trace.json"
+# Steps that are kept.
 STEPS = 3
-# More prompts, or work, in a step than anybody looks at only make the page heavy.
+# Prompts, spans and actors of a step that are kept: more than can be looked at would only make the page slow.
 MOST = 512
 
 
 @dataclass(frozen=True)
 class Span:
-    """What somebody was at.
+    """A piece of work of one actor.
 
     Attributes:
-        who: "rollout 3", "rewards" or "learner".
-        what: "start", "weights" or "draw" of a rollout actor; "reward"; "learn" or "publish" of the learner.
-        begin, end: seconds of one clock.
-        prompts: the ids of those that it was for.
-        tokens: that were drawn.
-        lost: whether the actor was lost over it.
+        who: the actor: "rollout 3", "rewards" or "learner".
+        what: the work: "start", "weights" or "draw" of a rollout actor; "reward"; "learn" or "publish" of the learner.
+        begin, end: seconds on the clock of the loop.
+        prompts: ids of the prompts that it worked on.
+        tokens: number of tokens that it generated.
+        lost: whether the actor died during it.
     """
 
     who: str
@@ -39,8 +40,15 @@ class Span:
 
 @dataclass(frozen=True)
 class PromptTrace:
-    """A prompt of a step: when it was given to the rollout actors, when its answers were handed out, how many tokens
-    they have, and how many versions behind the learner's the weights were that drew the oldest."""
+    """The way of one prompt through a step.
+
+    Attributes:
+        id: the prompt's id.
+        given: time at which the rollout actors got it.
+        handed_out: time at which its answers were all there and went on to their rewards.
+        tokens: number of tokens of its answers.
+        behind: staleness of the oldest weights that generated any of them, in versions.
+    """
 
     id: str
     given: float
@@ -51,7 +59,7 @@ class PromptTrace:
 
 @dataclass(frozen=True)
 class ActorStatus:
-    """A rollout actor as it stands: its state, and the version of its weights."""
+    """A rollout actor's state, and the version of its weights, at the end of a step."""
 
     who: str
     state: str
@@ -60,7 +68,7 @@ class ActorStatus:
 
 @dataclass
 class StepTrace:
-    """What happened from `begin` to `end`; `waiting` is how many prompts the actors still had then."""
+    """The timeline of one step, from `begin` to `end`; `waiting` prompts were still with rollout actors at its end."""
 
     step: int
     begin: float
@@ -72,37 +80,38 @@ class StepTrace:
 
 
 class TraceWriter:
-    """Keeps the newest steps in the stage's folder."""
+    """Writes the newest steps to a file in the stage's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._steps: deque[StepTrace] = deque(maxlen=STEPS)
 
     def write(self, trace: StepTrace) -> None:
-        """Adds a step, and leaves out the oldest."""
+        """Adds a step, in place of the oldest if there are `STEPS` already."""
         self._steps.append(trace)
         start = min(step.begin for step in self._steps)
-        write_text(self._path, json.dumps([_shown(step, start) for step in self._steps]))
+        write_text(self._path, json.dumps([_to_json(step, start) for step in self._steps]))
 
 
 def read_trace(folder: Path) -> list[dict[str, Any]] | None:
-    """What `TraceWriter` wrote, if it did: `StepTrace`s whose times count from the first one's begin."""
+    """Reads the steps that `TraceWriter` wrote, or None; times are seconds since the first one's `begin`."""
     path = folder / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _shown(trace: StepTrace, start: float) -> dict[str, Any]:
+def _to_json(trace: StepTrace, start: float) -> dict[str, Any]:
+    """Turns a step into JSON values, with times relative to `start`."""
     return {
         "step": trace.step,
         "begin": round(trace.begin - start, 4),
         "end": round(trace.end - start, 4),
         "waiting": trace.waiting,
-        "spans": _since(trace.spans, start, ("begin", "end")),
-        "prompts": _since(trace.prompts, start, ("given", "handed_out")),
+        "spans": _relative_to_start(trace.spans, start, ("begin", "end")),
+        "prompts": _relative_to_start(trace.prompts, start, ("given", "handed_out")),
         "actors": [asdict(actor) for actor in trace.actors[:MOST]],
     }
 
 
-def _since(rows: Iterable[Span | PromptTrace], start: float, names: Sequence[str]) -> list[dict[str, Any]]:
+def _relative_to_start(rows: Iterable[Span | PromptTrace], start: float, names: Sequence[str]) -> list[dict[str, Any]]:
     found = [asdict(row) for row in rows][-MOST:]
     return [row | {name: round(row[name] - start, 4) for name in names} for row in found]
