@@ -25,7 +25,7 @@ from actors.trainer.data import shards_in
 from actors.types import RewardInput
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
-from cluster.run.fleet_control import fleet_control, take_wish, write_fleet_state
+from cluster.run.fleet_control import fleet_control, take_resize_request, write_fleet_state
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
 from cluster.run.stages import Result
@@ -78,7 +78,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                     check_parity(
                         fleet, learner, precision, some, settings.sampling.max_tokens, recipe.cluster.deadline_seconds
                     )
-                _resize(run, fleet, take_wish(run))
+                _resize(run, fleet, take_resize_request(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.fleet.max_rollout_actors:
                     states = fleet.states()

@@ -11,7 +11,7 @@ from cluster.errors import UserError
 from cluster.keys import audit
 from cluster.recipe.serve import Served
 from cluster.run.folder import RunFolder
-from cluster.run.versions import Version, Versions, differing
+from cluster.run.versions import Version, Versions, differing_files
 from serve.errors import RequestError
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext, json_body
@@ -65,7 +65,7 @@ def admin_router(
             raise RequestError(400, "`version` is the beginning of a version's name", param="version")
 
         def choose() -> Version:
-            return store.find(name) if name else store.take_in()
+            return store.find(name) if name else store.keep_latest()
 
         return await _change(request, store, str(body["model"]), "promote", choose)
 
@@ -82,7 +82,7 @@ def admin_router(
         async with lock:
             try:
                 before, chosen = store.live(), await run_in_threadpool(choose)
-                if others := differing(before.folder, chosen.folder):
+                if others := differing_files(before.folder, chosen.folder):
                     raise UserError(f"{', '.join(others)} changed too: start the server again to serve this version")
             except UserError as error:
                 raise RequestError(409, str(error), "ConflictError") from error

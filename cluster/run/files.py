@@ -1,6 +1,6 @@
-"""Files to read, by local path or by URI.
+"""Input files, by local path or by URI.
 
-Arrow opens s3://, gs:// and hdfs://; fsspec opens the rest, such as hf://, where the package for it is installed.
+Arrow opens s3://, gs:// and hdfs://; fsspec opens other schemes, such as hf://, where the package for it is installed.
 """
 
 import io
@@ -21,16 +21,16 @@ from cluster.errors import UserError, first_line
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-# Across a network every read is a request.
+# Bytes a read: across a network every read is a request.
 _REMOTE_BUFFER = 4 << 20
-# A question mark starts the options of a URI, so it is no pattern there.
-_PATTERN = re.compile(r"[*\[]")
-_LOCAL_PATTERN = re.compile(r"[*?\[]")
+# In a URI a question mark starts the options, so it is not a wildcard there.
+_REMOTE_WILDCARD = re.compile(r"[*\[]")
+_LOCAL_WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file: its absolute path or its URI, its bytes, and when it was changed in ns, 0 where no one keeps that."""
+    """A file: its absolute path or URI, its size in bytes, and its time of change in ns (0 where that is unknown)."""
 
     name: str
     size: int
@@ -38,32 +38,36 @@ class StoredFile:
 
 
 def is_remote(name: str) -> bool:
-    """Whether this is a URI of anything but a local file."""
+    """Tells whether a name is a URI of anything but a local file."""
     return "://" in name and not name.startswith("file://")
 
 
 def absolute(name: str) -> str:
-    """The path or URI in the form that means the same in every folder; file:// becomes a path."""
+    """Makes a path absolute. file:// becomes a path, other URIs stay as they are."""
     if name.startswith("file://"):
         return unquote(urlsplit(name).path)
     return name if is_remote(name) else str(Path(name).absolute())
 
 
 def find_files(pattern: str) -> list[StoredFile]:
-    """The file of that name, all files below that folder, or all that match that glob, in the order of their names.
+    """Finds the file of that name, all files below that folder, or all matches of that glob, sorted by name.
 
     Raises:
-        UserError: the place cannot be reached.
+        UserError: the file system cannot be read.
     """
     if is_remote(pattern):
         return _find_remote(pattern)
     path = Path(absolute(pattern))
     names = path.rglob("*") if path.is_dir() else map(Path, glob(str(path), recursive=True))
-    return [_stored(file) for file in sorted(names) if file.is_file()]
+    return [_local_info(file) for file in sorted(names) if file.is_file()]
 
 
-def check_can_be_written(path: Path) -> None:
-    """Raises a UserError unless a file can be put there. Makes nothing."""
+def require_writable(path: Path) -> None:
+    """Checks that a file can be created at a path, without creating it.
+
+    Raises:
+        UserError: the path is a folder, or its parent is missing or not writable.
+    """
     folder = path.absolute().parent
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file in it")
@@ -73,17 +77,17 @@ def check_can_be_written(path: Path) -> None:
         raise UserError(f"cannot write {path}: permission denied in {folder}")
 
 
-def look_up(name: str) -> StoredFile:
-    """What is known of one file.
+def file_info(name: str) -> StoredFile:
+    """Reads size and time of change of a file.
 
     Raises:
-        OSError: it is not there.
+        OSError: there is no such file.
     """
     if not is_remote(name):
-        return _stored(Path(name))
+        return _local_info(Path(name))
     from pyarrow.fs import FileType
 
-    system, path = locate(name)
+    system, path = filesystem_of(name)
     info = system.get_file_info(path)
     if info.type != FileType.File:
         raise FileNotFoundError(f"there is no file {name}")
@@ -91,20 +95,20 @@ def look_up(name: str) -> StoredFile:
 
 
 def open_file(name: str) -> BinaryIO:
-    """The file, to read from any place in it.
+    """Opens a file for reading, seekable.
 
     Raises:
         OSError: it cannot be opened.
     """
     if not is_remote(name):
         return Path(name).open("rb")
-    system, path = locate(name)
+    system, path = filesystem_of(name)
     return cast(BinaryIO, io.BufferedReader(system.open_input_file(path), _REMOTE_BUFFER))
 
 
 @contextmanager
 def local_file(name: str) -> Iterator[Path]:
-    """A path under which the file can be read here: its own, or that of a copy that goes when the block ends."""
+    """Yields a local path of a file: its own, or that of a temporary copy that is removed when the block ends."""
     if not is_remote(name):
         yield Path(name)
         return
@@ -114,26 +118,26 @@ def local_file(name: str) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def folder_of(pattern: str) -> str:
-    """What a path, URI or glob has before its first pattern: the folder that all its matches lie in, or the file."""
+def glob_root(pattern: str) -> str:
+    """Returns the longest folder that all matches of a path, URI or glob lie in; without wildcards, the path itself."""
     place = absolute(pattern).partition("?")[0] if is_remote(pattern) else absolute(pattern)
-    found = (_PATTERN if is_remote(pattern) else _LOCAL_PATTERN).search(place)
+    found = (_REMOTE_WILDCARD if is_remote(pattern) else _LOCAL_WILDCARD).search(place)
     return place[: found.start()].rpartition("/")[0] if found else place.rstrip("/")
 
 
-def place_in(folder: str, name: str) -> str:
-    """A file's name as seen from what `folder_of` gave."""
+def relative_name(folder: str, name: str) -> str:
+    """Returns a file's name relative to a result of `glob_root`."""
     bare = name.partition("?")[0] if is_remote(name) else name
     return bare.rpartition("/")[2] if bare == folder else bare.removeprefix(f"{folder}/")
 
 
-def locate(name: str) -> "tuple[FileSystem, str]":
-    """The file system of a path or URI, and the path in it.
+def filesystem_of(name: str) -> "tuple[FileSystem, str]":
+    """Finds the file system of a path or URI, and the path in it.
 
     Raises:
-        UserError: nothing opens such URIs here.
+        UserError: no installed package opens such URIs.
     """
-    # Commands that read no file start faster without them.
+    # Imported late: commands that read no file start faster without them.
     from fsspec.core import url_to_fs
     from pyarrow import ArrowInvalid
     from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
@@ -151,7 +155,7 @@ def locate(name: str) -> "tuple[FileSystem, str]":
     return system, path
 
 
-def _stored(file: Path) -> StoredFile:
+def _local_info(file: Path) -> StoredFile:
     state = file.stat()
     return StoredFile(str(file.absolute()), state.st_size, state.st_mtime_ns)
 
@@ -161,16 +165,16 @@ def _find_remote(pattern: str) -> list[StoredFile]:
     from pyarrow.fs import FileSelector, FileType
 
     place, question, options = pattern.partition("?")
-    folder = folder_of(pattern)
-    wanted = re.compile(glob_translate(place)) if _PATTERN.search(place) else None
+    folder = glob_root(pattern)
+    wanted = re.compile(glob_translate(place)) if _REMOTE_WILDCARD.search(place) else None
     try:
-        system, path = locate(f"{folder}{question}{options}")
+        system, path = filesystem_of(f"{folder}{question}{options}")
         whole = system.get_file_info(path)
         below = FileSelector(path, allow_not_found=True, recursive=True)
         infos = [whole] if whole.type == FileType.File else system.get_file_info(below)
     except OSError as error:
         raise UserError(f"cannot read {pattern}: {first_line(error)}") from error
-    # Every file system writes paths in its own way: only what comes after the folder is certain.
+    # File systems differ in how they write a path: only the part behind the folder is the same.
     named = [(f"{folder}{info.path[len(path) :]}", info) for info in infos if info.type == FileType.File]
     return [
         StoredFile(f"{name}{question}{options}", info.size or 0, info.mtime_ns or 0)

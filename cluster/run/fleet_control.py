@@ -1,6 +1,7 @@
-"""The number of rollout actors of a live RLHF run, changed from outside through two small files in the run folder.
+"""Resizing the rollout fleet of a live RLHF run from another process, through two small files in the run folder.
 
-The command writes `fleet.json`, what is wanted; the loop takes it between steps and writes `fleet_state.json`, what is.
+The command writes the wanted number of actors to `fleet.json`; the loop takes it between two steps, and writes the
+current number to `fleet_state.json`.
 """
 
 import json
@@ -16,26 +17,26 @@ from cluster.run.folder import RunFolder
 
 @contextmanager
 def fleet_control(run: RunFolder, actors: int) -> Iterator[None]:
-    """Says that the run has a live fleet of so many actors, for as long as the context lasts."""
-    _wish(run).unlink(missing_ok=True)
+    """Publishes the size of the run's live fleet, until the block ends."""
+    _request_file(run).unlink(missing_ok=True)
     write_fleet_state(run, actors)
     try:
         yield
     finally:
-        _state(run).unlink(missing_ok=True)
-        _wish(run).unlink(missing_ok=True)
+        _state_file(run).unlink(missing_ok=True)
+        _request_file(run).unlink(missing_ok=True)
 
 
 def write_fleet_state(run: RunFolder, actors: int) -> None:
-    """Says how many actors the fleet has now."""
-    write_json(_state(run), {"actors": actors, "process": os.getpid()})
+    """Publishes the current number of actors."""
+    write_json(_state_file(run), {"actors": actors, "process": os.getpid()})
 
 
-def take_wish(run: RunFolder) -> int | None:
-    """How many actors were asked for since this was last called, or None if nobody asked."""
+def take_resize_request(run: RunFolder) -> int | None:
+    """Takes the number of actors that was requested since the last call, or None."""
     taken = run.root / "fleet.taken.json"
     try:
-        _wish(run).replace(taken)
+        _request_file(run).replace(taken)
     except FileNotFoundError:
         return None
     wanted = _read(taken, "target")
@@ -43,33 +44,37 @@ def take_wish(run: RunFolder) -> int | None:
     return wanted
 
 
-def change_fleet(run: RunFolder, change: int) -> int:
-    """Asks for that many actors more, or fewer.
+def request_resize(run: RunFolder, change: int) -> int:
+    """Requests more or fewer actors.
+
+    Args:
+        run: the run folder.
+        change: the number of actors to add, or if negative to remove.
 
     Returns:
-        the number asked for.
+        the number of actors requested in all.
 
     Raises:
         UserError: no RLHF stage is live in this run, or fewer than one actor would be left.
     """
-    # The state that a killed loop left behind names a process that no longer holds the run.
+    # A state file left by a killed loop names a process that no longer holds the run.
     holder = run.holder()
-    now = _read(_state(run), "actors")
-    if now is None or holder is None or holder != _read(_state(run), "process"):
+    now = _read(_state_file(run), "actors")
+    if now is None or holder is None or holder != _read(_state_file(run), "process"):
         raise UserError(f"no rlhf stage is running in {run.root}: start one, then change its fleet")
-    wished = _read(_wish(run), "target")
-    target = (now if wished is None else wished) + change
+    requested = _read(_request_file(run), "target")
+    target = (now if requested is None else requested) + change
     if target < 1:
         raise UserError(f"{run.root} has {now} rollout actors: at least 1 must stay")
-    write_json(_wish(run), {"target": target})
+    write_json(_request_file(run), {"target": target})
     return target
 
 
-def _wish(run: RunFolder) -> Path:
+def _request_file(run: RunFolder) -> Path:
     return run.root / "fleet.json"
 
 
-def _state(run: RunFolder) -> Path:
+def _state_file(run: RunFolder) -> Path:
     return run.root / "fleet_state.json"
 
 

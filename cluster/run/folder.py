@@ -1,10 +1,10 @@
-"""A run's folder: one subfolder a stage, built to the side and renamed when whole.
+"""The run folder: one subfolder a stage, built aside and renamed when whole.
 
 runs/demo/
     recipe.yaml          the recipe of the last command, every default written out
     sft/                 a finished stage: its artifact, metrics.jsonl, manifest.json
     .partial/rlhf/       a stage in progress, resumed by the same command
-    feedback.db          what people said; no stage ever removes it
+    feedback.db          human feedback; no stage ever removes it
 """
 
 import fcntl
@@ -23,13 +23,13 @@ from cluster.errors import UserError
 from cluster.run.atomic import write_json, write_text
 from cluster.run.layout import command_of
 
-# What a stage needs only while it is built, such as checkpoints: it goes when the stage is whole.
+# The subfolder for files that a stage needs only while it is built, such as checkpoints: removed when it is whole.
 SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage was made from and what came out."""
+    """The record of a finished stage: its configuration and inputs, the time it took, its metrics and its weights."""
 
     stage: str
     fingerprint: str
@@ -42,16 +42,16 @@ class Manifest:
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of any JSON value; equal values give equal hashes."""
+    """Hashes a JSON value with xxh3-128; equal values have equal hashes."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
 
 def file_fingerprint(path: Path) -> str:
-    """xxh3-128 of a file's bytes, read in pieces."""
+    """Hashes the bytes of a file with xxh3-128, without holding them all."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -63,12 +63,12 @@ class RunFolder:
 
     @property
     def feedback_url(self) -> str:
-        """Where the people's judgements are: a database in the folder, unless the file `feedback.url` names another.
+        """The URL of the feedback database: SQLite in the run folder, unless the file `feedback.url` names another.
 
-        A file and not a field of the recipe, which every manifest repeats: the address may hold a password.
+        A file and not a field of the recipe, which every manifest repeats: the URL may hold a password.
         """
-        named = self.root / "feedback.url"
-        return named.read_text(encoding="utf-8").strip() if named.exists() else f"sqlite:///{self.root / 'feedback.db'}"
+        file = self.root / "feedback.url"
+        return file.read_text(encoding="utf-8").strip() if file.exists() else f"sqlite:///{self.root / 'feedback.db'}"
 
     @property
     def recipe_path(self) -> Path:
@@ -76,18 +76,18 @@ class RunFolder:
         return self.root / "recipe.yaml"
 
     def path(self, folder: str) -> Path:
-        """Where the finished artifact lies."""
+        """The subfolder of a finished stage."""
         return self.root / folder
 
     def partial(self, folder: str) -> Path:
-        """Where the artifact is built."""
+        """The folder in which a stage is built."""
         return self.root / ".partial" / folder
 
     def manifest(self, folder: str) -> Manifest | None:
-        """The manifest of a finished stage, or None.
+        """Reads the manifest of a finished stage; None if it has not finished.
 
         Raises:
-            UserError: there is one and it is damaged.
+            UserError: the manifest is damaged.
         """
         path = self.path(folder) / "manifest.json"
         try:
@@ -98,7 +98,7 @@ class RunFolder:
             raise UserError(f"{path} is damaged ({error}); remove {path.parent} to build it again") from error
 
     def require(self, folder: str) -> Manifest:
-        """The manifest of a finished stage that another one needs, by the subfolder that it fills.
+        """Reads the manifest of a stage that another one needs, by its subfolder.
 
         Raises:
             UserError: the stage has not finished; the message names the command that makes it.
@@ -109,7 +109,11 @@ class RunFolder:
         return manifest
 
     def check_writable(self) -> None:
-        """Raises a UserError unless the run's folder can be made or written to. Makes nothing."""
+        """Checks that the run folder can be created or written to, without creating it.
+
+        Raises:
+            UserError: it cannot.
+        """
         place = next(path for path in (self.root, *self.root.parents) if path.exists())
         if not place.is_dir():
             raise UserError(f"cannot use {self.root} as the run folder: {place} is not a folder")
@@ -117,31 +121,31 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {self.root}: permission denied in {place}")
 
     def holder(self) -> int | None:
-        """The process that works on this run now, or None."""
+        """The id of the process that works on this run now, or None."""
         return _holder(self.root / "lock")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes off this run. The system lifts the lock when its holder dies, however it dies.
+        """Keeps other processes from working on this run. The kernel releases the lock when its holder dies.
 
         Raises:
             UserError: another process works on this run, or the folder cannot be written.
         """
-        with self._alone("lock", "in use"):
+        with self._exclusive("lock", "in use"):
             yield
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Keeps other servers off this run, in the manner of `lock`; its stages may be run meanwhile.
+        """Keeps other processes from serving this run; stages may run meanwhile.
 
         Raises:
             UserError: another process serves this run, or the folder cannot be written.
         """
-        with self._alone("server.lock", "being served"):
+        with self._exclusive("server.lock", "being served"):
             yield
 
     @contextmanager
-    def _alone(self, name: str, doing: str) -> Iterator[None]:
+    def _exclusive(self, name: str, doing: str) -> Iterator[None]:
         self.check_writable()
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / name
@@ -157,16 +161,20 @@ class RunFolder:
             yield
 
     def begin(self, folder: str, mark: str) -> Path:
-        """Opens the folder to build a stage in: what an interrupted attempt with the same fingerprint left is kept.
+        """Opens the folder to build a stage in. It keeps an interrupted attempt with the same fingerprint alone.
+
+        Args:
+            folder: the stage's subfolder.
+            mark: the fingerprint of its configuration and inputs.
 
         Raises:
-            UserError: the run's folder cannot be written.
+            UserError: the run folder cannot be written.
         """
         partial = self.partial(folder)
         try:
             marker = partial / "fingerprint"
-            if partial.exists() and self.mark(folder) != mark:
-                # The marker goes first: a removal cut short must not be taken for an attempt to resume.
+            if partial.exists() and self.partial_fingerprint(folder) != mark:
+                # The marker goes first: a removal that is cut short must not pass for an attempt to resume.
                 marker.unlink(missing_ok=True)
                 shutil.rmtree(partial)
             partial.mkdir(parents=True, exist_ok=True)
@@ -175,21 +183,21 @@ class RunFolder:
             raise UserError(f"cannot write to {partial}: {error.strerror}") from error
         return partial
 
-    def mark(self, folder: str) -> str | None:
-        """The fingerprint that an interrupted attempt was begun with, or None if there is no such attempt."""
+    def partial_fingerprint(self, folder: str) -> str | None:
+        """The fingerprint of an interrupted attempt, or None if there is none."""
         try:
             return (self.partial(folder) / "fingerprint").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
     def commit(self, folder: str, manifest: Manifest) -> None:
-        """Writes the manifest and puts the stage in its place. A kill in between is mended by `recover`."""
+        """Writes the manifest and moves the stage to its place. After a kill in between, `recover` completes it."""
         partial = self.partial(folder)
         write_json(partial / "manifest.json", asdict(manifest))
         self._replace(folder)
 
     def recover(self, folder: str) -> None:
-        """Finishes a commit that was interrupted after its manifest was written."""
+        """Completes a commit that was interrupted after its manifest was written."""
         if (self.partial(folder) / "manifest.json").exists():
             self._replace(folder)
 
@@ -205,7 +213,7 @@ class RunFolder:
 
 
 def _holder(lock: Path) -> int | None:
-    """The process that holds a lock file, or None."""
+    """Reads the id of the process that holds a lock file, or None."""
     try:
         with lock.open(encoding="utf-8") as file:
             try:

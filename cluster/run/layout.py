@@ -1,4 +1,4 @@
-"""The layout of a run: its stages in order, the subfolder that each fills, and which ones a recipe needs."""
+"""The stages in order, the subfolder of the run folder that each fills, and the stages that a recipe needs."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,14 @@ from cluster.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its command's name, the subfolder of the run that it fills, and what decides what it makes.
+    """A stage of a run.
 
     Attributes:
-        sections: the recipe's sections that it reads.
+        name: the name of its command.
+        folder: the subfolder of the run folder that it fills.
+        sections: the recipe's sections that decide its result.
         after: the subfolders that it builds on.
-        purpose: what it does, in a few words.
+        purpose: a short description.
     """
 
     name: str
@@ -29,21 +31,18 @@ STAGES = (
     Stage("collect", "preferences", ("collect",), ("sft",), "sample answers and have them ranked"),
     Stage("reward", "reward", ("reward",), ("sft", "preferences"), "learn the ranking"),
     Stage("rlhf", "policy", ("rlhf", "collect", "sft"), ("sft", "reward"), "learn from the reward"),
-    Stage(
-        "evaluate",
-        "report",
-        ("evaluate",),
-        ("base", "sft", "reward", "policy"),
-        "compare models",
-    ),
+    Stage("evaluate", "report", ("evaluate",), ("base", "sft", "reward", "policy"), "compare models"),
 )
-# What `triptych run` leaves out, as no later stage needs it.
-ASIDE = (Stage("dpo", "dpo", ("dpo",), ("sft", "preferences"), "learn from the rankings themselves"),)
+# Stages that `triptych run` leaves out, because no later stage needs them.
+OPTIONAL_STAGES = (Stage("dpo", "dpo", ("dpo",), ("sft", "preferences"), "learn from the rankings themselves"),)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that the recipe needs, in order. Without text to pre-train on there is no corpus, and the base is
-    model.start_from; without a reward model to follow, nothing is ranked."""
+    """Lists the stages that a recipe needs, in order.
+
+    Without `corpus.sources` there is no corpus and the base is `model.start_from`; without a reward model there are no
+    preferences to collect.
+    """
     stages: tuple[Stage, ...] = STAGES
     if not recipe.corpus.sources:
         base = replace(stage_of("base"), sections=("model",), purpose="take over the model to start from")
@@ -60,15 +59,15 @@ def _without(folders: set[str], stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 
 
 def stage_named(name: str) -> Stage:
-    """The stage of that name (as on the command line)."""
-    return next(stage for stage in (*STAGES, *ASIDE) if stage.name == name)
+    """Finds a stage by the name of its command."""
+    return next(stage for stage in (*STAGES, *OPTIONAL_STAGES) if stage.name == name)
 
 
 def stage_of(folder: str) -> Stage:
-    """The stage that fills that folder of the run."""
-    return next(stage for stage in (*STAGES, *ASIDE) if stage.folder == folder)
+    """Finds a stage by its subfolder."""
+    return next(stage for stage in (*STAGES, *OPTIONAL_STAGES) if stage.folder == folder)
 
 
 def command_of(folder: str) -> str:
-    """The command that fills that subfolder; a subfolder that is no stage's is its own."""
-    return next((stage.name for stage in (*STAGES, *ASIDE) if stage.folder == folder), folder)
+    """Finds the command that fills a subfolder; for a subfolder of no stage, its own name."""
+    return next((stage.name for stage in (*STAGES, *OPTIONAL_STAGES) if stage.folder == folder), folder)

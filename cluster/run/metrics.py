@@ -1,4 +1,9 @@
-"""Numbers over the steps of a stage: one JSON object a line in `metrics.jsonl`."""
+"""Metrics of the steps of a stage, and what follows them while it works: a progress bar and TensorBoard's event files.
+
+A stage appends one JSON object a step to `metrics.jsonl`, wherever it runs. The command that started it reads that file
+and turns it into the bar and the events, so that `metrics.jsonl` stays the one record of a run. TensorBoard's format,
+because its files need no server and no account, and other trackers import them: `tensorboard --logdir runs`.
+"""
 
 import json
 import threading
@@ -13,9 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.run.atomic import write_text
 
+EVENT_FILES = "events.out.tfevents.*"
+# Seconds between two looks at `metrics.jsonl`, and the longest wait for the last one.
+FOLLOW_SECONDS = 1.0
+LAST_FOLLOW_SECONDS = 5.0
+
 
 class MetricsWriter:
-    """Appends a line a step. On resume, lines of steps that will be done again are removed first."""
+    """Appends a line a step to `metrics.jsonl`.
+
+    Args:
+        folder: the stage's folder.
+        resume_at: the first step to come: lines of this and later steps, from before an interruption, are removed.
+    """
 
     def __init__(self, folder: Path, resume_at: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
@@ -23,13 +38,13 @@ class MetricsWriter:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, **values: Any) -> None:
-        """Adds one line: the step, the wall clock and the values."""
+        """Appends one line: the step, the time in seconds since 1970, and the values."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of `metrics.jsonl`, in order; a line cut short by a kill is left out."""
+    """Reads all complete lines of `metrics.jsonl`, in order; a line that a kill cut short is left out."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
@@ -43,28 +58,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Seconds between laps."""
+    """Measures the seconds between laps."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._last = now()
 
     def lap(self) -> float:
-        """Seconds since the last lap, or since the start."""
+        """Returns the seconds since the last lap, or since the start."""
         now = self._now()
         seconds, self._last = now - self._last, now
         return seconds
 
 
-# The metrics of a run for TensorBoard, and for every tracker that takes in its event files.
-#
-# TensorBoard because its files need no server and no account while a run works: `tensorboard --logdir runs` at any
-# time. They are made of `metrics.jsonl`, which stays what a run goes by.
-FILES = "events.out.tfevents.*"
-
-
-class EventWriter:
-    """Writes rows of metrics into event files beside them. What lies there from before a resume is made anew."""
+class TensorBoardWriter:
+    """Writes rows of metrics to TensorBoard event files beside `metrics.jsonl`, in place of any that are there."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -72,51 +80,51 @@ class EventWriter:
         self._begin()
 
     def follow(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes those of all rows that are new; where a resumed stage has taken rows back, all of them."""
+        """Writes the rows that are new; all rows anew if a resumed stage has removed some that were written."""
         known = len(self._written)
-        if [_name(row) for row in rows[:known]] != self._written:
+        if [_row_key(row) for row in rows[:known]] != self._written:
             self.close()
             self._written, known = [], 0
             self._begin()
         for row in rows[known:]:
             self._add(row)
-            self._written.append(_name(row))
+            self._written.append(_row_key(row))
         self._events.flush()
 
     def close(self) -> None:
-        """Writes what is still held back."""
+        """Flushes and closes the event file."""
         self._events.close()
 
     def _begin(self) -> None:
-        # Takes half a second: only who writes events pays for it.
+        # Imported late: it takes half a second, and few commands write events.
         from tensorboardX import SummaryWriter
 
-        for file in self._folder.glob(FILES):
+        for file in self._folder.glob(EVENT_FILES):
             file.unlink()
         self._events = SummaryWriter(str(self._folder))
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        step, time = _name(row)
+        step, seconds = _row_key(row)
         for name, value in row.items():
             if isinstance(value, int | float) and name not in ("step", "time"):
-                self._events.add_scalar(name, value, step, walltime=time)
+                self._events.add_scalar(name, value, step, walltime=seconds)
         if row.get("samples"):
-            said = [f"**{sample['given']}**\n\n{sample['written']}" for sample in row["samples"]]
-            self._events.add_text("samples", "\n\n---\n\n".join(said), step, walltime=time)
-
-
-def _name(row: Mapping[str, Any]) -> tuple[int, float]:
-    return row["step"], row["time"]
-
-
-# A progress bar and TensorBoard's files, both of which follow the metrics a stage writes, wherever it runs.
-PERIOD = 1.0
+            texts = [f"**{sample['given']}**\n\n{sample['written']}" for sample in row["samples"]]
+            self._events.add_text("samples", "\n\n---\n\n".join(texts), step, walltime=seconds)
 
 
 @contextmanager
 def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
-    """Shows how many of `steps` are in the folder's `metrics.jsonl`, and the last loss, until the block ends; what is
-    in it, TensorBoard finds beside it. What is printed to the console that it gives comes above the bar."""
+    """Follows the metrics of a stage until the block ends, with a progress bar and TensorBoard events.
+
+    Args:
+        folder: the stage's folder.
+        steps: the number of steps in all.
+        title: the text before the bar; the last loss is shown behind it.
+
+    Yields:
+        a console that prints above the bar.
+    """
     stop = threading.Event()
     columns = (
         TextColumn("{task.description}"),
@@ -130,9 +138,9 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
         task = progress.add_task(title, total=steps, figure="")
 
         def follow() -> None:
-            with closing(EventWriter(folder)) as events:
+            with closing(TensorBoardWriter(folder)) as events:
                 while True:
-                    finished = stop.wait(PERIOD)
+                    finished = stop.wait(FOLLOW_SECONDS)
                     if rows := read_metrics(folder):
                         last = rows[-1]
                         figure = f"loss {last['loss']:.3f}" if "loss" in last else ""
@@ -147,4 +155,8 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
             yield progress.console
         finally:
             stop.set()
-            thread.join(PERIOD * 5)
+            thread.join(LAST_FOLLOW_SECONDS)
+
+
+def _row_key(row: Mapping[str, Any]) -> tuple[int, float]:
+    return row["step"], row["time"]

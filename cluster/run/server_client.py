@@ -1,4 +1,4 @@
-"""Where a run's server is written down, and how commands and stages ask it for something over HTTP."""
+"""Requests of commands and stages to a run's server, which leaves its address and a token in the run folder."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from cluster.run.folder import RunFolder
 
 # Reading and checking the weights of a large model takes minutes.
 PROMOTE_SECONDS = 600.0
-ANSWER_SECONDS = 30.0
+REPLY_SECONDS = 30.0
 
 
 class NotServedError(UserError):
-    """No server of the run answers."""
+    """The error that no server of a run answers."""
 
 
 def server_file(run: Path) -> Path:
-    """The file that says where a run is served, while it is."""
+    """The file with the address of a run's server, present while it is served."""
     return run / "server.json"
 
 
 def write_server(run: RunFolder, url: str, token: str) -> Path:
-    """Says where a run is served, to whoever owns the folder and nobody else."""
+    """Writes the address and token of a run's server, readable by the owner of the folder alone."""
     path = server_file(run.root)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -34,11 +34,19 @@ def write_server(run: RunFolder, url: str, token: str) -> Path:
 
 
 def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the run's server says to a request below /admin; without a body it is only asked.
+    """Sends a request to the run's server.
+
+    Args:
+        run: the run folder.
+        action: the path below /admin.
+        body: the JSON body of a POST, or None for a GET.
+
+    Returns:
+        the JSON reply.
 
     Raises:
         NotServedError: the run is not being served.
-        UserError: the server refuses, or nobody can tell where it is.
+        UserError: the server refuses, or the file with its address is damaged.
         StageError: the server failed.
     """
     path = server_file(run)
@@ -51,8 +59,8 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         raise UserError(f"{path} is damaged: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        method, seconds = ("GET", ANSWER_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
-        # The server is on this machine or beside it: a proxy that the environment names is not for it.
+        method, seconds = ("GET", REPLY_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
+        # The server is on this machine or near it: proxies from the environment are not meant for it.
         reply = httpx.request(
             method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds, trust_env=False
         )
@@ -61,6 +69,6 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
             return said
         message = str(said["error"]["message"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        # Whatever else answers at the address that a killed server left is none of this run's.
+        # Another program may answer at an address that a killed server left behind.
         raise NotServedError(f"no server answers at {url}: run `triptych serve {run}` first") from error
     raise StageError(message) if reply.is_server_error else UserError(message)

@@ -1,4 +1,4 @@
-"""How a stage is skipped, resumed or run, by its recipe, its inputs and what lies in the run folder."""
+"""The state of a stage, and how it is skipped, resumed or run: by its recipe, its inputs and the run folder."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from cluster.recipe.base import files_of
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
-from cluster.run.files import StoredFile, find_files, folder_of, is_remote, place_in
+from cluster.run.files import StoredFile, find_files, glob_root, is_remote, relative_name
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
 
-# How a stage is run, not what it makes: a run that loses a machine goes on with fewer workers, not from the start.
-EXECUTION: dict[str, Any] = {
+# Keys that decide how a stage runs and not its result. They are no part of its fingerprint: a run that loses a machine
+# goes on with fewer workers, not from the start.
+EXECUTION_KEYS: dict[str, Any] = {
     **dict.fromkeys(
         (
             "workers",
@@ -50,7 +51,7 @@ Outcome = Literal["skipped", "resumed", "done"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage hands back for its manifest: figures, and the checksum of the weights if it made a model."""
+    """A stage's entries for its manifest: metrics, and the checksum of the weights if it made a model."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -61,30 +62,34 @@ StageFunction = Callable[[Recipe, RunFolder, Path], Result]
 
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands: done, partial (resumable), stale (made from something else), or pending; and why."""
+    """The state of a stage, and the reason: done, partial (resumable), stale (made from other inputs) or pending."""
 
     name: Literal["done", "partial", "stale", "pending"]
     why: str
 
 
 def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """The part of the recipe that decides what the stage makes, with a hash for every file that it names.
+    """Returns the part of the recipe that decides a stage's result, with a hash of every file that it names.
 
     Raises:
-        UserError: a file that the recipe names is not there or cannot be read, or the recipe lacks a section.
+        UserError: a file that the recipe names is missing or cannot be read, or the recipe lacks a section.
     """
     sections: dict[str, BaseModel] = {name: getattr(recipe, name) for name in stage.sections}
     if missing := [name for name, section in sections.items() if section is None]:
         raise UserError(
             f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
         )
-    config = {name: section.model_dump(exclude=EXECUTION) for name, section in sections.items()}
+    config = {name: section.model_dump(exclude=EXECUTION_KEYS) for name, section in sections.items()}
     paths = [path for section in sections.values() for path in files_of(section)]
     return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Raises a UserError if the recipe names a file that is not there. Reads nothing."""
+    """Checks that every file that the recipe names exists, without reading any.
+
+    Raises:
+        UserError: one is missing.
+    """
     for path in files_of(recipe):
         _matching_files(path)
     start = recipe.model.start_from
@@ -93,17 +98,17 @@ def check_sources(recipe: Recipe) -> None:
 
 
 def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
-    """Where the stage stands, for the recipe and for what lies in the run folder now."""
+    """Compares a stage's recipe and inputs with the run folder as it is now."""
     missing = [folder for folder in stage.after if run.manifest(folder) is None]
     manifest = run.manifest(stage.folder)
     if missing:
         names = ", ".join(stage_of(folder).name for folder in missing)
         return State("pending" if manifest is None else "stale", f"needs {names}")
     config = stage_config(stage, recipe)
-    mark = _mark(stage, config, run)
+    mark = _stage_fingerprint(stage, config, run)
     if manifest is not None and _is_made_from(manifest, stage, recipe, mark):
         return State("done", f"{manifest.seconds:.0f} s")
-    if run.mark(stage.folder) == mark:
+    if run.partial_fingerprint(stage.folder) == mark:
         return State("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return State("pending", "not run yet")
@@ -111,27 +116,30 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
-    """Whether the finished artifact was made from this configuration and these inputs."""
+    """Tells whether a stage has finished with this recipe and these inputs."""
     return stage_state(stage, recipe, run).name == "done"
 
 
 def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFolder) -> Outcome:
-    """Runs or resumes one stage; Ray must be connected.
+    """Runs or resumes a stage, unless it is done; Ray must be connected.
 
     Args:
-        function: makes what the stage makes, in the folder that it is given.
+        stage: the stage.
+        function: its implementation, which writes to the folder that it is given.
+        recipe: the recipe of the run.
+        run: the run folder.
 
     Returns:
         skipped if it was done already, resumed if an interrupted attempt was finished, else done.
 
     Raises:
-        UserError: a stage that it builds on is missing, or its input is wrong.
+        UserError: a stage that it builds on is missing, or its input is invalid.
     """
     for folder in stage.after:
         run.require(folder)
     config = stage_config(stage, recipe)
-    mark = _mark(stage, config, run)
-    resumed = run.mark(stage.folder) == mark
+    mark = _stage_fingerprint(stage, config, run)
+    resumed = run.partial_fingerprint(stage.folder) == mark
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
@@ -168,7 +176,7 @@ def _inputs(stage: Stage, run: RunFolder) -> dict[str, str]:
     return {folder: run.require(folder).fingerprint for folder in stage.after}
 
 
-def _mark(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
+def _stage_fingerprint(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
     return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
 
 
@@ -182,7 +190,7 @@ def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, mark: str) -
     try:
         # Fields that are new since have their defaults.
         sections = {
-            name: type(getattr(recipe, name)).model_validate(config[name]).model_dump(exclude=EXECUTION)
+            name: type(getattr(recipe, name)).model_validate(config[name]).model_dump(exclude=EXECUTION_KEYS)
             for name in stage.sections
         }
     except (ValidationError, KeyError):
@@ -201,7 +209,7 @@ def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> s
 
 
 def _changed(old: Any, new: Any, name: str = "") -> list[str]:
-    """The dotted names of the values that differ."""
+    """Lists the dotted names of values that differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
@@ -217,13 +225,13 @@ def _matching_files(pattern: str) -> list[StoredFile]:
 
 def _hash_files(pattern: str) -> dict[str, str]:
     try:
-        root = folder_of(pattern)
-        return {place_in(root, file.name): _hash_file(file) for file in _matching_files(pattern)}
+        root = glob_root(pattern)
+        return {relative_name(root, file.name): _hash_file(file) for file in _matching_files(pattern)}
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 @cache
 def _hash_file(file: StoredFile) -> str:
-    """Several stages name the same files: each version of a file is read once a process, what is elsewhere never."""
+    """Hashes a file once a process, as several stages name the same ones; of a remote file, only size and time."""
     return fingerprint([file.size, file.changed]) if is_remote(file.name) else file_fingerprint(Path(file.name))

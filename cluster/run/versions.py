@@ -1,7 +1,7 @@
-"""The versions of a model that a run's server has served, and which of them is live.
+"""The versions of a model that a run's server keeps, and which of them is live.
 
 runs/demo/served/policy/
-    versions.json        which are kept, in the order of their promotion, and which is live
+    versions.json        the kept versions, in the order of their promotion, and the live one
     0123abcd…/           the model's files, as hard links: they stay when the stage is run again
 """
 
@@ -16,8 +16,9 @@ from cluster.errors import UserError
 from cluster.run.atomic import write_json
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 
+# Versions that are kept for a rollback.
 KEPT = 5
-# Another of these makes another model, for which an engine has to be started again.
+# Files that an engine reads when it starts: it cannot take over weights of a model in which one of them differs.
 SHAPE_FILES = (
     "config.json",
     "generation_config.json",
@@ -29,17 +30,16 @@ SHAPE_FILES = (
 
 @dataclass(frozen=True)
 class Version:
-    """A model's directory, and the checksum of its weights, which names the version."""
+    """A version: the model's folder, and the checksum of its weights, which is the version's name."""
 
     folder: Path
     weights: str
 
 
 class Versions:
-    """The versions of one model of a run. One server at a time changes them.
+    """The versions of one model of a run, changed by one server at a time.
 
-    Raises:
-        UserError: in every method, if `versions.json` is damaged.
+    Every method raises a UserError if `versions.json` is damaged.
     """
 
     def __init__(self, run: RunFolder, model: str) -> None:
@@ -47,27 +47,27 @@ class Versions:
         self.folder = run.root / "served" / model
 
     def kept(self) -> list[str]:
-        """In the order of their promotion."""
+        """Lists the names of the kept versions, in the order of their promotion."""
         return _read(self.folder)[0]
 
     def live(self) -> Version:
-        """The one that is served."""
+        """Returns the version that is served."""
         return live_version(self.folder)
 
     def start(self) -> Version:
-        """What a server starts with: what the run made last, unless it was rolled back or promoted something since."""
+        """Chooses the version to start a server with: the run's latest, unless it has been replaced or rolled back."""
         if self._run.manifest(self._model) is None and self.kept():
             return self.live()
-        made = self.take_in()
+        made = self.keep_latest()
         if made.weights not in self.kept():
             self.make_live(made.weights)
         return self.live()
 
-    def take_in(self) -> Version:
-        """Keeps what the run has made of this model last.
+    def keep_latest(self) -> Version:
+        """Keeps the model that its stage made last.
 
         Raises:
-            UserError: it has not made any, or makes it again just now.
+            UserError: the stage has not finished, or is being replaced at this moment.
         """
         manifest = self._manifest()
         version = _name_of(manifest)
@@ -85,10 +85,10 @@ class Versions:
         return Version(target, version)
 
     def keep(self, write: Callable[[Path], object]) -> Version:
-        """Keeps a model that no stage has finished.
+        """Keeps a model that is not the result of a finished stage.
 
         Args:
-            write: writes its directory, with all weights in `model.safetensors`.
+            write: writes the model to a folder, with all weights in `model.safetensors`.
         """
         side = self.folder / ".unfinished.side"
         shutil.rmtree(side, ignore_errors=True)
@@ -102,15 +102,15 @@ class Versions:
         return version
 
     def drop(self, version: Version) -> None:
-        """Removes a version that was never live."""
+        """Removes a version, unless it was ever live."""
         if version.weights not in self.kept():
             shutil.rmtree(version.folder, ignore_errors=True)
 
     def find(self, name: str) -> Version:
-        """A version that is kept, or has just been kept for the first time, by the beginning of its name.
+        """Finds a version by the beginning of its name, whether or not it was ever live.
 
         Raises:
-            UserError: no version is called so, or several are.
+            UserError: no name begins so, or several do.
         """
         there = [folder.name for folder in self.folder.glob("[!.]*") if folder.is_dir()]
         found = [version for version in there if version.startswith(name)]
@@ -120,7 +120,7 @@ class Versions:
         return Version(self.folder / found[0], found[0])
 
     def before_live(self) -> Version:
-        """The version that was promoted before the live one.
+        """Returns the version that was promoted before the live one.
 
         Raises:
             UserError: there is none.
@@ -132,11 +132,11 @@ class Versions:
         return Version(self.folder / before, before)
 
     def make_live(self, weights: str, again: bool = False) -> None:
-        """Records which version is served; of the others, the oldest go.
+        """Records the version that is served, and removes the oldest beyond `KEPT`.
 
         Args:
-            weights: the version.
-            again: it was served before and is gone back to: its place in the order stays.
+            weights: the name of the version.
+            again: whether this is a rollback, after which the version keeps its place in the order.
         """
         kept = self.kept() if (self.folder / "versions.json").exists() else []
         order = kept if again else [*(version for version in kept if version != weights), weights]
@@ -150,15 +150,15 @@ class Versions:
 
 
 def live_version(folder: Path) -> Version:
-    """The live version below a model's `served` folder. Any other folder is taken for the only version of its model."""
+    """Finds the live version in a model's `served` folder; any other folder is the only version of its model."""
     if not (folder / "versions.json").exists():
         return Version(folder, _checksum(folder))
     _, live = _read(folder)
     return Version(folder / live, live)
 
 
-def differing(one: Path, other: Path, names: Sequence[str] = SHAPE_FILES) -> list[str]:
-    """Which of the files that make a model's shape and words are not the same in two directories."""
+def differing_files(one: Path, other: Path, names: Sequence[str] = SHAPE_FILES) -> list[str]:
+    """Lists the files, by default those of a model's shape and tokenizer, that differ between two folders."""
     return [name for name in names if _content(one / name) != _content(other / name)]
 
 
@@ -179,7 +179,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        # Some file systems have no hard links.
+        # The file system has no hard links.
         shutil.copy2(source, target)
 
 

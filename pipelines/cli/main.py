@@ -11,9 +11,9 @@ from cluster import __version__
 from cluster.errors import UserError, known_failure
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.reference import reference
-from cluster.run.fleet_control import change_fleet
+from cluster.run.fleet_control import request_resize
 from cluster.run.folder import RunFolder
-from cluster.run.layout import ASIDE, STAGES, Stage, stage_of, stages_of
+from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_of
 from cluster.run.stages import check_sources
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
@@ -115,7 +115,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="print the log and take the job's exit code")] = True,
 ) -> None:
     """Run a command as a job on a Ray cluster, whose nodes must share the run folder and the sources."""
-    with_recipe = ["run", *(stage.name for stage in (*STAGES, *ASIDE))]
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES))]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
@@ -141,7 +141,7 @@ def fleet(
     """Add rollout actors to a live RLHF run, or remove some; it takes effect at the next step."""
     if action not in ("add", "remove"):
         raise UserError(f"fleet: {action!r} is neither add nor remove")
-    target = change_fleet(RunFolder(folder), count if action == "add" else -count)
+    target = request_resize(RunFolder(folder), count if action == "add" else -count)
     print(f"{folder} will have {target} rollout actors from its next step on")
 
 
@@ -216,5 +216,5 @@ def _add_stage_command(stage: Stage) -> None:
         run_stages(loaded, (chosen,), None)
 
 
-for _stage in (*STAGES, *ASIDE):
+for _stage in (*STAGES, *OPTIONAL_STAGES):
     _add_stage_command(_stage)

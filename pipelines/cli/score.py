@@ -7,7 +7,7 @@ import typer
 
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
-from cluster.run.files import check_can_be_written
+from cluster.run.files import require_writable
 from cluster.run.folder import RunFolder
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.session import connect
@@ -30,7 +30,7 @@ def score(
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
     if at_least is not None and kind != "best":
         raise UserError("--at-least goes with --as best")
-    check_can_be_written(out)
+    require_writable(out)
     recipe = load_recipe(run.recipe_path)
     run.require("reward")
     with connect(recipe.cluster, object_store_gb(recipe)):

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
 from cluster.run.atomic import write_text
-from cluster.run.files import check_can_be_written
+from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
 from pipelines.data.chat_formats import rows
 from pipelines.data.feedback_formats import FORMATS, Item, Row
@@ -102,7 +102,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     """
     if kind == THUMBS and name is not None:
         raise UserError(f"{THUMBS} are not imported, so none has a name: leave out --name {name}")
-    check_can_be_written(path)
+    require_writable(path)
     found = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
     if not found:
         raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))

@@ -55,7 +55,7 @@ def _skipped(run: RunFolder) -> set[str]:
 
 
 def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
-    manifest, begun = run.manifest(stage.folder), run.mark(stage.folder) is not None
+    manifest, begun = run.manifest(stage.folder), run.partial_fingerprint(stage.folder) is not None
     state, why = _state(manifest, begun, working, run)
     folder = run.partial(stage.folder) if begun else run.path(stage.folder)
     rows = read_metrics(folder)

@@ -42,7 +42,7 @@ def write_run(root: Path, finished: int = 5) -> RunFolder:
             break
         accuracy = {"value": 0.91, "low": 0.85, "high": 0.95, "n": 88}
         metrics = {"tokens": 1_234_567, "accuracy": accuracy, "base": {"right": accuracy, "verdict": "good"}}
-        mark = run.mark(stage.folder) or ""
+        mark = run.partial_fingerprint(stage.folder) or ""
         inputs = {folder: marks[folder] for folder in stage.after}
         weights = "0123456789abcdef" if stage.folder in ("base", "sft", "reward", "policy") else None
         run.commit(stage.folder, Manifest(stage.name, mark, {}, inputs, "1.0", 75.0, metrics, weights))

@@ -17,13 +17,13 @@ import pytest
 from cluster.errors import UserError
 from cluster.run.files import (
     absolute,
+    file_info,
     find_files,
-    folder_of,
+    glob_root,
     is_remote,
     local_file,
-    look_up,
     open_file,
-    place_in,
+    relative_name,
 )
 from tests.helpers import ROOT
 
@@ -42,7 +42,7 @@ def test_folders_globs_and_files_across_the_network(remote: str) -> None:
     assert [file.name for file in find_files(f"{remote}/*.jsonl")] == names[:2]
     assert [file.name for file in find_files(f"{remote}/**/*.jsonl")] == names[:3]
     (one,) = find_files(f"{remote}/b.jsonl")
-    assert one == look_up(one.name)
+    assert one == file_info(one.name)
     assert one.size == len("content of b.jsonl")
     with open_file(one.name) as file:
         file.seek(8)
@@ -52,7 +52,7 @@ def test_folders_globs_and_files_across_the_network(remote: str) -> None:
     assert not path.exists()
     assert find_files(f"{remote}/*.txt") == []
     with pytest.raises(FileNotFoundError, match="absent"):
-        look_up(f"{remote}/absent")
+        file_info(f"{remote}/absent")
 
 
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
     uri = (tmp_path / "with space.txt").as_uri()
     assert "%20" in uri
     assert not is_remote(uri)
-    assert find_files(uri) == find_files(str(tmp_path / "with space.txt")) == [look_up(absolute(uri))]
+    assert find_files(uri) == find_files(str(tmp_path / "with space.txt")) == [file_info(absolute(uri))]
     assert [file.name for file in find_files(f"{tmp_path.as_uri()}/*.txt")] == [str(tmp_path / "with space.txt")]
 
 
@@ -78,7 +78,7 @@ def test_names_are_seen_from_the_folder_of_the_pattern() -> None:
         ("s3://bucket/texts/*.txt?region=x", "s3://bucket/texts/b.txt?region=x", "b.txt"),
         ("s3://bucket/texts/b.txt?region=x", "s3://bucket/texts/b.txt?region=x", "b.txt"),
     ):
-        assert place_in(folder_of(pattern), name) == place
+        assert relative_name(glob_root(pattern), name) == place
 
 
 def test_a_scheme_that_nothing_opens_is_said() -> None:

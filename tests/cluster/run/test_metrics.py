@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from cluster.run.metrics import FILES, EventWriter, MetricsWriter, metrics_progress, read_metrics
+from cluster.run.metrics import EVENT_FILES, MetricsWriter, TensorBoardWriter, metrics_progress, read_metrics
 
 LENGTH_AND_ITS_CHECKSUM, CHECKSUM = 12, 4
 
 
 def events(folder: Path) -> Iterator[Event]:
     """Records of TFRecord files: length (8 bytes) and its checksum, the event, its checksum."""
-    for file in sorted(folder.glob(FILES)):
+    for file in sorted(folder.glob(EVENT_FILES)):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack_from("<Q", data)
@@ -56,13 +56,13 @@ def test_every_number_of_every_step_is_written_with_its_time(tmp_path: Path) -> 
 
 def test_steps_that_are_done_again_stand_there_once(tmp_path: Path) -> None:
     # Who follows the rows looks before a resumed stage takes those back that it does again, and after it.
-    with closing(EventWriter(tmp_path)) as first:
+    with closing(TensorBoardWriter(tmp_path)) as first:
         writer = MetricsWriter(tmp_path)
         for step in range(4):
             writer.write(step, loss=float(step))
         first.follow(read_metrics(tmp_path))
     assert [loss for _, loss in scalars(tmp_path, "loss")] == [0.0, 1.0, 2.0, 3.0]
-    with closing(EventWriter(tmp_path)) as second:
+    with closing(TensorBoardWriter(tmp_path)) as second:
         second.follow(read_metrics(tmp_path))
         writer = MetricsWriter(tmp_path, resume_at=2)
         writer.write(2, loss=12.0)

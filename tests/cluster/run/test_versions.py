@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.server_client import NotServedError, ask_server, write_server
-from cluster.run.versions import KEPT, Versions, differing, live_version
+from cluster.run.versions import KEPT, Versions, differing_files, live_version
 from tests.cluster.conftest import triptych
 
 
@@ -103,7 +103,7 @@ def test_what_makes_another_model_is_told_apart(run: RunFolder, versions: Versio
     make(run, "aaa")
     first = versions.start()
     make(run, "bbb", config='{"hidden_size": 8}')
-    assert differing(first.folder, versions.take_in().folder) == ["config.json"]
+    assert differing_files(first.folder, versions.keep_latest().folder) == ["config.json"]
 
 
 def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
