@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -79,6 +80,11 @@ def is_starting_cluster(error: BaseException) -> bool:
     """Tells whether a job server failed because its cluster has just started: its agents are not up yet, or it drops
     connections."""
     return "No available agent" in str(error) or isinstance(error, OSError)
+
+
+def session_folder_option(folder: Path) -> dict[str, str]:
+    """Returns the argument of `ray.init` for the folder of sockets and logs: private, without a public equivalent."""
+    return {"_temp_dir": str(folder)}
 
 
 def local_cluster_processes() -> list[psutil.Process]:

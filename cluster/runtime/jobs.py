@@ -1,7 +1,6 @@
-"""Any command as a job on someone's Ray cluster: the code and the resolved recipe travel with it."""
+"""Submitting any command as a job to a Ray cluster, together with the code and the resolved recipe."""
 
 import asyncio
-import logging
 import os
 import shlex
 import shutil
@@ -15,37 +14,38 @@ from urllib.parse import urlparse
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.compat import is_duplicate_job, is_starting_cluster, quiet_job_loggers
 from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import Place, with_places
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.files import absolute
-from cluster.runtime.session import ANSWER_SECONDS, PACKAGES, ROOT, auth_token
+from cluster.runtime.session import CONNECT_SECONDS, PACKAGES, ROOT, auth_token
 
+# The longest wait for a job server that is starting, and for the end of a job whose log has ended.
 STATUS_SECONDS = 60.0
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
+NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
 
 
 def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool = True) -> int:
     """Runs `triptych COMMAND RECIPE` as a Ray job.
 
-    The run folder and the sources must lie where the cluster's nodes see them under the same path.
+    The run folder and the sources must be on storage that the cluster's nodes see under the same path.
 
     Args:
         address: the job server, such as http://HOST:8265.
         command: the command and its own arguments.
-        recipe: the recipe, overrides applied; None for a command that takes none.
-        wait: print the job's log until it ends; otherwise return once it is accepted.
+        recipe: the recipe, with overrides applied; None for a command without one.
+        wait: whether to print the job's log until it ends, or to return once it is accepted.
 
     Returns:
-        the job's exit code, or 0 without waiting.
+        the exit code of the job, or 0 without waiting.
 
     Raises:
-        UserError: nothing answers at the address, or it refuses.
+        UserError: no job server answers at the address, or it refuses the job.
+        StageError: the job server is lost while the job runs, or the job ended without an exit code.
     """
-    # Ray's client sets its own loggers to INFO; the job's log is what people want to read.
-    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
+    quiet_job_loggers()
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
         _stage(Path(staging), recipe)
@@ -56,24 +56,22 @@ def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool =
 
 
 def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str) -> str:
-    """Submits under a name of our own, so that a request whose answer was lost can be sent again."""
+    """Submits a job under an id of our own, so that the request can be repeated when its reply was lost."""
     job, deadline = f"triptych-{uuid.uuid4().hex[:12]}", time.monotonic() + STATUS_SECONDS
     while True:
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir}, submission_id=job)
         except (RuntimeError, OSError, RayError) as error:
-            if f"{job} already exists" in str(error):
+            if is_duplicate_job(error, job):
                 return job
-            # A cluster that has just started answers before its agents do, and may drop connections.
-            starting = "No available agent" in str(error) or isinstance(error, OSError)
-            if not starting or time.monotonic() > deadline:
+            if not is_starting_cluster(error) or time.monotonic() > deadline:
                 raise UserError(f"the job server at {address} did not take the job: {first_line(error)}") from error
         time.sleep(1)
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """The recipe with every path made absolute, so that it means the same in the job's working directory."""
-    # Inside the job, the cluster is the job's own.
+    """Makes every path of a recipe absolute, so that it means the same in the working directory of the job."""
+    # A job uses the cluster that it runs on.
     own = {"run": str(recipe.folder), "cluster": recipe.cluster.model_copy(update={"address": "auto"})}
     placed: Recipe = with_places(recipe, _anywhere)
     return placed.model_copy(update=own)
@@ -90,13 +88,13 @@ def _client(address: str) -> JobSubmissionClient:
         raise UserError(f"--address {address}: write the job server's address, such as http://127.0.0.1:8265")
     try:
         port = place.port or (443 if place.scheme == "https" else 80)
-        with socket.create_connection((place.hostname, port), timeout=ANSWER_SECONDS):
+        with socket.create_connection((place.hostname, port), timeout=CONNECT_SECONDS):
             pass
-        # Ray lets the environment win over the address that it is given.
+        # For Ray, these variables take precedence over the argument.
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)
         token = auth_token()
-        # Ray's client sends the token only in token mode.
+        # Ray's client sends the token by itself only in token mode.
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else {})
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(f"no Ray job server answers at {address}: {first_line(error)}") from error
@@ -105,7 +103,7 @@ def _client(address: str) -> JobSubmissionClient:
 def _stage(folder: Path, recipe: Recipe | None) -> None:
     for name in PACKAGES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+            shutil.copytree(ROOT / name, folder / name, ignore=NOT_STAGED)
     if (ROOT / "pyproject.toml").exists():
         shutil.copy(ROOT / "pyproject.toml", folder)
     if recipe:

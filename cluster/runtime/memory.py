@@ -1,4 +1,4 @@
-"""How much memory the stages hold, worked out before anything starts."""
+"""The shape of a model and the memory of every stage, estimated from the recipe before anything starts."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,45 +12,109 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
 
 GB = 1e9
-# Three language models, and the reward model, which needs no engine.
+# Replicas of a served run: three language models in an engine, and the reward model, which needs none.
 ENGINES = 3
 REPLICAS = ENGINES + 1
 
-# Allowed for a process before it holds a model: Python, torch, Ray, and vLLM in an engine.
+# Allowance for a process before it loads a model: Python, torch, Ray, and vLLM in an engine.
 PROCESS_GB = 0.7
-# Allowed for Ray's own processes on the head node, dashboard off.
+# Allowance for Ray's own processes on the head node, without the dashboard.
 RAY_GB = 0.8
-# The engine's cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
+# An engine's KV cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
 CACHE_GB = 1.0
-# float32 weights.
+# Bytes of a parameter: float32 weights.
 HELD_BYTES = 4
-# float32 gradients and the two moments of AdamW.
+# Bytes of a trained parameter beside its weight: float32 gradient and the two moments of AdamW.
 LEARNING_BYTES = 12
-# A logit, its softmax and its gradient in float32: what dominates the activations of a small model.
+# Bytes of a logit: itself, its softmax and its gradient in float32. They dominate the activations of a small model.
 LOGIT_BYTES = 12
 # Training makes at most so many logits at a time (actors.model.chunked_cross_entropy): 0.8 GB, and on a GPU 26. Where
-# there are more, it keeps each in the type of the products alone, in as many bytes altogether.
+# there are more, it keeps each in the type of the matrix products alone, within as many bytes in all.
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 31}
 KEPT_LOGIT_BYTES = {"bfloat16": 2, "float32": 4}
-# Kept for the backward pass, per token, layer and unit of width. Measured on a GPU with 2,048 tokens a row: 57 at 135M
-# and 1B parameters, 94 in float32. That is more than the 34 of Korthikanti et al. 2022, section 4.1: SwiGLU has a third
-# matrix, and autocast leaves the residual stream and norms in 32 bits, as is the input that a layer is done again from.
-# Measured on a CPU with 256: 114 to 126 in bfloat16 and 172 to 183 in float32, from 15M to 135M; what is freed between
-# the passes stays with the process.
+# Bytes of activations kept for the backward pass, per token, layer and unit of width. Measured on a GPU with rows of
+# 2,048 tokens: 57 at 135M and 1B parameters, 94 in float32. That is more than the 34 of Korthikanti et al. 2022,
+# section 4.1: SwiGLU has a third matrix, and autocast leaves the residual stream and norms in 32 bits, like the input
+# from which a layer is recomputed. Measured on a CPU with rows of 256 tokens: 114 to 126 in bfloat16 and 172 to 183 in
+# float32, from 15M to 135M; memory that is freed between the passes stays with the process.
 ACTIVATION_BYTES = {"cuda": {"bfloat16": 58, "float32": 96}, "cpu": {"bfloat16": 126, "float32": 184}}
-RECOMPUTED_BYTES = 4
-# Of the one layer that is done again: on a CPU, where what is freed stays, its gradients lie beside it. There the
-# embedding's gradient is also held three times over, which hardly shows beside all layers' activations. Measured with
-# 135M parameters and 2 to 16 rows of 256 tokens.
-LAYER_AGAIN_BYTES = {"cuda": ACTIVATION_BYTES["cuda"], "cpu": {"bfloat16": 432, "float32": 489}}
+# The same with recomputation: the float32 input of every layer.
+INPUT_BYTES = 4
+# And of the one layer that is being recomputed. On a CPU, where freed memory stays with the process, its gradients are
+# held too, and the gradient of the embedding three times, which hardly shows beside the activations of all layers.
+# Measured with 135M parameters and 2 to 16 rows of 256 tokens.
+RECOMPUTED_LAYER_BYTES = {"cuda": ACTIVATION_BYTES["cuda"], "cpu": {"bfloat16": 432, "float32": 489}}
 EMBEDDING_GRADIENTS = {"cuda": 0, "cpu": 3}
-# A copy of every weight in 16 bits, of which autocast makes its products.
+# Bytes of a parameter that autocast adds: a copy in 16 bits for the matrix products.
 CAST_BYTES = {"bfloat16": 2, "float32": 0}
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The dimensions of a Llama model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+    def parameters(self, vocabulary: int) -> int:
+        """Counts the parameters, with tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
+        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return vocabulary * self.hidden + self.layers * layer + self.hidden
+
+
+def shape_of(model: Model) -> Shape:
+    """Finds the shape whose number of parameters is nearest to `model.size`; dimensions that the recipe sets are kept.
+
+    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
+    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
+    """
+    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
+    depths = [model.layers] if model.layers else list(range(2, 129))
+    free = not (model.hidden or model.layers)
+    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
+    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
+
+
+def parameters(model: Model) -> int:
+    """Estimates the parameters of the recipe's model, from the files that it starts from, its shape or its `size`.
+
+    Raises:
+        UserError: it starts from a model on the Hub, and the recipe does not say how large that is.
+    """
+    start = Path(model.start_from) if model.start_from else None
+    if start is not None and start.is_file():
+        # GGUF files of four bits hold about 0.56 bytes a parameter; wider ones are overestimated, on the safe side.
+        return round(start.stat().st_size / 0.56)
+    if start is not None and start.is_dir():
+        return sum(file.stat().st_size for file in start.glob("*.safetensors")) // 2
+    if start is not None and not {"size", "vocabulary"} <= model.model_fields_set:
+        raise UserError(
+            f"model.start_from: {start} is no folder or file here, and the size of a model on the Hub is not known to "
+            "the resource plan: set model.size and model.vocabulary to its own"
+        )
+    return shape_of(model).parameters(model.vocabulary) if model.hidden or model.layers else model.parameters
+
+
+def vocabulary(model: Model) -> int:
+    """Returns the size of the vocabulary, from the folder that the model starts from, else from the recipe."""
+    return int(_config(model).get("vocab_size", model.vocabulary))
+
+
+def trained_shape(model: Model) -> Shape:
+    """Returns the shape of the folder that the model starts from, else one with as many parameters."""
+    config = _config(model)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    if all(isinstance(config.get(name), int) for name in names):
+        return Shape(*(config[name] for name in names))
+    size = {"size": f"{max(1, parameters(model) // 1000)}K", "vocabulary": vocabulary(model)}
+    return shape_of(model.model_copy(update=size))
+
+
+@dataclass(frozen=True)
 class TrainingMemory:
-    """What one training worker holds where its model lies, in GB."""
+    """The memory of one training worker on the device of its model, in GB."""
 
     weights: float
     gradients: float
@@ -62,28 +126,31 @@ class TrainingMemory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return sum(asdict(self).values())
 
 
 def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingMemory:
-    """Worked out for a model of P parameters in float32, sharded by FSDP2 over W workers.
+    """Estimates the memory of a training worker, for P parameters in float32 that FSDP2 shards over W workers.
 
-    - Weights 4 P / W bytes; gradients as many and AdamW's moments twice as many, of the adapters alone with LoRA.
-    - Gathered, with several workers: weights of two layers (one at work, the next on its way) and of the embedding, and
-      the gradients of one layer and of the embedding before they are scattered.
+    - Weights: 4 P / W bytes. Gradients: as many. AdamW's moments: twice as many. With LoRA, the last two are those of
+      the adapters alone.
+    - Gathered, with several workers: weights of two layers (one computing, the next on its way) and of the embedding,
+      and gradients of one layer and of the embedding before they are scattered.
     - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
-    - Activations: 58 bytes a token, layer and unit of width, 96 in float32, and on a CPU 126 and 184; where they are
-      recomputed, 4, and of one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each number of
-      the embedding).
-    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes; of the reward model, which has none, 0.
-    - Tokens: of a row of text or conversation, the context; of a pair of `dpo`, two of them. A row of `reward` is a
-      ranking, whose answers lie behind one prompt: the context, and for every answer but the first `collect.max_tokens`
+    - Activations: 58 bytes a token, layer and unit of width, 96 in float32, and on a CPU 126 and 184. With
+      recomputation 4 bytes, and for one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each
+      parameter of the embedding).
+    - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes; the reward model has none.
+    - Tokens: of a row of text or conversation, the context; of a pair of `dpo`, two contexts. A row of `reward` is a
+      ranking, whose answers share one prompt: the context, and for every answer but the first `collect.max_tokens`
       more, or a context where answers are imported.
 
-    Where the worker is to choose its precision, a GPU has bfloat16, and a CPU may be one of either kind: the larger.
+    Where the recipe sets no precision, a GPU uses bfloat16, and a CPU may use either: the larger estimate is returned.
 
     Args:
+        recipe: the recipe.
+        section: the training section of the stage.
         device: cpu or cuda.
     """
     either = ("bfloat16",) if device == "cuda" else ("bfloat16", "float32")
@@ -97,13 +164,13 @@ def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -
     tokens = section.micro_batch_rows * _row_tokens(recipe, section)
     embedding = vocabulary(recipe.model) * shape.hidden
     layer = (size - embedding) / shape.layers
-    kept, beside = ACTIVATION_BYTES[device][precision] * shape.layers, 0
+    kept, extra = ACTIVATION_BYTES[device][precision] * shape.layers, 0
     if section.recompute_activations:
-        kept = RECOMPUTED_BYTES * shape.layers + LAYER_AGAIN_BYTES[device][precision]
-        beside = EMBEDDING_GRADIENTS[device] * embedding
+        kept = INPUT_BYTES * shape.layers + RECOMPUTED_LAYER_BYTES[device][precision]
+        extra = EMBEDDING_GRADIENTS[device] * embedding
     return TrainingMemory(
         weights=HELD_BYTES * size / section.workers / GB,
-        gradients=HELD_BYTES * (trained / section.workers + beside) / GB,
+        gradients=HELD_BYTES * (trained / section.workers + extra) / GB,
         optimizer=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
         casts=0.0 if section.recompute_activations else CAST_BYTES[precision] * size / GB,
@@ -113,28 +180,39 @@ def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -
 
 
 def whole_model_gb(model: Model) -> float:
-    """The model in float32. Every worker makes it on the machine, and has it on its GPU before it is sharded."""
+    """Returns the size of the model in float32, in GB.
+
+    Every worker builds it in the machine's memory, and holds it on its GPU until it is sharded.
+    """
     return HELD_BYTES * parameters(model) / GB
 
 
 def object_store_gb(recipe: Recipe) -> float:
-    """Shared memory for a local cluster: two versions of the weights in flight, and blocks of data."""
+    """Returns the shared memory for a local cluster, in GB: two versions of the weights, and blocks of data."""
     return 1.0 + 2 * whole_model_gb(recipe.model)
 
 
 def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
-    """The most memory each kind of stage holds on the machine, in GB, for a model of P parameters.
+    """Estimates the peak memory of every stage on the machine, in GB, for a model of P parameters.
 
-    - Every process: 0.7; Ray itself: 0.8; the object store as it is used: 8 P bytes (two versions of the weights).
-    - Training: what each worker holds by `training_memory`.
-    - Reinforcement: the learner's policy and its reference 4 P each, or 4 P together with LoRA, and 12 bytes for each
-      parameter that is trained; with a limit, two copies of these; PPO's critic 16 P. Every reward model 4 P, and every
-      rollout engine 4 P and its cache of 1 GB.
-    - Serving: three engines, and the reward model as in reinforcement, for as many replicas as there may be.
+    - Every process: 0.7 GB. Ray itself: 0.8 GB. The object store as far as it is used: 8 P bytes (two versions of the
+      weights).
+    - Training: `training_memory` for each worker.
+    - RLHF: the learner's policy and its reference 4 P bytes each, or 4 P together with LoRA, and 12 bytes for each
+      trained parameter; with a limit of `rlhf.stop`, two more copies of the trained weights; PPO's critic 16 P. Every
+      reward model 4 P, and every rollout engine 4 P and its cache of 1 GB.
+    - Serving: three engines, and the reward model as in RLHF, for the largest number of replicas.
 
-    With GPUs the models lie there, and the machine itself holds the processes and, as they start, every model of each
-    worker, of the learner and of the rewards; or, if that is more, the copy that checkpoints of training are written
-    from: 12 bytes for each parameter that is trained.
+    With GPUs the models are there. The machine holds the processes and, while they start, every model of each worker,
+    of the learner and of the rewards; or, if that is more, the copy from which a training checkpoint is written: 12
+    bytes for each trained parameter.
+
+    Args:
+        recipe: the recipe.
+        on_gpu: whether the models are on GPUs.
+
+    Returns:
+        the peak by the name of the stage.
     """
     rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
     engines, replicas = rlhf.fleet.rollout_limit, REPLICAS * recipe.serve.max_replicas
@@ -157,7 +235,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         for name, part in trainings(recipe).items()
     }
     trained = trained_parameters(recipe.model, rlhf.lora) / GB
-    # The newest weights that were within the limits, and those from before the step.
+    # The newest weights within the limits, and those from before the step.
     copies = 2 if rlhf.stop.limits else 0
     learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
     logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB
@@ -170,7 +248,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
 
 
 def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
-    """Float32 weights that are trained, and the two moments of AdamW."""
+    """Returns the size of a checkpoint: trained weights and the two moments of AdamW, in float32."""
     return 3 * HELD_BYTES * _trained_in(recipe, section) / GB
 
 
@@ -179,7 +257,7 @@ def _trained_in(recipe: Recipe, section: Training) -> int:
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:
-    """How many parameters have a gradient: all, or those of adapters beside the seven matrices of each layer."""
+    """Counts the trained parameters: all, or those of the LoRA adapters of the seven matrices of each layer."""
     if lora is None:
         return parameters(model)
     shape = trained_shape(model)
@@ -187,13 +265,13 @@ def trained_parameters(model: Model, lora: Lora | None) -> int:
 
 
 def trainings(recipe: Recipe) -> dict[str, Training]:
-    """The sections of the stages that train."""
+    """Returns the training sections of the recipe by stage."""
     found: dict[str, Training] = {"pretrain": recipe.pretrain, "sft": recipe.sft, "reward": recipe.reward}
     return found | ({"dpo": recipe.dpo} if recipe.dpo else {})
 
 
 def _row_tokens(recipe: Recipe, section: Training) -> int:
-    """The most tokens that a row of a stage has, as of `training_memory`."""
+    """Returns the most tokens in a row of a stage, see `training_memory`."""
     context, collect = recipe.model.context, recipe.collect
     if isinstance(section, Dpo):
         return 2 * context
@@ -211,72 +289,8 @@ def _logits_gb(model: Model, precision: str, tokens: int, device: str) -> float:
     return min(logits * KEPT_LOGIT_BYTES[precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
 
 
-# A model's shape: from one dial, or that of the model it starts from.
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that make a Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-
-    def parameters(self, vocabulary: int) -> int:
-        """With tied embeddings: V·h + L·(4h² + 3·h·i + 2h) + h."""
-        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return vocabulary * self.hidden + self.layers * layer + self.hidden
-
-
-def shape_of(model: Model) -> Shape:
-    """The shape nearest in parameters to `model.size`; fields the recipe sets are kept.
-
-    Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
-    multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
-    """
-    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
-    depths = [model.layers] if model.layers else list(range(2, 129))
-    free = not (model.hidden or model.layers)
-    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
-    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
-
-
-def parameters(model: Model) -> int:
-    """How many parameters the recipe's model has, roughly: by the files it starts from, its shape or its `size`.
-
-    Raises:
-        UserError: it starts from a model at the Hub, and the recipe does not say how large that is.
-    """
-    start = Path(model.start_from) if model.start_from else None
-    if start is not None and start.is_file():
-        # GGUF files of four bits hold about 0.56 bytes a parameter; wider ones are overestimated, on the safe side.
-        return round(start.stat().st_size / 0.56)
-    if start is not None and start.is_dir():
-        return sum(file.stat().st_size for file in start.glob("*.safetensors")) // 2
-    if start is not None and not {"size", "vocabulary"} <= model.model_fields_set:
-        raise UserError(
-            f"model.start_from: {start} is no folder or file here, and of a model at the Hub the resource plan knows "
-            "nothing: set model.size and model.vocabulary to its own"
-        )
-    return shape_of(model).parameters(model.vocabulary) if model.hidden or model.layers else model.parameters
-
-
-def vocabulary(model: Model) -> int:
-    """How many tokens the model has a place for: by the folder it starts from, else by the recipe."""
-    return int(_config(model).get("vocab_size", model.vocabulary))
-
-
-def trained_shape(model: Model) -> Shape:
-    """The shape that the folder it starts from says, else one with as many parameters."""
-    config = _config(model)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    if all(isinstance(config.get(name), int) for name in names):
-        return Shape(*(config[name] for name in names))
-    size = {"size": f"{max(1, parameters(model) // 1000)}K", "vocabulary": vocabulary(model)}
-    return shape_of(model.model_copy(update=size))
-
-
 def _config(model: Model) -> dict[str, Any]:
-    """What lies with the model that it starts from; nothing if that is no folder here."""
+    """Reads config.json of the folder that the model starts from; empty if that is no folder on this machine."""
     path = Path(model.start_from or "") / "config.json"
     if not model.start_from or not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Who gets which part of the machine, decided before anything starts."""
+"""The shares of every process in the machine's cores, GPUs and memory, decided before anything starts."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from cluster.runtime.memory import GB, REPLICAS, memory_needs, parameters, train
 
 @dataclass(frozen=True)
 class Allocation:
-    """What one worker or actor gets: Ray's logical CPUs and GPUs, and the threads torch may use."""
+    """The share of one worker or actor: Ray's logical CPUs and GPUs, and the threads that torch may use."""
 
     cpus: float
     gpus: float
@@ -25,7 +25,10 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Plan:
-    """The shares of a run. Those of one stage can all be scheduled at once, with room for tasks beside them."""
+    """The resources of a run, and the share of each kind of process.
+
+    The shares of one stage can all be scheduled at once, with room for tasks beside them.
+    """
 
     cpus: float
     gpus: float
@@ -39,14 +42,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to share out.
+    """The resources of a machine or cluster.
 
     Attributes:
         cpus: cores of all machines together.
         cores: cores of the largest machine.
         gpus: GPUs of all machines together.
-        memory_gb: memory that is free, in 1e9 bytes.
-        gpu_memory_gb: memory of the smallest GPU, or None if it is not known.
+        memory_gb: free memory, in 1e9 bytes.
+        gpu_memory_gb: memory of the smallest GPU, in 1e9 bytes, or None if unknown.
     """
 
     cpus: float
@@ -57,57 +60,56 @@ class Resources:
 
 
 def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
-    """Shares out the connected Ray cluster, or the resources given.
+    """Divides the resources of the connected Ray cluster, or those given, among the processes of a run.
 
     On a CPU the logical shares of rollouts, reward and learner add up to half of the machine, so that a fleet can grow
     and tasks run beside it. The cores are used by threads: rollout actors and learner take turns with all of them, or
     have half of them each where `rlhf.fleet.max_staleness` lets them work at the same time. Each process gets a GPU of
     its own while there are enough; else as many as necessary share one.
 
+    Args:
+        recipe: the recipe.
+        resources: the resources, or None for those of the connected cluster.
+
     Raises:
-        UserError: it does not fit; the message says what is short and what to do.
+        UserError: the run does not fit; the message says what is short and what to do.
     """
-    found, said = resources or _connected(), recipe.cluster
+    found, limits = resources or _connected_resources(), recipe.cluster
     found = replace(
         found,
-        memory_gb=said.memory_gb or found.memory_gb,
-        gpu_memory_gb=said.gpu_memory_gb or found.gpu_memory_gb,
+        memory_gb=limits.memory_gb or found.memory_gb,
+        gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
     )
     workers = max(section.workers for section in trainings(recipe).values())
     actors = recipe.rlhf.fleet.rollout_limit
     _check_counts(recipe, found)
     _check_memory(recipe, found)
-    trainer_cpus = min(found.cpus / workers, found.cores)
-    rewards = max(1, recipe.rlhf.reward_models)
-    learners = recipe.rlhf.fleet.learner_workers
-    actor_cpus = min(found.cpus / (2 * recipe.rlhf.actors), found.cores)
+    trainer_cpus = _round_down(min(found.cpus / workers, found.cores))
+    actor_cpus = _round_down(min(found.cpus / (2 * recipe.rlhf.actors), found.cores))
     actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
-    every_core = found.cores
+    rewards, learners = max(1, recipe.rlhf.reward_models), recipe.rlhf.fleet.learner_workers
     # Threads that outnumber the cores wait for each other at every operation.
     sides = 2 if recipe.rlhf.fleet.max_staleness and not found.gpus else 1
     replicas = REPLICAS * recipe.serve.max_replicas
+    replica_cpus = _round_down(min(found.cpus / (2 * replicas), found.cores))
+
+    def threads(processes: int) -> int:
+        return max(1, min(found.cores, int(found.cpus // processes)))
+
     return Plan(
         cpus=found.cpus,
         gpus=found.gpus,
         memory_gb=found.memory_gb,
-        trainer=Allocation(
-            _down(trainer_cpus), min(1.0, found.gpus), max(1, min(every_core, int(found.cpus // workers)))
-        ),
-        rollout=Allocation(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // (sides * actors))))),
-        reward=Allocation(_down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // rewards)))),
-        learner=Allocation(
-            _down(actor_cpus), actor_gpus, max(1, min(every_core, int(found.cpus // learners)) // sides)
-        ),
-        replica=Allocation(
-            _down(min(found.cpus / (2 * replicas), found.cores)),
-            _gpu_share(found.gpus, replicas),
-            max(1, every_core // replicas),
-        ),
+        trainer=Allocation(trainer_cpus, min(1.0, found.gpus), threads(workers)),
+        rollout=Allocation(actor_cpus, actor_gpus, threads(sides * actors)),
+        reward=Allocation(actor_cpus, actor_gpus, threads(rewards)),
+        learner=Allocation(actor_cpus, actor_gpus, max(1, threads(learners) // sides)),
+        replica=Allocation(replica_cpus, _gpu_share(found.gpus, replicas), max(1, found.cores // replicas)),
     )
 
 
 def resources_here(settings: Cluster) -> Resources:
-    """What this machine has, without starting Ray; the recipe's cluster section may allow less."""
+    """Reads the resources of this machine without starting Ray, within the limits of the recipe's cluster section."""
     gpu_memory = _gpu_memory_gb()
     gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
     cores = settings.cpus or len(os.sched_getaffinity(0))
@@ -130,7 +132,7 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
     actors = recipe.rlhf.fleet.rollout_limit
     if actors > 8 * found.cpus:
         name = "max_rollout_actors" if recipe.rlhf.fleet.max_rollout_actors else "rollout_actors"
-        raise UserError(f"rlhf.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
+        raise UserError(f"rlhf.fleet.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
 
 
 def _check_memory(recipe: Recipe, found: Resources) -> None:
@@ -155,18 +157,18 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
 
 
 def _gpu_share(gpus: float, processes: int) -> float:
-    """One GPU each, or a fraction such that the processes fit when equally many share each GPU."""
+    """Returns one GPU a process, or the fraction with which equally many processes share each GPU."""
     if gpus == 0:
         return 0.0
-    return _down(1 / math.ceil(processes / gpus)) if processes > gpus else 1.0
+    return _round_down(1 / math.ceil(processes / gpus)) if processes > gpus else 1.0
 
 
-def _down(share: float) -> float:
-    """Rounded down to hundredths: sums of shares never exceed the whole."""
+def _round_down(share: float) -> float:
+    """Rounds down to hundredths, so that shares never add up to more than the whole."""
     return math.floor(share * 100 + 1e-9) / 100
 
 
-def _connected() -> Resources:
+def _connected_resources() -> Resources:
     import ray
 
     if not ray.is_initialized():
@@ -174,14 +176,14 @@ def _connected() -> Resources:
     total = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = int(max(node.get("CPU", 1) for node in nodes))
-    # Ray divides what was free when it started between its heap and its object store: unlike a reading of now, the sum
-    # stays the same throughout the run.
+    # Ray divides the memory that was free when it started between its heap and its object store. Their sum, unlike the
+    # memory that is free now, stays the same throughout the run.
     memory = (total.get("memory", 0) + total.get("object_store_memory", 0)) / GB
     return Resources(total.get("CPU", 1), cores, total.get("GPU", 0), memory)
 
 
 def _gpu_memory_gb() -> list[float]:
-    """Memory of every NVIDIA GPU that this process may use."""
+    """Lists the memory, in 1e9 bytes, of every NVIDIA GPU that this process may use."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

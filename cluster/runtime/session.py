@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster of this machine alone that ends with the command, or one that is already there."""
+"""The connection to Ray: to a local cluster that ends with the command, or to a cluster that is running already."""
 
 import logging
 import os
@@ -16,56 +16,60 @@ from urllib.parse import urlparse
 import psutil
 
 import cluster
+from cluster.compat import LOCAL_CLUSTER_ENV, local_cluster_processes, quiet_session_loggers, session_folder_option
 from cluster.errors import UserError, first_line
 from cluster.recipe.model import Cluster
 
+# The folder that the project's packages lie in, and what a cluster elsewhere needs of it.
 ROOT = Path(cluster.__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "pipelines", "serve", "infra")
-ANSWER_SECONDS = 10.0
-LEAVE_SECONDS = 5.0
+# The longest wait for a TCP connection, and for a process to end by itself.
+CONNECT_SECONDS = 10.0
+EXIT_SECONDS = 5.0
 
+# Environment variables of every process of a session, unless they are set already.
 ENVIRONMENT = {
-    # The engine stays in its actor's process: it dies with it, and its weights can be reached.
+    # The engine runs in its actor's process: it dies with the actor, and its weights can be reached.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Several engines share the cores, and each one's cache is bounded (GiB).
+    # Several engines share the cores, and the cache of each is limited (GiB).
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
-    # PyTorch asks Linux for pages of 2 MB where a tensor is large: with those of 4 KB, their faults made a sixth of the
-    # time of a small model's step.
+    # PyTorch asks Linux for pages of 2 MB for large tensors: with pages of 4 KB, page faults took a sixth of a small
+    # model's step.
     "THP_MEM_ALLOC_ENABLE": "1",
-    # vLLM's products on CPUs go through oneDNN, which keeps a compiled kernel of 0.2 MB for every number of tokens and
+    # vLLM's matrix products on CPUs use oneDNN, which caches a compiled kernel of 0.2 MB for every number of tokens and
     # shape that it has seen, 1,024 by default: under changing load a server grew for half an hour. A step of changing
-    # sizes took 1.1 ms with 512, as with 1,024, and 1.4 with 256.
+    # sizes took 1.1 ms with 512 kernels, as with 1,024, and 1.4 ms with 256.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
-    # transformers draws a bar for every model that it loads; the stages have progress bars of their own.
+    # transformers draws a progress bar for every model that it loads; the stages have progress bars of their own.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # How often Ray Train's controller looks: ray.train.report() blocks that long, 2 s by default.
+    # The polling interval of Ray Train's controller, 2 s by default: ray.train.report() blocks that long.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
 }
 
-# Of processes that train: what they free stays theirs, for the next step to take. Otherwise glibc hands large tensors
-# back to Linux, which clears every page anew: 12 % of a step with 135M parameters on two cores, 5 % with 2.5M. It holds
-# 3 to 6 % more at most, and is not for processes that live for weeks.
+# Environment variables of processes that train: glibc keeps freed memory for the next step. By default it hands large
+# tensors back to Linux, which clears every page anew: 12 % of a step with 135M parameters on two cores, 5 % with 2.5M.
+# Peak memory grows by 3 to 6 %; not for processes that live for weeks.
 TRAINING_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 @contextmanager
 def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
-    """Connects to Ray for as long as the context lasts; what it started ends with it, on SIGTERM and SIGINT too.
+    """Connects to Ray until the block ends. A local cluster ends with it, also on SIGTERM and SIGINT.
 
-    A process that is connected already keeps its connection, and inside a Ray job (`RAY_ADDRESS` is set) the job's
-    cluster is used whatever the recipe says. A local cluster dies with this process even on SIGKILL.
+    A process that is connected already keeps its connection. Inside a Ray job (`RAY_ADDRESS` is set) the job's cluster
+    is used, whatever the recipe says. A local cluster dies with this process even on SIGKILL.
 
     Args:
         settings: the recipe's cluster section.
-        object_store_gb: the shared memory of a local cluster, used as objects come; larger ones spill to disk.
+        object_store_gb: the shared memory of a local cluster, allocated as it fills; objects beyond it spill to disk.
 
     Raises:
-        UserError: no cluster answers at that address, or it refuses.
+        UserError: no cluster answers at the address, or it refuses.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -73,38 +77,33 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
     address = "auto" if inside_job else settings.address
     if address != "local" and auth_token():
-        # A cluster asks for the token where there is one; who joins sends it only in this mode, which Ray reads once.
+        # A cluster with a token asks for it; a driver sends it only in this mode, which Ray reads once.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    # Ray says on every start that its token authentication is on, and of every dataset how it goes; the stages have
-    # progress bars of their own.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    previous = _on_sigterm(_leave)
+    quiet_session_loggers()
+    previous = _set_sigterm_handler(_exit_on_signal)
     try:
         if address == "local":
             _start_local(settings, object_store_gb)
         else:
             _join(address, ship_code=not inside_job)
-        # Ray sets a handler of its own, which ends the process with the signal's number.
-        _on_sigterm(_leave)
+        # Ray has set a handler of its own, which ends the process with the signal's number.
+        _set_sigterm_handler(_exit_on_signal)
         yield
     finally:
-        started = _workers() if address == "local" else []
+        started = local_cluster_processes() if address == "local" else []
         ray.shutdown()
         _end(started)
         if previous is not None:
-            _on_sigterm(previous)
+            _set_sigterm_handler(previous)
 
 
 def auth_token() -> str:
-    """The token that Ray's clusters ask for, from where Ray itself looks; empty if there is none."""
+    """Finds the token of Ray's clusters where Ray itself looks for it; empty if there is none."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token and path.exists():
@@ -112,11 +111,43 @@ def auth_token() -> str:
     return token
 
 
+def check_address(settings: Cluster) -> None:
+    """Checks that something listens at the address of the recipe's cluster, if it names one.
+
+    Raises:
+        UserError: nothing does.
+    """
+    if settings.address not in ("local", "auto"):
+        _check_answers(settings.address)
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Checks that this machine can listen on a port.
+
+    Args:
+        host: the address to listen on.
+        port: the TCP port.
+
+    Raises:
+        UserError: another program listens there, or the address is not one of this machine's.
+    """
+    advice = "stop the program that uses it, or choose another port (serve.port=… or --port …)"
+    if not 0 < port < 65536:
+        raise UserError(f"port {port} does not exist: choose one from 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # Ignores connections that linger after a server has ended, but not another listener.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}; {advice}") from error
+
+
 def _start_local(settings: Cluster, object_store_gb: float) -> None:
-    # Nobody takes this machine away with notice, and the process that would watch for it costs 4 s of processor time.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Two processes that would wait for tasks from the start: 2 s of processor time, and stages need others.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    for name, value in LOCAL_CLUSTER_ENV.items():
+        os.environ.setdefault(name, value)
     import ray
 
     try:
@@ -128,14 +159,14 @@ def _start_local(settings: Cluster, object_store_gb: float) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            _temp_dir=str(_session_folder()),
+            **session_folder_option(_session_folder()),
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"cannot start Ray on this machine: {first_line(error)}") from error
 
 
 def _join(address: str, ship_code: bool) -> None:
-    """Joins a cluster. A job has the code as its working directory; any other driver sends it."""
+    """Joins a running cluster. A driver sends the project's code; a job has it already, as its working directory."""
     import ray
 
     where = os.environ["RAY_ADDRESS"] if not ship_code else address
@@ -150,50 +181,36 @@ def _join(address: str, ship_code: bool) -> None:
 
 
 def _is_cluster_address(address: str) -> bool:
-    """Whether `RAY_ADDRESS` names a cluster, and not the HTTP address that `ray job` takes from the same variable."""
+    """Tells whether `RAY_ADDRESS` names a cluster, and not the HTTP address for `ray job`, which reads it too."""
     return bool(address) and not address.startswith(("http://", "https://")) and address != "local"
 
 
-def check_address(settings: Cluster) -> None:
-    """Raises a UserError if the recipe names a cluster and nothing listens at its address."""
-    if settings.address not in ("local", "auto"):
-        _check_answers(settings.address)
-
-
 def _check_answers(address: str) -> None:
-    """Raises a UserError within seconds if nothing listens there; Ray itself would try for minutes."""
+    """Raises a UserError within seconds if nothing listens at an address; Ray itself would try for minutes."""
     if address == "auto":
         return
     place = urlparse(address if "://" in address else f"//{address}")
     try:
         port = place.port or 10001
-        with socket.create_connection((place.hostname or "", port), timeout=ANSWER_SECONDS):
+        with socket.create_connection((place.hostname or "", port), timeout=CONNECT_SECONDS):
             return
     except (OSError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at {address} ({error}): is it running, and the port right?") from error
 
 
-def _workers() -> list[psutil.Process]:
-    """The processes that this process's local cluster has started."""
-    with suppress(psutil.NoSuchProcess):
-        raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
-        return [process for raylet in raylets for process in raylet.children(recursive=True)]
-    return []
-
-
 def _end(processes: list[psutil.Process]) -> None:
-    """Kills what does not end by itself: Ray no longer looks after a worker that hangs as it leaves."""
-    _, left = psutil.wait_procs(processes, timeout=LEAVE_SECONDS)
+    """Kills processes that do not end by themselves: Ray does not look after a worker that hangs while it exits."""
+    _, left = psutil.wait_procs(processes, timeout=EXIT_SECONDS)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=LEAVE_SECONDS)
+    psutil.wait_procs(left, timeout=EXIT_SECONDS)
 
 
 def _session_folder() -> Path:
-    """Where the local cluster keeps its sockets and logs. Those of sessions whose process is gone are removed.
+    """Returns the folder for the sockets and logs of a local cluster, and removes those of processes that are gone.
 
-    It is short, because a socket's path may have 107 characters, and it outlives the session, for its logs.
+    Its path is short, because that of a socket may have 107 characters. It outlives the session, for its logs.
     """
     home = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"triptych-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -204,42 +221,21 @@ def _session_folder() -> Path:
 
 
 def _add_to_path(root: Path) -> None:
-    """Lets worker processes import the project, installed or not."""
+    """Adds a folder to PYTHONPATH, so that worker processes import the project whether or not it is installed."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(root) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *paths])
 
 
-def _on_sigterm(handler: Any) -> Any:
-    """Sets the handler and gives back the one before; does nothing where only the main thread may."""
+def _set_sigterm_handler(handler: Any) -> Any:
+    """Sets a handler and returns the one before; outside the main thread, which alone may do so, does nothing."""
     try:
         return signal.signal(signal.SIGTERM, handler)
     except ValueError:
         return None
 
 
-def _leave(signal_number: int, frame: FrameType | None) -> None:
-    """Ends the process in order: every `finally` runs."""
+def _exit_on_signal(signal_number: int, frame: FrameType | None) -> None:
+    """Raises SystemExit, so that every `finally` runs."""
     del frame
     sys.exit(128 + signal_number)
-
-
-# Whether a port is free, asked before anything starts.
-def require_free_port(host: str, port: int) -> None:
-    """Checks that this machine can listen on the address.
-
-    Raises:
-        UserError: another program listens there, or the address is not one of this machine's.
-    """
-    advice = "stop the program that uses it, or choose another port (serve.port=… or --port …)"
-    if not 0 < port < 65536:
-        raise UserError(f"port {port} is none: choose one from 1 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # Connections of a server that has just ended linger; this option looks past them, not past a listener.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-    except OSError as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}; {advice}") from error

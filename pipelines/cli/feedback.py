@@ -1,4 +1,4 @@
-"""The commands for the people who judge: their tokens, the page they judge on, and judgements in and out of files."""
+"""`triptych label`, `annotator` and `feedback`: the label page, its annotators, and import and export of feedback."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -13,26 +13,26 @@ from cluster.run.folder import RunFolder
 if TYPE_CHECKING:
     from cluster.feedback import Feedback
 
-annotators = typer.Typer(no_args_is_help=True, help="The people who may judge, and their tokens.")
-exchange = typer.Typer(no_args_is_help=True, help="Judgements from files into a run's database, and out of it.")
+annotators = typer.Typer(no_args_is_help=True, help="The annotators of a run, and their tokens.")
+exchange = typer.Typer(no_args_is_help=True, help="Import and export of a run's feedback database.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="the run folder, e.g. runs/demo")]
 Kind = Annotated[
     str,
     typer.Argument(metavar="FORMAT", help="hh-rlhf, trl, trl-messages, lists, pandalm, ultrafeedback or openassistant"),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="the person, as the database will name them")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the annotator, as the database names them")]
 
 
 def label(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, e.g. runs/demo")],
     host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to serve on", min=1, max=65535)] = 8001,
-    people: Annotated[int, typer.Option(help="how many people are to judge each prompt", min=1)] = 1,
+    people: Annotated[int, typer.Option(help="number of people who should judge each prompt", min=1)] = 1,
 ) -> None:
-    """Serve only the label page, without any model: also while a stage waits for people. Until Ctrl-C."""
+    """Serve the label page alone, without any model, until Ctrl-C: also while a stage waits for judgements."""
     _open(folder).close()
-    # The server is a floor above: it is named here and imported when called, as the stages are.
+    # Imported late: every command of the console script imports this module, and only this one needs the server.
     from serve.pages.label import serve_labels
 
     serve_labels(RunFolder(folder), host, port, people)
@@ -40,35 +40,35 @@ def label(
 
 @annotators.command("add")
 def add(name: Name, run: RunOption) -> None:
-    """Let a person judge: prints their token, once."""
+    """Register an annotator and print their token, once."""
     _print_token(name, run, renew=False)
 
 
 @annotators.command("renew")
 def renew(name: Name, run: RunOption) -> None:
-    """Give a person another token; the old one ends."""
+    """Replace an annotator's token; the old one stops working."""
     _print_token(name, run, renew=True)
 
 
 @annotators.command("exclude")
 def exclude(name: Name, run: RunOption) -> None:
-    """Let a person's judgements count for nothing, and let them judge no more; all is kept."""
+    """Leave an annotator's judgements out of training, and refuse new ones; nothing is deleted."""
     with _open(run) as database:
         database.exclude(name)
-    print(f"{name} is excluded, from the next `collect` on. Remove {run / 'preferences'} to have one run again.")
+    print(f"{name} is excluded from the next `collect` on. Remove {run / 'preferences'} to run it again.")
 
 
 @annotators.command("include")
 def include(name: Name, run: RunOption) -> None:
-    """Let the judgements of a person who was excluded count again."""
+    """Use the judgements of an excluded annotator again."""
     with _open(run) as database:
         database.exclude(name, excluded=False)
-    print(f"{name} counts")
+    print(f"{name} counts again, from the next `collect` on")
 
 
 @annotators.command("list")
 def names(run: RunOption) -> None:
-    """Name everyone who has a token or has judged, with how much, and who is excluded."""
+    """List everyone who has a token or has judged, with the number of judgements."""
     with _open(run) as database:
         judged = Counter(row.annotator for row in database.judgements())
         excluded = database.excluded()
@@ -81,14 +81,14 @@ def import_file(
     kind: Kind,
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL (also .gz), Parquet, or JSON with a list")],
     run: RunOption,
-    name: Annotated[str | None, typer.Option(help="what to call it; the file's name by default")] = None,
-    annotator: Annotated[str, typer.Option(help="who ranked, where the file does not say")] = "imported",
-    held_out: Annotated[float, typer.Option(help="share of the prompts to hold out", min=0, max=0.5)] = 0.15,
+    name: Annotated[str | None, typer.Option(help="a name for the import; the file's name by default")] = None,
+    annotator: Annotated[str, typer.Option(help="the annotator, where the file names none")] = "imported",
+    held_out: Annotated[float, typer.Option(help="share of prompts to hold out", min=0, max=0.5)] = 0.15,
     gold: Annotated[
-        bool, typer.Option("--gold", help="the file's rankings are right: test the annotators on them")
+        bool, typer.Option("--gold", help="the file's rankings are correct: test annotators on them")
     ] = False,
 ) -> None:
-    """Add a file of preferences to a run's database. The same file again adds nothing."""
+    """Add a file of preferences to a run's database. Importing a file twice adds nothing."""
     with _open(run) as database:
         name = name or path.name.partition(".")[0]
         from pipelines.data.feedback_io import import_file as read
@@ -102,10 +102,10 @@ def export_file(
     kind: Kind,
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL to write, or JSON if it ends so")],
     run: RunOption,
-    name: Annotated[str | None, typer.Option(help="only what was imported under this name")] = None,
+    name: Annotated[str | None, typer.Option(help="export only the import of this name")] = None,
 ) -> None:
-    """Write people's rankings to a file; as "answers", the better answers that they wrote, to fine-tune on; as
-    "thumbs", what they thought of answers on the chat page, in TRL's layout of preferences without pairs."""
+    """Write people's rankings to a file; or as "answers" the better answers that they wrote, to fine-tune on; or as
+    "thumbs" the thumbs of the chat page, in TRL's format of unpaired preferences."""
     with _open(run) as database:
         from pipelines.data.feedback_io import export_file
 
@@ -115,7 +115,7 @@ def export_file(
 
 @exchange.command("count")
 def count(run: RunOption) -> None:
-    """Say how much a run's database holds: prompts, their completions, and what people did with them."""
+    """Count the prompts, completions and judgements in a run's database."""
     with _open(run) as database:
         held = asdict(database.counts())
     for name, number in held.items():
@@ -125,7 +125,7 @@ def count(run: RunOption) -> None:
 def _print_token(name: str, run: Path, renew: bool) -> None:
     with _open(run) as database:
         token = database.add_annotator(name, renew)
-    print(f"{token}\nThis is {name}'s token for the label page. It is shown once: only a hash of it is kept.")
+    print(f"{token}\nThis is {name}'s token for the label page. It is shown once: only its hash is stored.")
 
 
 def _open(run: Path) -> "Feedback":

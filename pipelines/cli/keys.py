@@ -1,4 +1,4 @@
-"""The commands for API keys: make one, list them, revoke one."""
+"""`triptych key`: creates, lists and revokes the API keys of a run."""
 
 import os
 import time
@@ -11,29 +11,35 @@ from cluster.errors import UserError
 from cluster.keys import SCOPES, KeyRing
 from pipelines.cli.feedback import RunOption
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of a run: who may ask its server for what.")
+keys = typer.Typer(
+    no_args_is_help=True, help="API keys of a run: the parts of its server that they open, and their limits."
+)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="whose key it is, as logs and metrics will name them")]
-Requests = Annotated[int | None, typer.Option(help="most requests; any number by default", min=1)]
-Tokens = Annotated[int | None, typer.Option(help="most tokens, prompts and answers; any number by default", min=1)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the holder of the key, as logs and metrics show them")]
+Requests = Annotated[int | None, typer.Option(help="most requests; no limit by default", min=1)]
+Tokens = Annotated[
+    int | None, typer.Option(help="most tokens, of prompts and answers together; no limit by default", min=1)
+]
 
 
 @keys.command("add")
 def add(
     name: Name,
     run: RunOption,
-    scope: Annotated[list[str], typer.Option(help=f"what it opens, of {', '.join(SCOPES)}; may be given again")],
+    scope: Annotated[
+        list[str], typer.Option(help=f"a part of the server that it opens, of {', '.join(SCOPES)}; may be repeated")
+    ],
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
 ) -> None:
-    """Make a key: prints it, once. From the first key on, a served run asks everyone for one."""
+    """Create a key and print it, once. From the first key on, the server of the run asks everyone for a key."""
     token = _ring(run).add(name, scope, requests_per_minute, tokens_per_minute, _user())
-    print(f"{token}\nThis is {name}'s key. It is shown once: only a hash of it is kept.")
+    print(f"{token}\nThis is {name}'s key. It is shown once: only its hash is stored.")
 
 
 @keys.command("list")
 def names(run: RunOption) -> None:
-    """Name every key, with what it opens and how much it may ask."""
+    """List every key with its scopes and limits."""
     for key in _ring(run).all():
         limits = ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens"))
         most = ", ".join(f"{count} {what} a minute" for count, what in limits if count) or "no limit"
@@ -43,9 +49,9 @@ def names(run: RunOption) -> None:
 
 @keys.command("revoke")
 def revoke(name: Name, run: RunOption) -> None:
-    """End a key, also for a server that runs."""
+    """Revoke a key, with immediate effect on a running server."""
     _ring(run).revoke(name, _user())
-    print(f"{name}'s key opens nothing any more")
+    print(f"{name}'s key is revoked")
 
 
 def _ring(run: Path) -> KeyRing:

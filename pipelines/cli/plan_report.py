@@ -1,4 +1,4 @@
-"""The resource plan as people read it."""
+"""`triptych run --plan`: the resource plan as tables."""
 
 from dataclasses import fields
 
@@ -19,10 +19,15 @@ from cluster.runtime.plan import Allocation, Resources, make_plan
 
 
 def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
-    """What each stage would get and hold, worked out and not tried.
+    """Prints the memory that each stage would need and the share that it would get. Nothing is started.
+
+    Args:
+        recipe: the recipe.
+        resources: the machine.
+        console: where to print.
 
     Raises:
-        UserError: it does not fit; the memory that it would take is printed before.
+        UserError: the run does not fit; the table of memory has been printed before.
     """
     gpus = f"{resources.gpus:g} GPUs"
     if resources.gpus and resources.gpu_memory_gb:

@@ -1,4 +1,4 @@
-"""The command that has the reward model judge a file of answers."""
+"""`triptych score`: scores a file of answers with the reward model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,9 +22,9 @@ def score(
         typer.Option("--as", help="all rewards; the best answers, to fine-tune on; or best and worst, for DPO"),
     ] = "rewards",
     at_least: Annotated[float | None, typer.Option(help="for best: the lowest reward to keep")] = None,
-    actors: Annotated[int, typer.Option(help="how many copies of the reward model score at once", min=1)] = 1,
+    actors: Annotated[int, typer.Option(help="number of copies of the reward model that score in parallel", min=1)] = 1,
 ) -> None:
-    """Give every answer of a file its reward, normalized as in RLHF; or keep the best answers, or make pairs."""
+    """Score every answer of a file, normalized as in RLHF; or keep the best answers, or make pairs for DPO."""
     run = RunFolder(folder)
     if not run.recipe_path.exists():
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
@@ -34,7 +34,7 @@ def score(
     recipe = load_recipe(run.recipe_path)
     run.require("reward")
     with connect(recipe.cluster, object_store_gb(recipe)):
-        # The pipelines are a floor above: named here and imported when called, as the stages are.
+        # Imported late: it brings torch, and every command of the console script imports this module.
         from pipelines.score import score_file
 
         found = score_file(recipe, run, source, out, kind, at_least, actors)

@@ -1,4 +1,4 @@
-"""The commands that change which version of a model a running server serves."""
+"""`triptych promote` and `triptych rollback`: change the version of a model that a running server serves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,19 +15,19 @@ def promote(
     run: Run,
     model: Model,
     version: Annotated[
-        str | None, typer.Option(help="the first digits of a version that was served before; by default the run's last")
+        str | None, typer.Option(help="first digits of a version that was served before; by default the run's latest")
     ] = None,
 ) -> None:
-    """Give a running server other weights of a model, without a request being dropped."""
+    """Serve other weights of a model, without dropping a request."""
     _print(ask_server(run, "promote", {"model": model, "version": version}))
 
 
 def rollback(run: Run, model: Model) -> None:
-    """Give a running server the weights of a model that it had before the live ones."""
+    """Serve the weights of a model that were live before the present ones."""
     _print(ask_server(run, "rollback", {"model": model}))
 
 
 def _print(done: dict[str, Any]) -> None:
-    mixed = f"; {done['mixed_answers']} answers were written by both and say so" if done["mixed_answers"] else ""
+    mixed = f"; {done['mixed_answers']} answers are partly from each, and marked so" if done["mixed_answers"] else ""
     change = f"{done['from'][:12]} -> {done['to'][:12]}"
-    print(f"{done['model']}: {change}, answers waited {done['seconds']:.2f} s{mixed}")
+    print(f"{done['model']}: {change}, requests paused for {done['seconds']:.2f} s{mixed}")
