@@ -160,12 +160,12 @@ class RunFolder:
             file.flush()
             yield
 
-    def begin(self, folder: str, mark: str) -> Path:
+    def begin(self, folder: str, digest: str) -> Path:
         """Opens the folder to build a stage in. It keeps an interrupted attempt with the same fingerprint alone.
 
         Args:
             folder: the stage's subfolder.
-            mark: the fingerprint of its configuration and inputs.
+            digest: the fingerprint of its configuration and inputs.
 
         Raises:
             UserError: the run folder cannot be written.
@@ -173,12 +173,12 @@ class RunFolder:
         partial = self.partial(folder)
         try:
             marker = partial / "fingerprint"
-            if partial.exists() and self.partial_fingerprint(folder) != mark:
+            if partial.exists() and self.partial_fingerprint(folder) != digest:
                 # The marker goes first: a removal that is cut short must not pass for an attempt to resume.
                 marker.unlink(missing_ok=True)
                 shutil.rmtree(partial)
             partial.mkdir(parents=True, exist_ok=True)
-            write_text(marker, mark)
+            write_text(marker, digest)
         except OSError as error:
             raise UserError(f"cannot write to {partial}: {error.strerror}") from error
         return partial

@@ -64,10 +64,10 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         reply = httpx.request(
             method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds, trust_env=False
         )
-        said = reply.json()
-        if reply.is_success and isinstance(said, dict):
-            return said
-        message = str(said["error"]["message"])
+        answer = reply.json()
+        if reply.is_success and isinstance(answer, dict):
+            return answer
+        message = str(answer["error"]["message"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         # Another program may answer at an address that a killed server left behind.
         raise NotServedError(f"no server answers at {url}: run `triptych serve {run}` first") from error

@@ -105,10 +105,10 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
         names = ", ".join(stage_of(folder).name for folder in missing)
         return State("pending" if manifest is None else "stale", f"needs {names}")
     config = stage_config(stage, recipe)
-    mark = _stage_fingerprint(stage, config, run)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, mark):
+    digest = _stage_fingerprint(stage, config, run)
+    if manifest is not None and _is_made_from(manifest, stage, recipe, digest):
         return State("done", f"{manifest.seconds:.0f} s")
-    if run.partial_fingerprint(stage.folder) == mark:
+    if run.partial_fingerprint(stage.folder) == digest:
         return State("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return State("pending", "not run yet")
@@ -138,14 +138,14 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
     for folder in stage.after:
         run.require(folder)
     config = stage_config(stage, recipe)
-    mark = _stage_fingerprint(stage, config, run)
-    resumed = run.partial_fingerprint(stage.folder) == mark
+    digest = _stage_fingerprint(stage, config, run)
+    resumed = run.partial_fingerprint(stage.folder) == digest
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, mark):
+    if manifest is not None and _is_made_from(manifest, stage, recipe, digest):
         return "skipped"
-    out = run.begin(stage.folder, mark)
+    out = run.begin(stage.folder, digest)
     clock = out / "seconds"
     before = float(clock.read_text()) if clock.exists() else 0.0
     start = time.monotonic()
@@ -160,7 +160,7 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
         stage.folder,
         Manifest(
             stage=stage.name,
-            fingerprint=mark,
+            fingerprint=digest,
             config=config,
             inputs=_inputs(stage, run),
             version=__version__,
@@ -180,9 +180,9 @@ def _stage_fingerprint(stage: Stage, config: dict[str, Any], run: RunFolder) -> 
     return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
 
 
-def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, mark: str) -> bool:
+def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, digest: str) -> bool:
     """Whether a finished artifact has that fingerprint, or would have it had its configuration today's names."""
-    if manifest.fingerprint == mark:
+    if manifest.fingerprint == digest:
         return True
     config, renamed = with_new_names(manifest.config)
     if not renamed:
@@ -196,7 +196,7 @@ def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, mark: str) -
     except (ValidationError, KeyError):
         return False
     today = {name: sections.get(name, config[name]) for name in manifest.config}
-    return mark == fingerprint({"stage": stage.name, "config": today, "inputs": manifest.inputs})
+    return digest == fingerprint({"stage": stage.name, "config": today, "inputs": manifest.inputs})
 
 
 def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:
