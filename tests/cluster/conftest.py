@@ -29,7 +29,7 @@ def recipe_path(tmp_path: Path) -> Path:
 
 
 def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line, as people run it."""
+    """Runs the command line in a process of its own."""
     command = [sys.executable, "-m", "pipelines", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -72,7 +72,7 @@ def fill_in_safetensors() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("way", [fill, fill_in_safetensors])
-def test_a_full_disk_is_said_in_one_line(way: Any) -> None:
+def test_a_full_disk_is_reported_in_one_line(way: Any) -> None:
     with pytest.raises((OSError, SafetensorError)) as caught:
         way()
     failure = known_failure(caught.value)
@@ -97,7 +97,7 @@ def test_a_wait_names_what_it_waited_for() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_a_wait_has_something_else_done_meanwhile_until_what_it_waits_for_is_there_or_late() -> None:
+def test_a_wait_calls_meanwhile_until_the_result_or_the_deadline() -> None:
     @ray.remote
     def sleep(seconds: float) -> float:
         import time

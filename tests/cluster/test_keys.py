@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, what they open, and the commands."""
+"""API keys: their storage, scopes and commands."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ def made(ring: KeyRing, name: str, *scopes: str) -> str:
     return ring.add(name, scopes or ("chat",), None, None, by="test")
 
 
-def test_a_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+def test_a_key_is_valid_until_revoked_and_only_its_hash_is_stored(tmp_path: Path) -> None:
     ring, seen_by_a_server = KeyRing(tmp_path), KeyRing(tmp_path)
     assert not seen_by_a_server.exists()
     tokens = {name: made(ring, name, "admin", "chat") for name in ("ann", "ben")}
@@ -54,7 +54,7 @@ def test_a_name_is_free_again_after_it_was_revoked(tmp_path: Path) -> None:
         ("ann", (), "nothing is no scope"),
     ],
 )
-def test_wrong_keys_are_refused_and_nothing_is_written(
+def test_invalid_keys_are_refused_and_nothing_is_written(
     tmp_path: Path, name: str, scopes: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -62,7 +62,7 @@ def test_wrong_keys_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_made_at_once_are_all_there(tmp_path: Path) -> None:
+def test_keys_created_at_the_same_time_are_all_stored(tmp_path: Path) -> None:
     def make(first: int) -> None:
         for number in range(first, first + 5):
             made(KeyRing(tmp_path), f"key {number}")

@@ -3,7 +3,7 @@ from pathlib import Path
 from cluster.trace import MOST, STEPS, ActorStatus, PromptTrace, Span, StepTrace, TraceWriter, read_trace
 
 
-def test_the_newest_steps_are_kept_and_their_times_count_from_the_first(tmp_path: Path):
+def test_the_newest_steps_are_kept_with_times_relative_to_the_first(tmp_path: Path):
     writer = TraceWriter(tmp_path)
     assert read_trace(tmp_path) is None
     for step in range(STEPS + 2):
@@ -25,7 +25,7 @@ def test_the_newest_steps_are_kept_and_their_times_count_from_the_first(tmp_path
     assert found[1]["actors"] == [{"who": "rollout 0", "state": "ready", "version": 3}]
 
 
-def test_a_step_of_very_many_prompts_is_cut_to_what_can_be_looked_at(tmp_path: Path):
+def test_a_step_with_very_many_prompts_is_cut(tmp_path: Path):
     handed = [PromptTrace(str(number), 0.0, 1.0, 1, 0) for number in range(MOST + 9)]
     TraceWriter(tmp_path).write(StepTrace(0, 0.0, 1.0, prompts=handed))
     found = read_trace(tmp_path)

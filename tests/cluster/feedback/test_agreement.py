@@ -1,4 +1,4 @@
-"""Agreement against published figures, other libraries and direct computation."""
+"""Agreement against published figures and SciPy, and reliability against counts by hand."""
 
 from collections.abc import Sequence
 from itertools import combinations, permutations
@@ -42,13 +42,21 @@ def judged(prompts: int, people: int, answers: int, seed: int) -> list[Ranking]:
     return rows
 
 
-def test_alpha_is_that_of_krippendorffs_own_example() -> None:
+def ranked(prompt: str, who: str, *ranks: int) -> Ranking:
+    return Ranking(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
+
+
+def repeated(prompt: str, who: str, *ranks: int) -> Repeat:
+    return Repeat(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
+
+
+def test_alpha_of_krippendorffs_example_is_the_published_one() -> None:
     units = [[value - 1 for value in unit if value] for unit in zip(*OBSERVERS, strict=True)]
     found = ordinal_alpha(coincidences([unit for unit in units if len(unit) > 1], 5))
     assert round(float(found), 3) == 0.815
 
 
-def test_tau_is_scipys_and_the_rest_a_direct_count() -> None:
+def test_tau_equals_scipy_and_other_figures_a_direct_count() -> None:
     rows = judged(prompts=60, people=3, answers=4, seed=1)
     said: dict[str, list[list[int]]] = {}
     for row in rows:
@@ -73,7 +81,7 @@ def test_tau_is_scipys_and_the_rest_a_direct_count() -> None:
     assert everyone.shared == len(unanimous)
 
 
-def test_alpha_of_rankings_is_that_of_their_mid_ranks() -> None:
+def test_alpha_of_rankings_follows_the_definition_on_mid_ranks() -> None:
     rows = judged(prompts=40, people=3, answers=5, seed=2)
     units: dict[tuple[str, int], list[int]] = {}
     for row in rows:
@@ -96,14 +104,14 @@ def test_alpha_of_rankings_is_that_of_their_mid_ranks() -> None:
     assert found.value == pytest.approx(1 - observed / expected)
 
 
-def test_of_two_people_each_agrees_as_both_do_and_time_is_their_own() -> None:
+def test_two_annotators_have_the_same_agreement_but_their_own_times() -> None:
     everyone, one, other = agreement(judged(prompts=80, people=2, answers=3, seed=3))
     for person in (one, other):
         assert (person.pairwise, person.tau, person.alpha) == (everyone.pairwise, everyone.tau, everyone.alpha)
     assert (one.seconds, other.seconds) == ((1, 1, 1), (2, 2, 2))
 
 
-def test_the_one_who_guesses_is_seen() -> None:
+def test_an_annotator_who_guesses_has_a_lower_alpha() -> None:
     rows = judged(prompts=150, people=3, answers=4, seed=4)
     chance = np.random.default_rng(5)
     for row in rows:
@@ -118,7 +126,7 @@ def test_the_one_who_guesses_is_seen() -> None:
     assert guesser.high < min(good.low, also_good.low)
 
 
-def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
+def test_intervals_cover_the_true_value() -> None:
     held = []
     for seed in range(25):
         rows = [
@@ -132,7 +140,7 @@ def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
     assert np.mean(held) > 0.8
 
 
-def test_without_two_people_on_a_prompt_nothing_is_claimed() -> None:
+def test_figures_are_none_without_two_annotators_on_a_prompt() -> None:
     ranks = {"1": 1, "2": 2}
     rows = [Ranking(prompt_id="a", annotator="ann", ranks=ranks), Ranking(prompt_id="b", annotator="ben", ranks=ranks)]
     rows.append(Ranking(prompt_id="a", annotator="ben", skipped="unsure"))
@@ -141,23 +149,14 @@ def test_without_two_people_on_a_prompt_nothing_is_claimed() -> None:
     assert agreement([])[0].judged == 0
 
 
-# How reliable a person is, counted by hand.
-def said(prompt: str, who: str, *ranks: int) -> Ranking:
-    return Ranking(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
-
-
-def again(prompt: str, who: str, *ranks: int) -> Repeat:
-    return Repeat(prompt_id=prompt, annotator=who, ranks={str(key): rank for key, rank in enumerate(ranks)})
-
-
-def test_gold_counts_the_pairs_it_orders_and_a_tie_is_not_the_order() -> None:
+def test_gold_counts_ordered_pairs_and_ties_as_wrong() -> None:
     judgements = [
-        said("a", GOLD, 1, 2, 2),
-        said("b", GOLD, 1, 2, 3),
-        said("a", "ann", 1, 2, 3),
-        said("b", "ann", 2, 1, 3),
-        said("c", "ann", 1, 2, 3),
-        said("a", "ben", 1, 1, 1),
+        ranked("a", GOLD, 1, 2, 2),
+        ranked("b", GOLD, 1, 2, 3),
+        ranked("a", "ann", 1, 2, 3),
+        ranked("b", "ann", 2, 1, 3),
+        ranked("c", "ann", 1, 2, 3),
+        ranked("a", "ben", 1, 1, 1),
     ]
     ann, ben = reliability(judgements, [])
     assert (ann.annotator, ben.annotator) == ("ann", "ben")
@@ -170,9 +169,17 @@ def test_gold_counts_the_pairs_it_orders_and_a_tie_is_not_the_order() -> None:
     assert (ann.consistency, ann.repeats) == (None, 0)
 
 
-def test_consistency_counts_every_pair_and_ties_agree_with_ties_alone() -> None:
-    judgements = [said("a", "ann", 1, 2, 2), said("b", "ann", 1, 2, 3), said("b", "ben", 1, 2, 3)]
-    repeats = [again("a", "ann", 1, 2, 3), again("b", "ann", 1, 2, 3), Repeat(prompt_id="b", annotator="ben")]
+def test_consistency_counts_all_pairs_and_ties_agree_only_with_ties() -> None:
+    judgements = [
+        ranked("a", "ann", 1, 2, 2),
+        ranked("b", "ann", 1, 2, 3),
+        ranked("b", "ben", 1, 2, 3),
+    ]
+    repeats = [
+        repeated("a", "ann", 1, 2, 3),
+        repeated("b", "ann", 1, 2, 3),
+        Repeat(prompt_id="b", annotator="ben"),
+    ]
     ann, ben = reliability(judgements, repeats)
     assert ann.consistency
     assert ann.consistency.value == pytest.approx(5 / 6)

@@ -1,4 +1,4 @@
-"""Ratings against planted strengths, a closed form and what length does."""
+"""Ratings against planted strengths and a closed form, and the control for length."""
 
 import math
 from itertools import combinations
@@ -13,7 +13,7 @@ STRENGTHS = np.linspace(-1.2, 1.2, 10)
 
 
 def votes(seed: int, count: int, ties: float = 0.0, length_effect: float = 0.0) -> list[Vote]:
-    """Votes of people who follow Bradley and Terry, tie by chance, and may like the longer answer for its length."""
+    """Votes by the Bradley-Terry model, with random ties, and an effect of the length of answers."""
     chance = np.random.default_rng(seed)
     found = []
     for _ in range(count):
@@ -35,7 +35,7 @@ def values(found: list[Rating]) -> dict[str, float]:
     return {rating.model: rating.value for rating in found}
 
 
-def test_two_models_have_the_rating_of_their_share_of_wins() -> None:
+def test_two_models_have_the_log_odds_of_their_share_of_wins() -> None:
     cast = (
         [Vote(("a", "b"), 1, (1, 1))] * 60 + [Vote(("b", "a"), 1, (1, 1))] * 20 + [Vote(("a", "b"), 0.5, (1, 1))] * 20
     )
@@ -65,7 +65,7 @@ def test_planted_strengths_are_recovered_and_the_intervals_cover_them() -> None:
     assert 0.90 < np.mean(inside) < 0.99
 
 
-def test_control_for_length_takes_away_what_length_won() -> None:
+def test_control_for_length_removes_the_effect_of_length() -> None:
     cast = ballots(votes(1, 6_000, length_effect=2.0))
     raw, controlled = ratings(cast, resamples=20), ratings(cast, control_length=True, resamples=20)
     truth = {f"m{index}": MEAN + SCALE * strength for index, strength in enumerate(STRENGTHS)}
@@ -88,7 +88,7 @@ def test_a_model_that_never_lost_has_a_finite_rating_and_no_votes_give_none() ->
     assert ratings([], control_length=True).models == []
 
 
-def test_the_votes_of_one_ballot_are_not_taken_for_so_many_opinions() -> None:
+def test_votes_of_one_ballot_are_resampled_together() -> None:
     # Everyone who ranks three models gives three votes that agree with each other.
     orders = [("a", "b", "c")] * 24 + [("c", "b", "a")] * 16
     ranked = [[Vote(pair, 1, (1, 1)) for pair in combinations(order, 2)] for order in orders]

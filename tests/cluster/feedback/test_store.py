@@ -52,7 +52,7 @@ def test_a_rerun_adds_nothing_twice(feedback_url: str) -> None:
         assert [completion.token_ids for completion in feedback.prompts()[0].completions] == [[5, 4], [5, 4]]
 
 
-def test_skips_count_as_seen_and_are_no_rankings(feedback_url: str) -> None:
+def test_skips_close_a_task_and_are_not_rankings(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback)
         feedback.add_ranking(Ranking(prompt_id="p0", annotator="ann", skipped="not my field"))
@@ -73,7 +73,7 @@ def test_skips_count_as_seen_and_are_no_rankings(feedback_url: str) -> None:
         {"ranks": {"1": 1, "2": 2}, "marks": {"1": {"kind": True}}},
     ],
 )
-def test_wrong_rankings_are_refused_and_nothing_of_the_batch_stays(feedback_url: str, wrong: dict[str, object]) -> None:
+def test_an_invalid_ranking_refuses_the_whole_batch(feedback_url: str, wrong: dict[str, object]) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback)
         good = Ranking(prompt_id="p1", annotator="ann", ranks={"3": 1, "4": 2})
@@ -91,7 +91,7 @@ def test_two_processes_write_at_once(feedback_url: str) -> None:
         assert len({(ranking.prompt_id, ranking.annotator) for ranking in feedback.rankings()}) == 30
 
 
-def test_another_schema_is_refused(feedback_url: str) -> None:
+def test_a_newer_schema_is_refused(feedback_url: str) -> None:
     open_feedback(feedback_url).close()
     engine = create_engine(feedback_url)
     with engine.begin() as connection:
@@ -101,7 +101,7 @@ def test_another_schema_is_refused(feedback_url: str) -> None:
         open_feedback(feedback_url)
 
 
-def test_a_place_that_cannot_be_opened_is_named() -> None:
+def test_an_unopenable_database_is_named() -> None:
     with pytest.raises(UserError, match=r"/nowhere/x\.db"):
         open_feedback("sqlite:////nowhere/x.db")
 
@@ -126,7 +126,7 @@ INSERT INTO ranking (prompt_id, labeller, ranks, presented, seconds, created)
 """
 
 
-def test_a_database_of_the_first_schema_opens_with_all_it_holds(feedback_url: str) -> None:
+def test_a_database_of_the_first_schema_is_migrated_without_loss(feedback_url: str) -> None:
     engine = create_engine(feedback_url)
     number = "INTEGER" if engine.dialect.name == "sqlite" else "SERIAL"
     with engine.begin() as connection:
@@ -146,7 +146,7 @@ def test_a_database_of_the_first_schema_opens_with_all_it_holds(feedback_url: st
             assert feedback.counts() == Counts(prompts=1, completions=2, rankings=1, skipped=0, all_bad=1)
 
 
-def test_whatever_a_model_or_a_person_writes_is_stored(feedback_url: str) -> None:
+def test_text_of_any_content_is_stored(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         (first, second) = fill(feedback, prompts=1)
         text = "a\0b % {} \u202e' \U0001f600"
@@ -159,14 +159,14 @@ def test_whatever_a_model_or_a_person_writes_is_stored(feedback_url: str) -> Non
         assert stored == {text if feedback_url.startswith("sqlite") else text.replace("\0", "\ufffd")}
 
 
-def test_a_place_that_cannot_be_reached_is_named_without_its_password() -> None:
+def test_an_unreachable_database_is_named_without_its_password() -> None:
     with pytest.raises(UserError, match=r"cannot open .*127\.0\.0\.1:9/x") as refused:
         open_feedback("postgresql://ann:secret@127.0.0.1:9/x")
     assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("password", ["p@ss:word", "p@ssword", "p@ss/word"])
-def test_a_url_in_which_a_password_is_not_quoted_is_refused_and_not_shown(password: str) -> None:
+def test_a_url_with_an_unquoted_password_is_refused_and_not_shown(password: str) -> None:
     with pytest.raises(UserError, match="an @ in the password as %40") as refused:
         open_feedback(f"postgresql://ann:{password}@db.invalid/x")
     assert "word@db" not in "".join(traceback.format_exception(refused.value))
@@ -174,7 +174,7 @@ def test_a_url_in_which_a_password_is_not_quoted_is_refused_and_not_shown(passwo
         open_feedback("no URL")
 
 
-def test_what_was_said_is_replaced_whole_and_saying_it_again_changes_nothing(feedback_url: str) -> None:
+def test_a_saved_ranking_replaces_the_whole_earlier_one_and_is_idempotent(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)[:2]
         first = {"prompt_id": "p0", "annotator": "ann", "presented": ids, "seconds": 2.0}
@@ -202,7 +202,7 @@ def test_a_prompt_stays_open_until_enough_people_have_judged_it(feedback_url: st
         assert feedback.open_tasks("ben", people=2) == []
 
 
-def test_what_is_said_twice_is_kept_apart_and_who_is_excluded_counts_for_nothing(feedback_url: str) -> None:
+def test_repeats_are_stored_apart_and_excluded_annotators_are_left_out(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback, prompts=3)
         for number, name in enumerate(("p0", "p1", "p2")):
@@ -226,7 +226,7 @@ def test_what_is_said_twice_is_kept_apart_and_who_is_excluded_counts_for_nothing
             feedback.exclude("nobody")
 
 
-def test_gold_items_wait_for_everyone_and_compared_prompts_for_no_one(feedback_url: str) -> None:
+def test_gold_items_are_tasks_for_everyone_and_compared_prompts_for_nobody(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)
         feedback.add_ranking(Ranking(prompt_id="p0", annotator=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))

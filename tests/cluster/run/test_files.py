@@ -1,4 +1,4 @@
-"""Files by path, by glob and by URI: a file system in memory stands for one across the network."""
+"""Files by path, glob and URI; a file system in memory stands for a remote one."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def remote() -> str:
     return "memory://triptych-texts"
 
 
-def test_folders_globs_and_files_across_the_network(remote: str) -> None:
+def test_remote_folders_globs_and_files_are_found(remote: str) -> None:
     names = [file.name for file in find_files(remote)]
     assert names == [f"{remote}/{name}" for name in ("a.jsonl", "b.jsonl", "deep/er/c.jsonl", "notes.md")]
     assert [file.name for file in find_files(f"{remote}/*.jsonl")] == names[:2]
@@ -70,7 +70,7 @@ def test_only_local_names_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp
     assert absolute("s3://bucket/texts/*.txt?region=x") == "s3://bucket/texts/*.txt?region=x"
 
 
-def test_names_are_seen_from_the_folder_of_the_pattern() -> None:
+def test_names_are_relative_to_the_root_of_the_glob() -> None:
     for pattern, name, place in (
         ("/data/texts", "/data/texts/a/b.txt", "a/b.txt"),
         ("/data/te*/b?.txt", "/data/texts/b1.txt", "texts/b1.txt"),
@@ -81,7 +81,7 @@ def test_names_are_seen_from_the_folder_of_the_pattern() -> None:
         assert relative_name(glob_root(pattern), name) == place
 
 
-def test_a_scheme_that_nothing_opens_is_said() -> None:
+def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(UserError, match="cannot open strange://a/b"):
         find_files("strange://a/b")
 
@@ -90,7 +90,7 @@ HUB_FILES = {"README.md": b"# A dataset", "data/test.jsonl": b"second\n", "data/
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the Hub's own client asks of the Hub: the repository, the files in a folder, and bytes of a file."""
+    """The requests of the Hub's own client: the repository, the files in a folder, and bytes of a file."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -135,7 +135,7 @@ def hub() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_dataset_on_the_hub_is_read_by_the_hubs_own_client(hub: str) -> None:
+def test_a_hub_dataset_is_read_by_the_hubs_own_client(hub: str) -> None:
     """In a process of its own: the client reads the Hub's address once, when it is imported."""
     program = """
 from cluster.run.files import find_files, open_file

@@ -7,7 +7,7 @@ from cluster.run.fleet_control import fleet_control, request_resize, take_resize
 from cluster.run.folder import RunFolder
 
 
-def test_wishes_add_up_and_one_actor_stays(tmp_path: Path) -> None:
+def test_resize_requests_add_up_and_keep_one_actor(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match="no rlhf stage is running"):
         request_resize(run, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.run.atomic import write_json
+from cluster.run.atomic import atomic_write, write_json
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
 
@@ -36,6 +36,26 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> 
     assert path.read_text() == '{\n  "old": 1\n}'
 
 
+def test_an_error_in_a_write_leaves_the_old_file_and_a_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"old": 1})
+
+    def fail() -> None:
+        with atomic_write(path) as aside:
+            aside.write_text("half")
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 (only the error of the block itself can be raised)
+        fail()
+    assert path.read_text() == '{\n  "old": 1\n}'
+    with atomic_write(tmp_path / "new" / "folder") as aside:
+        (aside / "deep").mkdir(parents=True)
+        (aside / "deep" / "file").write_text("whole")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "deep" / "file").read_text() == "whole"
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["folder"]
+
+
 def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE, text=True)
@@ -61,7 +81,7 @@ def test_one_server_at_a_time_while_stages_are_run(tmp_path: Path) -> None:
         assert run.holder() is None
 
 
-def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is not a folder"):
         RunFolder(tmp_path / "file" / "run").check_writable()
@@ -79,7 +99,7 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
 
-def test_metrics_of_steps_done_again_are_removed_and_cut_lines_left_out(tmp_path: Path) -> None:
+def test_metrics_of_repeated_steps_are_removed_and_cut_lines_left_out(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     for step in range(4):
         writer.write(step, loss=float(step))

@@ -1,4 +1,4 @@
-"""What TensorBoard is given, read back by the format of its files."""
+"""TensorBoard's event files, read back by their format."""
 
 import struct
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ LENGTH_AND_ITS_CHECKSUM, CHECKSUM = 12, 4
 
 
 def events(folder: Path) -> Iterator[Event]:
-    """Records of TFRecord files: length (8 bytes) and its checksum, the event, its checksum."""
+    """Reads TFRecord files: a length (8 bytes) and its checksum, the event and its checksum."""
     for file in sorted(folder.glob(EVENT_FILES)):
         data = file.read_bytes()
         while data:
@@ -54,8 +54,8 @@ def test_every_number_of_every_step_is_written_with_its_time(tmp_path: Path) -> 
     assert written == ["**Once**\n\n upon a time"]
 
 
-def test_steps_that_are_done_again_stand_there_once(tmp_path: Path) -> None:
-    # Who follows the rows looks before a resumed stage takes those back that it does again, and after it.
+def test_repeated_steps_are_written_once(tmp_path: Path) -> None:
+    # The follower reads the rows before and after a resumed stage removes those of steps that it repeats.
     with closing(TensorBoardWriter(tmp_path)) as first:
         writer = MetricsWriter(tmp_path)
         for step in range(4):

@@ -14,7 +14,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage, stage_named
 from cluster.run.stages import Result, check_sources, run_stage, stage_config, stage_state
 
-# A stage that counts to four, one file a step, and resumes from what it finds.
+# A stage of four steps, one file each, which resumes from the files that it finds.
 COUNTER = """
 import os, signal
 from cluster.run.stages import Result
@@ -90,7 +90,7 @@ def test_a_stage_is_run_then_skipped_then_stale(recipe_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("counter")
-def test_how_a_stage_is_run_does_not_make_it_stale(recipe_path: Path) -> None:
+def test_execution_keys_do_not_make_a_stage_stale(recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path)
     run_stage(STAGE, count, recipe, RunFolder(recipe.folder))
     other = load_recipe(
@@ -99,7 +99,7 @@ def test_how_a_stage_is_run_does_not_make_it_stale(recipe_path: Path) -> None:
     assert run_stage(STAGE, count, other, RunFolder(recipe.folder)) == "skipped"
 
 
-def test_a_reward_that_is_given_more_time_goes_on_where_it_was(recipe_path: Path) -> None:
+def test_a_longer_reward_timeout_does_not_change_the_configuration(recipe_path: Path) -> None:
     checked = "rlhf.rewards=[{kind: function, function: 'a:b', timeout_seconds: %d}]"
     soon, late = (load_recipe(recipe_path, [checked % seconds]) for seconds in (60, 600))
     other = load_recipe(recipe_path, ["rlhf.rewards=[{kind: function, function: 'a:c'}]"])
@@ -119,7 +119,7 @@ def test_a_killed_stage_resumes_where_it_was(recipe_path: Path) -> None:
 
 @pytest.mark.usefixtures("counter")
 def test_a_kill_at_any_rename_of_a_commit_loses_nothing(recipe_path: Path) -> None:
-    """The new artifact replaces an old one; whichever rename dies, the same command ends with the new one whole."""
+    """A new artifact replaces an old one. Whichever rename is cut short, the same command completes the new one."""
     kills = 0
     for renames in range(10):
         assert run_in_child(recipe_path, 100) == 0
@@ -154,7 +154,7 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
         check_sources(recipe)
 
 
-def test_what_is_known_and_what_is_evaluated_with_are_files_of_the_corpus(recipe_path: Path, tmp_path: Path) -> None:
+def test_previous_corpora_and_decontamination_files_are_hashed(recipe_path: Path, tmp_path: Path) -> None:
     known, asked = tmp_path / "before" / "corpus", tmp_path / "asked.json"
     recipe = load_recipe(
         recipe_path, [f"corpus.previous_corpora=[{known}]", f"corpus.decontaminate={{files: [{asked}]}}"]

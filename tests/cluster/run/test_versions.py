@@ -1,4 +1,4 @@
-"""The versions of a served model: what is kept, which is live, and that no new run of a stage takes it away."""
+"""The versions of a served model: kept ones, the live one, and that a new run of the stage does not remove it."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ from tests.cluster.conftest import triptych
 
 
 def make(run: RunFolder, weights: str, config: str = "{}") -> None:
-    """Runs the stage, as far as its folder shows."""
+    """Commits a stage's folder as if the stage had run."""
     out = run.begin("policy", weights)
     (out / "model.safetensors").write_text(f"tensors of {weights}")
     (out / "config.json").write_text(config)
@@ -60,7 +60,7 @@ def test_a_server_starts_with_the_newest_weights_unless_they_were_rolled_back(
     assert live_version(versions.folder) == versions.live()
 
 
-def test_files_are_kept_once_and_only_the_last_versions(run: RunFolder, versions: Versions) -> None:
+def test_files_are_hard_links_and_only_the_last_versions_are_kept(run: RunFolder, versions: Versions) -> None:
     for number in range(KEPT + 3):
         make(run, f"v{number}")
         versions.start()
@@ -76,7 +76,7 @@ def test_files_are_kept_once_and_only_the_last_versions(run: RunFolder, versions
             versions.find(name)
 
 
-def test_a_model_that_no_stage_has_finished_is_a_version_too(run: RunFolder, versions: Versions) -> None:
+def test_a_model_of_an_unfinished_stage_can_be_a_version(run: RunFolder, versions: Versions) -> None:
     make(run, "aaa")
     versions.start()
 
@@ -87,7 +87,7 @@ def test_a_model_that_no_stage_has_finished_is_a_version_too(run: RunFolder, ver
     assert versions.find(first.weights[:8]) == first
     assert (versions.keep(write("first")), versions.live().weights) == (first, "aaa")
     versions.make_live(first.weights)
-    # A server that starts again goes on with it, until the stage has finished another model.
+    # A server that is started again serves it, until the stage has finished another model.
     assert versions.start() == first
     second = versions.keep(write("second"))
     versions.drop(first)
@@ -99,14 +99,14 @@ def test_a_model_that_no_stage_has_finished_is_a_version_too(run: RunFolder, ver
     assert not list(versions.folder.glob(".*"))
 
 
-def test_what_makes_another_model_is_told_apart(run: RunFolder, versions: Versions) -> None:
+def test_files_that_make_another_model_are_listed(run: RunFolder, versions: Versions) -> None:
     make(run, "aaa")
     first = versions.start()
     make(run, "bbb", config='{"hidden_size": 8}')
     assert differing_files(first.folder, versions.keep_latest().folder) == ["config.json"]
 
 
-def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
+def test_a_damaged_versions_file_is_named(run: RunFolder, versions: Versions) -> None:
     make(run, "aaa")
     versions.start()
     for broken in ("{", "[]", '{"kept": ["aaa"], "live": "bbb"}'):
@@ -115,28 +115,28 @@ def test_damage_is_named(run: RunFolder, versions: Versions) -> None:
             versions.live()
 
 
-class Answering(BaseHTTPRequestHandler):
-    """A server that says what it was told to."""
+class FixedReply(BaseHTTPRequestHandler):
+    """A server that sends a fixed reply."""
 
-    said = b""
+    reply = b""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(self.said)
+        self.wfile.write(self.reply)
 
 
-@pytest.mark.parametrize("said", [b'{"policy": {}}', b"[]", b"<html>"])
-def test_a_server_is_asked_past_every_proxy_and_must_speak_as_one(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, said: bytes
+@pytest.mark.parametrize("reply", [b'{"policy": {}}', b"[]", b"<html>"])
+def test_requests_ignore_proxies_and_need_a_json_reply(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    monkeypatch.setattr(Answering, "said", said)
-    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+    monkeypatch.setattr(FixedReply, "reply", reply)
+    with HTTPServer(("127.0.0.1", 0), FixedReply) as server:
         write_server(run, f"http://127.0.0.1:{server.server_port}", "token")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        if said.startswith(b"{"):
+        if reply.startswith(b"{"):
             assert ask_server(run.root, "replicas") == {"policy": {}}
         else:
             with pytest.raises(NotServedError, match="no server answers at"):
@@ -144,7 +144,7 @@ def test_a_server_is_asked_past_every_proxy_and_must_speak_as_one(
         thread.join()
 
 
-def test_the_commands_need_a_server_and_only_the_owner_reads_where_it_is(run: RunFolder) -> None:
+def test_commands_need_a_server_and_its_address_is_private(run: RunFolder) -> None:
     away = triptych("promote", str(run.root), "policy", cwd=run.root)
     assert (away.returncode, away.stderr.count("\n")) == (2, 1)
     assert "is not being served" in away.stderr

@@ -21,11 +21,11 @@ START_SECONDS = 240
 
 @dataclass(frozen=True)
 class Head:
-    """Where a cluster is reached.
+    """The addresses of a cluster.
 
     Attributes:
         jobs: its job server.
-        address: for drivers that join.
+        address: the address for drivers that join it.
     """
 
     jobs: str
@@ -34,7 +34,7 @@ class Head:
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
-    """A Ray cluster that asks for a token, beside whatever other cluster runs on this machine."""
+    """A Ray cluster with a token, isolated from other clusters on this machine."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     # Sockets below it may have 107 characters.
@@ -64,7 +64,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_runs_what_is_sent_and_hands_back_its_log_and_exit_code(head: Head, recipe_path: Path) -> None:
+def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(head: Head, recipe_path: Path) -> None:
     version = triptych("submit", "version", "--address", head.jobs, cwd=recipe_path.parent)
     assert version.stderr == ""
     assert version.returncode == 0

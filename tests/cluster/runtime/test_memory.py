@@ -1,4 +1,4 @@
-"""Memory that training holds, beside what the plan says of it."""
+"""The memory that training takes, against the plan."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -44,14 +44,14 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
 
 
 def ratio(kind: str, size: str, context: int, rows: int, precision: str, recompute: bool) -> float:
-    """What was held, over what the plan says."""
+    """Divides the peak memory by the planned one."""
     overrides = [f"size={size}", f"context={context}", "vocabulary=49152"]
     training = [f"micro_batch_rows={rows}", f"precision={precision}", f"recompute_activations={recompute}"]
     recipe = load_recipe(
         DEMO, [*(f"model.{field}" for field in overrides), *(f"pretrain.{field}" for field in training)]
     )
     said = training_memory(recipe, recipe.pretrain, kind).total
-    # The most a process ever held is its own: each case has one.
+    # Peak memory is that of a process since its start: each case has a process of its own.
     with (
         pytest.MonkeyPatch.context() as patch,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
@@ -72,7 +72,7 @@ def ratio(kind: str, size: str, context: int, rows: int, precision: str, recompu
         ("1B", 4, "bfloat16", True),
     ],
 )
-def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision: str, recompute: bool) -> None:
+def test_memory_on_a_gpu_is_as_planned(size: str, rows: int, precision: str, recompute: bool) -> None:
     assert 0.9 < ratio("cuda", size, 2048, rows, precision, recompute) < 1.02
 
 
@@ -81,13 +81,13 @@ def test_on_a_gpu_adamw_holds_what_the_plan_says(size: str, rows: int, precision
     ("rows", "precision", "recompute"),
     [(4, "bfloat16", False), (8, "bfloat16", False), (4, "float32", False), (4, "bfloat16", True)],
 )
-def test_on_a_cpu_adamw_holds_what_the_plan_says(rows: int, precision: str, recompute: bool) -> None:
+def test_memory_on_a_cpu_is_as_planned(rows: int, precision: str, recompute: bool) -> None:
     if precision == "bfloat16" != native_precision(torch.device("cpu")):
         pytest.skip("this processor has no instructions for bfloat16: more than ten minutes")
     assert 0.85 < ratio("cpu", "135M", 256, rows, precision, recompute) < 1.05
 
 
-def test_what_the_starter_of_a_process_held_is_not_its_own() -> None:
+def test_peak_memory_leaves_out_that_of_the_parent_process() -> None:
     device = torch.device("cpu")
     held = np.ones(3 << 26)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

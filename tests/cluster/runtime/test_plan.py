@@ -33,7 +33,7 @@ def test_threads_use_the_cores(recipe_path: Path) -> None:
     assert 2 * beside.rollout.threads + beside.learner.threads == 8
 
 
-def test_reward_actors_have_shares_and_memory_for_as_many_as_there_may_be(recipe_path: Path) -> None:
+def test_reward_actors_are_planned_for_their_largest_number(recipe_path: Path) -> None:
     one = load_recipe(recipe_path)
     four = load_recipe(recipe_path, ["rlhf.fleet.reward_actors=2", "rlhf.fleet.max_reward_actors=4"])
     plan = make_plan(four, replace(LAPTOP, cpus=16, cores=16))
@@ -50,7 +50,7 @@ def test_reward_actors_have_shares_and_memory_for_as_many_as_there_may_be(recipe
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(8, 1.0), (4, 1.0), (2, 0.5), (1, 0.25)])
-def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, share: float) -> None:
+def test_gpus_are_shared_only_when_there_are_too_few(recipe_path: Path, gpus: int, share: float) -> None:
     plan = make_plan(load_recipe(recipe_path), Resources(cpus=16, cores=16, gpus=gpus, memory_gb=100, gpu_memory_gb=80))
     assert (plan.trainer.gpus, plan.rollout.gpus, plan.learner.gpus) == (1.0, share, share)
     on_each = math.floor(1 / plan.rollout.gpus)
@@ -68,7 +68,9 @@ def test_gpus_are_shared_only_when_they_are_short(recipe_path: Path, gpus: int, 
         ("model.size=8B", Resources(16, 16, 2, 500, 80), r"\d{3}\.\d GB on each of 1 GPUs and 80\.0 GB"),
     ],
 )
-def test_what_cannot_fit_is_refused(recipe_path: Path, override: str, resources: Resources, message: str) -> None:
+def test_a_recipe_that_does_not_fit_is_refused(
+    recipe_path: Path, override: str, resources: Resources, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make_plan(load_recipe(recipe_path, [override]), resources)
 
@@ -84,7 +86,7 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
 
 
-def test_where_the_worker_chooses_its_precision_a_cpu_is_planned_for_the_larger(recipe_path: Path) -> None:
+def test_without_a_set_precision_a_cpu_is_planned_for_the_larger(recipe_path: Path) -> None:
     def planned(device: str, rows: int, *precision: str) -> float:
         chosen = [f"pretrain.precision={name}" for name in precision]
         recipe = load_recipe(recipe_path, ["model.size=1B", f"pretrain.micro_batch_rows={rows}", *chosen])
@@ -97,7 +99,7 @@ def test_where_the_worker_chooses_its_precision_a_cpu_is_planned_for_the_larger(
     assert planned("cuda", 16) == planned("cuda", 16, "bfloat16")
 
 
-def test_a_critic_and_what_limits_keep_are_counted(recipe_path: Path) -> None:
+def test_the_critic_and_the_copies_for_limits_are_counted(recipe_path: Path) -> None:
     def learner(*overrides: str) -> float:
         return memory_needs(load_recipe(recipe_path, ["model.size=1B", *overrides]))["rlhf"]
 
@@ -128,7 +130,7 @@ def test_a_row_counts_every_sequence_that_it_holds(
     assert found.logits == pytest.approx(0 if stage == "reward" else contexts * text.logits)
 
 
-def test_a_model_at_the_hub_has_the_size_that_the_recipe_says(recipe_path: Path) -> None:
+def test_a_hub_model_needs_its_size_in_the_recipe(recipe_path: Path) -> None:
     hub = "model.start_from=someone/their-model-1b"
     with pytest.raises(UserError, match=r"their-model-1b is no folder .*: set model\.size and model\.vocabulary"):
         make_plan(load_recipe(recipe_path, [hub, "model.size=1B"]), LAPTOP)
@@ -136,7 +138,7 @@ def test_a_model_at_the_hub_has_the_size_that_the_recipe_says(recipe_path: Path)
     assert memory_needs(said)["sft"] > 16
 
 
-def test_a_folder_to_start_from_says_its_own_shape(recipe_path: Path, tmp_path: Path) -> None:
+def test_the_shape_is_read_from_the_folder_to_start_from(recipe_path: Path, tmp_path: Path) -> None:
     shape = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 300}
     (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 60_000}))
     (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
@@ -153,7 +155,7 @@ def test_a_folder_to_start_from_says_its_own_shape(recipe_path: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("fields", [{"hidden": 64, "layers": 2}, {"hidden": 64}, {"layers": 3}])
-def test_a_shape_that_the_recipe_sets_has_its_own_parameters(fields: dict[str, int]) -> None:
+def test_a_set_shape_decides_the_parameters(fields: dict[str, int]) -> None:
     model = Model(size="135M", vocabulary=4096, **fields)
     assert parameters(model) == shape_of(model).parameters(4096)
 
@@ -206,14 +208,14 @@ def test_a_checkpoint_is_written_from_a_copy_on_the_machine(recipe_path: Path) -
     assert needed("pretrain.workers=8")["pretrain"] == pytest.approx(64 + 0.8 + 8 * (0.7 + 32))
 
 
-def test_the_recipe_says_the_memory_of_gpus_that_are_not_of_this_machine(recipe_path: Path) -> None:
+def test_the_recipe_can_set_the_memory_of_remote_gpus(recipe_path: Path) -> None:
     cluster = replace(EIGHT_GPUS, gpu_memory_gb=None)
     assert make_plan(load_recipe(recipe_path, EIGHT_B), cluster)
     with pytest.raises(UserError, match=r"12\.0 GB are there"):
         make_plan(load_recipe(recipe_path, [*EIGHT_B, "cluster.gpu_memory_gb=12"]), cluster)
 
 
-def test_activations_that_are_kept_may_be_too_many(recipe_path: Path) -> None:
+def test_too_many_activations_are_refused_with_advice(recipe_path: Path) -> None:
     many = [*EIGHT_B, "pretrain.micro_batch_rows=16", "pretrain.recompute_activations=false"]
     with pytest.raises(UserError, match=r"pretrain\.recompute_activations=true"):
         make_plan(load_recipe(recipe_path, many), EIGHT_GPUS)

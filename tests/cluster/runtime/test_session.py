@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect, require_free_port
 
-# Makes a session with a live actor, names its processes, and sleeps.
+# Starts a session with a live actor, prints its processes, and sleeps.
 DRIVER = """
 import time, psutil, ray
 from cluster.recipe.model import Cluster
@@ -36,7 +36,7 @@ with connect(Cluster(cpus=2, gpus=0), object_store_gb=0.1):
     ("ending", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)],
 )
-def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: int) -> None:
+def test_no_process_is_left_however_the_driver_ends(ending: signal.Signals, code: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -54,7 +54,7 @@ def test_nothing_is_left_whatever_ends_the_driver(ending: signal.Signals, code: 
     assert _names(children) <= allowed
 
 
-# An actor that never gets to the end of leaving: Ray takes it for gone.
+# An actor that hangs while it exits, although Ray takes it for dead.
 HANGING = """
 import atexit, os, time, psutil, ray
 from cluster.recipe.model import Cluster
@@ -74,13 +74,13 @@ with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
         ray.get(actor.process.remote(), timeout=60)
     except ray.exceptions.ActorDiedError:
         print(process.is_running())
-# Where nobody reaps orphans, one that has ended stays as a zombie.
+# Where nothing reaps orphans, an ended process stays as a zombie.
 print(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 """
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_as_it_leaves_is_ended_with_the_session() -> None:
+def test_a_worker_that_hangs_while_it_exits_is_killed_with_the_session() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=300, check=True
@@ -116,7 +116,7 @@ def test_a_connected_process_keeps_its_connection() -> None:
 
 
 def _names(processes: list[int]) -> set[str]:
-    """The names that the processes which still live give themselves."""
+    """Returns the process titles of those that are still running."""
     found = set()
     for number in processes:
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
