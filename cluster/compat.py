@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -82,7 +83,7 @@ def is_starting_cluster(error: BaseException) -> bool:
     return "No available agent" in str(error) or isinstance(error, OSError)
 
 
-def session_folder_option(folder: Path) -> dict[str, str]:
+def session_folder_option(folder: Path) -> dict[str, Any]:
     """Returns the argument of `ray.init` for the folder of sockets and logs: private, without a public equivalent."""
     return {"_temp_dir": str(folder)}
 

@@ -26,6 +26,8 @@ from cluster.errors import UserError
 from cluster.run.atomic import write_json
 
 SCOPES = ("chat", "score", "label", "admin")
+# Names of key holders and annotators.
+NAME = re.compile(r"\w[\w .@-]{0,59}")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class Key:
 
     def fits(self, token: str) -> bool:
         """Tells in constant time whether a token is this key."""
-        return hmac.compare_digest(self.digest, _digest(token))
+        return hmac.compare_digest(self.digest, token_digest(token))
 
 
 def new_key(name: str, scopes: Sequence[str]) -> tuple[Key, str]:
     """Creates a key that is in no key ring; returns its entry and its token."""
     token = f"tri-{secrets.token_urlsafe(32)}"
-    return Key(name, tuple(scopes), _digest(token), time.time()), token
+    return Key(name, tuple(scopes), token_digest(token), time.time()), token
 
 
 class KeyRing:
@@ -96,7 +98,7 @@ class KeyRing:
 
     def holder(self, token: str) -> Key | None:
         """Finds the valid key of a token, in a time that does not depend on the token."""
-        digest, found = _digest(token), None
+        digest, found = token_digest(token), None
         for key in self.all():
             if hmac.compare_digest(key.digest, digest) and key.revoked is None:
                 found = key
@@ -120,7 +122,7 @@ class KeyRing:
         Raises:
             UserError: the name is taken or invalid, or a scope is unknown.
         """
-        if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
+        if not NAME.fullmatch(name):
             raise UserError(f"{name!r} is no name for a key: up to 60 letters, digits, spaces and . @ - _")
         if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
             raise UserError(f"{', '.join(unknown) if scopes else 'nothing'} is no scope: those are {', '.join(SCOPES)}")
@@ -177,5 +179,6 @@ def audit(folder: Path, by: str, action: str, **details: Any) -> None:
         file.write(line + "\n")
 
 
-def _digest(token: str) -> str:
+def token_digest(token: str) -> str:
+    """Hashes a token of 256 random bits, a key's or an annotator's, with SHA-256; returns hexadecimal digits."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -4,8 +4,6 @@ The order of the methods is that of the data: prompts and completions, which pro
 the annotators who judge, and the thumbs of those who chat with a served model.
 """
 
-import hashlib
-import re
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from cluster.feedback.tables import (
     Thumb,
     ranking_error,
 )
+from cluster.keys import NAME, token_digest
 
 # Unique keys: one judgement (and one repeat) of a prompt by an annotator, one thumb of an answer by a caller.
 RANKING_KEYS = ("prompt_id", "annotator")
@@ -235,7 +234,7 @@ class Feedback(Store):
         Raises:
             UserError: the name is invalid, taken, or with `renew` unknown.
         """
-        if not re.fullmatch(r"\w[\w .@-]{0,59}", name):
+        if not NAME.fullmatch(name):
             raise UserError(f"{name!r} is no annotator's name: up to 60 letters, digits, spaces and . @ - _")
         token = secrets.token_urlsafe(32)
         with self._write() as session:
@@ -244,14 +243,14 @@ class Feedback(Store):
                 advice = f"`triptych annotator {'add' if renew else 'renew'} {name!r}` is for that"
                 raise UserError(f"{name} is {'no annotator yet' if renew else 'an annotator already'}; {advice}")
             row = found or Annotator(name=name, token_hash="")
-            row.token_hash = _hash(token)
+            row.token_hash = token_digest(token)
             session.add(row)
         return token
 
     def annotator_of(self, token: str) -> str | None:
         """Finds the name of the annotator who has this token."""
         with self._read() as session:
-            return session.exec(select(Annotator.name).where(Annotator.token_hash == _hash(token))).first()
+            return session.exec(select(Annotator.name).where(Annotator.token_hash == token_digest(token))).first()
 
     def annotators(self) -> list[str]:
         """Lists the registered annotators by name."""
@@ -321,7 +320,3 @@ def _check(session: Session, rankings: Sequence[Ranking]) -> None:
     for ranking in rankings:
         if wrong := ranking_error(ranking, known[ranking.prompt_id]):
             raise UserError(f"ranking of {ranking.prompt_id}: {wrong}")
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
