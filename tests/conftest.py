@@ -14,6 +14,15 @@ from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
+SMALL_RECIPE = """
+name: tiny
+run: {run}
+corpus: {{sources: [{{kind: files, path: {text}}}]}}
+pretrain: &training {{learning_rate: 5e-4}}
+sft: {{sources: [{{kind: function, function: 'pipelines.demo.conversations:conversations'}}]}}
+collect: {{sources: [{{kind: function, function: 'pipelines.demo.questions:prompts'}}]}}
+reward: *training
+"""
 
 
 # What takes longest to start: the fleet of engines that tests of the actors share, and the real server.
@@ -30,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and name in item.fixturenames
     }
     items.sort(key=lambda item: 0 if item.path.name == "test_demo.py" else shared.get(item.path, 1 + len(SHARED)))
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    """A small recipe with one text file, whose run folder is tmp_path/run."""
+    text_file = tmp_path / "text.txt"
+    text_file.write_text("some text")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALL_RECIPE.format(run=tmp_path / "run", text=text_file))
+    return path
 
 
 @pytest.fixture

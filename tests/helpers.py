@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "infra" / "recipes" / "demo.yaml"
 # Real data beside the checkout; tests that read it skip where it is absent.
 SHARED = Path(os.environ.get("TRIPTYCH_SHARED", ROOT.parent / "shared")) / "data"
+
+
+def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "pipelines", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def free_port() -> int:

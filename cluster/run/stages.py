@@ -181,22 +181,22 @@ def _stage_fingerprint(stage: Stage, config: dict[str, Any], run: RunFolder) -> 
 
 
 def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, digest: str) -> bool:
-    """Whether a finished artifact has that fingerprint, or would have it had its configuration today's names."""
+    """Tells whether a finished stage has this fingerprint, or would with the names of today in its configuration."""
     if manifest.fingerprint == digest:
         return True
     config, renamed = with_new_names(manifest.config)
     if not renamed:
         return False
     try:
-        # Fields that are new since have their defaults.
+        # Fields that are new since then get their defaults.
         sections = {
             name: type(getattr(recipe, name)).model_validate(config[name]).model_dump(exclude=EXECUTION_KEYS)
             for name in stage.sections
         }
     except (ValidationError, KeyError):
         return False
-    today = {name: sections.get(name, config[name]) for name in manifest.config}
-    return digest == fingerprint({"stage": stage.name, "config": today, "inputs": manifest.inputs})
+    current = {name: sections.get(name, config[name]) for name in manifest.config}
+    return digest == fingerprint({"stage": stage.name, "config": current, "inputs": manifest.inputs})
 
 
 def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:

@@ -6,7 +6,8 @@ import time
 from cluster.errors import UserError
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, write_text
+from cluster.run.atomic import write_text
+from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage
 from cluster.run.stages import Outcome, check_sources, is_done
 from cluster.runtime.memory import object_store_gb

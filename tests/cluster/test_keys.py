@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.keys import KeyRing, audit
-from tests.cluster.conftest import triptych
+from tests.helpers import triptych
 
 
 def made(ring: KeyRing, name: str, *scopes: str) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage
-from cluster.run.metrics import FILES, read_metrics
+from cluster.run.metrics import EVENT_FILES, read_metrics
 from infra.bench.scenarios.command import copied, end_family, wait_for
 from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
 
 SECONDS = 900.0
-WITH_SECONDS = ("manifest.json", "metrics.jsonl", "trace.json", FILES, "stats.json", "report.json", "index.html")
+WITH_SECONDS = ("manifest.json", "metrics.jsonl", "trace.json", EVENT_FILES, "stats.json", "report.json", "index.html")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class KilledHalfway:
             command = [sys.executable, "-m", "pipelines", stage.name, str(run.recipe_path), f"run={run.root}"]
             with subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
                 try:
-                    wait_for(lambda: run.mark(stage.folder) is not None, stage.name, process)
+                    wait_for(lambda: run.partial_fingerprint(stage.folder) is not None, stage.name, process)
                     time.sleep(whole / 2)
                     if process.poll() is not None:
                         raise RuntimeError(f"over with {process.returncode} before it was killed; see {given.log}")

@@ -12,7 +12,7 @@ from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.server_client import NotServedError, ask_server, write_server
 from cluster.run.versions import KEPT, Versions, differing_files, live_version
-from tests.cluster.conftest import triptych
+from tests.helpers import triptych
 
 
 def make(run: RunFolder, weights: str, config: str = "{}") -> None:

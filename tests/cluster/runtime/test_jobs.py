@@ -13,8 +13,7 @@ import pytest
 
 from cluster import __version__
 from cluster.recipe.loading import load_recipe
-from tests.cluster.conftest import triptych
-from tests.helpers import answers, free_port, wait_until
+from tests.helpers import answers, free_port, triptych, wait_until
 
 START_SECONDS = 240
 

@@ -10,7 +10,7 @@ from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
 from cluster.runtime.memory import memory_needs, parameters, shape_of, training_memory
 from cluster.runtime.plan import Resources, make_plan
-from tests.cluster.conftest import triptych
+from tests.helpers import triptych
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
 

@@ -14,8 +14,7 @@ from cluster.run.layout import STAGES
 from cluster.run.server_client import write_server
 from pipelines.cli import stage_runner
 from pipelines.cli.doctor import serving_hindrances, serving_problems
-from tests.cluster.conftest import triptych
-from tests.helpers import free_port
+from tests.helpers import free_port, triptych
 
 
 def tree(folder: Path) -> str:
