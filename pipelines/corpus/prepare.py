@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.pii import replace
@@ -31,7 +32,7 @@ from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import Document, Split, read_split
 from pipelines.corpus.tables import BATCH, PREPARED
-from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tasks import Report, Task, run_tasks
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class PreparePhase:
 
     def _quarantine(self, split: Split, bad: Sequence[BadRecord]) -> None:
         if bad:
-            with written_to_the_side(self.quarantine / f"{split.name}.jsonl") as side:
+            with atomic_write(self.quarantine / f"{split.name}.jsonl") as side:
                 side.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in bad), encoding="utf-8")
 
 
@@ -264,7 +265,7 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
 
 
 def _open(stack: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    side = stack.enter_context(written_to_the_side(path))
+    side = stack.enter_context(atomic_write(path))
     return stack.enter_context(pq.ParquetWriter(side, schema, compression="zstd"))
 
 

@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, file_fingerprint, write_json
+from cluster.run.atomic import write_json
+from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from pipelines.corpus.clean.language import known_languages
 from pipelines.corpus.dedup.stage import check_inputs, deduplicate

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.corpus.tasks import written_to_the_side
+from cluster.run.atomic import atomic_write
 
 # Documents that a task processes at once, and rows of a row group.
 BATCH = 500
@@ -80,6 +80,6 @@ def map_array(file: Path) -> NDArray:
 
 def save_array(path: Path, array: NDArray[Any]) -> Path:
     """Writes a .npy file atomically; returns its path."""
-    with written_to_the_side(path) as side, side.open("wb") as file:
+    with atomic_write(path) as side, side.open("wb") as file:
         np.save(file, array)
     return path

@@ -6,7 +6,6 @@ thus leaves every task done or not done, and the same command runs the remaining
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow
 from rich.progress import Progress
 
 from cluster.errors import DeadlineError, UserError
-from cluster.run.folder import write_json
+from cluster.run.atomic import write_json
 
 Report = dict[str, Any]
 # Version of the outputs and reports of all phases; markers of other versions are ignored.
@@ -74,15 +73,6 @@ def run_tasks(
         if errors:
             raise UserError(errors[min(errors)])
     return [reports[index] for index in range(len(tasks))]
-
-
-@contextmanager
-def written_to_the_side(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, which is renamed to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(f".{path.name}.side")
-    yield side
-    side.replace(path)
 
 
 def _execute(phase: str, pending: Sequence[int], run: Callable[[Report], Report], deadline: float) -> Iterator[Report]:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
 from pipelines.corpus.tables import BATCH, save_array
-from pipelines.corpus.tasks import Report, written_to_the_side
+from pipelines.corpus.tasks import Report
 
 FOUND = pa.schema(
     [
@@ -146,7 +147,7 @@ class DecontaminatePhase:
         rows_file, found_file = self.outputs(index)
         with (
             pq.ParquetFile(self.parts[index]) as file,
-            written_to_the_side(found_file) as side,
+            atomic_write(found_file) as side,
             pq.ParquetWriter(side, FOUND, compression="zstd") as writer,
         ):
             for batch in file.iter_batches(BATCH, columns=["id", "source", "text"]):

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from cluster.run.folder import write_json
+from cluster.run.atomic import atomic_write, write_json
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_ALGORITHM, SIGNATURE_SEED, band_keys, signatures
 from pipelines.corpus.tables import Part, fixed_width, map_array, selected_rows
-from pipelines.corpus.tasks import Report, written_to_the_side
+from pipelines.corpus.tasks import Report
 
 FACTS = np.dtype([("bytes", np.int64), ("quality", np.float32), ("digest", np.uint64, 2), ("signature", np.int32)])
 ABSENT = -1
@@ -90,7 +90,7 @@ def write_part_index(
     facts["signature"][signed_rows] = np.arange(len(signed_rows))
     present_rows = np.flatnonzero(present)
     bands = [_sorted(keys, signed_rows) for keys in band_keys(signed, rows)]
-    with written_to_the_side(folder) as side:
+    with atomic_write(folder) as side:
         shutil.rmtree(side, ignore_errors=True)
         side.mkdir()
         np.save(side / "facts.npy", facts)

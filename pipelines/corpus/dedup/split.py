@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from cluster.errors import UserError
+from cluster.run.atomic import atomic_write
 from pipelines.corpus.dedup.cluster import EXACT, KEPT, NEAR, PREVIOUS
 from pipelines.corpus.tables import Part, fixed_width, map_array, save_array
-from pipelines.corpus.tasks import Report, written_to_the_side
+from pipelines.corpus.tasks import Report
 
 # Assignments of a document.
 DROPPED, TRAIN, HELD_OUT = 0, 1, 2
@@ -95,7 +96,7 @@ class SplitPhase:
         assignments[~left] = DROPPED
         assignments_file, duplicates_file = self.outputs(index)
         save_array(assignments_file, assignments)
-        with written_to_the_side(duplicates_file) as side:
+        with atomic_write(duplicates_file) as side:
             columns = [
                 *table.select(["id", "source"]).take(pa.array(rows)).columns,
                 pa.array(statuses, pa.string()),

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.recipe.corpus import PersonalData, Rules
-from cluster.run.files import is_remote, look_up
+from cluster.run.atomic import atomic_write
+from cluster.run.files import file_info, is_remote
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.filter.signals import VERSION, Signals
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.sources import Document, Split
 from pipelines.corpus.tables import BATCH
-from pipelines.corpus.tasks import written_to_the_side
 
 _KEY = b"triptych"
 _TEXT = ("id", "source", "text", "language", "read_bytes")
@@ -63,7 +63,7 @@ def cache_key(split: Split, settings: MeasureSettings) -> str:
     """
     rules = settings.rules
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
-    files = [asdict(look_up(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
+    files = [asdict(file_info(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
     given = {**asdict(split), "name": "", "license": None}
     return fingerprint([VERSION, given, files, lines, sorted(settings.personal_data), settings.language])
 
@@ -71,7 +71,7 @@ def cache_key(split: Split, settings: MeasureSettings) -> str:
 def store(items: Iterable[MeasuredBatch | BadRecord], path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord]:
     """Passes all items on and writes them to `path`, which appears after the last one."""
     bad: list[BadRecord] = []
-    with written_to_the_side(path) as side:
+    with atomic_write(path) as side:
         writer = None
         for item in items:
             if isinstance(item, BadRecord):

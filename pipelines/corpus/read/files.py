@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from cluster.errors import UserError, first_line
-from cluster.run.files import StoredFile, is_remote, local_file, locate, look_up, open_file
+from cluster.run.files import StoredFile, file_info, filesystem_of, is_remote, local_file, open_file
 from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, BadRecord, excerpt
 from pipelines.corpus.read.extractor import Extractor
 
@@ -71,7 +71,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
     """
     suffix = suffix_of(name)
     try:
-        if not look_up(name).size:
+        if not file_info(name).size:
             yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")
         elif suffix == ".parquet":
             yield from _read_parquet(name, reading.text_field, span)
@@ -198,7 +198,7 @@ def _parse(name: str, where: str, offset: int, line: bytes, size: int, text_fiel
 
 
 def _open_parquet(name: str) -> pyarrow.parquet.ParquetFile:
-    system, path = locate(name)
+    system, path = filesystem_of(name)
     return pyarrow.parquet.ParquetFile(path, filesystem=system)
 
 

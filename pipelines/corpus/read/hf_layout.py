@@ -12,7 +12,7 @@ import yaml
 from fsspec.utils import glob_translate
 
 from cluster.errors import UserError
-from cluster.run.files import StoredFile, open_file, place_in
+from cluster.run.files import StoredFile, open_file, relative_name
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -30,9 +30,11 @@ def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, 
     configs = _configs(folder)
     if configs:
         patterns = _patterns(_config(configs, subset, folder), split)
-        found = [file for file in files if any(pattern.fullmatch(place_in(folder, file.name)) for pattern in patterns)]
+        found = [
+            file for file in files if any(pattern.fullmatch(relative_name(folder, file.name)) for pattern in patterns)
+        ]
     else:
-        found = [file for file in files if subset is None or subset in place_in(folder, file.name).split("/")[:-1]]
+        found = [file for file in files if subset is None or subset in relative_name(folder, file.name).split("/")[:-1]]
         found = _by_name(folder, found, split) if split else found
     if not found:
         what = " of ".join([f"split {split!r}"] * bool(split) + [f"subset {subset!r}"] * bool(subset))
@@ -41,7 +43,7 @@ def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, 
 
 
 def _by_name(folder: str, files: Sequence[StoredFile], split: str) -> list[StoredFile]:
-    splits = [_split_of(place_in(folder, file.name)) for file in files]
+    splits = [_split_of(relative_name(folder, file.name)) for file in files]
     if not any(splits):
         # The Hub takes a folder that names no split for one to train on.
         splits = ["train"] * len(files)

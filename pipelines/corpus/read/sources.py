@@ -7,7 +7,7 @@ from typing import Any
 from actors.rewards.function import load_function
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
-from cluster.run.files import StoredFile, find_files, folder_of, place_in
+from cluster.run.files import StoredFile, find_files, glob_root, relative_name
 from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
@@ -76,7 +76,7 @@ def plan_splits(
                     deduplicate=source.near_duplicates == "drop",
                     seed=seed,
                     license=source.license,
-                    folder=folder_of(source.path) if source.path else "",
+                    folder=glob_root(source.path) if source.path else "",
                     span=span,
                     text_lines=source.text_lines,
                     page_seconds=page_seconds,
@@ -121,7 +121,7 @@ def _places(split: Split) -> Iterator[tuple[str, str | BadRecord]]:
             reading = Reading(split.text_field, split.text_lines, extract)
             for file in split.files:
                 for place, text in read_file(file, reading, split.span):
-                    yield f"{place_in(split.folder, file)}:{place}", text
+                    yield f"{relative_name(split.folder, file)}:{place}", text
     else:
         yield from _function_texts(split)
 
@@ -156,7 +156,7 @@ def _files_of(source: Source) -> list[StoredFile]:
     if not found:
         raise UserError(f"no {', '.join(SUFFIXES)} file matches {source.path}; mend the path of this corpus source")
     if source.split or source.subset:
-        return files_of_split(folder_of(source.path), found, source.split, source.subset)
+        return files_of_split(glob_root(source.path), found, source.split, source.subset)
     return found
 
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.run.atomic import atomic_write
 from pipelines.corpus.dedup.split import DROPPED
 from pipelines.corpus.tables import fixed_width, selected_rows
-from pipelines.corpus.tasks import written_to_the_side
 from pipelines.corpus.tokens.encode import encode_documents
 
 # Follows a part's name in the name of a further repetition of it.
@@ -51,7 +51,7 @@ class TokenCache:
             return new
         path = self.file(part)
         with (
-            written_to_the_side(path) as side,
+            atomic_write(path) as side,
             pq.ParquetWriter(side, SCHEMA.with_metadata({_KEY: self.fingerprint}), compression="zstd") as writer,
         ):
             for batch in selected_rows(part, wanted, ["digest", "text"]):

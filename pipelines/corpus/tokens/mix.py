@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN, document_position
 from pipelines.corpus.tables import Part, save_array, selected_rows
-from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tasks import Report, Task, run_tasks
 from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 
 # Text repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023, arXiv:2305.16264).
@@ -207,7 +208,7 @@ def _account(
 
 
 def _linked(file: Path, path: Path) -> Path:
-    with written_to_the_side(path) as side:
+    with atomic_write(path) as side:
         side.unlink(missing_ok=True)
         side.hardlink_to(file)
     return path

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.corpus.dedup.split import SPLITS
-from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tasks import Report, Task, run_tasks
 from pipelines.corpus.tokens.stage import TokenizePhase, map_rows
 
 SHARD_ROWS = 2000
@@ -89,7 +90,7 @@ class ShardPhase:
         rows = self._gather(split, order[start : start + SHARD_ROWS])
         ids = np.arange(start, start + len(rows), dtype=np.int64)
         columns = [pa.array(ids), _lists(rows[:, 0]), _lists(rows[:, 1])]
-        with written_to_the_side(self.path(index)) as side:
+        with atomic_write(self.path(index)) as side:
             table = pa.Table.from_arrays(columns, schema=SCHEMA)
             pq.write_table(table, side, row_group_size=ROW_GROUP_ROWS, compression="zstd")
         return {"rows": len(rows)}

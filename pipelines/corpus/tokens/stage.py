@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tables import BATCH, selected_rows
-from pipelines.corpus.tasks import Report, Task, run_tasks, written_to_the_side
+from pipelines.corpus.tasks import Report, Task, run_tasks
 from pipelines.corpus.tokens.cache import CachedTokens, TokenCache
 from pipelines.corpus.tokens.mix import Mixture
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
@@ -84,7 +85,7 @@ class TokenizePhase:
         stored, assigned = self.tokens.of(part), np.load(assignments)
         columns = ["id", "source", "text", "bytes", "digest"]
         with (
-            written_to_the_side(self.documents_file(index)) as side,
+            atomic_write(self.documents_file(index)) as side,
             pq.ParquetWriter(side, DOCUMENTS, compression="zstd") as writer,
         ):
             for split, assignment in SPLITS.items():
@@ -103,7 +104,7 @@ class TokenizePhase:
         self, split: str, batches: Iterable[pa.RecordBatch], stored: CachedTokens, path: Path, writer: pq.ParquetWriter
     ) -> dict[str, int]:
         count = dict.fromkeys(("documents", "bytes", "tokens", "rows", "padding", "cut"), 0)
-        with written_to_the_side(path) as side, side.open("wb") as file:
+        with atomic_write(path) as side, side.open("wb") as file:
             for window in _windows(batches):
                 ids = stored.ids(window["digest"].combine_chunks())
                 packed = pack([np.append(document, np.int32(self.end)) for document in ids], self.context)

@@ -12,9 +12,9 @@ from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, 
 from cluster.errors import UserError, first_line
 from cluster.recipe.corpus import TokenizerKind
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import atomic_write
 from pipelines.corpus.dedup.split import TRAIN, document_position
 from pipelines.corpus.tables import Part, selected_rows
-from pipelines.corpus.tasks import written_to_the_side
 
 # Training keeps every distinct word of the sample in memory.
 SAMPLE_BYTES = 64 << 20
@@ -41,7 +41,7 @@ def make_tokenizer(
     """
     model = recipe.model
     if not folder.exists():
-        with written_to_the_side(folder) as side:
+        with atomic_write(folder) as side:
             shutil.rmtree(side, ignore_errors=True)
             if model.start_from:
                 save_tokenizer_of(model.start_from, side, model.context)
