@@ -1,0 +1,7 @@
+# rewards.py: reward
+from actors.types import RewardInput
+
+
+def brief(question: RewardInput, answer: str) -> float:
+    """1 for an answer of one to six words, else 0."""
+    return float(1 <= len(answer.split()) <= 6)
