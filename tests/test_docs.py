@@ -281,7 +281,7 @@ def _is_file(word: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_example_runs_from_its_text_to_its_report(tmp_path: Path) -> None:
     run = tmp_path / "run"
     small = [
@@ -296,7 +296,7 @@ def test_the_example_runs_from_its_text_to_its_report(tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "pipelines", "run", "own.yaml", f"run={run}", *small]
-    subprocess.run(command, cwd=EXAMPLE, env=environment, check=True, timeout=600, capture_output=True)
+    subprocess.run(command, cwd=EXAMPLE, env=environment, check=True, timeout=900, capture_output=True)
     report = json.loads((run / "report" / "report.json").read_text())
     assert {path.name for path in run.iterdir()} >= {"corpus", "base", "sft", "policy", "report"}
     assert not (run / "reward").exists()
