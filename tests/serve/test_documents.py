@@ -6,7 +6,7 @@ import re
 import httpx
 import pytest
 
-from serve.http.auth import NEEDS
+from serve.http.auth import REQUIRED_SCOPES
 from tests.markdown import PAGES
 from tests.serve.conftest import Server
 
@@ -18,7 +18,7 @@ CLIENTS = [block.text for page in PAGES for block in page.blocks("python") if bl
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), REQUESTS, ids=[path for path, _ in REQUESTS])
 def test_a_request_with_curl_is_answered(server: Server, path: str, body: str) -> None:
-    assert path in NEEDS
+    assert path in REQUIRED_SCOPES
     asked = json.loads(body)
     response = httpx.post(f"{server.url}{path}", json=asked, timeout=60)
     # The tests' server has no reward model, and says so.
