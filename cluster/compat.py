@@ -15,6 +15,9 @@ LOCAL_CLUSTER_ENV = {
     # A watcher for notices that the machine will be taken away, which nobody gives here: 4 s of CPU time.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+# Binds all of a local cluster to the loopback interface; Ray reads it when it is imported. Without it, seven sockets of
+# a cluster on one machine listen on all interfaces (look at ENABLE_RAY_CLUSTER in ray/_private/ray_constants.py).
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Ray's loggers that repeat on every start that token authentication is on, and report on every dataset; the stages have
 # progress bars of their own. They are private module names: look there if lines of Ray appear between the stages' own.
 _SESSION_LOGGERS = {

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,7 +17,13 @@ from urllib.parse import urlparse
 import psutil
 
 import cluster
-from cluster.compat import LOCAL_CLUSTER_ENV, local_cluster_processes, quiet_session_loggers, session_folder_option
+from cluster.compat import (
+    LOCAL_CLUSTER_ENV,
+    LOOPBACK_ENV,
+    local_cluster_processes,
+    quiet_session_loggers,
+    session_folder_option,
+)
 from cluster.errors import UserError, first_line
 from cluster.recipe.model import Cluster
 
@@ -71,11 +78,11 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the address, or it refuses.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    _add_to_path(ROOT)
     inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
     address = "auto" if inside_job else settings.address
+    for name, value in (ENVIRONMENT | (LOOPBACK_ENV if address == "local" else {})).items():
+        os.environ.setdefault(name, value)
+    _add_to_path(ROOT)
     if address != "local" and auth_token():
         # A cluster with a token asks for it; a driver sends it only in this mode, which Ray reads once.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -104,11 +111,26 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
 
 def auth_token() -> str:
     """Finds the token of Ray's clusters where Ray itself looks for it; empty if there is none."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = _token_path()
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token and path.exists():
         token = path.read_text(encoding="utf-8").strip()
     return token
+
+
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _protect_token() -> None:
+    """Makes the token of Ray's clusters readable to its owner alone, and a new one if there is none: Ray 2.60 would
+    write it readable to all."""
+    path = _token_path()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        path.chmod(0o600)
 
 
 def check_address(settings: Cluster) -> None:
@@ -150,6 +172,7 @@ def _start_local(settings: Cluster, object_store_gb: float) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    _protect_token()
     try:
         ray.init(
             address="local",

@@ -1,17 +1,19 @@
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.model import Cluster
-from cluster.runtime.session import connect, require_free_port
+from cluster.runtime.session import ROOT, connect, require_free_port
 
 # Starts a session with a live actor, prints its processes, and sleeps.
 DRIVER = """
@@ -141,3 +143,41 @@ def test_a_taken_port_is_named() -> None:
 def test_impossible_addresses_are_refused(host: str, port: int) -> None:
     with pytest.raises(UserError):
         require_free_port(host, port)
+
+
+LISTENING = """
+import json, os, stat
+from pathlib import Path
+import psutil
+from cluster.recipe.model import Cluster
+from cluster.runtime.session import connect
+with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.3):
+    import ray
+    ray.get(ray.remote(lambda: 1).options(num_cpus=0.5).remote())
+    own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    found = [one.laddr.ip for one in psutil.net_connections("inet") if one.status == "LISTEN" and one.pid in own]
+    token = stat.S_IMODE((Path.home() / ".ray" / "auth_token").stat().st_mode)
+    print(json.dumps([found, token]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [None, 0o644])
+def test_a_local_cluster_listens_on_the_loopback_alone_and_only_its_owner_reads_the_token(
+    tmp_path: Path, earlier: int | None
+) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+    if earlier:
+        token.parent.mkdir()
+        token.write_text("a" * 64)
+        token.chmod(earlier)
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    addresses, mode = json.loads(done.stdout.splitlines()[-1])
+    assert len(addresses) > 4
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    assert mode == 0o600
+    assert len(token.read_text()) == 64
