@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.run.atomic import write_json
+from cluster.run.atomic import make_private, write_json
 
 SCOPES = ("chat", "score", "label", "admin")
 # Names of key holders and annotators.
@@ -161,6 +161,7 @@ class KeyRing:
             keys = list(self.all())
             yield keys
             write_json(self._path, [asdict(key) for key in keys])
+            make_private(self._path)
         finally:
             os.close(folder)
 
@@ -175,7 +176,9 @@ def audit(folder: Path, by: str, action: str, **details: Any) -> None:
         details: JSON values.
     """
     line = json.dumps({"time": time.time(), "by": by, "action": action, **details})
-    with (folder / "audit.jsonl").open("a", encoding="utf-8") as file:
+    path = folder / "audit.jsonl"
+    make_private(path)
+    with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

@@ -7,6 +7,7 @@ PostgreSQL by URL.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import URL, Engine, event, inspect, make_url, text
@@ -16,6 +17,7 @@ from sqlmodel import Session, SQLModel, create_engine
 
 from cluster.errors import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, Meta, Prompt, migrate
+from cluster.run.atomic import make_private
 
 # The longest wait for another writer, or for a server that does not answer.
 BUSY_SECONDS = 30.0
@@ -132,6 +134,9 @@ def _parse_url(url: str) -> URL:
 
 def _set_up(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
+        if engine.url.database and Path(engine.url.database).parent.is_dir():
+            # SQLite gives its journal the rights of the database.
+            make_private(Path(engine.url.database))
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin)
     with Session(engine.execution_options(writes=True)) as session:

@@ -1,4 +1,6 @@
-"""Atomic writes: a reader sees the old file or the new one, never a half, also after a kill or a power cut.
+"""Writes of files: atomic, and private where people's words or keys are in them.
+
+Atomic: a reader sees the old file or the new one, never a half, also after a kill or a power cut.
 
 Folders that replace older ones are swapped where they are managed: `RunFolder`, `Versions` and the checkpoints each
 have a rule of their own for the old folder, and `recover` of their own for a kill between the two renames.
@@ -7,7 +9,7 @@ have a rule of their own for the old folder, and `recover` of their own for a ki
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     side.replace(path)
+
+
+def make_private(path: Path) -> None:
+    """Makes a file readable and writable to its owner alone; creates it if it is not there.
+
+    Another user's file is left as it is: its owner decides.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with suppress(PermissionError):
+        path.chmod(0o600)
 
 
 def write_text(path: Path, text: str) -> None:

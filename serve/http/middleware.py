@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import UserError
+from cluster.run.atomic import make_private
 from serve.errors import RequestError
 from serve.http.auth import Authorizer, bearer, path_pattern
 from serve.http.limits import MAX_BODY_BYTES, KeyLimits, body_too_large, bounded
@@ -128,8 +130,16 @@ def access_log(path: Path | None) -> logging.Logger:
     if path is None:
         logger.addHandler(logging.NullHandler())
     else:
-        logger.addHandler(RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"))
+        logger.addHandler(_PrivateFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"))
     return logger
+
+
+class _PrivateFileHandler(RotatingFileHandler):
+    """Writes a log that only its owner can read, also after each rotation."""
+
+    def _open(self) -> TextIOWrapper:
+        make_private(Path(self.baseFilename))
+        return super()._open()
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
