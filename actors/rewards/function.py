@@ -57,7 +57,8 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{what} {name}: {error}; name it module:function, on Python's path") from error
+        how = "name it module:function, in a folder of PYTHONPATH"
+        raise UserError(f"{what} {name}: {error}; {how}") from error
     # The module is the user's own, and may fail in any way.
     except Exception as error:
         raise UserError(f"{what} {name}: importing {module} raised {type(error).__name__}: {error}") from error

@@ -35,7 +35,7 @@ Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
 class Call(Section):
     """A Python function that a recipe names, and its keyword arguments."""
 
-    function: FunctionName = Field(description="module:function, on Python's path")
+    function: FunctionName = Field(description="module:function, in a folder of PYTHONPATH")
     arguments: dict[str, Any] = Field({}, description="keyword arguments besides those that the stage gives")
 
 
@@ -80,6 +80,19 @@ def files_of(section: BaseModel) -> list[str]:
 
     with_places(section, note)
     return found
+
+
+def functions_of(section: Any) -> list[str]:
+    """The Python functions that a section names, as module:function, in the order of the fields."""
+    if isinstance(section, dict):
+        return functions_of(list(section.values()))
+    if isinstance(section, list):
+        return [name for one in section for name in functions_of(one)]
+    if not isinstance(section, BaseModel):
+        return []
+    named = getattr(section, "function", None)
+    inner = [getattr(section, name) for name in type(section).model_fields]
+    return ([named] if named else []) + functions_of(inner)
 
 
 def needs_its_origin(source: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.renamed import with_new_names
+from cluster.recipe.renamed import RENAMED, with_new_names
 
 # Old names that are told each in a line of its own.
 NAMED_ONE_BY_ONE = 24
@@ -99,6 +99,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
+        if where in RENAMED:
+            return f"unknown key {where!r}: it is the old name of {RENAMED[where]!r}, which is set too"
         names = _field_names(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.0)
         nearest = ".".join(str(part) for part in (*error["loc"][:-1], *near))

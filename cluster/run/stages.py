@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster import __version__
 from cluster.errors import UserError
-from cluster.recipe.base import files_of
+from cluster.recipe.base import files_of, functions_of
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
@@ -95,6 +96,18 @@ def check_sources(recipe: Recipe) -> None:
     start = recipe.model.start_from
     if start and not Path(start).exists() and (start.startswith(("/", ".", "~")) or start.endswith(".gguf")):
         raise UserError(f"model.start_from: there is no {start}")
+
+
+def check_functions(recipe: Recipe) -> None:
+    """Checks that the package or module of every function that the recipe names can be found, without importing any.
+
+    Raises:
+        UserError: one cannot.
+    """
+    for name in functions_of(recipe):
+        module = name.partition(":")[0].partition(".")[0]
+        if find_spec(module) is None:
+            raise UserError(f"{name}: Python finds no module {module}; PYTHONPATH=. has it look in this folder")
 
 
 def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:

@@ -9,7 +9,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage
-from cluster.run.stages import Outcome, check_sources, is_done
+from cluster.run.stages import Outcome, check_functions, check_sources, is_done
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, connect
@@ -39,6 +39,8 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
     run.check_writable()
     check_address(recipe.cluster)
     if recipe.cluster.address == "local":
+        # A cluster's nodes may have modules that this machine lacks.
+        check_functions(recipe)
         make_plan(recipe, resources_here(recipe.cluster))
     if len(stages) == 1:
         for folder in stages[0].after:

@@ -35,6 +35,12 @@ def tree(folder: Path) -> str:
         (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt"),
         (["run", "recipe.yaml", "corpus.previous_corpora=[gone]"], "no file matches gone/manifest.json"),
         (["run", "recipe.yaml", "corpus.decontaminate={files: [gone.json]}"], "no file matches gone.json"),
+        (["run", "recipe.yaml", "evaluate.exam.function=gone.exam:exam"], "Python finds no module gone"),
+        (
+            ["run", "recipe.yaml", "rlhf.rewards=[{kind: function, function: 'gone:reward'}]"],
+            "PYTHONPATH=. has it look",
+        ),
+        (["run", "recipe.yaml", "rlhf.kl_budget=2", "rlhf.stop.max_kl=3"], "old name of 'rlhf.stop.max_kl'"),
         (["run", "recipe.yaml", "model.start_from=./gone"], "there is no ./gone"),
         (["run", "recipe.yaml", "model.size=8B"], "too little memory"),
         (["run", "recipe.yaml", "cluster.memory_gb=1"], "1.0 GB are free"),
