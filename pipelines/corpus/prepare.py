@@ -29,8 +29,8 @@ from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
 from pipelines.corpus.filter.rules import WANTED_LANGUAGE, bounds, reasons_to_drop, wanted_language
 from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
-from pipelines.corpus.read.bad_record import BadRecord
-from pipelines.corpus.read.sources import Document, Split, read_split
+from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.sources import InputSplit, read_split
 from pipelines.corpus.tables import BATCH, PREPARED
 from pipelines.corpus.tasks import Report, Task, run_tasks
 
@@ -41,7 +41,9 @@ EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason",
 _EXAMPLE_CHARACTERS = 200
 
 
-def prepare(recipe: Recipe, splits: Sequence[Split], out: Path, progress: Progress) -> tuple[list[Report], list[Path]]:
+def prepare(
+    recipe: Recipe, splits: Sequence[InputSplit], out: Path, progress: Progress
+) -> tuple[list[Report], list[Path]]:
     """Runs the phase over all splits; returns their reports and part files, in order.
 
     Raises:
@@ -83,7 +85,7 @@ class PreparePhase:
         quality: whether to measure the column `quality`.
     """
 
-    splits: tuple[Split, ...]
+    splits: tuple[InputSplit, ...]
     folder: Path
     quarantine: Path
     min_words: int
@@ -128,15 +130,15 @@ class PreparePhase:
             **counts.report(),
         }
 
-    def output(self, split: Split) -> Path:
+    def output(self, split: InputSplit) -> Path:
         return self.folder / f"{split.name}.parquet"
 
-    def outputs(self, split: Split) -> tuple[Path, ...]:
+    def outputs(self, split: InputSplit) -> tuple[Path, ...]:
         """All files that the task of a split writes."""
         folders = [folder for folder in (self.folder, self.signals, self.excluded) if folder]
         return tuple(folder / f"{split.name}.parquet" for folder in folders)
 
-    def _measured(self, split: Split, timer: "StepTimer") -> Iterator[MeasuredBatch | BadRecord]:
+    def _measured(self, split: InputSplit, timer: "StepTimer") -> Iterator[MeasuredBatch | BadRecord]:
         if self.signals is None:
             return measured_batches(split, self.settings, timer)
         key, path = cache_key(split, self.settings), self.signals / f"{split.name}.parquet"
@@ -148,14 +150,14 @@ class PreparePhase:
         probabilities = batch.signals["language_probability"]
         return batch.signals | {WANTED_LANGUAGE: wanted_language(batch.languages, probabilities, self.languages)}
 
-    def _quarantine(self, split: Split, bad: Sequence[BadRecord]) -> None:
+    def _quarantine(self, split: InputSplit, bad: Sequence[BadRecord]) -> None:
         if bad:
             with atomic_write(self.quarantine / f"{split.name}.jsonl") as side:
                 side.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in bad), encoding="utf-8")
 
 
 def measured_batches(
-    split: Split, settings: MeasureSettings, timer: "StepTimer"
+    split: InputSplit, settings: MeasureSettings, timer: "StepTimer"
 ) -> Iterator[MeasuredBatch | BadRecord]:
     """Reads, cleans and measures a split's documents, `BATCH` at a time; passes bad records on.
 

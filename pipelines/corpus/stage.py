@@ -80,7 +80,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             _require_readable(prepared, corpus.max_bad_share)
             _require_documents(prepared, corpus.min_words)
         parts = [
-            Part(file, report["fingerprint"], split.source, split.deduplicate)
+            Part(file, report["fingerprint"], split.source, split.drop_near_duplicates)
             for file, report, split in zip(files, prepared, splits, strict=True)
         ]
         with _timed("deduplicate", seconds):

@@ -13,7 +13,7 @@ from actors.trainer.data import shards_in
 from cluster.errors import wait_for
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
-from pipelines.corpus.read.bad_record import BadRecord
+from pipelines.corpus.read.records import BadRecord
 from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
 from pipelines.evaluate.stats import QUANTILE

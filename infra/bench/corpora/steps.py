@@ -50,9 +50,9 @@ class Step:
 class _NoExtractor(Extractor):
     """Returns an empty text for every page, to measure the reading of captures without it."""
 
-    def ask(self, page: bytes, charset: str | None = None) -> PageRequest:
+    def request(self, page: bytes, charset: str | None = None) -> PageRequest:
         del page  # an answered request keeps no page
-        return PageRequest(self, b"", (charset or "").encode(), answer="")
+        return PageRequest(self, b"", (charset or "").encode(), main_text="")
 
 
 def steps(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
@@ -89,7 +89,7 @@ def _reading(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
         extract(pages[0])
         yield Step(
             "extract",
-            lambda: [asked.text() for asked in list(map(extract.ask, pages))],
+            lambda: [request.text() for request in list(map(extract.request, pages))],
             size,
             "resiliparse",
             lambda: list(map(main_text, pages)),

@@ -21,6 +21,8 @@ _IP = re.compile(
 )
 _CARD = re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
+# Measured alternative: phonenumbers' matcher, whose recall on the labeled sentences of the tests is 0.31 without a
+# region and 0.94 with four regions tried in turn, at 5 to 14 MB/s each; this expression has 0.94 at 131 MB/s.
 _PHONE = re.compile(
     r"(?<![\w+.,:/-])(?:"
     r"(?:\+|00 ?)[1-9]\d{0,2}(?:[ .-]?\(\d{1,4}\))?(?:[ ./-]?\d{1,5}){2,5}"  # E.164

@@ -18,8 +18,8 @@ from cluster.run.atomic import atomic_write
 from cluster.run.files import file_info, is_remote
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.filter.signals import VERSION, Signals
-from pipelines.corpus.read.bad_record import BadRecord
-from pipelines.corpus.read.sources import Document, Split
+from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.sources import InputSplit
 from pipelines.corpus.tables import BATCH
 
 _KEY = b"triptych"
@@ -55,7 +55,7 @@ class MeasureSettings:
     language: bool = False
 
 
-def cache_key(split: Split, settings: MeasureSettings) -> str:
+def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     """Hashes everything that the measured documents of a split depend on: the split, its files and the settings.
 
     The bounds on signals are not part of the key. A file that is remote or shared by several splits enters with its

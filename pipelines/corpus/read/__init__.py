@@ -2,6 +2,6 @@
 
 `files` reads text, JSONL and Parquet, `warc` HTML and web captures, whose main text `extractor` obtains from a separate
 process that runs `extract_worker`. `hf_layout` selects the files of a Hugging Face dataset's split, and `packages`
-provides texts that installed packages contain. A record that cannot be read becomes a bad record with its file, offset
-and reason; it does not stop the corpus.
+provides texts that installed packages contain. `records` defines documents and bad records: a record that cannot be
+read becomes a bad record with its file, offset and reason, and does not stop the corpus.
 """

@@ -1,6 +1,6 @@
-"""Takes the main text from web pages: the program of the process that an `Extractor` starts.
+"""Extracts the main text of web pages, as the program of the process that an `Extractor` starts.
 
-The process runs this file alone, so that it starts in a tenth of a second: it imports nothing of the project.
+It imports nothing of the project, so that the process starts in a tenth of a second.
 """
 
 import codecs
@@ -11,19 +11,20 @@ import sys
 from collections.abc import Iterator
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-# There go the lengths of charset and page, then both; back come whether it is a text, its length and itself.
-ASKED, ANSWERED = struct.Struct("!II"), struct.Struct("!?I")
-# Half of what the other side sends ahead, so that both have work.
+# A request is the lengths of charset and page, then both; a reply is whether it is a text or an error, its length, then
+# itself.
+REQUEST, REPLY = struct.Struct("!II"), struct.Struct("!?I")
+# Half of the bytes that the extractor sends ahead, so that both processes stay busy.
 _AT_ONCE = 1 << 16
 
 
 def main_text(page: bytes, charset: str | None = None, library: str = "resiliparse") -> str:
-    """What a page says, without its menus and boilerplate, a block a line.
+    """Extracts the text of a page without menus and boilerplate, a block per line.
 
     Args:
+        charset: encoding named by the server. In the order of browsers (WHATWG HTML, 13.2.3.2), a byte order mark takes
+            precedence over it; without both the page's meta element decides, then a guess from the bytes.
         library: resiliparse, or trafilatura, which takes 20 times as long.
-        charset: what the server called the encoding. As browsers do (WHATWG HTML, 13.2.3.2), a byte order mark comes
-            before it, then the page's own meta element, then a guess from the bytes.
 
     Raises:
         ValueError: the page cannot be parsed.
@@ -32,7 +33,7 @@ def main_text(page: bytes, charset: str | None = None, library: str = "resilipar
     if library == "trafilatura":
         import trafilatura
 
-        # Its own deduplication remembers earlier pages, so that what a page gives would depend on them.
+        # Its own deduplication remembers earlier pages, on which the text of a page would then depend.
         return trafilatura.extract(content, include_comments=False, favor_precision=True, deduplicate=False) or ""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
@@ -52,29 +53,29 @@ def _decoded(page: bytes, charset: str | None) -> str:
 
 
 def _serve(connection: socket.socket, seconds: float, library: str) -> None:
-    """Answers until nobody asks or listens any more.
+    """Serves requests until the connection is closed.
 
-    Pages that came together are answered together: to wake the other process for each took 20 us, of 340 for a page of
+    Pages received together are answered together: waking the other process for each took 20 us, of 340 for a page of
     22 KB.
     """
     received = bytearray()
     try:
         while data := connection.recv(_AT_ONCE):
             received += data
-            answers = [_answer(page, charset, seconds, library) for charset, page in _requests(received)]
-            if answers:
-                connection.sendall(b"".join(answers))
+            replies = [_reply(page, charset, seconds, library) for charset, page in _requests(received)]
+            if replies:
+                connection.sendall(b"".join(replies))
     except ConnectionError:
         return
 
 
 def _requests(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
-    """Takes the charsets and pages that have come whole."""
+    """Removes the complete requests from the buffer, and yields their charsets and pages."""
     start = 0
     with memoryview(received) as view:
-        while len(view) - start >= ASKED.size:
-            charset, page = ASKED.unpack_from(view, start)
-            middle = start + ASKED.size + charset
+        while len(view) - start >= REQUEST.size:
+            charset, page = REQUEST.unpack_from(view, start)
+            middle = start + REQUEST.size + charset
             if len(view) < middle + page:
                 break
             yield bytes(view[middle - charset : middle]), bytes(view[middle : middle + page])
@@ -82,16 +83,16 @@ def _requests(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
     del received[:start]
 
 
-def _answer(page: bytes, charset: bytes, seconds: float, library: str) -> bytes:
-    # What the signal does when it comes is to end the process.
+def _reply(page: bytes, charset: bytes, seconds: float, library: str) -> bytes:
+    # SIGPROF, which comes when the processor time is used up, ends the process.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        answered, answer = True, main_text(page, charset.decode() or None, library).encode("utf-8", "surrogatepass")
+        parsed, content = True, main_text(page, charset.decode() or None, library).encode("utf-8", "surrogatepass")
     except ValueError as error:
-        answered, answer = False, str(error).encode()
+        parsed, content = False, str(error).encode()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return ANSWERED.pack(answered, len(answer)) + answer
+    return REPLY.pack(parsed, len(content)) + content
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reads documents from text, JSONL and Parquet files or parts of them, and says exactly where one is broken."""
+"""Reads documents from text, JSONL and Parquet files or spans of them, and locates records that are broken."""
 
 import gzip
 import io
@@ -13,28 +13,28 @@ import pyarrow.parquet
 
 from cluster.errors import UserError, first_line
 from cluster.run.files import StoredFile, file_info, filesystem_of, is_remote, local_file, open_file
-from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, BadRecord, excerpt
 from pipelines.corpus.read.extractor import Extractor
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, excerpt
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 WEB = (".html", ".htm", ".warc", ".warc.gz")
 SUFFIXES = (".txt", *LINES, ".parquet", *WEB)
 
-# What is lost of a damaged file before the damage: a read that fails gives nothing.
+# Bytes lost before the damage in a damaged file, since a read that fails yields nothing.
 _BUFFER = 64 << 10
 
-# From where to where: bytes of a file of lines, row groups of a Parquet file.
+# A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a source are read.
+    """Settings for reading the files of a source.
 
     Attributes:
-        text_field: of a JSONL line or Parquet row.
-        text_lines: every line of a .txt file is a document.
-        extract: takes the main text from web pages.
+        text_field: field of JSONL lines or Parquet rows with the text.
+        text_lines: whether every line of a .txt file is a document.
+        extract: extracts the main text of web pages.
     """
 
     text_field: str
@@ -43,15 +43,15 @@ class Reading:
 
 
 def suffix_of(name: str) -> str | None:
-    """The one of SUFFIXES that a path or URI ends with."""
+    """Finds the one of `SUFFIXES` that a path or URI ends with."""
     bare = name.partition("?")[0] if is_remote(name) else name
     return next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
 
 
 def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
-    """Cuts a file into parts of about `size` bytes, or not at all: then there are none.
+    """Cuts a file into spans of about `size` bytes; returns none if it is small or cannot be cut.
 
-    Compressed lines, pages and captures are read from their start.
+    Compressed lines, pages and captures cannot be cut: they have to be read from their start.
     """
     suffix = suffix_of(file.name)
     if file.size <= size:
@@ -62,9 +62,10 @@ def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
 
 
 def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, str | BadRecord]]:
-    """The texts of a file, or of a part of it: a .txt or .html file is one document, a line, row or response one each.
+    """Reads the texts of a file or of a span: each line, row or HTTP response, or a whole .txt or .html file.
 
-    With every text its place in the file, however that is cut: the byte of the (unpacked) file, or the row.
+    Yields:
+        (place, text): the byte in the file (uncompressed, for lines), or the row; independent of spans.
 
     Raises:
         UserError: the file cannot be opened, or is Parquet without the text field.
@@ -76,7 +77,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
         elif suffix == ".parquet":
             yield from _read_parquet(name, reading.text_field, span)
         elif suffix in WEB:
-            # The parser of captures is loaded only where there are pages.
+            # Imported only where there are pages, since the parser of captures takes time to load.
             from pipelines.corpus.read.warc import read_web
 
             with local_file(name) as path:
@@ -113,7 +114,7 @@ def _read_lines(name: str, text_field: str | None, span: Span | None) -> Iterato
             for number, (offset, line, size) in enumerate(_lines(file, span), start=1):
                 end = offset + size
                 if line.strip():
-                    # How many lines a later part has before it, no one has counted.
+                    # The number of lines before a later span is unknown.
                     where = f"byte {offset}" if span and span[0] else f"line {number}"
                     yield offset, _parse(name, where, offset, line, size, text_field)
         except (EOFError, zlib.error) as error:
@@ -121,7 +122,7 @@ def _read_lines(name: str, text_field: str | None, span: Span | None) -> Iterato
         except OSError as error:
             if error.errno is not None:
                 raise
-            # Arrow and gzip report what a decompressor refuses as an OSError without a number.
+            # Arrow and gzip report corrupt data as an OSError without an error number.
             yield end, _damaged(name, end, error)
 
 
@@ -135,13 +136,13 @@ def _unpacked(name: str, file: BinaryIO) -> BinaryIO:
 
 
 def _lines(file: BinaryIO, span: Span | None) -> Iterator[tuple[int, bytes, int]]:
-    """Offset, content and length of every line that starts in a span; of one that is too long only the start is held.
+    """Reads offset, content and length of every line that starts in a span, and only the start of a line too long.
 
-    So a line belongs to the part that it starts in, and each to exactly one.
+    Each line thus belongs to exactly one span.
     """
     offset, stop = span or (0, None)
     if offset:
-        # From the byte before: a part may start where a line does.
+        # From the byte before, since a span may start exactly where a line does.
         file.seek(offset - 1)
         offset += _skip_line(file) - 1
     while (stop is None or offset < stop) and (line := file.readline(MAXIMUM_RECORD_BYTES + 1)):
@@ -154,7 +155,7 @@ def _lines(file: BinaryIO, span: Span | None) -> Iterator[tuple[int, bytes, int]
 
 
 def _skip_line(file: BinaryIO) -> int:
-    """Reads to the end of a line, of which little is ever held; returns how many bytes that were."""
+    """Skips to the end of a line in bounded memory; returns the number of bytes skipped."""
     size = 0
     while piece := file.readline(_BUFFER):
         size += len(piece)
@@ -203,12 +204,12 @@ def _open_parquet(name: str) -> pyarrow.parquet.ParquetFile:
 
 
 def _row_groups(name: str, size: int) -> list[Span]:
-    """Runs of row groups of about that many bytes, unpacked; none of a file that cannot be read."""
+    """Cuts a Parquet file into spans of row groups of about `size` bytes uncompressed; none if it cannot be read."""
     try:
         with _open_parquet(name) as file:
             sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     except (pyarrow.ArrowInvalid, OSError):
-        # Whoever reads it says what is wrong.
+        # Reading it will report the error.
         return []
     found, start, held = [], 0, 0
     for group, group_size in enumerate(sizes):

@@ -1,6 +1,6 @@
-"""Which files of a folder laid out like a dataset on the Hugging Face Hub are a subset's and a split's.
+"""Selects the files of a subset and split in a folder laid out like a dataset on the Hugging Face Hub.
 
-The README's front matter says it (`configs`), or else the names do, by the Hub's rules:
+The `configs` in the README's front matter determine them, or else the names of files and folders, by the Hub's rules:
 https://huggingface.co/docs/hub/datasets-data-files-configuration
 """
 
@@ -22,7 +22,13 @@ _KEYWORDS = {
 
 
 def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, subset: str | None) -> list[StoredFile]:
-    """The files, in order, of a split (of all, if None) of a subset (of the default one, if None).
+    """Selects the files of a split of a subset, in order.
+
+    Args:
+        folder: path or URI of the dataset.
+        files: all its files.
+        split: None selects all splits.
+        subset: None selects the default one.
 
     Raises:
         UserError: there is no such subset or split.
@@ -45,16 +51,16 @@ def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, 
 def _by_name(folder: str, files: Sequence[StoredFile], split: str) -> list[StoredFile]:
     splits = [_split_of(relative_name(folder, file.name)) for file in files]
     if not any(splits):
-        # The Hub takes a folder that names no split for one to train on.
+        # On the Hub a folder that names no split is a training split.
         splits = ["train"] * len(files)
     return [file for file, found in zip(files, splits, strict=True) if found == split]
 
 
 def _split_of(place: str) -> str | None:
-    """By a keyword between marks that are no letters, in the file's own name before the folders'."""
-    for part in reversed(place.lower().split("/")):
+    """Finds the split by a keyword between non-letters, in the file's name first, then in its folders' names."""
+    for name in reversed(place.lower().split("/")):
         for split, words in _KEYWORDS.items():
-            if re.search(rf"(?<![a-z])(?:{'|'.join(words)})(?![a-z])", part):
+            if re.search(rf"(?<![a-z])(?:{'|'.join(words)})(?![a-z])", name):
                 return split
     return None
 
@@ -85,7 +91,7 @@ def _config(configs: Sequence[dict[str, Any]], subset: str | None, folder: str) 
 
 
 def _patterns(config: dict[str, Any], split: str | None) -> list[re.Pattern[str]]:
-    """`data_files` is a pattern, a list of them (all to train on), or a list of splits with their patterns."""
+    """Reads `data_files`: a pattern or a list of them (the training split), or a list of splits with their patterns."""
     entries = config["data_files"]
     entries = entries if isinstance(entries, list) else [entries]
     found: list[str] = []

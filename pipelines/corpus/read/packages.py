@@ -1,4 +1,4 @@
-"""Sources of text that installed packages carry, named in a recipe as functions: nothing has to be downloaded."""
+"""Provides texts that installed packages contain, as sources of kind function: nothing has to be downloaded."""
 
 import ast
 import random
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import yaml
 
-# Folders of the standard library whose docstrings are not about using it.
+# Folders of the standard library whose docstrings do not document its use.
 _SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
 def random_facts(seed: int) -> Iterator[str]:
-    """Documents of three to five facts each, drawn once without replacement, in an order set by the seed."""
+    """Yields documents of three to five facts of the package randfacts, each fact once, in an order set by the seed."""
     import randfacts
 
     rng = random.Random(seed)
-    # Nearly half of the sentences lack their full stop, and would run into the next.
+    # Nearly half of the sentences lack a full stop and would run into the next.
     facts = sorted({fact if fact.endswith((".", "!", "?", '"')) else f"{fact}." for fact in randfacts.safe_facts})
     rng.shuffle(facts)
     start = 0
@@ -29,7 +29,11 @@ def random_facts(seed: int) -> Iterator[str]:
 
 
 def chatterbot_dialogues(seed: int) -> Iterator[str]:
-    """English dialogues, one turn a line, always in one order."""
+    """Yields the English dialogues of the package chatterbot-corpus, a turn per line.
+
+    Args:
+        seed: without effect.
+    """
     del seed
     folder = files("chatterbot_corpus") / "data" / "english"
     for file in sorted(folder.iterdir(), key=lambda item: item.name):
@@ -40,17 +44,17 @@ def chatterbot_dialogues(seed: int) -> Iterator[str]:
 
 
 def standard_library() -> list[Path]:
-    """The source files of Python's standard library, in order; the language reference's topics are among them."""
+    """Lists the source files of Python's standard library, among them the topics of the language reference."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return sorted(file for file in root.rglob("*.py") if not _SKIPPED & set(file.relative_to(root).parts))
 
 
 def docstrings(seed: int, paths: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Name and text of every docstring of the standard library, and of the topics of `pydoc_data`; imports nothing.
+    """Yields name and text of the docstrings of the standard library and of `pydoc_data`'s topics, by parsing alone.
 
     Args:
         seed: without effect.
-        paths: the files of the standard library to read; all by default.
+        paths: files of the standard library; all by default.
     """
     del seed
     root = Path(sysconfig.get_paths()["stdlib"])

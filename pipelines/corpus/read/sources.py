@@ -1,4 +1,4 @@
-"""Where the text comes from: the recipe's sources, cut into splits that tasks read one at a time."""
+"""Cuts the recipe's sources into input splits, and reads the documents of a split."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,29 +8,30 @@ from actors.rewards.function import load_function
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from cluster.run.files import StoredFile, find_files, glob_root, relative_name
-from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
+from pipelines.corpus.read.records import BadRecord, Document
 
-# Enough work to outweigh starting a task, little enough to share a corpus among many.
+# Enough work to outweigh the start of a task, and small enough to distribute a corpus over many.
 SPLIT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text. `id` is "SOURCE:PLACE", the same in every run over the same input."""
+class InputSplit:
+    """The input of one task: files of a source, a span of one file, or all texts of a function.
 
-    id: str
-    source: str
-    text: str
+    Attributes:
+        name: unique in the corpus; names the split's part files.
+        source: name of the source.
+        drop_near_duplicates: whether near-duplicates among the documents are dropped.
+        folder: to which file names in document ids are relative.
+        span: of the only file; None reads all files as a whole.
+        page_seconds: processor time after which a web page is given up.
+        extractor: library that extracts the main text of web pages.
+        function: module:function of a source of kind function, called with the seed and `arguments`.
 
-
-@dataclass(frozen=True)
-class Split:
-    """What one task reads: files of a source, a span of one file, or all that a function gives.
-
-    `folder` is what the names of files in ids start from.
+    The other fields are those of the source in the recipe.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Split:
     files: tuple[str, ...]
     text_field: str
     limit: int | None
-    deduplicate: bool
+    drop_near_duplicates: bool
     seed: int
     license: str | None = None
     folder: str = ""
@@ -53,27 +54,32 @@ class Split:
 
 def plan_splits(
     sources: Sequence[Source], seed: int, page_seconds: float = 10.0, extractor: str = "resiliparse"
-) -> list[Split]:
+) -> list[InputSplit]:
     """Cuts every source into splits, in the order of the recipe and of the file names.
 
-    A file of lines or row groups that is larger than a split is cut. A source with a limit is one split: only a single
-    reader knows how many documents came before.
+    A file of lines or row groups that is larger than `SPLIT_BYTES` is cut. A source with a limit is one split, since a
+    single reader has to count its documents.
+
+    Args:
+        seed: for sources of kind function.
+        page_seconds: processor time after which a web page is given up.
+        extractor: library that extracts the main text of web pages.
 
     Raises:
-        UserError: a path matches no file, or a file of a kind that is not read.
+        UserError: a path matches no file, or only files in unsupported formats.
     """
-    splits: list[Split] = []
+    splits: list[InputSplit] = []
     for source, name in zip(sources, source_names(sources), strict=True):
         for files, span in _groups(_files_of(source), source):
             splits.append(
-                Split(
+                InputSplit(
                     name=f"part-{len(splits):05d}",
                     source=name,
                     kind=source.kind,
                     files=files,
                     text_field=source.text_field,
                     limit=source.limit,
-                    deduplicate=source.near_duplicates == "drop",
+                    drop_near_duplicates=source.near_duplicates == "drop",
                     seed=seed,
                     license=source.license,
                     folder=glob_root(source.path) if source.path else "",
@@ -89,7 +95,7 @@ def plan_splits(
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:
-    """A name for each source in ids and statistics: its own, path or function, numbered where that is not unique."""
+    """Names each source for ids and statistics by its name, path or function, and numbers names that are not unique."""
     names: list[str] = []
     for source in sources:
         base = source.name or source.path or source.function or source.kind
@@ -98,11 +104,11 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def read_split(split: Split) -> Iterator[Document | BadRecord]:
-    """The documents of a split, in order, and what stands in place of those that cannot be read.
+def read_split(split: InputSplit) -> Iterator[Document | BadRecord]:
+    """Reads the documents of a split in order; records that cannot be read become bad records.
 
     Raises:
-        UserError: a file cannot be opened, or none of its columns is the text field.
+        UserError: a file cannot be opened, a Parquet file lacks the text field, or a function fails.
     """
     taken = 0
     for place, text in _places(split):
@@ -115,7 +121,7 @@ def read_split(split: Split) -> Iterator[Document | BadRecord]:
         yield Document(id=f"{split.source}:{place}", source=split.source, text=text)
 
 
-def _places(split: Split) -> Iterator[tuple[str, str | BadRecord]]:
+def _places(split: InputSplit) -> Iterator[tuple[str, str | BadRecord]]:
     if split.kind == "files":
         with Extractor(split.page_seconds, split.extractor) as extract:
             reading = Reading(split.text_field, split.text_lines, extract)
@@ -126,22 +132,22 @@ def _places(split: Split) -> Iterator[tuple[str, str | BadRecord]]:
         yield from _function_texts(split)
 
 
-def _function_texts(split: Split) -> Iterator[tuple[str, str]]:
-    """What a function gives: texts, numbered, or pairs of a name and a text.
+def _function_texts(split: InputSplit) -> Iterator[tuple[str, str]]:
+    """Calls the function of a split; yields its texts with their numbers, or its pairs of a name and a text.
 
     Raises:
-        UserError: there is no such function, it fails, or gives something else.
+        UserError: the function does not exist, raises an exception, or yields something else.
     """
     function = load_function(str(split.function), "source")
     try:
-        for number, given in enumerate(function(seed=split.seed, **split.arguments)):
-            place, text = given if isinstance(given, tuple) else (str(number), given)
+        for number, item in enumerate(function(seed=split.seed, **split.arguments)):
+            place, text = item if isinstance(item, tuple) else (str(number), item)
             if not isinstance(text, str):
                 raise UserError(f"source {split.function} gave a {type(text).__name__} as text {number}, not a string")
             yield place, text
     except UserError:
         raise
-    # The function is the user's own, and may fail in any way.
+    # The function is the user's code and may raise any exception.
     except Exception as error:
         raise UserError(f"source {split.function} raised {type(error).__name__}: {error}") from error
 
@@ -161,7 +167,7 @@ def _files_of(source: Source) -> list[StoredFile]:
 
 
 def _groups(files: Sequence[StoredFile], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
-    """Small files together, large ones alone and cut where that can be."""
+    """Groups small files up to `SPLIT_BYTES`, and cuts large ones into spans where their format allows it."""
     groups: list[tuple[tuple[str, ...], Span | None]] = []
     held: list[str] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Web pages: HTML files and WARC captures (ISO 28500), reduced to their main text."""
+"""Reads the main text of web pages from HTML files and WARC captures (ISO 28500)."""
 
 import mmap
 import zlib
@@ -9,22 +9,22 @@ from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from pipelines.corpus.read.bad_record import MAXIMUM_RECORD_BYTES, BadRecord
 from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord
 
 _PAGES = ("text/html", "application/xhtml+xml")
-_GZIP_MEMBER = b"\x1f\x8b\x08"
+_GZIP_MAGIC = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _LINE_ENDS = b"\r\n\r\n"
-_PIECE = 1 << 16
-# Pages with the parser while one before them is used; more than it takes at once gives nothing.
+_CHUNK = 1 << 16
+# Pages requested before the text of an earlier one is used; more than the parser buffers has no effect.
 _AHEAD = 16
 
 
 def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | BadRecord]]:
-    """The main text of an HTML file, or of every HTML page that a WARC file holds with status 200, and where it is."""
+    """Reads the main text of an HTML file, or of each HTML page with status 200 in a WARC file, with its offset."""
     if ".warc" in path.name:
-        yield from _in_turn(path, _read_warc(path, extract))
+        yield from _in_order(path, _read_warc(path, extract))
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
         yield 0, BadRecord(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
     else:
@@ -34,18 +34,20 @@ def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | BadRec
             yield 0, BadRecord(str(path), 0, f"{path} {error}; remove the file")
 
 
-def _in_turn(path: Path, found: Iterator[tuple[int, PageRequest | BadRecord]]) -> Iterator[tuple[int, str | BadRecord]]:
-    """The texts of pages, of which later ones are sent to the parser before earlier ones are there."""
+def _in_order(
+    path: Path, found: Iterator[tuple[int, PageRequest | BadRecord]]
+) -> Iterator[tuple[int, str | BadRecord]]:
+    """Yields the texts in order, while later pages are already with the parser."""
     waiting: deque[tuple[int, PageRequest | BadRecord]] = deque()
     for pair in found:
         waiting.append(pair)
         if len(waiting) > _AHEAD:
-            yield _answered(path, *waiting.popleft())
+            yield _text_of(path, *waiting.popleft())
     while waiting:
-        yield _answered(path, *waiting.popleft())
+        yield _text_of(path, *waiting.popleft())
 
 
-def _answered(path: Path, offset: int, page: PageRequest | BadRecord) -> tuple[int, str | BadRecord]:
+def _text_of(path: Path, offset: int, page: PageRequest | BadRecord) -> tuple[int, str | BadRecord]:
     try:
         return offset, page if isinstance(page, BadRecord) else page.text()
     except ExtractionError as error:
@@ -63,9 +65,9 @@ def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, PageReques
 def _read_from(
     path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
 ) -> Generator[tuple[int, PageRequest | BadRecord], None, int | None]:
-    """The pages from an offset on; returns the offset of the record at which reading stopped, None at the end.
+    """Reads the pages from an offset on; returns the offset of the record where reading failed, None at the end.
 
-    A record is trusted only once the next one is found where its length says.
+    A record counts as intact only when the next one is found where its length implies.
     """
     file.seek(start)
     offset, length = start, 0
@@ -101,35 +103,35 @@ def _read_from(
 
 
 def _load(record: WarcRecord) -> int:
-    """Has the content of a record read into memory, unless it is too large; returns how many bytes there were."""
+    """Loads the content of a record into memory unless it is too large; returns the number of bytes found."""
     if record.content_length > MAXIMUM_RECORD_BYTES:
         return len(_read_at_most(record, MAXIMUM_RECORD_BYTES + 1))
     record.freeze()
-    # What was there, which need not be what the header said.
+    # The bytes found, which may differ from the header's length.
     return record.content_length
 
 
 def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> int | None:
-    """Where a record ends, or None unless two line ends follow its block: what it says of its length is wrong."""
+    """Finds the end of a record, or None if its block is not followed by two line ends: its length is wrong then."""
     if not path.name.endswith(".gz"):
         end = content.find(_LINE_ENDS, offset) + len(_LINE_ENDS) + length
         return end + len(_LINE_ENDS) if content[end : end + len(_LINE_ENDS)] == _LINE_ENDS else None
-    unpacker = zlib.decompressobj(wbits=31)
+    decompressor = zlib.decompressobj(wbits=31)
     data, at = bytearray(), offset
     try:
-        while not unpacker.eof and at < len(content) and len(data) <= 2 * MAXIMUM_RECORD_BYTES:
-            data += unpacker.decompress(content[at : at + _PIECE])
-            at += _PIECE
+        while not decompressor.eof and at < len(content) and len(data) <= 2 * MAXIMUM_RECORD_BYTES:
+            data += decompressor.decompress(content[at : at + _CHUNK])
+            at += _CHUNK
     except zlib.error:
         return None
     head = data.find(_LINE_ENDS) + len(_LINE_ENDS)
-    if not unpacker.eof or len(data) != head + length + len(_LINE_ENDS):
+    if not decompressor.eof or len(data) != head + length + len(_LINE_ENDS):
         return None
-    return min(at, len(content)) - len(unpacker.unused_data)
+    return min(at, len(content)) - len(decompressor.unused_data)
 
 
 def _page(path: Path, record: WarcRecord, extract: Extractor) -> PageRequest | BadRecord | None:
-    """A response that is a page; None of any other record."""
+    """Requests the text of a record that is an HTML page with status 200; returns None for any other record."""
     if record.record_type != WarcRecordType.response or not record.is_http:
         return None
     offset = record.stream_pos
@@ -141,14 +143,14 @@ def _page(path: Path, record: WarcRecord, extract: Extractor) -> PageRequest | B
         body = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
         if len(body) > MAXIMUM_RECORD_BYTES:
             return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
-        return extract.ask(body, record.http_charset)
+        return extract.request(body, record.http_charset)
     except (OSError, ValueError) as error:
         return _bad(path, offset, f"cannot be decoded ({error})")
 
 
 def _next_record(path: Path, content: mmap.mmap, broken: int) -> int | None:
-    """Where the first readable record after a broken one starts."""
-    mark = _GZIP_MEMBER if path.name.endswith(".gz") else _RECORD
+    """Finds the start of the first readable record after a broken one."""
+    mark = _GZIP_MAGIC if path.name.endswith(".gz") else _RECORD
     found = content.find(mark, broken + 1)
     while found >= 0 and not _readable(path, found):
         found = content.find(mark, found + 1)
@@ -156,7 +158,7 @@ def _next_record(path: Path, content: mmap.mmap, broken: int) -> int | None:
 
 
 def _readable(path: Path, offset: int) -> bool:
-    """Whether a record starts here: the mark of a gzip member also turns up by chance."""
+    """Tests that a record starts at an offset, since the magic bytes of gzip also occur by chance."""
     with path.open("rb") as file:
         file.seek(offset)
         try:
@@ -166,11 +168,11 @@ def _readable(path: Path, offset: int) -> bool:
 
 
 def _read_at_most(record: WarcRecord, size: int) -> bytes:
-    pieces: list[bytes] = []
-    while size > 0 and (piece := record.reader.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+    chunks: list[bytes] = []
+    while size > 0 and (chunk := record.reader.read(size)):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
 
 
 def _bad(path: Path, offset: int, complaint: str) -> BadRecord:

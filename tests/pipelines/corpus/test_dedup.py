@@ -32,7 +32,8 @@ from pipelines.corpus.dedup.minhash import (
     signatures,
 )
 from pipelines.corpus.filter.signals import punctuated_lines
-from pipelines.corpus.read.sources import Document, plan_splits, read_split
+from pipelines.corpus.read.records import Document
+from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.tables import PREPARED, Part
 from tests.helpers import SHARED
 

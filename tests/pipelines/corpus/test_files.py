@@ -13,8 +13,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import sources
-from pipelines.corpus.read.bad_record import BadRecord
-from pipelines.corpus.read.sources import Document, plan_splits, read_split
+from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.sources import plan_splits, read_split
 
 LINES = 50
 ROWS = 400

@@ -10,7 +10,7 @@ from cluster.recipe.corpus import PersonalData
 from pipelines.corpus.clean.pii import find, is_card, is_iban, is_public_address, replace
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings
 from pipelines.corpus.prepare import StepTimer, measured_batches
-from pipelines.corpus.read.sources import Split
+from pipelines.corpus.read.sources import InputSplit
 
 KINDS = get_args(PersonalData)
 
@@ -137,7 +137,7 @@ def test_validators_follow_the_standards() -> None:
 
 def test_documents_are_replaced_before_they_are_measured(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "Ann is ann@example.org here"}\n{"text": "nothing in this one"}\n')
-    split = Split("part-00000", "s", "files", (str(tmp_path / "a.jsonl"),), "text", None, True, 1)
+    split = InputSplit("part-00000", "s", "files", (str(tmp_path / "a.jsonl"),), "text", None, True, 1)
     (batch,) = measured_batches(split, MeasureSettings(None, ("email", "ip")), StepTimer())
     assert isinstance(batch, MeasuredBatch)
     assert [document.text for document in batch.documents] == ["Ann is <EMAIL_1> here", "nothing in this one"]

@@ -12,7 +12,7 @@ from pipelines.corpus.filter.cache import MeasureSettings, cache_key, load, stor
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.prepare import StepTimer, measured_batches
-from pipelines.corpus.read.sources import Split
+from pipelines.corpus.read.sources import InputSplit
 
 QUALITY = Rules(gopher_quality=GopherQuality(min_words=10))
 REPETITION = Rules(gopher_repetition=GopherRepetition())
@@ -267,7 +267,7 @@ def test_every_set_names_its_reason_and_the_first_counts() -> None:
 def test_measured_documents_are_cached_for_other_thresholds(tmp_path: Path) -> None:
     text = tmp_path / "file.txt"
     text.write_text(f"{LINE}\nno end\n{LINE}")
-    split = Split("part-00000", "s", "files", (str(text),), "text", None, True, 1)
+    split = InputSplit("part-00000", "s", "files", (str(text),), "text", None, True, 1)
     given = MeasureSettings(Rules(c4=C4()))
     path, key = tmp_path / "signals.parquet", cache_key(split, given)
     assert load(path, key) is None

@@ -15,9 +15,9 @@ from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import files as files_module
 from pipelines.corpus.read import sources
-from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.packages import docstrings, standard_library
-from pipelines.corpus.read.sources import Document, plan_splits, read_split, source_names
+from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.sources import plan_splits, read_split, source_names
 from tests.world import COUNTRIES, DIALOGUES, RANDOM_FACTS
 
 

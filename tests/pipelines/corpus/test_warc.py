@@ -7,11 +7,11 @@ import pytest
 
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read import warc
-from pipelines.corpus.read.bad_record import BadRecord
 from pipelines.corpus.read.extract_worker import main_text
 from pipelines.corpus.read.extractor import ExtractionError, Extractor
 from pipelines.corpus.read.files import Reading, read_file
-from pipelines.corpus.read.sources import Document, plan_splits, read_split
+from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.sources import plan_splits, read_split
 from tests.helpers import SHARED
 
 WARC = SHARED / "warc"
@@ -186,8 +186,8 @@ def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser
     for number in bad:
         pages[number] = nested
     with Extractor(0.5) as extract:
-        asked = [extract.ask(page) for page in pages]
-        for number, page in enumerate(asked):
+        requests = [extract.request(page) for page in pages]
+        for number, page in enumerate(requests):
             if number in bad:
                 with pytest.raises(ExtractionError, match=r"takes more than 0\.5 s"):
                     page.text()
@@ -198,7 +198,7 @@ def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser
 def test_pages_that_nobody_waits_for_end_with_the_extractor(capfd: pytest.CaptureFixture[str]) -> None:
     with Extractor(10) as extract:
         for _ in range(50):
-            extract.ask(b"<p>here" * 500)
+            extract.request(b"<p>here" * 500)
         process = extract._process
     assert process is not None
     assert process.poll() == 0
