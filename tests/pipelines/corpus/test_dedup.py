@@ -263,7 +263,7 @@ def test_exempt_documents_lose_exact_copies_only(tmp_path: Path, three_of_a_kind
     assert corpus.decisions() == [(0, 0, KEPT), (2, 0, EXACT), (3, 0, EXACT)]
 
 
-def test_the_next_corpus_leaves_out_what_the_first_has(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_a_later_corpus_drops_duplicates_of_the_first(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     short, longest, shortest, other = three_of_a_kind
     rng = random.Random(8)
     fresh = [" ".join(random_text(rng, 150)) for _ in range(3)]
@@ -292,7 +292,7 @@ def test_a_previous_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
         previous_indexes([str(tmp_path)], 7)
 
 
-def test_documents_left_out_before_match_nothing(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+def test_documents_dropped_before_have_no_duplicates(tmp_path: Path, three_of_a_kind: list[str]) -> None:
     short, longest, _, _ = three_of_a_kind
     corpus = Corpus(tmp_path)
     corpus.add([short, longest, short])

@@ -58,9 +58,7 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer) -> None:
     assert [fast.encode_ordinary(text) for text in texts] == expected
 
 
-def test_a_text_with_more_spaces_than_tiktoken_is_given_is_encoded_all_the_same(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_text_with_more_spaces_than_tiktoken_can_match_is_encoded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = f"before{' ' * 2 * _LONGEST_SPACE}behind"
     (ids,) = encode_documents(tmp_path / "tokenizer.json", [text])

@@ -87,7 +87,7 @@ def test_however_a_parquet_file_is_cut_every_row_is_read_once(tmp_path: Path) ->
         assert count == expected if expected else 1 < count < 14
 
 
-def test_what_cannot_be_cut_stays_whole(tmp_path: Path) -> None:
+def test_files_that_cannot_be_cut_are_read_whole(tmp_path: Path) -> None:
     rng = random.Random(1)
     with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
         file.writelines(json.dumps({"text": f"text {rng.random()}"}).encode() + b"\n" for _ in range(100))
@@ -163,7 +163,7 @@ def dataset(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_the_card_of_a_dataset_says_which_files_are_a_split(tmp_path: Path) -> None:
+def test_the_card_of_a_dataset_selects_the_files_of_a_split(tmp_path: Path) -> None:
     trained = ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]
     folder = dataset(tmp_path, *trained, "data/odd.jsonl", "notes/deep/a.jsonl")
     (folder / "README.md").write_text(CARD)
@@ -178,7 +178,7 @@ def test_the_card_of_a_dataset_says_which_files_are_a_split(tmp_path: Path) -> N
         read(given(folder, split="test"))
 
 
-def test_without_a_card_the_names_say_it(tmp_path: Path) -> None:
+def test_without_a_card_file_names_select_the_split(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train.jsonl", "dev.jsonl", "eval/x.jsonl", "restrained.jsonl", "en/test-1.jsonl")
     assert documents(given(folder, split="train")) == ["train.jsonl"]
     assert documents(given(folder, split="validation")) == ["dev.jsonl"]

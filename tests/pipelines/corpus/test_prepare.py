@@ -41,7 +41,7 @@ def total(reports: list[dict[str, Any]], name: str, key: str = "documents") -> i
     return sum(report[name][key] for report in reports)
 
 
-def test_broken_records_of_every_kind_are_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_broken_records_of_every_kind_are_quarantined_and_the_others_read(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
     good = "".join(json.dumps({"text": f"a good line, number {n}"}) + "\n" for n in range(4000)).encode()
@@ -82,7 +82,7 @@ def test_broken_records_of_every_kind_are_set_aside_and_the_rest_goes_on(tmp_pat
     assert 500 < len(read) < 4000
 
 
-def test_what_a_rule_drops_is_counted_in_documents_and_bytes_and_shown(tmp_path: Path) -> None:
+def test_documents_that_a_rule_drops_are_counted_and_shown(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("é", "two words", "x")))
     (report,), _ = prepare(Source(kind="files", path=str(tmp_path / "a.jsonl")), tmp_path / "out")
     assert report["dropped"] == {TOO_FEW_WORDS: 2}
@@ -153,7 +153,7 @@ def test_a_language_that_the_model_lacks_is_a_mistake_in_the_recipe() -> None:
         ("Produced by nobody.\n\nNo book at all.", None),
     ],
 )
-def test_header_and_license_of_books_are_taken_off(text: str, book: str | None) -> None:
+def test_header_and_license_of_books_are_removed(text: str, book: str | None) -> None:
     assert without_license(text) == (text if book is None else book)
 
 

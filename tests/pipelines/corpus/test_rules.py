@@ -200,7 +200,7 @@ LINE = "this line has six words in."
         ("by our Privacy Policy you may read this.", False),
     ],
 )
-def test_c4_takes_out_lines(line: str, stays: bool) -> None:
+def test_c4_removes_lines(line: str, stays: bool) -> None:
     left, _ = measure(["other", f"{LINE}\n\n{line}\n{LINE}"], Rules(c4=C4()))
     assert left[1].split("\n") == [LINE, *([line] if stays else []), LINE]
 

@@ -139,7 +139,7 @@ def test_zstd_lines_are_read_over_several_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])
-def test_what_comes_before_the_end_of_a_cut_file_is_read(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_read_up_to_its_end(tmp_path: Path, kind: str) -> None:
     rng = random.Random(1)
     content = "".join(json.dumps({"text": f"{n} {rng.random()}"}) + "\n" for n in range(20_000)).encode()
     whole = gzip.compress(content) if kind == "gz" else pa.compress(content, codec="zstd", asbytes=True)
@@ -222,7 +222,7 @@ def broken(seed: int) -> list[str]:
     raise RuntimeError(f"no text for seed {seed}")
 
 
-def test_texts_of_ones_own_function_have_its_names_or_numbers() -> None:
+def test_texts_of_a_function_have_its_names_or_their_numbers() -> None:
     own = Source(kind="function", function=f"{__name__}:numbered", arguments={"count": 3}, name="own")
     found = list(read_split(plan_splits([own], 7)[0]))
     assert [one.id for one in found] == ["own:first", "own:1", "own:2"]

@@ -178,7 +178,7 @@ def test_the_same_input_gives_the_same_bytes_and_is_not_encoded_again(
     assert hashes(again) == hashes(built)
 
 
-def test_a_killed_stage_goes_on_where_it_was(
+def test_a_killed_stage_is_resumed(
     built: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "corpus"
@@ -227,7 +227,7 @@ def test_clusters_name_the_representative_of_every_document(built: Path, texts: 
     assert representatives == {lines[tale]: lines[155 + tale] for tale in range(10)}
 
 
-def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
+def test_a_later_corpus_drops_documents_of_the_first_and_contaminated_ones(
     built: Path, texts: Path, tmp_path: Path
 ) -> None:
     tales = [json.loads(line)["text"] for line in (texts / "tales.jsonl").read_text().splitlines()]
@@ -255,14 +255,14 @@ def test_the_next_corpus_leaves_out_the_first_and_what_is_evaluated_with(
     assert fresh[3][passage["start"] : passage["end"]] == asked
 
 
-def test_a_finished_stage_is_not_done_again(built: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_is_not_run_again(built: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_build", _killed)
     figures = run(recipe, RunFolder(built.parent), built).metrics
     assert figures["near_duplicates"] == 10
     assert figures["train_rows"] == json.loads((built / "stats.json").read_text())["train_rows"]
 
 
-def test_a_task_that_gets_nowhere_is_named(ray_session: None, tmp_path: Path) -> None:
+def test_a_phase_without_progress_is_named(ray_session: None, tmp_path: Path) -> None:
     stuck = [tasks.Task("stuck", "key", ())]
     with (
         Progress(disable=True) as progress,
@@ -285,7 +285,7 @@ def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_
     assert not out.exists()
 
 
-def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe: Recipe, tmp_path: Path) -> None:
+def test_few_bad_records_are_quarantined_and_the_others_used(ray_session: None, recipe: Recipe, tmp_path: Path) -> None:
     source = Path(str(recipe.corpus.sources[0].path))
     path = tmp_path / "file.jsonl"
     path.write_bytes(b"{broken\n" + source.read_bytes() + b'{"text": "\xff"}\n')
@@ -329,7 +329,7 @@ def test_the_rest_is_used_when_few_records_are_broken(ray_session: None, recipe:
     assert after["dropped"] == {"too few words": 1, "gopher quality: too few words": 2}
 
 
-def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: Path) -> None:
+def test_a_corpus_without_documents_is_an_error(ray_session: None, tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text('{"text": "short"}\n' * 4)
     with pytest.raises(UserError, match="4 were read and every one was dropped"):
@@ -341,7 +341,7 @@ def test_a_corpus_of_which_nothing_is_left_says_so(ray_session: None, tmp_path: 
     assert [(tmp_path / name).exists() for name in ("rules", "copies")] == [False, True]
 
 
-def test_what_documents_are_held_against_is_read_before_they_are(tmp_path: Path) -> None:
+def test_evaluation_files_and_previous_corpora_are_checked_before_sources_are_read(tmp_path: Path) -> None:
     (tmp_path / "file.jsonl").write_text('{"text": "a line that is quite all right"}\n' * 6)
     (tmp_path / "asked.json").write_text("[")
     source = {"kind": "files", "path": str(tmp_path / "file.jsonl")}

@@ -50,14 +50,14 @@ def read(path: Path) -> tuple[list[str], list[BadRecord]]:
     return [i for i in items if isinstance(i, str)], [i for i in items if isinstance(i, BadRecord)]
 
 
-def test_the_main_text_is_what_is_left_of_a_page(tmp_path: Path) -> None:
+def test_the_main_text_of_a_page_is_extracted(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(HTML.format("First.</p><script>x()</script><p>Second."))
     texts, bad = read(tmp_path / "page.html")
     assert [text.split() for text in texts] == [["First.", "Second."]]
     assert not bad
 
 
-def test_trafilatura_takes_the_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+def test_trafilatura_extracts_the_text_if_the_recipe_names_it(tmp_path: Path) -> None:
     paragraphs = [f"Paragraph {number} says what the café in the old town has on its menu." for number in range(9)]
     menu = "<nav><ul>" + '<li><a href="/more">More of this</a></li>' * 20 + "</ul></nav>"
     body = f"{menu}<article><p>{'</p><p>'.join(paragraphs)}</p></article><footer>All rights reserved</footer>"
@@ -165,7 +165,7 @@ def test_a_page_that_keeps_the_parser_busy_is_left_out(tmp_path: Path) -> None:
         assert {extract(b"<div>" * 3000 + b"<p>here") for _ in range(4)} == {"here"}
 
 
-def test_a_parser_that_dies_is_started_again() -> None:
+def test_a_parser_that_dies_is_restarted() -> None:
     with Extractor(10) as extract:
         assert extract(b"<p>one") == "one"
         assert extract._process is not None
@@ -178,7 +178,7 @@ def test_a_parser_that_dies_is_started_again() -> None:
     assert process.poll() is not None
 
 
-def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser_is_lost() -> None:
+def test_pages_sent_ahead_are_answered_in_order_and_only_those_that_end_the_parser_are_lost() -> None:
     nested = b"<div>" * 20_000 + b"x"
     # More than a socket takes at once, in pages of which some do not fit into it themselves.
     pages = [b"<p>" + b"%d " % number * (1 + 40_000 * (number % 10 == 0)) for number in range(200)]
@@ -195,7 +195,7 @@ def test_pages_sent_ahead_are_answered_in_turn_and_only_one_that_ends_the_parser
                 assert set(page.text().split()) == {str(number)}
 
 
-def test_pages_that_nobody_waits_for_end_with_the_extractor(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_parser_ends_although_pages_are_waiting(capfd: pytest.CaptureFixture[str]) -> None:
     with Extractor(10) as extract:
         for _ in range(50):
             extract.request(b"<p>here" * 500)
