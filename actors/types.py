@@ -1,46 +1,122 @@
-"""What passes between rollout actors, rewards and the learner."""
+"""Defines what passes between rollout actors, rewards and the learner: prompts, samples and their identities."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
+
+# The epoch of prompts that are drawn outside of training.
+NO_EPOCH = -1
+
+
+@dataclass(frozen=True)
+class PromptTurn:
+    """Identifies one use of a prompt.
+
+    Attributes:
+        epoch: the pass over the prompts, from 0, or NO_EPOCH.
+        prompt: `Prompt.id`.
+    """
+
+    epoch: int
+    prompt: str
+
+    def __str__(self) -> str:
+        return self.prompt if self.epoch == NO_EPOCH else f"{self.epoch}:{self.prompt}"
+
+
+@dataclass(frozen=True)
+class RolloutId:
+    """Identifies one completion of a prompt.
+
+    Attributes:
+        epoch: the pass over the prompts, from 0, or NO_EPOCH.
+        prompt: `Prompt.id`.
+        sample: 0 to count - 1 within the prompt's turn.
+    """
+
+    epoch: int
+    prompt: str
+    sample: int
+
+    @property
+    def turn(self) -> PromptTurn:
+        """The turn of the prompt that this is a sample of."""
+        return PromptTurn(self.epoch, self.prompt)
+
+
+def prompt_id(name: str) -> str:
+    """Returns the id of a prompt in RLHF: the first 16 hexadecimal digits of the SHA-256 of its name."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the engines take it.
+    """A prompt as engines take it.
 
     Attributes:
-        id: the prompt's name, unique in a run.
+        id: identifies the prompt within a run; in RLHF `prompt_id` of its name.
         token_ids: the rendered prompt, generation prompt included.
+        name: the full name, for people: of a prompt from a file, the path and the conversation. It decides the order
+            of prompts in an epoch and seeds draws, so that neither depends on how ids are made. By default the id.
+        epoch: the pass over the prompts in which completions are drawn, or NO_EPOCH.
     """
 
     id: str
     token_ids: list[int]
+    name: str = ""
+    epoch: int = NO_EPOCH
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.id)
+
+    @property
+    def turn(self) -> PromptTurn:
+        """The use of the prompt in this epoch."""
+        return PromptTurn(self.epoch, self.id)
+
+    @property
+    def label(self) -> str:
+        """Epoch and name, for messages."""
+        return str(PromptTurn(self.epoch, self.name))
+
+    def draw_seed(self, seed: int) -> int:
+        """Returns a seed of 62 bits for this prompt's completions, from a seed, the epoch and the name."""
+        return xxhash.xxh3_64_intdigest(f"{seed}:{self.label}".encode()) >> 2
 
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What a reward function sees of a prompt.
+    """What a reward function or an environment sees of a prompt.
 
     Attributes:
-        messages: the conversation up to the answer.
-        metadata: what else is known of the prompt, such as the right answer.
+        messages: the conversation up to the answer, each with `role` and `content`.
+        metadata: the other fields of the prompt's row, such as the right answer.
     """
 
     messages: list[dict[str, str]]
     metadata: Mapping[str, str]
 
-
-def shown(question: RewardInput) -> str:
-    """As people read it: what the user said, or the whole conversation where it is longer."""
-    if len(question.messages) == 1:
-        return question.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
+    @property
+    def text(self) -> str:
+        """The conversation for people: the user's message alone, or all turns with their roles if there are several."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. A temperature of 0 is greedy. No top-p or top-k: they bias importance ratios."""
+    """How completions are drawn. There is no top-p or top-k: they bias importance ratios.
+
+    Attributes:
+        count: completions of each prompt.
+        temperature: divides the logits; 0 is greedy.
+        max_tokens: of a completion; with an environment, of all its turns together.
+        seed: makes draws repeatable, independent of the actor and the batch; None draws afresh.
+    """
 
     count: int
     temperature: float
@@ -53,46 +129,41 @@ class Sample:
     """One completion. Text is never tokenized again: these ids are what the engine drew.
 
     Attributes:
-        prompt_id: the prompt it answers.
-        index: 0 to count - 1 within the prompt.
-        token_ids: what followed the prompt, end-of-turn token included when the model stopped by itself.
+        id: the rollout.
+        token_ids: the tokens after the prompt, end-of-turn token included when the model stopped by itself.
         logprobs: log-probability of every token under the weights that drew it, at the sampling temperature.
         weight_versions: the version of the weights that drew every token.
         finish_reason: "stop" when the model ended its turn, "length" when it was cut.
         text: the last turn, decoded without special tokens.
-        drawn: in a conversation of several turns, which tokens the policy drew; empty where it drew all. Others have
-            the log-probability 0.
+        loss_mask: whether the policy drew each token, by default all. Others, between the turns of a conversation,
+            have the log-probability 0.
     """
 
-    prompt_id: str
-    index: int
+    id: RolloutId
     token_ids: list[int]
     logprobs: list[float]
     weight_versions: list[int]
     finish_reason: str
     text: str
-    drawn: list[bool] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
 
-    @property
-    def mask(self) -> list[bool]:
-        """Which tokens the policy drew."""
-        return self.drawn or [True] * len(self.token_ids)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss_mask", self.loss_mask or [True] * len(self.token_ids))
 
     @property
     def length(self) -> int:
-        """How many tokens the policy drew."""
-        return sum(self.mask)
+        """The number of tokens that the policy drew."""
+        return sum(self.loss_mask)
 
     @property
     def repetition(self) -> float:
-        """Share of the runs of three tokens that the policy drew which stood in the answer before; 0 where there are
-        none."""
-        ids, mask = self.token_ids, self.mask
+        """The share of the policy's runs of three tokens that stood earlier in the completion; 0 if it has no run."""
+        ids, mask = self.token_ids, self.loss_mask
         runs = [tuple(ids[end - 3 : end]) for end in range(3, len(ids) + 1) if all(mask[end - 3 : end])]
         return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def reward_scale_file(model: Path) -> Path:
-    """The file with the mean and deviation of a reward model's scores; folders of earlier versions spell it with s."""
+    """Returns the file with the mean and deviation of a reward model's scores; earlier versions spelled it with s."""
     earlier = model / "normalisation.json"
     return earlier if earlier.exists() else model / "normalization.json"

@@ -24,7 +24,7 @@ class Span:
         who: the actor: "rollout 3", "rewards" or "learner".
         what: the work: "start", "weights" or "draw" of a rollout actor; "reward"; "learn" or "publish" of the learner.
         begin, end: seconds on the clock of the loop.
-        prompts: ids of the prompts that it worked on.
+        prompts: epoch and id of each prompt that it worked on.
         tokens: number of tokens that it generated.
         lost: whether the actor died during it.
     """
@@ -43,11 +43,12 @@ class PromptTrace:
     """The way of one prompt through a step.
 
     Attributes:
-        id: the prompt's id.
+        id: the epoch and the prompt's id, as in `Span.prompts`.
         given: time at which the rollout actors got it.
         handed_out: time at which its answers were all there and went on to their rewards.
         tokens: number of tokens of its answers.
         behind: staleness of the oldest weights that generated any of them, in versions.
+        name: the prompt's full name, for people.
     """
 
     id: str
@@ -55,6 +56,7 @@ class PromptTrace:
     handed_out: float
     tokens: int
     behind: int
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,8 @@ def sample(
 def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str) -> list[feedback.Completion]:
     return [
         feedback.Completion(
-            prompt_id=drawn.prompt_id,
-            index=drawn.index,
+            prompt_id=drawn.id.prompt,
+            index=drawn.id.sample,
             text=drawn.text,
             token_ids=drawn.token_ids,
             model="sft",

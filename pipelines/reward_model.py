@@ -95,7 +95,7 @@ def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict
 
 def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
     return sequence_scores(
-        members, sequences, precision=precision, follow=partial(track, description="scoring", transient=True)
+        members, sequences, precision=precision, progress=partial(track, description="scoring", transient=True)
     )
 
 

@@ -15,9 +15,9 @@ from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.loop import Loop
+from actors.orchestrator.members import WORKING
 from actors.orchestrator.parity import check_parity
 from actors.orchestrator.scheduler import RolloutScheduler
-from actors.orchestrator.work_queue import WORKING
 from actors.rewards.function import load_function
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
 from actors.rollout.actor import element_type
@@ -50,17 +50,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     _check(recipe, run)
     judged = held_out_rankings(run, settings, recipe.seed)
     with (
-        _actors(recipe, run, out, asked.questions) as (fleet, learner, scorers),
+        _actors(recipe, run, out, asked.inputs) as (fleet, learner, scorers),
         fleet_control(run, settings.fleet.rollout_actors),
     ):
         state = learner.restore()
         start = state["step"] if state else 0
-        ledger = Ledger(list(prompts), recipe.seed)
+        ledger = Ledger(prompts.values(), recipe.seed)
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
-        rollouts = RolloutScheduler(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
-        loop = Loop(fleet, learner, rollouts, settings)
+        scheduler = RolloutScheduler(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
+        loop = Loop(fleet, learner, scheduler, settings)
         probe = (
             PreferenceProbe(judged, learner, settings.sampling.temperature, settings.stop.probe_every)
             if judged
@@ -89,7 +89,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
                 if saved or step == 0:
                     figures["rollouts"] = token_ratios(
-                        loop.last, learner, chat.tokenizer, asked.questions, settings.sampling.temperature
+                        loop.last_batch, learner, chat.tokenizer, asked.inputs, settings.sampling.temperature
                     )
                 metrics.write(step, **figures)
                 traces.write(loop.trace)
@@ -160,7 +160,7 @@ def _resize_rewards(scorers: list[RewardWorkerPool], scaler: Scaler, figures: Ma
 
 @contextmanager
 def _actors(
-    recipe: Recipe, run: RunFolder, out: Path, questions: Mapping[str, RewardInput]
+    recipe: Recipe, run: RunFolder, out: Path, inputs: Mapping[str, RewardInput]
 ) -> Iterator[tuple[Fleet, RemoteLearner, list[RewardWorkerPool]]]:
     """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
@@ -170,8 +170,8 @@ def _actors(
     learner = RemoteLearner(plan.learner, workers, out / "checkpoint", sent, deadline, *words)
     try:
         with (
-            reward_actors(recipe, run, questions) as scorers,
-            rollout_fleet(recipe, sft, recipe.rlhf.fleet.rollout_actors, questions) as fleet,
+            reward_actors(recipe, run, inputs) as scorers,
+            rollout_fleet(recipe, sft, recipe.rlhf.fleet.rollout_actors, inputs) as fleet,
         ):
             wait_ready(scorers, deadline)
             yield fleet, learner, scorers

@@ -14,9 +14,9 @@ from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import FunctionReward
 from actors.rewards.http import HttpReward
 from actors.rewards.model import ModelReward
-from actors.rewards.pool import RewardWorkerPool, restarted
+from actors.rewards.pool import RewardWorkerPool, restartable
 from actors.rollout.environment import MultiTurnSettings
-from actors.types import Prompt, RewardInput
+from actors.types import Prompt, RewardInput, prompt_id
 from cluster.errors import StageError, UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Reward
@@ -36,10 +36,10 @@ FUNCTION_SHARE = Allocation(cpus=0, gpus=0, threads=1)
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """Prompts by their id: as the engines take them, and as people and reward functions read them."""
+    """Prompts by their id: as engines take them, and as people and reward functions read them."""
 
     rendered: dict[str, Prompt]
-    questions: dict[str, RewardInput]
+    inputs: dict[str, RewardInput]
 
 
 def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> TrainingPrompts:
@@ -70,12 +70,12 @@ def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], mo
     room = recipe.model.context - recipe.rlhf.sampling.max_tokens
     found = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), most))
     return TrainingPrompts(
-        {text.id: Prompt(text.id, ids) for text, ids in found},
-        {text.id: RewardInput(text.messages, text.metadata) for text, _ in found},
+        {prompt.id: prompt for prompt in (Prompt(prompt_id(text.id), ids, text.id) for text, ids in found)},
+        {prompt_id(text.id): RewardInput(text.messages, text.metadata) for text, _ in found},
     )
 
 
-def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[str, RewardInput]) -> Fleet:
+def rollout_fleet(recipe: Recipe, model: Path, actors: int, inputs: Mapping[str, RewardInput]) -> Fleet:
     """Engines that begin with that model, and go on with answers as `rlhf.environment` says. To be started."""
     settings = recipe.rlhf
     around = settings.environment
@@ -86,17 +86,17 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, questions: Mapping[s
         recipe.model.context,
         recipe.seed,
         recipe.cluster.deadline_seconds,
-        multi_turn=MultiTurnSettings(around.function, questions, around.turns) if around else None,
+        multi_turn=MultiTurnSettings(around.function, inputs, around.turns) if around else None,
         swap_in_flight=settings.fleet.swap_in_flight,
     )
 
 
 @contextmanager
 def reward_actors(
-    recipe: Recipe, run: RunFolder, questions: Mapping[str, RewardInput]
+    recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]
 ) -> Iterator[list[RewardWorkerPool]]:
     """The actors of each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
-    scorers = [_scorer(source, recipe, run, questions) for source in recipe.rlhf.rewards]
+    scorers = [_scorer(source, recipe, run, inputs) for source in recipe.rlhf.rewards]
     try:
         yield scorers
     finally:
@@ -110,22 +110,22 @@ def wait_ready(scorers: list[RewardWorkerPool], deadline: float) -> None:
         scorer.wait_ready(deadline)
 
 
-def _scorer(source: Reward, recipe: Recipe, run: RunFolder, questions: Mapping[str, RewardInput]) -> RewardWorkerPool:
+def _scorer(source: Reward, recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> RewardWorkerPool:
     seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.fleet.reward_actors
     if source.function:
         launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
-        return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, questions, count)
+        return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, inputs, count)
     if source.url:
         launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, seconds)
         # The actor ends first, and says more.
         name = f"the endpoint {source.url}"
-        return RewardWorkerPool(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, questions, count)
+        return RewardWorkerPool(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, inputs, count)
     launch = partial(_launch, ModelReward, share, run.path("reward"), share.threads)
     return RewardWorkerPool("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
 
 
 def _launch(kind: type, share: Allocation, *words: object) -> Any:
-    return restarted(kind, share, REWARD_RESTARTS).remote(*words)
+    return restartable(kind, share, REWARD_RESTARTS).remote(*words)
 
 
 # The policy in training, given to the run's server while training goes on.

@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
-from actors.types import Prompt, Sample
+from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
@@ -71,7 +71,10 @@ class RewardRows:
             messages, texts = json.loads(asked)
             prompt, answers = self.chat.prompt(messages), [self.chat.answer(text) for text in texts]
             fits = [len(prompt) + len(answer) <= self.context for answer in answers]
-            group = [Sample("", 0, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short]
+            nameless = RolloutId(NO_EPOCH, "", 0)
+            group = [
+                Sample(nameless, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short
+            ]
             rewards = iter(self.reward.score([Prompt("", prompt)], [group])[0])
             found.append(json.dumps([next(rewards) if short else None for short in fits]))
         return {"rewards": found}

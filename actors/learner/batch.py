@@ -38,7 +38,7 @@ class Batching:
             [prompt + sample.token_ids for prompt, sample, _, _ in rows],
             [len(prompt) for prompt, _, _, _ in rows],
             [sample.logprobs for _, sample, _, _ in rows],
-            [sample.mask for _, sample, _, _ in rows],
+            [sample.loss_mask for _, sample, _, _ in rows],
         )
         batch.rewards.copy_(torch.tensor([reward for _, _, reward, _ in rows]))
         batch.groups.copy_(torch.tensor([index for _, _, _, index in rows]))

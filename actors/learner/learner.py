@@ -367,5 +367,5 @@ def _check_finite(prompts: list[Prompt], rewards: list[list[float]]) -> None:
         for index, reward in enumerate(group):
             if not math.isfinite(reward):
                 raise StageError(
-                    f"the reward of sample {index} of prompt {prompt.id!r} is {reward}: nothing was learned"
+                    f"the reward of sample {index} of prompt {prompt.name!r} is {reward}: nothing was learned"
                 )

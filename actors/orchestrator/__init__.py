@@ -1,0 +1,14 @@
+"""Runs the loop of RLHF: ledger → scheduler → rollout actors → rewards → learner → new weights for the rollout actors.
+
+loop.py         one step of RLHF and its metrics
+ledger.py       which prompts are next, and how each ended
+scheduler.py    prompts in flight, batches of samples with their rewards, staleness
+fleet.py        the rollout actors as Ray actors, and one thread for their answers
+coordinator.py  what each actor does next; pure, so that tests and benches run it in simulated time
+work_queue.py   prompts that wait for an actor, and samples that wait to be collected
+members.py      the actors' states, and which takes the next request
+accounting.py   totals and traces of what actors did
+autoscaler.py   how many actors there should be
+parity.py       whether engine and learner are the same model, before the first step
+protocols.py    what is needed of rollout actors, clock, learner and rewards
+"""

@@ -1,4 +1,4 @@
-"""What the rollout actors of a fleet have done: totals, and who was at what when."""
+"""Counts what the rollout actors of a fleet have done, and records what each did when."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -10,15 +10,21 @@ from actors.orchestrator.work_queue import GenerateRequest
 from actors.types import Sample
 from cluster.trace import Span
 
-# Spans that are kept for whoever asks.
-KEPT = 2048
+# The newest spans that are kept until they are taken.
+MAX_SPANS = 2048
 
 Kind = Literal["start", "weights", "draw"]
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What the fleet has done since its start: tokens drawn, seconds that actors were at it, actors that died."""
+    """Totals since the fleet started.
+
+    Attributes:
+        tokens: drawn by all actors.
+        busy_seconds: the sum over actors of the time in which they had requests.
+        deaths: actors that died or were given up.
+    """
 
     tokens: int = 0
     busy_seconds: float = 0.0
@@ -26,38 +32,42 @@ class Counters:
 
 
 class FleetStats:
-    """Kept by the coordinator; a booking costs the same however many actors there are."""
+    """Counters and spans of a fleet. An entry costs the same however many actors there are."""
 
     def __init__(self, clock: Clock) -> None:
         self.counters = Counters()
         self._clock = clock
-        self._spans: deque[Span] = deque(maxlen=KEPT)
+        self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
 
-    def done(self, who: str, kind: Kind, begin: float) -> None:
-        """An actor has started, or taken weights."""
+    def add_call(self, who: str, kind: Kind, begin: float) -> None:
+        """Records that an actor has started, or taken weights."""
         self._spans.append(Span(who, kind, begin, self._clock.now()))
 
-    def drawn(
-        self, who: str, begin: float, busy: float, chunk: GenerateRequest, groups: Sequence[Sequence[Sample]]
+    def add_samples(
+        self, who: str, begin: float, busy: float, request: GenerateRequest, groups: Sequence[Sequence[Sample]]
     ) -> None:
-        """An actor has answered prompts; `busy` are the seconds that it was at any since the last booking."""
+        """Records that an actor has answered a request.
+
+        Args:
+            busy: the seconds in which the actor had any request since its last entry.
+        """
         end, tokens = self._clock.now(), sum(sample.length for group in groups for sample in group)
-        self._spans.append(Span(who, "draw", begin, end, _ids(chunk), tokens))
+        self._spans.append(Span(who, "draw", begin, end, _names(request), tokens))
         before = self.counters
         self.counters = replace(before, tokens=before.tokens + tokens, busy_seconds=before.busy_seconds + busy)
 
-    def lost(self, who: str, kind: Kind, begin: float, chunks: Sequence[GenerateRequest]) -> None:
-        """An actor has died, or is given up."""
-        ids = tuple(name for chunk in chunks for name in _ids(chunk))
-        self._spans.append(Span(who, kind, begin, self._clock.now(), ids, lost=True))
+    def add_death(self, who: str, kind: Kind, begin: float, requests: Sequence[GenerateRequest]) -> None:
+        """Records that an actor has died or is given up, with the requests that it was answering."""
+        names = tuple(name for request in requests for name in _names(request))
+        self._spans.append(Span(who, kind, begin, self._clock.now(), names, lost=True))
         self.counters = replace(self.counters, deaths=self.counters.deaths + 1)
 
-    def spans(self) -> list[Span]:
-        """What was booked since this was last asked; of very much the newest."""
+    def take_spans(self) -> list[Span]:
+        """Removes and returns the spans since the last call, of very many only the newest."""
         taken = list(self._spans)
         self._spans.clear()
         return taken
 
 
-def _ids(chunk: GenerateRequest) -> tuple[str, ...]:
-    return tuple(prompt.id for prompt in chunk.prompts)
+def _names(request: GenerateRequest) -> tuple[str, ...]:
+    return tuple(str(prompt.turn) for prompt in request.prompts)

@@ -1,34 +1,37 @@
-"""How many rollout and reward actors keep the learner at work: what a run advises, and how they are sized."""
+"""Computes how many rollout and reward actors keep the learner busy: advice for people, and automatic sizing."""
 
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-# A learner that waits less than this is busy: what is left is the time of the weights on their way.
+# A learner that waits a smaller share of the time is busy: the rest is the time in which weights are transferred.
 WAITING_SHARE = 0.1
-# Steps that a change of the fleet rests on: lengths of samples vary from one to the next.
+# Steps whose mean decides a change: lengths of samples vary from one step to the next.
 WINDOW = 5
-# An estimate from few steps errs: fewer than so many actors too many stay, and the fleet at most doubles at once.
+# An estimate from few steps errs: a smaller share of actors too many is left, and the number at most doubles at once.
 SPARE_SHARE = 0.25
 GROWTH = 2
 
 
 def balanced(learner_idle: float, rollout_idle: float, actors: int) -> int:
-    """How many actors do the work on a batch in the time that the learner needs, if each has cores of its own.
+    """Returns the number of rollout actors that draw a batch in the time that the learner needs for one.
+
+    Every actor is taken to have cores of its own.
 
     Args:
-        learner_idle: share of the time in which the learner waited.
-        rollout_idle: share of the time in which the average rollout actor did.
-        actors: how many there were.
+        learner_idle: the share of the time in which the learner waited.
+        rollout_idle: the share of the time in which the average rollout actor waited.
+        actors: the number of rollout actors.
     """
     work = actors * (1 - rollout_idle)
     return max(1, math.ceil(work if learner_idle < WAITING_SHARE else work / max(1 - learner_idle, 0.01)))
 
 
 def advice(learner_idle: float, rollout_idle: float, actors: int, max_staleness: int) -> str | None:
-    """What would make the run faster, in one line, or None if the learner hardly waits; arguments as of `balanced`.
+    """Says in one line what would make the run faster, or returns None if the learner hardly waits.
 
     Args:
+        learner_idle, rollout_idle, actors: as `balanced` takes them.
         max_staleness: the recipe's.
     """
     needed = balanced(learner_idle, rollout_idle, actors)
@@ -42,24 +45,23 @@ def advice(learner_idle: float, rollout_idle: float, actors: int, max_staleness:
     return f"{waited}: add {needed - actors} rollout actors" if needed > actors else None
 
 
-def rollout_actors_needed(figures: Mapping[str, float], actors: int) -> int:
-    """`balanced` for the figures of a step."""
-    return balanced(figures["learner_idle"], figures["rollout_idle"], actors)
+def rollout_actors_needed(metrics: Mapping[str, float], actors: int) -> int:
+    """Returns `balanced` for the metrics of a step."""
+    return balanced(metrics["learner_idle"], metrics["rollout_idle"], actors)
 
 
-def reward_actors_needed(figures: Mapping[str, float], actors: int) -> int:
-    """How many reward actors keep the rewards below a share of a step that is hardly waited for."""
-    return max(1, math.ceil(actors * figures["reward_seconds"] / figures["step_seconds"] / WAITING_SHARE))
+def reward_actors_needed(metrics: Mapping[str, float], actors: int) -> int:
+    """Returns the number of reward actors with which a step waits for rewards for at most WAITING_SHARE of its time."""
+    return max(1, math.ceil(actors * metrics["reward_seconds"] / metrics["step_seconds"] / WAITING_SHARE))
 
 
 class Scaler:
-    """Sizes a set of actors by measured figures, between two bounds.
+    """Decides the number of actors from the metrics of steps, between two bounds.
 
     Args:
         least, most: the bounds.
-        needed: how many actors there should be, by figures of a step (means over a few are given) and by how many
-            there were.
-        names: of those figures.
+        needed: computes the number from metrics, which are means over a few steps, and the present number.
+        names: the metrics that `needed` reads.
     """
 
     def __init__(
@@ -71,28 +73,28 @@ class Scaler:
 
     @classmethod
     def of_rollouts(cls, least: int, most: int) -> "Scaler":
-        """By the idle shares."""
+        """Makes one for rollout actors, by the idle shares of learner and actors."""
         return cls(least, most, rollout_actors_needed, ("learner_idle", "rollout_idle"))
 
     @classmethod
     def of_rewards(cls, least: int, most: int) -> "Scaler":
-        """By the share of a step in which rewards are waited for."""
+        """Makes one for reward actors, by the share of a step in which rewards are waited for."""
         return cls(least, most, reward_actors_needed, ("reward_seconds", "step_seconds"))
 
-    def wanted(self, figures: Mapping[str, float], actors: int, settled: bool) -> int | None:
-        """How many actors there should be, or None to leave them as they are.
+    def wanted(self, metrics: Mapping[str, float], actors: int, settled: bool) -> int | None:
+        """Returns the number of actors that there should be, or None to leave it as it is.
 
-        A step counts if all actors worked in it: while some start or go, its figures are of neither size.
+        Only steps count in which all actors worked: while some start or end, the metrics are of neither size.
 
         Args:
-            figures: of the step that is done.
-            actors: how many there are after it.
-            settled: whether all of them are at work.
+            metrics: of the last step.
+            actors: the number of actors after it.
+            settled: whether none of them is starting or ending.
         """
         if not settled or not self.least <= actors <= self.most:
             self._steps.clear()
             return None
-        self._steps.append(figures)
+        self._steps.append(metrics)
         if len(self._steps) < WINDOW:
             return None
         means = {name: sum(step[name] for step in self._steps) / WINDOW for name in self._names}

@@ -1,6 +1,7 @@
-"""The rollout actors of a run as Ray actors, and the thread that passes what they report to the coordinator.
+"""Runs the rollout actors of a run as Ray actors.
 
-A replacement or a joiner so comes to work without anybody waiting for it.
+A thread passes what they report to the coordinator, so that a replacement or a joiner comes to work although nobody
+waits for it.
 """
 
 import json
@@ -18,40 +19,38 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.model.lora import added, is_adapter
-from actors.orchestrator.accounting import Counters
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.members import CHUNKS_AT_ONCE
-from actors.orchestrator.protocols import Answer
-from actors.orchestrator.work_queue import ActorState, GenerateRequest
+from actors.orchestrator.members import REQUESTS_AT_ONCE
+from actors.orchestrator.protocols import Callback
+from actors.orchestrator.work_queue import GenerateRequest
 from actors.rollout.actor import EngineSettings, RolloutActor, engine_env_vars
 from actors.rollout.environment import MultiTurnSettings
 from actors.rollout.weights import Weights, digest, publish, stored
-from actors.types import Prompt, Sample, Sampling
+from actors.types import Prompt, Sampling
 from cluster.errors import DeadlineError, EngineError, UserError
 from cluster.recipe.base import Precision
 from cluster.runtime.plan import Allocation
-from cluster.trace import ActorStatus, Span
 
-# How often a late actor is looked for while nobody reports or waits.
+# How often, in seconds, late actors are looked for while nobody reports or waits.
 PERIOD = 1.0
-# The concurrency group of an actor's calls that draw: they leave it free to take weights meanwhile.
-DRAWING = "drawing"
+# The concurrency group of an actor's calls of `generate`, so that weight transfers need not wait for them.
+GENERATING = "generating"
 
 Report = Callable[[], None]
 
 
-class Fleet:
-    """Rollout actors that answer prompts between them. A context manager: leaving it ends the actors.
+class Fleet(Coordinator):
+    """A coordinator of Ray actors; any number of threads may use it. Leaving it as a context manager ends the actors.
 
     Args:
         model: a Hugging Face model directory with its tokenizer; its weights are version 0.
-        actors: how many actors to keep.
-        share: what one actor may use.
-        max_tokens_total: the most tokens of a prompt and its completion.
+        actors: the number of actors to keep.
+        allocation: the resources of one actor.
+        context: the most tokens of a prompt and its completion.
         seed: of draws that have no seed of their own.
-        deadline: the most seconds that a start, a chunk of prompts or a weight transfer may take.
-        multi_turn: what goes on with their answers, if anything does.
-        swap_in_flight: actors take new weights in the midst of answers.
+        deadline: the most seconds that a start, a request or a weight transfer may take.
+        multi_turn: continues completions as conversations of several turns.
+        swap_in_flight: whether actors take new weights in the midst of completions.
 
     Raises:
         UserError: there is no model in the directory.
@@ -61,8 +60,8 @@ class Fleet:
         self,
         model: Path,
         actors: int,
-        share: Allocation,
-        max_tokens_total: int,
+        allocation: Allocation,
+        context: int,
         seed: int,
         deadline: float,
         multi_turn: MultiTurnSettings | None = None,
@@ -73,22 +72,27 @@ class Fleet:
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
         self._tied = bool(config.get("tie_word_embeddings", False))
-        self._engine = EngineSettings(model, max_tokens_total, seed, share, multi_turn)
+        self._engine = EngineSettings(model, context, seed, allocation, multi_turn)
         options: dict[str, Any] = {
-            "num_cpus": share.cpus,
-            "num_gpus": share.gpus,
+            "num_cpus": allocation.cpus,
+            "num_gpus": allocation.gpus,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": engine_env_vars(share)},
-            "concurrency_groups": {DRAWING: CHUNKS_AT_ONCE},
+            "runtime_env": {"env_vars": engine_env_vars(allocation)},
+            "concurrency_groups": {GENERATING: REQUESTS_AT_ONCE},
         }
         self._actor = ray.remote(**options)(RolloutActor)
-        self._deadline = deadline
-        self._inbox: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
-        self._coordinator = Coordinator(
-            self._launch, _Clock(self._changed), actors, deadline, self._engine.sequences, swap_in_flight
+        self._thread = threading.Thread(target=self._pass_reports, name="fleet", daemon=True)
+        super().__init__(
+            self._launch_actor,
+            _Clock(self._changed),
+            actors,
+            deadline,
+            self._engine.sequences,
+            swap_in_flight,
+            lock=self._changed,
         )
-        self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
 
     def __enter__(self) -> Self:
         self.start()
@@ -105,125 +109,76 @@ class Fleet:
         return self._engine.precision
 
     def start(self) -> None:
-        """As `Coordinator.start`."""
+        """Starts the actors as `Coordinator.start` does; if that fails, ends them."""
         self._thread.start()
         try:
-            with self._changed:
-                self._coordinator.start()
+            super().start()
         except (EngineError, DeadlineError):
             self.close()
             raise
 
     def close(self) -> None:
-        """Ends all actors; what they were at is dropped."""
-        with self._changed:
-            self._coordinator.close()
+        """Ends all actors as `Coordinator.close` does, and the thread."""
+        with self.lock:
+            super().close()
             self._changed.notify_all()
-        self._inbox.put(None)
+        self._reports.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=self._deadline)
 
-    def states(self) -> list[ActorState]:
-        """The states of the actors that are not dead."""
-        with self._changed:
-            return self._coordinator.states()
-
     def handles(self) -> list[Any]:
-        """The Ray handles of the actors that hold the current weights."""
-        with self._changed:
-            return [worker.handle for worker in self._coordinator.ready() if isinstance(worker, _RayWorker)]
-
-    def counters(self) -> Counters:
-        """What has been done so far."""
-        with self._changed:
-            return self._coordinator.counters()
-
-    def present(self) -> list[ActorStatus]:
-        """As `Coordinator.present`."""
-        with self._changed:
-            return self._coordinator.present()
-
-    def spans(self) -> list[Span]:
-        """As `Coordinator.spans`."""
-        with self._changed:
-            return self._coordinator.spans()
+        """Returns the Ray handles of the actors that hold the current weights."""
+        return [worker.handle for worker in self.ready() if isinstance(worker, _RayWorker)]
 
     def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """As `Coordinator.submit`; a prompt that leaves no room for an answer is a ValueError too."""
-        self._check_lengths(prompts)
-        with self._changed:
-            self._coordinator.submit(prompts, sampling)
+        """Queues prompts as `Coordinator.submit` does.
 
-    def collect(self, count: int, deadline: float | None = None) -> list[list[Sample]]:
-        """As `Coordinator.collect`."""
-        with self._changed:
-            return self._coordinator.collect(count, deadline)
-
-    def finished(self, at_least: int) -> list[list[Sample]]:
-        """As `Coordinator.finished`."""
-        with self._changed:
-            return self._coordinator.finished(at_least)
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, list[Sample]]:
-        """As `Coordinator.generate`; a prompt that leaves no room for an answer is a ValueError too."""
-        self._check_lengths(prompts)
-        with self._changed:
-            return self._coordinator.generate(prompts, sampling)
-
-    def sync(self, weights: Weights, wait: bool = True) -> None:
-        """As `Coordinator.sync`."""
-        with self._changed:
-            self._coordinator.sync(weights, wait)
-
-    def load(self, version: int, state: dict[str, Tensor]) -> None:
-        """Publishes the weights of a version, by their Hugging Face names, or adapters of version 0, and syncs."""
-        self.sync(publish(version, self._sent(state), self._engine.dtype))
-
-    def wait_synced(self) -> None:
-        """As `Coordinator.wait_synced`."""
-        with self._changed:
-            self._coordinator.wait_synced()
-
-    def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
-        """What `RolloutActor.checksums` gives when an engine computes with these weights, or with these adapters."""
-        adapters = any(map(is_adapter, state))
-        whole = added(stored(self._engine.model), state) if adapters else self._sent(state).items()
-        return digest((name, tensor.to(self._engine.dtype)) for name, tensor in whole)
-
-    def resize(self, actors: int) -> None:
-        """As `Coordinator.resize`."""
-        with self._changed:
-            self._coordinator.resize(actors)
-
-    def _sent(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in state.items() if not (self._tied and name == "lm_head.weight")}
-
-    def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
+        Raises:
+            ValueError: a prompt is in work, or leaves no room for a completion.
+        """
         for prompt in prompts:
             if len(prompt.token_ids) >= self._engine.context:
                 raise ValueError(
-                    f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; the context of {self._engine.context} "
+                    f"prompt {prompt.name} has {len(prompt.token_ids)} tokens; the context of {self._engine.context} "
                     "leaves no room for an answer"
                 )
+        super().submit(prompts, sampling)
 
-    def _launch(self, number: int) -> "_RayWorker":
-        return _RayWorker(self._actor.remote(self._engine, number), self._inbox.put)
+    def load(self, version: int, state: dict[str, Tensor]) -> None:
+        """Publishes weights as a version and waits until all actors have them. Raises as `sync` does.
 
-    def _serve(self) -> None:
+        Args:
+            state: Hugging Face names and tensors, or adapters to be merged into the weights of version 0.
+        """
+        self.sync(publish(version, self._without_tied_head(state), self._engine.dtype))
+
+    def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
+        """Returns the digests that `RolloutActor.checksums` gives when an engine computes with weights or adapters."""
+        adapters = any(map(is_adapter, state))
+        merged = added(stored(self._engine.model), state) if adapters else self._without_tied_head(state).items()
+        return digest((name, tensor.to(self._engine.dtype)) for name, tensor in merged)
+
+    def _without_tied_head(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in state.items() if not (self._tied and name == "lm_head.weight")}
+
+    def _launch_actor(self, number: int) -> "_RayWorker":
+        return _RayWorker(self._actor.remote(self._engine, number), self._reports.put)
+
+    def _pass_reports(self) -> None:
         try:
             while (report := self._next_report()) is not None:
                 with self._changed:
                     report()
-                    self._coordinator.expire()
+                    self.expire()
                     self._changed.notify_all()
         finally:
             with self._changed:
-                self._coordinator.fail(EngineError("the rollout fleet has been closed"))
+                self.fail(EngineError("the rollout fleet has been closed"))
                 self._changed.notify_all()
 
     def _next_report(self) -> Report | None:
         try:
-            return self._inbox.get(timeout=PERIOD)
+            return self._reports.get(timeout=PERIOD)
         except queue.Empty:
             return lambda: None
 
@@ -242,36 +197,41 @@ class _Clock:
 
 
 class _RayWorker:
-    """A `Worker` that is a Ray actor. `report` is handed each answer, to be given by the fleet's thread."""
+    """A `Worker` that is a Ray actor.
+
+    Args:
+        report: is given a function for each answer, for the fleet's thread to call.
+    """
 
     def __init__(self, handle: Any, report: Callable[[Report], None]) -> None:
         self.handle = handle
-        self._generate = handle.generate.options(concurrency_group=DRAWING)
+        self._generate = handle.generate.options(concurrency_group=GENERATING)
         self._report = report
 
-    def start(self, answer: Answer) -> None:
-        self._send(self.handle.ready.remote(), answer)
+    def start(self, callback: Callback) -> None:
+        self._send(self.handle.ready.remote(), callback)
 
-    def pull(self, weights: Weights, answer: Answer) -> None:
+    def pull(self, weights: Weights, callback: Callback) -> None:
         # In a list, so that the reference is fetched by the engine and not before the call.
         ref = self.handle.pull_weights.remote(weights.version, [weights.ref], weights.dtype, weights.adapters)
-        self._send(ref, answer)
+        self._send(ref, callback)
 
-    def generate(self, chunk: GenerateRequest, answer: Answer) -> None:
-        self._send(self._generate.remote(list(chunk.prompts), chunk.sampling), answer)
+    def generate(self, request: GenerateRequest, callback: Callback) -> None:
+        self._send(self._generate.remote(list(request.prompts), request.sampling), callback)
 
     def kill(self) -> None:
         ray.kill(self.handle)
 
-    def _send(self, ref: ray.ObjectRef, answer: Answer) -> None:
+    def _send(self, ref: ray.ObjectRef, callback: Callback) -> None:
         def done(future: Future[Any]) -> None:
             # On a thread of Ray's, which must not be kept: the fleet's own thread does the rest.
-            self._report(lambda: answer(*_outcome(future)))
+            self._report(lambda: callback(*_outcome(future)))
 
         ref.future().add_done_callback(done)
 
 
 def _outcome(future: Future[Any]) -> tuple[Any, BaseException | None]:
+    """Returns the result or the error of a call, reduced to the kinds that the coordinator tells apart."""
     error = future.exception()
     if error is None:
         return future.result(), None

@@ -1,99 +1,97 @@
-"""Which prompts have been learned from: each ends trained or filtered, once in every pass over them."""
+"""Records which prompts have been learned from: each ends trained or filtered, once in every epoch."""
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
+from actors.types import Prompt, PromptTurn
 from cluster.errors import StageError
 
 
 class Outcome(StrEnum):
-    """How a prompt ended: its samples moved the weights, or taught nothing (all rewards equal)."""
+    """How a turn ended: its samples changed the weights, or held nothing to learn because all rewards were equal."""
 
     TRAINED = "trained"
     FILTERED = "filtered"
 
 
-class PromptTurn(NamedTuple):
-    """One turn of one prompt: the pass over the prompts, from 0, and the prompt."""
-
-    epoch: int
-    prompt_id: str
-
-
 class Ledger:
-    """Hands out prompts pass after pass, each pass in an order of its own, and books how each turn ended.
+    """Hands out prompts epoch after epoch, each epoch in an order of its own, and records how each turn ended.
 
-    Its state is saved with the learner's checkpoint: what was handed out after it, or was not settled by then, has not
-    touched those weights and is handed out again first.
+    Its state is saved with the learner's checkpoint. Turns that were handed out after it, or had no outcome by then,
+    have not touched those weights: a resumed run hands them out first.
 
     Args:
-        prompt_ids: all prompts of the run, each named once.
-        seed: decides the orders.
+        prompts: all prompts of the run. Their order does not matter; the names decide the orders of the epochs.
+        seed: decides the orders, with the names.
+
+    Raises:
+        ValueError: there is no prompt, or two have the same id or name.
     """
 
-    def __init__(self, prompt_ids: Sequence[str], seed: int) -> None:
-        if not prompt_ids or len(set(prompt_ids)) < len(prompt_ids):
-            raise ValueError("a ledger needs prompts, each named once")
-        self._prompts = sorted(prompt_ids)
+    def __init__(self, prompts: Collection[Prompt], seed: int) -> None:
+        # Ids by name, sorted by name.
+        self._ids = {prompt.name: prompt.id for prompt in sorted(prompts, key=lambda prompt: prompt.name)}
+        if not prompts or len(set(self._ids.values())) < len(prompts):
+            raise ValueError("a ledger needs prompts, each with an id and a name of its own")
         self._seed = seed
         self._epoch = 0
         self._position = 0
         self._order = self._shuffled(0)
         self._again: deque[PromptTurn] = deque()
-        self._out: dict[PromptTurn, None] = {}
+        self._outstanding: dict[PromptTurn, None] = {}
         self._outcomes: Counter[str] = Counter()
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many turns ended in each way."""
+        """The number of turns that ended in each way."""
         return {outcome.value: self._outcomes[outcome.value] for outcome in Outcome}
 
     @property
     def outstanding(self) -> list[PromptTurn]:
-        """Turns that were handed out and not settled, oldest first."""
-        return list(self._out)
+        """The turns that were handed out and have no outcome, oldest first."""
+        return list(self._outstanding)
 
     def take(self, count: int) -> list[PromptTurn]:
-        """Hands out the next turns: what came back first, then on through the passes."""
-        tickets = [self._again.popleft() if self._again else self._next() for _ in range(count)]
-        self._out.update(dict.fromkeys(tickets))
-        return tickets
+        """Hands out the next turns: first those that were put back, then on through the epochs."""
+        turns = [self._again.popleft() if self._again else self._next() for _ in range(count)]
+        self._outstanding.update(dict.fromkeys(turns))
+        return turns
 
-    def commit(self, tickets: Iterable[PromptTurn], outcome: Outcome) -> None:
-        """Books how turns ended.
-
-        Raises:
-            ValueError: a turn is not outstanding; nothing has been booked then.
-        """
-        settled = self._take_in(tickets)
-        self._outcomes[outcome.value] += len(settled)
-
-    def requeue(self, tickets: Iterable[PromptTurn]) -> None:
-        """Takes turns back that came to nothing; they are handed out again before all others, in this order.
+    def commit(self, turns: Iterable[PromptTurn], outcome: Outcome) -> None:
+        """Records how turns ended.
 
         Raises:
-            ValueError: a turn is not outstanding; nothing has been taken back then.
+            ValueError: a turn is not outstanding; nothing has been recorded then.
         """
-        self._again.extendleft(reversed(self._take_in(tickets)))
+        ended = self._remove(turns)
+        self._outcomes[outcome.value] += len(ended)
+
+    def requeue(self, turns: Iterable[PromptTurn]) -> None:
+        """Puts turns back that came to nothing; they are handed out again before all others, in this order.
+
+        Raises:
+            ValueError: a turn is not outstanding; nothing has been put back then.
+        """
+        self._again.extendleft(reversed(self._remove(turns)))
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is to know, as JSON values."""
+        """Returns the whole state as JSON values."""
         return {
             "prompts": self._fingerprint(),
             "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
-            "unsettled": [list(ticket) for ticket in [*self._out, *self._again]],
+            "unsettled": [[turn.epoch, turn.prompt] for turn in [*self._outstanding, *self._again]],
             "outcomes": self.outcomes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was called.
+        """Goes on where `state_dict` was called. Checkpoints of earlier versions, whose ids were the names, are read.
 
         Raises:
             StageError: the state is of other prompts or another seed.
@@ -102,32 +100,33 @@ class Ledger:
             raise StageError("the ledger in the checkpoint is of other prompts or another seed than this run's")
         self._epoch, self._position = state["epoch"], state["position"]
         self._order = self._shuffled(self._epoch)
-        self._again = deque(PromptTurn(epoch, prompt) for epoch, prompt in state["unsettled"])
-        self._out = {}
+        self._again = deque(PromptTurn(epoch, self._ids.get(prompt, prompt)) for epoch, prompt in state["unsettled"])
+        self._outstanding = {}
         self._outcomes = Counter(state["outcomes"])
 
     def _next(self) -> PromptTurn:
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._shuffled(self._epoch)
-        ticket = PromptTurn(self._epoch, self._order[self._position])
+        turn = PromptTurn(self._epoch, self._order[self._position])
         self._position += 1
-        return ticket
+        return turn
 
-    def _take_in(self, tickets: Iterable[PromptTurn]) -> list[PromptTurn]:
-        listed = list(tickets)
-        strange = [ticket for ticket, times in Counter(listed).items() if times > 1 or ticket not in self._out]
+    def _remove(self, turns: Iterable[PromptTurn]) -> list[PromptTurn]:
+        listed = list(turns)
+        strange = [turn for turn, times in Counter(listed).items() if times > 1 or turn not in self._outstanding]
         if strange:
-            raise ValueError(f"prompt {strange[0].prompt_id} of pass {strange[0].epoch} is not outstanding")
-        for ticket in listed:
-            del self._out[ticket]
+            raise ValueError(f"prompt {strange[0].prompt} of epoch {strange[0].epoch} is not outstanding")
+        for turn in listed:
+            del self._outstanding[turn]
         return listed
 
     def _shuffled(self, epoch: int) -> list[str]:
-        return random.Random(f"{self._seed}:{epoch}").sample(self._prompts, len(self._prompts))
+        ids = list(self._ids.values())
+        return random.Random(f"{self._seed}:{epoch}").sample(ids, len(ids))
 
     def _fingerprint(self) -> str:
         digest = xxhash.xxh3_128()
-        for prompt in self._prompts:
-            digest.update(prompt.encode() + b"\0")
+        for name in self._ids:
+            digest.update(name.encode() + b"\0")
         return digest.hexdigest()

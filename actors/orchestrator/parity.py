@@ -1,13 +1,13 @@
-"""Whether engine and learner are the same model: the same tokens must get the same log-probabilities from both."""
+"""Checks that engine and learner are the same model: both must give the same tokens the same log-probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from actors.orchestrator.fleet import Fleet
+from actors.orchestrator.protocols import Learner
 from actors.rollout.weights import mismatch
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import StageError, wait_for
@@ -19,17 +19,7 @@ from cluster.recipe.base import Precision
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
 # Rounding is about as large at the last tokens of an answer as at the first (1.4 times, measured on a model of 2.5M
 # parameters); what a slightly wrong rotation of positions does grows with the distance between tokens (4.3 times).
-GROWTH = 3.0
-
-
-class Scoring(Protocol):
-    """The learner, as far as scoring goes."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """As `Learner.weights`."""
-
-    def logprobs(self, sequences: list[list[int]], starts: list[int], temperature: float) -> list[list[float]]:
-        """As `Learner.logprobs`."""
+MAX_GROWTH = 3.0
 
 
 @dataclass(frozen=True)
@@ -46,46 +36,61 @@ class Scores:
 
 
 def check_parity(
-    fleet: Fleet, learner: Scoring, precision: Precision, prompts: Sequence[Prompt], max_tokens: int, deadline: float
+    fleet: Fleet, learner: Learner, precision: Precision, prompts: Sequence[Prompt], max_tokens: int, deadline: float
 ) -> float:
-    """The gap over one answer to each prompt, as of LIMITS; the draws take nothing from those of training.
+    """Compares both over one answer to each prompt, without a trace in the draws of training.
 
     Args:
-        precision: of the learner's products.
+        precision: of the learner's matrix products.
+        max_tokens: of an answer.
+        deadline: the most seconds for the engines' checksums, if they are needed.
+
+    Returns:
+        The gap, in nats, as LIMITS describes it for the coarser precision of the two.
 
     Raises:
         StageError: they are not the same model, so that every importance ratio would be wrong; the message says which
             layer of the set-up differs.
     """
     fleet.wait_synced()
-    named = [Prompt(f"parity:{prompt.id}", prompt.token_ids) for prompt in prompts]
-    samples = fleet.generate(named, Sampling(1, 1.0, max_tokens, seed=0))
-    drawn = [samples[prompt.id][0] for prompt in named]
-    scores = Scores([sample.logprobs for sample in drawn], _learners_scores(learner, named, drawn))
+    # Under names of their own, so that an environment does not continue the answers.
+    renamed = [Prompt(f"parity:{prompt.id}", prompt.token_ids, f"parity:{prompt.name}") for prompt in prompts]
+    groups = fleet.generate(renamed, Sampling(1, 1.0, max_tokens, seed=0))
+    samples = [groups[prompt.id][0] for prompt in renamed]
+    scores = Scores([sample.logprobs for sample in samples], _scores_by_learner(learner, renamed, samples))
     coarser = "float32" if fleet.precision == precision == "float32" else "bfloat16"
     gap, limit = gap_of(scores.gaps, coarser), LIMITS[coarser]
     if gap > limit:
         raise StageError(
             f"rollout engine and learner differ by {gap:.1e} in log-probability (limit {limit:.0e}): "
-            f"{_layer(fleet, learner.weights(), scores, deadline)}"
+            f"{_differing_layer(fleet, learner.weights(), scores, deadline)}"
         )
     return gap
 
 
 def gap_of(gaps: Sequence[np.ndarray], precision: str) -> float:
-    """What is compared with the limit of a precision."""
+    """Returns the figure that a precision's limit is for: the largest gap in float32, the mean in bfloat16."""
     together = np.concatenate(gaps)
     return float(together.max() if precision == "float32" else together.mean())
 
 
-def _learners_scores(learner: Scoring, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[list[float]]:
+def growth(gaps: Sequence[np.ndarray]) -> float:
+    """Returns the mean gap in the last quarters of the answers over that in the first; 1 if answers are too short."""
+    quarters = [(row[: len(row) // 4], row[-(len(row) // 4) :]) for row in gaps if len(row) >= 4]
+    if not quarters:
+        return 1.0
+    first, last = (float(np.concatenate(part).mean()) for part in zip(*quarters, strict=True))
+    return last / max(first, 1e-12)
+
+
+def _scores_by_learner(learner: Learner, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[list[float]]:
     sequences = [prompt.token_ids + sample.token_ids for prompt, sample in zip(prompts, samples, strict=True)]
     return learner.logprobs(sequences, [len(prompt.token_ids) for prompt in prompts], 1.0)
 
 
-def _layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
-    """What differs, in words: the weights by their digests, else the learner's element type, which is to be float32,
-    else what the gaps look like."""
+def _differing_layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
+    """Says in words what differs: the weights by their digests, else the learner's element type, which is to be
+    float32, else what the shape of the gaps points to."""
     expected = fleet.digests(weights)
     found = wait_for([handle.checksums.remote() for handle in fleet.handles()], deadline, "the engines' checksums")
     differing = next((names for one in found if (names := mismatch(expected, one)) is not None), None)
@@ -94,18 +99,9 @@ def _layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: f
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     if types != {"float32"}:
         return f"the weights are the same; the engine computes in {fleet.precision} and the learner holds {min(types)}"
-    if growth(scores.gaps) > GROWTH:
+    if growth(scores.gaps) > MAX_GROWTH:
         return "the weights are the same and the gap grows along an answer: positions are not counted in the same way"
     return (
         "weights and precision are the same and the gap does not grow along an answer: the layers compute otherwise, "
         "or positions are far off"
     )
-
-
-def growth(gaps: Sequence[np.ndarray]) -> float:
-    """The mean gap in the last quarters of the answers over that in the first; 1 where answers are too short to say."""
-    quarters = [(row[: len(row) // 4], row[-(len(row) // 4) :]) for row in gaps if len(row) >= 4]
-    if not quarters:
-        return 1.0
-    first, last = (float(np.concatenate(part).mean()) for part in zip(*quarters, strict=True))
-    return last / max(first, 1e-12)

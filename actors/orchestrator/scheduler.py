@@ -1,15 +1,16 @@
-"""Keeps the fleet busy with prompts of the ledger, no further ahead of the learner than the staleness allows."""
+"""Turns prompts of the ledger into scored batches, no further ahead of the learner than the staleness allows."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from actors.orchestrator.ledger import Ledger, Outcome, PromptTurn
-from actors.types import Prompt, Sample, Sampling
+from actors.orchestrator.coordinator import Coordinator
+from actors.orchestrator.ledger import Ledger, Outcome
+from actors.orchestrator.protocols import RewardFuture
+from actors.types import Prompt, PromptTurn, Sample, Sampling
 from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.metrics import Stopwatch
@@ -19,180 +20,174 @@ from cluster.trace import PromptTrace, Span
 ROUNDS = 10
 
 
-class Answering(Protocol):
-    """The fleet, as far as prompts go."""
-
-    def submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """As `Coordinator.submit`."""
-
-    def finished(self, at_least: int) -> list[list[Sample]]:
-        """As `Coordinator.finished`."""
-
-
-class Rewards(Protocol):
-    """Rewards that were asked for together."""
-
-    def there(self) -> bool:
-        """Whether nobody needs to wait for them."""
-
-    def wait(self) -> list[list[float]]:
-        """Of the samples of each prompt, once they are there."""
-
-
-@dataclass(frozen=True)
-class InflightPrompt:
-    """A prompt that the fleet has, since `given`."""
-
-    ticket: PromptTurn
-    given: float
-
-
 @dataclass
 class PendingRewards:
-    """Rewards that the samples of `names`, in this order, wait for.
+    """Rewards that were requested together.
 
     Attributes:
-        begin, end: when they were asked for, and when they were first seen to be there.
-        told: whether that is in the spans of a step.
+        turns: the prompts that they are for.
+        begin: when they were requested.
+        future: the rewards.
+        end: when they were first seen to be ready; None before.
+        in_trace: whether a step's trace has them.
     """
 
-    names: list[str]
+    turns: list[PromptTurn]
     begin: float
-    rewards: Rewards
+    future: RewardFuture
     end: float | None = None
-    told: bool = False
+    in_trace: bool = False
 
     def wait(self, now: Callable[[], float]) -> list[list[float]]:
-        """As `Rewards.wait`."""
-        scores = self.rewards.wait()
+        """Waits, and returns the rewards of each prompt's samples. Raises as `future.wait` does."""
+        rewards = self.future.wait()
         self.end = self.end or now()
-        return scores
+        return rewards
 
 
 @dataclass(frozen=True)
 class PendingGroup:
-    """Samples of a prompt that were `handed_out` then, and its number among those that rewards were asked for with."""
+    """The samples of one prompt, whose rewards have been requested.
 
-    group: list[Sample]
-    handed_out: float
-    asked: PendingRewards
-    number: int
+    Attributes:
+        collected: when the fleet handed the samples out.
+        rewards: those of all prompts that were collected together.
+        index: of this prompt among them.
+    """
+
+    samples: list[Sample]
+    collected: float
+    rewards: PendingRewards
+    index: int
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """A prompt with its samples, and how it came by them."""
+    """The samples of one prompt in a batch."""
 
-    ticket: PromptTurn
+    turn: PromptTurn
     prompt: Prompt
-    drawn: PendingGroup
-    handed: PromptTrace
+    pending: PendingGroup
+    trace: PromptTrace
 
 
 @dataclass
 class TrainBatch:
-    """What a step learns from: the same index is the same prompt in all lists but `spans`, when rewards were given.
+    """The samples and rewards of one step. The same index is the same prompt in all lists but `spans`.
 
-    `reward_seconds` are those in which there was nothing to wait for but rewards.
+    Attributes:
+        turns, prompts: P prompts.
+        groups: the samples of each prompt.
+        rewards: the reward of every sample.
+        traces: where each prompt was, for the run page.
+        spans: when rewards were computed, for the run page.
+        filtered: prompts that were left out because all their rewards were equal.
+        rollout_seconds: waited for samples.
+        reward_seconds: waited for rewards when there was nothing else to wait for.
     """
 
-    tickets: list[PromptTurn] = field(default_factory=list)
+    turns: list[PromptTurn] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     groups: list[list[Sample]] = field(default_factory=list)
     rewards: list[list[float]] = field(default_factory=list)
-    handed: list[PromptTrace] = field(default_factory=list)
+    traces: list[PromptTrace] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     filtered: int = 0
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
 
-    def add(self, one: RolloutGroup, rewards: list[float]) -> None:
-        """One prompt more."""
-        self.tickets.append(one.ticket)
-        self.prompts.append(one.prompt)
-        self.groups.append(one.drawn.group)
+    def add(self, group: RolloutGroup, rewards: list[float]) -> None:
+        """Adds one prompt with the rewards of its samples."""
+        self.turns.append(group.turn)
+        self.prompts.append(group.prompt)
+        self.groups.append(group.pending.samples)
         self.rewards.append(rewards)
-        self.handed.append(one.handed)
+        self.traces.append(group.trace)
 
 
 @dataclass
 class RolloutScheduler:
-    """Turns prompts into batches of samples with rewards, which are asked for as soon as samples are drawn.
+    """Keeps the fleet busy and makes batches; rewards are requested as soon as samples are drawn.
 
-    With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n batches more are in
-    work meanwhile (capacity as in AReaL, Fu et al. 2025); samples that are older all the same are drawn again.
+    With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n more batches are in
+    flight meanwhile (capacity as in AReaL, Fu et al. 2025); samples that are older all the same are drawn again.
 
     Attributes:
-        ask: asks for the rewards of the samples of each prompt.
-        in_work: prompts that no step has had yet, by the names that the fleet knows them by.
-        drawn: those of them that the fleet is done with.
-        asked: rewards that have not been seen to be there.
+        prompts: all prompts of the ledger, by id.
+        seed: of the run; the seeds of draws come from it, the weight version and the prompt.
+        request_rewards: requests the rewards of each prompt's samples.
+        inflight: turns that no batch has had yet, and when each was submitted to the fleet.
+        collected: the groups of those of them that the fleet is done with.
+        pending_rewards: rewards that have not been seen to be ready.
     """
 
-    fleet: Answering
+    fleet: Coordinator
     ledger: Ledger
-    prompts: dict[str, Prompt]
+    prompts: Mapping[str, Prompt]
     settings: Rlhf
     seed: int
-    ask: Callable[[list[Prompt], list[list[Sample]]], Rewards]
+    request_rewards: Callable[[list[Prompt], list[list[Sample]]], RewardFuture]
     now: Callable[[], float] = time.monotonic
-    in_work: dict[str, InflightPrompt] = field(default_factory=dict)
-    drawn: deque[PendingGroup] = field(default_factory=deque)
-    asked: list[PendingRewards] = field(default_factory=list)
+    inflight: dict[PromptTurn, float] = field(default_factory=dict)
+    collected: deque[PendingGroup] = field(default_factory=deque)
+    pending_rewards: list[PendingRewards] = field(default_factory=list)
 
-    def take_in(self, at_least: int = 0) -> None:
-        """Asks for the rewards of what has been drawn; waits until that is so many prompts."""
-        self._notice()
-        groups = self.fleet.finished(at_least)
+    def collect(self, at_least: int = 0) -> None:
+        """Waits until the fleet is done with `at_least` prompts, and requests the rewards of all it is done with."""
+        self._note_ready_rewards()
+        groups = self.fleet.collect_all(at_least)
         if groups:
-            names, now = [group[0].prompt_id for group in groups], self.now()
-            prompts = [self.prompts[self.in_work[name].ticket.prompt_id] for name in names]
-            asked = PendingRewards(names, now, self.ask(prompts, groups))
-            self.asked.append(asked)
-            self.drawn.extend(PendingGroup(group, now, asked, number) for number, group in enumerate(groups))
+            turns, now = [group[0].id.turn for group in groups], self.now()
+            prompts = [self.prompts[turn.prompt] for turn in turns]
+            rewards = PendingRewards(turns, now, self.request_rewards(prompts, groups))
+            self.pending_rewards.append(rewards)
+            self.collected.extend(PendingGroup(group, now, rewards, index) for index, group in enumerate(groups))
 
     def next_batch(self, version: int, count: int) -> list[RolloutGroup]:
-        """Samples of `count` prompts for the step that makes `version + 1`; their rewards may still be to come."""
+        """Returns samples of `count` prompts for the step that makes `version + 1`; rewards may still be pending."""
         batch: list[RolloutGroup] = []
         ahead = self.settings.fleet.max_staleness * self.settings.prompts_per_step
         while len(batch) < count:
-            wanted = ahead + count - len(self.in_work) - len(batch)
+            wanted = ahead + count - len(self.inflight) - len(batch)
             self._submit(self.ledger.take(max(0, wanted)), version)
-            if not self.drawn:
-                self.take_in(at_least=1)
-            drawn = self.drawn.popleft()
-            name = drawn.group[0].prompt_id
-            work = self.in_work.pop(name)
-            behind = version - min(v for sample in drawn.group for v in sample.weight_versions)
-            if behind > self.settings.fleet.max_staleness:
-                self.ledger.requeue([work.ticket])
+            if not self.collected:
+                self.collect(at_least=1)
+            pending = self.collected.popleft()
+            turn = pending.samples[0].id.turn
+            submitted = self.inflight.pop(turn)
+            staleness = version - min(v for sample in pending.samples for v in sample.weight_versions)
+            if staleness > self.settings.fleet.max_staleness:
+                self.ledger.requeue([turn])
                 continue
-            tokens = sum(sample.length for sample in drawn.group)
-            handed = PromptTrace(name, work.given, drawn.handed_out, tokens, behind)
-            batch.append(RolloutGroup(work.ticket, self.prompts[work.ticket.prompt_id], drawn, handed))
+            prompt, tokens = self.prompts[turn.prompt], sum(sample.length for sample in pending.samples)
+            trace = PromptTrace(str(turn), submitted, pending.collected, tokens, staleness, prompt.name)
+            batch.append(RolloutGroup(turn, prompt, pending, trace))
         return batch
 
     def scored_batch(self, version: int, dynamic: bool) -> TrainBatch:
-        """`next_batch` with rewards. With dynamic sampling (Yu et al. 2025, section 3.2), prompts whose samples all got
-        one reward are booked as filtered and others drawn in their place.
+        """Returns the batch of the step that makes `version + 1`, with rewards.
+
+        Args:
+            dynamic: whether prompts whose samples all have the same reward are recorded as filtered and replaced
+                (dynamic sampling, Yu et al. 2025, section 3.2).
 
         Raises:
-            StageError: after many rounds, every prompt's samples got one reward.
+            StageError: after many rounds, every prompt's samples had the same reward.
         """
         batch, size = TrainBatch(), self.settings.prompts_per_step
         for _ in range(ROUNDS if dynamic else 1):
             clock = Stopwatch(self.now)
-            answered = self.next_batch(version, size - len(batch.groups))
+            groups = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
-            scores = [one.drawn.asked.wait(self.now)[one.drawn.number] for one in answered]
+            scores = [group.pending.rewards.wait(self.now)[group.pending.index] for group in groups]
             batch.reward_seconds += clock.lap()
-            batch.spans += self._spans(answered)
-            for one, rewards in zip(answered, scores, strict=True):
+            batch.spans += self._reward_spans(groups)
+            for group, rewards in zip(groups, scores, strict=True):
                 if dynamic and min(rewards) == max(rewards):
-                    self.ledger.commit([one.ticket], Outcome.FILTERED)
+                    self.ledger.commit([group.turn], Outcome.FILTERED)
                     batch.filtered += 1
                 else:
-                    batch.add(one, rewards)
+                    batch.add(group, rewards)
             if len(batch.groups) == size:
                 return batch
         if not batch.groups:
@@ -202,30 +197,29 @@ class RolloutScheduler:
             )
         return batch
 
-    def _notice(self) -> None:
-        for asked in self.asked:
-            if asked.end is None and asked.rewards.there():
-                asked.end = self.now()
-        self.asked = [asked for asked in self.asked if asked.end is None]
+    def _note_ready_rewards(self) -> None:
+        for rewards in self.pending_rewards:
+            if rewards.end is None and rewards.future.ready():
+                rewards.end = self.now()
+        self.pending_rewards = [rewards for rewards in self.pending_rewards if rewards.end is None]
 
-    def _spans(self, answered: Sequence[RolloutGroup]) -> Iterator[Span]:
-        for asked in (one.drawn.asked for one in answered):
-            if not asked.told:
-                asked.told = True
-                yield Span("rewards", "reward", asked.begin, asked.end or self.now(), asked.names)
+    def _reward_spans(self, groups: Sequence[RolloutGroup]) -> Iterator[Span]:
+        for rewards in (group.pending.rewards for group in groups):
+            if not rewards.in_trace:
+                rewards.in_trace = True
+                turns = [str(turn) for turn in rewards.turns]
+                yield Span("rewards", "reward", rewards.begin, rewards.end or self.now(), turns)
 
-    def _submit(self, tickets: list[PromptTurn], version: int) -> None:
-        if not tickets:
+    def _submit(self, turns: list[PromptTurn], version: int) -> None:
+        if not turns:
             return
         settings = self.settings
         seed = int(np.random.SeedSequence([self.seed, version]).generate_state(1)[0])
         sampling = Sampling(
             settings.sampling.samples_per_prompt, settings.sampling.temperature, settings.sampling.max_tokens, seed
         )
-        named = {f"{ticket.epoch}:{ticket.prompt_id}": ticket for ticket in tickets}
-        given = self.now()
-        self.in_work.update({name: InflightPrompt(ticket, given) for name, ticket in named.items()})
-        asked = [Prompt(name, self.prompts[ticket.prompt_id].token_ids) for name, ticket in named.items()]
-        # Apart, so that the first step need not wait until the answers of others are drawn too.
-        for begin in range(0, len(asked), settings.prompts_per_step):
-            self.fleet.submit(asked[begin : begin + settings.prompts_per_step], sampling)
+        self.inflight.update(dict.fromkeys(turns, self.now()))
+        prompts = [replace(self.prompts[turn.prompt], epoch=turn.epoch) for turn in turns]
+        # In parts, so that the first step need not wait until the completions of later ones are drawn too.
+        for begin in range(0, len(prompts), settings.prompts_per_step):
+            self.fleet.submit(prompts[begin : begin + settings.prompts_per_step], sampling)

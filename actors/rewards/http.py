@@ -1,4 +1,4 @@
-"""Rewards that a server gives over HTTP."""
+"""Rewards from a server, over HTTP."""
 
 import math
 import time
@@ -12,53 +12,56 @@ from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import DeadlineError, EngineError, StageError
 
 ATTEMPTS = 3
-# Before the second attempt, and twice as long before the third.
+# The pause before the second attempt; the third comes after twice as long.
 PAUSE_SECONDS = 0.5
 BUSY = 429
 
 
 class HttpReward:
-    """Asks a server for the rewards of a step's answers, in one request.
+    """Asks a server for the rewards of many answers in one request.
 
-    `POST url` with `{"prompts": [{"id", "messages", "metadata", "answers": [text, …]}, …]}` is to be answered with
-    `{"rewards": [[number, …], …]}`, in that order.
+    The server has to answer `POST url` with the body
+    `{"prompts": [{"id", "messages", "metadata", "answers": [text, …]}, …]}` by
+    `{"rewards": [[number, …], …]}`, prompts and answers in the same order.
 
     Args:
-        url: where.
-        seconds: most time for one step, all attempts together.
+        url: the server's address.
+        timeout: the most seconds for one request, all attempts together.
     """
 
-    def __init__(self, url: str, seconds: float) -> None:
-        self.url, self.seconds = url, seconds
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout = url, timeout
 
     def score(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], questions: Sequence[RewardInput]
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], inputs: Sequence[RewardInput]
     ) -> Scores:
-        """Rewards of the samples of each prompt.
+        """Returns the rewards of the samples of each prompt.
 
-        A server that is not there, does not answer or answers 429 or 5xx is asked again, three times in all.
+        The request is sent up to three times: again if there is no connection, or the server answers 429 or 5xx.
 
         Args:
-            questions: what is sent of each prompt.
+            prompts: P prompts.
+            groups: the samples of each.
+            inputs: what the server sees of each.
 
         Raises:
-            DeadlineError: it did not answer in time.
-            EngineError: it could not be asked, or said three times that it was not able to.
-            StageError: it refused the request, or answered with something else than a finite number for each answer.
+            DeadlineError: the server did not answer in time.
+            EngineError: all attempts failed.
+            StageError: the server refused the request, or sent something else than a finite number for each answer.
         """
-        asked = [
+        rows = [
             {
                 "id": prompt.id,
-                "messages": question.messages,
-                "metadata": dict(question.metadata),
+                "messages": own.messages,
+                "metadata": dict(own.metadata),
                 "answers": [sample.text for sample in group],
             }
-            for prompt, group, question in zip(prompts, groups, questions, strict=True)
+            for prompt, group, own in zip(prompts, groups, inputs, strict=True)
         ]
-        return self._checked(self._post({"prompts": asked}), groups)
+        return self._checked(self._post({"prompts": rows}), groups)
 
     def _post(self, body: dict[str, Any]) -> httpx.Response:
-        end = time.monotonic() + self.seconds
+        end = time.monotonic() + self.timeout
         failure = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -80,7 +83,7 @@ class HttpReward:
                 raise StageError(f"reward endpoint {self.url} refused: {failure}")
         else:
             raise EngineError(f"reward endpoint {self.url} failed {ATTEMPTS} times; the last: {failure}")
-        raise DeadlineError(f"waited {self.seconds:g} s for reward endpoint {self.url}" + (failure and f"; {failure}"))
+        raise DeadlineError(f"waited {self.timeout:g} s for reward endpoint {self.url}" + (failure and f"; {failure}"))
 
     def _checked(self, response: httpx.Response, groups: Sequence[Sequence[Sample]]) -> Scores:
         try:

@@ -1,4 +1,4 @@
-"""The reward model in an actor: it stands in for the people whose rankings it learned."""
+"""Rewards from a reward model, which stands in for the people whose rankings it learned."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from actors.rewards.pool import Scores
 from actors.types import Prompt, Sample, reward_scale_file
 from cluster.errors import StageError
 
-# With a model of 135M parameters, two cores read 679 tokens a second so and 376 in batches of 16,384.
+# Tokens of a batch, padding included. With a model of 135M parameters, two cores read 679 tokens a second so and 376 in
+# batches of 16,384.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 
 
@@ -25,29 +26,30 @@ def sequence_scores(
     sequences: Sequence[list[int]],
     device: str = "cpu",
     precision: str = "float32",
-    follow: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
+    progress: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
     prompts: Sequence[tuple[int, int]] | None = None,
 ) -> list[float]:
-    """The scores of token ids, prompt and answer together. Sequences of like length share a batch, so that little of it
-    is padding.
+    """Scores sequences of token ids. Those of like length share a batch, so that little of it is padding.
 
     Args:
-        members: of an ensemble; the score is their mean.
-        precision: bfloat16 (autocast) or float32.
-        follow: is given all batches and gives them one by one, as a progress bar does.
-        prompts: of every sequence, the number of the prompt that it answers and how many tokens that has; a prompt of
-            several goes through the model once a batch. Unless it is given, none share theirs.
+        members: the models of an ensemble; a score is the mean of theirs.
+        sequences: prompt and answer of each.
+        device: "cpu" or "cuda".
+        precision: "bfloat16" (autocast) or "float32".
+        progress: takes all batches and yields them one by one, as a progress bar does.
+        prompts: for every sequence, a number of its prompt and that prompt's tokens. Answers to one prompt lie in one
+            batch where they fit, and the prompt goes through the model once a batch. By default no prompt is shared.
 
     Returns:
-        In the order of `sequences`, not normalized.
+        The scores in the order of `sequences`, not normalized.
     """
     scores = [0.0] * len(sequences)
-    known = prompts or [(index, 1) for index in range(len(sequences))]
-    for batch in follow(list(_batches_by_length(sequences, known, BATCH_TOKENS[device]))):
+    shared = prompts or [(index, 1) for index in range(len(sequences))]
+    for batch in progress(list(_batches_by_length(sequences, shared, BATCH_TOKENS[device]))):
         part = [torch.tensor(sequences[index]) for index in batch]
         ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=0).to(device)
         lengths = torch.tensor([len(sequence) for sequence in part], device=device)
-        groups, starts = torch.tensor([known[index] for index in batch], device=device).T
+        groups, starts = torch.tensor([shared[index] for index in batch], device=device).T
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             rewards = ensemble_rewards(members, ids, lengths, starts, groups)
         for index, score in zip(batch, rewards.mean(0).tolist(), strict=True):
@@ -58,8 +60,8 @@ def sequence_scores(
 def _batches_by_length(
     sequences: Sequence[list[int]], prompts: Sequence[tuple[int, int]], tokens: int
 ) -> Iterator[list[int]]:
-    """Indices of `sequences`, longest first, answers to one prompt together, at most so many tokens a batch with its
-    padding (or one sequence)."""
+    """Yields batches of indices of `sequences`: longest first, answers to one prompt together, at most so many tokens a
+    batch with its padding, or one sequence."""
     longest: dict[int, int] = {}
     for sequence, (prompt, _) in zip(sequences, prompts, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), len(sequence))
@@ -76,8 +78,12 @@ def _batches_by_length(
 
 
 class ModelReward:
-    """Scores token ids: (score - mean) / deviation, so that the model it was trained from averages zero. The score of
-    an ensemble is the mean of its members'."""
+    """Scores samples by their token ids: (score - mean) / deviation, by which the fine-tuned model's answers average 0.
+
+    Args:
+        model: the reward stage's folder; of an ensemble, a score is the mean of the members'.
+        threads: of PyTorch, on CPUs.
+    """
 
     def __init__(self, model: Path, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -88,10 +94,14 @@ class ModelReward:
         self.mean, self.deviation = norm["mean"], norm["deviation"]
 
     def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:
-        """Rewards of the samples of each prompt.
+        """Returns the rewards of the samples of each prompt.
+
+        Args:
+            prompts: P prompts.
+            groups: the samples of each.
 
         Raises:
-            StageError: a reward is not a number.
+            StageError: a reward is not a finite number.
         """
         answers = [
             (number, prompt.token_ids, sample.token_ids)

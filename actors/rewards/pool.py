@@ -1,4 +1,4 @@
-"""Rewards of answers, each from actors of its own, and their weighted sum."""
+"""Runs the Ray actors of each reward, and adds the rewards up by their weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -11,34 +11,41 @@ from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import wait_for
 from cluster.runtime.plan import Allocation
 
+# The rewards of some prompts' samples: [prompts][samples].
 Scores = list[list[float]]
 
 
-def restarted(kind: type, share: Allocation, restarts: int) -> Any:
-    """The class of a reward as that of a Ray actor, which is started again when it is killed, and asked again.
+def restartable(kind: type, allocation: Allocation, restarts: int) -> Any:
+    """Returns a reward's class as a Ray actor class whose actors are restarted when they die, and asked again.
 
-    Rewards have no state. One that dies more often than `restarts` in all has a fault of its own.
+    Rewards have no state, so that nothing is lost. An actor that dies more often has a fault of its own.
+
+    Args:
+        kind: `ModelReward`, `FunctionReward` or `HttpReward`.
+        allocation: the resources of one actor.
+        restarts: how often an actor is restarted in all.
     """
     return ray.remote(kind).options(
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}},
+        num_cpus=allocation.cpus,
+        num_gpus=allocation.gpus,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(allocation.threads)}},
         max_restarts=restarts,
         max_task_retries=restarts,
     )
 
 
 class RewardWorkerPool:
-    """One reward among several: actors that give it and share what is asked.
+    """The actors of one reward, which share the prompts of a request.
 
     Args:
-        name: for messages.
+        name: the reward, for messages.
         launch: makes an actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
-        weight: in the sum.
-        seconds: most time for answers that are asked for together.
-        questions: by the prompts' ids, for actors that are to see them. They go with what is asked: as an argument of
-            an actor that may be started again, many would have to stay in Ray's object store.
-        actors: how many to start with.
+        weight: of the reward in the sum.
+        timeout: the most seconds for one request.
+        inputs: what actors see of each prompt, by the prompt's id; None for a reward model, which reads token ids. They
+            are sent with requests: as an argument of an actor that may be restarted, many would have to stay in Ray's
+            object store.
+        actors: the number of actors to start with.
     """
 
     def __init__(
@@ -46,36 +53,39 @@ class RewardWorkerPool:
         name: str,
         launch: Callable[[], Any],
         weight: float,
-        seconds: float,
-        questions: Mapping[str, RewardInput] | None = None,
+        timeout: float,
+        inputs: Mapping[str, RewardInput] | None = None,
         actors: int = 1,
     ) -> None:
-        self.name, self.weight, self.seconds = name, weight, seconds
-        self._launch, self._questions = launch, questions
+        self.name, self.weight, self.timeout = name, weight, timeout
+        self._launch, self._inputs = launch, inputs
         self._actors: list[Any] = []
         self._starting: dict[ray.ObjectRef, Any] = {}
         self.resize(actors)
 
     @property
     def size(self) -> int:
-        """How many actors there are, those that start included."""
+        """The number of actors, with those that are starting."""
         return len(self._actors) + len(self._starting)
 
     @property
     def settled(self) -> bool:
         """Whether all actors have started."""
-        self._join()
+        self._add_started()
         return not self._starting
 
     def wait_ready(self, deadline: float) -> None:
-        """Until all actors have started. Raises as `wait_for`."""
+        """Waits until all actors have started. Raises as `wait_for` does."""
         wait_for(list(self._starting), deadline, f"the actors of {self.name} to start")
-        self._join()
+        self._add_started()
 
     def resize(self, actors: int) -> None:
-        """Changes the number of actors: new ones are asked once they have started, and others end when they have
-        answered what they were asked, as Ray has an actor do that nobody has a handle of."""
-        self._join()
+        """Changes the number of actors and returns.
+
+        New ones get requests once they have started. Others end when they have answered theirs, as Ray ends an actor
+        without handles.
+        """
+        self._add_started()
         while self.size < actors:
             actor = self._launch()
             self._starting[started(actor)] = actor
@@ -85,63 +95,69 @@ class RewardWorkerPool:
             else:
                 self._actors.pop()
 
-    def ask(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> list[ray.ObjectRef]:
-        """The references of the rewards to come: of the first prompts, of those after them, and so on."""
-        self._join()
+    def request(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> list[ray.ObjectRef]:
+        """Requests the rewards of each prompt's samples; returns references, each of the next few prompts' `Scores`."""
+        self._add_started()
         # Before any has started, all of them: calls wait in an actor that starts.
         actors = self._actors or list(self._starting.values())
         bounds = [len(prompts) * number // len(actors) for number in range(len(actors) + 1)]
         return [
-            self._ask_one(actor, prompts[begin:end], groups[begin:end])
+            self._request_one(actor, prompts[begin:end], groups[begin:end])
             for actor, (begin, end) in zip(actors, pairwise(bounds), strict=True)
             if begin < end
         ]
 
     def close(self) -> None:
-        """Ends the actors, whatever they are at."""
+        """Kills the actors, whatever they are doing."""
         for actor in [*self._actors, *self._starting.values()]:
             ray.kill(actor)
         self.resize(0)
 
-    def _join(self) -> None:
+    def _add_started(self) -> None:
         if self._starting:
             done, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
             self._actors += [self._starting.pop(ref) for ref in done]
 
-    def _ask_one(self, actor: Any, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> ray.ObjectRef:
-        if self._questions is None:
+    def _request_one(self, actor: Any, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> ray.ObjectRef:
+        if self._inputs is None:
             return actor.score.remote(prompts, groups)
-        return actor.score.remote(prompts, groups, [self._questions[prompt.id] for prompt in prompts])
+        return actor.score.remote(prompts, groups, [self._inputs[prompt.id] for prompt in prompts])
 
 
 class WeightedRewards:
-    """The weighted sum of what all scorers give, who are asked at once."""
+    """The weighted sum of all rewards, which are requested at once.
+
+    Args:
+        pools: the rewards.
+        prompts: P prompts.
+        groups: the samples of each.
+    """
 
     def __init__(
-        self, scorers: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
+        self, pools: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
     ) -> None:
-        self._asked = [(scorer, scorer.ask(prompts, groups)) for scorer in scorers]
+        self._requests = [(pool, pool.request(prompts, groups)) for pool in pools]
         self._total = [[0.0] * len(group) for group in groups]
 
-    def there(self) -> bool:
-        """Whether all scorers have answered."""
-        refs = [ref for _, answers in self._asked for ref in answers]
+    def ready(self) -> bool:
+        """Returns whether all rewards are there."""
+        refs = [ref for _, answers in self._requests for ref in answers]
         return not refs or len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
 
     def wait(self) -> Scores:
-        """Of the samples of each prompt.
+        """Waits, and returns the summed rewards of each prompt's samples.
 
         Raises:
-            DeadlineError: a scorer was not done in its time, which begins when it is waited for.
-            EngineError: one was killed more often than it is started again.
-            StageError: one failed.
+            DeadlineError: a reward was not there in its time, which begins when it is waited for.
+            EngineError: an actor died more often than it is restarted.
+            StageError: a reward failed.
         """
-        while self._asked:
-            scorer, answers = self._asked[0]
-            scores = chain(*wait_for(answers, scorer.seconds, f"the rewards of {scorer.name}"))
+        while self._requests:
+            pool, answers = self._requests[0]
+            scores = chain(*wait_for(answers, pool.timeout, f"the rewards of {pool.name}"))
             self._total = [
-                [old + scorer.weight * new for old, new in zip(*rows, strict=True)]
+                [old + pool.weight * new for old, new in zip(*rows, strict=True)]
                 for rows in zip(self._total, scores, strict=True)
             ]
-            del self._asked[0]
+            del self._requests[0]
         return self._total

@@ -1,0 +1,8 @@
+"""Samples completions with vLLM, in one Ray actor per engine, and brings new weights to the engines.
+
+actor.py            one engine: completions with their log-probabilities, scores of given tokens, new weights
+engine.py           several threads share a vLLM engine, which one thread steps
+environment.py      conversations of several turns: a function answers completions, which are then continued
+weights.py          a version of the weights in Ray's object store, and digests that prove its arrival
+weight_transfer.py  loads weights into a live vLLM model; serving uses it too
+"""

@@ -1,4 +1,4 @@
-"""The rollout actor: a vLLM engine in a process of its own that draws completions and scores tokens."""
+"""Runs a vLLM engine in a process of its own, which draws completions and scores tokens."""
 
 import os
 from dataclasses import dataclass
@@ -8,21 +8,19 @@ from typing import Any
 
 import ray
 import torch
-import xxhash
 
 from actors.compat import whole_prompts
 from actors.model.chat import Chat
-from actors.orchestrator.work_queue import CPU_SEQUENCES, GPU_SEQUENCES
-from actors.rollout.engine import SharedEngine
+from actors.rollout.engine import CPU_SEQUENCES, GPU_SEQUENCES, SharedEngine
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.rollout.weights import digest, unpack
-from actors.types import Prompt, Sample, Sampling
+from actors.types import Prompt, RolloutId, Sample, Sampling
 from cluster.recipe.base import Precision
 from cluster.runtime.plan import Allocation
 
-# vLLM touches all of the cache at once, so that it is paid for in full; when it is short, sequences wait their turn.
-_MOST_CPU_CACHE_BYTES = 1 << 30
-# On CPUs, what vLLM takes by itself.
+# vLLM touches all of the key-value cache at once, so that all of it takes memory; if it is short, sequences wait.
+_MAX_CPU_CACHE_BYTES = 1 << 30
+# The most tokens that a step reads on CPUs: vLLM's own default.
 _STEP_TOKENS = 4096
 
 
@@ -34,20 +32,21 @@ class EngineSettings:
         model: a Hugging Face model directory with its tokenizer.
         context: the most tokens of a prompt and its completion.
         seed: seeds draws that have no seed of their own; every actor adds its number.
-        multi_turn: goes on with the answers, if it is given.
-        share: what one engine may use. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in bfloat16.
+        allocation: the resources of one engine. CPUs compute in float32, as the learner does, to about 1e-6; GPUs in
+            bfloat16.
+        multi_turn: continues completions as conversations of several turns, if it is given.
     """
 
     model: Path
     context: int
     seed: int
-    share: Allocation
+    allocation: Allocation
     multi_turn: MultiTurnSettings | None = None
 
     @property
     def sequences(self) -> int:
-        """The most that one call should ask for, of the two that an engine answers at once."""
-        return GPU_SEQUENCES if self.share.gpus else CPU_SEQUENCES
+        """The most completions that one call should ask for, of the two that an engine answers at once."""
+        return GPU_SEQUENCES if self.allocation.gpus else CPU_SEQUENCES
 
     @property
     def precision(self) -> Precision:
@@ -56,15 +55,15 @@ class EngineSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The same, as PyTorch's."""
-        return element_type(self.share)
+        """The element type that the engine computes in, as PyTorch names it."""
+        return element_type(self.allocation)
 
 
 class RolloutActor:
-    """One engine. `Fleet` runs it as a Ray actor, which draws for two calls of `generate` at once.
+    """One engine. `Fleet` runs it as a Ray actor that answers two calls of `generate` at once.
 
-    `pull_weights` in the midst of that changes the weights between two tokens (PipelineRL, Piché et al. 2025): tokens
-    say which weights drew them, and those of an answer before the change are read again with the new ones.
+    `pull_weights` in the midst of them changes the weights between two tokens (PipelineRL, Piché et al. 2025): every
+    token carries the version that drew it, and the tokens before the change are read again with the new weights.
     """
 
     def __init__(self, engine: EngineSettings, number: int) -> None:
@@ -81,92 +80,100 @@ class RolloutActor:
             model=str(engine.model),
             dtype=engine.precision,
             seed=engine.seed + number,
-            enforce_eager=not engine.share.gpus,
+            enforce_eager=not engine.allocation.gpus,
             max_model_len=engine.context,
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
             generation_config="vllm",
             use_tqdm_on_load=False,
-            **_room(engine),
+            **_memory_settings(engine),
         )
         self._shared = SharedEngine(make)
         self._model, self._context = engine.model, engine.context
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
-        self._dialogues = (
+        self._multi_turn = (
             MultiTurnRunner(engine.multi_turn, Chat(self._tokenizer), engine.context) if engine.multi_turn else None
         )
         self._shared.run(self._shared.llm.update_weight_version, "0")
 
     def ready(self) -> None:
-        """Returns once the engine has been started."""
+        """Does nothing: Ray answers once the engine has started."""
 
     def process(self) -> int:
-        """The id of the engine's process on its node."""
+        """Returns the id of the engine's process on its node."""
         return os.getpid()
 
     def version(self) -> int:
-        """The version of the weights in the engine; 0 is what lay in the model's folder."""
+        """Returns the version of the weights in the engine; 0 is that of the model's folder."""
         return int(self._shared.run(self._shared.llm.get_weight_version))
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
         """Draws `sampling.count` completions of every prompt; with an environment, all turns of their conversations.
 
-        With `sampling.seed`, a draw depends on it and on the prompt's id, not on the actor or the rest of the batch.
+        With `sampling.seed`, draws depend on it and on the prompt's name and epoch, not on the actor or the batch.
 
         Raises:
             ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
                 is above 2, which vLLM refuses; or the environment's function failed.
         """
         groups = self._completions(prompts, [sampling] * len(prompts))
-        if self._dialogues is None:
+        if self._multi_turn is None:
             return groups
-        return self._dialogues.go_on(prompts, groups, sampling, self._completions)
+        return self._multi_turn.run(prompts, groups, sampling, self._completions)
 
     def _completions(self, prompts: list[Prompt], samplings: list[Sampling]) -> list[list[Sample]]:
         from vllm import TokensPrompt
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
-        params = [self._draw(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
-        outputs = self._shared.answers(requests, params)
+        params = [self._sampling_params(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        outputs = self._shared.generate(requests, params)
         return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
-        """Log-probabilities, at temperature 1, of the tokens of each row from `start` (at least 1) to its end."""
+        """Returns the log-probabilities, at temperature 1, of the tokens of each row from its start to its end.
+
+        Args:
+            token_ids: rows of at most the context's length.
+            starts: the first token of each row to score, at least 1.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         # The last token is asked for as a completion: a row may then be as long as the context.
         requests = [TokensPrompt(prompt_token_ids=row[:-1]) for row in token_ids]
         params = [SamplingParams(max_tokens=1, prompt_logprobs=0, logprob_token_ids=[row[-1]]) for row in token_ids]
         scores = []
-        for row, start, output in zip(token_ids, starts, self._shared.answers(requests, params), strict=True):
-            given = [output.prompt_logprobs[i][row[i]].logprob for i in range(start, len(row) - 1)]
-            scores.append([*given, output.outputs[0].logprobs[0][row[-1]].logprob])
+        for row, start, output in zip(token_ids, starts, self._shared.generate(requests, params), strict=True):
+            before_last = [output.prompt_logprobs[i][row[i]].logprob for i in range(start, len(row) - 1)]
+            scores.append([*before_last, output.outputs[0].logprobs[0][row[-1]].logprob])
         return scores
 
     def pull_weights(
         self, version: int, refs: list[ray.ObjectRef], dtype: torch.dtype, adapters: bool = False
     ) -> dict[str, int]:
-        """Loads a version from the object store.
+        """Loads a version of the weights from the object store.
 
         Args:
-            version: the version that samples will carry from now on.
+            version: the version that tokens carry from now on.
             refs: one reference as of `weights.publish`, in a list so that it is fetched here and not before the call.
             dtype: the tensors' element type.
-            adapters: whether the tensors are those of version 0's weights, to be merged into them.
+            adapters: whether the tensors are adapters, to be merged into the weights of version 0.
 
         Returns:
-            The digest of the version's stripe of the weights that the engine then computes with; of adapters, that of
-            all that came.
+            The digest of the version's stripe of the weights that the engine then computes with; with adapters, the
+            digest of all adapters that arrived.
+
+        Raises:
+            RuntimeError: the engine could not be brought to the new weights.
         """
         base = self._model if adapters else None
         update = {"refs": refs, "version": version, "dtype": dtype, "base": base}
-        self._shared.run(self._take_weights, update)
+        self._shared.run(self._update_weights, update)
         if not adapters:
             return self.checksums(version)
         (packed,) = ray.get(refs)
         return digest(unpack(packed, dtype).items())
 
-    def _take_weights(self, update: dict[str, Any]) -> None:
+    def _update_weights(self, update: dict[str, Any]) -> None:
         llm = self._shared.llm
         llm.start_weight_update()
         llm.update_weights({"update_info": update})
@@ -176,20 +183,17 @@ class RolloutActor:
             raise RuntimeError("the engine refused to forget the keys and values of the old weights")
 
     def checksums(self, stripe: int | None = None) -> dict[str, int]:
-        """`transfer.live_digest` of the engine's weights."""
+        """Returns `weight_transfer.live_digest` of the engine's weights, or of a stripe of their columns."""
         from actors.rollout.weight_transfer import live_digest
 
         (found,) = self._shared.run(self._shared.llm.apply_model, partial(live_digest, stripe=stripe))
         return found
 
-    def _draw(self, prompt: Prompt, sampling: Sampling) -> Any:
+    def _sampling_params(self, prompt: Prompt, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        seed = None
-        if sampling.seed is not None:
-            seed = xxhash.xxh3_64_intdigest(f"{sampling.seed}:{prompt.id}".encode()) >> 2
         try:
             return SamplingParams(
                 n=sampling.count,
@@ -198,7 +202,7 @@ class RolloutActor:
                 stop_token_ids=[self._tokenizer.eos_token_id],
                 logprobs=0,
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                seed=seed,
+                seed=None if sampling.seed is None else prompt.draw_seed(sampling.seed),
                 detokenize=False,
             )
         except VLLMValidationError as error:
@@ -208,8 +212,7 @@ class RolloutActor:
         texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)
         return [
             Sample(
-                prompt_id=prompt.id,
-                index=done.index,
+                id=RolloutId(prompt.epoch, prompt.id, done.index),
                 token_ids=list(done.token_ids),
                 logprobs=[step[token].logprob for step, token in zip(done.logprobs, done.token_ids, strict=True)],
                 weight_versions=[
@@ -222,15 +225,15 @@ class RolloutActor:
         ]
 
 
-def element_type(share: Allocation) -> torch.dtype:
-    """What an engine with such a share computes in."""
-    return torch.bfloat16 if share.gpus else torch.float32
+def element_type(allocation: Allocation) -> torch.dtype:
+    """Returns the element type that an engine with these resources computes in."""
+    return torch.bfloat16 if allocation.gpus else torch.float32
 
 
-def engine_env_vars(share: Allocation) -> dict[str, str]:
-    """Environment variables of an engine's process."""
+def engine_env_vars(allocation: Allocation) -> dict[str, str]:
+    """Returns the environment variables of an engine's process."""
     return {
-        "OMP_NUM_THREADS": str(share.threads),
+        "OMP_NUM_THREADS": str(allocation.threads),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -239,14 +242,14 @@ def engine_env_vars(share: Allocation) -> dict[str, str]:
     }
 
 
-def _room(engine: EngineSettings) -> dict[str, Any]:
+def _memory_settings(engine: EngineSettings) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    if engine.share.gpus:
-        return {"gpu_memory_utilization": 0.9 * min(engine.share.gpus, 1.0)}
+    if engine.allocation.gpus:
+        return {"gpu_memory_utilization": 0.9 * min(engine.allocation.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
     token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
-    cache = min(_MOST_CPU_CACHE_BYTES, token * engine.context * CPU_SEQUENCES)
+    cache = min(_MAX_CPU_CACHE_BYTES, token * engine.context * CPU_SEQUENCES)
     return {
         "max_num_seqs": CPU_SEQUENCES,
         "kv_cache_memory_bytes": cache,

@@ -1,43 +1,52 @@
-"""One vLLM engine for several calls at a time: what one of them adds is decoded together with what others are at."""
+"""Shares one vLLM engine among threads: requests of a later call are decoded together with those of earlier calls."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+# Sequences decoded at once, beyond which a step of an engine costs more than it gains on the CPUs measured. On a GPU,
+# vLLM chooses by the card, up to 1,024; an engine answers two calls at once, each of which brings half of that.
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 512
+
 Value = TypeVar("Value")
 
 
 class SharedEngine:
-    """Answers requests of several threads. Whatever concerns the engine is done in one thread of its own.
+    """Answers requests of several threads, but touches the engine only in one thread of its own.
 
-    On a GPU, vLLM computes in a stream of the thread that steps it, and a step may end before what it began: those of
-    two threads could overtake each other. On CPUs, each thread would bring its own OpenMP threads to the same cores.
+    On a GPU, vLLM computes in a stream of the thread that steps it, and a step may end before the work that it began:
+    that of two threads could overtake each other. On CPUs, each thread would bring its own OpenMP threads to the same
+    cores.
 
     Args:
         make: makes vLLM's `LLM`.
 
     Attributes:
-        llm: what it made, for `run`.
+        llm: vLLM's `LLM`, to be used in `run` alone.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._names = itertools.count()
-        self._asked: dict[str, Future[Any]] = {}
+        self._outputs: dict[str, Future[Any]] = {}
         self.llm = self.run(make)
 
-    def run(self, work: Callable[..., Value], *arguments: Any) -> Value:
-        """Does something with the engine between two steps of it."""
-        return self._thread.submit(work, *arguments).result()
+    def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        """Calls a function in the engine's thread, between two steps, and returns its result."""
+        return self._thread.submit(function, *arguments).result()
 
-    def answers(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-        """The finished output of every request.
+    def generate(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        """Returns vLLM's finished output of every request.
+
+        Args:
+            requests: prompts as vLLM's `add_request` takes them.
+            params: the sampling parameters of each.
 
         Raises:
             ValueError: the engine refuses one; none has been begun then.
         """
-        return [asked.result() for asked in self.run(self._add, requests, params)]
+        return [output.result() for output in self.run(self._add, requests, params)]
 
     def _add(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Future[Any]]:
         names: list[str] = []
@@ -48,25 +57,25 @@ class SharedEngine:
         except ValueError:
             self.llm.llm_engine.abort_request(names)
             raise
-        if names and not self._asked:
-            self._step_next()
+        if names and not self._outputs:
+            self._queue_step()
         added: dict[str, Future[Any]] = {name: Future() for name in names}
-        self._asked |= added
+        self._outputs |= added
         return list(added.values())
 
-    def _step_next(self) -> None:
-        # Behind what others have to do with the engine.
-        self._thread.submit(self._step).add_done_callback(self._stepped)
+    def _queue_step(self) -> None:
+        # After all other work that waits for the engine's thread.
+        self._thread.submit(self._step).add_done_callback(self._on_step)
 
     def _step(self) -> None:
         for output in self.llm.llm_engine.step():
             if output.finished:
-                self._asked.pop(output.request_id).set_result(output)
+                self._outputs.pop(output.request_id).set_result(output)
 
-    def _stepped(self, step: Future[None]) -> None:
+    def _on_step(self, step: Future[None]) -> None:
         if error := step.exception():
-            for asked in self._asked.values():
-                asked.set_exception(error)
-            self._asked.clear()
-        elif self._asked:
-            self._step_next()
+            for output in self._outputs.values():
+                output.set_exception(error)
+            self._outputs.clear()
+        elif self._outputs:
+            self._queue_step()

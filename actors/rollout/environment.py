@@ -1,6 +1,6 @@
-"""Rollouts of several turns: after each answer a function plays the user, or a tool, or ends the conversation.
+"""Rolls out conversations of several turns: after each completion a function plays the user or a tool, or ends it.
 
-Tokens are kept as the engine drew them, and nothing is tokenized twice: what the function says is put between them.
+Tokens are kept as the engine drew them, and nothing is tokenized twice: the function's replies are put between them.
 """
 
 import threading
@@ -12,133 +12,149 @@ from actors.rewards.function import load_function
 from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import UserError
 
-Message = dict[str, str]
 # Draws the completions of every prompt.
 Draw = Callable[[list[Prompt], list[Sampling]], list[list[Sample]]]
 
 
 @dataclass(frozen=True)
 class MultiTurnSettings:
-    """What answers are answered with.
+    """How completions are continued.
 
     Attributes:
-        function: module:function of a question and the answers so far; what it gives is said next, by the user if it is
-            a text and else a message `{"role", "content"}`; None ends the conversation.
-        questions: what the function sees of each prompt, by the prompt's id.
+        function: module:function of a `RewardInput` and the answers so far. It returns the next turn, as a text of the
+            user or a message `{"role", "content"}`, or None to end the conversation.
+        inputs: what the function sees of each prompt, by the prompt's id. Completions of other prompts have one turn.
         turns: the most answers in a conversation.
     """
 
     function: str
-    questions: Mapping[str, RewardInput]
+    inputs: Mapping[str, RewardInput]
     turns: int
 
 
 @dataclass
-class _Talk:
-    """A conversation in work."""
+class _Conversation:
+    """One sample that may get further turns."""
 
     prompt: Prompt
-    question: RewardInput
+    input: RewardInput
     sample: Sample
     answers: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """The tokens of a reply, and how many the policy may draw after it; less than 1 if there is no room."""
+
+    conversation: _Conversation
+    token_ids: list[int]
+    room: int
+
+
 class MultiTurnRunner:
-    """Goes on with the answers of an engine.
+    """Continues the completions of an engine.
 
     Args:
-        environment: what they are answered with.
-        chat: renders it.
+        settings: how they are continued.
+        chat: renders replies.
         context: the most tokens of a conversation.
+
+    Raises:
+        UserError: the function cannot be imported.
     """
 
-    def __init__(self, environment: MultiTurnSettings, chat: Chat, context: int) -> None:
-        self._environment, self._chat, self._context = environment, chat, context
-        self._function = load_function(environment.function, "environment")
+    def __init__(self, settings: MultiTurnSettings, chat: Chat, context: int) -> None:
+        self._settings, self._chat, self._context = settings, chat, context
+        self._function = load_function(settings.function, "environment")
         # An actor draws in several threads, of which the function need not know.
-        self._asking = threading.Lock()
+        self._lock = threading.Lock()
 
-    def go_on(
+    def run(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], sampling: Sampling, draw: Draw
     ) -> list[list[Sample]]:
-        """The samples with all turns of their conversations; `sampling.max_tokens` is for all that is drawn of one.
+        """Returns the samples with all turns of their conversations.
+
+        Args:
+            prompts: P prompts.
+            groups: the samples of each, with one turn.
+            sampling: its `max_tokens` is for all that is drawn in one conversation.
+            draw: draws the next turns.
 
         Raises:
-            ValueError: the function raised, or gave no message; function and prompt are named.
+            ValueError: the function raised or returned no message; function and prompt are named.
         """
-        talks: dict[tuple[int, int], _Talk] = {}
-        for row, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-            epoch, _, name = prompt.id.partition(":")
-            # In training a prompt's id begins with the pass over the prompts. What is drawn for something else than
-            # its reward has a name of its own, and one turn.
-            if question := self._environment.questions.get(name if epoch.isdigit() else prompt.id):
-                talks |= {(row, sample.index): _Talk(prompt, question, sample) for sample in group}
-        going = list(talks.values())
-        for turn in range(1, self._environment.turns):
-            said = [(talk, self._reply(talk)) for talk in going if talk.sample.finish_reason == "stop"]
-            asked = [(talk, between, self._room(talk, between, sampling)) for talk, between in said if between]
-            for talk, _, room in asked:
-                if room < 1:
-                    talk.sample = replace(talk.sample, finish_reason="length")
-            going = self._draw(turn, [one for one in asked if one[2] > 0], sampling, draw)
+        conversations = {
+            sample.id: _Conversation(prompt, self._settings.inputs[prompt.id], sample)
+            for prompt, group in zip(prompts, groups, strict=True)
+            if prompt.id in self._settings.inputs
+            for sample in group
+        }
+        active = list(conversations.values())
+        for turn in range(1, self._settings.turns):
+            ended = [conversation for conversation in active if conversation.sample.finish_reason == "stop"]
+            replies = [reply for conversation in ended if (reply := self._reply(conversation, sampling))]
+            for reply in replies:
+                if reply.room < 1:
+                    reply.conversation.sample = replace(reply.conversation.sample, finish_reason="length")
+            replies = [reply for reply in replies if reply.room > 0]
+            self._draw(turn, replies, sampling, draw)
+            active = [reply.conversation for reply in replies]
         return [
-            [talks[row, sample.index].sample if (row, sample.index) in talks else sample for sample in group]
-            for row, group in enumerate(groups)
+            [conversations[sample.id].sample if sample.id in conversations else sample for sample in group]
+            for group in groups
         ]
 
-    def _draw(
-        self, turn: int, asked: Sequence[tuple[_Talk, list[int], int]], sampling: Sampling, draw: Draw
-    ) -> list[_Talk]:
-        if not asked:
-            return []
+    def _draw(self, turn: int, replies: Sequence[_Reply], sampling: Sampling, draw: Draw) -> None:
+        if not replies:
+            return
         prompts = [
-            Prompt(
-                f"{talk.prompt.id} answer {talk.sample.index} turn {turn}",
-                talk.prompt.token_ids + talk.sample.token_ids + between,
+            replace(
+                reply.conversation.prompt,
+                token_ids=[
+                    *reply.conversation.prompt.token_ids,
+                    *reply.conversation.sample.token_ids,
+                    *reply.token_ids,
+                ],
+                name=f"{reply.conversation.prompt.name} answer {reply.conversation.sample.id.sample} turn {turn}",
             )
-            for talk, between, _ in asked
+            for reply in replies
         ]
-        found = draw(prompts, [replace(sampling, count=1, max_tokens=room) for _, _, room in asked])
-        for (talk, between, _), (more,) in zip(asked, found, strict=True):
-            talk.sample = joined(talk.sample, between, more)
-        return [talk for talk, _, _ in asked]
+        drawn = draw(prompts, [replace(sampling, count=1, max_tokens=reply.room) for reply in replies])
+        for reply, (sample,) in zip(replies, drawn, strict=True):
+            reply.conversation.sample = joined(reply.conversation.sample, reply.token_ids, sample)
 
-    def _room(self, talk: _Talk, between: list[int], sampling: Sampling) -> int:
-        so_far = len(talk.prompt.token_ids) + len(talk.sample.token_ids) + len(between)
-        return min(sampling.max_tokens - talk.sample.length, self._context - so_far)
-
-    def _reply(self, talk: _Talk) -> list[int] | None:
-        """The tokens of what is said next, or None if nothing is."""
-        talk.answers.append(talk.sample.text)
-        where = f"for prompt {talk.prompt.id!r} and answers {talk.answers!r}"
+    def _reply(self, conversation: _Conversation, sampling: Sampling) -> _Reply | None:
+        """Asks the function for the next turn; returns None if it ends the conversation."""
+        prompt, sample = conversation.prompt, conversation.sample
+        conversation.answers.append(sample.text)
+        function = self._settings.function
+        where = f"for prompt {prompt.label!r} and answers {conversation.answers!r}"
         try:
-            with self._asking:
-                reply = self._function(talk.question, list(talk.answers))
+            with self._lock:
+                reply = self._function(conversation.input, list(conversation.answers))
         except Exception as error:
-            what = f"{type(error).__name__} {where}: {error}"
-            raise ValueError(f"environment {self._environment.function} raised {what}") from error
+            raise ValueError(f"environment {function} raised {type(error).__name__} {where}: {error}") from error
         if reply is None:
             return None
         message = {"role": "user", "content": reply} if isinstance(reply, str) else reply
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ValueError(
-                f"environment {self._environment.function} gave {reply!r} {where}: it must be a text, a message or None"
-            )
+            raise ValueError(f"environment {function} gave {reply!r} {where}: it must be a text, a message or None")
         try:
-            return self._chat.between(message)
+            between = self._chat.between(message)
         except UserError as error:
-            raise ValueError(f"environment {self._environment.function} {where}: {error}") from error
+            raise ValueError(f"environment {function} {where}: {error}") from error
+        so_far = len(prompt.token_ids) + len(sample.token_ids) + len(between)
+        return _Reply(conversation, between, min(sampling.max_tokens - sample.length, self._context - so_far))
 
 
-def joined(sample: Sample, between: list[int], more: Sample) -> Sample:
-    """One sample of two turns, with what was said between them."""
-    given = len(between)
+def joined(first: Sample, between: list[int], second: Sample) -> Sample:
+    """Returns one sample of two turns with the tokens of a reply between them, which the loss leaves out."""
+    count = len(between)
     return replace(
-        more,
-        prompt_id=sample.prompt_id,
-        index=sample.index,
-        token_ids=sample.token_ids + between + more.token_ids,
-        logprobs=sample.logprobs + [0.0] * given + more.logprobs,
-        weight_versions=sample.weight_versions + more.weight_versions[:1] * given + more.weight_versions,
-        drawn=sample.mask + [False] * given + more.mask,
+        second,
+        id=first.id,
+        token_ids=first.token_ids + between + second.token_ids,
+        logprobs=first.logprobs + [0.0] * count + second.logprobs,
+        weight_versions=first.weight_versions + second.weight_versions[:1] * count + second.weight_versions,
+        loss_mask=first.loss_mask + [False] * count + second.loss_mask,
     )

@@ -1,4 +1,4 @@
-"""Weights on their way from the learner to the engines, and the digests that prove they arrived.
+"""Publishes weights of the learner for the engines, with digests that prove their arrival.
 
 The weights are put once into Ray's object store and every engine pulls them by itself, so that one which joins late or
 replaces a dead one takes the same road as the others. The store serves CPU and GPU engines alike; a broadcast group
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from actors.model.lora import is_adapter
 
-# Of how many parts of the columns a version proves one. To read every weight of 135M parameters back out of a CPU's
-# kernels takes 1.7 s, more than to load them.
+# Each version's digest is of one of so many parts of the columns. To read every weight of 135M parameters back out of a
+# CPU's kernels takes 1.7 s, more than to load them.
 STRIPES = 16
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -33,9 +33,9 @@ class Weights:
         version: counts upwards; 0 is what the engines loaded from the model's folder.
         ref: the Ray object reference of the tensors: a dictionary from name to bytes, rows kept apart.
         dtype: the element type of all tensors.
-        digests: `digest` of the version's stripe of the tensors, which every engine's own weights must match, or of all
-            that it received, if they are adapters.
-        adapters: whether they are those of version 0, and not whole.
+        digests: `digest` of the version's stripe of the tensors, which the weights of every engine must match; of
+            adapters, of all of them, as the engine received them.
+        adapters: whether the tensors are adapters of version 0's weights, and not whole weights.
     """
 
     version: int
@@ -50,9 +50,12 @@ def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> We
 
     Args:
         version: the version that samples drawn with these weights will carry.
-        state: Hugging Face names and tensors, or adapters as of `adapters.scaled`. An output head that is tied to the
+        state: Hugging Face names and tensors, or adapters as of `lora.scaled`. An output head that is tied to the
             embeddings must be left out.
         dtype: element type of the engines.
+
+    Returns:
+        A reference to them; they are lost with the process that called this.
     """
     adapters = any(map(is_adapter, state))
     dtype = torch.float32 if adapters else dtype
@@ -62,13 +65,15 @@ def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> We
 
 
 def pack(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Contiguous tensors of the CPU as Ray hands them on without a copy: as NumPy arrays, and of bytes, as NumPy has no
-    bfloat16. Tensors themselves it would pickle: 135M parameters took 2 to 3 s from process to process."""
+    """Returns contiguous CPU tensors as NumPy arrays of bytes, which Ray hands on without a copy.
+
+    Bytes, since NumPy has no bfloat16. Tensors Ray would pickle: 135M parameters took 2 to 3 s from process to process.
+    """
     return {name: tensor.view(torch.uint8).numpy() for name, tensor in tensors.items()}
 
 
 def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of `pack`, as views of the object store: not to be written to."""
+    """Returns the tensors of `pack` as views of the object store, which must not be written to."""
     with warnings.catch_warnings():
         # PyTorch has no read-only tensors and warns that these could be written to.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -76,7 +81,7 @@ def unpack(packed: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of the safetensors of a Hugging Face directory.
+    """Yields names and tensors of the safetensors of a Hugging Face directory.
 
     Raises:
         OSError: they cannot be read.
@@ -89,7 +94,7 @@ def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """A hash of the weights by module, the same before and after an engine concatenates or pads rows.
+    """Returns a hash of the weights by module, the same before and after an engine concatenates or pads rows.
 
     Engines store q, k and v (or gate and up) as one matrix and pad the vocabulary with zero rows. A sum over the rows
     of a hash that takes zero to zero notices neither: every row is hashed with a multilinear hash of its bit patterns
@@ -108,11 +113,11 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
 
 
 def stripes(tensors: Iterable[tuple[str, Tensor]], stripe: int | None) -> Iterator[tuple[str, Tensor]]:
-    """Every `STRIPES`th column of each tensor, from column `stripe` modulo `STRIPES` on; of a narrower one, or without
-    a stripe, all.
+    """Yields every `STRIPES`th column of each tensor, from column `stripe` modulo `STRIPES` on, as a matrix.
 
-    All columns change with an update, so that weights which were not taken, or were put in another place, show in any
-    stripe; and of `STRIPES` versions in a row every column is proved.
+    Of a narrower tensor, or with None as the stripe, all columns are yielded. All columns change with an update, so
+    that weights which did not arrive, or were put in another place, show in any stripe; and `STRIPES` versions in a row
+    prove every column.
     """
     for name, tensor in tensors:
         matrix = tensor.reshape(tensor.shape[0], -1)
@@ -120,12 +125,12 @@ def stripes(tensors: Iterable[tuple[str, Tensor]], stripe: int | None) -> Iterat
 
 
 def columns(width: int, stripe: int | None) -> slice:
-    """Those of `stripes`, of so many."""
+    """Returns the columns that `stripes` takes of a matrix of that width."""
     return slice(None) if stripe is None or width < STRIPES else slice(stripe % STRIPES, None, STRIPES)
 
 
 def mismatch(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
-    """Which modules differ, in words, or None."""
+    """Returns the names of the modules whose digests differ, at most three of them, or None if all are the same."""
     names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""How the rollout fleet's coordinator scales, on simulated actors: speed-up over one actor, and its own cost a sample.
+"""Measures how the rollout fleet's coordinator scales on simulated actors: speed-up over one, CPU time per sample.
 
 The simulated actors have the latencies of `infra.bench.simulation.Latency`. The cost is the process's CPU time, with
 that of the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which walks
@@ -19,14 +19,14 @@ STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 
 
 class NoRewards:
-    """What nobody waits for."""
+    """Rewards of no samples."""
 
-    def there(self) -> bool:
-        """At once."""
+    def ready(self) -> bool:
+        """Is always ready."""
         return True
 
     def wait(self) -> list[list[float]]:
-        """Of no prompt."""
+        """Returns the rewards of no prompt."""
         return []
 
 
@@ -41,12 +41,12 @@ def run(actors: int) -> tuple[float, float]:
         sampling=RolloutSampling(samples_per_prompt=SAMPLES),
         fleet=FleetSettings(max_staleness=1),
     )
-    ledger = Ledger(list(prompts), 1)
-    rollouts = RolloutScheduler(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
+    ledger = Ledger(prompts.values(), 1)
+    scheduler = RolloutScheduler(coordinator, ledger, prompts, settings, 1, lambda *_: NoRewards(), world.timeline.now)
     begun, cpu = world.timeline.now(), time.process_time()
     for step in range(STEPS):
-        answered = rollouts.next_batch(step, settings.prompts_per_step)
-        ledger.requeue([one.ticket for one in answered])
+        batch = scheduler.next_batch(step, settings.prompts_per_step)
+        ledger.requeue([group.turn for group in batch])
         coordinator.sync(weights_of(step + 1), wait=False)
     samples = STEPS * settings.prompts_per_step * SAMPLES
     return samples / (world.timeline.now() - begun), (time.process_time() - cpu) / samples * 1e6

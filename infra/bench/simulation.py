@@ -1,6 +1,7 @@
-"""Rollout actors that exist only in time: the coordinator's code runs on them at thousands of samples a second.
+"""Simulates rollout actors in time alone, so that the coordinator runs at thousands of samples a second.
 
-For showing what it does when actors die, hang, come and go, and how it scales, without engines.
+Tests and benchmarks show with it, without engines, what the coordinator does when actors die, hang, join and leave, and
+how it scales.
 """
 
 import heapq
@@ -14,18 +15,19 @@ from typing import Literal
 import torch
 
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.protocols import Answer
-from actors.orchestrator.work_queue import CPU_SEQUENCES, GenerateRequest
+from actors.orchestrator.protocols import Callback
+from actors.orchestrator.work_queue import GenerateRequest
+from actors.rollout.engine import CPU_SEQUENCES
 from actors.rollout.weights import Weights
-from actors.types import Sample
+from actors.types import RolloutId, Sample
 
 Call = Literal["start", "pull", "generate"]
-# Who forgets goes on with the weights it has.
+# An actor that forgets says that it took new weights and keeps the old.
 Fate = Literal["well", "die", "hang", "forget"]
 
 
 class Timeline:
-    """A clock that stands still until somebody waits, and then jumps to the next event."""
+    """A clock that stands still until someone waits, and then jumps to the next event."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -33,15 +35,15 @@ class Timeline:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
 
     def now(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return self._now
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Has something happen in so many seconds; events of one moment happen in the order of these calls."""
+        """Schedules an action; those of one moment happen in the order in which they were scheduled."""
         heapq.heappush(self._events, (self._now + seconds, next(self._numbers), action))
 
     def sleep(self, seconds: float) -> None:
-        """Goes to the next event and has it happen, or to the end of the sleep if that comes first."""
+        """Jumps to the next event and runs it, or to the end of the sleep if that comes first."""
         end = self._now + seconds
         if not self._events or self._events[0][0] > end:
             self._now = end
@@ -50,11 +52,11 @@ class Timeline:
         action()
 
     def clear(self) -> None:
-        """Forgets what was to happen: those whom it was to happen to are no more."""
+        """Drops all scheduled events, of actors that are no more."""
         self._events.clear()
 
     def run(self, seconds: float) -> None:
-        """Has everything happen that falls into the next seconds."""
+        """Runs all events of the next seconds."""
         end = self._now + seconds
         while self._now < end:
             self.sleep(end - self._now)
@@ -62,11 +64,14 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds that a simulated actor takes: to start, to pull weights, and for prompts in one call.
+    """The seconds that a simulated actor takes.
 
-    `call` is what a call takes whatever its prompts are: steps of the engine, which goes on with other calls in the
-    same steps. `prompt` is what each prompt adds to them. `spread` is the standard deviation of the logarithm of the
-    time for prompts, drawn anew for every call.
+    Attributes:
+        start: to start.
+        pull: to pull weights.
+        call: for a request, whatever its prompts are: steps of the engine, which serve its other requests too.
+        prompt: what each prompt of a request adds.
+        spread: the standard deviation of the logarithm of a request's time, drawn anew for every one.
     """
 
     start: float = 3.0
@@ -78,12 +83,13 @@ class Latency:
 
 @dataclass
 class World:
-    """What simulated actors share.
+    """The world of simulated actors.
 
     Attributes:
-        fate: what becomes of an actor in its next call.
-        hung: actors that hang, and since when they had not answered.
-        released: how long each of them was waited for until the coordinator ended it.
+        chance: the source of randomness.
+        fate: decides what becomes of an actor in its next call.
+        hung: the numbers of actors that hang, and since when.
+        released: for each actor that hung, the seconds until the coordinator ended it.
     """
 
     latency: Latency
@@ -94,7 +100,7 @@ class World:
     released: list[float] = field(default_factory=list)
 
     def coordinator(self, actors: int, deadline: float, swap_in_flight: bool = False) -> Coordinator:
-        """A coordinator of actors of this world, which looks for late ones every second."""
+        """Makes a coordinator of actors of this world, which looks for late ones every second."""
         coordinator = Coordinator(
             partial(SimulatedWorker, self), self.timeline, actors, deadline, CPU_SEQUENCES, swap_in_flight
         )
@@ -108,7 +114,7 @@ class World:
 
 
 class SimulatedWorker:
-    """A `Worker` that is at its calls as long as the latency says."""
+    """A `Worker` whose calls take as long as the world's latency says."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world, self.number = world, number
@@ -116,63 +122,66 @@ class SimulatedWorker:
         self._free_at = 0.0
         self._gone = False
 
-    def start(self, answer: Answer) -> None:
-        """As `Worker.start`."""
-        self._serve("start", self.world.latency.start, lambda: None, answer)
+    def start(self, callback: Callback) -> None:
+        """Answers once the time of a start is over."""
+        self._serve("start", self.world.latency.start, lambda: None, callback)
 
-    def pull(self, weights: Weights, answer: Answer) -> None:
-        """As `Worker.pull`."""
+    def pull(self, weights: Weights, callback: Callback) -> None:
+        """Takes over the version and answers with the digests of the weights."""
 
         def load() -> dict[str, int]:
             self.version = weights.version
             return weights.digests
 
-        self._serve("pull", self.world.latency.pull, load, answer)
+        self._serve("pull", self.world.latency.pull, load, callback)
 
-    def generate(self, chunk: GenerateRequest, answer: Answer) -> None:
-        """As `Worker.generate`; every sample is one token long."""
+    def generate(self, request: GenerateRequest, callback: Callback) -> None:
+        """Answers with samples of one token each."""
 
         def draw() -> list[list[Sample]]:
             return [
-                [Sample(p.id, i, [5], [-1.0], [self.version], "stop", "") for i in range(chunk.sampling.count)]
-                for p in chunk.prompts
+                [
+                    Sample(RolloutId(p.epoch, p.id, i), [5], [-1.0], [self.version], "stop", "")
+                    for i in range(request.sampling.count)
+                ]
+                for p in request.prompts
             ]
 
         latency = self.world.latency
         luck = self.world.chance.lognormvariate(0, latency.spread)
-        seconds = latency.prompt * len(chunk.prompts)
-        self._serve("generate", seconds * luck, draw, answer, steps=latency.call * luck)
+        seconds = latency.prompt * len(request.prompts)
+        self._serve("generate", seconds * luck, draw, callback, steps=latency.call * luck)
 
     def kill(self) -> None:
-        """As `Worker.kill`."""
+        """Ends the actor: it answers nothing more."""
         self._gone = True
         if self.number in self.world.hung:
             self.world.released.append(self.world.timeline.now() - self.world.hung.pop(self.number))
 
     def _serve(
-        self, call: Call, seconds: float, give: Callable[[], object], answer: Answer, steps: float = 0.0
+        self, call: Call, seconds: float, compute: Callable[[], object], callback: Callback, steps: float = 0.0
     ) -> None:
         timeline, fate = self.world.timeline, self.world.fate(call)
         self._free_at = max(self._free_at, timeline.now() + steps) + seconds
         if fate == "hang":
             self.world.hung.setdefault(self.number, timeline.now())
-            # What comes after it waits for ever too.
+            # Later calls wait for ever too.
             self._free_at = float("inf")
         elif fate == "die":
-            timeline.after(self._free_at - timeline.now() - seconds / 2, lambda: self._die(answer))
+            timeline.after(self._free_at - timeline.now() - seconds / 2, lambda: self._die(callback))
         else:
-            given = give if fate == "well" else lambda: weights_of(self.version).digests
-            timeline.after(self._free_at - timeline.now(), lambda: self._give(given, answer))
+            result = compute if fate == "well" else lambda: weights_of(self.version).digests
+            timeline.after(self._free_at - timeline.now(), lambda: self._answer(result, callback))
 
-    def _give(self, give: Callable[[], object], answer: Answer) -> None:
+    def _answer(self, compute: Callable[[], object], callback: Callback) -> None:
         if not self._gone:
-            answer(give(), None)
+            callback(compute(), None)
 
-    def _die(self, answer: Answer) -> None:
+    def _die(self, callback: Callback) -> None:
         if not self._gone:
-            answer(None, ConnectionError("the actor was killed"))
+            callback(None, ConnectionError("the actor was killed"))
 
 
 def weights_of(version: int) -> Weights:
-    """Weights that are nothing but their version."""
+    """Makes weights that consist of their version alone."""
     return Weights(version, None, torch.float32, {"all": version})

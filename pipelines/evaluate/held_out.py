@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
-from actors.types import Prompt, RewardInput, Sample, Sampling, shown
+from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import wait_for
 from pipelines.evaluate.stats import Change, divergence, paired_change
 
@@ -71,13 +71,13 @@ def divergence_from_held(
 
 
 def answer_rows(
-    prompts: Sequence[Prompt], questions: Mapping[str, RewardInput], drawn: Mapping[str, HeldOutAnswers]
+    prompts: Sequence[Prompt], inputs: Mapping[str, RewardInput], drawn: Mapping[str, HeldOutAnswers]
 ) -> list[dict[str, Any]]:
     """One row a prompt for answers.json: the first answer of each model with its reward."""
     return [
         {
             "kind": "kept back",
-            "question": shown(questions[prompt.id]),
+            "question": inputs[prompt.id].text,
             "answers": {
                 name: {
                     "text": found.groups[index][0].text.strip(),
@@ -93,7 +93,7 @@ def answer_rows(
 
 def _own(sample: Sample, values: Sequence[float]) -> list[float]:
     """Those of the tokens that the policy drew: in a conversation of several turns there are others."""
-    return [value for value, own in zip(values, sample.mask, strict=True) if own]
+    return [value for value, own in zip(values, sample.loss_mask, strict=True) if own]
 
 
 def _means(measure: Measure, drawn: HeldOutAnswers) -> list[float]:

@@ -73,7 +73,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
     drawn = {name: found.drawn[name] for name in ("sft", "policy")}
-    rows = answer_rows(list(asked.rendered.values()), asked.questions, drawn)
+    rows = answer_rows(list(asked.rendered.values()), asked.inputs, drawn)
     write_report(report, [*exam_rows(found.answers), *rows], exam, run.root, out)
     _print(report, exam, console)
     kept = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
@@ -93,9 +93,9 @@ def _ask(
     sitting = Sitting.of(exam, recipe, run) if exam else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
     with (
-        reward_actors(recipe, run, asked.questions) as scorers,
+        reward_actors(recipe, run, asked.inputs) as scorers,
         # The engines start once and take all models' weights: those have one architecture.
-        rollout_fleet(recipe, run.path("sft"), min(ACTORS, recipe.rlhf.fleet.rollout_actors), asked.questions) as fleet,
+        rollout_fleet(recipe, run.path("sft"), min(ACTORS, recipe.rlhf.fleet.rollout_actors), asked.inputs) as fleet,
     ):
         wait_ready(scorers, deadline)
         for version, name in enumerate(ORDER, 1):

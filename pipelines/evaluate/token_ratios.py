@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from actors.orchestrator.scheduler import TrainBatch
-from actors.types import RewardInput, shown
+from actors.types import RewardInput
 
 PROMPTS = 4
 
@@ -24,7 +24,7 @@ def token_ratios(
     batch: TrainBatch,
     learner: FineTuned,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Mapping[str, RewardInput],
+    inputs: Mapping[str, RewardInput],
     temperature: float,
 ) -> list[dict[str, Any]]:
     """The answers of highest and of lowest reward to the first prompts of a batch, for the metrics.
@@ -46,9 +46,9 @@ def token_ratios(
     ):
         ratios = [
             round(own - other, 4) if drawn else None
-            for own, other, drawn in zip(sample.logprobs, reference, sample.mask, strict=True)
+            for own, other, drawn in zip(sample.logprobs, reference, sample.loss_mask, strict=True)
         ]
         tokens = [[tokenizer.decode([token]), ratio] for token, ratio in zip(sample.token_ids, ratios, strict=True)]
-        row = found.setdefault(prompt.id, {"given": shown(questions[prompt.id]), "answers": []})
+        row = found.setdefault(prompt.id, {"given": inputs[prompt.id].text, "answers": []})
         row["answers"].append({"reward": round(reward, 4), "tokens": tokens})
     return list(found.values())

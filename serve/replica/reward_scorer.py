@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
-from actors.types import Prompt, Sample
+from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
 from cluster.errors import UserError
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
@@ -91,7 +91,7 @@ class RewardScorer:
             rows.append(ids)
         prompts = [Prompt(str(number), ids) for number, ids in enumerate(rows)]
         # The whole conversation goes in as the prompt, with an empty answer: the reward is read at the last token.
-        empty = Sample("", 0, [], [], [], "stop", "")
+        empty = Sample(RolloutId(NO_EPOCH, "", 0), [], [], [], "stop", "")
         rewards = self.reward.score(prompts, [[empty]] * len(rows))
         data = [{"index": i, "object": "score", "score": reward} for i, (reward,) in enumerate(rewards)]
         tokens = sum(map(len, rows))

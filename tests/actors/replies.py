@@ -1,25 +1,25 @@
-"""What the tests of environments have said after an answer."""
+"""Functions that play the environment in tests of several turns."""
 
 from actors.types import RewardInput
 
 
-def again(question: RewardInput, answers: list[str]) -> str | dict[str, str] | None:
+def again(prompt: RewardInput, answers: list[str]) -> str | dict[str, str] | None:
     """Asks on twice."""
     if len(answers) == 1:
-        return f"and {question.metadata['next']}?"
+        return f"and {prompt.metadata['next']}?"
     return {"role": "user", "content": "sure?"} if len(answers) == 2 else None
 
 
-def broken(question: RewardInput, answers: list[str]) -> str:
+def broken(prompt: RewardInput, answers: list[str]) -> str:
     """Has a defect."""
-    raise KeyError(question.messages[0]["content"])
+    raise KeyError(prompt.messages[0]["content"])
 
 
-def number(question: RewardInput, answers: list[str]) -> int:
+def number(prompt: RewardInput, answers: list[str]) -> int:
     """Gives no message."""
     return len(answers)
 
 
-def tool(question: RewardInput, answers: list[str]) -> dict[str, str]:
+def tool(prompt: RewardInput, answers: list[str]) -> dict[str, str]:
     """Answers as a tool."""
     return {"role": "tool", "content": "12:00"}

@@ -12,7 +12,7 @@ def test_the_newest_steps_are_kept_with_times_relative_to_the_first(tmp_path: Pa
             Span("rollout 0", "draw", begin - 0.25, begin + 0.5, ["0:a"], 12),
             Span("learner", "learn", begin, begin),
         ]
-        handed = [PromptTrace("0:a", begin - 0.5, begin + 0.75, 12, 1)]
+        handed = [PromptTrace("0:a", begin - 0.5, begin + 0.75, 12, 1, "a long conversation")]
         writer.write(StepTrace(step, begin, begin + 1, 4, spans, handed, [ActorStatus("rollout 0", "ready", step)]))
     found = read_trace(tmp_path)
     assert found is not None
@@ -21,7 +21,9 @@ def test_the_newest_steps_are_kept_with_times_relative_to_the_first(tmp_path: Pa
     draw, learn = found[1]["spans"]
     assert (draw["begin"], draw["end"], draw["prompts"], draw["tokens"]) == (0.75, 1.5, ["0:a"], 12)
     assert (learn["who"], learn["lost"]) == ("learner", False)
-    assert found[1]["prompts"] == [{"id": "0:a", "given": 0.5, "handed_out": 1.75, "tokens": 12, "behind": 1}]
+    (prompt,) = found[1]["prompts"]
+    assert prompt.pop("name") == "a long conversation"
+    assert prompt == {"id": "0:a", "given": 0.5, "handed_out": 1.75, "tokens": 12, "behind": 1}
     assert found[1]["actors"] == [{"who": "rollout 0", "state": "ready", "version": 3}]
 
 

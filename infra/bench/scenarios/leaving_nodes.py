@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from actors.model.causal_lm import save
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.work_queue import ActorState
+from actors.orchestrator.members import ActorState
 from actors.trainer.job import checkpoints_in
 from actors.types import Prompt, Sampling
 from cluster.recipe.model import Model
@@ -99,7 +99,7 @@ def without_notice(cluster: Cluster, root: Path) -> Outcome:
         seconds = time.monotonic() - begin
         versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=SECONDS)
         checks = {
-            "prompts are missing or twice": sorted(group[0].prompt_id for group in groups)
+            "prompts are missing or twice": sorted(group[0].id.prompt for group in groups)
             == sorted(prompt.id for prompt in prompts),
             "samples are missing": all(len(group) == SAMPLES for group in groups),
             "no actor died: the node was another's": fleet.counters().deaths == 1,

@@ -91,7 +91,7 @@ function whereabouts(prompt, axis) {
     span({ ...learned, prompts: [] }, axis),
   ];
   const behind = prompt.behind ? `, ${prompt.behind} version${prompt.behind > 1 ? "s" : ""} behind` : "";
-  return lane(prompt.id.slice(prompt.id.indexOf(":") + 1), bars, axis, `${prompt.tokens.toLocaleString("en")} tokens${behind}`);
+  return lane(prompt.name || prompt.id.slice(prompt.id.indexOf(":") + 1), bars, axis, `${prompt.tokens.toLocaleString("en")} tokens${behind}`);
 }
 
 function staleness(axis) {

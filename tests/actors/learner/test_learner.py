@@ -20,7 +20,7 @@ from actors.model.causal_lm import build
 from actors.model.reward_head import with_new_head
 from actors.rollout.weights import stored
 from actors.trainer.data import Shard
-from actors.types import Prompt, Sample
+from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
@@ -65,7 +65,7 @@ def samples(learner: Learner) -> list[list[Sample]]:
         versions = [learner.version] * 9
         groups.append(
             [
-                Sample(prompt.id, index, answer, values, versions[: len(answer)], "stop", "")
+                Sample(RolloutId(0, prompt.id, index), answer, values, versions[: len(answer)], "stop", "")
                 for index, (answer, values) in enumerate(zip(answers, logprobs, strict=True))
             ]
         )

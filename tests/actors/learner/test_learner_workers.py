@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from actors.learner.learner import Learner
 from actors.learner.remote import RemoteLearner
 from actors.rollout.weights import unpack
-from actors.types import Prompt, Sample
+from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import EngineError, StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.rlhf import Rlhf
@@ -51,7 +51,7 @@ def step(learner: Learner | RemoteLearner) -> dict[str, Any]:
         logprobs = learner.logprobs(rows, [len(prompt.token_ids)] * len(rows), 1.0)
         groups.append(
             [
-                Sample(prompt.id, index, answer, values, [0] * len(answer), "stop", "")
+                Sample(RolloutId(0, prompt.id, index), answer, values, [0] * len(answer), "stop", "")
                 for index, (answer, values) in enumerate(zip(answers, logprobs, strict=True))
             ]
         )
@@ -124,7 +124,9 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
 
 def assert_nothing_is_learned_from_nan(learner: RemoteLearner) -> None:
     with pytest.raises(StageError, match="of prompt 'a' is nan: nothing was learned"):
-        learner.step(PROMPTS, [[Sample("a", 0, [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {})
+        learner.step(
+            PROMPTS, [[Sample(RolloutId(0, "a", 0), [5], [0.0], [0], "stop", "")]] * 3, [[float("nan")]] * 3, {}
+        )
     assert step(learner)["version"] == 3
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from actors.orchestrator.work_queue import CPU_SEQUENCES
+from actors.rollout.engine import CPU_SEQUENCES
 from actors.types import Prompt, Sampling
 from cluster.errors import DeadlineError, EngineError
 from infra.bench.simulation import Latency, World, weights_of
@@ -27,10 +27,10 @@ def test_an_actor_takes_the_newest_of_the_weights_that_came_while_it_was_at_some
         world.timeline.run(1.0)
         coordinator.sync(weights_of(version), wait=False)
     coordinator.wait_synced()
-    taken = [span for span in coordinator.spans() if span.what == "weights"]
+    taken = [span for span in coordinator.take_spans() if span.what == "weights"]
     # After the answers it is at, the last; at none, the first, and then the last.
     assert len(taken) == pulled
-    assert [member.version for member in coordinator.present()] == [4]
+    assert [member.version for member in coordinator.statuses()] == [4]
 
 
 def test_an_actor_is_given_more_before_its_last_answers_and_its_time_counts_once():
@@ -40,7 +40,7 @@ def test_an_actor_is_given_more_before_its_last_answers_and_its_time_counts_once
     for number in range(4):
         coordinator.submit([Prompt(f"{number}", [1])], SAMPLING)
     coordinator.collect(4)
-    draws = sorted(coordinator.spans(), key=lambda span: span.begin)[1:]
+    draws = sorted(coordinator.take_spans(), key=lambda span: span.begin)[1:]
     # The next is there already when the one before is done.
     assert [(span.begin, span.end) for span in draws] == [(0, 1), (0, 2), (1, 3), (2, 4)]
     assert coordinator.counters().busy_seconds == 4
@@ -55,7 +55,7 @@ def test_two_calls_share_what_an_actor_gets_but_one_asks_for_no_more_than_an_eng
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
     coordinator.generate(listed(prompts), SAMPLING)
-    assert max(len(span.prompts) for span in coordinator.spans() if span.what == "draw") == most
+    assert max(len(span.prompts) for span in coordinator.take_spans() if span.what == "draw") == most
 
 
 def test_prompts_that_an_actor_died_over_are_drawn_alone():
@@ -64,14 +64,14 @@ def test_prompts_that_an_actor_died_over_are_drawn_alone():
     coordinator = world.coordinator(2, DEADLINE)
     coordinator.start()
     coordinator.generate(listed(32), SAMPLING)
-    draws = [span for span in coordinator.spans() if span.what == "draw"]
+    draws = [span for span in coordinator.take_spans() if span.what == "draw"]
     (lost,) = [span for span in draws if span.lost]
     again = [span for span in draws if not span.lost and set(span.prompts) & set(lost.prompts)]
     assert len(lost.prompts) == 16
     assert len(again) == 4
     for span in again:
-        beside = [one for one in draws if one.who == span.who and one.begin < span.end and one.end > span.begin]
-        assert beside == [span]
+        concurrent = [one for one in draws if one.who == span.who and one.begin < span.end and one.end > span.begin]
+        assert concurrent == [span]
 
 
 def test_an_actor_that_hangs_is_found_while_others_report_without_pause():

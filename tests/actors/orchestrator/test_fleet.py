@@ -8,7 +8,7 @@ import ray
 from transformers import LlamaForCausalLM
 
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.work_queue import ActorState
+from actors.orchestrator.members import ActorState
 from actors.types import Sampling
 from cluster.errors import DeadlineError, UserError
 from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
@@ -55,8 +55,8 @@ def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weig
     time.sleep(0.5)
     os.kill(victim, signal.SIGKILL)
     groups = fleet.collect(24, deadline=240)
-    assert sorted(group[0].prompt_id for group in groups) == sorted(prompt.id for prompt in asked)
-    assert all([sample.index for sample in group] == list(range(8)) for group in groups)
+    assert sorted(group[0].id.prompt for group in groups) == sorted(prompt.id for prompt in asked)
+    assert all([sample.id.sample for sample in group] == list(range(8)) for group in groups)
     with pytest.raises(DeadlineError, match="samples of 1 prompts"):
         fleet.collect(1, deadline=0.1)
     wait_until(lambda: fleet.states() == [ActorState.READY] * 2, 240, "the replacement")
@@ -75,7 +75,7 @@ def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     fleet.resize(1)
     assert sorted(fleet.states()) == [ActorState.DRAINING, ActorState.READY]
     groups = fleet.collect(8, deadline=240)
-    assert sorted(group[0].prompt_id for group in groups) == sorted(prompt.id for prompt in asked)
+    assert sorted(group[0].id.prompt for group in groups) == sorted(prompt.id for prompt in asked)
     wait_until(lambda: fleet.states() == [ActorState.READY], 240, "the drained actor to leave")
     fleet.resize(2)
     wait_until(lambda: fleet.states() == [ActorState.READY] * 2, 240, "the joiner")

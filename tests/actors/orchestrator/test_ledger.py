@@ -4,10 +4,12 @@ from collections import Counter
 
 import pytest
 
-from actors.orchestrator.ledger import Ledger, Outcome, PromptTurn
+from actors.orchestrator.ledger import Ledger, Outcome
+from actors.types import Prompt, PromptTurn, prompt_id
 from cluster.errors import StageError
 
-PROMPTS = [f"p{i}" for i in range(7)]
+NAMES = [f"p{i}" for i in range(7)]
+PROMPTS = [Prompt(name, [1]) for name in NAMES]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -37,32 +39,32 @@ def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
     rest = ledger.outstanding
     ledger.commit(rest, Outcome.TRAINED)
     last = ledger.state_dict()["epoch"]
-    while (ticket := ledger.take(1)[0]).epoch <= last:
-        ledger.commit([ticket], Outcome.TRAINED)
-        settled.append(ticket)
+    while (turn := ledger.take(1)[0]).epoch <= last:
+        ledger.commit([turn], Outcome.TRAINED)
+        settled.append(turn)
     settled += rest
-    assert Counter(settled) == {PromptTurn(epoch, prompt): 1 for epoch in range(last + 1) for prompt in PROMPTS}
+    assert Counter(settled) == {PromptTurn(epoch, prompt): 1 for epoch in range(last + 1) for prompt in NAMES}
     assert sum(ledger.outcomes.values()) == len(settled)
 
 
 def test_orders_depend_on_seed_and_pass_alone():
     first, second, other = Ledger(PROMPTS, 1), Ledger(PROMPTS[::-1], 1), Ledger(PROMPTS, 2)
-    tickets = first.take(14)
-    assert tickets == second.take(14)
-    assert tickets != other.take(14)
-    assert [ticket.prompt_id for ticket in tickets[:7]] != [ticket.prompt_id for ticket in tickets[7:]]
-    assert sorted(ticket.prompt_id for ticket in tickets[7:]) == PROMPTS
-    assert [ticket.epoch for ticket in tickets] == [0] * 7 + [1] * 7
+    turns = first.take(14)
+    assert turns == second.take(14)
+    assert turns != other.take(14)
+    assert [turn.prompt for turn in turns[:7]] != [turn.prompt for turn in turns[7:]]
+    assert sorted(turn.prompt for turn in turns[7:]) == NAMES
+    assert [turn.epoch for turn in turns] == [0] * 7 + [1] * 7
 
 
 def test_what_was_unsettled_is_handed_out_first_after_a_crash():
     ledger = Ledger(PROMPTS, 1)
-    tickets = ledger.take(4)
-    ledger.commit(tickets[:2], Outcome.FILTERED)
+    turns = ledger.take(4)
+    ledger.commit(turns[:2], Outcome.FILTERED)
     resumed = Ledger(PROMPTS, 1)
     resumed.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
     assert resumed.outstanding == []
-    assert resumed.take(3) == [*tickets[2:], *ledger.take(1)]
+    assert resumed.take(3) == [*turns[2:], *ledger.take(1)]
     assert resumed.outcomes == {"trained": 0, "filtered": 2}
 
 
@@ -79,3 +81,15 @@ def test_settling_twice_books_nothing():
 def test_a_checkpoint_of_other_prompts_is_refused():
     with pytest.raises(StageError, match="other prompts"):
         Ledger(PROMPTS[1:], 1).load_state_dict(Ledger(PROMPTS, 1).state_dict())
+
+
+def test_order_and_checkpoints_depend_on_names_and_not_on_ids():
+    """Earlier versions took the name for the id: the order is theirs, and their checkpoints are read."""
+    hashed = [Prompt(prompt_id(name), [1], name) for name in NAMES]
+    before, after = Ledger(PROMPTS, 1), Ledger(hashed, 1)
+    turns = before.take(10)
+    assert [turn.prompt for turn in after.take(10)] == [prompt_id(turn.prompt) for turn in turns]
+    before.commit(turns[:8], Outcome.TRAINED)
+    resumed = Ledger(hashed, 1)
+    resumed.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert resumed.take(3) == [PromptTurn(turn.epoch, prompt_id(turn.prompt)) for turn in [*turns[8:], *before.take(1)]]

@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,12 +13,12 @@ import pytest
 
 from actors.orchestrator.autoscaler import Scaler
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.ledger import Ledger, PromptTurn
+from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.loop import Loop
+from actors.orchestrator.members import WORKING, ActorState
 from actors.orchestrator.scheduler import RolloutScheduler
-from actors.orchestrator.work_queue import WORKING, ActorState
 from actors.rollout.weights import Weights
-from actors.types import Prompt, Sample
+from actors.types import Prompt, PromptTurn, Sample
 from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.trace import Span
@@ -29,7 +29,7 @@ DEADLINE = 20.0
 STEPS = 12
 # How often the learner has the loop look for samples that have come while it learns.
 LOOKS = 20
-PROMPTS = [f"p{i}" for i in range(40)]
+PROMPTS = [Prompt(f"p{i}", [1]) for i in range(40)]
 # How often an actor dies or hangs in a call of each kind, or takes no weights and says that it did.
 DEATHS: dict[Call, float] = {"start": 0.08, "pull": 0.03, "generate": 0.03}
 HANGS: dict[Call, float] = {"start": 0.03, "pull": 0.01, "generate": 0.02}
@@ -66,14 +66,14 @@ class Learner:
             meanwhile()
         assert len(prompts) == len(groups) == len(rewards) == self.settings.prompts_per_step
         for prompt, group, row in zip(prompts, groups, rewards, strict=True):
-            epoch, _, name = group[0].prompt_id.partition(":")
-            assert name == prompt.id
-            assert {sample.prompt_id for sample in group} == {group[0].prompt_id}
-            assert [sample.index for sample in group] == list(range(self.settings.samples_per_prompt))
+            turn = group[0].id.turn
+            assert turn.prompt == prompt.id
+            assert {sample.id.turn for sample in group} == {turn}
+            assert [sample.id.sample for sample in group] == list(range(self.settings.sampling.samples_per_prompt))
             assert 0.0 not in row
             lags = [self.version - version for sample in group for version in sample.weight_versions]
-            assert 0 <= min(lags) <= max(lags) <= self.settings.max_staleness
-            self.trained.append(PromptTurn(int(epoch), name))
+            assert 0 <= min(lags) <= max(lags) <= self.settings.fleet.max_staleness
+            self.trained.append(turn)
         self.version += 1
         self._maybe_killed()
         return {"tokens": float(sum(len(group) for group in groups)), **measured}
@@ -84,7 +84,7 @@ class Learner:
 
     def save(self, extra: dict[str, Any]) -> None:
         self._maybe_killed()
-        self.checkpoint = json.dumps([extra, self.version, self.trained])
+        self.checkpoint = json.dumps([extra, self.version, [astuple(turn) for turn in self.trained]])
         self._maybe_killed()
 
     def restore(self) -> dict[str, Any] | None:
@@ -102,13 +102,13 @@ class Learner:
 
 @dataclass
 class Rewards:
-    """Are there at a time, if nothing fails."""
+    """Are ready at a time, if nothing fails."""
 
     world: World
     due: float
     score: Callable[[], list[list[float]]]
 
-    def there(self) -> bool:
+    def ready(self) -> bool:
         return self.world.timeline.now() >= self.due
 
     def wait(self) -> list[list[float]]:
@@ -126,17 +126,17 @@ def loop_of(
 ) -> Loop:
     now = world.timeline.now
     prompts = {name: Prompt(name, [1]) for name in (f"p{i}" for i in range(count))}
-    ledger = Ledger(list(prompts), seed=1)
+    ledger = Ledger(prompts.values(), seed=1)
 
     def ask(prompts: list[Prompt], groups: list[list[Sample]]) -> Rewards:
         return Rewards(world, now() + reward_seconds, partial(score, prompts, groups))
 
-    rollouts = RolloutScheduler(coordinator, ledger, prompts, learner.settings, 1, ask, now)
-    return Loop(coordinator, learner, rollouts, learner.settings, now)
+    scheduler = RolloutScheduler(coordinator, ledger, prompts, learner.settings, 1, ask, now)
+    return Loop(coordinator, learner, scheduler, learner.settings, now)
 
 
 def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:
-    return [[1.0 + sample.index for sample in group] for group in groups]
+    return [[1.0 + sample.id.sample for sample in group] for group in groups]
 
 
 def survive(seed: int) -> Counter[str]:
@@ -167,7 +167,7 @@ def survive(seed: int) -> Counter[str]:
         lives += 1
         assert lives < 200
         target = choose.randint(1, 5)
-        swap_in_flight = settings.max_staleness > 0 and choose.random() < 0.5
+        swap_in_flight = settings.fleet.max_staleness > 0 and choose.random() < 0.5
         coordinator = world.coordinator(target, DEADLINE, swap_in_flight)
 
         def anything(coordinator: Coordinator = coordinator) -> None:
@@ -184,7 +184,7 @@ def survive(seed: int) -> Counter[str]:
             coordinator.start()
             loop = loop_of(world, coordinator, learner, score, reward_seconds=choose.choice([0.0, 0.5]))
             if state:
-                loop.rollouts.ledger.load_state_dict(state["ledger"])
+                loop.scheduler.ledger.load_state_dict(state["ledger"])
                 coordinator.sync(weights_of(state["step"]), wait=True)
             for step in range(state["step"] if state else 0, STEPS):
                 begun = world.timeline.now()
@@ -201,16 +201,16 @@ def survive(seed: int) -> Counter[str]:
         coordinator.close()
         world.hung.clear()
     booked = Counter(learner.trained)
-    assert loop.rollouts.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
+    assert loop.scheduler.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
     # What was handed out and is not booked is in work: nothing waits for nobody.
-    assert loop.rollouts.ledger.outstanding == [work.ticket for work in loop.rollouts.in_work.values()]
+    assert loop.scheduler.ledger.outstanding == list(loop.scheduler.inflight)
     # What is left of the passes that were begun: with it, every prompt was handed out once in each.
     ledger = Ledger(PROMPTS, seed=1)
-    ledger.load_state_dict(loop.rollouts.ledger.state_dict())
+    ledger.load_state_dict(loop.scheduler.ledger.state_dict())
     passes = 1 + ledger.state_dict()["epoch"]
-    while (ticket := ledger.take(1)[0]).epoch < passes:
-        booked[ticket] += 1
-    assert booked == {PromptTurn(epoch, prompt): 1 for epoch in range(passes) for prompt in PROMPTS}
+    while (turn := ledger.take(1)[0]).epoch < passes:
+        booked[turn] += 1
+    assert booked == {PromptTurn(epoch, prompt.id): 1 for epoch in range(passes) for prompt in PROMPTS}
     assert all(seconds <= DEADLINE + 1 for seconds in world.released)
     return seen + Counter(released=len(world.released), lives=lives)
 
@@ -290,7 +290,7 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
     for step in range(6):
         figures = loop.step(step, {"known": 0.25})
         assert figures["known"] == 0.25
-        assert figures["prompts_waiting"] == loop.trace.waiting == len(loop.rollouts.in_work)
+        assert figures["prompts_waiting"] == loop.trace.waiting == len(loop.scheduler.inflight)
         traces.append(loop.trace)
     draws = [span for trace in traces for span in trace.spans if span.what == "draw"]
     (lost,) = [span for span in draws if span.lost]
@@ -316,7 +316,7 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
             assert (handed.tokens, 0 <= handed.behind <= 1) == (2, True)
     # While the learner learns they are looked for often.
     assert min(span.end - span.begin for span in given.values()) < 0.2 + 0.5 / LOOKS
-    assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.spans())
+    assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.take_spans())
     assert {actor.who for actor in traces[-1].actors} == {"rollout 0", "rollout 2"}
     assert {actor.version for actor in traces[-1].actors} <= {5, 6}
     assert any(handed.behind for trace in traces for handed in trace.prompts)

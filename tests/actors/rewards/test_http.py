@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from actors.rewards.http import HttpReward
-from actors.types import Prompt, RewardInput, Sample
+from actors.types import Prompt, RewardInput, RolloutId, Sample
 from cluster.errors import DeadlineError, EngineError, StageError
 from cluster.recipe.rlhf import Reward
 from tests.helpers import free_port
 
-QUESTIONS = {name: RewardInput([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
+INPUTS = {name: RewardInput([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
 PROMPTS = [Prompt("b", [1]), Prompt("a", [2])]
-ASKED = [QUESTIONS[prompt.id] for prompt in PROMPTS]
+ASKED = [INPUTS[prompt.id] for prompt in PROMPTS]
 TEXTS = [["x", "xyz"], ["xy"]]
 GROUPS = [
-    [Sample(prompt.id, i, [5], [-0.1], [0], "stop", text) for i, text in enumerate(texts)]
+    [Sample(RolloutId(0, prompt.id, i), [5], [-0.1], [0], "stop", text) for i, text in enumerate(texts)]
     for prompt, texts in zip(PROMPTS, TEXTS, strict=True)
 ]
 # From the request's body and how many came before, to the status and the body of the answer.

@@ -62,11 +62,11 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
     sampling = Sampling(2, 1.0, 60, seed=4)
     asked = [prompts("first", 8), prompts("second", 8)]
     apart = [fleet.generate(some, sampling) for some in asked]
-    fleet.spans()
+    fleet.take_spans()
     for some in asked:
         fleet.submit(some, sampling)
-    together = {group[0].prompt_id: group for group in fleet.collect(16)}
-    draws = [span for span in fleet.spans() if span.what == "draw"]
+    together = {group[0].id.prompt: group for group in fleet.collect(16)}
+    draws = [span for span in fleet.take_spans() if span.what == "draw"]
     overlapping = [
         (one, other)
         for one, other in itertools.combinations(draws, 2)
@@ -170,7 +170,7 @@ def test_weights_change_in_the_midst_of_answers_and_every_token_says_which_drew_
     assert max(len(set(sample.weight_versions)) for sample in samples) > 1
     for sample in samples:
         assert sample.weight_versions == sorted(sample.weight_versions)
-        prompt = given[sample.prompt_id]
+        prompt = given[sample.id.prompt]
         by = [reference_logprobs(model, prompt + sample.token_ids, len(prompt), 1.0) for model in models]
         told = [by[version % 2][index] for index, version in enumerate(sample.weight_versions)]
         assert sample.logprobs == pytest.approx(told, abs=1e-3)

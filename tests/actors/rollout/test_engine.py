@@ -63,21 +63,21 @@ def test_each_call_gets_its_own_answers_and_one_thread_alone_touches_the_engine(
     shared = SharedEngine(lambda: engine)
     calls = [([f"{number}-{index}" for index in range(3)], [5 + number] * 3) for number in range(12)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda call: [one.text for one in shared.answers(*call)], calls, timeout=SECONDS))
+        found = list(threads.map(lambda call: [one.text for one in shared.generate(*call)], calls, timeout=SECONDS))
     assert found == [[f"{request}!" for request in requests] for requests, _ in calls]
     assert engine.together > 3
     assert len(engine.threads) == 1
     assert threading.get_ident() not in engine.threads
-    assert shared.answers([], []) == []
+    assert shared.generate([], []) == []
 
 
 def test_a_refused_request_takes_those_beside_it_back_and_no_other():
     engine = CountingEngine()
     shared = SharedEngine(lambda: engine)
     with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(shared.answers, ["long"], [40])
+        other = threads.submit(shared.generate, ["long"], [40])
         with pytest.raises(ValueError, match="refused"):
-            shared.answers(["good", "bad"], [1, 1])
+            shared.generate(["good", "bad"], [1, 1])
         assert [one.text for one in other.result(SECONDS)] == ["long!"]
     assert engine.left == {}
 
@@ -85,7 +85,7 @@ def test_a_refused_request_takes_those_beside_it_back_and_no_other():
 def test_a_broken_engine_is_told_to_all_who_wait():
     shared = SharedEngine(CountingEngine)
     with ThreadPoolExecutor(3) as threads:
-        waiting = [threads.submit(shared.answers, [request], [1000]) for request in ("one", "two", "fatal")]
+        waiting = [threads.submit(shared.generate, [request], [1000]) for request in ("one", "two", "fatal")]
         for one in waiting:
             with pytest.raises(RuntimeError, match="broke"):
                 one.result(SECONDS)
@@ -101,7 +101,7 @@ def test_other_work_is_done_between_two_steps_and_before_the_answers_are_there()
         return before, dict(engine.left)
 
     with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(shared.answers, ["long"], [50])
+        answer = threads.submit(shared.generate, ["long"], [50])
         wait_until(lambda: bool(engine.left), SECONDS, "the request to be added")
         before, after = shared.run(left_while_it_takes_long)
         assert before == after

@@ -13,7 +13,7 @@ from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import load_function
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
-from actors.types import Prompt, RewardInput, Sample, Sampling
+from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling
 from cluster.errors import UserError
 from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs
 from tests.actors.replies import again, broken, number, tool
@@ -21,7 +21,11 @@ from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
-QUESTIONS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
+INPUTS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
+
+
+def in_epoch(epoch: int) -> list[Prompt]:
+    return [replace(prompt, epoch=epoch) for prompt in prompts("talk", 4)]
 
 
 def named(function: object) -> str:
@@ -31,7 +35,7 @@ def named(function: object) -> str:
 @pytest.fixture(scope="module")
 def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
     """An engine with an environment, and weights that end a turn after a few tokens."""
-    environment = MultiTurnSettings(named(again), QUESTIONS, turns=4)
+    environment = MultiTurnSettings(named(again), INPUTS, turns=4)
     with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, multi_turn=environment) as running:
         running.load(1, ending(tiny[1]).state_dict())
         yield running
@@ -50,34 +54,34 @@ def ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
 def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(talkative: Fleet, tiny: Tiny) -> None:
     model, tokenizer = ending(tiny[1]), AutoTokenizer.from_pretrained(tiny[0])
     chat = Chat.of(tiny[0])
-    asked = prompts("0:talk", 4)
+    asked = in_epoch(0)
     groups = talkative.generate(asked, Sampling(16, 1.0, 12, seed=2))
     turns = []
     for index, prompt in enumerate(asked):
         replies = [chat.between({"role": "user", "content": text}) for text in (f"and n{index}?", "sure?")]
         for sample in groups[prompt.id]:
-            assert len(sample.mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
+            assert len(sample.loss_mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
             assert sample.length <= 12
-            given = [token for token, drawn in zip(sample.token_ids, sample.mask, strict=True) if not drawn]
+            given = [token for token, drawn in zip(sample.token_ids, sample.loss_mask, strict=True) if not drawn]
             # What was said between the turns, and nothing else.
             assert given in ([], replies[0], replies[0] + replies[1])
             turns.append(1 + (given != []) + (len(given) > len(replies[0])))
-            last = len(sample.mask) - sample.mask[::-1].index(False) if given else 0
+            last = len(sample.loss_mask) - sample.loss_mask[::-1].index(False) if given else 0
             assert sample.text == tokenizer.decode(sample.token_ids[last:], skip_special_tokens=True)
             expected = reference_logprobs(model, prompt.token_ids + sample.token_ids, len(prompt.token_ids), 1.0)
-            for value, reference, drawn in zip(sample.logprobs, expected, sample.mask, strict=True):
+            for value, reference, drawn in zip(sample.logprobs, expected, sample.loss_mask, strict=True):
                 assert value == (pytest.approx(reference, abs=1e-4) if drawn else 0.0)
     assert {1, 3} <= set(turns)
 
 
 def test_a_prompt_that_is_drawn_for_its_reward_has_all_turns_outside_of_training_too(talkative: Fleet) -> None:
     groups = talkative.generate(prompts("talk", 4), Sampling(16, 1.0, 12, seed=2))
-    assert any(not all(sample.mask) for group in groups.values() for sample in group)
+    assert any(not all(sample.loss_mask) for group in groups.values() for sample in group)
 
 
 def test_a_prompt_that_is_drawn_for_something_else_has_one_turn(talkative: Fleet) -> None:
     groups = talkative.generate([*prompts("other", 2), *prompts("parity:talk", 2)], Sampling(4, 1.0, 60, seed=2))
-    assert all(all(sample.mask) for group in groups.values() for sample in group)
+    assert all(all(sample.loss_mask) for group in groups.values() for sample in group)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -86,15 +90,15 @@ def test_the_learner_learns_from_drawn_tokens_alone(
 ) -> None:
     ending(tiny[1]).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny[0]).save_pretrained(tmp_path)
-    asked = prompts("1:talk", 4)
+    asked = in_epoch(1)
     groups = list(talkative.generate(asked, Sampling(4, 1.0, 60, seed=3)).values())
     samples = [sample for group in groups for sample in group]
-    assert any(not all(sample.mask) for sample in samples)
+    assert any(not all(sample.loss_mask) for sample in samples)
     learner = Learner(rlhf(algorithm=algorithm, learning_rate=1e-5), tmp_path, tmp_path, [], seed=0, threads=1)
     figures = learner.step(asked, groups, [[0.5, -0.5, 1.0, -1.0]] * 4)
     # A token at the wrong place would have another probability than the engine's.
     assert figures["behavior_gap"] < 1e-3
-    assert figures["tokens"] == sum(sum(sample.mask) for sample in samples)
+    assert figures["tokens"] == sum(sum(sample.loss_mask) for sample in samples)
 
 
 @pytest.mark.parametrize(
@@ -102,18 +106,18 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for one")],
 )
 def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
-    dialogues = MultiTurnRunner(MultiTurnSettings(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
-    sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
+    runner = MultiTurnRunner(MultiTurnSettings(named(function), INPUTS, turns=2), Chat.of(tiny[0]), CONTEXT)
+    sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     with pytest.raises(ValueError, match=wrong):
-        dialogues.go_on([Prompt("3:talk-1", [2, 20, 4, 3])], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
+        runner.run([Prompt("talk-1", [2, 20, 4, 3], epoch=3)], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
 
 
 @pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
 def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
-    dialogues = MultiTurnRunner(MultiTurnSettings(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
-    sample = Sample("3:talk-1", 0, [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
-    asked = [Prompt("3:talk-1", [2, 20, 4, 3])]
-    ((found,),) = dialogues.go_on(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))
+    runner = MultiTurnRunner(MultiTurnSettings(named(again), INPUTS, turns=2), Chat.of(tiny[0]), context)
+    sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
+    asked = [Prompt("talk-1", [2, 20, 4, 3], epoch=3)]
+    ((found,),) = runner.run(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))
     assert found == replace(sample, finish_reason="length")
 
 

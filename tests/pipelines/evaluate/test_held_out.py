@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 from scipy import stats
 
-from actors.types import Sample
+from actors.types import RolloutId, Sample
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
@@ -19,7 +19,7 @@ from tests.helpers import DEMO
 
 
 def sample(tokens: list[int], finish: str) -> Sample:
-    return Sample("p", 0, tokens, [-1.0] * len(tokens), [1] * len(tokens), finish, "text")
+    return Sample(RolloutId(0, "p", 0), tokens, [-1.0] * len(tokens), [1] * len(tokens), finish, "text")
 
 
 def test_the_interval_of_a_paired_change_is_students():

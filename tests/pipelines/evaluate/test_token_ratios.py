@@ -1,5 +1,5 @@
 from actors.orchestrator.scheduler import TrainBatch
-from actors.types import Prompt, RewardInput, Sample
+from actors.types import Prompt, RewardInput, RolloutId, Sample
 from pipelines.evaluate.token_ratios import PROMPTS, token_ratios
 from tests.tiny import tiny_tokenizer
 
@@ -18,7 +18,7 @@ class Even:
 
 
 def sample(name: str, level: float, drawn: list[bool] | None = None) -> Sample:
-    return Sample(name, 0, SAID, [level] * len(SAID), [3] * len(SAID), "stop", "Lima", drawn or [])
+    return Sample(RolloutId(0, name, 0), SAID, [level] * len(SAID), [3] * len(SAID), "stop", "Lima", drawn or [])
 
 
 def scored(count: int, rewards: list[float], groups: list[Sample]) -> TrainBatch:
