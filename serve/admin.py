@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cluster.errors import UserError
 from cluster.keys import audit
-from cluster.recipe.serve import Served
+from cluster.recipe.serve import ModelName
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions, differing_files
 from serve.errors import RequestError
@@ -43,14 +43,14 @@ def admin_router(
         if not isinstance(name, str) or name not in models:
             message = f"name the model in the field `model`; served are {', '.join(models)}"
             raise RequestError(404, message, "NotFoundError", "model")
-        if name not in get_args(Served):
+        if name not in get_args(ModelName):
             message = f"{name} is an adapter, which has no versions: start the server again to serve another one"
             raise RequestError(409, message, "ConflictError", "model")
         return Versions(run, name)
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
-        found = {name: Versions(run, name) for name in models if name in get_args(Served)}
+        found = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
         return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
 
     @router.get("/replicas")

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.errors import UserError
-from cluster.recipe.serve import Alias, Served
+from cluster.recipe.serve import Alias, ModelName
 from serve.errors import RequestError
 from serve.http.auth import Caller
 from serve.http.limits import ConcurrencyLimit
@@ -74,7 +74,7 @@ class Routes:
         return Route(name)
 
 
-def aliases_of(models: Collection[Served], given: Mapping[str, Alias]) -> dict[str, Alias]:
+def aliases_of(models: Collection[ModelName], given: Mapping[str, Alias]) -> dict[str, Alias]:
     """Returns the recipe's aliases and `latest`, the generating model of the latest stage.
 
     Args:

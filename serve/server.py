@@ -16,7 +16,7 @@ from rich.console import Console
 from cluster.errors import DeadlineError, StageError, UserError
 from cluster.keys import KeyRing, new_key
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.serve import Serve, Served
+from cluster.recipe.serve import ModelName, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
@@ -219,13 +219,13 @@ def group_models(models: Mapping[str, Path], allocation: Allocation) -> list[dic
     return [small, *separate] if small else separate
 
 
-def finished_models(run: RunFolder) -> list[Served]:
+def finished_models(run: RunFolder) -> list[ModelName]:
     """Returns the names of the models that a run has finished, or has promoted during their training.
 
     Raises:
         UserError: there is none.
     """
-    names = [name for name in get_args(Served) if run.manifest(name) is not None or Versions(run, name).kept()]
+    names = [name for name in get_args(ModelName) if run.manifest(name) is not None or Versions(run, name).kept()]
     if not names:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
     return names

@@ -1,7 +1,7 @@
-"""The recipe: one YAML file with everything that a run does, validated whole before anything starts.
+"""The recipe: every setting of a run as typed, validated sections of one YAML file.
 
-`loading` reads the file, applies overrides of the command line and names the key of an error; `renamed` still reads the
-keys of the version before. `recipe` is the whole, made of one module a section: `model` (and the cluster), `corpus`,
-`training` (pre-training, fine-tuning, reward model, DPO), `collect`, `rlhf`, `evaluate` and `serve`. `base` has
-the types that sections share.
+Reading goes loading (YAML, overrides) → renamed (keys of the version before) → recipe (the whole, with the rules that
+span sections) → one module a section: model (with cluster), corpus, training (pretrain, sft, reward, dpo), collect,
+rlhf, evaluate, serve. base holds the types that sections share. A new key is a field, with a description, of its
+section's class; reference turns the descriptions into `triptych recipe` and infra/docs/recipe.md.
 """

@@ -1,4 +1,4 @@
-"""What the sections of a recipe share: strict fields, no unknown keys, common types, and which fields name files."""
+"""The types that the sections of a recipe share: strict sections, bounded numbers, function names, and paths."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -11,95 +11,96 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]
-# vLLM refuses more.
+# vLLM refuses higher temperatures.
 Temperature = Annotated[float, Field(gt=0, le=2)]
-
-
-class Place(Enum):
-    """Marks a field, in its annotation, that names a place or a list of places; the value says what is there."""
-
-    FILES = "files to read: a path, a URI or a glob"
-    STAGE = "the folder of a finished stage, which its manifest stands for"
-    MODEL = "a model on this machine, or the name of one on the Hub"
-    SERVED = "a folder that need not be there before it is served"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+# The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
 
 
-class Call(Section):
-    """A Python function that a recipe names, and its keyword arguments."""
+class PathKind(Enum):
+    """Annotation of a field that holds a path or a list of paths; the value says what lies there."""
 
-    function: FunctionName = Field(description="module:function, in a folder of PYTHONPATH")
-    arguments: dict[str, Any] = Field({}, description="keyword arguments besides those that the stage gives")
+    FILES = "files to read: a path, a URI or a glob"
+    STAGE = "the folder of a finished stage, which its manifest identifies"
+    MODEL = "a model on this machine, or the name of one on the Hugging Face Hub"
+    SERVED = "a folder that need not exist before it is served"
+
+
+class Section(BaseModel):
+    """A section of the recipe: unknown keys, values of another type, infinity and NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Call(Section):
+    """A Python function and its keyword arguments."""
+
+    function: FunctionName = Field(description="module:function, in a folder of PYTHONPATH or an installed package")
+    arguments: dict[str, Any] = Field({}, description="keyword arguments, in addition to those that the stage passes")
 
 
 class Lora(Section):
-    """Low-rank adapters beside every linear layer, trained in its place (Hu et al. 2022)."""
+    """Low-rank adapters beside every linear layer, trained in place of the layer's weights (Hu et al. 2022)."""
 
-    rank: Positive = Field(16, description="of the two matrices whose product is added")
-    alpha: Positive = Field(32, description="the adapter's output is scaled by alpha / rank")
+    rank: Positive = Field(16, description="rank of the two matrices whose product is added to a layer's weight")
+    alpha: Positive = Field(32, description="scale of the adapter's output, which is multiplied by alpha / rank")
 
 
-def with_places(value: Any, change: Callable[[Place, str], str]) -> Any:
-    """A section, or a list or table of sections, in which every place is what `change` makes of it."""
+def map_paths(value: Any, change: Callable[[PathKind, str], str]) -> Any:
+    """Copies a section, or a list or dictionary of sections, with `change` applied to every path in it."""
     if isinstance(value, list):
-        return [with_places(one, change) for one in value]
+        return [map_paths(item, change) for item in value]
     if isinstance(value, dict):
-        return {name: with_places(one, change) for name, one in value.items()}
+        return {name: map_paths(item, change) for name, item in value.items()}
     if not isinstance(value, BaseModel):
         return value
     changed: dict[str, Any] = {}
     for name, field in type(value).model_fields.items():
-        given = getattr(value, name)
-        place = next((mark for mark in field.metadata if isinstance(mark, Place)), None)
-        if place is None:
-            changed[name] = with_places(given, change)
-        elif isinstance(given, list):
-            changed[name] = [change(place, one) for one in given]
-        elif given is not None:
-            changed[name] = change(place, given)
+        current = getattr(value, name)
+        kind = next((mark for mark in field.metadata if isinstance(mark, PathKind)), None)
+        if kind is None:
+            changed[name] = map_paths(current, change)
+        elif isinstance(current, list):
+            changed[name] = [change(kind, path) for path in current]
+        elif current is not None:
+            changed[name] = change(kind, current)
     return value.model_copy(update=changed)
 
 
-def files_of(section: BaseModel) -> list[str]:
-    """The files that decide what a stage makes, as paths, URIs and globs, in the order of the fields."""
-    found: list[str] = []
+def input_files(section: BaseModel) -> list[str]:
+    """The files that decide the output of a stage, as paths, URIs and globs, in the order of the section's fields."""
+    paths: list[str] = []
 
-    def note(place: Place, name: str) -> str:
-        if place is Place.STAGE:
-            found.append(str(Path(name) / "manifest.json"))
-        elif place is Place.FILES or (place is Place.MODEL and Path(name).exists()):
-            found.append(name)
-        return name
+    def collect(kind: PathKind, path: str) -> str:
+        if kind is PathKind.STAGE:
+            paths.append(str(Path(path) / "manifest.json"))
+        elif kind is PathKind.FILES or (kind is PathKind.MODEL and Path(path).exists()):
+            paths.append(path)
+        return path
 
-    with_places(section, note)
-    return found
+    map_paths(section, collect)
+    return paths
 
 
-def functions_of(section: Any) -> list[str]:
-    """The Python functions that a section names, as module:function, in the order of the fields."""
+def named_functions(section: Any) -> list[str]:
+    """The Python functions that a section names, as module:function, in the order of its fields."""
     if isinstance(section, dict):
-        return functions_of(list(section.values()))
+        return named_functions(list(section.values()))
     if isinstance(section, list):
-        return [name for one in section for name in functions_of(one)]
+        return [name for item in section for name in named_functions(item)]
     if not isinstance(section, BaseModel):
         return []
     named = getattr(section, "function", None)
     inner = [getattr(section, name) for name in type(section).model_fields]
-    return ([named] if named else []) + functions_of(inner)
+    return ([named] if named else []) + named_functions(inner)
 
 
-def needs_its_origin(source: Any) -> Any:
-    """A source of kind files names a path, one of kind function a function, and neither the other's.
+def check_origin(source: Any) -> Any:
+    """Checks that a source of kind files has a path and no function, and one of kind function the reverse.
 
     Raises:
-        ValueError: it does not.
+        ValueError: a field is missing, or belongs to the other kind.
     """
     for kind, field in (("files", "path"), ("function", "function")):
         if (source.kind == kind) != (getattr(source, field) is not None):

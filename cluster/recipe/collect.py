@@ -1,37 +1,48 @@
-"""The recipe's sections on conversations: those to fine-tune on, and those whose answers are ranked."""
+"""The recipe's section `collect`, and the source of conversations that it shares with `sft`."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Call, FunctionName, Place, Positive, Section, Temperature, needs_its_origin
+from cluster.recipe.base import Call, FunctionName, PathKind, Positive, Section, Temperature, check_origin
 
 
 class ChatSource(Section):
-    """Conversations to fine-tune on, or prompts to sample from."""
+    """Conversations to fine-tune on, or prompts to sample answers to."""
 
     kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
-    path: Annotated[str | None, Place.FILES] = Field(
-        None, description="for kind files: JSONL, JSON or Parquet in a common layout of conversations"
+    path: Annotated[str | None, PathKind.FILES] = Field(
+        None,
+        description="for kind files: a path or glob of JSONL, JSON or Parquet. Rows hold messages, conversations "
+        "(ShareGPT), instruction and output (Alpaca), prompt and response, or question and answer",
     )
     function: FunctionName | None = Field(
-        None, description="for kind function: module:function(seed, **arguments) -> rows as files have them"
+        None, description="for kind function: module:function(seed, **arguments) -> rows, as dictionaries"
     )
-    arguments: dict[str, Any] = Field({}, description="for kind function: its keyword arguments besides the seed")
+    arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")
 
-    _one_origin = model_validator(mode="after")(needs_its_origin)
+    _one_origin = model_validator(mode="after")(check_origin)
 
 
 class Collect(Section):
-    sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="prompts, in any layout of sft")
-    prompts: Positive = Field(700, description="how many are ranked and trained on; evaluate takes of the others")
-    samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="answers to rank, of each prompt")
-    temperature: Temperature = Field(1.0, description="divides the logits before an answer's tokens are drawn")
-    max_tokens: Positive = Field(32, description="longest answer")
+    """Human feedback: the fine-tuned model answers each prompt several times, and annotators rank the answers."""
+
+    sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(
+        description="prompts; of a conversation, all before its last answer. RLHF trains on the same prompts"
+    )
+    prompts: Positive = Field(
+        700, description="how many prompts of the sources to use, for rankings and for RLHF; evaluate uses others"
+    )
+    samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="answers sampled to each prompt")
+    temperature: Temperature = Field(1.0, description="sampling temperature: divides the logits")
+    max_tokens: Positive = Field(32, description="the most tokens of an answer")
     annotator: Literal["people", "imported"] | Call = Field(
         "people",
-        description="people: waits for their rankings; imported: takes what `triptych feedback import` added and "
-        "samples nothing; or a synthetic annotator, module:function(prompt, answers, chance, **arguments)",
+        description="people: wait for rankings made on the server's page /label; imported: sample nothing and use the "
+        "rankings that `triptych feedback import` added; or a function that stands in for people, "
+        "module:function(prompt, answers, chance, **arguments) -> ranks",
     )
-    min_rankings: Positive = Field(100, description="rankings to wait for where people give them")
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.15, description="prompts to test the reward model")
+    min_rankings: Positive = Field(100, description="for annotator people: rankings to wait for")
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.15, description="share of the prompts whose rankings test the reward model instead of training it"
+    )

@@ -1,10 +1,10 @@
-"""The recipe's corpus section: sources, and the rules by which documents are judged."""
+"""The recipe's section `corpus`: sources of text, quality rules, deduplication and the tokenizer."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import FunctionName, Place, Positive, PositiveFloat, Section, Share, needs_its_origin
+from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section, Share, check_origin
 
 KeepPolicy = Literal["longest", "source", "quality", "earlier_source"]
 TokenizerKind = Literal["bpe", "wordpiece"]
@@ -12,29 +12,37 @@ PersonalData = Literal["email", "phone", "ip", "card", "iban"]
 
 
 class Source(Section):
-    """Text to pre-train on: files, or what a Python function gives."""
+    """Text: files, or the output of a Python function."""
 
     kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
-    name: str | None = Field(None, description="in ids and statistics; the path or the function by default")
-    path: Annotated[str | None, Place.FILES] = Field(
+    name: str | None = Field(None, description="the source's name in ids and statistics; unset: its path or function")
+    path: Annotated[str | None, PathKind.FILES] = Field(
         None,
-        description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html, .warc[.gz]; a folder or glob, here or as "
-        "a URI: s3://, gs://, hf://datasets/…",
+        description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html or .warc[.gz]; a file, folder or glob, on "
+        "this machine or as a URI (s3://, gs://, hf://datasets/…)",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(seed, **arguments) -> texts"
     )
-    arguments: dict[str, Any] = Field({}, description="for kind function: its keyword arguments besides the seed")
-    text_field: str = Field("text", description="the field of a row, or the column, that holds the text")
-    text_lines: bool = Field(False, description="every line of a .txt file is a document of its own")
-    subset: str | None = Field(None, description="of a folder laid out like a Hugging Face dataset, the configuration")
-    split: str | None = Field(None, description="of such a folder, the split to read, e.g. train; all files by default")
-    weight: PositiveFloat | None = Field(None, description="share of the tokens to train on, relative to the others'")
-    near_duplicates: Literal["drop", "keep"] = Field("drop", description="documents much like another one")
-    limit: Positive | None = Field(None, description="most documents to take")
-    license: str | None = Field(None, description="a tag for the statistics, e.g. CC-BY-4.0")
+    arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")
+    text_field: str = Field("text", description="name of the JSON field or Parquet column that holds the text")
+    text_lines: bool = Field(False, description="read every line of a .txt file as a document of its own")
+    subset: str | None = Field(
+        None, description="for a folder laid out like a Hugging Face dataset: its configuration to read"
+    )
+    split: str | None = Field(None, description="for such a folder: its split to read, such as train; unset: all files")
+    weight: PositiveFloat | None = Field(
+        None,
+        description="share of the training tokens, relative to the weights of the other sources: texts are repeated or "
+        "left out to reach it; unset: every document once. All sources have a weight, or none",
+    )
+    near_duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="whether documents similar to another one are removed; exact copies always are"
+    )
+    limit: Positive | None = Field(None, description="the most documents to read; unset: all")
+    license: str | None = Field(None, description="a tag that the statistics count by, such as CC-BY-4.0")
 
-    _one_origin = model_validator(mode="after")(needs_its_origin)
+    _one_origin = model_validator(mode="after")(check_origin)
 
     @model_validator(mode="after")
     def _files_have_parts(self) -> "Source":
@@ -44,101 +52,133 @@ class Source(Section):
 
 
 class GopherQuality(Section):
-    """Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A1.1. Shares are of words or of lines."""
+    """Gopher's quality rules: Rae et al. 2021, https://arxiv.org/abs/2112.11446, appendix A1.1."""
 
-    min_words: Positive = Field(50, description="least words of a document")
-    max_words: Positive = Field(100_000, description="most words of a document")
-    min_mean_word_length: PositiveFloat = Field(3.0, description="least characters a word, on average")
-    max_mean_word_length: PositiveFloat = Field(10.0, description="most characters a word, on average")
-    symbols_per_word: Share = Field(0.1, description="most hashes, and most ellipses, a word")
-    bullet_lines: Share = Field(0.9, description="most lines that start with a bullet")
-    ellipsis_lines: Share = Field(0.3, description="most lines that end with an ellipsis")
-    words_with_a_letter: Share = Field(0.8, description="least share of words with a letter")
-    stop_words: Annotated[int, Field(ge=0, le=8)] = Field(2, description="least of the, be, to, of, and, that, …")
+    min_words: Positive = Field(50, description="the fewest words of a document")
+    max_words: Positive = Field(100_000, description="the most words of a document")
+    min_mean_word_length: PositiveFloat = Field(3.0, description="lower bound of the mean characters per word")
+    max_mean_word_length: PositiveFloat = Field(10.0, description="upper bound of the mean characters per word")
+    symbols_per_word: Share = Field(0.1, description="upper bound of hash signs per word, and of ellipses per word")
+    bullet_lines: Share = Field(0.9, description="upper bound of the share of lines that start with a bullet")
+    ellipsis_lines: Share = Field(0.3, description="upper bound of the share of lines that end with an ellipsis")
+    words_with_a_letter: Share = Field(0.8, description="lower bound of the share of words with a letter")
+    stop_words: Annotated[int, Field(ge=0, le=8)] = Field(
+        2, description="the fewest of the words the, be, to, of, and, that, have, with"
+    )
 
 
 class GopherRepetition(Section):
-    """Rae et al. 2021, table A1: the largest shares of a document that may repeat."""
+    """Gopher's repetition rules: Rae et al. 2021, table A1. Each key is the largest share of a document."""
 
-    duplicate_lines: Share = Field(0.3, description="lines that repeat an earlier one")
-    duplicate_paragraphs: Share = Field(0.3, description="paragraphs that repeat an earlier one")
-    duplicate_line_characters: Share = Field(0.2, description="characters in such lines")
-    duplicate_paragraph_characters: Share = Field(0.2, description="characters in such paragraphs")
+    duplicate_lines: Share = Field(0.3, description="share of lines that repeat an earlier line")
+    duplicate_paragraphs: Share = Field(0.3, description="share of paragraphs that repeat an earlier paragraph")
+    duplicate_line_characters: Share = Field(0.2, description="share of characters in repeated lines")
+    duplicate_paragraph_characters: Share = Field(0.2, description="share of characters in repeated paragraphs")
     top_n_grams: Annotated[list[Share], Field(min_length=3, max_length=3)] = Field(
-        [0.2, 0.18, 0.16], description="characters in the most frequent n-gram, for n = 2, 3, 4"
+        [0.2, 0.18, 0.16], description="share of characters in the most frequent n-gram, for n = 2, 3, 4"
     )
     duplicate_n_grams: Annotated[list[Share], Field(min_length=6, max_length=6)] = Field(
-        [0.15, 0.14, 0.13, 0.12, 0.11, 0.1], description="characters in n-grams that repeat, for n = 5 to 10"
+        [0.15, 0.14, 0.13, 0.12, 0.11, 0.1], description="share of characters in repeated n-grams, for n = 5 to 10"
     )
 
 
 class C4(Section):
-    """Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2. Takes lines out, then judges what is left."""
+    """C4's rules: Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2. Lines are removed, then
+    documents."""
 
-    terminal_punctuation: bool = Field(True, description="take out lines that no punctuation mark ends")
-    words_per_line: Positive = Field(5, description="take out lines with fewer words")
-    longest_word: Positive = Field(1000, description="take out lines with a longer word")
-    boilerplate_lines: bool = Field(True, description="take out lines about JavaScript, cookies and terms of use")
-    sentences: Positive = Field(3, description="least sentences of a document")
-    curly_brackets: bool = Field(True, description="drop documents with a {")
+    terminal_punctuation: bool = Field(True, description="remove lines that do not end with a punctuation mark")
+    words_per_line: Positive = Field(5, description="remove lines with fewer words")
+    longest_word: Positive = Field(1000, description="remove lines with a word of more characters")
+    boilerplate_lines: bool = Field(True, description="remove lines about JavaScript, cookies and terms of use")
+    sentences: Positive = Field(3, description="the fewest sentences of a document, after lines are removed")
+    curly_brackets: bool = Field(True, description="drop documents that contain a {")
 
 
 class FineWeb(Section):
-    """Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6."""
+    """FineWeb's rules: Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6."""
 
-    punctuated_lines: Share = Field(0.12, description="least share of lines that end with punctuation")
-    short_lines: Share = Field(0.67, description="most lines of at most 30 characters")
-    duplicate_line_characters: Share = Field(0.01, description="most characters in lines that repeat an earlier one")
-    newlines_per_word: Annotated[float, Field(ge=0)] = Field(0.3, description="most line breaks a word")
+    punctuated_lines: Share = Field(0.12, description="lower bound of the share of lines that end with punctuation")
+    short_lines: Share = Field(0.67, description="upper bound of the share of lines of at most 30 characters")
+    duplicate_line_characters: Share = Field(
+        0.01, description="upper bound of the share of characters in repeated lines"
+    )
+    newlines_per_word: Annotated[float, Field(ge=0)] = Field(0.3, description="upper bound of line breaks per word")
 
 
 class Rules(Section):
-    """Published sets of quality rules, in the order in which they are applied; `{}` takes a set as published."""
+    """Published sets of quality rules, applied in this order. An empty section, `c4: {}`, takes a set as published."""
 
-    gopher_quality: GopherQuality | None = Field(None, description="lengths, symbols and stop words (Gopher)")
-    gopher_repetition: GopherRepetition | None = Field(None, description="repeated lines and n-grams (Gopher)")
-    c4: C4 | None = Field(None, description="lines and sentences (C4)")
-    fineweb: FineWeb | None = Field(None, description="punctuation and short lines (FineWeb)")
+    gopher_quality: GopherQuality | None = Field(
+        None, description="Gopher: lengths, symbols and stop words; unset: not applied"
+    )
+    gopher_repetition: GopherRepetition | None = Field(
+        None, description="Gopher: repeated lines and n-grams; unset: not applied"
+    )
+    c4: C4 | None = Field(None, description="C4: lines and sentences; unset: not applied")
+    fineweb: FineWeb | None = Field(None, description="FineWeb: punctuation and short lines; unset: not applied")
 
     @model_validator(mode="after")
     def _some(self) -> "Rules":
         if not (self.gopher_quality or self.gopher_repetition or self.c4 or self.fineweb):
-            raise ValueError("no set of rules is named: write for example gopher_quality: {}")
+            raise ValueError("no set of rules is named: add one, for example gopher_quality: {}")
         return self
 
 
 class Decontaminate(Section):
-    """Documents that share a run of words with evaluation files, as in Brown et al. 2020, appendix C."""
+    """Removal of documents that share n consecutive words with evaluation files (Brown et al. 2020, appendix C)."""
 
-    files: Annotated[list[str], Place.FILES, Field(min_length=1, description=".json, .jsonl or .csv")]
-    n: Positive = Field(13, description="words of a run, without case and punctuation")
-    action: Literal["drop", "count"] = Field("drop", description="leave such documents out, or only count them")
+    files: Annotated[
+        list[str], PathKind.FILES, Field(min_length=1, description="evaluation files: .json, .jsonl or .csv")
+    ]
+    n: Positive = Field(13, description="how many consecutive words must match, ignoring case and punctuation")
+    action: Literal["drop", "count"] = Field("drop", description="drop such documents, or only count them")
 
 
 class Corpus(Section):
-    sources: list[Source] = Field([], description="text to pre-train on")
-    rules: Rules | None = Field(None, description="a few mild rules, fit for short texts, by default")
-    languages: list[str] = Field([], description="ISO 639-1 codes; drop documents in none of them; all pass by default")
-    language_probability: Share = Field(0.65, description="least probability of the language (0.65: FineWeb)")
-    personal_data: list[PersonalData] = Field([], description="kinds to replace: email, phone, ip, card, iban")
-    extractor: Literal["resiliparse", "trafilatura"] = Field(
-        "resiliparse", description="what takes the main text from web pages; trafilatura takes 20 times as long"
+    """Gathering, cleaning, filtering, deduplicating, tokenizing and packing text."""
+
+    sources: list[Source] = Field([], description="text to pre-train on; empty: no pre-training")
+    rules: Rules | None = Field(
+        None, description="published sets of quality rules; unset: min_words and four mild rules that short texts pass"
     )
-    page_seconds: PositiveFloat = Field(10.0, description="processor time after which a web page is left out")
-    max_bad_share: Share = Field(0.01, description="records of a source that cannot be read, above which to stop")
-    keep_excluded: bool = Field(False, description="write what the rules drop to excluded/, each with its reason")
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="documents not trained on")
-    min_words: Positive = Field(5, description="least words of a document, where no rules are named")
-    near_duplicate_similarity: Share = Field(0.8, description="Jaccard similarity of 5-word shingles (MinHash)")
+    languages: list[str] = Field([], description="ISO 639-1 codes of the languages to keep; empty: all")
+    language_probability: Share = Field(
+        0.65, description="with languages: the least probability of being in one of them (0.65 is FineWeb's)"
+    )
+    personal_data: list[PersonalData] = Field([], description="kinds of personal data to replace with placeholders")
+    extractor: Literal["resiliparse", "trafilatura"] = Field(
+        "resiliparse",
+        description="library that extracts the main text of web pages; trafilatura takes 20 times as long",
+    )
+    page_seconds: PositiveFloat = Field(10.0, description="processor seconds after which a web page is given up")
+    max_bad_share: Share = Field(
+        0.01, description="share of a source's records that may be unreadable; with more, the stage fails"
+    )
+    keep_excluded: bool = Field(
+        False, description="write the documents that the rules drop to excluded/, each with its reason"
+    )
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.02, description="share of the documents that are held out of training, to measure the loss on"
+    )
+    min_words: Positive = Field(5, description="the fewest words of a document, whatever the rules")
+    near_duplicate_similarity: Share = Field(
+        0.8, description="Jaccard similarity of 5-word shingles from which documents are near-duplicates (MinHash)"
+    )
     keep_policy: KeepPolicy = Field(
         "longest",
-        description="which of near-duplicates stays; earlier_source drops only what an earlier source or corpus has",
+        description="the near-duplicate to keep: the longest; the one of the source listed first; the one of best "
+        "quality (lines that end with punctuation); earlier_source drops a document only if an earlier source or "
+        "corpus has a near-duplicate",
     )
-    previous_corpora: Annotated[list[str], Place.STAGE] = Field(
-        [], description="corpus folders of earlier runs: what they have is dropped"
+    previous_corpora: Annotated[list[str], PathKind.STAGE] = Field(
+        [], description="corpus folders of earlier runs; documents that are in one of them are dropped"
     )
-    decontaminate: Decontaminate | None = Field(None, description="leave out documents that hold evaluation text")
-    tokenizer: TokenizerKind = Field("bpe", description="trained on the corpus unless the model to start from has one")
+    decontaminate: Decontaminate | None = Field(
+        None, description="removal of documents that contain evaluation text; unset: none"
+    )
+    tokenizer: TokenizerKind = Field(
+        "bpe", description="kind of tokenizer to train on the corpus; with model.start_from, that model's own is used"
+    )
 
     @model_validator(mode="after")
     def _weights_of_all_or_none(self) -> "Corpus":

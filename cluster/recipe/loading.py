@@ -1,4 +1,4 @@
-"""Reads recipes: YAML, overrides from the command line, names of earlier versions, and errors that name the key."""
+"""Reads recipes: YAML, then overrides from the command line, then keys of the version before, then validation."""
 
 import difflib
 import json
@@ -15,15 +15,20 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import RENAMED, with_new_names
 
-# Old names that are told each in a line of its own.
-NAMED_ONE_BY_ONE = 24
+# With more renamed keys than this, one line gives their number instead.
+MAX_RENAME_LINES = 24
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Reads a recipe and applies `key=value` overrides such as `rlhf.steps=20`.
+    """Reads and validates a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` each, with a dotted key such as `rlhf.steps=20`.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds an unknown key, a wrong type or a value out of range.
+        UserError: the file is missing or not YAML, or it holds an unknown key, a wrong type or a value out of range;
+            the message names the key.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -34,36 +39,39 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not a recipe: it should hold sections such as model, corpus and sft")
-    # Sections that share a YAML anchor are one object: an override of one must not reach the other.
+        raise UserError(f"{path} is not a recipe: it must hold sections such as model, corpus and sft")
+    # A YAML anchor makes several sections one object: copy them, so that an override of one does not change the others.
     data = json.loads(json.dumps(data, default=str))
     for override in overrides or []:
         _apply(data, override)
     data, renamed = with_new_names(data)
-    _tell_new_names(path, renamed)
+    _print_new_names(path, renamed)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
 
 
-def _tell_new_names(path: str | Path, renamed: dict[str, str]) -> None:
-    """Says on stderr which old names were read as which. A run's own recipe has every key: one line says how many."""
-    if len(renamed) > NAMED_ONE_BY_ONE:
-        print(f"triptych: {path}: read {len(renamed)} keys by the names of the version before", file=sys.stderr)
+def _print_new_names(path: str | Path, renamed: dict[str, str]) -> None:
+    """Prints on stderr which old keys were read as which new ones."""
+    if len(renamed) > MAX_RENAME_LINES:
+        print(
+            f"triptych: {path}: {len(renamed)} keys have the names of the version before; they were read as today's",
+            file=sys.stderr,
+        )
         return
     for old, new in renamed.items():
-        note = f"{old} is called {new} now; the old name is read for this version only"
+        note = f"{old} is called {new} now; the old name works in this version only"
         print(f"triptych: {path}: {note}", file=sys.stderr)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out, so that `load_recipe` gives an equal one."""
+    """Writes the recipe as YAML, defaults included; `load_recipe` reads it back as an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-5 as text; people write it as a number."""
+    """A loader that reads 5e-5 as a number; YAML 1.1 reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -78,7 +86,7 @@ def _reason(error: Exception) -> str:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"cannot read the override {override!r}: write key=value, e.g. rlhf.steps=20")
+        raise UserError(f"cannot read the override {override!r}: write key=value, such as rlhf.steps=20")
     target: Any = data
     *parents, last = key.split(".")
     for name in parents:
@@ -117,14 +125,14 @@ def _field_names(location: tuple[str | int, ...]) -> list[str]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
             if get_origin(annotation) is dict:
-                # The name of an entry, which people choose.
+                # The next part is the entry's name, which the recipe chooses.
                 next(parts)
             model = next(_sections(annotation))
     return list(model.model_fields)
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a type is made of."""
+    """The section classes within a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

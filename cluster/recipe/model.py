@@ -1,21 +1,30 @@
-"""The recipe's sections on the machine and on the model's shape."""
+"""The recipe's sections `cluster`, the machines, and `model`, the model's size and shape."""
 
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Place, Positive, PositiveFloat, Section
+from cluster.recipe.base import PathKind, Positive, PositiveFloat, Section
 
 
 class Cluster(Section):
-    """Where the work runs."""
+    """The machines to use, and how long to wait for them."""
 
-    address: str = Field("local", description="local, auto (the cluster this machine belongs to) or ray://HOST:PORT")
-    cpus: Positive | None = Field(None, description="CPU cores to use; all of the machine by default")
-    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use; all of the machine by default")
-    memory_gb: PositiveFloat | None = Field(None, description="most memory to plan with; what is available by default")
-    gpu_memory_gb: PositiveFloat | None = Field(None, description="memory of each GPU; what is found by default")
-    deadline_minutes: PositiveFloat = Field(60, description="longest wait for any single step of a stage")
+    address: str = Field(
+        "local",
+        description="local: this machine; auto: the Ray cluster that this machine belongs to; or ray://HOST:PORT",
+    )
+    cpus: Positive | None = Field(None, description="for address local: CPU cores to use; unset: all")
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="for address local: GPUs to use; unset: all")
+    memory_gb: PositiveFloat | None = Field(
+        None, description="for address local: main memory to plan with, in GB; unset: what is available"
+    )
+    gpu_memory_gb: PositiveFloat | None = Field(
+        None, description="memory of each GPU to plan with, in GB; unset: what the GPUs report"
+    )
+    deadline_minutes: PositiveFloat = Field(
+        60, description="the longest wait, in minutes, for an actor to start, a step to finish, or people to rank"
+    )
 
     @property
     def deadline_seconds(self) -> float:
@@ -23,28 +32,36 @@ class Cluster(Section):
 
 
 def head_size(hidden: int) -> int:
-    """The width of an attention head, unless the recipe sets their number."""
+    """The default width of an attention head in a model of that hidden width."""
     return 32 if hidden < 512 else 64
 
 
 class Model(Section):
-    """The model's shape. `size` derives the rest; a field that is set wins."""
+    """The model's size and shape. `size` decides width, depth and heads; each can be set instead."""
 
-    size: str = Field("2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="parameters, e.g. 2.5M, 135M, 8B")
-    start_from: Annotated[str | None, Place.MODEL] = Field(
-        None, description="a Hugging Face folder, a Hub name or a .gguf file to start from instead"
+    size: str = Field(
+        "2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="approximate number of parameters, such as 800K, 135M or 8B"
+    )
+    start_from: Annotated[str | None, PathKind.MODEL] = Field(
+        None,
+        description="a model to start from instead of a new one: a Hugging Face folder, a name on the Hugging Face "
+        "Hub, or a .gguf file; unset: a new model",
     )
     vocabulary: Annotated[int, Field(ge=300, le=262_144)] = Field(
-        4096, description="tokens that the corpus stage learns; a model to start from brings its own"
+        4096, description="size of the tokenizer that the corpus stage trains; a model to start from brings its own"
     )
-    context: Annotated[int, Field(ge=32)] = Field(256, description="tokens a row of training text and a conversation")
-    hidden: Positive | None = Field(None, description="width; derived from size by default")
-    layers: Positive | None = Field(None, description="depth; derived from size by default")
-    heads: Positive | None = Field(None, description="attention heads; of 32 or 64 units each by default")
+    context: Annotated[int, Field(ge=32)] = Field(
+        256, description="context length in tokens: of a training row, and of a conversation with its answer"
+    )
+    hidden: Positive | None = Field(None, description="width of the hidden states; unset: derived from size")
+    layers: Positive | None = Field(None, description="number of layers; unset: derived from size")
+    heads: Positive | None = Field(
+        None, description="number of attention heads; unset: hidden / 32 below a width of 512, else hidden / 64"
+    )
 
     @property
     def parameters(self) -> int:
-        """The number of parameters that `size` names."""
+        """`size` as a number of parameters."""
         return round(float(self.size[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[self.size[-1]])
 
     @model_validator(mode="after")
@@ -56,5 +73,5 @@ class Model(Section):
         if self.hidden and not self.heads and self.hidden % head_size(self.hidden):
             raise ValueError(f"hidden {self.hidden} is not a multiple of {head_size(self.hidden)}: set heads too")
         if self.start_from and (self.hidden or self.layers or self.heads):
-            raise ValueError("start_from brings a model with its own shape: leave out hidden, layers and heads")
+            raise ValueError("start_from names a model with a shape of its own: leave out hidden, layers and heads")
         return self

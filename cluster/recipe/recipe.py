@@ -1,4 +1,4 @@
-"""The recipe: everything that a run does, validated whole before anything starts."""
+"""The whole recipe: its sections, and the rules that span several of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,57 +12,65 @@ from cluster.recipe.evaluate import Evaluate
 from cluster.recipe.model import Cluster, Model
 from cluster.recipe.rlhf import Rlhf
 from cluster.recipe.serve import Serve
-from cluster.recipe.training import Dpo, FineTuning, LanguageTraining, RewardModel, Training, with_shared_training
+from cluster.recipe.training import Dpo, FineTuning, LanguageTraining, RewardModel, Training, merge_shared_training
 
 
 class Recipe(Section):
-    """Everything a run does. See infra/recipes/demo.yaml for one with every section explained."""
+    """All settings of a run. infra/recipes/demo.yaml is an example with comments."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="of the run: letters, digits, dots and dashes")
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="decides every draw; the same seed gives the same run")
-    run: str = Field("", description="the run's folder; runs/NAME by default")
-    cluster: Cluster = Field(Cluster(), description="where the work runs")
-    model: Model = Field(Model(), description="the model's shape, or a model to start from")
-    corpus: Corpus = Field(Corpus(), description="without sources, fine-tuning begins from model.start_from")
+    name: str = Field(
+        pattern=r"^[\w.-]+$", description="name of the run: letters, digits, dots, dashes and underscores"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        1, description="seed of every random draw; the same recipe and seed give the same run"
+    )
+    run: str = Field("", description="the run's folder; empty: runs/ and the name of the run")
+    cluster: Cluster = Field(Cluster(), description="the machines to use")
+    model: Model = Field(Model(), description="size and shape of the model, or a model to start from")
+    corpus: Corpus = Field(
+        Corpus(), description="text to pre-train on; without sources, fine-tuning starts from model.start_from"
+    )
     training: Training = Field(
-        Training(), description="what pretrain, sft, reward and dpo share; each section overrides what differs there"
+        Training(), description="settings that pretrain, sft, reward and dpo share and may override"
     )
     pretrain: LanguageTraining = Field(LanguageTraining(), description="pre-training: next-word prediction")
-    sft: FineTuning = Field(description="supervised fine-tuning on conversations")
-    collect: Collect = Field(description="answers that are sampled and ranked, and the prompts of RLHF")
-    reward: RewardModel = Field(RewardModel(), description="the reward model, which learns the rankings")
+    sft: FineTuning = Field(description="supervised fine-tuning (SFT) on conversations")
+    collect: Collect = Field(description="sampling answers and having them ranked; its prompts are those of RLHF too")
+    reward: RewardModel = Field(RewardModel(), description="the reward model, trained on the rankings")
     rlhf: Rlhf = Field(Rlhf(), description="reinforcement learning from rewards")
-    dpo: Dpo | None = Field(None, description="for `triptych dpo`, which `triptych run` leaves out")
-    evaluate: Evaluate = Field(Evaluate(), description="what the models of the run are compared on")
-    serve: Serve = Field(Serve(), description="the models over HTTP")
+    dpo: Dpo | None = Field(None, description="direct preference optimization (DPO), run by `triptych dpo` only")
+    evaluate: Evaluate = Field(Evaluate(), description="the comparison of the run's models")
+    serve: Serve = Field(Serve(), description="serving the run's models over HTTP")
 
     @model_validator(mode="before")
     @classmethod
     def _share_training(cls, given: Any) -> Any:
-        return with_shared_training(given) if isinstance(given, dict) else given
+        return merge_shared_training(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _vocabulary_has_room(self) -> "Recipe":
         if self.corpus.tokenizer == "wordpiece" and self.model.vocabulary < 600:
-            raise ValueError("corpus.tokenizer wordpiece takes two tokens a byte: set model.vocabulary to 600 or more")
+            raise ValueError(
+                "corpus.tokenizer wordpiece needs two tokens per byte value: set model.vocabulary to 600 or more"
+            )
         return self
 
     @field_validator("run")
     @classmethod
     def _local(cls, run: str) -> str:
         if "://" in run:
-            raise ValueError("a run folder is a path on this machine or on a file system that all nodes share")
+            raise ValueError("the run folder must be a path on this machine or on a file system that all nodes share")
         return run
 
     @model_validator(mode="after")
     def _something_to_start_from(self) -> "Recipe":
         if not self.corpus.sources and not self.model.start_from:
-            raise ValueError("corpus has no sources: name some, or set model.start_from to a model to fine-tune")
+            raise ValueError("corpus.sources is empty: add sources, or set model.start_from to a model to fine-tune")
         if not self.corpus.sources and self.rlhf.pretrain_mix:
-            raise ValueError("rlhf.pretrain_mix takes text from the corpus, which has no sources")
+            raise ValueError("rlhf.pretrain_mix needs text to mix in: add corpus.sources, or set it to 0")
         return self
 
     @property
     def folder(self) -> Path:
-        """Where the run's folder lies."""
+        """The absolute path of the run's folder."""
         return Path(self.run or f"runs/{self.name}").expanduser().absolute()

@@ -1,4 +1,4 @@
-"""The reference of the recipe as Markdown, generated from the fields: every key with its type, default and meaning."""
+"""Generates the reference of the recipe, every key with its type, default and meaning, as Markdown."""
 
 import json
 import textwrap
@@ -10,30 +10,43 @@ from pydantic.fields import FieldInfo
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.training import TRAINED, Training, inherited
+from cluster.recipe.training import TRAINING_SECTIONS, Training, inherited_fields
 
 WIDTH = 100
 INTRODUCTION = """\
 A recipe is one YAML file. It is validated whole before anything starts; an unknown key is an error that names the
-nearest known one. Every key has a default but those called required. Any key can be set on the command line by its
-dotted name, such as `triptych run my.yaml rlhf.kl.coefficient=0.05`. `triptych recipe` prints this page, and
-`triptych recipe rlhf.kl` a part of it."""
+nearest known one. Every key has a default except those marked required; where the default is unset, the description
+says what that means. A key of type section holds the keys listed under its heading below, and may be left out. Any key
+can be set on the command line by its dotted name, such as `triptych run my.yaml rlhf.kl.coefficient=0.05`. `triptych
+recipe` prints this page, and `triptych recipe rlhf.kl` a part of it.
+
+Words used below: a row is what training takes one at a time, a share is a number from 0 to 1, held out means not
+trained on, and an answer is the text that a model generates for a prompt. Text is measured in the tokenizer's
+tokens."""
 
 
 def reference(place: str = "") -> str:
-    """The reference of the whole recipe, or of the section or key at a dotted place.
+    """Describes the whole recipe, or one section or key.
+
+    Args:
+        place: the dotted name of a section or key, such as `rlhf.kl`; empty for the whole recipe.
+
+    Returns:
+        Markdown.
 
     Raises:
-        UserError: the recipe has no such place.
+        UserError: the recipe has no such key.
     """
     if not place:
-        parts = ["# The recipe", "", *(textwrap.fill(text, WIDTH) for text in INTRODUCTION.split("\n\n")), ""]
+        parts = ["# The recipe", ""]
+        for paragraph in INTRODUCTION.split("\n\n"):
+            parts += [_filled(paragraph), ""]
         return "\n".join([*parts, *_section(Recipe, "", 2)]).rstrip() + "\n"
     model: type[BaseModel] | None = Recipe
     lines: list[str] = []
     for depth, name in enumerate(names := place.split(".")):
         if model is None or name not in model.model_fields:
-            where, known = ".".join(names[:depth]) or "it", ", ".join(model.model_fields) if model else "no keys"
+            where, known = ".".join(names[:depth]) or "it", ", ".join(model.model_fields) if model else "no keys inside"
             raise UserError(f"the recipe has no key {place}: {where} has {known}")
         lines = _entry(place, model.model_fields[name])
         model = next(_models(model.model_fields[name].annotation), None)
@@ -41,15 +54,12 @@ def reference(place: str = "") -> str:
 
 
 def _section(model: type[BaseModel], place: str, level: int) -> list[str]:
-    """The keys of a section, then its nested sections."""
-    shared = inherited(TRAINED[place]) if place in TRAINED else set()
+    """Describes the keys of a section, then its nested sections, whose headings have `level` hashes."""
+    shared = inherited_fields(TRAINING_SECTIONS[place]) if place in TRAINING_SECTIONS else set()
     lines: list[str] = []
     nested: list[str] = []
-    if place in TRAINED:
-        lines += [
-            f"Every key of `training`, with `training`'s value unless it is set here{_own_defaults(place)}; and:",
-            "",
-        ]
+    if place in TRAINING_SECTIONS:
+        lines += [_filled(_inheritance(place)), ""]
     for name, field in model.model_fields.items():
         if name in shared:
             continue
@@ -58,7 +68,7 @@ def _section(model: type[BaseModel], place: str, level: int) -> list[str]:
         for inner in _models(field.annotation):
             heading = f"{'#' * level} {dotted}{_each(field.annotation)}"
             about = " ".join((inner.__doc__ or "").split())
-            nested += ["", heading, "", *([textwrap.fill(about, WIDTH), ""] if about else [])]
+            nested += ["", heading, "", *([_filled(about), ""] if about else [])]
             nested += _section(inner, dotted, min(level + 1, 4))
     return [*lines, *nested]
 
@@ -69,9 +79,14 @@ def _entry(dotted: str, field: FieldInfo) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _own_defaults(place: str) -> str:
-    own = [name for name in Training.model_fields if name not in inherited(TRAINED[place])]
-    return f" (but for {', '.join(own)}, which have defaults of their own)" if own else ""
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _inheritance(place: str) -> str:
+    own = [name for name in Training.model_fields if name not in inherited_fields(TRAINING_SECTIONS[place])]
+    but = f", except for {', '.join(own)}, whose defaults differ here" if own else ""
+    return f"Takes every key of `training`, with the value there unless it is set here{but}. In addition:"
 
 
 def _default(field: FieldInfo) -> str:
@@ -84,7 +99,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    """The type of a key in words, from its JSON schema."""
+    """The type and bounds of a key in words, from its JSON schema."""
     schema = TypeAdapter(field.rebuild_annotation()).json_schema()
     return _words(schema, schema.get("$defs", {}))
 
@@ -105,8 +120,8 @@ def _words(schema: dict[str, Any], known: dict[str, Any]) -> str:
         return "section" if "properties" in schema else "mapping"
     name = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    said = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
-    return " ".join([name.get(schema.get("type", ""), "any"), ", ".join(said)]).strip()
+    limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
+    return " ".join([name.get(schema.get("type", ""), "any"), ", ".join(limits)]).strip()
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -1,4 +1,7 @@
-"""Reads the field names of the version before, once more, and says the new ones."""
+"""Translates recipe keys of the version before into today's.
+
+A key that is renamed gets an entry in `RENAMED`. Entries are removed one version later.
+"""
 
 import copy
 from typing import Any
@@ -44,7 +47,7 @@ RENAMED = {
     "rlhf.most_reward_actors": "rlhf.fleet.max_reward_actors",
 }
 
-# What `kind` of a source in corpus.sources said, as a function.
+# Former values of `kind` in corpus.sources, as functions.
 TEXT_KINDS = {
     "countries": "pipelines.demo.facts:country_documents",
     "randfacts": "pipelines.corpus.read.packages:random_facts",
@@ -58,9 +61,12 @@ DEMO_EXAM = "pipelines.demo.exam:exam"
 
 
 def with_new_names(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A recipe's data with the names of today, and old name to new of what was found.
+    """Renames the keys of a recipe as read from YAML.
 
-    A field that is given by both names is left as it is: the old one is then refused as unknown.
+    A key that is given by both names keeps both: validation then refuses the old one as unknown.
+
+    Returns:
+        The recipe's data with today's names, and the old name of each renamed key with its new one.
     """
     data = copy.deepcopy(data)
     found = {old: new for old, new in RENAMED.items() if _move(data, old.split("."), new.split("."))}
@@ -68,13 +74,13 @@ def with_new_names(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _move(data: Any, old: list[str], new: list[str]) -> bool:
-    """Moves a value within `data`; both names are the same up to and with the last `*`."""
+    """Moves the value at `old` to `new`, both split at the dots and equal up to the last `*`; says whether it did."""
     if "*" in old:
         star = old.index("*")
         entries = _at(data, old[:star])
         rest = (old[star + 1 :], new[star + 1 :])
-        moved = [_move(entry, *rest) for entry in entries] if isinstance(entries, list) else []
-        return any(moved)
+        results = [_move(entry, *rest) for entry in entries] if isinstance(entries, list) else []
+        return any(results)
     source = _at(data, old[:-1])
     if not isinstance(source, dict) or old[-1] not in source:
         return False
@@ -96,7 +102,7 @@ def _at(data: Any, names: list[str]) -> Any:
 
 
 def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
-    """Replaces the built-in kinds of sources, and the annotator and the exam that came with them, by functions."""
+    """Replaces the former built-in kinds of sources, and the annotator and exam that came with them, by functions."""
     found: dict[str, str] = {}
     for source in _entries(data, "corpus"):
         if source.get("kind") in TEXT_KINDS:
@@ -104,26 +110,26 @@ def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
             function = TEXT_KINDS[kind]
             source |= {"kind": "function", "function": function, "name": source.get("name") or kind}
             found[f"corpus.sources: kind {kind}"] = f"kind function, function {function}"
-    misbehavior = _taken(data, "sft", ("misbehaviour_share", "misbehavior_share"))
-    noise = _taken(data, "collect", ("label_noise",))
+    misbehavior = _pop(data, "sft", ("misbehaviour_share", "misbehavior_share"))
+    noise = _pop(data, "collect", ("label_noise",))
     if misbehavior is not None:
         found["sft.misbehaviour_share"] = "arguments.misbehavior_share of the source"
     if noise is not None:
         found["collect.label_noise"] = "arguments.noise of collect.annotator"
-    guided = False
+    uses_demo = False
     for section, function in (("sft", DEMO_CHATS), ("collect", DEMO_PROMPTS)):
         for source in _entries(data, section):
             if source.get("kind") == "guide":
-                guided = True
+                uses_demo = True
                 source |= {"kind": "function", "function": function}
                 if section == "sft" and misbehavior is not None:
                     source["arguments"] = {"misbehavior_share": misbehavior}
                 found[f"{section}.sources: kind guide"] = f"kind function, function {function}"
     collect = data.get("collect")
-    if isinstance(collect, dict) and (collect.get("annotator") == "code" or (guided and "annotator" not in collect)):
+    if isinstance(collect, dict) and (collect.get("annotator") == "code" or (uses_demo and "annotator" not in collect)):
         collect["annotator"] = {"function": DEMO_ANNOTATOR, "arguments": {} if noise is None else {"noise": noise}}
         found["collect.annotator: code"] = f"function {DEMO_ANNOTATOR}"
-    if guided and isinstance(evaluate := data.setdefault("evaluate", {}), dict):
+    if uses_demo and isinstance(evaluate := data.setdefault("evaluate", {}), dict):
         evaluate.setdefault("exam", {"function": DEMO_EXAM})
     return found
 
@@ -133,7 +139,7 @@ def _entries(data: dict[str, Any], section: str) -> list[dict[str, Any]]:
     return [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
 
 
-def _taken(data: dict[str, Any], section: str, names: tuple[str, ...]) -> Any:
+def _pop(data: dict[str, Any], section: str, names: tuple[str, ...]) -> Any:
     values = data.get(section)
     found = [values.pop(name) for name in names if name in values] if isinstance(values, dict) else []
     return found[0] if found else None

@@ -1,19 +1,23 @@
-"""The recipe's section on serving: where, how many replicas, and by which other names."""
+"""The recipe's section `serve`: address, number of replicas, aliases and adapters of the served models."""
 
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Place, Positive, PositiveFloat, Section
+from cluster.recipe.base import PathKind, Positive, PositiveFloat, Section
 
-Served = Literal["base", "sft", "policy", "reward"]
+ModelName = Literal["base", "sft", "policy", "reward"]
 
 
 class Alias(Section):
-    """Another name, whose requests one model gets, or several in shares. A model's name stands for all of them."""
+    """A further name for one model, or for several that share its requests. A plain text names one model."""
 
-    models: Annotated[dict[Served, PositiveFloat], Field(min_length=1)] = Field(description="the share of each")
-    shadow: Served | None = Field(None, description="asked the same besides, for its figures; its answers go nowhere")
+    models: Annotated[dict[ModelName, PositiveFloat], Field(min_length=1)] = Field(
+        description="the models, each with its share of the requests"
+    )
+    shadow: ModelName | None = Field(
+        None, description="a model that gets the same requests for its metrics alone: its answers are discarded"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -22,28 +26,37 @@ class Alias(Section):
 
 
 class Adapter(Section):
-    """One more model: a low-rank adapter beside one of the run's models, whose engine it shares."""
+    """A further model: a low-rank adapter of one of the run's models, served by the same engine."""
 
-    path: Annotated[str, Place.SERVED] = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
-    model: Literal["base", "sft", "policy"] = Field("base", description="that the adapter was trained on")
+    path: Annotated[str, PathKind.SERVED] = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
+    model: Literal["base", "sft", "policy"] = Field("base", description="the model that the adapter was trained on")
 
 
 class Serve(Section):
-    host: str = Field("127.0.0.1", description="address to listen on; on any but loopback keys are asked for")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="to listen on")
+    """The HTTP server: its address, its replicas, and further names and adapters of its models."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; on any but a loopback address clients need a key")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port to listen on")
     min_replicas: Annotated[int, Field(ge=0)] = Field(
-        1, description="of every model; with 0, one that nobody asks ends, and the next request has it started again"
+        1,
+        description="the fewest replicas of a model; with 0 an unused model is unloaded, and loaded at the next "
+        "request",
     )
-    max_replicas: Positive = Field(1, description="of every model; as many as there is work for, from min_replicas")
-    target_requests: PositiveFloat = Field(16, description="at once to one replica: with more, another one is started")
-    idle_seconds: PositiveFloat = Field(600, description="of less work, until a replica is ended")
-    aliases: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Alias] = Field({}, description="more names of models")
+    max_replicas: Positive = Field(1, description="the most replicas of a model; their number follows the load")
+    target_requests: PositiveFloat = Field(
+        16, description="concurrent requests per replica; with more, another replica is started"
+    )
+    idle_seconds: PositiveFloat = Field(600, description="seconds of lower load after which a replica is stopped")
+    aliases: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Alias] = Field(
+        {}, description="further names of models, by name: NAME: MODEL, or a section"
+    )
     adapters: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Adapter] = Field(
-        {}, description="more models, by their names; a model that has some takes no other weights while it is served"
+        {}, description="low-rank adapters to serve, by name; weights of a model that has some cannot be swapped live"
     )
     tool_parser: str | None = Field(
         None,
-        description="vLLM's name for how the models write calls of tools, such as hermes; their template shows tools",
+        description="vLLM's name of the format in which the models write tool calls, such as hermes; unset: tool "
+        "calls are not parsed",
     )
 
     @model_validator(mode="after")
@@ -54,7 +67,7 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _names_are_given_once(self) -> "Serve":
-        models = set(get_args(Served))
+        models = set(get_args(ModelName))
         for section, names in (("adapters", self.adapters.keys()), ("aliases", self.aliases.keys())):
             if taken := names & models:
                 raise ValueError(f"{section}: {', '.join(sorted(taken))} is the name of a model")

@@ -1,4 +1,4 @@
-"""The recipe's sections on training: what all of it shares, and what fine-tuning, reward model and DPO add."""
+"""The recipe's section `training`, shared by `pretrain`, `sft`, `reward` and `dpo`, and what each of these adds."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,85 +9,126 @@ from cluster.recipe.collect import ChatSource
 
 
 class Training(Section):
-    """What pre-training, fine-tuning and the reward model share."""
+    """Settings that pretrain, sft, reward and dpo share. A value in one of those sections overrides the value here."""
 
     epochs: Positive = Field(1, description="passes over the training rows")
-    batch_rows: Positive = Field(32, description="rows of one optimizer step, over all workers")
-    micro_batch_rows: Positive = Field(16, description="rows of one forward pass; does not change what is computed")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
-    learning_rate: PositiveFloat = Field(3e-3, description="the highest, after the warm-up")
-    schedule: Literal["wsd", "cosine"] = Field("wsd", description="how the rate falls after the warm-up")
-    warmup_share: Share = Field(0.02, description="first part of the steps, over which the rate rises linearly")
-    decay_share: Share = Field(0.3, description="wsd: last part of the steps, over which the rate falls linearly to 0")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of matrices, decoupled (AdamW)")
-    checkpoint_every: Positive = Field(50, description="steps between checkpoints: the most that a kill loses")
+    batch_rows: Positive = Field(
+        32,
+        description="rows of an optimizer step over all workers; a row is a packed context, in reward a ranking, in "
+        "dpo a pair",
+    )
+    micro_batch_rows: Positive = Field(
+        16, description="rows of a forward pass: less memory with fewer, the same result"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw: for all parameters; muon: for the matrices inside the layers, AdamW for the others"
+    )
+    learning_rate: PositiveFloat = Field(3e-3, description="peak learning rate, reached after the warm-up")
+    schedule: Literal["wsd", "cosine"] = Field(
+        "wsd",
+        description="learning rate after the warm-up. wsd: constant, then falling linearly; cosine: falling throughout",
+    )
+    warmup_share: Share = Field(
+        0.02, description="share of the steps, at the start, over which the rate rises linearly"
+    )
+    decay_share: Share = Field(
+        0.3, description="for schedule wsd: share of the steps, at the end, over which the rate falls to 0"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled weight decay of the matrices")
+    checkpoint_every: Positive = Field(
+        50, description="steps between checkpoints, which is the most work that an interruption loses"
+    )
     keep: Literal["last", "best"] = Field(
-        "last", description="the model of the last step, or of the checkpoint with the lowest held-out loss"
+        "last", description="the model to keep: of the last step, or of the checkpoint with the lowest held-out loss"
     )
     skip_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps in a row that are left out when their loss or gradient is not finite; one more stops"
+        0,
+        description="consecutive steps that may be skipped because their loss or gradient is not finite; after one "
+        "more, training fails",
     )
-    workers: Positive = Field(1, description="Ray Train workers that share the rows and the model (FSDP2)")
-    recompute_activations: bool = Field(False, description="less memory for a third more computing")
+    workers: Positive = Field(1, description="training workers, which share the rows and the model (FSDP2)")
+    recompute_activations: bool = Field(
+        False, description="recompute activations in the backward pass: less memory for a third more computing"
+    )
     compile_layers: bool | None = Field(
-        None, description="faster steps, once the first has compiled them; unset: where that pays, with one worker"
+        None,
+        description="compile the layers (torch.compile), with one worker: faster steps after 10 to 30 s; unset: where "
+        "training is long enough to gain",
     )
     precision: Precision | None = Field(
-        None, description="of the matrix products; unset: bfloat16 where the worker has instructions for it"
+        None,
+        description="of matrix products; unset: bfloat16 where the processor has instructions for it, else float32",
     )
 
     @model_validator(mode="after")
     def _one_worker_compiles(self) -> "Training":
         if self.compile_layers and self.workers > 1:
-            raise ValueError("compile_layers is for one worker")
+            raise ValueError("compile_layers is for one worker: set workers to 1 or leave it out")
         return self
 
     @model_validator(mode="after")
     def _every_worker_has_a_row(self) -> "Training":
         if self.batch_rows < self.workers:
-            raise ValueError(f"batch_rows {self.batch_rows} is less than workers {self.workers}")
+            raise ValueError(f"batch_rows {self.batch_rows} is less than workers {self.workers}: each needs a row")
         return self
 
 
 class LanguageTraining(Training):
-    """What is trained to write: it can be read as it learns."""
+    """Training as a language model, with samples of the model's text at each checkpoint."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(4, description="held-out texts that it continues at each checkpoint")
-    sample_tokens: Positive = Field(32, description="most tokens of such a continuation")
+    samples: Annotated[int, Field(ge=0)] = Field(
+        4, description="held-out texts that the model continues at each checkpoint, for the run page"
+    )
+    sample_tokens: Positive = Field(32, description="the most tokens of such a continuation")
 
 
 class FineTuning(LanguageTraining):
+    """Supervised fine-tuning: the base model learns the assistant's turns of conversations."""
+
     sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="conversations to learn from")
-    lora: Lora | None = Field(None, description="train adapters, and keep the model's own weights as they are")
-    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(0.02, description="conversations not trained on")
+    lora: Lora | None = Field(None, description="train low-rank adapters only; unset: train all weights")
+    held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.02, description="share of the conversations that are held out of training, to measure the loss on"
+    )
 
 
 class RewardModel(Training):
+    """The reward model, trained on rankings; a row is one annotator's ranking of one prompt's answers."""
+
     annotator_weights: dict[str, PositiveFloat] = Field(
-        {}, description="how much an annotator's rankings count; else 1"
+        {}, description="weight of an annotator's rankings in the loss, by the annotator's name; 1 for those not named"
     )
     members: Annotated[int, Field(ge=1, le=9)] = Field(
-        1, description="reward models whose mean is the reward; all but the first learn from a resample of the prompts"
+        1,
+        description="reward models in an ensemble, whose mean is the reward; all but the first are trained on a "
+        "bootstrap sample of the prompts",
     )
     counterexamples: list[Probe] = Field(
         [],
-        description="probes that are also taught: each ranking gets its best answer once more, made worse in one way",
+        description="probes to train against: each ranking gets its best answer once more, made worse in the way that "
+        "the probe tests",
     )
     curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [], description="shares of the training prompts that smaller models are trained on first: accuracy over size"
+        [],
+        description="shares of the training prompts to train additional models on, for a curve of accuracy over the "
+        "number of prompts",
     )
 
 
 class Dpo(Training):
-    """DPO trains the fine-tuned model on the pairs of `collect`; a row is a pair."""
+    """Direct preference optimization of the fine-tuned model on the pairs of the rankings; a row is a pair."""
 
-    micro_batch_rows: Positive = Field(8, description="pairs of one forward pass")
-    learning_rate: PositiveFloat = Field(5e-5, description="the highest, after the warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of matrices, decoupled (AdamW)")
-    beta: PositiveFloat = Field(0.1, description="how strongly the model is held to the fine-tuned one")
+    micro_batch_rows: Positive = Field(
+        8, description="pairs of a forward pass: less memory with fewer, the same result"
+    )
+    learning_rate: PositiveFloat = Field(5e-5, description="peak learning rate, reached after the warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay of the matrices")
+    beta: PositiveFloat = Field(
+        0.1, description="strength of the KL constraint to the fine-tuned model (Rafailov et al. 2023, eq. 7)"
+    )
 
 
-TRAINED: dict[str, type[Training]] = {
+TRAINING_SECTIONS: dict[str, type[Training]] = {
     "pretrain": LanguageTraining,
     "sft": FineTuning,
     "reward": RewardModel,
@@ -95,19 +136,23 @@ TRAINED: dict[str, type[Training]] = {
 }
 
 
-def inherited(kind: type[Training]) -> set[str]:
-    """The fields that a section takes from `training`: all that it does not give a default of its own."""
+def inherited_fields(kind: type[Training]) -> set[str]:
+    """The fields that a section takes from `training`: all for which it has no default of its own."""
     return set(Training.model_fields) - set(kind.__annotations__)
 
 
-def with_shared_training(data: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's data in which each section that trains has what `training` says and the section does not."""
+def merge_shared_training(data: dict[str, Any]) -> dict[str, Any]:
+    """Copies the values of `training` into each section that trains and does not set them.
+
+    Args:
+        data: a recipe as read from YAML.
+    """
     shared = data.get("training")
     if not isinstance(shared, dict) or not shared:
         return data
     sections = {}
-    for name, kind in TRAINED.items():
+    for name, kind in TRAINING_SECTIONS.items():
         own = data.get(name, None if name == "dpo" else {})
         if isinstance(own, dict):
-            sections[name] = {key: value for key, value in shared.items() if key in inherited(kind)} | own
+            sections[name] = {key: value for key, value in shared.items() if key in inherited_fields(kind)} | own
     return data | sections

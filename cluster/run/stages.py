@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster import __version__
 from cluster.errors import UserError
-from cluster.recipe.base import files_of, functions_of
+from cluster.recipe.base import input_files, named_functions
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
@@ -81,7 +81,7 @@ def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
             f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
         )
     config = {name: section.model_dump(exclude=EXECUTION_KEYS) for name, section in sections.items()}
-    paths = [path for section in sections.values() for path in files_of(section)]
+    paths = [path for section in sections.values() for path in input_files(section)]
     return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
 
 
@@ -91,7 +91,7 @@ def check_sources(recipe: Recipe) -> None:
     Raises:
         UserError: one is missing.
     """
-    for path in files_of(recipe):
+    for path in input_files(recipe):
         _matching_files(path)
     start = recipe.model.start_from
     if start and not Path(start).exists() and (start.startswith(("/", ".", "~")) or start.endswith(".gguf")):
@@ -104,7 +104,7 @@ def check_functions(recipe: Recipe) -> None:
     Raises:
         UserError: one cannot.
     """
-    for name in functions_of(recipe):
+    for name in named_functions(recipe):
         module = name.partition(":")[0].partition(".")[0]
         if find_spec(module) is None:
             raise UserError(f"{name}: Python finds no module {module}; PYTHONPATH=. has it look in this folder")

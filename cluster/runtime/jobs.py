@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.compat import is_duplicate_job, is_starting_cluster, quiet_job_loggers
 from cluster.errors import StageError, UserError, first_line
-from cluster.recipe.base import Place, with_places
+from cluster.recipe.base import PathKind, map_paths
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.files import absolute
@@ -73,12 +73,12 @@ def resolved(recipe: Recipe) -> Recipe:
     """Makes every path of a recipe absolute, so that it means the same in the working directory of the job."""
     # A job uses the cluster that it runs on.
     own = {"run": str(recipe.folder), "cluster": recipe.cluster.model_copy(update={"address": "auto"})}
-    placed: Recipe = with_places(recipe, _anywhere)
+    placed: Recipe = map_paths(recipe, _anywhere)
     return placed.model_copy(update=own)
 
 
-def _anywhere(place: Place, name: str) -> str:
-    on_the_hub = place is Place.MODEL and not Path(name).exists()
+def _anywhere(place: PathKind, name: str) -> str:
+    on_the_hub = place is PathKind.MODEL and not Path(name).exists()
     return name if on_the_hub else absolute(name)
 
 

@@ -18,7 +18,7 @@ from cluster.errors import StageError, UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.serve import Served
+from cluster.recipe.serve import ModelName
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server, server_file
@@ -75,7 +75,7 @@ def packages() -> list[tuple[str, str, str]]:
 
 def serving_problems(run: RunFolder) -> list[str]:
     """Lists damaged files of finished models, and unhealthy replicas if a server is running."""
-    models = [name for name in get_args(Served) if run.manifest(name) is not None]
+    models = [name for name in get_args(ModelName) if run.manifest(name) is not None]
     return [*(problem for name in models for problem in _damaged(run, name)), *_replicas(run)]
 
 

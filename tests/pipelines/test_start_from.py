@@ -248,7 +248,7 @@ def test_without_a_reward_model_to_follow_nothing_is_ranked(own: Path, tmp_path:
 
 def test_a_recipe_with_neither_text_nor_model_is_refused(tmp_path: Path, own: Path):
     recipe = fine_tuning_alone(tmp_path, own)
-    with pytest.raises(UserError, match=r"corpus has no sources: name some, or set model\.start_from"):
+    with pytest.raises(UserError, match=r"corpus\.sources is empty: add sources, or set model\.start_from"):
         load_recipe(recipe, ["model.start_from=null"])
     with pytest.raises(UserError, match="start_from brings a model with its own shape"):
         load_recipe(recipe, ["model.hidden=64"])

@@ -31,7 +31,9 @@ def test_a_part_is_printed_by_its_name():
     assert part.startswith("- `rlhf.kl` (section; default below)")
     assert "- `rlhf.kl.coefficient` (number ≥ 0; default 0.02)" in part
     assert (
-        reference("seed") == "- `seed` (integer ≥ 0; default 1): decides every draw; the same seed gives the same run\n"
+        reference("seed")
+        == "- `seed` (integer ≥ 0; default 1): seed of every random draw; the same recipe and seed give the same\n"
+        "  run\n"
     )
 
 

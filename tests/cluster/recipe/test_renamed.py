@@ -73,7 +73,7 @@ def test_a_recipe_of_the_version_before_means_what_it_meant(tmp_path: Path, caps
     found = load_recipe(tmp_path / "old.yaml", ["rlhf.minimum_entropy=0.5"])
     assert found == Recipe.model_validate(NEW | {"rlhf": NEW["rlhf"] | {"stop": {"max_kl": 3.0, "min_entropy": 0.5}}})
     said = capsys.readouterr().err
-    assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name is read for this version only" in said
+    assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name works in this version only" in said
     assert "collect.labeller is called collect.annotator now" in said
     assert len(said.splitlines()) == 20
 
