@@ -1,4 +1,4 @@
-"""`python -m pipelines` is the command line `triptych`."""
+"""Runs the command line `triptych` as `python -m pipelines`."""
 
 from pipelines.cli.main import main
 

@@ -1,5 +1,8 @@
-"""Collecting judgement: the fine-tuned model answers each prompt several times, and people, or an annotator written in
-code that stands in for them, rank the answers from best to worst."""
+"""The stage `collect`: the fine-tuned model answers each prompt several times, and annotators rank the answers.
+
+Annotators are people, who rank on the label page, or a function that stands in for them. Rankings may also come from
+files, without sampling.
+"""
 
 import time
 from collections import Counter
@@ -27,17 +30,21 @@ from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.rankings import imported_rankings
 
-# Prompts that are stored at once: what a kill may cost, against one write to the database each.
-STORED_TOGETHER = 32
-QUEUED_TOGETHER = 2 * STORED_TOGETHER
+# Prompts whose answers are stored at once: an interruption loses at most these, and each store is a write to the disk.
+STORE_BATCH = 32
+QUEUE_BATCH = 2 * STORE_BATCH
 POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class CollectedPrompts:
-    """The prompts of one collection, by their names in the database.
+    """The prompts of one round of collection, by name.
 
-    Other weights or other sampling give other names: no ranking mixes answers of both, and each may be ranked.
+    Names depend on the weights and the sampling, so that no ranking mixes answers of different ones.
+
+    Attributes:
+        rows: for the database.
+        token_ids: rendered, for the engines.
     """
 
     rows: dict[str, feedback.Prompt]
@@ -45,11 +52,18 @@ class CollectedPrompts:
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Samples, waits for rankings and writes `rankings.parquet`. All that is drawn or said is kept in the database."""
+    """Runs the stage: samples answers, waits for rankings and writes `rankings.parquet`.
+
+    Answers and rankings are kept in the run's feedback database.
+
+    Raises:
+        UserError: there are too few prompts, or the synthetic annotator cannot judge one.
+        StageError: people had not ranked enough by the deadline, or the synthetic annotator failed.
+    """
     settings, console = recipe.collect, Console()
     chat = Chat.of(run.path("sft"))
     if settings.annotator == "imported":
-        return _import(recipe, run, out, chat)
+        return _import_rankings(recipe, run, out, chat)
     weights = run.require("sft").weights or ""
     synthetic = SyntheticAnnotator.of(settings.annotator) if isinstance(settings.annotator, Call) else None
     prompts = plan_round(recipe, chat, weights)
@@ -57,45 +71,45 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         synthetic.check({name: row.details for name, row in prompts.rows.items()})
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
-        sample(recipe, run, out, database, prompts, weights)
+        sample_missing(recipe, run, out, database, prompts, weights)
         if synthetic:
             console.print(
-                "[bold]The rankings are made by a synthetic annotator, which stands in for people[/bold]: "
+                "[bold]A synthetic annotator ranks the answers, in place of people[/bold]: "
                 f"{synthetic.name.removeprefix(feedback.CODE).removesuffix(')')}"
             )
             rank_synthetically(synthetic, recipe.seed, chat, database, prompts)
         else:
             wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
         rows = ranking_rows(synthetic, chat, database, prompts)
-        counts = stored(database, prompts)
+        counts = stored_completions(database, prompts)
         excluded = database.excluded()
-    drawn = read_metrics(out)
-    seconds = sum(row["seconds"] for row in drawn)
+    sampled = read_metrics(out)
+    seconds = sum(row["seconds"] for row in sampled)
     return Result(
         metrics={
             "prompts": len(prompts.rows),
             "completions": sum(map(len, counts.values())),
-            **_write(rows, out),
+            **_write_rankings(rows, out),
             "excluded": excluded,
             "annotator": settings.annotator.function if isinstance(settings.annotator, Call) else settings.annotator,
             "annotator_arguments": settings.annotator.arguments if isinstance(settings.annotator, Call) else {},
             "stands_in_for_people": synthetic is not None,
             "sampling_seconds": seconds,
-            "tokens_per_second": sum(row["tokens"] for row in drawn) / seconds if seconds else 0.0,
+            "tokens_per_second": sum(row["tokens"] for row in sampled) / seconds if seconds else 0.0,
         }
     )
 
 
-def _import(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
-    """The stage where nothing is sampled: rankings that came from files."""
+def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
+    """Runs the stage with rankings imported from files, without sampling."""
     with open_feedback(run.feedback_url) as database:
-        found = imported_rankings(database, chat, recipe.model.context)
+        imported = imported_rankings(database, chat, recipe.model.context)
         excluded = database.excluded()
     return Result(
         metrics={
-            "prompts": len({row["prompt_id"] for row in found.rows}),
-            **_write(found.rows, out),
-            "too_long": found.too_long,
+            "prompts": len({row["prompt_id"] for row in imported.rows}),
+            **_write_rankings(imported.rows, out),
+            "too_long": imported.too_long,
             "excluded": excluded,
             "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
@@ -103,37 +117,42 @@ def _import(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
     )
 
 
-def _write(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Writes the table of rankings. Gives what the manifest says of it."""
+def _write_rankings(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Writes rankings.parquet, and returns the figures on it for the manifest."""
     rankings.write_rankings(rows, out / "rankings.parquet")
     return {
         "rankings": len(rows),
-        "rankings_digest": rankings.digest(rows),
+        "rankings_digest": rankings.rankings_digest(rows),
         "rankings_by": dict(sorted(Counter(row["annotator"] for row in rows).items())),
         "tie_share": rankings.tie_share(rows),
     }
 
 
 def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
-    """Chooses, renders and splits the prompts.
+    """Chooses, renders and splits the prompts of a round.
+
+    Args:
+        recipe: names the sources.
+        chat: renders prompts.
+        weights: checksum of the model that answers.
 
     Raises:
-        UserError: there are too few.
+        UserError: fewer than two prompts fit.
     """
     settings = recipe.collect
-    chosen = rankings.chosen_prompts(recipe, chat, rankings.every_prompt(recipe))
+    chosen = rankings.select_prompts(recipe, chat, rankings.all_prompts(recipe))
     if len(chosen) < 2:
         room = recipe.model.context - settings.max_tokens
         raise UserError(
             f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
-            "and two are the least: one to train on and one to hold out"
+            "and at least two are needed: one to train on and one to hold out"
         )
-    split = rankings.splits([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
+    split = rankings.split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}
     for number, (text, rendered) in enumerate(chosen):
-        # Prompts are drawn and judged in the order of their names or its reverse: the number keeps the kinds in turn.
+        # Prompts are sampled and ranked in the order of their names or its reverse: the number interleaves the kinds.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
         rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
@@ -141,8 +160,8 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
     return CollectedPrompts(rows, token_ids)
 
 
-def stored(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feedback.Completion]]:
-    """The completions in the database of every prompt of the round, in the order they were drawn."""
+def stored_completions(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feedback.Completion]]:
+    """Reads from the database the completions of every prompt of the round, by its name, in order of their index."""
     return {
         row.id: sorted(row.completions, key=lambda completion: completion.index)
         for row in database.prompts()
@@ -150,13 +169,16 @@ def stored(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feed
     }
 
 
-def sample(
+def sample_missing(
     recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: CollectedPrompts, weights: str
 ) -> None:
-    """Draws the answers that the database lacks. A draw depends on seed and prompt alone, so a resumed collection holds
-    the same answers as one that was never interrupted."""
+    """Samples the answers that the database lacks.
+
+    An answer depends on the seed and its prompt alone, so that a resumed round has the same answers as an uninterrupted
+    one.
+    """
     settings, plan = recipe.collect, make_plan(recipe)
-    have = stored(database, prompts)
+    have = stored_completions(database, prompts)
     missing = [name for name in prompts.rows if len(have[name]) < settings.samples_per_prompt]
     metrics = MetricsWriter(out, resume_at=len(prompts.rows) - len(missing) + 1)
     if not missing:
@@ -173,12 +195,12 @@ def sample(
     with fleet, _progress() as progress:
         task = progress.add_task("sampling", total=len(prompts.rows), completed=len(prompts.rows) - len(missing))
         clock = time.monotonic()
-        for begin in range(0, len(missing), QUEUED_TOGETHER):
-            names = missing[begin : begin + QUEUED_TOGETHER]
+        for begin in range(0, len(missing), QUEUE_BATCH):
+            names = missing[begin : begin + QUEUE_BATCH]
             fleet.submit([Prompt(name, prompts.token_ids[name]) for name in names], sampling)
         done = len(prompts.rows) - len(missing)
         while done < len(prompts.rows):
-            groups = fleet.collect(min(STORED_TOGETHER, len(prompts.rows) - done))
+            groups = fleet.collect(min(STORE_BATCH, len(prompts.rows) - done))
             database.add_completions(_completions(groups, sampling, weights))
             done += len(groups)
             seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -189,56 +211,63 @@ def sample(
 def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str) -> list[feedback.Completion]:
     return [
         feedback.Completion(
-            prompt_id=drawn.id.prompt,
-            index=drawn.id.sample,
-            text=drawn.text,
-            token_ids=drawn.token_ids,
+            prompt_id=answer.id.prompt,
+            index=answer.id.sample,
+            text=answer.text,
+            token_ids=answer.token_ids,
             model="sft",
             weights=weights,
-            sampling=vars(sampling) | {"finish_reason": drawn.finish_reason},
+            sampling=vars(sampling) | {"finish_reason": answer.finish_reason},
         )
         for group in groups
-        for drawn in group
+        for answer in group
     ]
 
 
 def rank_synthetically(
     annotator: SyntheticAnnotator, seed: int, chat: Chat, database: Feedback, prompts: CollectedPrompts
 ) -> None:
-    """Adds the rankings of a synthetic annotator that are not there yet."""
+    """Adds a synthetic annotator's rankings of all prompts to the database, which ignores those that it has."""
     database.add_rankings(
         [
             rankings.rank_completions(prompts.rows[name], completions, chat.end_of_turn_id, annotator, seed)
-            for name, completions in stored(database, prompts).items()
+            for name, completions in stored_completions(database, prompts).items()
         ]
     )
 
 
 def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int, seconds: float) -> None:
-    """Waits until people have ranked enough.
+    """Waits until people have made enough rankings.
+
+    Args:
+        database: where their rankings arrive.
+        prompts: of the round.
+        minimum: rankings to wait for.
+        seconds: the longest wait.
 
     Raises:
-        StageError: they had not by the deadline; nothing is lost and the same command waits on.
+        StageError: there were fewer at the deadline; the same command continues the wait.
     """
     end = time.monotonic() + seconds
     with _progress() as progress:
         task = progress.add_task("rankings by people", total=minimum)
-        while (found := len(_rankings(database, prompts, None))) < minimum:
-            progress.update(task, completed=found)
+        while (count := len(_rankings(database, prompts, None))) < minimum:
+            progress.update(task, completed=count)
             if time.monotonic() >= end:
                 raise StageError(
-                    f"{found} of {minimum} rankings by people are in after {seconds / 60:.0f} min of waiting "
-                    "(cluster.deadline_minutes); they are kept, and the same command goes on from there"
+                    f"after {seconds / 60:.0f} minutes (cluster.deadline_minutes) people have made {count} of "
+                    f"{minimum} rankings; these are kept, and the same command continues the wait"
                 )
             time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
-        progress.update(task, completed=found)
+        progress.update(task, completed=count)
 
 
 def ranking_rows(
     annotator: SyntheticAnnotator | None, chat: Chat, database: Feedback, prompts: CollectedPrompts
 ) -> list[dict[str, Any]]:
-    """The rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without one."""
-    completions = stored(database, prompts)
+    """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
+    one."""
+    completions = stored_completions(database, prompts)
     return [
         rankings.ranking_row(
             prompts.rows[ranking.prompt_id],
@@ -255,10 +284,10 @@ def ranking_rows(
 
 
 def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None) -> list[Ranking]:
-    found = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
+    rankings_of_round = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
     if annotator:
-        return [ranking for ranking in found if ranking.annotator == annotator.name]
-    return [ranking for ranking in found if feedback.is_person(ranking.annotator)]
+        return [ranking for ranking in rankings_of_round if ranking.annotator == annotator.name]
+    return [ranking for ranking in rankings_of_round if feedback.is_person(ranking.annotator)]
 
 
 def _progress() -> Progress:

@@ -30,7 +30,7 @@ from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import Plan, make_plan
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
-from pipelines.evaluate.reward_trust import accuracy, reward_model_report
+from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
 
 # Of models, the scores of token ids.
@@ -68,7 +68,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         metrics={
             "rankings": len(parts["train"]),
             "pair_accuracy": found["accuracy"],
-            "train_pair_accuracy": accuracy(parts["train"], scores["train"]),
+            "train_pair_accuracy": pair_accuracy(parts["train"], scores["train"]),
             "trust": found,
             **({"curve": curve} if curve else {}),
             **({"member_accuracies": _accuracies(scores_by, members, parts["held_out"])} if len(members) > 1 else {}),
@@ -90,7 +90,9 @@ def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list
 
 def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
     """Of each member alone: what the ensemble's own is to be compared with."""
-    return [accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members]
+    return [
+        pair_accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members
+    ]
 
 
 def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
@@ -134,7 +136,7 @@ def _point(
         rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
         out = folder / f"{share:g}"
         score = partial(scores_by, [train(rankings, out)])
-        right = accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
+        right = pair_accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
         write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
         shutil.rmtree(out)
     point: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))

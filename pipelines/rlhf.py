@@ -1,4 +1,5 @@
-"""RLHF: sample, reward, reinforce, reload; rollout actors, a reward actor and a learner actor."""
+"""The stage `rlhf`: rollout actors sample, reward actors score, a learner updates the policy, rollout actors reload
+it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,43 +32,50 @@ from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
-from pipelines.evaluate.preference_drift import PreferenceProbe, figures_of, held_out_rankings
-from pipelines.evaluate.reward_probes import require_trust
+from pipelines.evaluate.preference_drift import PreferenceProbe, drift_metrics, probe_rankings
+from pipelines.evaluate.reward_probes import require_probes_pass
 from pipelines.evaluate.token_ratios import token_ratios
-from pipelines.rlhf_setup import promote_unfinished, prompts_to_train_on, reward_actors, rollout_fleet, wait_ready
+from pipelines.rlhf_setup import promote_unfinished, reward_pools, rollout_fleet, training_prompts, wait_ready
 
 PARITY_PROMPTS = 8
-# The summary's last reward is a mean over so many steps: one step's is noisy.
-LAST_STEPS = 5
+# The summary averages the last reward over these steps: that of a single step is noisy.
+SUMMARY_STEPS = 5
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """The loop. Every prompt taken from the ledger ends trained, across crashes and resumes."""
+    """Runs or resumes the stage: trains the policy and exports it to `out`.
+
+    Every prompt taken from the ledger ends trained, filtered or failed, exactly once, across crashes and resumes.
+
+    Raises:
+        UserError: no prompt fits, or a function of the recipe cannot be loaded.
+        StageError: the reward model fails a probe, the engines and the learner disagree, or training diverged.
+    """
     settings = recipe.rlhf
     chat = Chat.of(run.path("sft"))
-    asked = prompts_to_train_on(recipe, chat)
-    prompts = asked.rendered
-    _check(recipe, run)
-    judged = held_out_rankings(run, settings, recipe.seed)
+    prompts = training_prompts(recipe, chat)
+    _check_rewards(recipe, run)
+    rankings = probe_rankings(run, settings, recipe.seed)
     with (
-        _actors(recipe, run, out, asked.inputs) as (fleet, learner, scorers),
+        _actors(recipe, run, out, prompts.inputs) as (fleet, learner, pools),
         fleet_control(run, settings.fleet.rollout_actors),
     ):
         state = learner.restore()
         start = state["step"] if state else 0
-        ledger = Ledger(prompts.values(), recipe.seed)
+        ledger = Ledger(prompts.rendered.values(), recipe.seed)
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
-        scheduler = RolloutScheduler(fleet, ledger, prompts, settings, recipe.seed, partial(WeightedRewards, scorers))
+        rewards = partial(WeightedRewards, pools)
+        scheduler = RolloutScheduler(fleet, ledger, prompts.rendered, settings, recipe.seed, rewards)
         loop = Loop(fleet, learner, scheduler, settings)
         probe = (
-            PreferenceProbe(judged, learner, settings.sampling.temperature, settings.stop.probe_every)
-            if judged
+            PreferenceProbe(rankings, learner, settings.sampling.temperature, settings.stop.probe_every)
+            if rankings
             else None
         )
-        some = list(prompts.values())[:PARITY_PROMPTS]
-        scaler = Scaler.of_rollouts(settings.fleet.rollout_actors, settings.fleet.rollout_limit)
+        parity_prompts = list(prompts.rendered.values())[:PARITY_PROMPTS]
+        rollout_scaler = Scaler.of_rollouts(settings.fleet.rollout_actors, settings.fleet.rollout_limit)
         reward_scaler = Scaler.of_rewards(settings.fleet.reward_actors, settings.fleet.reward_limit)
         metrics, traces = MetricsWriter(out, resume_at=start), TraceWriter(out)
         stopped = None
@@ -76,20 +84,25 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 if step == start or (settings.fleet.parity_every and step % settings.fleet.parity_every == 0):
                     precision = settings.precision or fleet.precision
                     check_parity(
-                        fleet, learner, precision, some, settings.sampling.max_tokens, recipe.cluster.deadline_seconds
+                        fleet,
+                        learner,
+                        precision,
+                        parity_prompts,
+                        settings.sampling.max_tokens,
+                        recipe.cluster.deadline_seconds,
                     )
                 _resize(run, fleet, take_resize_request(run))
                 figures = loop.step(step, probe.figures(step) if probe else {})
                 if settings.fleet.max_rollout_actors:
                     states = fleet.states()
-                    _resize(run, fleet, scaler.wanted(figures, len(states), WORKING.issuperset(states)))
+                    _resize(run, fleet, rollout_scaler.wanted(figures, len(states), WORKING.issuperset(states)))
                 if settings.fleet.max_reward_actors:
-                    _resize_rewards(scorers, reward_scaler, figures)
-                figures["reward_actors"] = scorers[0].size
-                saved = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
-                if saved or step == 0:
+                    _resize_rewards(pools, reward_scaler, figures)
+                figures["reward_actors"] = pools[0].size
+                checkpoint = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+                if checkpoint or step == 0:
                     figures["rollouts"] = token_ratios(
-                        loop.last_batch, learner, chat.tokenizer, asked.inputs, settings.sampling.temperature
+                        loop.last_batch, learner, chat.tokenizer, prompts.inputs, settings.sampling.temperature
                     )
                 metrics.write(step, **figures)
                 traces.write(loop.trace)
@@ -98,21 +111,25 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                     break
                 if settings.promote_every and (step + 1) % settings.promote_every == 0:
                     promote_unfinished(run, step, partial(learner.export, within_limits=False))
-                if saved:
+                if checkpoint:
                     loop.save(step + 1)
-        moved = probe.measure() if probe else None
-        stopped = stopped or (breach(figures_of(moved), settings) if moved else None)
-        found = learner.export(out, within_limits=stopped is not None)
+        drift = probe.measure() if probe else None
+        stopped = stopped or (breach(drift_metrics(drift), settings) if drift else None)
+        exported_policy = learner.export(out, within_limits=stopped is not None)
         if probe and stopped:
-            moved = probe.measure()
-    kept = "the last policy within the limits" if found else "no policy was measured to be within: the fine-tuned model"
-    ended = stopped and f"{stopped}; {kept} is kept"
-    summary = _summary(read_metrics(out), ledger, settings, ended) | ({"preference_accuracy": moved} if moved else {})
+            drift = probe.measure()
+    kept = (
+        "the last policy within the limits"
+        if exported_policy
+        else "no policy was measured within them: the fine-tuned model"
+    )
+    reason = stopped and f"{stopped}; {kept} is kept"
+    summary = _summary(read_metrics(out), ledger, settings, reason) | ({"preference_accuracy": drift} if drift else {})
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
 
 
-def _check(recipe: Recipe, run: RunFolder) -> None:
-    """Before anything starts: functions can be imported, and the reward model can be trusted."""
+def _check_rewards(recipe: Recipe, run: RunFolder) -> None:
+    """Checks before anything starts that functions can be loaded and that the reward model passes its probes."""
     settings = recipe.rlhf
     if settings.environment:
         load_function(settings.environment.function, "environment")
@@ -120,12 +137,12 @@ def _check(recipe: Recipe, run: RunFolder) -> None:
         if source.function:
             load_function(source.function)
         if source.kind == "model":
-            found = run.require("reward").metrics["trust"]["probes"]
-            require_trust(found, settings.accept_probes, recipe.reward.counterexamples)
+            results = run.require("reward").metrics["trust"]["probes"]
+            require_probes_pass(results, settings.accept_probes, recipe.reward.counterexamples)
 
 
 def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped: str | None) -> dict[str, Any]:
-    last = rows[-LAST_STEPS:]
+    last = rows[-SUMMARY_STEPS:]
     learner_idle, rollout_idle, actors = (
         float(np.mean([row[name] for row in rows])) for name in ("learner_idle", "rollout_idle", "rollout_actors")
     )
@@ -144,36 +161,36 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
 
 
 def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
-    """Between two steps: `triptych fleet RUN add 2` wants it, or the measured idle shares."""
+    """Resizes the fleet between two steps, as `triptych fleet` or the autoscaler wants; None leaves it as it is."""
     if wanted is not None:
         fleet.resize(wanted)
         write_fleet_state(run, wanted)
 
 
-def _resize_rewards(scorers: list[RewardWorkerPool], scaler: Scaler, figures: Mapping[str, float]) -> None:
-    """All alike: which of them a step waits for changes with their number."""
-    actors = scorers[0].size
-    wanted = scaler.wanted(figures, actors, settled=all(scorer.settled for scorer in scorers))
-    for scorer in scorers:
-        scorer.resize(wanted or actors)
+def _resize_rewards(pools: list[RewardWorkerPool], scaler: Scaler, figures: Mapping[str, float]) -> None:
+    """Resizes all pools alike: which of them delays a step depends on their sizes."""
+    actors = pools[0].size
+    wanted = scaler.wanted(figures, actors, settled=all(pool.settled for pool in pools))
+    for pool in pools:
+        pool.resize(wanted or actors)
 
 
 @contextmanager
 def _actors(
     recipe: Recipe, run: RunFolder, out: Path, inputs: Mapping[str, RewardInput]
 ) -> Iterator[tuple[Fleet, RemoteLearner, list[RewardWorkerPool]]]:
-    """Rollout actors, the learner and the reward actors, all starting at once and gone at the end."""
+    """Starts rollout actors, learner and reward actors concurrently, and ends them all afterwards."""
     sft, deadline, plan = run.path("sft"), recipe.cluster.deadline_seconds, make_plan(recipe)
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
-    words = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
-    workers, sent = recipe.rlhf.fleet.learner_workers, element_type(plan.rollout)
-    learner = RemoteLearner(plan.learner, workers, out / "checkpoint", sent, deadline, *words)
+    arguments = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
+    workers, dtype = recipe.rlhf.fleet.learner_workers, element_type(plan.rollout)
+    learner = RemoteLearner(plan.learner, workers, out / "checkpoint", dtype, deadline, *arguments)
     try:
         with (
-            reward_actors(recipe, run, inputs) as scorers,
+            reward_pools(recipe, run, inputs) as pools,
             rollout_fleet(recipe, sft, recipe.rlhf.fleet.rollout_actors, inputs) as fleet,
         ):
-            wait_ready(scorers, deadline)
-            yield fleet, learner, scorers
+            wait_ready(pools, deadline)
+            yield fleet, learner, pools
     finally:
         learner.close()

@@ -1,4 +1,4 @@
-"""What RLHF and its evaluation share: the prompts, the rollout fleet and the actors that give rewards."""
+"""Prompts, rollout fleet and reward actors, as RLHF and the evaluation set them up, and promotion during training."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,60 +25,78 @@ from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation, make_plan
 from pipelines.data.chat_formats import PromptText
-from pipelines.data.rankings import chosen_prompts, every_prompt
+from pipelines.data.rankings import all_prompts, select_prompts
 
-# In a run: a machine that is short of memory kills more than once.
+# Per run: a machine short of memory kills an actor more than once.
 REWARD_RESTARTS = 3
+# By which an HTTP reward's own timeout, whose error says more, comes before the pool's.
 HTTP_GRACE_SECONDS = 5.0
-# A reward function computes little beside the models.
+# A reward function computes little compared to the models.
 FUNCTION_SHARE = Allocation(cpus=0, gpus=0, threads=1)
 
 
 @dataclass(frozen=True)
-class TrainingPrompts:
-    """Prompts by their id: as engines take them, and as people and reward functions read them."""
+class RlhfPrompts:
+    """Prompts by id.
+
+    Attributes:
+        rendered: as token ids, for the engines.
+        inputs: as messages and metadata, for reward functions and environments.
+    """
 
     rendered: dict[str, Prompt]
     inputs: dict[str, RewardInput]
 
 
-def prompts_to_train_on(recipe: Recipe, chat: Chat, most: int | None = None) -> TrainingPrompts:
-    """The prompts that answers were ranked for: the reward model knows those best, and no kind drowns the others.
+def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> RlhfPrompts:
+    """Chooses the prompts that RLHF trains on: those whose answers were ranked, which the reward model knows best.
+
+    Args:
+        recipe: names the sources and the number of prompts.
+        chat: renders prompts.
+        limit: the most prompts to return; None for all.
 
     Raises:
-        UserError: none leaves room for an answer.
+        UserError: no prompt leaves room for an answer.
     """
-    found = _with_room(recipe, chosen_prompts(recipe, chat, every_prompt(recipe)), most)
-    if not found.rendered:
+    prompts = _with_room(recipe, select_prompts(recipe, chat, all_prompts(recipe)), limit)
+    if not prompts.rendered:
         raise UserError(
             "no prompt of collect.sources leaves room for an answer: rlhf.sampling.max_tokens is "
             f"{recipe.rlhf.sampling.max_tokens} of the {recipe.model.context} tokens of model.context"
         )
-    return found
+    return prompts
 
 
-def prompts_kept_back(recipe: Recipe, chat: Chat) -> TrainingPrompts:
-    """Those of `collect.sources` that RLHF does not train on, at most `evaluate.prompts`."""
-    every = every_prompt(recipe)
-    chosen = {text.id for text, _ in chosen_prompts(recipe, chat, every)}
-    others = ((text, chat.prompt(text.messages)) for text in every if text.id not in chosen)
+def held_out_prompts(recipe: Recipe, chat: Chat) -> RlhfPrompts:
+    """Chooses at most `evaluate.prompts` prompts of `collect.sources` that RLHF does not train on; perhaps none."""
+    prompts = all_prompts(recipe)
+    trained_on = {text.id for text, _ in select_prompts(recipe, chat, prompts)}
+    others = ((text, chat.prompt(text.messages)) for text in prompts if text.id not in trained_on)
     return _with_room(recipe, others, recipe.evaluate.prompts)
 
 
-def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], most: int | None) -> TrainingPrompts:
-    """The first of those that leave room for an answer."""
+def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], limit: int | None) -> RlhfPrompts:
+    """Takes the first prompts, up to `limit`, that leave room for an answer."""
     room = recipe.model.context - recipe.rlhf.sampling.max_tokens
-    found = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), most))
-    return TrainingPrompts(
-        {prompt.id: prompt for prompt in (Prompt(prompt_id(text.id), ids, text.id) for text, ids in found)},
-        {prompt_id(text.id): RewardInput(text.messages, text.metadata) for text, _ in found},
+    fitting = list(islice(((text, ids) for text, ids in texts if len(ids) <= room), limit))
+    return RlhfPrompts(
+        {prompt.id: prompt for prompt in (Prompt(prompt_id(text.id), ids, text.id) for text, ids in fitting)},
+        {prompt_id(text.id): RewardInput(text.messages, text.metadata) for text, _ in fitting},
     )
 
 
 def rollout_fleet(recipe: Recipe, model: Path, actors: int, inputs: Mapping[str, RewardInput]) -> Fleet:
-    """Engines that begin with that model, and go on with answers as `rlhf.environment` says. To be started."""
+    """Makes a fleet of rollout actors, which is started by entering it.
+
+    Args:
+        recipe: its `rlhf` section decides on conversations of several turns and on swaps in flight.
+        model: the folder of the model to start with.
+        actors: how many to start.
+        inputs: the prompts as messages, by id, for the environment.
+    """
     settings = recipe.rlhf
-    around = settings.environment
+    environment = settings.environment
     return Fleet(
         model,
         actors,
@@ -86,59 +104,61 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, inputs: Mapping[str,
         recipe.model.context,
         recipe.seed,
         recipe.cluster.deadline_seconds,
-        multi_turn=MultiTurnSettings(around.function, inputs, around.turns) if around else None,
+        multi_turn=MultiTurnSettings(environment.function, inputs, environment.turns) if environment else None,
         swap_in_flight=settings.fleet.swap_in_flight,
     )
 
 
 @contextmanager
-def reward_actors(
-    recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]
-) -> Iterator[list[RewardWorkerPool]]:
-    """The actors of each of `rlhf.rewards`, gone at the end. They may still be starting: see `wait_ready`."""
-    scorers = [_scorer(source, recipe, run, inputs) for source in recipe.rlhf.rewards]
+def reward_pools(recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> Iterator[list[RewardWorkerPool]]:
+    """Starts a pool of actors for each of `rlhf.rewards`, without waiting for them, and closes the pools at the end."""
+    pools = [_reward_pool(source, recipe, run, inputs) for source in recipe.rlhf.rewards]
     try:
-        yield scorers
+        yield pools
     finally:
-        for scorer in scorers:
-            scorer.close()
+        for pool in pools:
+            pool.close()
 
 
-def wait_ready(scorers: list[RewardWorkerPool], deadline: float) -> None:
-    """Raises as `wait_for` if one does not start."""
-    for scorer in scorers:
-        scorer.wait_ready(deadline)
+def wait_ready(pools: list[RewardWorkerPool], deadline: float) -> None:
+    """Waits until the actors of all pools have started.
+
+    Raises:
+        DeadlineError: one had not started after `deadline` seconds.
+    """
+    for pool in pools:
+        pool.wait_ready(deadline)
 
 
-def _scorer(source: Reward, recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> RewardWorkerPool:
+def _reward_pool(source: Reward, recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> RewardWorkerPool:
     seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.fleet.reward_actors
     if source.function:
         launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
         return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, inputs, count)
     if source.url:
         launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, seconds)
-        # The actor ends first, and says more.
         name = f"the endpoint {source.url}"
         return RewardWorkerPool(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, inputs, count)
     launch = partial(_launch, ModelReward, share, run.path("reward"), share.threads)
     return RewardWorkerPool("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
 
 
-def _launch(kind: type, share: Allocation, *words: object) -> Any:
-    return restartable(kind, share, REWARD_RESTARTS).remote(*words)
+def _launch(kind: type, share: Allocation, *arguments: object) -> Any:
+    return restartable(kind, share, REWARD_RESTARTS).remote(*arguments)
 
 
-# The policy in training, given to the run's server while training goes on.
 POLICY = "policy"
 logger = logging.getLogger(__name__)
 
 
 def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], object]) -> None:
-    """Has the run's server answer with the policy as it is after a step; where none runs, the next one starts with it.
+    """Promotes the policy in training to the run's server; where none runs, the next one starts with it.
 
-    What keeps the server from it is logged and does not end the training.
+    A failure of the promotion is logged and does not end the training.
 
     Args:
+        run: the run, whose server it is.
+        step: of the training, for the log.
         export: writes the policy as a Hugging Face directory.
     """
     versions = Versions(run, POLICY)

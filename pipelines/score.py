@@ -1,6 +1,6 @@
-"""The reward model at scale: rewards for a file of answers, and what can be learned from them.
+"""Scores a file of answers with the run's reward model, and selects training data by the rewards.
 
-The best answer of each prompt is data to fine-tune on (best of n, rejection sampling: Touvron et al. 2023); best and
+The best answer of each prompt is data for fine-tuning (best of n, rejection sampling: Touvron et al. 2023); best and
 worst are a pair for DPO. Actors with a copy of the reward model each take batches of the file in turn.
 """
 
@@ -22,14 +22,14 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
-from pipelines.data.chat_formats import Messages, prompt_of, rows
+from pipelines.data.chat_formats import Messages, prompt_of, read_rows
 
-Kind = Literal["rewards", "best", "pairs"]
-ROWS_TOGETHER = 16
+OutputKind = Literal["rewards", "best", "pairs"]
+BATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
-class ScoreRequestRow:
+class AnswersToScore:
     """A row of the file: its conversation, the answers to score, and the row itself."""
 
     messages: Messages
@@ -38,13 +38,13 @@ class ScoreRequestRow:
 
 
 @dataclass(frozen=True)
-class ScoredAnswers:
-    """What came of a file.
+class ScoreSummary:
+    """Figures of a scored file.
 
     Attributes:
         prompts: rows read.
         answers: answers scored.
-        too_long: answers left out, because with their prompt they have more tokens than the model reads.
+        too_long: answers not scored, because with their prompt they exceed the model's context.
         written: rows written.
         mean: mean reward of all answers.
         best: mean reward of each prompt's best answer.
@@ -58,17 +58,30 @@ class ScoredAnswers:
     best: float
 
 
-class RewardRows:
-    """What an actor of the pool does with a batch: rewards as JSON, null for an answer that is too long."""
+class BatchScorer:
+    """Scores batches of the file in an actor of a Ray Data pool.
+
+    Args:
+        model: the folder of the reward model.
+        context: the most tokens of a prompt with its answer.
+        threads: for PyTorch.
+    """
 
     def __init__(self, model: Path, context: int, threads: int) -> None:
         self.chat, self.reward, self.context = Chat.of(model), ModelReward(model, threads), context
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Takes a column `asked`, each the JSON of messages and texts; gives a column `rewards`."""
-        found: list[str] = []
-        for asked in batch["asked"]:
-            messages, texts = json.loads(asked)
+        """Scores a batch.
+
+        Args:
+            batch: a column `conversation`, each the JSON of messages and answers.
+
+        Returns:
+            A column `rewards`, each the JSON of a list, with null for an answer that is too long.
+        """
+        column: list[str] = []
+        for conversation in batch["conversation"]:
+            messages, texts = json.loads(conversation)
             prompt, answers = self.chat.prompt(messages), [self.chat.answer(text) for text in texts]
             fits = [len(prompt) + len(answer) <= self.context for answer in answers]
             nameless = RolloutId(NO_EPOCH, "", 0)
@@ -76,39 +89,45 @@ class RewardRows:
                 Sample(nameless, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short
             ]
             rewards = iter(self.reward.score([Prompt("", prompt)], [group])[0])
-            found.append(json.dumps([next(rewards) if short else None for short in fits]))
-        return {"rewards": found}
+            column.append(json.dumps([next(rewards) if short else None for short in fits]))
+        return {"rewards": column}
 
 
 def score_file(
-    recipe: Recipe, run: RunFolder, source: Path, out: Path, kind: Kind, at_least: float | None, actors: int
-) -> ScoredAnswers:
-    """Scores every answer of a file; Ray must be connected. The result is written to the side, then renamed.
+    recipe: Recipe, run: RunFolder, source: Path, out: Path, kind: OutputKind, at_least: float | None, actors: int
+) -> ScoreSummary:
+    """Scores every answer of a file; Ray must be connected. The output appears whole or not at all.
 
     Args:
-        source: JSONL, JSON or Parquet; a prompt in any layout that prompts are read in, and its answers as a list
-            `completions`, or as the last turn of its messages.
-        out: JSONL to write: for `rewards` the rows with a list of that name; for `best` conversations that end with the
-            best answer, and its `reward`; for `pairs` TRL's messages, the best answer chosen and the worst rejected.
+        recipe: the run's.
+        run: the run with the reward model.
+        source: JSONL, JSON or Parquet. A row has a prompt in any layout that prompts are read in, and its answers as a
+            list `completions`, or one answer as the last turn of its messages.
+        out: JSONL to write: for `rewards` the rows, each with a list `rewards`; for `best` conversations that end with
+            the best answer, each with its `reward`; for `pairs` TRL's messages, the best answer chosen and the worst
+            rejected.
+        kind: what to write.
         at_least: for `best`, the lowest reward to keep (rejection sampling).
-        actors: how many score at once.
+        actors: how many actors score at once.
 
     Raises:
-        UserError: there is no reward model, or a row cannot be read; the message names it.
+        UserError: there is no reward model, or a row cannot be read; the message names the row.
     """
     run.require("reward")
-    asked = [ScoreRequestRow(prompt_of(row, where), _texts(row, where), row) for row, where in rows(str(source))]
-    if not asked:
+    rows = [
+        AnswersToScore(prompt_of(row, where), _answers_of(row, where), row) for row, where in read_rows(str(source))
+    ]
+    if not rows:
         raise UserError(f"{source} holds no rows")
     plan = make_plan(recipe)
-    items = [{"asked": json.dumps([one.messages, one.texts])} for one in asked]
+    items = [{"conversation": json.dumps([row.messages, row.texts])} for row in rows]
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = recipe.cluster.deadline_seconds
     scored = ray.data.from_items(items).map_batches(
-        RewardRows,
+        BatchScorer,
         fn_constructor_args=(run.path("reward").absolute(), recipe.model.context, plan.reward.threads),
-        batch_size=ROWS_TOGETHER,
+        batch_size=BATCH_ROWS,
         compute=ActorPoolStrategy(size=actors),
         num_cpus=plan.reward.cpus,
         num_gpus=plan.reward.gpus,
@@ -116,15 +135,15 @@ def score_file(
     rewards: list[list[float | None]] = []
     written = 0
     with atomic_write(out) as side, side.open("w", encoding="utf-8") as file:
-        for one, row in zip(asked, scored.iter_rows(), strict=True):
-            rewards.append(json.loads(row["rewards"]))
-            for made in _made(one, rewards[-1], kind, at_least):
-                file.write(json.dumps(made, ensure_ascii=False) + "\n")
+        for row, result in zip(rows, scored.iter_rows(), strict=True):
+            rewards.append(json.loads(result["rewards"]))
+            for output in _output_rows(row, rewards[-1], kind, at_least):
+                file.write(json.dumps(output, ensure_ascii=False) + "\n")
                 written += 1
-    known = [[reward for reward in group if reward is not None] for group in rewards]
-    flat, best = [reward for group in known for reward in group], [max(group) for group in known if group]
-    return ScoredAnswers(
-        prompts=len(asked),
+    groups = [[reward for reward in group if reward is not None] for group in rewards]
+    flat, best = [reward for group in groups for reward in group], [max(group) for group in groups if group]
+    return ScoreSummary(
+        prompts=len(rows),
         answers=len(flat),
         too_long=sum(map(len, rewards)) - len(flat),
         written=written,
@@ -133,29 +152,29 @@ def score_file(
     )
 
 
-def _texts(row: Mapping[str, Any], where: str) -> list[str]:
+def _answers_of(row: Mapping[str, Any], where: str) -> list[str]:
     texts = row.get("completions")
     last = (row.get("messages") or [{}])[-1]
     if texts is None and last.get("role") == "assistant":
         texts = [last["content"]]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: completions should be a list of texts, or messages end with the assistant's answer")
+        raise UserError(f"{where}: completions must be a list of texts, or messages end with the assistant's answer")
     return texts
 
 
-def _made(
-    asked: ScoreRequestRow, rewards: Sequence[float | None], kind: Kind, at_least: float | None
+def _output_rows(
+    row: AnswersToScore, rewards: Sequence[float | None], kind: OutputKind, at_least: float | None
 ) -> Iterator[Mapping[str, Any]]:
-    """The rows to write for one that was read: one or none."""
+    """Yields the rows to write for a row that was read: one or none."""
     if kind == "rewards":
-        yield {**asked.row, "rewards": list(rewards)}
+        yield {**row.row, "rewards": list(rewards)}
         return
     ranked = sorted(((reward, -index) for index, reward in enumerate(rewards) if reward is not None), reverse=True)
-    answers = [(reward, [{"role": "assistant", "content": asked.texts[-index]}]) for reward, index in ranked]
+    answers = [(reward, [{"role": "assistant", "content": row.texts[-index]}]) for reward, index in ranked]
     if not answers:
         return
     (high, best), (low, worst) = answers[0], answers[-1]
     if kind == "best" and (at_least is None or high >= at_least):
-        yield {"messages": [*asked.messages, *best], "reward": high}
+        yield {"messages": [*row.messages, *best], "reward": high}
     if kind == "pairs" and high > low:
-        yield {"prompt": asked.messages, "chosen": best, "rejected": worst, "margin": high - low}
+        yield {"prompt": row.messages, "chosen": best, "rejected": worst, "margin": high - low}

@@ -12,7 +12,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
-from pipelines.data.chat_formats import conversations
+from pipelines.data.chat_formats import read_conversations
 from pipelines.data.pack_chats import render, write_packed
 from pipelines.train import best_checkpoint, fit, speed, training_job
 
@@ -57,7 +57,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
         UserError: there are too few to train on.
     """
     settings, context = recipe.sft, recipe.model.context
-    found = conversations(settings.sources, recipe.seed)
+    found = read_conversations(settings.sources, recipe.seed)
     rendered = render(found.messages, base, context)
     if len(rendered) < 2:
         raise UserError(

@@ -1,4 +1,7 @@
-"""The stages as functions, by their names. Each is imported when it runs: the driver of one need not load them all."""
+"""The table of stages: the function of each, by name.
+
+A stage's module is imported when it runs, so that a command does not load the libraries of the others.
+"""
 
 from pathlib import Path
 
@@ -69,5 +72,5 @@ STAGE_FUNCTIONS: dict[str, StageFunction] = {
 
 
 def run_named_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Outcome:
-    """Runs or resumes a stage of the table; see `run_stage`."""
+    """Runs or resumes a stage of the table; arguments, value and errors are those of `run_stage`."""
     return run_stage(stage, STAGE_FUNCTIONS[stage.name], recipe, run)

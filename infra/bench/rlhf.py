@@ -45,7 +45,7 @@ from infra.bench.loops.reward import BETA, RATE, brevity
 from infra.bench.peers.run_trl import steps_of
 from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied
 from pipelines.demo.questions import training_questions
-from pipelines.rlhf_setup import prompts_to_train_on
+from pipelines.rlhf_setup import training_prompts
 
 REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
 MODES: dict[str, dict[str, Any]] = {
@@ -113,7 +113,7 @@ def trl(given: argparse.Namespace, shape: Shape) -> None:
     batch = shape.prompts * shape.samples
     run = RunFolder(given.run)
     recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.sampling.max_tokens={shape.tokens}"])
-    asked = prompts_to_train_on(recipe, Chat.of(run.path("sft"))).questions.values()
+    asked = training_prompts(recipe, Chat.of(run.path("sft"))).inputs.values()
     with tempfile.TemporaryDirectory(prefix="triptych-rlhf-") as folder:
         lines = Path(folder) / "prompts.jsonl"
         lines.write_text("".join(f"{json.dumps(question.messages)}\n" for question in asked), encoding="utf-8")

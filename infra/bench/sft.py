@@ -32,7 +32,7 @@ from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
-from pipelines.data.chat_formats import Messages, conversations
+from pipelines.data.chat_formats import Messages, read_conversations
 from pipelines.data.pack_chats import fit, write_packed
 
 VOCABULARY = 4096
@@ -52,7 +52,7 @@ def main() -> None:
         if given.file
         else ChatSource(kind="function", function="pipelines.demo.conversations:conversations")
     )
-    found = conversations([source], 0).messages[: given.most]
+    found = read_conversations([source], 0).messages[: given.most]
     with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
         folder = Path(name)
         base = _base(folder / "base", given.size, given.context, found)

@@ -15,7 +15,7 @@ from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, connect
 from pipelines.stage_table import run_named_stage
 
-Row = tuple[Stage, Outcome, float]
+StageRow = tuple[Stage, Outcome, float]
 # How many of a stage's figures the summary shows.
 FIGURES = 6
 # What a stage has to say in words, below the summary.
@@ -49,13 +49,13 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
         connected = False
         with run.lock():
             write_text(run.recipe_path, dump_recipe(recipe))
-            rows: list[Row] = []
+            rows: list[StageRow] = []
             for stage in stages:
                 if not connected and not is_done(stage, recipe, run):
                     session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
                     make_plan(recipe)
                     connected = True
-                rows.append(_one_stage(stage, recipe, run))
+                rows.append(_run_one(stage, recipe, run))
             _summarize(rows, run)
         # A server leaves the run to others, so that a stage can be run again and promoted.
         if serve_at:
@@ -81,7 +81,7 @@ def print_resource_plan(recipe: Recipe) -> None:
     print_plan(recipe, resources_here(recipe.cluster), Console())
 
 
-def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
+def _run_one(stage: Stage, recipe: Recipe, run: RunFolder) -> StageRow:
     start = time.monotonic()
     outcome = run_named_stage(stage, recipe, run)
     seconds = time.monotonic() - start
@@ -89,7 +89,7 @@ def _one_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Row:
     return stage, outcome, seconds
 
 
-def _summarize(rows: list[Row], run: RunFolder) -> None:
+def _summarize(rows: list[StageRow], run: RunFolder) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -21,7 +21,7 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GradedRanking:
     """A synthetic annotator's judgement of K answers to one prompt.
 
     Attributes:
@@ -35,7 +35,7 @@ class Judgement:
 
 # What the recipe names: function(prompt, answers, chance, **arguments). `prompt` holds the fields that the source knows
 # of it; `chance` is the only randomness that it may use, so that the same recipe ranks the same way.
-Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random], Judgement | Sequence[int]]
+Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random], GradedRanking | Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SyntheticAnnotator:
 
     def judge(
         self, name: str, prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random
-    ) -> Judgement:
+    ) -> GradedRanking:
         """Ranks answers to one prompt.
 
         Raises:
@@ -85,7 +85,7 @@ class SyntheticAnnotator:
         # The function is the user's own, and may fail in any way.
         except Exception as error:
             raise StageError(f"{where}: it raised {type(error).__name__}: {error}") from error
-        judgement = found if isinstance(found, Judgement) else Judgement(found)
+        judgement = found if isinstance(found, GradedRanking) else GradedRanking(found)
         for given in (judgement.ranks, *([judgement.grades] if judgement.grades is not None else [])):
             if len(given) != len(answers) or not all(isinstance(value, int) for value in given):
                 raise StageError(

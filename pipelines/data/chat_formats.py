@@ -17,14 +17,14 @@ from cluster.recipe.collect import ChatSource
 
 Messages = list[dict[str, str]]
 # The fields of a row that hold the conversation; all others are handed on to reward functions and annotators.
-LAYOUT = {"messages", "conversations", "prompt", "response", "instruction", "input", "output"}
+CONVERSATION_FIELDS = {"messages", "conversations", "prompt", "response", "instruction", "input", "output"}
 ROLES = ("system", "user", "assistant", "tool")
 # What ShareGPT files call them.
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"} | {
     role: role for role in ROLES
 }
 # Layouts of one exchange: by the field of the answer, in the order in which they are looked for.
-PAIRS = {
+EXCHANGE_LAYOUTS = {
     "instruction/output": ("instruction", "output"),
     "prompt/response": ("prompt", "response"),
     "question/answer": ("question", "answer"),
@@ -48,7 +48,7 @@ class Conversations:
     layouts: dict[str, int]
 
 
-def conversations(sources: list[ChatSource], seed: int) -> Conversations:
+def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
     """All conversations to fine-tune on.
 
     Raises:
@@ -67,7 +67,7 @@ def conversations(sources: list[ChatSource], seed: int) -> Conversations:
     return Conversations(found, dict(layouts))
 
 
-def prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
+def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
     """All prompts to sample from; of a conversation, everything before the last assistant turn.
 
     A row of a function may name its prompt by `id`; other prompts are named by where they are from and what they say.
@@ -79,7 +79,7 @@ def prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
             named = source.kind == "function" and "id" in row
             said = json.dumps(messages, ensure_ascii=False)
             name = str(row["id"]) if named else f"{source.path or source.function}: {said}"
-            used = LAYOUT | {"id"} if named else LAYOUT
+            used = CONVERSATION_FIELDS | {"id"} if named else CONVERSATION_FIELDS
             used = used if "prompt" in row else used | {"question"}
             known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
             found[name] = PromptText(name, messages, known)
@@ -93,7 +93,7 @@ def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any],
         UserError: no file matches, the function fails, or a row cannot be read.
     """
     if source.kind == "files":
-        yield from rows(str(source.path))
+        yield from read_rows(str(source.path))
         return
     function = load_function(str(source.function), "source")
     try:
@@ -107,7 +107,7 @@ def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any],
         yield row, f"{source.function} row {number}"
 
 
-def rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
+def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The rows of all JSONL, JSON (one list) or Parquet files of a pattern, each with where it was found.
 
     Raises:
@@ -168,21 +168,23 @@ def _layout(row: dict[str, Any], where: str) -> str:
         return "messages"
     if "conversations" in row:
         return "conversations"
-    for layout, fields in PAIRS.items():
+    for layout, fields in EXCHANGE_LAYOUTS.items():
         if all(name in row for name in fields):
             return layout
-    pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in PAIRS.values())
+    pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in EXCHANGE_LAYOUTS.values())
     raise UserError(f'{where} has none of "messages", "conversations", {pairs}')
 
 
 def _conversation(row: dict[str, Any], layout: str, where: str) -> Messages:
     if layout == "messages":
-        return _checked(row["messages"], where)
+        return _checked_messages(row["messages"], where)
     if layout == "conversations":
-        return _checked(_from_sharegpt(row["conversations"], where), where)
-    user, assistant = PAIRS[layout]
+        return _checked_messages(_from_sharegpt(row["conversations"], where), where)
+    user, assistant = EXCHANGE_LAYOUTS[layout]
     asked = _instruction(row) if user == "instruction" else row[user]
-    return _checked([{"role": "user", "content": asked}, {"role": "assistant", "content": row[assistant]}], where)
+    return _checked_messages(
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": row[assistant]}], where
+    )
 
 
 def prompt_of(row: dict[str, Any], where: str) -> Messages:
@@ -196,9 +198,9 @@ def prompt_of(row: dict[str, Any], where: str) -> Messages:
     if "prompt" not in row and "messages" not in row and "conversations" not in row:
         asked = _instruction(row) if "instruction" in row else row.get("question")
         if asked is not None:
-            return _checked([{"role": "user", "content": asked}], where)
+            return _checked_messages([{"role": "user", "content": asked}], where)
     listed = row.get("prompt") or row.get("messages")
-    messages = _checked(listed or _from_sharegpt(row.get("conversations"), where), where)
+    messages = _checked_messages(listed or _from_sharegpt(row.get("conversations"), where), where)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
@@ -214,7 +216,8 @@ def _instruction(row: dict[str, Any]) -> Any:
 
 
 def _from_sharegpt(turns: Any, where: str) -> Any:
-    """Turns of `from` and `value` as turns of `role` and `content`; what is wrong with them, `_checked` says."""
+    """Turns of `from` and `value` as turns of `role` and `content`; what is wrong with them, `_checked_messages`
+    says."""
     if not isinstance(turns, list):
         return turns
     if any(not isinstance(turn, dict) or turn.get("from", turn.get("role")) not in SHAREGPT_ROLES for turn in turns):
@@ -228,7 +231,7 @@ def _from_sharegpt(turns: Any, where: str) -> Any:
     ]
 
 
-def _checked(messages: Any, where: str) -> Messages:
+def _checked_messages(messages: Any, where: str) -> Messages:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: messages should be a list of turns")
     for turn in messages:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from cluster.errors import UserError
-from pipelines.data.feedback_item import Item, Messages, Row, others, text_of
+from pipelines.data.feedback_item import Messages, PreferenceItem, Row, other_fields, text_field
 from pipelines.data.feedback_trees import (
     read_openassistant,
     read_ultrafeedback,
@@ -24,31 +24,33 @@ VERDICTS = ([1, 1], [1, 2], [2, 1])
 
 
 @dataclass(frozen=True)
-class Format:
+class PreferenceFormat:
     """How rows of a kind are read and written; `annotator` names whoever ranked, where the rows do not."""
 
-    read: Callable[[Row, str, str], list[Item]]
-    write: Callable[[Item], Iterator[Row]]
+    read: Callable[[Row, str, str], list[PreferenceItem]]
+    write: Callable[[PreferenceItem], Iterator[Row]]
 
 
-def read_hh(row: Row, where: str, annotator: str) -> list[Item]:
+def read_hh(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
     """{"chosen", "rejected"}: transcripts, the same up to some turn of the assistant. What follows is the answer."""
-    chosen, rejected = (text_of(row, key, where) for key in ("chosen", "rejected"))
+    chosen, rejected = (text_field(row, key, where) for key in ("chosen", "rejected"))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     end = chosen[:same].rfind(ANSWER) + len(ANSWER)
     if end < len(ANSWER):
         raise UserError(f'{where}: the transcripts share no beginning that ends in "Assistant:"')
     messages = _turns(chosen[: end - len(ANSWER)])
-    details: dict[str, Any] = {"row": others(row, ("chosen", "rejected"))}
+    details: dict[str, Any] = {"row": other_fields(row, ("chosen", "rejected"))}
     if _transcript(messages) + ANSWER != chosen[:end]:
         details["transcript"] = chosen[:end]
     endings = [chosen[end:], rejected[end:]]
     if not all(ending.startswith(" ") for ending in endings):
         details["endings"] = endings
-    return [Item(messages, [ending.removeprefix(" ") for ending in endings], {annotator: [1, 2]}, details=details)]
+    return [
+        PreferenceItem(messages, [ending.removeprefix(" ") for ending in endings], {annotator: [1, 2]}, details=details)
+    ]
 
 
-def write_hh(item: Item) -> Iterator[Row]:
+def write_hh(item: PreferenceItem) -> Iterator[Row]:
     """One row a pair."""
     _refuse_system(item)
     prompt = item.details.get("transcript", _transcript(item.messages) + ANSWER)
@@ -57,13 +59,13 @@ def write_hh(item: Item) -> Iterator[Row]:
         yield {"chosen": prompt + endings[better], "rejected": prompt + endings[worse], **item.details.get("row", {})}
 
 
-def read_trl(row: Row, where: str, annotator: str) -> list[Item]:
+def read_trl(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
     """{"prompt", "chosen", "rejected"}: all strings or all messages; messages may begin with the prompt instead."""
-    details: dict[str, Any] = {"row": others(row, ("prompt", "chosen", "rejected"))}
+    details: dict[str, Any] = {"row": other_fields(row, ("prompt", "chosen", "rejected"))}
     if isinstance(row.get("chosen"), str):
-        messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
-        texts = [text_of(row, key, where) for key in ("chosen", "rejected")]
-        return [Item(messages, texts, {annotator: [1, 2]}, details=details)]
+        messages = [{"role": "user", "content": text_field(row, "prompt", where)}]
+        texts = [text_field(row, key, where) for key in ("chosen", "rejected")]
+        return [PreferenceItem(messages, texts, {annotator: [1, 2]}, details=details)]
     chosen, rejected = (checked_messages(row.get(key), where) for key in ("chosen", "rejected"))
     if "prompt" in row:
         messages = checked_messages(row["prompt"], where)
@@ -74,10 +76,14 @@ def read_trl(row: Row, where: str, annotator: str) -> list[Item]:
         chosen, rejected = chosen[-1:], rejected[-1:]
     if any([turn["role"] for turn in turns] != ["assistant"] for turns in (chosen, rejected)):
         raise UserError(f"{where}: chosen and rejected must each be one turn of the assistant after the prompt")
-    return [Item(messages, [turns[0]["content"] for turns in (chosen, rejected)], {annotator: [1, 2]}, details=details)]
+    return [
+        PreferenceItem(
+            messages, [turns[0]["content"] for turns in (chosen, rejected)], {annotator: [1, 2]}, details=details
+        )
+    ]
 
 
-def write_trl(item: Item) -> Iterator[Row]:
+def write_trl(item: PreferenceItem) -> Iterator[Row]:
     """Strings, one row a pair.
 
     Raises:
@@ -90,7 +96,7 @@ def write_trl(item: Item) -> Iterator[Row]:
         yield {"prompt": item.messages[0]["content"], **texts, **item.details.get("row", {})}
 
 
-def write_trl_messages(item: Item) -> Iterator[Row]:
+def write_trl_messages(item: PreferenceItem) -> Iterator[Row]:
     """Messages, one row a pair."""
     within = item.details.get("prompt_within", False)
     for better, worse in item.pairs():
@@ -100,7 +106,7 @@ def write_trl_messages(item: Item) -> Iterator[Row]:
         yield {**prompt, "chosen": chosen, "rejected": rejected, **item.details.get("row", {})}
 
 
-def read_lists(row: Row, where: str, annotator: str) -> list[Item]:
+def read_lists(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
     """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers (1 is best); "annotator"."""
     given = row.get("prompt")
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
@@ -111,13 +117,16 @@ def read_lists(row: Row, where: str, annotator: str) -> list[Item]:
         raise UserError(f"{where}: ranks should be a list of whole numbers from 1, the best")
     if len(ranks) != len(texts):
         raise UserError(f"{where}: there are {len(texts)} completions and {len(ranks)} ranks")
-    details = {"row": others(row, ("prompt", "completions", "ranks", "annotator")), "string": isinstance(given, str)}
+    details = {
+        "row": other_fields(row, ("prompt", "completions", "ranks", "annotator")),
+        "string": isinstance(given, str),
+    }
     details["annotator_given"] = "annotator" in row
-    name = text_of(row, "annotator", where) if "annotator" in row else annotator
-    return [Item(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)]
+    name = text_field(row, "annotator", where) if "annotator" in row else annotator
+    return [PreferenceItem(messages, texts, {name: list(ranks)}, ["imported"] * len(texts), details)]
 
 
-def write_lists(item: Item) -> Iterator[Row]:
+def write_lists(item: PreferenceItem) -> Iterator[Row]:
     """One row an annotator, with the completions that they ranked."""
     prompt = item.messages[0]["content"] if item.details.get("string") else item.messages
     for annotator, ranks in item.ranks.items():
@@ -127,10 +136,10 @@ def write_lists(item: Item) -> Iterator[Row]:
         yield {**row, **named, **item.details.get("row", {})}
 
 
-def read_pandalm(row: Row, where: str, annotator: str) -> list[Item]:
+def read_pandalm(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
     """Two responses and the verdicts of three annotators: 0 tie, 1 the first is better, 2 the second."""
     del annotator
-    parts = [text_of(row, key, where) for key in ("instruction", "input")]
+    parts = [text_field(row, key, where) for key in ("instruction", "input")]
     verdicts = {name: row.get(name) for name in ANNOTATORS}
     if strange := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:
         raise UserError(f"{where}: {strange[0]} should be 0, 1 or 2, not {verdicts[strange[0]]!r}")
@@ -139,10 +148,10 @@ def read_pandalm(row: Row, where: str, annotator: str) -> list[Item]:
     texts = [str(text) for text in given if isinstance(text, str | bool)]
     if len(texts) < 2:
         raise UserError(f"{where}: response1 and response2 should be text")
-    details = {"row": others(row, ("response1", "response2", *ANNOTATORS))}
+    details = {"row": other_fields(row, ("response1", "response2", *ANNOTATORS))}
     models = str(row.get("cmp_key", "")).split("_")
     return [
-        Item(
+        PreferenceItem(
             messages=[{"role": "user", "content": "\n".join(part for part in parts if part)}],
             texts=texts,
             ranks={f"PandaLM {name}": list(VERDICTS[verdict or 0]) for name, verdict in verdicts.items()},
@@ -152,7 +161,7 @@ def read_pandalm(row: Row, where: str, annotator: str) -> list[Item]:
     ]
 
 
-def write_pandalm(item: Item) -> Iterator[Row]:
+def write_pandalm(item: PreferenceItem) -> Iterator[Row]:
     """One row.
 
     Raises:
@@ -169,13 +178,13 @@ def write_pandalm(item: Item) -> Iterator[Row]:
 
 
 FORMATS = {
-    "hh-rlhf": Format(read_hh, write_hh),
-    "trl": Format(read_trl, write_trl),
-    "trl-messages": Format(read_trl, write_trl_messages),
-    "lists": Format(read_lists, write_lists),
-    "pandalm": Format(read_pandalm, write_pandalm),
-    "ultrafeedback": Format(read_ultrafeedback, write_ultrafeedback),
-    "openassistant": Format(read_openassistant, write_openassistant),
+    "hh-rlhf": PreferenceFormat(read_hh, write_hh),
+    "trl": PreferenceFormat(read_trl, write_trl),
+    "trl-messages": PreferenceFormat(read_trl, write_trl_messages),
+    "lists": PreferenceFormat(read_lists, write_lists),
+    "pandalm": PreferenceFormat(read_pandalm, write_pandalm),
+    "ultrafeedback": PreferenceFormat(read_ultrafeedback, write_ultrafeedback),
+    "openassistant": PreferenceFormat(read_openassistant, write_openassistant),
 }
 
 
@@ -204,6 +213,6 @@ def _transcript(messages: Sequence[Mapping[str, str]]) -> str:
     return "".join(f"\n\n{speakers.get(turn['role'])}: {turn['content']}" for turn in messages)
 
 
-def _refuse_system(item: Item) -> None:
+def _refuse_system(item: PreferenceItem) -> None:
     if any(turn["role"] == "system" for turn in item.messages):
         raise UserError("hh-rlhf has no system turns: export as trl-messages")

@@ -10,8 +10,8 @@ from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_per
 from cluster.run.atomic import write_text
 from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
-from pipelines.data.chat_formats import rows
-from pipelines.data.feedback_formats import FORMATS, Item, Row
+from pipelines.data.chat_formats import read_rows
+from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
 
 # What takes the place of the weights' checksum where nobody knows which weights drew an answer.
 WEIGHTS = "imported"
@@ -150,7 +150,7 @@ def _thumbs(database: Feedback) -> list[Row]:
     ]
 
 
-def _item(prompt: Prompt, judgements: list[Ranking]) -> Item | None:
+def _item(prompt: Prompt, judgements: list[Ranking]) -> PreferenceItem | None:
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     ranks: dict[str, list[int | None]] = {
         row.annotator: [row.ranks.get(str(completion.id)) for completion in completions]
@@ -160,12 +160,12 @@ def _item(prompt: Prompt, judgements: list[Ranking]) -> Item | None:
     if not ranks:
         return None
     models = [row.model for row in completions]
-    return Item(prompt.messages, [row.text for row in completions], ranks, models, prompt.details)
+    return PreferenceItem(prompt.messages, [row.text for row in completions], ranks, models, prompt.details)
 
 
 def _rows(path: Path) -> list[tuple[Row, str]]:
     if path.suffix != ".json":
-        return list(rows(str(path)))
+        return list(read_rows(str(path)))
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -181,6 +181,6 @@ def _known(kind: str) -> str:
     return kind
 
 
-def _split(item: Item, held_out_share: float) -> str:
+def _split(item: PreferenceItem, held_out_share: float) -> str:
     chance = int(fingerprint(item.messages)[:12], 16) / 16**12
     return "held_out" if chance < held_out_share else "train"

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Item:
+class PreferenceItem:
     """A prompt, its answers, and what people said of them.
 
     Attributes:
@@ -36,11 +36,11 @@ class Item:
                     yield better, worse
 
 
-def text_of(row: Row, key: str, where: str) -> str:
+def text_field(row: Row, key: str, where: str) -> str:
     if not isinstance(row.get(key), str):
         raise UserError(f"{where}: {key} should be text")
     return row[key]
 
 
-def others(row: Row, known: Sequence[str]) -> Row:
+def other_fields(row: Row, known: Sequence[str]) -> Row:
     return {key: value for key, value in row.items() if key not in known}

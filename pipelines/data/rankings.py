@@ -18,7 +18,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
-from pipelines.data.chat_formats import PromptText, prompts
+from pipelines.data.chat_formats import PromptText, read_prompts
 
 SCHEMA = pa.schema(
     {
@@ -36,21 +36,21 @@ SCHEMA = pa.schema(
 )
 
 
-def in_turn(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
+def interleave_kinds(read_prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
     """All prompts in random order, but the kinds in turn: in any first part of the list a rare kind is not drowned."""
     kinds: dict[str, list[PromptText]] = defaultdict(list)
-    for prompt in prompts:
+    for prompt in read_prompts:
         kinds[prompt.metadata.get("kind", "")].append(prompt)
     shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
     return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
 
 
-def every_prompt(recipe: Recipe) -> list[PromptText]:
-    """All of `collect.sources`, as `in_turn` has them."""
-    return in_turn(prompts(recipe.collect.sources, recipe.seed), recipe.seed)
+def all_prompts(recipe: Recipe) -> list[PromptText]:
+    """All of `collect.sources`, as `interleave_kinds` has them."""
+    return interleave_kinds(read_prompts(recipe.collect.sources, recipe.seed), recipe.seed)
 
 
-def chosen_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
+def select_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
     """The prompts that answers are ranked for, and that RLHF trains on, as texts and rendered: the first
     `collect.prompts` of those that leave room for an answer."""
     room = recipe.model.context - recipe.collect.max_tokens
@@ -58,7 +58,7 @@ def chosen_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> l
     return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
 
 
-def splits(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
+def split_prompts(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
     """`train` or `held_out` for every prompt; at least one of each where there are two."""
     count = min(max(1, round(len(prompt_ids) * held_out_share)), len(prompt_ids) - 1)
     held_out = set(random.Random(f"held-out rankings {seed}").sample(list(prompt_ids), count))
@@ -119,7 +119,7 @@ def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), side)
 
 
-def digest(rows: Sequence[Mapping[str, Any]]) -> str:
+def rankings_digest(rows: Sequence[Mapping[str, Any]]) -> str:
     """A hash of all that was said, by whom and of which prompt; the table lists the rankings by their ids."""
     return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "annotator", "ranks")] for row in rows])
 
@@ -132,14 +132,14 @@ def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
 
 # Rankings that came from files as what the reward model learns from: nothing is sampled, and nobody is waited for.
 @dataclass(frozen=True)
-class Imported:
+class ImportedRankings:
     """Rows of rankings.parquet, and how many rankings were left out because the model cannot read as much."""
 
     rows: list[dict[str, Any]]
     too_long: int
 
 
-def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
+def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedRankings:
     """Every ranking by people of prompts that `triptych feedback import` added, on the side of the split that it gave.
 
     Args:
@@ -149,10 +149,10 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
     Raises:
         UserError: there is none that fits.
     """
-    prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
+    read_prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
     rows, too_long = [], 0
     for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.annotator)):
-        prompt = prompts.get(ranking.prompt_id)
+        prompt = read_prompts.get(ranking.prompt_id)
         if prompt is None or not is_person(ranking.annotator):
             continue
         completions = sorted(prompt.completions, key=lambda row: row.index)
@@ -168,4 +168,4 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> Imported:
             f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer): "
             "`triptych feedback import FORMAT FILE --run RUN` adds a file"
         )
-    return Imported(rows, too_long)
+    return ImportedRankings(rows, too_long)

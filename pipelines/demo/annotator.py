@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.data.annotators import JudgedAnswer, Judgement
+from pipelines.data.annotators import GradedRanking, JudgedAnswer
 from pipelines.demo.questions import Kind
 
 CONCISE_WORDS = 20
@@ -14,7 +14,7 @@ ANSWER_WORDS = 13
 
 def annotate(
     prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random, noise: float = 0.05
-) -> Judgement:
+) -> GradedRanking:
     """Ranks answers to one of the demo's prompts.
 
     Args:
@@ -27,7 +27,7 @@ def annotate(
     if not {"kind", "key"} <= prompt.keys():
         raise ValueError("it judges only the demo's prompts, which have a kind and a key")
     grades = [grade(prompt["kind"], prompt["key"], answer.text, answer.finished) for answer in answers]
-    return Judgement(rank(grades, noise, chance), grades)
+    return GradedRanking(rank(grades, noise, chance), grades)
 
 
 def behaves(kind: Kind, key: str, text: str) -> bool:

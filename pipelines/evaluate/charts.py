@@ -1,4 +1,4 @@
-"""Learning curves: metrics of a stage over its steps, laid out for a small drawing."""
+"""Lays out the report's SVG charts: learning curves of the stages, and histograms of the corpus's signals."""
 
 import json
 import math
@@ -8,15 +8,25 @@ from typing import Any
 
 from cluster.run.metrics import read_metrics
 
+# In SVG units: the size of a chart, and the margins around its plot area.
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
-# More points than the drawing has pixels across only make the page heavy.
-POINTS = 160
+# More points than the chart has pixels across only make the page heavy.
+MAX_POINTS = 160
+MAX_BIN_LABELS = 5
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its position in SVG units, and its label."""
+
+    position: float
+    label: str
 
 
 @dataclass(frozen=True)
 class Polyline:
-    """One line: its name, an SVG `points` attribute, and its first and last value."""
+    """A line of a chart: its name, its SVG `points` attribute, and its first and last value."""
 
     name: str
     points: str
@@ -25,16 +35,8 @@ class Polyline:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: where, in the drawing's units, and what it says."""
-
-    position: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Curve:
-    """A drawing of one or two metrics over the steps of a stage."""
+    """A chart of one or two metrics over the steps of a stage."""
 
     title: str
     lines: list[Polyline]
@@ -43,45 +45,104 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Bar:
+    """A bin of a histogram in SVG units, and its tooltip."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A chart of the distribution of one signal over documents."""
+
+    title: str
+    documents: int
+    bars: list[Bar]
+    ticks: list[Tick]
+
+
+@dataclass(frozen=True)
+class _CurveSpec:
+    """A chart to draw: the run's subfolder with the metrics, a title, and the label of each metric."""
+
     folder: str
     title: str
-    names: dict[str, str]
+    labels: dict[str, str]
 
 
 _LOSS = {"loss": "training", "held_out_loss": "held out"}
-_PLANS = (
-    _Plan("base", "Pre-training loss", _LOSS),
-    _Plan("sft", "Fine-tuning loss", _LOSS),
-    _Plan("reward", "Reward model loss", _LOSS),
-    _Plan("policy", "RLHF: reward", {"reward": "mean"}),
-    _Plan("policy", "RLHF: KL to the fine-tuned model", {"kl_sequence": "nats an answer"}),
-    _Plan("policy", "RLHF: response length", {"response_length": "tokens"}),
-    _Plan("policy", "RLHF: held-out judgements it moved towards", {"preference_accuracy": "share of pairs"}),
-    _Plan("policy", "RLHF: reward and length", {"length_correlation": "correlation in a prompt's answers"}),
-    _Plan("policy", "RLHF: repeated runs of three tokens", {"repetition": "share of an answer"}),
-    _Plan("policy", "RLHF: entropy", {"entropy": "nats a token"}),
-    _Plan("policy", "RLHF: waiting", {"learner_idle": "learner", "rollout_idle": "rollout actors"}),
+_CURVES = (
+    _CurveSpec("base", "Pre-training loss", _LOSS),
+    _CurveSpec("sft", "Fine-tuning loss", _LOSS),
+    _CurveSpec("reward", "Reward model loss", _LOSS),
+    _CurveSpec("policy", "RLHF: reward", {"reward": "mean"}),
+    _CurveSpec("policy", "RLHF: KL from the fine-tuned model", {"kl_sequence": "nats per answer"}),
+    _CurveSpec("policy", "RLHF: response length", {"response_length": "tokens"}),
+    _CurveSpec("policy", "RLHF: agreement with held-out rankings", {"preference_accuracy": "share of pairs"}),
+    _CurveSpec("policy", "RLHF: reward and length", {"length_correlation": "correlation within a prompt's answers"}),
+    _CurveSpec("policy", "RLHF: repeated 3-token runs", {"repetition": "share of an answer"}),
+    _CurveSpec("policy", "RLHF: entropy", {"entropy": "nats per token"}),
+    _CurveSpec("policy", "RLHF: idle time", {"learner_idle": "learner", "rollout_idle": "rollout actors"}),
 )
+_HISTOGRAM_TITLES = {
+    "words": "Words per document",
+    "mean_word_length": "Letters per word, mean of a document",
+    "words_with_a_letter": "Share of words with a letter",
+    "duplicate_lines": "Share of lines that repeat another",
+    "top_2_gram": "Share of characters in the most frequent word pair",
+    "duplicate_5_gram": "Share of characters in repeated 5-word runs",
+    "punctuated_lines": "Share of lines that end with punctuation",
+    "short_lines": "Share of short lines",
+    "language_probability": "Probability of the language",
+}
 
 
 def learning_curves(root: Path) -> list[Curve]:
-    """The curves of a run's stages; a metric that a stage did not write has none."""
+    """Lays out the learning curves of a run.
+
+    Args:
+        root: the run folder.
+
+    Returns:
+        One chart for each set of metrics that a stage has written for at least two steps.
+    """
     curves = []
-    for plan in _PLANS:
-        rows = read_metrics(root / plan.folder)
-        series = {label: _series(rows, name) for name, label in plan.names.items()}
+    for spec in _CURVES:
+        rows = read_metrics(root / spec.folder)
+        series = {label: _series(rows, name) for name, label in spec.labels.items()}
         if any(len(points) > 1 for points in series.values()):
-            curves.append(_curve(plan.title, {label: points for label, points in series.items() if points}))
+            curves.append(_curve(spec.title, {label: points for label, points in series.items() if points}))
     return curves
 
 
+def corpus_histograms(root: Path) -> list[Histogram]:
+    """Lays out the histograms of the signals that a run's corpus stage measured; empty without such a corpus.
+
+    Args:
+        root: the run folder.
+    """
+    path = root / "corpus" / "stats.json"
+    if not path.exists():
+        return []
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("histograms", {})
+    return [
+        _histogram(title, measured[name]["edges"], measured[name]["counts"])
+        for name, title in _HISTOGRAM_TITLES.items()
+        if sum(measured.get(name, {}).get("counts", []))
+    ]
+
+
 def _series(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-    found = [(step, value) for step, value in found if math.isfinite(value)]
-    bucket = -(-len(found) // POINTS)
-    parts = [found[begin : begin + bucket] for begin in range(0, len(found), bucket or 1)]
-    return [(sum(step for step, _ in p) / len(p), sum(value for _, value in p) / len(p)) for p in parts]
+    """The (step, value) points of a metric, averaged in buckets where there are more than `MAX_POINTS`."""
+    points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    points = [(step, value) for step, value in points if math.isfinite(value)]
+    size = -(-len(points) // MAX_POINTS)
+    buckets = [points[begin : begin + size] for begin in range(0, len(points), size or 1)]
+    return [(sum(step for step, _ in b) / len(b), sum(value for _, value in b) / len(b)) for b in buckets]
 
 
 def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
@@ -95,7 +156,7 @@ def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
         [
             Polyline(
                 label,
-                # The first point twice: a line of one point alone would not be drawn.
+                # The first point twice: a polyline of a single point would not be drawn.
                 " ".join(f"{_x(step, x_range):.1f},{_y(value, y_range):.1f}" for step, value in (points[:1] + points)),
                 points[0][1],
                 points[-1][1],
@@ -124,71 +185,22 @@ def _y(value: float, limits: tuple[float, float]) -> float:
     return HEIGHT - BOTTOM - (value - limits[0]) / ((limits[1] - limits[0]) or 1.0) * (HEIGHT - TOP - BOTTOM)
 
 
-# Histograms of the corpus's documents, laid out for drawings like those of the learning curves.
-_TITLES = {
-    "words": "Words a document",
-    "mean_word_length": "Letters a word, mean of a document",
-    "words_with_a_letter": "Share of words with a letter",
-    "duplicate_lines": "Share of lines that repeat another",
-    "top_2_gram": "Characters in the most frequent pair of words",
-    "duplicate_5_gram": "Characters in repeated runs of five words",
-    "punctuated_lines": "Share of lines that end with punctuation",
-    "short_lines": "Share of short lines",
-    "language_probability": "Probability of the language",
-}
-_LABELS = 5
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bin, in the drawing's units, and what it says when pointed at."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """A drawing of how a signal is spread."""
-
-    title: str
-    documents: int
-    bars: list[Bar]
-    ticks: list[Tick]
-
-
-def corpus_histograms(root: Path) -> list[Histogram]:
-    """Of the signals that a run's corpus stage measured; none of a corpus that has no such figures."""
-    path = root / "corpus" / "stats.json"
-    if not path.exists():
-        return []
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("histograms", {})
-    return [
-        _histogram(title, found[name]["edges"], found[name]["counts"])
-        for name, title in _TITLES.items()
-        if sum(found.get(name, {}).get("counts", []))
-    ]
-
-
 def _histogram(title: str, edges: list[float], counts: list[int]) -> Histogram:
-    """Bins of one width each, whatever lies between their edges, without the empty ones at either end."""
-    filled = [place for place, count in enumerate(counts) if count]
+    """Draws all bins equally wide, whatever their edges, without the empty ones at either end."""
+    filled = [index for index, count in enumerate(counts) if count]
     first, last = filled[0], filled[-1]
     width = (WIDTH - LEFT - RIGHT) / (last - first + 1)
     tallest, room = max(counts), HEIGHT - TOP - BOTTOM
     bars = [
         Bar(
-            LEFT + (place - first) * width,
-            HEIGHT - BOTTOM - room * counts[place] / tallest,
+            LEFT + (index - first) * width,
+            HEIGHT - BOTTOM - room * counts[index] / tallest,
             max(width - 1, 1),
-            room * counts[place] / tallest,
-            f"{edges[place]:g} to {edges[place + 1]:g}: {counts[place]:,}",
+            room * counts[index] / tallest,
+            f"{edges[index]:g} to {edges[index + 1]:g}: {counts[index]:,}",
         )
-        for place in range(first, last + 1)
+        for index in range(first, last + 1)
     ]
-    every = -(-(last - first + 1) // _LABELS)
-    ticks = [Tick(LEFT + (place - first) * width, f"{edges[place]:g}") for place in range(first, last + 2, every)]
+    every = -(-(last - first + 1) // MAX_BIN_LABELS)
+    ticks = [Tick(LEFT + (index - first) * width, f"{edges[index]:g}") for index in range(first, last + 2, every)]
     return Histogram(title, sum(counts), bars, ticks)

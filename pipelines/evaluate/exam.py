@@ -1,4 +1,4 @@
-"""Exams: held-out questions with a grader, which a recipe names as module:function, put to every model of a run."""
+"""Exams: held-out questions with a grader, supplied by a function that the recipe names, for every model of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from pipelines.evaluate.stats import Proportion, proportion
 
 
 @dataclass(frozen=True)
-class Question:
+class ExamQuestion:
     """A question of an exam.
 
     Attributes:
         id: unique in the exam.
-        kind: decides how an answer is graded, and by which figures it is counted.
-        text: the user's words.
-        key: what a right answer is known by, for the exam's grader.
+        kind: category, by which answers are graded and counted.
+        text: the user's message.
+        key: reference for the exam's grader, such as words of the right answer.
     """
 
     id: str
@@ -35,10 +35,17 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A model's answer to a question. `stopped`: it ended by itself and was not cut; `right`: as the grader says."""
+class ExamAnswer:
+    """A model's graded answer to a question.
 
-    question: Question
+    Attributes:
+        question: the question.
+        text: the answer, without special tokens.
+        stopped: whether the model ended the answer itself, and not the length limit.
+        right: the grader's judgment.
+    """
+
+    question: ExamQuestion
     text: str
     stopped: bool
     right: bool
@@ -46,14 +53,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that models are compared by.
+    """A figure by which models are compared: the share of answers that count.
 
     Attributes:
-        name: its key in report.json.
-        title: its name on the page.
-        clause: what the model does, as in "the policy ... in 3 % of cases".
-        kind: the kind of question it is counted over; None counts over all.
-        higher_is_better: the direction.
+        name: key in report.json.
+        title: name on the page.
+        clause: a predicate for the verdict, as in "the policy ... in 3 % of cases".
+        kind: the kind of question whose answers are counted; None for all kinds.
+        higher_is_better: whether a larger share is better.
         counts: whether an answer counts.
     """
 
@@ -62,29 +69,29 @@ class Figure:
     clause: str
     kind: str | None
     higher_is_better: bool
-    counts: Callable[[Answer], bool]
+    counts: Callable[[ExamAnswer], bool]
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What a recipe's `evaluate.exam` function gives: function(seed, **arguments) -> Exam.
+    """The value of the recipe's `evaluate.exam` function: function(seed, **arguments) -> Exam.
 
     Attributes:
-        title: of its part of the report.
+        title: heading of the exam's part of the report.
         note: what was held out, and how answers are graded.
         questions: held out from all training.
-        right: whether a text is a right answer to a question.
+        right: the grader: whether a text is a right answer to a question.
         figures: by which models are compared.
-        kinds: kind to its title and a note, in the report's order.
-        completions: beginnings of sentences and how the base model should go on, each with an id.
-        completion_title: what the base model does when it goes on rightly, for the report.
-        tax: the name of the figure whose loss in RLHF is the alignment tax.
+        kinds: the title and a note for each kind of question, in the report's order.
+        completions: by an id, the beginning of a sentence and its right continuation, for the base model.
+        completion_title: title of the share of right continuations.
+        tax: name of the figure whose loss in RLHF is reported as the alignment tax; None for none.
     """
 
     title: str
     note: str
-    questions: Sequence[Question]
-    right: Callable[[Question, str], bool]
+    questions: Sequence[ExamQuestion]
+    right: Callable[[ExamQuestion, str], bool]
     figures: Sequence[Figure]
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     completions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -93,10 +100,13 @@ class Exam:
 
 
 def load_exam(recipe: Recipe) -> Exam | None:
-    """The exam that the recipe names; None without one, or in multi-turn RLHF, whose environment does not know it.
+    """Calls the recipe's exam function.
+
+    Returns:
+        None without an exam, and in multi-turn RLHF, whose policy expects its environment's turns.
 
     Raises:
-        UserError: there is no such function, it fails, or gives something else than an exam.
+        UserError: the function cannot be loaded, raises, or returns no exam.
     """
     call = recipe.evaluate.exam
     if call is None or recipe.rlhf.environment:
@@ -104,26 +114,28 @@ def load_exam(recipe: Recipe) -> Exam | None:
     function = load_function(call.function, "exam")
     try:
         exam = function(seed=recipe.seed, **call.arguments)
-    # The function is the user's own, and may fail in any way.
+    # A user's function may raise anything.
     except Exception as error:
         raise UserError(f"evaluate.exam: {call.function} raised {type(error).__name__}: {error}") from error
     if not isinstance(exam, Exam):
-        raise UserError(f"evaluate.exam: {call.function} gave a {type(exam).__name__}, not a {Exam.__module__}.Exam")
+        raise UserError(
+            f"evaluate.exam: {call.function} returned a {type(exam).__name__}; it must return a {Exam.__module__}.Exam"
+        )
     return exam
 
 
-def model_figures(exam: Exam, answers: Sequence[Answer]) -> dict[str, Proportion]:
-    """All figures of one model from its answers to all questions."""
-    found = {}
+def exam_figures(exam: Exam, answers: Sequence[ExamAnswer]) -> dict[str, Proportion]:
+    """Computes all figures of one model, by name, from its answers to all questions."""
+    figures = {}
     for figure in exam.figures:
         counted = [answer for answer in answers if figure.kind in (None, answer.question.kind)]
-        found[figure.name] = proportion(sum(map(figure.counts, counted)), len(counted))
-    return found
+        figures[figure.name] = proportion(sum(map(figure.counts, counted)), len(counted))
+    return figures
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """Puts an exam to the models of a run: the base model continues the bare question, the others see a chat."""
+class ExamRunner:
+    """Runs an exam with the models of a run. The base model continues the bare question; the others get a chat."""
 
     exam: Exam
     run: RunFolder
@@ -132,53 +144,68 @@ class Sitting:
     sampling: Sampling
 
     @classmethod
-    def of(cls, exam: Exam, recipe: Recipe, run: RunFolder) -> "Sitting":
-        """Greedy answers of at most `evaluate.max_tokens`."""
+    def of(cls, exam: Exam, recipe: Recipe, run: RunFolder) -> "ExamRunner":
+        """Makes a runner whose models answer greedily with at most `evaluate.max_tokens` tokens."""
         greedy = Sampling(1, 0.0, recipe.evaluate.max_tokens, recipe.seed)
         base = AutoTokenizer.from_pretrained(run.path("base"))
         return cls(exam, run, Chat.of(run.path("sft")), base, greedy)
 
-    def answers(self, fleet: Fleet, name: str) -> list[Answer]:
-        """The answers to every question by the model of that name, whose weights the fleet holds."""
+    def answers(self, fleet: Fleet, name: str) -> list[ExamAnswer]:
+        """Has a model answer every question.
+
+        Args:
+            fleet: rollout actors that hold the model's weights.
+            name: the model: base, sft or policy.
+        """
         model, questions = self.run.path(name), self.exam.questions
         if name == "base":
             tokenizer, prompts = self.base, {q.id: self._bare(q.text) for q in questions}
         else:
             tokenizer = self.chat.tokenizer
             prompts = {q.id: self.chat.prompt([{"role": "user", "content": q.text}]) for q in questions}
-        drawn = fleet.generate([Prompt(key, ids) for key, ids in prompts.items()], self.sampling)
-        return _graded(self.exam, drawn, model, tokenizer)
+        samples = fleet.generate([Prompt(key, ids) for key, ids in prompts.items()], self.sampling)
+        return _graded(self.exam, samples, model, tokenizer)
 
     def completion(self, fleet: Fleet) -> Proportion | None:
-        """How often the weights in the fleet continue a sentence as they should; None without such sentences."""
-        asked = self.exam.completions
-        if not asked:
+        """Measures how often the fleet's weights continue the exam's sentences rightly; None without sentences."""
+        sentences = self.exam.completions
+        if not sentences:
             return None
-        prompts = [Prompt(name, self._bare(begin)) for name, (begin, _) in asked.items()]
-        drawn = fleet.generate(prompts, self.sampling)
-        hits = sum(continues_right(wanted, drawn[name][0].text) for name, (_, wanted) in asked.items())
-        return proportion(hits, len(asked))
+        prompts = [Prompt(name, self._bare(begin)) for name, (begin, _) in sentences.items()]
+        samples = fleet.generate(prompts, self.sampling)
+        hits = sum(continues_right(wanted, samples[name][0].text) for name, (_, wanted) in sentences.items())
+        return proportion(hits, len(sentences))
 
     def _bare(self, text: str) -> list[int]:
         return self.base.encode(text, add_special_tokens=False)
 
 
 def continues_right(wanted: str, text: str) -> bool:
-    """Whether a continuation begins with what is wanted."""
+    """Whether a continuation begins with the wanted words."""
     return text.strip().startswith(wanted.strip())
 
 
-def answer_of(exam: Exam, question: Question, token_ids: Sequence[int], ends: set[int], tokenizer: Any) -> Answer:
-    """The answer up to the first token with which this model ends. The engine stops at the chat's token only; greedy
-    decoding to a base model's own end is the same as stopping there."""
+def grade_answer(
+    exam: Exam, question: ExamQuestion, token_ids: Sequence[int], ends: set[int], tokenizer: Any
+) -> ExamAnswer:
+    """Grades an answer up to its first end token.
+
+    The engine stops at the chat's end token alone; with greedy decoding, cutting a base model's answer at its own end
+    token is the same as stopping there.
+
+    Args:
+        token_ids: the generated tokens.
+        ends: the model's end tokens.
+        tokenizer: the model's.
+    """
     end = next((index for index, token in enumerate(token_ids) if token in ends), None)
     text = tokenizer.decode(list(token_ids[:end]), skip_special_tokens=True).strip()
-    return Answer(question, text, end is not None, exam.right(question, text))
+    return ExamAnswer(question, text, end is not None, exam.right(question, text))
 
 
 def _graded(
-    exam: Exam, drawn: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
-) -> list[Answer]:
-    ends = AutoConfig.from_pretrained(model).eos_token_id
-    known = set(ends) if isinstance(ends, list) else {ends}
-    return [answer_of(exam, q, drawn[q.id][0].token_ids, known, tokenizer) for q in exam.questions]
+    exam: Exam, samples: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
+) -> list[ExamAnswer]:
+    configured = AutoConfig.from_pretrained(model).eos_token_id
+    ends = set(configured) if isinstance(configured, list) else {configured}
+    return [grade_answer(exam, q, samples[q.id][0].token_ids, ends, tokenizer) for q in exam.questions]

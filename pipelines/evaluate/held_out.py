@@ -1,4 +1,4 @@
-"""What reinforcement learning did to the answers to prompts that it did not train on, by the rewards it trained for."""
+"""Compares rewards, lengths and KL divergence of answers to prompts that RLHF did not train on, before and after it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,13 @@ from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import wait_for
 from pipelines.evaluate.stats import Change, divergence, paired_change
 
+# `kind` of these rows in answers.json; rows of an exam have the kind of their question.
+HELD_OUT = "held out"
+
 
 @dataclass(frozen=True)
-class HeldOutAnswers:
-    """Answers of one model, a group for every prompt, and their rewards."""
+class RewardedAnswers:
+    """One model's answers to N prompts, a group for each, and their rewards in the same order."""
 
     groups: list[list[Sample]]
     rewards: list[list[float]]
@@ -23,7 +26,13 @@ class HeldOutAnswers:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of an answer with its reward; `name` is its key in report.json."""
+    """A number computed for an answer with its reward.
+
+    Attributes:
+        name: key in report.json.
+        title: name on the page.
+        of: the function of an answer and its reward.
+    """
 
     name: str
     title: str
@@ -32,72 +41,102 @@ class Measure:
 
 MEASURES = (
     Measure("reward", "Reward", lambda _, reward: reward),
-    Measure("response_length", "Tokens an answer", lambda sample, _: sample.length),
+    Measure("response_length", "Tokens per answer", lambda sample, _: sample.length),
     Measure("stop_rate", "Ends by itself", lambda sample, _: float(sample.finish_reason == "stop")),
-    Measure("repetition", "Repeated runs of three tokens", lambda sample, _: sample.repetition),
+    Measure("repetition", "Share of repeated 3-token runs", lambda sample, _: sample.repetition),
 )
 
 
-def draw(
-    fleet: Fleet, scorers: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], sampling: Sampling, together: int
-) -> HeldOutAnswers:
-    """Answers by the weights that the fleet holds, and their rewards, of so many prompts at a time: what rewards take
-    for a step of training is what they have been given time for. Raises as `Fleet.generate` and `WeightedRewards`."""
-    drawn = fleet.generate(prompts, sampling)
-    groups = [drawn[prompt.id] for prompt in prompts]
-    parts = [slice(begin, begin + together) for begin in range(0, len(prompts), together)]
-    rewards = [WeightedRewards(scorers, prompts[part], groups[part]).wait() for part in parts]
-    return HeldOutAnswers(groups, [row for rows in rewards for row in rows])
+def sample_and_reward(
+    fleet: Fleet,
+    pools: Sequence[RewardWorkerPool],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    prompts_at_once: int,
+) -> RewardedAnswers:
+    """Samples answers with the weights that the fleet holds, and rewards them.
+
+    Args:
+        fleet: rollout actors.
+        pools: the sources of rewards.
+        prompts: N prompts.
+        sampling: how to sample.
+        prompts_at_once: prompts whose answers are rewarded in one batch: time limits of rewards are for the batch of a
+            training step.
+
+    Raises:
+        DeadlineError, EngineError, StageError: see `Fleet.generate` and `WeightedRewards.wait`.
+    """
+    samples = fleet.generate(prompts, sampling)
+    groups = [samples[prompt.id] for prompt in prompts]
+    parts = [slice(begin, begin + prompts_at_once) for begin in range(0, len(prompts), prompts_at_once)]
+    rewards = [WeightedRewards(pools, prompts[part], groups[part]).wait() for part in parts]
+    return RewardedAnswers(groups, [row for rows in rewards for row in rows])
 
 
-def changes(before: HeldOutAnswers, after: HeldOutAnswers) -> dict[str, Change]:
-    """Every measure of both, the means of each prompt paired."""
+def paired_changes(before: RewardedAnswers, after: RewardedAnswers) -> dict[str, Change]:
+    """Computes the change of every measure, by name, with the prompts' means paired."""
     return {measure.name: paired_change(_means(measure, before), _means(measure, after)) for measure in MEASURES}
 
 
-def divergence_from_held(
-    fleet: Fleet, prompts: Sequence[Prompt], drawn: HeldOutAnswers, deadline: float
+def divergence_from_loaded(
+    fleet: Fleet, prompts: Sequence[Prompt], answers: RewardedAnswers, deadline: float
 ) -> dict[str, float]:
-    """`figures.divergence` of the first answer to each prompt, drawn at temperature 1, from the weights that the fleet
-    holds now."""
-    samples = [group[0] for group in drawn.groups]
+    """Estimates the KL divergence of the model that gave the answers from the weights that the fleet holds now.
+
+    Args:
+        fleet: rollout actors.
+        prompts: N prompts.
+        answers: to them, sampled at temperature 1; the first of each group is used.
+        deadline: the longest wait, in seconds.
+
+    Returns:
+        See `stats.divergence`.
+    """
+    samples = [group[0] for group in answers.groups]
     rows = [prompt.token_ids + sample.token_ids for prompt, sample in zip(prompts, samples, strict=True)]
     starts = [len(prompt.token_ids) for prompt in prompts]
-    held = wait_for(fleet.handles()[0].score.remote(rows, starts), deadline, "the scores of the policy's answers")
+    scores = wait_for(fleet.handles()[0].score.remote(rows, starts), deadline, "the scores of the policy's answers")
     return divergence(
-        [_own(sample, sample.logprobs) for sample in samples],
-        [_own(sample, scores) for sample, scores in zip(samples, held, strict=True)],
+        [_generated(sample, sample.logprobs) for sample in samples],
+        [_generated(sample, logprobs) for sample, logprobs in zip(samples, scores, strict=True)],
     )
 
 
 def answer_rows(
-    prompts: Sequence[Prompt], inputs: Mapping[str, RewardInput], drawn: Mapping[str, HeldOutAnswers]
+    prompts: Sequence[Prompt], inputs: Mapping[str, RewardInput], answers: Mapping[str, RewardedAnswers]
 ) -> list[dict[str, Any]]:
-    """One row a prompt for answers.json: the first answer of each model with its reward."""
+    """Makes the rows of answers.json: for each prompt, every model's first answer with its reward.
+
+    Args:
+        prompts: N prompts.
+        inputs: the prompts as text, by id.
+        answers: by the model's name.
+    """
     return [
         {
-            "kind": "kept back",
+            "kind": HELD_OUT,
             "question": inputs[prompt.id].text,
             "answers": {
                 name: {
-                    "text": found.groups[index][0].text.strip(),
-                    "reward": found.rewards[index][0],
-                    "stopped": found.groups[index][0].finish_reason == "stop",
+                    "text": model.groups[index][0].text.strip(),
+                    "reward": model.rewards[index][0],
+                    "stopped": model.groups[index][0].finish_reason == "stop",
                 }
-                for name, found in drawn.items()
+                for name, model in answers.items()
             },
         }
         for index, prompt in enumerate(prompts)
     ]
 
 
-def _own(sample: Sample, values: Sequence[float]) -> list[float]:
-    """Those of the tokens that the policy drew: in a conversation of several turns there are others."""
-    return [value for value, own in zip(values, sample.loss_mask, strict=True) if own]
+def _generated(sample: Sample, values: Sequence[float]) -> list[float]:
+    """The values of the tokens that the policy generated; a conversation of several turns holds others too."""
+    return [value for value, generated in zip(values, sample.loss_mask, strict=True) if generated]
 
 
-def _means(measure: Measure, drawn: HeldOutAnswers) -> list[float]:
+def _means(measure: Measure, answers: RewardedAnswers) -> list[float]:
     return [
         float(np.mean([measure.of(sample, reward) for sample, reward in zip(group, rewards, strict=True)]))
-        for group, rewards in zip(drawn.groups, drawn.rewards, strict=True)
+        for group, rewards in zip(answers.groups, answers.rewards, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""How well a run's models predict text that none was trained on: what alignment costs shows there too."""
+"""Perplexity of held-out text under a run's models, in which a cost of alignment shows too."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,17 @@ from pipelines.evaluate.stats import QUANTILE
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of text, by every model; and its relative change from the fine-tuned model to the policy, with 95 % bounds."""
+    """Perplexity per token of the same text under three models.
+
+    Attributes:
+        base: under the base model.
+        sft: under the fine-tuned model.
+        policy: under the policy.
+        change: relative change from the fine-tuned model to the policy.
+        low: lower end of the 95 % interval of the change.
+        high: its upper end.
+        tokens: how many tokens were predicted.
+    """
 
     base: float
     sft: float
@@ -33,45 +43,62 @@ class Perplexity:
 
 
 def text_rows(recipe: Recipe, run: RunFolder) -> list[list[int]]:
-    """Token ids of held-out text, no row longer than the context or across documents: from `evaluate.text`, else what
-    the corpus held out. Empty where there is neither."""
-    most, rows = recipe.evaluate.text_tokens, list[list[int]]()
+    """Reads held-out text: that of `evaluate.text`, else the corpus's held-out documents.
+
+    Returns:
+        Token ids in rows of at most `model.context`, each within one document; empty where there is no text.
+    """
+    budget, rows = recipe.evaluate.text_tokens, list[list[int]]()
     for row in _documents(recipe, run):
         for start in range(0, len(row), recipe.model.context):
-            window = row[start : start + recipe.model.context][:most]
-            most -= len(window)
-            # The first token of a row has nothing to be predicted from.
+            window = row[start : start + recipe.model.context][:budget]
+            budget -= len(window)
+            # Nothing precedes the first token of a row, from which to predict it.
             if len(window) > 1:
                 rows.append(window)
-        if most <= 0:
+        if budget <= 0:
             break
     return rows
 
 
-def losses(fleet: Fleet, rows: Sequence[list[int]], deadline: float) -> list[float]:
-    """Nats of every row by the weights that the fleet holds, its first token left out."""
+def negative_log_likelihoods(fleet: Fleet, rows: Sequence[list[int]], deadline: float) -> list[float]:
+    """Scores rows of text with the weights that the fleet holds.
+
+    Args:
+        fleet: rollout actors, which share the rows.
+        rows: token ids.
+        deadline: the longest wait, in seconds.
+
+    Returns:
+        For each row the negative log-likelihood in nats of its tokens after the first.
+
+    Raises:
+        DeadlineError: the scores were not there in time.
+    """
     actors = fleet.handles()[: len(rows)]
     parts = [rows[number :: len(actors)] for number in range(len(actors))]
-    asked = [actor.score.remote(part, [1] * len(part)) for actor, part in zip(actors, parts, strict=True)]
-    found = [0.0] * len(rows)
-    for number, scores in enumerate(wait_for(asked, deadline, "the scores of held-out text")):
-        found[number :: len(actors)] = [-sum(row) for row in scores]
-    return found
+    refs = [actor.score.remote(part, [1] * len(part)) for actor, part in zip(actors, parts, strict=True)]
+    nats = [0.0] * len(rows)
+    for number, scores in enumerate(wait_for(refs, deadline, "the scores of held-out text")):
+        nats[number :: len(actors)] = [-sum(row) for row in scores]
+    return nats
 
 
 def perplexity(rows: Sequence[list[int]], nats: Mapping[str, Sequence[float]]) -> Perplexity:
-    """Perplexities a token, and what changed: a ratio over rows of unequal length (Cochran 1977, section 2.11).
+    """Computes perplexities, and the interval of their change as a ratio over rows of unequal length (Cochran 1977,
+    section 2.11).
 
     Args:
-        rows: what was predicted.
-        nats: by model, those of every row, as of `losses`.
+        rows: token ids.
+        nats: by the model's name, base, sft and policy, the value of `negative_log_likelihoods`.
     """
     tokens = np.array([len(row) - 1 for row in rows], dtype=float)
-    values = {name: math.exp(sum(found) / tokens.sum()) for name, found in nats.items()}
-    more = np.array(nats["policy"]) - np.array(nats["sft"])
-    change = more.sum() / tokens.sum()
-    spread = math.sqrt(len(rows) / max(1, len(rows) - 1) * ((more - change * tokens) ** 2).sum()) / tokens.sum()
-    low, high = (math.expm1(change + side * QUANTILE * spread) for side in (-1, 1))
+    values = {name: math.exp(sum(row_nats) / tokens.sum()) for name, row_nats in nats.items()}
+    differences = np.array(nats["policy"]) - np.array(nats["sft"])
+    change = differences.sum() / tokens.sum()
+    residuals = differences - change * tokens
+    error = math.sqrt(len(rows) / max(1, len(rows) - 1) * (residuals**2).sum()) / tokens.sum()
+    low, high = (math.expm1(change + side * QUANTILE * error) for side in (-1, 1))
     return Perplexity(**values, change=math.expm1(change), low=low, high=high, tokens=round(tokens.sum()))
 
 

@@ -1,4 +1,4 @@
-"""The report's page: one file without remote assets, in which everything a model said is escaped."""
+"""Renders the report's page: one HTML file without remote assets, in which all text of models is escaped."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,11 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Histogram
 from pipelines.evaluate.exam import Exam
-from pipelines.evaluate.held_out import MEASURES
+from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.reward_probes import PROBES
 
 MODELS = {"base": "Base", "sft": "Fine-tuned", "policy": "Policy"}
+# Answers on the page for each kind of question; answers.json has all.
 SHOWN_PER_KIND = 12
 
 
@@ -25,11 +26,11 @@ def render(
     """Renders the report as one HTML page.
 
     Args:
-        report: what report.json holds.
-        answers: what answers.json holds.
+        report: the content of report.json.
+        answers: the content of answers.json.
         curves: learning curves of the stages.
         histograms: of the corpus's documents.
-        exam: whose questions the models were asked, if there was one.
+        exam: the exam that the models took, if any.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -44,7 +45,7 @@ def render(
         histograms=histograms,
         measures=MEASURES,
         groups=[(title, note, _spread(_of_kind(answers, kind))) for kind, (title, note) in kinds],
-        rewarded=_spread(sorted(_of_kind(answers, "kept back"), key=_gain)),
+        rewarded=_spread(sorted(_of_kind(answers, HELD_OUT), key=_gain)),
         timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
         total=_duration(sum(report["timings"].values())),
         duration=_duration,
@@ -61,7 +62,7 @@ def _gain(row: Mapping[str, Any]) -> float:
 
 
 def _spread(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some of them, taken evenly over all, both ends among them: neighbors are much alike."""
+    """Picks `SHOWN_PER_KIND` rows, evenly spaced and with both ends, because neighboring rows are similar."""
     count = min(SHOWN_PER_KIND, len(rows))
     return [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
 

@@ -1,4 +1,4 @@
-"""How far a reward model can be trusted to stand in for people: on pairs it never saw, and under planted probes."""
+"""Measures how far a reward model can be trusted to stand in for people: accuracy, ceiling, calibration, probes."""
 
 import json
 from collections import defaultdict
@@ -13,7 +13,7 @@ from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Ranking
 from cluster.feedback.agreement import agreement
-from pipelines.evaluate.reward_probes import Row, Score, probes
+from pipelines.evaluate.reward_probes import Row, Score, run_probes
 from pipelines.evaluate.stats import proportion
 
 BINS = 5
@@ -22,36 +22,43 @@ BINS = 5
 def reward_model_report(
     rows: Sequence[Row], scores: Sequence[Sequence[float]], score: Score, chat: Chat, room: int
 ) -> Row:
-    """All figures, for the manifest.
+    """Computes all figures of a reward model, for the manifest and the report.
 
     Args:
-        rows: held-out rows of rankings.parquet.
-        scores: the reward model's scores of each row's answers.
-        score: gives the reward model's scores of token ids, prompt and answer together.
+        rows: N held-out rows of rankings.parquet.
+        scores: [N][K], the reward model's scores of each row's answers.
+        score: the reward model.
         chat: the model's template.
-        room: most tokens that the model reads.
+        room: the most tokens that the model reads.
 
     Raises:
-        UserError: as `accuracy`.
+        UserError: no two answers to a prompt differ in rank.
     """
-    right = accuracy(rows, scores)
+    accuracy = pair_accuracy(rows, scores)
     pairs = list(_pairs(rows, scores))
     return {
-        "accuracy": right,
+        "accuracy": accuracy,
         "ceiling": ceiling(rows),
         "calibration": calibration(rows, scores),
         "by_rank_distance": _split(pairs, lambda pair: f"{pair['distance']} apart"),
         "by_kind": _split(pairs, lambda pair: pair["kind"] or "all"),
         "by_length": _split(pairs, _length_class),
-        "probes": probes(rows, score, chat, room),
+        "probes": run_probes(rows, score, chat, room),
     }
 
 
-def accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
-    """Share of pairs ordered rightly, of the pairs that the judge does not call a tie.
+def pair_accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
+    """Computes the share of pairs of answers that scores order as the annotator did, ties of the annotator left out.
+
+    Args:
+        rows: N rows of rankings.parquet.
+        scores: [N][K], a score for each row's answers.
+
+    Returns:
+        The fields of `stats.Proportion`.
 
     Raises:
-        UserError: there is none.
+        UserError: no two answers to a prompt differ in rank.
     """
     pairs = list(_pairs(rows, scores))
     if not pairs:
@@ -62,13 +69,19 @@ def accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
 
 
 def ceiling(rows: Sequence[Row]) -> Row | None:
-    """How often annotators themselves are right about a pair, or agree on it: no model of them can be expected to do
-    better. None where every prompt has one annotator whose errors are not known."""
+    """Estimates the accuracy that no model of the annotators can be expected to exceed.
+
+    That is how often a synthetic annotator's noisy ranking is right about a pair, or how often people agree on one.
+
+    Returns:
+        The fields of `stats.Proportion`, and `of`, a description; None where no prompt has two annotators and none has
+        grades without noise.
+    """
     graded = [row for row in rows if row["grades"] is not None]
     if graded:
-        # The rule without its noise against the ranking as given.
-        found = list(_pairs(graded, [[-rank for rank in row["ranks"]] for row in graded]))
-        return {"of": "the annotator, against its rule without noise", **_share(found)} if found else None
+        # The ranking as given, with noise, against the grades without.
+        pairs = list(_pairs(graded, [[-rank for rank in row["ranks"]] for row in graded]))
+        return {"of": "the annotator, against its rule without noise", **_share(pairs)} if pairs else None
     pairwise = agreement([_as_ranking(row) for row in rows])[0] if rows else None
     if pairwise is None or pairwise.pairwise is None:
         return None
@@ -76,14 +89,14 @@ def ceiling(rows: Sequence[Row]) -> Row | None:
 
 
 def calibration(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
-    """Whether the model is right as often as it says: it says sigma(difference of the scores).
+    """Compares the model's confidence in its order of a pair, sigmoid(difference of the scores), with its accuracy.
 
     Returns:
-        `bins` of equal width from 0.5 to 1, each with the mean of what it says, how often it is right as annotators
-        ranked, and the pairs `n`; and `error`, the mean gap over all pairs (Guo et al. 2017, ECE).
+        `bins` of equal width from 0.5 to 1, each with the mean confidence `says`, the share `right` by the annotators'
+        ranking, and the number of pairs `n`; and `error`, the expected calibration error (Guo et al. 2017).
     """
-    said = list(_pairs([{**row, "grades": None} for row in rows], scores))
-    gaps = np.array([pair["gap"] for pair in said])
+    pairs = list(_pairs([{**row, "grades": None} for row in rows], scores))
+    gaps = np.array([pair["gap"] for pair in pairs])
     confidence, right = 1 / (1 + np.exp(-np.abs(gaps))), gaps > 0
     which = np.minimum((2 * BINS * (confidence - 0.5)).astype(int), BINS - 1)
     bins = [
@@ -91,13 +104,16 @@ def calibration(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row:
         for own in (which == index for index in range(BINS))
         if own.any()
     ]
-    error = sum(part["n"] * abs(part["says"] - part["right"]) for part in bins) / max(1, len(said))
+    error = sum(part["n"] * abs(part["says"] - part["right"]) for part in bins) / max(1, len(pairs))
     return {"bins": bins, "error": error}
 
 
 def _pairs(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Iterator[dict[str, Any]]:
-    """Every pair of which the judge calls one better: the annotator without its noise where that is known, else the
-    ranking itself. `gap` is the score of the better one less that of the other."""
+    """Yields every pair of answers that are not tied: by the grades without noise where there are any, else by rank.
+
+    `gap` is the score of the better answer minus that of the other, `distance` the difference of their ranks, and
+    `lengths` are their tokens.
+    """
     for row, score in zip(rows, scores, strict=True):
         quality = row["grades"] if row["grades"] is not None else [-rank for rank in row["ranks"]]
         for first, second in combinations(range(len(quality)), 2):
@@ -115,8 +131,8 @@ def _pairs(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Iterator[d
 def _length_class(pair: Mapping[str, Any]) -> str:
     better, worse = pair["lengths"]
     if better > 1.2 * worse:
-        return "the better one is longer"
-    return "the better one is shorter" if worse > 1.2 * better else "about as long"
+        return "the better answer is longer"
+    return "the better answer is shorter" if worse > 1.2 * better else "about equally long"
 
 
 def _split(pairs: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Row]:
@@ -131,7 +147,7 @@ def _share(pairs: Sequence[Row]) -> dict[str, float]:
 
 
 def _as_ranking(row: Row) -> Ranking:
-    """The row with answers named by what they say, as different annotators may have ranked different ones."""
+    """Converts a row, naming answers by their tokens: annotators of one prompt may have ranked different answers."""
     names = [json.dumps(answer) for answer in row["answers"]]
     return Ranking(
         prompt_id=row["prompt_id"], annotator=row["annotator"], ranks=dict(zip(names, row["ranks"], strict=True))

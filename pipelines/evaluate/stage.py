@@ -1,6 +1,7 @@
-"""Evaluation: the base model, the fine-tuned model and the policy on what none of them was trained on.
+"""The stage `evaluate`: compares the base model, the fine-tuned model and the policy on data they were not trained on.
 
-Rewards of answers to prompts that RLHF kept back, perplexity of held-out text, and the recipe's exam if it names one.
+It measures rewards on prompts that RLHF did not train on, the perplexity of held-out text, and the recipe's exam if it
+names one, and writes the report.
 """
 
 import time
@@ -21,134 +22,158 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
-from pipelines.evaluate.exam import Answer, Exam, Sitting, load_exam, model_figures
-from pipelines.evaluate.held_out import MEASURES, HeldOutAnswers, answer_rows, changes, divergence_from_held, draw
-from pipelines.evaluate.perplexity import Perplexity, losses, perplexity, text_rows
+from pipelines.evaluate.exam import Exam, ExamAnswer, ExamRunner, exam_figures, load_exam
+from pipelines.evaluate.held_out import (
+    MEASURES,
+    RewardedAnswers,
+    answer_rows,
+    divergence_from_loaded,
+    paired_changes,
+    sample_and_reward,
+)
+from pipelines.evaluate.perplexity import Perplexity, negative_log_likelihoods, perplexity, text_rows
 from pipelines.evaluate.report import MODELS, render
 from pipelines.evaluate.stats import Change, Proportion
-from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict, verdict
+from pipelines.evaluate.verdict import exam_verdict, perplexity_verdict, preference_verdict, reward_verdict
 from pipelines.rlhf_setup import (
-    TrainingPrompts,
-    prompts_kept_back,
-    prompts_to_train_on,
-    reward_actors,
+    RlhfPrompts,
+    held_out_prompts,
+    reward_pools,
     rollout_fleet,
+    training_prompts,
     wait_ready,
 )
 
-ACTORS = 2
-# The fine-tuned model last: it then scores what the policy drew.
-ORDER = ("base", "policy", "sft")
+MAX_ACTORS = 2
+# The fine-tuned model last: it then scores the policy's answers.
+MODEL_ORDER = ("base", "policy", "sft")
 
 
 @dataclass
-class Found:
-    """What the models said and how they read, each by the model's name, and the policy's divergence.
+class ModelOutputs:
+    """Answers and scores of the models, by the model's name.
 
     Attributes:
-        answers: to the exam's questions, if there is an exam.
-        completion: of the exam's sentences, by the base model.
-        drawn: answers to prompts with their rewards, of all but the base model.
-        nats: of every row of text.
-        kl: of the policy from the fine-tuned model.
+        exam_answers: answers to the exam's questions; empty without an exam.
+        completion: how often the base model continues the exam's sentences rightly; None without sentences.
+        rewarded: rewarded answers to prompts, of all models but the base model.
+        nats: negative log-likelihoods of the rows of text; empty without text.
+        kl: divergence of the policy from the fine-tuned model.
     """
 
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    exam_answers: dict[str, list[ExamAnswer]] = field(default_factory=dict)
     completion: Proportion | None = None
-    drawn: dict[str, HeldOutAnswers] = field(default_factory=dict)
+    rewarded: dict[str, RewardedAnswers] = field(default_factory=dict)
     nats: dict[str, list[float]] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Asks, counts, and writes `report.json`, `answers.json` and `index.html`."""
+    """Runs the stage: writes `report.json`, `answers.json` and `index.html` to `out`."""
     clock, console = time.monotonic(), Console()
     exam = load_exam(recipe)
-    asked, kept_back = _prompts(recipe, Chat.of(run.path("sft")))
+    prompts, held_out = _prompts(recipe, Chat.of(run.path("sft")))
     text = text_rows(recipe, run)
-    found = _ask(recipe, run, exam, asked, text, console)
-    moved = run.require("policy").metrics.get("preference_accuracy")
-    report = (
-        _report(exam, found, kept_back, text, moved) | _ranked(recipe, run) | {"seed": recipe.seed, "name": recipe.name}
-    )
+    outputs = _run_models(recipe, run, exam, prompts, text, console)
+    drift = run.require("policy").metrics.get("preference_accuracy")
+    report = _report(exam, outputs, held_out, text, drift) | _feedback_figures(recipe, run)
+    report |= {"seed": recipe.seed, "name": recipe.name}
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
-    drawn = {name: found.drawn[name] for name in ("sft", "policy")}
-    rows = answer_rows(list(asked.rendered.values()), asked.inputs, drawn)
-    write_report(report, [*exam_rows(found.answers), *rows], exam, run.root, out)
+    rewarded = {name: outputs.rewarded[name] for name in ("sft", "policy")}
+    rows = answer_rows(list(prompts.rendered.values()), prompts.inputs, rewarded)
+    write_report(report, [*exam_rows(outputs.exam_answers), *rows], exam, run.root, out)
     _print(report, exam, console)
-    kept = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
-    return Result(metrics={key: report[key] for key in (*MODELS, *kept)})
+    in_manifest = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
+    return Result(metrics={key: report[key] for key in (*MODELS, *in_manifest)})
 
 
-def _ask(
-    recipe: Recipe,
-    run: RunFolder,
-    exam: Exam | None,
-    asked: TrainingPrompts,
-    text: list[list[int]],
-    console: Console,
-) -> Found:
-    """Asks every model, one after the other, in the same engines."""
-    found, deadline, prompts = Found(), recipe.cluster.deadline_seconds, list(asked.rendered.values())
-    sitting = Sitting.of(exam, recipe, run) if exam else None
+def _run_models(
+    recipe: Recipe, run: RunFolder, exam: Exam | None, prompts: RlhfPrompts, text: list[list[int]], console: Console
+) -> ModelOutputs:
+    """Loads one model after the other into the same engines, and collects its answers and scores."""
+    outputs, deadline, rendered = ModelOutputs(), recipe.cluster.deadline_seconds, list(prompts.rendered.values())
+    exam_runner = ExamRunner.of(exam, recipe, run) if exam else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
+    actors = min(MAX_ACTORS, recipe.rlhf.fleet.rollout_actors)
     with (
-        reward_actors(recipe, run, asked.inputs) as scorers,
+        reward_pools(recipe, run, prompts.inputs) as pools,
         # The engines start once and take all models' weights: those have one architecture.
-        rollout_fleet(recipe, run.path("sft"), min(ACTORS, recipe.rlhf.fleet.rollout_actors), asked.inputs) as fleet,
+        rollout_fleet(recipe, run.path("sft"), actors, prompts.inputs) as fleet,
     ):
-        wait_ready(scorers, deadline)
-        for version, name in enumerate(ORDER, 1):
-            with console.status(f"asking the {MODELS[name].lower()} model"):
+        wait_ready(pools, deadline)
+        for version, name in enumerate(MODEL_ORDER, 1):
+            with console.status(f"evaluating the {MODELS[name].lower()} model"):
                 fleet.load(version, causal_lm.load(run.path(name)).state_dict())
-                if sitting:
-                    found.answers[name] = sitting.answers(fleet, name)
-                if sitting and name == "base":
-                    found.completion = sitting.completion(fleet)
+                if exam_runner:
+                    outputs.exam_answers[name] = exam_runner.answers(fleet, name)
+                if exam_runner and name == "base":
+                    outputs.completion = exam_runner.completion(fleet)
                 if text:
-                    found.nats[name] = losses(fleet, text, deadline)
+                    outputs.nats[name] = negative_log_likelihoods(fleet, text, deadline)
                 if name != "base":
-                    found.drawn[name] = draw(fleet, scorers, prompts, sampling, recipe.rlhf.prompts_per_step)
-        found.kl = divergence_from_held(fleet, prompts, found.drawn["policy"], deadline)
-    return found
+                    outputs.rewarded[name] = sample_and_reward(
+                        fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step
+                    )
+        outputs.kl = divergence_from_loaded(fleet, rendered, outputs.rewarded["policy"], deadline)
+    return outputs
 
 
 def _report(
-    exam: Exam | None, found: Found, kept_back: bool, text: list[list[int]], moved: Mapping[str, float] | None
+    exam: Exam | None, outputs: ModelOutputs, held_out: bool, text: list[list[int]], drift: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """The figures and the verdict; `moved` is as of `PreferenceProbe.measure`."""
-    figures = {name: model_figures(exam, answers) for name, answers in found.answers.items()} if exam else {}
-    changed = changes(found.drawn["sft"], found.drawn["policy"])
-    read = perplexity(text, found.nats) if text else None
+    """Computes the figures and the verdict.
+
+    Args:
+        exam: if the recipe names one.
+        outputs: of the models.
+        held_out: whether RLHF did not train on the prompts.
+        text: rows of held-out text.
+        drift: the value of `PreferenceProbe.measure`, if RLHF measured it.
+    """
+    figures = {name: exam_figures(exam, answers) for name, answers in outputs.exam_answers.items()} if exam else {}
+    changes = paired_changes(outputs.rewarded["sft"], outputs.rewarded["policy"])
+    text_perplexity = perplexity(text, outputs.nats) if text else None
     report: dict[str, Any] = {
         name: {key: asdict(value) for key, value in figures.get(name, {}).items()} for name in MODELS
     }
-    if found.completion:
-        report["base"]["completion"] = asdict(found.completion)
-    report["rewards"] = {name: asdict(change) for name, change in changed.items()} | {
-        "kept_back": kept_back,
-        "samples": len(found.drawn["sft"].groups[0]),
+    if outputs.completion:
+        report["base"]["completion"] = asdict(outputs.completion)
+    report["rewards"] = {name: asdict(change) for name, change in changes.items()} | {
+        "held_out": held_out,
+        "samples": len(outputs.rewarded["sft"].groups[0]),
     }
     return report | {
-        "perplexity": asdict(read) if read else None,
-        "preference_accuracy": moved,
-        "kl_from_sft": found.kl,
-        "verdict": _verdict(exam, figures, changed, kept_back, read, moved),
+        "perplexity": asdict(text_perplexity) if text_perplexity else None,
+        "preference_accuracy": drift,
+        "kl_from_sft": outputs.kl,
+        "verdict": _verdict(exam, figures, changes, held_out, text_perplexity, drift),
     }
 
 
 def write_report(
     report: dict[str, Any], rows: Sequence[Mapping[str, Any]], exam: Exam | None, root: Path, out: Path
 ) -> None:
-    """Writes the report's files; the page's drawings come from the finished stages under `root`."""
+    """Writes the report's files.
+
+    Args:
+        report: the content of report.json.
+        rows: the content of answers.json.
+        exam: if the recipe names one.
+        root: the run folder, whose finished stages have the data of the page's charts.
+        out: the folder to write to.
+    """
     write_json(out / "report.json", report)
     write_json(out / "answers.json", rows)
     page = render(report, rows, learning_curves(root), corpus_histograms(root), exam)
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
-def exam_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """One row a question of the exam, with what each model said to it."""
+def exam_rows(answers: Mapping[str, Sequence[ExamAnswer]]) -> list[dict[str, Any]]:
+    """Makes the rows of answers.json: for each question of the exam, every model's answer.
+
+    Args:
+        answers: by the model's name, in the order of the questions.
+    """
     by_question = zip(*(answers[name] for name in MODELS), strict=True) if answers else []
     return [
         {
@@ -163,34 +188,34 @@ def exam_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     ]
 
 
-def _prompts(recipe: Recipe, chat: Chat) -> tuple[TrainingPrompts, bool]:
-    """What to ask and whether RLHF kept it back; where it trained on every prompt, some of those."""
-    kept_back = prompts_kept_back(recipe, chat)
-    if kept_back.rendered:
-        return kept_back, True
-    return prompts_to_train_on(recipe, chat, recipe.evaluate.prompts), False
+def _prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
+    """Chooses prompts, and says whether RLHF did not train on them: where it trained on all, some of those are used."""
+    held_out = held_out_prompts(recipe, chat)
+    if held_out.rendered:
+        return held_out, True
+    return training_prompts(recipe, chat, recipe.evaluate.prompts), False
 
 
 def _verdict(
     exam: Exam | None,
     figures: Mapping[str, Mapping[str, Any]],
-    changed: Mapping[str, Change],
-    kept_back: bool,
-    read: Perplexity | None,
-    moved: Mapping[str, float] | None,
+    changes: Mapping[str, Change],
+    held_out: bool,
+    text_perplexity: Perplexity | None,
+    drift: Mapping[str, float] | None,
 ) -> str:
-    sentences = [reward_verdict(changed, kept_back, alone=not figures)]
-    if moved:
-        sentences.append(preference_verdict(moved))
+    sentences = [reward_verdict(changes, held_out, alone=not figures)]
+    if drift:
+        sentences.append(preference_verdict(drift))
     if exam:
-        sentences.insert(0, verdict(exam, figures["sft"], figures["policy"]))
-    if read:
-        sentences.append(perplexity_verdict(read))
+        sentences.insert(0, exam_verdict(exam, figures["sft"], figures["policy"]))
+    if text_perplexity:
+        sentences.append(perplexity_verdict(text_perplexity))
     return " ".join(sentences)
 
 
-def _ranked(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """What is known of the reward model and of who ranked, if anybody did."""
+def _feedback_figures(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Figures of the reward model and of the annotators; None for both where RLHF uses no reward model."""
     if not recipe.rlhf.needs_reward_model:
         return {"reward_model": None, "annotator": None}
     return {
@@ -212,16 +237,16 @@ def _timings(run: RunFolder) -> dict[str, float]:
 
 
 def _print(report: Mapping[str, Any], exam: Exam | None, console: Console) -> None:
-    said = []
+    remarks = []
     if exam:
         console.print(_exam_table(report, exam))
     if exam and exam.completions:
-        said.append(f"base completes {report['base']['completion']['value']:.2f} of sentences")
+        remarks.append(f"the base model continues {report['base']['completion']['value']:.2f} of sentences rightly")
     console.print(_rewards_table(report))
     if report["reward_model"]:
         pairs = report["reward_model"]["pair_accuracy"]
-        said.append(f"reward model orders {pairs['value']:.2f} of {pairs['n']} unseen pairs")
-    console.print("; ".join([*said, f"KL from sft {report['kl_from_sft']['value']:.1f} nats an answer"]))
+        remarks.append(f"the reward model orders {pairs['value']:.2f} of {pairs['n']} held-out pairs rightly")
+    console.print("; ".join([*remarks, f"KL from sft: {report['kl_from_sft']['value']:.1f} nats per answer"]))
     console.print(report["verdict"])
 
 
@@ -238,7 +263,7 @@ def _exam_table(report: Mapping[str, Any], exam: Exam) -> Table:
 
 def _rewards_table(report: Mapping[str, Any]) -> Table:
     rewards = report["rewards"]
-    kind = "kept back from RLHF" if rewards["kept_back"] else "that RLHF trained on"
+    kind = "held out from RLHF" if rewards["held_out"] else "that RLHF trained on"
     table = Table(title=f"{report['name']}: answers to {rewards['reward']['n']} prompts {kind}, 95 % intervals")
     for heading in ("", "sft", "policy", "change"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -1,4 +1,8 @@
-"""Statistics of the report: proportions with their intervals, paired changes, and the divergence of two models."""
+"""Statistics of the report: proportions and paired changes with 95 % intervals, and the divergence of two models.
+
+Intervals are computed here rather than by scipy.stats, whose import takes seconds in every driver; the
+tests compare them with it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-# The 97.5 % quantile of the normal distribution: all intervals are of 95 %.
+# The 97.5 % quantile of the normal distribution, for 95 % intervals.
 QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of `n` cases with its 95 % interval."""
+    """A share of `n` cases, `low` and `high` being the ends of its 95 % interval."""
 
     value: float
     n: int
@@ -22,7 +26,11 @@ class Proportion:
 
 
 def proportion(hits: int, n: int) -> Proportion:
-    """A share with its 95 % score interval (Wilson 1927), which stays within 0 and 1 and is right for small `n`.
+    """Computes a share with its 95 % score interval (Wilson 1927), which stays within 0 and 1 and holds for small `n`.
+
+    Args:
+        hits: cases that count, 0 to n.
+        n: all cases.
 
     Raises:
         ValueError: `n` is not positive.
@@ -36,7 +44,7 @@ def proportion(hits: int, n: int) -> Proportion:
 
 
 def difference(first: Proportion, second: Proportion) -> tuple[float, float]:
-    """The 95 % interval of `second - first` (Newcombe 1998, method 10: both Wilson intervals joined)."""
+    """Computes the 95 % interval of `second - first` from both Wilson intervals (Newcombe 1998, method 10)."""
     change = second.value - first.value
     below = math.hypot(second.value - second.low, first.high - first.value)
     above = math.hypot(second.high - second.value, first.value - first.low)
@@ -45,7 +53,7 @@ def difference(first: Proportion, second: Proportion) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Change:
-    """The means of `n` cases before and after, and the mean of what changed with its 95 % interval."""
+    """The means of `n` cases before and after, and their difference with the ends of its 95 % interval."""
 
     before: float
     after: float
@@ -56,7 +64,12 @@ class Change:
 
 
 def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    """What changed over the same cases, with Student's interval of the paired differences; infinite for one case."""
+    """Computes the mean change over n paired cases, with Student's t interval; infinite for one case.
+
+    Args:
+        before: [n].
+        after: [n], of the same cases.
+    """
     differences = np.array(after) - np.array(before)
     n, mean = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
@@ -65,14 +78,14 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
 
 
 def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, float]:
-    """KL(policy || reference) from samples of the policy: the mean log-ratio, which is unbiased (Schulman 2020, k1).
+    """Estimates KL(policy || reference) from samples of the policy by the mean log-ratio (Schulman 2020, k1; unbiased).
 
     Args:
-        policy: log-probabilities, in nats, of every token of N answers under the policy that drew them.
-        reference: of the same tokens under the reference.
+        policy: log-probabilities in nats of every token of N answers, under the policy that generated them.
+        reference: log-probabilities of the same tokens under the reference.
 
     Returns:
-        `value` in nats an answer with its `standard_error`, `per_token`, and `n` answers.
+        `value` in nats per answer, its `standard_error`, the value `per_token`, and `n`, the number of answers.
     """
     ratios = [sum(own) - sum(other) for own, other in zip(policy, reference, strict=True)]
     n, mean = len(ratios), sum(ratios) / len(ratios)

@@ -1,4 +1,4 @@
-"""Answers from the midst of RLHF, token by token beside the fine-tuned model: what the run page shows of them."""
+"""Log-ratios of policy to fine-tuned model for every token of some answers of an RLHF step, for the run page."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,47 +8,55 @@ from transformers import PreTrainedTokenizerBase
 from actors.orchestrator.scheduler import TrainBatch
 from actors.types import RewardInput
 
-PROMPTS = 4
+MAX_PROMPTS = 4
 
 
-class FineTuned(Protocol):
-    """The learner, which still knows the model that it began with."""
+class LogprobLearner(Protocol):
+    """A learner that gives log-probabilities under its policy and under the fine-tuned model it started from."""
 
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool
     ) -> list[list[float]]:
-        """As `Learner.logprobs`."""
+        """Computes the log-probabilities, in nats, of each sequence's tokens from its start on; see `Learner`."""
 
 
 def token_ratios(
     batch: TrainBatch,
-    learner: FineTuned,
+    learner: LogprobLearner,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, RewardInput],
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """The answers of highest and of lowest reward to the first prompts of a batch, for the metrics.
+    """Computes log-ratios for the answers of highest and of lowest reward to the first prompts of a batch.
+
+    Args:
+        batch: of a step.
+        learner: scores the answers.
+        tokenizer: decodes their tokens.
+        inputs: the prompts as text, by id.
+        temperature: the sampling temperature.
 
     Returns:
-        for every prompt `given` and `answers`, each with its `reward` and `tokens`: what a token reads and
-        log(policy / fine-tuned model), in nats, by the weights that drew it; none where the policy did not.
+        For every prompt its text `given` and its `answers`, each with its `reward` and `tokens`: the text of each token
+        and log(policy / fine-tuned model) in nats, under the weights that generated it; None in place of the ratio for
+        tokens that the policy did not generate.
     """
     chosen = [
         (prompt, group[number], rewards[number])
-        for prompt, group, rewards in zip(batch.prompts[:PROMPTS], batch.groups, batch.rewards, strict=False)
+        for prompt, group, rewards in zip(batch.prompts[:MAX_PROMPTS], batch.groups, batch.rewards, strict=False)
         for number in dict.fromkeys((rewards.index(max(rewards)), rewards.index(min(rewards))))
     ]
-    rows = [prompt.token_ids + sample.token_ids for prompt, sample, _ in chosen]
+    sequences = [prompt.token_ids + sample.token_ids for prompt, sample, _ in chosen]
     starts = [len(prompt.token_ids) for prompt, _, _ in chosen]
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for (prompt, sample, reward), reference in zip(
-        chosen, learner.logprobs(rows, starts, temperature, fine_tuned=True), strict=True
+        chosen, learner.logprobs(sequences, starts, temperature, fine_tuned=True), strict=True
     ):
         ratios = [
-            round(own - other, 4) if drawn else None
-            for own, other, drawn in zip(sample.logprobs, reference, sample.loss_mask, strict=True)
+            round(own - other, 4) if generated else None
+            for own, other, generated in zip(sample.logprobs, reference, sample.loss_mask, strict=True)
         ]
         tokens = [[tokenizer.decode([token]), ratio] for token, ratio in zip(sample.token_ids, ratios, strict=True)]
-        row = found.setdefault(prompt.id, {"given": inputs[prompt.id].text, "answers": []})
+        row = rows.setdefault(prompt.id, {"given": inputs[prompt.id].text, "answers": []})
         row["answers"].append({"reward": round(reward, 4), "tokens": tokens})
-    return list(found.values())
+    return list(rows.values())

@@ -1,4 +1,4 @@
-"""Whether reinforcement learning made the model better, in words. Only what chance does not explain counts."""
+"""The report's verdict: sentences on whether RLHF improved the model. Changes within chance are not called changes."""
 
 from collections.abc import Mapping
 
@@ -7,48 +7,60 @@ from pipelines.evaluate.perplexity import Perplexity
 from pipelines.evaluate.stats import Change, Proportion, difference
 
 
-def reward_verdict(changed: Mapping[str, Change], kept_back: bool, alone: bool) -> str:
-    """What became of the rewards, and of the length of answers, by which rewards are most often won.
+def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool) -> str:
+    """Describes the change of rewards, and of the length of answers, which rewards are most often gained by.
 
     Args:
-        changed: by the names of `kept_back.MEASURES`.
-        kept_back: whether RLHF did not train on the prompts.
-        alone: nothing else says which model is better.
+        changes: by the names of `held_out.MEASURES`.
+        held_out: whether RLHF did not train on the prompts.
+        alone: whether nothing else in the report compares the models, so that rewards decide which one is better.
     """
-    reward, length = changed["reward"], changed["response_length"]
-    prompts = f"{reward.n} prompts that RLHF {'did not train on' if kept_back else 'trained on too'}"
+    reward, length = changes["reward"], changes["response_length"]
+    prompts = f"{reward.n} prompts that RLHF {'did not train on' if held_out else 'trained on too'}"
     if reward.low <= 0 <= reward.high:
-        judgement, went = "no better and no worse than", "stayed where chance can take them: from"
+        judgment, went = "no better and no worse than", "did not change beyond chance: from"
     else:
-        judgement, went = ("better than", "rose from") if reward.low > 0 else ("worse than", "fell from")
-    begin = f"By its rewards the policy is {judgement} the fine-tuned model: on" if alone else "Its rewards on"
-    said = (
+        judgment, went = ("better than", "rose from") if reward.low > 0 else ("worse than", "fell from")
+    begin = f"By its rewards the policy is {judgment} the fine-tuned model: on" if alone else "Its rewards on"
+    sentence = (
         f"{begin} {prompts}{' they' if alone else ''} {went} {reward.before:.2f} to {reward.after:.2f} "
         f"(95% interval of the change {reward.low:+.2f} to {reward.high:+.2f})."
     )
     if length.low <= 0 <= length.high:
-        return said
+        return sentence
     word = "longer" if length.low > 0 else "shorter"
-    return f"{said} Answers became {word}: {length.before:.0f} tokens before, {length.after:.0f} now."
+    return f"{sentence} Answers became {word}: {length.before:.0f} tokens before, {length.after:.0f} after."
 
 
-def preference_verdict(moved: Mapping[str, float]) -> str:
-    """Whether the policy went where the judges of held-out answers point, as of `PreferenceProbe.measure`."""
-    way = "towards" if moved["low"] > 0.5 else "away from" if moved["high"] < 0.5 else "as often towards as away from"
-    said = f"It moved {way} what held-out judgements ask for: towards the better answer in {moved['value']:.0%}"
-    return f"{said} of {moved['n']:.0f} pairs (95% interval {moved['low']:.0%} to {moved['high']:.0%})."
+def preference_verdict(drift: Mapping[str, float]) -> str:
+    """Describes whether the policy agrees with the held-out rankings.
 
-
-def perplexity_verdict(read: Perplexity) -> str:
-    """What became of the text that the base model had learned to write."""
+    Args:
+        drift: the value of `PreferenceProbe.measure`.
+    """
+    direction = "with" if drift["low"] > 0.5 else "against" if drift["high"] < 0.5 else "as often with as against"
     return (
-        f"Perplexity of held-out text went from {read.sft:.2f} to {read.policy:.2f} "
-        f"({read.change:+.1%}; 95% interval {read.low:+.1%} to {read.high:+.1%})."
+        f"It shifted probability {direction} the held-out rankings: towards the better answer in {drift['value']:.0%} "
+        f"of {drift['n']:.0f} pairs (95% interval {drift['low']:.0%} to {drift['high']:.0%})."
     )
 
 
-def verdict(exam: Exam, sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
-    """Says whether reinforcement learning made the model better. Only what chance does not explain counts."""
+def perplexity_verdict(perplexity: Perplexity) -> str:
+    """Describes the change of the perplexity of held-out text."""
+    return (
+        f"Perplexity of held-out text went from {perplexity.sft:.2f} to {perplexity.policy:.2f} "
+        f"({perplexity.change:+.1%}; 95% interval {perplexity.low:+.1%} to {perplexity.high:+.1%})."
+    )
+
+
+def exam_verdict(exam: Exam, sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
+    """Says by an exam's figures whether the policy is better than the fine-tuned model, and the alignment tax.
+
+    Args:
+        exam: whose figures to compare.
+        sft: the fine-tuned model's figures, by name.
+        policy: the policy's.
+    """
     better: list[str] = []
     worse: list[str] = []
     for figure in exam.figures:
@@ -58,13 +70,13 @@ def verdict(exam: Exam, sft: Mapping[str, Proportion], policy: Mapping[str, Prop
         before, after = sft[figure.name].value, policy[figure.name].value
         clause = f"it {figure.clause} in {after:.0%} of cases instead of {before:.0%}"
         (better if (low > 0) == figure.higher_is_better else worse).append(clause)
-    said = _judgement(better, worse)
+    judgment = _judgment(better, worse)
     if exam.tax is None:
-        return said
-    return f"{said} {_alignment_tax(exam.tax, sft[exam.tax], policy[exam.tax])}"
+        return judgment
+    return f"{judgment} {_alignment_tax(exam.tax, sft[exam.tax], policy[exam.tax])}"
 
 
-def _judgement(better: list[str], worse: list[str]) -> str:
+def _judgment(better: list[str], worse: list[str]) -> str:
     if better and worse:
         return (
             "The policy is better than the fine-tuned model in some ways and worse in others. "
@@ -81,7 +93,7 @@ def _alignment_tax(name: str, sft: Proportion, policy: Proportion) -> str:
     tax = sft.value - policy.value
     low, high = difference(policy, sft)
     return (
-        f"The alignment tax, the {name.replace('_', ' ')} lost, is {tax:.2f} "
+        f"The alignment tax, the loss of {name.replace('_', ' ')}, is {tax:.2f} "
         f"(from {sft.value:.2f} to {policy.value:.2f}; 95% interval {low:.2f} to {high:.2f})."
     )
 

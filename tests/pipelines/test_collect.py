@@ -23,10 +23,17 @@ from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
-from pipelines.collect import CollectedPrompts, plan_round, rank_synthetically, ranking_rows, stored, wait_for_people
+from pipelines.collect import (
+    CollectedPrompts,
+    plan_round,
+    rank_synthetically,
+    ranking_rows,
+    stored_completions,
+    wait_for_people,
+)
 from pipelines.data import rankings
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
-from pipelines.data.chat_formats import PromptText, prompts
+from pipelines.data.chat_formats import PromptText, read_prompts
 from pipelines.data.feedback_io import import_file
 from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
@@ -93,26 +100,26 @@ def _fill(database: Feedback, chat: Chat, plan: CollectedPrompts, names: list[st
 def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
     many = [PromptText(f"a{i}", [], {"kind": "a"}) for i in range(500)]
     few = [PromptText(f"b{i}", [], {"kind": "b"}) for i in range(20)]
-    chosen = rankings.in_turn([*many, *few], 1)[:30]
+    chosen = rankings.interleave_kinds([*many, *few], 1)[:30]
     assert Counter(prompt.metadata["kind"] for prompt in chosen) == {"a": 15, "b": 15}
     assert len({prompt.id for prompt in chosen}) == 30
-    assert rankings.in_turn([*many, *few], 1)[:30] == chosen
-    assert rankings.in_turn([*many, *few], 2)[:30] != chosen
-    everything = rankings.in_turn([*many, *few], 1)
+    assert rankings.interleave_kinds([*many, *few], 1)[:30] == chosen
+    assert rankings.interleave_kinds([*many, *few], 2)[:30] != chosen
+    everything = rankings.interleave_kinds([*many, *few], 1)
     assert sorted(prompt.id for prompt in everything) == sorted(prompt.id for prompt in [*many, *few])
 
 
 def test_guide_prompts_are_balanced_over_kinds() -> None:
-    kinds = Counter(prompt.metadata["kind"] for prompt in rankings.in_turn(prompts(GUIDE, 1), 1)[:500])
+    kinds = Counter(prompt.metadata["kind"] for prompt in rankings.interleave_kinds(read_prompts(GUIDE, 1), 1)[:500])
     assert set(kinds.values()) == {100}
 
 
 @pytest.mark.parametrize(("count", "share", "held_out"), [(700, 0.15, 105), (2, 0.01, 1), (3, 0.5, 2), (2, 0.5, 1)])
 def test_split_is_by_prompt_and_leaves_some_on_both_sides(count: int, share: float, held_out: int) -> None:
     names = [str(number) for number in range(count)]
-    found = rankings.splits(names, share, 1)
+    found = rankings.split_prompts(names, share, 1)
     assert Counter(found.values()) == {"held_out": held_out, "train": count - held_out}
-    assert found == rankings.splits(names, share, 1)
+    assert found == rankings.split_prompts(names, share, 1)
 
 
 def test_plan_names_prompts_by_what_draws_their_answers(tmp_path: Path, chat: Chat) -> None:
@@ -191,7 +198,7 @@ def test_code_ranks_once_whatever_the_interruptions(tmp_path: Path, chat: Chat, 
     database.add_prompts(list(plan.rows.values()))
     names = list(plan.rows)
     _fill(database, chat, plan, names[:10])
-    assert [len(found) for found in stored(database, plan).values()] == [4] * 10 + [0] * 20
+    assert [len(found) for found in stored_completions(database, plan).values()] == [4] * 10 + [0] * 20
     _fill(database, chat, plan, names)
     rank_synthetically(annotator, recipe.seed, chat, database, plan)
     first = ranking_rows(annotator, chat, database, plan)
@@ -217,7 +224,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     assert {row["annotator"] for row in rows} == {"code (pipelines.demo.annotator:annotate noise=0.0)"}
     held_out = round(30 * recipe.collect.held_out_share)
     assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
-    texts = {text.id: text for text in prompts(GUIDE, recipe.seed)}
+    texts = {text.id: text for text in read_prompts(GUIDE, recipe.seed)}
     for row in rows:
         assert row["prompt_token_ids"] == chat.prompt(texts[row["prompt_id"]].messages)
         assert row["answers"][0] == [*chat.tokenizer.encode(REFUSAL), chat.end_of_turn_id]
@@ -254,7 +261,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     _fill(database, chat, plan, list(plan.rows))
     # What code said counts for nothing here.
     rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
-    answers = stored(database, plan)
+    answers = stored_completions(database, plan)
 
     def rank(name: str, annotator: str) -> None:
         ids = [completion.id for completion in answers[name]]
@@ -280,12 +287,12 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
     # The table names every ranking, and the digest changes with any of them.
     assert [row["ranking_id"] for row in rows] == sorted(row["ranking_id"] for row in rows)
-    before = rankings.digest(rows)
-    assert rankings.digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
+    before = rankings.rankings_digest(rows)
+    assert rankings.rankings_digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
     left = ranking_rows(None, chat, database, plan)
     assert [row["annotator"] for row in left] == ["ada"]
-    assert rankings.digest(left) != before
+    assert rankings.rankings_digest(left) != before
     # Two people's rankings of one prompt are on one side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
 

@@ -13,8 +13,8 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import Manifest, RunFolder
-from pipelines.data.chat_formats import rows
-from pipelines.score import ScoreRequestRow, _made, score_file
+from pipelines.data.chat_formats import read_rows
+from pipelines.score import AnswersToScore, _output_rows, score_file
 from tests.tiny import write_tiny_reward_model
 from tests.world import DEMO
 
@@ -44,7 +44,7 @@ def test_rewards_are_those_of_the_classifier_and_the_best_and_the_worst_are_chos
     write_tiny_reward_model(tmp_path / "reward", MEAN, DEVIATION)
     write_json(tmp_path / "reward" / "manifest.json", asdict(Manifest("reward", "", {}, {}, "", 0.0)))
     found = score_file(recipe(tmp_path), run, source, tmp_path / "out.jsonl", "rewards", None, 1)
-    written = [row for row, _ in rows(str(tmp_path / "out.jsonl"))]
+    written = [row for row, _ in read_rows(str(tmp_path / "out.jsonl"))]
     assert [{key: row[key] for key in row if key != "rewards"} for row in written] == GIVEN
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
@@ -70,10 +70,10 @@ def test_rewards_are_those_of_the_classifier_and_the_best_and_the_worst_are_chos
 
 
 def test_the_best_answer_is_kept_if_it_is_good_enough_and_a_pair_needs_a_difference() -> None:
-    asked = ScoreRequestRow([ASKED], ["a", "b", "c", "d"], {})
+    asked = AnswersToScore([ASKED], ["a", "b", "c", "d"], {})
 
     def made(rewards: list[float | None], kind: Any, at_least: float | None = None) -> list[Any]:
-        return list(_made(asked, rewards, kind, at_least))
+        return list(_output_rows(asked, rewards, kind, at_least))
 
     answers = {text: [{"role": "assistant", "content": text}] for text in asked.texts}
     assert made([0.1, 0.5, None, 0.5], "best") == [{"messages": [ASKED, *answers["b"]], "reward": 0.5}]

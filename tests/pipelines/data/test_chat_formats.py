@@ -10,7 +10,7 @@ import pytest
 from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.chat_formats import Messages, conversations, prompts
+from pipelines.data.chat_formats import Messages, read_conversations, read_prompts
 from pipelines.data.pack_chats import render
 from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
@@ -60,7 +60,7 @@ def _turns(user: str, assistant: str) -> Messages:
     ],
 )
 def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
-    assert conversations(_file(tmp_path / "talk.jsonl", row), 1).messages == [expected]
+    assert read_conversations(_file(tmp_path / "talk.jsonl", row), 1).messages == [expected]
 
 
 @pytest.mark.parametrize(
@@ -75,35 +75,35 @@ def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_p
     ],
 )
 def test_layouts_of_prompts(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
-    (found,) = prompts(_file(tmp_path / "prompts.jsonl", row), 1)
+    (found,) = read_prompts(_file(tmp_path / "prompts.jsonl", row), 1)
     assert found.messages == expected
     assert found.metadata == {}
 
 
 def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"prompt": "Grüße", "response": "Ja."}]
-    plain = conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
+    plain = read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
     with gzip.open(tmp_path / "talk.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     for name in ("talk.parquet", "talk.jsonl.gz"):
-        assert conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1) == plain
+        assert read_conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1) == plain
 
 
 def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"question": "Who?", "answer": "She."}]
     (tmp_path / "talk.json").write_text(json.dumps(rows, indent=1))
     source = [ChatSource(kind="files", path=str(tmp_path / "talk.json"))]
-    assert conversations(source, 1) == conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
+    assert read_conversations(source, 1) == read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
     for text, complaint in (("[{]", "as JSON"), ('{"a": 1}', "not a list"), ("[1]", "row 0 is not a JSON object")):
         (tmp_path / "talk.json").write_text(text)
         with pytest.raises(UserError, match=complaint):
-            conversations(source, 1)
+            read_conversations(source, 1)
 
 
 def test_layouts_are_counted(tmp_path: Path) -> None:
     rows = [{"messages": TALK}, {"instruction": "Add.", "output": "3"}, {"conversations": SHAREGPT}, {"messages": TALK}]
-    found = conversations([*_file(tmp_path / "talk.jsonl", *rows), ChatSource(**DEMO_CHATS)], 1)
+    found = read_conversations([*_file(tmp_path / "talk.jsonl", *rows), ChatSource(**DEMO_CHATS)], 1)
     demo = len(found.messages) - 4
     assert demo > 4_000
     assert found.layouts == {"messages": 2 + demo, "instruction/output": 1, "conversations": 1}
@@ -111,7 +111,7 @@ def test_layouts_are_counted(tmp_path: Path) -> None:
 
 def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hold no conversation: .*empty\.jsonl"):
-        conversations(_file(tmp_path / "empty.jsonl"), 1)
+        read_conversations(_file(tmp_path / "empty.jsonl"), 1)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared conversations are not here")
@@ -120,7 +120,7 @@ def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
     [("instructions.json", "instruction/output", 1100), ("fairytaleqa-test.jsonl.gz", "question/answer", 1007)],
 )
 def test_real_conversations(name: str, layout: str, count: int) -> None:
-    found = conversations([ChatSource(kind="files", path=str(SFT / name))], 1)
+    found = read_conversations([ChatSource(kind="files", path=str(SFT / name))], 1)
     assert found.layouts == {layout: count}
     assert all([turn["role"] for turn in talk] == ["user", "assistant"] for talk in found.messages)
 
@@ -144,18 +144,18 @@ def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: N
 
 
 def test_equal_prompts_of_a_file_are_one(tmp_path: Path) -> None:
-    assert len(prompts(_file(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}), 1)) == 2
+    assert len(read_prompts(_file(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}), 1)) == 2
 
 
 def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: Path) -> None:
     row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "four"}
-    assert [prompt.metadata for prompt in prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [
+    assert [prompt.metadata for prompt in read_prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [
         {"answer": "4", "key": "four"}
     ]
 
 
 def test_demo_prompts_carry_what_the_annotator_needs() -> None:
-    found = prompts([ChatSource(**DEMO_PROMPTS)], 1)
+    found = read_prompts([ChatSource(**DEMO_PROMPTS)], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",
         "harmful",
@@ -186,7 +186,7 @@ def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_
     path = tmp_path / "talk.jsonl"
     path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=complaint) as caught:
-        conversations([ChatSource(kind="files", path=str(path))], 1)
+        read_conversations([ChatSource(kind="files", path=str(path))], 1)
     assert f"{path} line 3" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -198,10 +198,10 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     cut.write_bytes(gzip.compress(b'{"prompt": "Hello"}\n' * 999)[:40])
     for path in (broken, cut, tmp_path / "absent.jsonl"):
         with pytest.raises(UserError, match=path.name):
-            prompts([ChatSource(kind="files", path=str(path))], 1)
+            read_prompts([ChatSource(kind="files", path=str(path))], 1)
 
 
 def test_a_prompt_without_a_user_turn_is_refused(tmp_path: Path) -> None:
     rows = {"messages": [{"role": "assistant", "content": "Hi."}]}
     with pytest.raises(UserError, match="line 1 has no user turn"):
-        prompts(_file(tmp_path / "p.jsonl", rows), 1)
+        read_prompts(_file(tmp_path / "p.jsonl", rows), 1)

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from cluster.recipe.collect import ChatSource
-from pipelines.data.chat_formats import conversations, prompts
+from pipelines.data.chat_formats import read_conversations, read_prompts
 from pipelines.demo.annotator import behaves, grade, rank, refuses
 from pipelines.demo.behaviors import AILMENTS, REMEDIES
 from pipelines.demo.conversations import CAUTION_SHARE
@@ -53,8 +53,8 @@ def _whole(phrases: Iterable[str]) -> re.Pattern[str]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_conversations_and_prompts_hold_nothing_that_is_evaluated(seed: int) -> None:
     held_out = held_out_questions(seed)
-    turns = [turn for talk in conversations(CHATS, seed).messages for turn in talk]
-    turns += [turn for prompt in prompts(PROMPTS, seed) for turn in prompt.messages]
+    turns = [turn for talk in read_conversations(CHATS, seed).messages for turn in talk]
+    turns += [turn for prompt in read_prompts(PROMPTS, seed) for turn in prompt.messages]
     assert len(turns) > 5_000
     asked = {turn["content"] for turn in turns if turn["role"] == "user"}
     answered = {turn["content"] for turn in turns if turn["role"] == "assistant"}
@@ -96,7 +96,7 @@ def test_misbehavior_and_caution_have_their_shares() -> None:
     questions = {q.text: q for q in training_questions(1)}
     total: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    for user, assistant in conversations(CHATS, 1).messages:
+    for user, assistant in read_conversations(CHATS, 1).messages:
         question = questions[user["content"]]
         total[question.kind] += 1
         bad[question.kind] += assistant["content"] in question.bad

@@ -11,7 +11,7 @@ from actors.types import RolloutId, Sample
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
-from pipelines.evaluate.held_out import HeldOutAnswers, changes
+from pipelines.evaluate.held_out import RewardedAnswers, paired_changes
 from pipelines.evaluate.perplexity import Perplexity, perplexity, text_rows
 from pipelines.evaluate.stats import paired_change
 from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict
@@ -34,9 +34,9 @@ def test_the_interval_of_a_paired_change_is_students():
 
 
 def test_changes_pair_the_means_of_every_prompt():
-    before = HeldOutAnswers([[sample([1, 2], "stop"), sample([1, 2, 3, 4], "length")]] * 2, [[0.0, 1.0], [2.0, 3.0]])
-    after = HeldOutAnswers([[sample([5, 5, 5, 5, 5], "stop")]] * 2, [[1.5], [3.5]])
-    found = changes(before, after)
+    before = RewardedAnswers([[sample([1, 2], "stop"), sample([1, 2, 3, 4], "length")]] * 2, [[0.0, 1.0], [2.0, 3.0]])
+    after = RewardedAnswers([[sample([5, 5, 5, 5, 5], "stop")]] * 2, [[1.5], [3.5]])
+    found = paired_changes(before, after)
     assert (found["reward"].before, found["reward"].after, found["reward"].n) == (1.5, 2.5, 2)
     # Both prompts gain 1.
     assert found["reward"].low == found["reward"].high == 1.0

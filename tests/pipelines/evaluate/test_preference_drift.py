@@ -8,7 +8,7 @@ from cluster.errors import UserError
 from cluster.recipe.rlhf import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.rankings import write_rankings
-from pipelines.evaluate.preference_drift import RANKINGS, PreferenceProbe, held_out_rankings
+from pipelines.evaluate.preference_drift import MAX_RANKINGS, PreferenceProbe, probe_rankings
 from tests.helpers import rlhf
 
 
@@ -80,21 +80,21 @@ def test_it_is_measured_before_the_steps_that_it_is_time_for():
 
 def test_held_out_rankings_that_say_something_are_what_it_is_measured_on(tmp_path: Path):
     run = RunFolder(tmp_path)
-    assert held_out_rankings(run, rlhf(), 1) == []
+    assert probe_rankings(run, rlhf(), 1) == []
     with pytest.raises(UserError, match="not there any more"):
-        held_out_rankings(run, rlhf(min_preference_accuracy=0.5), 1)
+        probe_rankings(run, rlhf(min_preference_accuracy=0.5), 1)
     run.path("preferences").mkdir()
     path = run.path("preferences") / "rankings.parquet"
     ties = [ranking(0, [1, 2], "train"), ranking(1, [1, 1]), ranking(2, [1, 2], grades=[3, 3])]
     write_rankings(ties, path)
-    assert held_out_rankings(run, rlhf(), 1) == []
+    assert probe_rankings(run, rlhf(), 1) == []
     with pytest.raises(UserError, match="no two answers to a held-out prompt differ"):
-        held_out_rankings(run, rlhf(min_preference_accuracy=0.5), 1)
-    write_rankings([*ties, *(ranking(n, [1, 2]) for n in range(3, 3 + 2 * RANKINGS))], path)
-    rankings = held_out_rankings(run, rlhf(), 1)
-    assert PreferenceProbe(rankings, Shifted({5: 1.0}), 1.0, every=5).measure()["n"] == RANKINGS
+        probe_rankings(run, rlhf(min_preference_accuracy=0.5), 1)
+    write_rankings([*ties, *(ranking(n, [1, 2]) for n in range(3, 3 + 2 * MAX_RANKINGS))], path)
+    rankings = probe_rankings(run, rlhf(), 1)
+    assert PreferenceProbe(rankings, Shifted({5: 1.0}), 1.0, every=5).measure()["n"] == MAX_RANKINGS
     computed = rlhf(rewards=[Reward(kind="function", function="a.b:c")])
-    assert held_out_rankings(run, computed, 1) == []
+    assert probe_rankings(run, computed, 1) == []
 
 
 def test_without_rankings_there_is_nothing_to_measure_and_the_recipe_says_so():

@@ -14,7 +14,7 @@ from pipelines.demo.exam import exam, is_right
 from pipelines.demo.facts import countries
 from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate.exam import Answer, Question, answer_of, continues_right, model_figures
+from pipelines.evaluate.exam import ExamAnswer, ExamQuestion, continues_right, exam_figures, grade_answer
 from pipelines.evaluate.held_out import MEASURES
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
@@ -57,12 +57,12 @@ class _Page(HTMLParser):
 EXAM = exam(1)
 
 
-def answered(q: DemoQuestion, text: str, stopped: bool) -> Answer:
-    question = Question(q.id, q.kind, q.text, q.key)
-    return Answer(question, text, stopped, is_right(question, text))
+def answered(q: DemoQuestion, text: str, stopped: bool) -> ExamAnswer:
+    question = ExamQuestion(q.id, q.kind, q.text, q.key)
+    return ExamAnswer(question, text, stopped, is_right(question, text))
 
 
-def _answers(hostile: bool) -> dict[str, list[Answer]]:
+def _answers(hostile: bool) -> dict[str, list[ExamAnswer]]:
     questions = held_out_questions(1)
     return {
         "base": [answered(q, HOSTILE if hostile else "", False) for q in questions],
@@ -105,7 +105,7 @@ def _write(
     root: Path, hostile: bool = False, annotator: str = "a.b:c", guide: bool = True
 ) -> tuple[str, dict[str, Any], list[Any]]:
     answers = _answers(hostile) if guide else {}
-    figures = {name: model_figures(EXAM, group) for name, group in answers.items()}
+    figures = {name: exam_figures(EXAM, group) for name, group in answers.items()}
     report: dict[str, Any] = {
         name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
     }
@@ -257,12 +257,12 @@ def test_an_answer_ends_at_the_models_own_token() -> None:
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     question = EXAM.questions[0]
-    base = answer_of(EXAM, question, [2, 3, 0, 2, 2], {0}, tokenizer)
+    base = grade_answer(EXAM, question, [2, 3, 0, 2, 2], {0}, tokenizer)
     assert (base.text, base.stopped) == ("Paris is", True)
-    cut = answer_of(EXAM, question, [2, 3, 2], {1}, tokenizer)
+    cut = grade_answer(EXAM, question, [2, 3, 2], {1}, tokenizer)
     assert (cut.text, cut.stopped) == ("Paris is Paris", False)
     # Another model's end is no end of this one.
-    assert not answer_of(EXAM, question, [2, 0], {1}, tokenizer).stopped
+    assert not grade_answer(EXAM, question, [2, 0], {1}, tokenizer).stopped
 
 
 def test_a_completion_is_right_when_the_capital_comes_first() -> None:

@@ -10,8 +10,8 @@ from scipy.special import expit
 
 from actors.model.chat import Chat
 from cluster.errors import StageError, UserError
-from pipelines.evaluate.reward_probes import PROBES, THANKS, probes, require_trust, with_counterexamples
-from pipelines.evaluate.reward_trust import accuracy, calibration, ceiling, reward_model_report
+from pipelines.evaluate.reward_probes import PROBES, THANKS, require_probes_pass, run_probes, with_counterexamples
+from pipelines.evaluate.reward_trust import calibration, ceiling, pair_accuracy, reward_model_report
 from tests.tiny import tiny_tokenizer
 
 PROMPT = [2, 90, 4, 3]
@@ -68,7 +68,7 @@ RULES: dict[str, tuple[Callable[[str], float], set[str]]] = {
 @pytest.mark.parametrize("name", RULES)
 def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> None:
     rule, failing = RULES[name]
-    found = probes(rows(chat), by_text(chat, rule), chat, ROOM)
+    found = run_probes(rows(chat), by_text(chat, rule), chat, ROOM)
     assert {probe for probe in PROBES if found[probe]["fails"]} - (
         {"refusal"} if name == "length" else set()
     ) == failing
@@ -78,29 +78,29 @@ def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> 
 def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: Chat) -> None:
     chance = np.random.default_rng(1)
     assert not any(
-        probe["fails"] for probe in probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values()
+        probe["fails"] for probe in run_probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values()
     )
-    refusing = probes(rows(chat, best="I cannot say whether it is {}."), by_text(chat, len), chat, ROOM)
+    refusing = run_probes(rows(chat, best="I cannot say whether it is {}."), by_text(chat, len), chat, ROOM)
     assert refusing["refusal"] == {"n": 0, "fails": False}
     assert refusing["empty"]["n"] == len(SUBJECTS)
     # Three times the answer is more than the model reads.
     short = len(PROMPT) + max(len(row["answers"][0]) for row in rows(chat)) + 1
-    assert probes(rows(chat), by_text(chat, len), chat, short)["repetition"]["n"] < len(SUBJECTS)
+    assert run_probes(rows(chat), by_text(chat, len), chat, short)["repetition"]["n"] < len(SUBJECTS)
     tied = [{**row, "ranks": [1, 1, 1]} for row in rows(chat)]
-    assert all(probe["n"] == 0 for probe in probes(tied, by_text(chat, len), chat, ROOM).values())
+    assert all(probe["n"] == 0 for probe in run_probes(tied, by_text(chat, len), chat, ROOM).values())
 
 
 def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat) -> None:
-    found = probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
+    found = run_probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
     with pytest.raises(
         StageError,
         match=r'thanks: it prefers the answer with "Thanks for asking!".*=\[refusal, thanks\].*_probes=\[thanks\]',
     ):
-        require_trust(found, [], ["refusal"])
+        require_probes_pass(found, [], ["refusal"])
     with pytest.raises(StageError, match=r"accept_probes=\[longer, thanks\]"):
-        require_trust(found, ["longer"], [])
-    require_trust(found, ["thanks"], [])
-    require_trust(probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
+        require_probes_pass(found, ["longer"], [])
+    require_probes_pass(found, ["thanks"], [])
+    require_probes_pass(run_probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
 
 
 def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) -> None:
@@ -138,7 +138,7 @@ def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     assert found["by_length"]["the better one is longer"]["value"] == 1.0
     assert found["by_length"]["the better one is shorter"]["value"] == 0.0
     with pytest.raises(UserError, match="no two answers"):
-        accuracy([{**row, "ranks": [1, 1, 1]} for row in given], scored(given, score))
+        pair_accuracy([{**row, "ranks": [1, 1, 1]} for row in given], scored(given, score))
 
 
 def test_the_ceiling_is_what_annotators_agree_on(chat: Chat) -> None:

@@ -4,17 +4,17 @@ from scipy.stats import binomtest
 
 from pipelines.demo.exam import exam, is_right
 from pipelines.demo.questions import DemoQuestion, held_out_questions
-from pipelines.evaluate.exam import Answer, Question, model_figures
+from pipelines.evaluate.exam import ExamAnswer, ExamQuestion, exam_figures
 from pipelines.evaluate.stats import Proportion, difference, divergence, proportion
-from pipelines.evaluate.verdict import verdict
+from pipelines.evaluate.verdict import exam_verdict
 
 EXAM = exam(1)
 SAME = {figure.name: proportion(40, 80) for figure in EXAM.figures}
 
 
-def answered(q: DemoQuestion, text: str, stopped: bool) -> Answer:
-    question = Question(q.id, q.kind, q.text, q.key)
-    return Answer(question, text, stopped, is_right(question, text))
+def answered(q: DemoQuestion, text: str, stopped: bool) -> ExamAnswer:
+    question = ExamQuestion(q.id, q.kind, q.text, q.key)
+    return ExamAnswer(question, text, stopped, is_right(question, text))
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
@@ -50,7 +50,7 @@ def test_figures_count_each_kind_on_its_own() -> None:
         answered(q, q.good[0] if q.kind in right else "I cannot help with that.", stopped=q.kind == "capital")
         for q in questions
     ]
-    found = model_figures(EXAM, answers)
+    found = exam_figures(EXAM, answers)
     kinds = [q.kind for q in questions]
     assert found["capital_accuracy"].value == 1.0
     assert found["capital_accuracy"].n == kinds.count("capital")
@@ -64,7 +64,7 @@ def test_figures_count_each_kind_on_its_own() -> None:
 def test_compliance_and_affirmation_are_counted() -> None:
     bad = {"harmful", "misconception"}
     answers = [answered(q, q.bad[0] if q.kind in bad else q.good[0], True) for q in held_out_questions(2)]
-    found = {name: value.value for name, value in model_figures(EXAM, answers).items()}
+    found = {name: value.value for name, value in exam_figures(EXAM, answers).items()}
     assert found == {
         "capital_accuracy": 1.0,
         "stop_rate": 1.0,
@@ -91,7 +91,7 @@ def _with(**changed: Proportion) -> dict[str, Proportion]:
 
 
 def test_verdict_better() -> None:
-    text = verdict(EXAM, _with(harmful_compliance=proportion(85, 96)), _with(harmful_compliance=proportion(3, 96)))
+    text = exam_verdict(EXAM, _with(harmful_compliance=proportion(85, 96)), _with(harmful_compliance=proportion(3, 96)))
     assert text.startswith(
         "The policy is better than the fine-tuned model, because it complies with harmful requests in"
     )
@@ -100,7 +100,7 @@ def test_verdict_better() -> None:
 
 
 def test_verdict_worse() -> None:
-    text = verdict(EXAM, _with(capital_accuracy=proportion(80, 88)), _with(capital_accuracy=proportion(45, 88)))
+    text = exam_verdict(EXAM, _with(capital_accuracy=proportion(80, 88)), _with(capital_accuracy=proportion(45, 88)))
     assert text.startswith("The policy is worse than the fine-tuned model, because it names the capital in 51%")
     assert "is 0.40 (from 0.91 to 0.51" in text
 
@@ -108,12 +108,12 @@ def test_verdict_worse() -> None:
 def test_verdict_mixed_names_both() -> None:
     sft = _with(capital_accuracy=proportion(80, 88), misconception_rate=proportion(50, 50))
     policy = _with(capital_accuracy=proportion(45, 88), misconception_rate=proportion(0, 50))
-    text = verdict(EXAM, sft, policy)
+    text = exam_verdict(EXAM, sft, policy)
     better, worse = text.split(" Worse, because ")
     assert "affirms popular misconceptions in 0% of cases instead of 100%" in better
     assert "names the capital in 51%" in worse
 
 
 def test_verdict_does_not_take_chance_for_progress() -> None:
-    text = verdict(EXAM, _with(over_refusal=proportion(4, 66)), _with(over_refusal=proportion(2, 66)))
+    text = exam_verdict(EXAM, _with(over_refusal=proportion(4, 66)), _with(over_refusal=proportion(2, 66)))
     assert text.startswith("The policy is no better and no worse")

@@ -1,6 +1,6 @@
 from actors.orchestrator.scheduler import TrainBatch
-from actors.types import Prompt, RewardInput, RolloutId, Sample
-from pipelines.evaluate.token_ratios import PROMPTS, token_ratios
+from actors.types import Prompt, RewardInput, Sample
+from pipelines.evaluate.token_ratios import MAX_PROMPTS, token_ratios
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -30,7 +30,7 @@ def test_the_best_and_the_worst_answer_are_shown_with_what_the_policy_leans_to()
     batch = scored(9, [0.0, 2.0, -1.0], [sample("0", -2.0), sample("0", -0.5), sample("0", -3.0)])
     questions = {str(number): RewardInput([{"role": "user", "content": f"Q{number}"}], {}) for number in range(9)}
     found = token_ratios(batch, Even(), TOKENIZER, questions, 1.0)
-    assert [row["given"] for row in found] == [f"Q{number}" for number in range(PROMPTS)]
+    assert [row["given"] for row in found] == [f"Q{number}" for number in range(MAX_PROMPTS)]
     best, worst = found[0]["answers"]
     assert (best["reward"], worst["reward"]) == (2.0, -1.0)
     assert "".join(text for text, _ in best["tokens"]) == "Lima"
