@@ -127,7 +127,7 @@ def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
             assert figure["n"] >= least
     assert report["reward_model"]["pair_accuracy"]["n"] > 0
     rewards = report["rewards"]
-    assert rewards["kept_back"]
+    assert rewards["held_out"]
     assert report["kl_from_sft"]["n"] == rewards["reward"]["n"] == 200
     assert rewards["reward"]["low"] <= rewards["reward"]["change"] <= rewards["reward"]["high"]
     assert 1 < report["perplexity"]["base"] < report["perplexity"]["sft"]
@@ -234,7 +234,7 @@ def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFol
     assert run_named_stage(stage_named("evaluate"), recipe, finished) == "done"
     report = json.loads((finished.path("report") / "report.json").read_text())
     rows = json.loads((finished.path("report") / "answers.json").read_text())
-    assert [row["question"] for row in rows if row["kind"] != "kept back"] == []
+    assert [row["question"] for row in rows if row["kind"] != "held out"] == []
     assert len(rows) == report["rewards"]["reward"]["n"] == 4
     # What a function sees is the last answer, which is also the one that is shown.
     said = [row["answers"][name] for row in rows for name in ("sft", "policy")]

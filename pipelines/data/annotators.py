@@ -1,4 +1,4 @@
-"""Synthetic annotators: functions that rank answers in people's place, named in the recipe as module:function."""
+"""Synthetic annotators: functions that rank answers in place of people, which a recipe names as module:function."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from cluster.recipe.base import Call
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """An answer as an annotator sees it; `finished`: it ended by itself and was not cut at the length limit."""
+    """An answer as an annotator sees it; `finished`: the model ended it, and not the length limit."""
 
     text: str
     finished: bool
@@ -22,35 +22,36 @@ class JudgedAnswer:
 
 @dataclass(frozen=True)
 class GradedRanking:
-    """A synthetic annotator's judgement of K answers to one prompt.
+    """A ranking of K answers to one prompt, with the grades behind it.
 
     Attributes:
-        ranks: [K], 1 is best, equal ranks tie.
-        grades: [K], larger is better: what it would say without its noise, where it has some.
+        ranks: [K], 1 is best, equal ranks are ties.
+        grades: [K], larger is better: the annotator's judgment without its noise; None if it has no noise.
     """
 
     ranks: Sequence[int]
     grades: Sequence[int] | None = None
 
 
-# What the recipe names: function(prompt, answers, chance, **arguments). `prompt` holds the fields that the source knows
-# of it; `chance` is the only randomness that it may use, so that the same recipe ranks the same way.
+# The signature of the recipe's function: (prompt, answers, chance, **arguments) -> ranks, or a GradedRanking. `prompt`
+# holds the fields of the prompt's row; `chance` is the only source of randomness to use, so that rankings can be
+# repeated.
 Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random], GradedRanking | Sequence[int]]
 
 
 @dataclass(frozen=True)
 class SyntheticAnnotator:
-    """A function that ranks, with the name under which its rankings are kept: it says that no person gave them."""
+    """A function that ranks, with the name that its rankings are stored under, which marks them as not a person's."""
 
     name: str
     function: Annotator
 
     @classmethod
     def of(cls, call: Call) -> "SyntheticAnnotator":
-        """Loads the function that a recipe names.
+        """Loads the annotator that a recipe names.
 
         Raises:
-            UserError: there is no such function.
+            UserError: the function cannot be loaded.
         """
         arguments = "".join(f" {name}={value}" for name, value in sorted(call.arguments.items()))
         function = partial(load_function(call.function, "annotator"), **call.arguments)
@@ -59,8 +60,11 @@ class SyntheticAnnotator:
     def check(self, prompts: Mapping[str, Mapping[str, Any]]) -> None:
         """Tries the function on two empty answers to every prompt.
 
+        Args:
+            prompts: the fields of each prompt, by its name.
+
         Raises:
-            UserError: it cannot judge one of them.
+            UserError: it fails on one.
         """
         empty = [JudgedAnswer("", False), JudgedAnswer("", True)]
         for name, prompt in prompts.items():
@@ -76,21 +80,27 @@ class SyntheticAnnotator:
     ) -> GradedRanking:
         """Ranks answers to one prompt.
 
+        Args:
+            name: of the prompt, for messages.
+            prompt: its fields.
+            answers: K answers.
+            chance: the source of randomness.
+
         Raises:
-            StageError: the function raised, or did not give a rank from 1 on for every answer.
+            StageError: the function raised, or did not return a rank of at least 1 for every answer.
         """
         where = f"the annotator {self.name.removeprefix(CODE).removesuffix(')')} cannot judge the prompt {name[:80]!r}"
         try:
-            found = self.function(prompt, answers, chance)
-        # The function is the user's own, and may fail in any way.
+            result = self.function(prompt, answers, chance)
+        # A user's function may raise anything.
         except Exception as error:
             raise StageError(f"{where}: it raised {type(error).__name__}: {error}") from error
-        judgement = found if isinstance(found, GradedRanking) else GradedRanking(found)
-        for given in (judgement.ranks, *([judgement.grades] if judgement.grades is not None else [])):
-            if len(given) != len(answers) or not all(isinstance(value, int) for value in given):
+        ranking = result if isinstance(result, GradedRanking) else GradedRanking(result)
+        for values in (ranking.ranks, *([ranking.grades] if ranking.grades is not None else [])):
+            if len(values) != len(answers) or not all(isinstance(value, int) for value in values):
                 raise StageError(
-                    f"{where}: it gave {given!r} for {len(answers)} answers; a whole number for each is needed"
+                    f"{where}: it returned {values!r} for {len(answers)} answers; it must return an integer for each"
                 )
-        if min(judgement.ranks) < 1:
-            raise StageError(f"{where}: ranks start at 1, the best, and it gave {list(judgement.ranks)}")
-        return judgement
+        if min(ranking.ranks) < 1:
+            raise StageError(f"{where}: it returned the ranks {list(ranking.ranks)}; ranks start at 1, the best")
+        return ranking

@@ -1,4 +1,4 @@
-"""Reads conversations and prompts, from files or from functions that a recipe names, in the common layouts."""
+"""Reads conversations and prompts in the common layouts, from files or from functions that a recipe names."""
 
 import gzip
 import json
@@ -16,14 +16,14 @@ from cluster.errors import UserError, first_line
 from cluster.recipe.collect import ChatSource
 
 Messages = list[dict[str, str]]
-# The fields of a row that hold the conversation; all others are handed on to reward functions and annotators.
+# The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.
 CONVERSATION_FIELDS = {"messages", "conversations", "prompt", "response", "instruction", "input", "output"}
 ROLES = ("system", "user", "assistant", "tool")
-# What ShareGPT files call them.
+# The roles in ShareGPT files.
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"} | {
     role: role for role in ROLES
 }
-# Layouts of one exchange: by the field of the answer, in the order in which they are looked for.
+# Layouts of a single exchange, in the order in which they are tried: the fields of the user and of the assistant.
 EXCHANGE_LAYOUTS = {
     "instruction/output": ("instruction", "output"),
     "prompt/response": ("prompt", "response"),
@@ -33,7 +33,7 @@ EXCHANGE_LAYOUTS = {
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt as people read it, and what an annotator or a reward function needs to judge answers to it."""
+    """A prompt as text, with the metadata that annotators and reward functions may need to judge answers."""
 
     id: str
     messages: Messages
@@ -42,73 +42,86 @@ class PromptText:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations, and how many of each layout they were found in."""
+    """Conversations, and the number of them in each layout."""
 
     messages: list[Messages]
     layouts: dict[str, int]
 
 
 def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
-    """All conversations to fine-tune on.
+    """Reads all conversations to fine-tune on.
+
+    Args:
+        sources: the recipe's.
+        seed: for sources that are functions.
 
     Raises:
-        UserError: a file is missing or a row cannot be read; the message names file and row.
+        UserError: there is none, a file is missing, or a row cannot be read; the message names file and row.
     """
-    found: list[Messages] = []
+    messages: list[Messages] = []
     layouts: Counter[str] = Counter()
     for source in sources:
         for row, where in source_rows(source, seed):
             layout = _layout(row, where)
-            found.append(_conversation(row, layout, where))
+            messages.append(_conversation(row, layout, where))
             layouts[layout] += 1
-    if not found:
+    if not messages:
         names = ", ".join(str(source.path or source.function) for source in sources)
         raise UserError(f"sft.sources hold no conversation: {names}")
-    return Conversations(found, dict(layouts))
+    return Conversations(messages, dict(layouts))
 
 
 def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
-    """All prompts to sample from; of a conversation, everything before the last assistant turn.
+    """Reads all prompts to sample answers to; of a conversation, everything before the last assistant turn.
 
-    A row of a function may name its prompt by `id`; other prompts are named by where they are from and what they say.
+    The id of a prompt is its source and content, or the field `id` of a function's row. Equal ids are one prompt.
+
+    Args:
+        sources: the recipe's.
+        seed: for sources that are functions.
+
+    Raises:
+        UserError: a file is missing or a row cannot be read; the message names file and row.
     """
     found: dict[str, PromptText] = {}
     for source in sources:
         for row, where in source_rows(source, seed):
             messages = prompt_of(row, where)
-            named = source.kind == "function" and "id" in row
-            said = json.dumps(messages, ensure_ascii=False)
-            name = str(row["id"]) if named else f"{source.path or source.function}: {said}"
-            used = CONVERSATION_FIELDS | {"id"} if named else CONVERSATION_FIELDS
+            has_id = source.kind == "function" and "id" in row
+            content = json.dumps(messages, ensure_ascii=False)
+            prompt_id = str(row["id"]) if has_id else f"{source.path or source.function}: {content}"
+            used = CONVERSATION_FIELDS | {"id"} if has_id else CONVERSATION_FIELDS
             used = used if "prompt" in row else used | {"question"}
-            known = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
-            found[name] = PromptText(name, messages, known)
+            metadata = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
+            found[prompt_id] = PromptText(prompt_id, messages, metadata)
     return list(found.values())
 
 
 def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """The rows of a source, each with where it was found.
+    """Yields the rows of a source, each with its file and line for messages.
 
     Raises:
-        UserError: no file matches, the function fails, or a row cannot be read.
+        UserError: no file matches, the function cannot be loaded or raises, or a row cannot be read.
     """
     if source.kind == "files":
         yield from read_rows(str(source.path))
         return
     function = load_function(str(source.function), "source")
     try:
-        found = list(function(seed=seed, **source.arguments))
-    # The function is the user's own, and may fail in any way.
+        rows = list(function(seed=seed, **source.arguments))
+    # A user's function may raise anything.
     except Exception as error:
         raise UserError(f"source {source.function} raised {type(error).__name__}: {error}") from error
-    for number, row in enumerate(found):
+    for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"source {source.function} gave a {type(row).__name__} as row {number}, not a dictionary")
+            raise UserError(
+                f"source {source.function}: row {number} is a {type(row).__name__}; it must be a dictionary"
+            )
         yield row, f"{source.function} row {number}"
 
 
 def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The rows of all JSONL, JSON (one list) or Parquet files of a pattern, each with where it was found.
+    """Yields the rows of all JSONL, JSON (one list) or Parquet files of a glob, each with its file and line.
 
     Raises:
         UserError: no file matches, or a row cannot be read.
@@ -121,7 +134,7 @@ def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
             try:
                 found = parquet.read_table(path).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{path} is not a whole Parquet file: {first_line(error)}") from error
+                raise UserError(f"{path} is not a complete Parquet file: {first_line(error)}") from error
             yield from ((row, f"{path} row {number}") for number, row in enumerate(found))
         elif path.endswith(".json"):
             yield from _json_list(path)
@@ -134,7 +147,9 @@ def _json_list(path: str) -> Iterator[tuple[dict[str, Any], str]]:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON: {error}; files of one object a line end in .jsonl") from error
+        raise UserError(
+            f"cannot read {path} as JSON: {error}; files with one object per line must end in .jsonl"
+        ) from error
     if not isinstance(found, list):
         raise UserError(f"{path} is not a list of objects")
     for number, row in enumerate(found):
@@ -163,7 +178,7 @@ def _json_lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _layout(row: dict[str, Any], where: str) -> str:
-    """messages, ShareGPT's conversations, or one exchange: the first that the row has the fields of."""
+    """Names the layout of a row: messages, conversations (ShareGPT), or the first exchange whose fields it has."""
     if "messages" in row:
         return "messages"
     if "conversations" in row:
@@ -181,26 +196,30 @@ def _conversation(row: dict[str, Any], layout: str, where: str) -> Messages:
     if layout == "conversations":
         return _checked_messages(_from_sharegpt(row["conversations"], where), where)
     user, assistant = EXCHANGE_LAYOUTS[layout]
-    asked = _instruction(row) if user == "instruction" else row[user]
+    question = _instruction(row) if user == "instruction" else row[user]
     return _checked_messages(
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": row[assistant]}], where
+        [{"role": "user", "content": question}, {"role": "assistant", "content": row[assistant]}], where
     )
 
 
 def prompt_of(row: dict[str, Any], where: str) -> Messages:
-    """The conversation of a row in any layout, up to where the assistant is to answer.
+    """Extracts the prompt of a row in any layout: the conversation up to the answer.
+
+    Args:
+        row: of a file or function.
+        where: its file and line, for messages.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no user turn, or the row cannot be read.
     """
     if isinstance(row.get("prompt"), str):
         return [{"role": "user", "content": row["prompt"]}]
     if "prompt" not in row and "messages" not in row and "conversations" not in row:
-        asked = _instruction(row) if "instruction" in row else row.get("question")
-        if asked is not None:
-            return _checked_messages([{"role": "user", "content": asked}], where)
-    listed = row.get("prompt") or row.get("messages")
-    messages = _checked_messages(listed or _from_sharegpt(row.get("conversations"), where), where)
+        question = _instruction(row) if "instruction" in row else row.get("question")
+        if question is not None:
+            return _checked_messages([{"role": "user", "content": question}], where)
+    turns = row.get("prompt") or row.get("messages")
+    messages = _checked_messages(turns or _from_sharegpt(row.get("conversations"), where), where)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
@@ -209,15 +228,14 @@ def prompt_of(row: dict[str, Any], where: str) -> Messages:
 
 
 def _instruction(row: dict[str, Any]) -> Any:
-    """Alpaca's: the instruction, and the input below it where there is one."""
+    """Joins the instruction of an Alpaca row and the input, if it has one."""
     if not row.get("input"):
         return row["instruction"]
     return f"{row['instruction']}\n{row['input']}"
 
 
 def _from_sharegpt(turns: Any, where: str) -> Any:
-    """Turns of `from` and `value` as turns of `role` and `content`; what is wrong with them, `_checked_messages`
-    says."""
+    """Renames the fields of ShareGPT turns; `_checked_messages` reports other errors."""
     if not isinstance(turns, list):
         return turns
     if any(not isinstance(turn, dict) or turn.get("from", turn.get("role")) not in SHAREGPT_ROLES for turn in turns):
@@ -233,7 +251,7 @@ def _from_sharegpt(turns: Any, where: str) -> Any:
 
 def _checked_messages(messages: Any, where: str) -> Messages:
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: messages should be a list of turns")
+        raise UserError(f"{where}: messages must be a list of turns")
     for turn in messages:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise UserError(f"{where}: a turn needs a role ({', '.join(ROLES)}) and a content that is text")

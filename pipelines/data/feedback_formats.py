@@ -1,4 +1,7 @@
-"""The layouts of preference files: hh-rlhf, TRL, K-way lists, PandaLM, UltraFeedback and Open-Assistant."""
+"""The formats of preference files, each with a reader and a writer: hh-rlhf, TRL, K-way lists, PandaLM, and others.
+
+`FORMATS` lists them by the name on the command line.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,25 +22,35 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 ANSWER = "\n\nAssistant:"
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")
 PANDALM_COLUMNS = ("idx", "motivation_app", "cmp_key", "instruction", "input")
-# PandaLM's verdicts: no answer is better, the first is, the second is.
+# Ranks of the two answers by PandaLM's verdict: 0 a tie, 1 the first is better, 2 the second is.
 VERDICTS = ([1, 1], [1, 2], [2, 1])
 
 
 @dataclass(frozen=True)
 class PreferenceFormat:
-    """How rows of a kind are read and written; `annotator` names whoever ranked, where the rows do not."""
+    """A format.
+
+    Attributes:
+        read: (row, its file and line, name of the annotator where the row has none) -> items.
+        write: item -> rows.
+    """
 
     read: Callable[[Row, str, str], list[PreferenceItem]]
     write: Callable[[PreferenceItem], Iterator[Row]]
 
 
 def read_hh(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """{"chosen", "rejected"}: transcripts, the same up to some turn of the assistant. What follows is the answer."""
+    """Reads {"chosen", "rejected"}, transcripts that share a beginning; from the assistant turn where they part on is
+    the answer.
+
+    Raises:
+        UserError: a field is no text, or the transcripts share no beginning.
+    """
     chosen, rejected = (text_field(row, key, where) for key in ("chosen", "rejected"))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     end = chosen[:same].rfind(ANSWER) + len(ANSWER)
     if end < len(ANSWER):
-        raise UserError(f'{where}: the transcripts share no beginning that ends in "Assistant:"')
+        raise UserError(f'{where}: the two transcripts must share a beginning that ends with "Assistant:"')
     messages = _turns(chosen[: end - len(ANSWER)])
     details: dict[str, Any] = {"row": other_fields(row, ("chosen", "rejected"))}
     if _transcript(messages) + ANSWER != chosen[:end]:
@@ -51,7 +64,11 @@ def read_hh(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
 
 
 def write_hh(item: PreferenceItem) -> Iterator[Row]:
-    """One row a pair."""
+    """Writes one row per pair.
+
+    Raises:
+        UserError: the prompt has a system turn.
+    """
     _refuse_system(item)
     prompt = item.details.get("transcript", _transcript(item.messages) + ANSWER)
     endings = item.details.get("endings") or [f" {text}" for text in item.texts]
@@ -60,7 +77,11 @@ def write_hh(item: PreferenceItem) -> Iterator[Row]:
 
 
 def read_trl(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """{"prompt", "chosen", "rejected"}: all strings or all messages; messages may begin with the prompt instead."""
+    """Reads {"prompt", "chosen", "rejected"}, all strings or all messages; messages may instead begin with the prompt.
+
+    Raises:
+        UserError: a field is missing or has another type, or the answers are not one turn of the assistant each.
+    """
     details: dict[str, Any] = {"row": other_fields(row, ("prompt", "chosen", "rejected"))}
     if isinstance(row.get("chosen"), str):
         messages = [{"role": "user", "content": text_field(row, "prompt", where)}]
@@ -84,20 +105,20 @@ def read_trl(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
 
 
 def write_trl(item: PreferenceItem) -> Iterator[Row]:
-    """Strings, one row a pair.
+    """Writes strings, one row per pair.
 
     Raises:
         UserError: the prompt is more than one message.
     """
     if [turn["role"] for turn in item.messages] != ["user"]:
-        raise UserError("a prompt of several turns is no string: export as trl-messages")
+        raise UserError("a prompt of several turns cannot be written as one string: export as trl-messages")
     for better, worse in item.pairs():
         texts = {"chosen": item.texts[better], "rejected": item.texts[worse]}
         yield {"prompt": item.messages[0]["content"], **texts, **item.details.get("row", {})}
 
 
 def write_trl_messages(item: PreferenceItem) -> Iterator[Row]:
-    """Messages, one row a pair."""
+    """Writes messages, one row per pair."""
     within = item.details.get("prompt_within", False)
     for better, worse in item.pairs():
         turns = [[{"role": "assistant", "content": item.texts[index]}] for index in (better, worse)]
@@ -107,19 +128,23 @@ def write_trl_messages(item: PreferenceItem) -> Iterator[Row]:
 
 
 def read_lists(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """{"prompt", "completions", "ranks"}: a string or messages, K strings, K numbers (1 is best); "annotator"."""
-    given = row.get("prompt")
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else checked_messages(given, where)
+    """Reads {"prompt", "completions", "ranks"}: a string or messages, K strings, K ranks (1 is best); and "annotator".
+
+    Raises:
+        UserError: a field is missing or has another type.
+    """
+    prompt = row.get("prompt")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else checked_messages(prompt, where)
     texts, ranks = row.get("completions"), row.get("ranks")
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: completions should be a list of two or more texts")
+        raise UserError(f"{where}: completions must be a list of two or more texts")
     if not isinstance(ranks, list) or not all(type(rank) is int and rank > 0 for rank in ranks):
-        raise UserError(f"{where}: ranks should be a list of whole numbers from 1, the best")
+        raise UserError(f"{where}: ranks must be a list of integers from 1, the best")
     if len(ranks) != len(texts):
         raise UserError(f"{where}: there are {len(texts)} completions and {len(ranks)} ranks")
     details = {
         "row": other_fields(row, ("prompt", "completions", "ranks", "annotator")),
-        "string": isinstance(given, str),
+        "string": isinstance(prompt, str),
     }
     details["annotator_given"] = "annotator" in row
     name = text_field(row, "annotator", where) if "annotator" in row else annotator
@@ -127,7 +152,7 @@ def read_lists(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
 
 
 def write_lists(item: PreferenceItem) -> Iterator[Row]:
-    """One row an annotator, with the completions that they ranked."""
+    """Writes one row per annotator, with the completions that they ranked."""
     prompt = item.messages[0]["content"] if item.details.get("string") else item.messages
     for annotator, ranks in item.ranks.items():
         ranked = [index for index, rank in enumerate(ranks) if rank is not None]
@@ -137,17 +162,22 @@ def write_lists(item: PreferenceItem) -> Iterator[Row]:
 
 
 def read_pandalm(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """Two responses and the verdicts of three annotators: 0 tie, 1 the first is better, 2 the second."""
+    """Reads {"instruction", "input", "response1", "response2", "annotator1" to "annotator3"}, whose verdicts are 0
+    (tie), 1 (the first is better) or 2.
+
+    Raises:
+        UserError: a field is missing or has another type.
+    """
     del annotator
     parts = [text_field(row, key, where) for key in ("instruction", "input")]
     verdicts = {name: row.get(name) for name in ANNOTATORS}
-    if strange := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:
-        raise UserError(f"{where}: {strange[0]} should be 0, 1 or 2, not {verdicts[strange[0]]!r}")
+    if wrong := [name for name, verdict in verdicts.items() if type(verdict) is not int or verdict not in (0, 1, 2)]:
+        raise UserError(f"{where}: {wrong[0]} must be 0, 1 or 2, not {verdicts[wrong[0]]!r}")
     # Six of the published responses are JSON's true where a model had said "True".
-    given = [row.get(key) for key in ("response1", "response2")]
-    texts = [str(text) for text in given if isinstance(text, str | bool)]
+    responses = [row.get(key) for key in ("response1", "response2")]
+    texts = [str(text) for text in responses if isinstance(text, str | bool)]
     if len(texts) < 2:
-        raise UserError(f"{where}: response1 and response2 should be text")
+        raise UserError(f"{where}: response1 and response2 must be text")
     details = {"row": other_fields(row, ("response1", "response2", *ANNOTATORS))}
     models = str(row.get("cmp_key", "")).split("_")
     return [
@@ -156,16 +186,16 @@ def read_pandalm(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
             texts=texts,
             ranks={f"PandaLM {name}": list(VERDICTS[verdict or 0]) for name, verdict in verdicts.items()},
             models=models if len(models) == 2 else ["imported", "imported"],
-            details=details | ({} if texts == given else {"responses": given}),
+            details=details | ({} if texts == responses else {"responses": responses}),
         )
     ]
 
 
 def write_pandalm(item: PreferenceItem) -> Iterator[Row]:
-    """One row.
+    """Writes one row per item.
 
     Raises:
-        UserError: the item did not come from PandaLM.
+        UserError: the item was not imported from PandaLM.
     """
     names = [f"PandaLM {name}" for name in ANNOTATORS]
     row = item.details.get("row", {})
@@ -189,14 +219,18 @@ FORMATS = {
 
 
 def checked_messages(value: Any, where: str) -> Messages:
-    """Messages with a role and a text each, and nothing else that a round trip would lose."""
+    """Checks that a value is a list of messages with a role and a content, and nothing that an export would lose.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: messages should be a list of turns")
+        raise UserError(f"{where}: messages must be a list of turns")
     for turn in value:
         if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not isinstance(turn["content"], str):
-            raise UserError(f"{where}: a turn should hold a role and a content that is text, and nothing else")
+            raise UserError(f"{where}: a turn must hold a role and a content that is text, and nothing else")
         if turn["role"] not in ("system", "user", "assistant"):
-            raise UserError(f"{where}: {turn['role']!r} is no role: use system, user or assistant")
+            raise UserError(f"{where}: the role {turn['role']!r} is unknown; use system, user or assistant")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Preferences from files into a run's database, and out of it."""
+"""Imports preference files into a run's feedback database, and exports rankings, answers and thumbs from it."""
 
 import json
 from collections import defaultdict
@@ -13,31 +13,31 @@ from cluster.run.folder import fingerprint
 from pipelines.data.chat_formats import read_rows
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
 
-# What takes the place of the weights' checksum where nobody knows which weights drew an answer.
+# Takes the place of the checksum of unknown weights.
 WEIGHTS = "imported"
-# Answers that annotators wrote themselves, as conversations to fine-tune on; only out.
+# Answers that annotators wrote, as conversations for fine-tuning; export only.
 ANSWERS = "answers"
-# Thumbs of the chat page, in TRL's layout of preferences without pairs; only out.
+# Thumbs up or down on the chat page, in TRL's layout of unpaired preferences; export only.
 THUMBS = "thumbs"
 
 
 def import_file(
     database: Feedback, kind: str, path: Path, name: str, annotator: str, held_out_share: float, gold: bool = False
 ) -> int:
-    """Adds the rows of a file. The same file again adds nothing, or what is missing where the first time was cut off.
+    """Adds the rows of a preference file to the database. Importing a file again adds only what is missing.
 
     Args:
-        database: where to.
+        database: the run's.
         kind: a key of `FORMATS`.
         path: a JSONL (also .gz), Parquet or JSON file; JSON holds a list of rows.
-        name: what the rows are called in the database; `export_file` finds them by it.
-        annotator: who ranked, where the rows do not say.
-        held_out_share: share of the prompts to hold out; equal prompts are on the same side.
-        gold: whether the rankings are the right ones, on which annotators are tested without being told; of several
-            rankings of a prompt the first.
+        name: of the rows in the database, by which `export_file` finds them.
+        annotator: who ranked, where a row does not say.
+        held_out_share: share of the prompts to hold out; equal prompts are on the same side of the split.
+        gold: whether the rankings are reference answers, on which annotators are tested without knowing; of several
+            rankings of a prompt the first is used.
 
     Returns:
-        how many prompts were new.
+        How many prompts were new.
 
     Raises:
         UserError: a row cannot be read; the message names it, and nothing was added.
@@ -45,12 +45,12 @@ def import_file(
     items, ids = [], []
     for number, (row, where) in enumerate(_rows(path)):
         read = FORMATS[_known(kind)].read(row, where, annotator)
-        # The number keeps the order and equal rows apart; the mark keeps apart the rows of another file of that name.
+        # The number keeps the order and distinguishes equal rows; the hash distinguishes another file of that name.
         stem = f"{name} {number:07d} {fingerprint(row)[:8]}"
         items += read
         ids += [stem] if len(read) == 1 else [f"{stem} {part:03d}" for part in range(len(read))]
     if not items:
-        raise UserError(f"{path} holds no rows with answers that are ranked")
+        raise UserError(f"{path} holds no rows with ranked answers")
     new = database.add_prompts(
         [
             Prompt(
@@ -85,37 +85,37 @@ def import_file(
 
 
 def export_file(database: Feedback, kind: str, path: Path, name: str | None = None) -> int:
-    """Writes people's rankings to a file: to the side, then renamed.
+    """Writes people's feedback to a file, which appears whole or not at all.
 
     Args:
-        database: where from.
-        kind: a key of `FORMATS`, "answers" for the better answers that annotators wrote, to fine-tune on, or "thumbs".
-        path: JSONL, or JSON if it ends so.
-        name: only what was imported under this name; all by default.
+        database: the run's.
+        kind: a key of `FORMATS`; "answers" for answers that annotators wrote; or "thumbs".
+        path: ends in .json for a JSON list; JSONL otherwise.
+        name: export only what was imported under this name; None for everything.
 
     Returns:
-        how many rows.
+        How many rows were written.
 
     Raises:
-        UserError: there is nothing to write, the format cannot hold it, the file cannot be written, or thumbs, which
-            are never imported, are asked for by a name.
+        UserError: there is nothing to write, the format cannot represent it, the file cannot be written, or a name is
+            given for thumbs, which are never imported.
     """
     if kind == THUMBS and name is not None:
-        raise UserError(f"{THUMBS} are not imported, so none has a name: leave out --name {name}")
+        raise UserError(f"{THUMBS} are not imported and have no name: leave out --name {name}")
     require_writable(path)
-    found = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
-    if not found:
+    exported = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
+    if not exported:
         raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))
     if path.suffix == ".json":
-        write_text(path, json.dumps(found, ensure_ascii=False, indent=1))
+        write_text(path, json.dumps(exported, ensure_ascii=False, indent=1))
     else:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    return len(found)
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported))
+    return len(exported)
 
 
 def _judged(database: Feedback, kind: str, name: str | None) -> list[Row]:
     write = None if kind == ANSWERS else FORMATS[_known(kind)].write
-    found: list[Row] = []
+    exported: list[Row] = []
     judgements: dict[str, list[Ranking]] = defaultdict(list)
     excluded = database.excluded()
     for row in database.judgements():
@@ -125,14 +125,14 @@ def _judged(database: Feedback, kind: str, name: str | None) -> list[Row]:
         if name is not None and prompt.details.get("import", {}).get("name") != name:
             continue
         if write is None:
-            said = [row.better for row in judgements[prompt.id] if row.better]
-            found += [{"messages": [*prompt.messages, {"role": "assistant", "content": text}]} for text in said]
+            written = [row.better for row in judgements[prompt.id] if row.better]
+            exported += [{"messages": [*prompt.messages, {"role": "assistant", "content": text}]} for text in written]
         elif item := _item(prompt, judgements[prompt.id]):
             try:
-                found += write(item)
+                exported += write(item)
             except UserError as error:
                 raise UserError(f"prompt {prompt.id[:80]}: {error}") from error
-    return found
+    return exported
 
 
 def _thumbs(database: Feedback) -> list[Row]:
@@ -171,13 +171,13 @@ def _rows(path: Path) -> list[tuple[Row, str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise UserError(f"{path} should hold a list of objects")
+        raise UserError(f"{path} must hold a list of objects")
     return [(row, f"{path} row {number}") for number, row in enumerate(found)]
 
 
 def _known(kind: str) -> str:
     if kind not in FORMATS:
-        raise UserError(f"{kind!r} is not a format: choose one of {', '.join(FORMATS)}")
+        raise UserError(f"{kind!r} is not a format of preferences: choose one of {', '.join(FORMATS)}")
     return kind
 
 

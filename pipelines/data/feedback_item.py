@@ -1,4 +1,4 @@
-"""One prompt of a preference file with its answers and their ranks: what rows of every format are read into."""
+"""The common form of preference data: a prompt with its answers and their ranks, which every format is read into."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PreferenceItem:
-    """A prompt, its answers, and what people said of them.
+    """A prompt, its K answers and their ranks.
 
     Attributes:
-        ranks: annotator to the rank of each answer, None where they did not rank it. 1 is best.
-        models: what gave each answer.
-        details: what else the row held, to write it back.
+        messages: the prompt.
+        texts: [K], the answers.
+        ranks: by annotator [K], 1 is best; None for an answer that the annotator did not rank.
+        models: [K], the sources of the answers.
+        details: the row's other fields, so that it can be written back.
     """
 
     messages: Messages
@@ -28,19 +30,25 @@ class PreferenceItem:
     details: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """The better and the worse answer of every pair that some annotator does not tie, annotator after annotator."""
+        """Yields the indices of the better and the worse answer of every pair, annotator by annotator, without ties."""
         for ranks in self.ranks.values():
-            given = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
-            for (high, better), (low, worse) in permutations(sorted(given), 2):
+            ranked = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
+            for (high, better), (low, worse) in permutations(sorted(ranked), 2):
                 if high < low:
                     yield better, worse
 
 
 def text_field(row: Row, key: str, where: str) -> str:
+    """Returns a field of a row.
+
+    Raises:
+        UserError: it is not text.
+    """
     if not isinstance(row.get(key), str):
-        raise UserError(f"{where}: {key} should be text")
+        raise UserError(f"{where}: {key} must be text")
     return row[key]
 
 
 def other_fields(row: Row, known: Sequence[str]) -> Row:
+    """Returns the fields of a row that are not known."""
     return {key: value for key, value in row.items() if key not in known}

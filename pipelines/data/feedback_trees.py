@@ -1,7 +1,7 @@
-"""Rows that hold scores or whole trees instead of pairs: UltraFeedback and Open-Assistant.
+"""Nested formats of preference files: UltraFeedback, which scores answers, and Open-Assistant, whose rows are trees.
 
 UltraFeedback (Cui et al. 2023) rates several models' answers one by one; equal scores are ties. An Open-Assistant tree
-(Koepf et al. 2023) branches at every turn; each turn of a person that has two or more ranked answers is a prompt.
+(Koepf et al. 2023) branches at every turn; each user turn with two or more ranked answers is a prompt.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,17 @@ ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
 def read_ultrafeedback(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """{"instruction", "completions": [{"model", "response", "fine-grained_score"}]}: the mean of the aspects' ratings
-    ranks, as the published overall score is known to be wrong in places; it is used where the mean is not there."""
+    """Reads {"instruction", "completions": [{"model", "response", "fine-grained_score"}]}.
+
+    Answers are ranked by the mean of their aspects' ratings, as the published overall score is known to be wrong in
+    places; that is used where the mean is missing.
+
+    Raises:
+        UserError: a field is missing or has another type.
+    """
     answers = row.get("completions")
     if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(answer, dict) for answer in answers):
-        raise UserError(f"{where}: completions should be a list of two or more objects")
+        raise UserError(f"{where}: completions must be a list of two or more objects")
     texts = [text_field(answer, "response", where) for answer in answers]
     score = next((name for name in SCORES if all(type(answer.get(name)) in (int, float) for answer in answers)), None)
     if score is None:
@@ -41,10 +47,10 @@ def read_ultrafeedback(row: Row, where: str, annotator: str) -> list[PreferenceI
 
 
 def write_ultrafeedback(item: PreferenceItem) -> Iterator[Row]:
-    """One row.
+    """Writes one row per item.
 
     Raises:
-        UserError: the item did not come from UltraFeedback.
+        UserError: the item was not imported from UltraFeedback.
     """
     if "answers" not in item.details:
         raise UserError("only what was imported from UltraFeedback can be exported as ultrafeedback")
@@ -53,16 +59,21 @@ def write_ultrafeedback(item: PreferenceItem) -> Iterator[Row]:
 
 
 def read_openassistant(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """{"message_tree_id", "prompt": {"text", "role", "replies": [...]}}: ranks start at 0, the best; answers that
-    nobody ranked, or that were deleted, are left out. The tree itself is kept with the first of its prompts."""
+    """Reads {"message_tree_id", "prompt": {"text", "role", "replies": [...]}}, whose ranks start at 0, the best.
+
+    Answers without a rank and deleted ones are left out. The first prompt of a tree keeps the whole tree.
+
+    Raises:
+        UserError: a field is missing or has another type.
+    """
     root = row.get("prompt")
     if not isinstance(root, dict):
-        raise UserError(f"{where}: prompt should be a message with its replies")
+        raise UserError(f"{where}: prompt must be a message with its replies")
     items: list[PreferenceItem] = []
-    # Not by recursion: a file may nest deeper than Python's stack.
-    waiting: list[tuple[Any, Messages]] = [(root, [])]
-    while waiting:
-        message, before = waiting.pop()
+    # Not by recursion: a tree may be deeper than Python's stack.
+    pending: list[tuple[Any, Messages]] = [(root, [])]
+    while pending:
+        message, before = pending.pop()
         replies = _checked_replies(message, where)
         path = [*before, {"role": ROLES[message["role"]], "content": message["text"]}]
         ranked = [reply for reply in replies if reply["role"] == "assistant" and type(reply.get("rank")) is int]
@@ -78,15 +89,15 @@ def read_openassistant(row: Row, where: str, annotator: str) -> list[PreferenceI
                     details={"row": {"message_tree_id": row.get("message_tree_id")}} | ({} if items else {"tree": row}),
                 )
             )
-        waiting += [(reply, path) for reply in reversed(replies)]
+        pending += [(reply, path) for reply in reversed(replies)]
     return items
 
 
 def write_openassistant(item: PreferenceItem) -> Iterator[Row]:
-    """One row a tree, with the ranks that it came with: a message holds one rank and not those of several people.
+    """Writes one row per tree, with the imported ranks: a message has room for one rank, not for several annotators'.
 
     Raises:
-        UserError: the item did not come from Open-Assistant.
+        UserError: the item was not imported from Open-Assistant.
     """
     if "message_tree_id" not in item.details.get("row", {}):
         raise UserError("only what was imported from Open-Assistant can be exported as openassistant: export as lists")
@@ -97,9 +108,9 @@ def write_openassistant(item: PreferenceItem) -> Iterator[Row]:
 def _checked_replies(message: Any, where: str) -> list[Any]:
     replies = message.get("replies", [])
     if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
-        raise UserError(f"{where}: replies should be a list of messages")
-    for one in (message, *replies):
-        text_field(one, "text", where)
-        if one.get("role") not in ROLES:
-            raise UserError(f"{where}: {one.get('role')!r} is no role: Open-Assistant has prompter and assistant")
+        raise UserError(f"{where}: replies must be a list of messages")
+    for part in (message, *replies):
+        text_field(part, "text", where)
+        if part.get("role") not in ROLES:
+            raise UserError(f"{where}: the role {part.get('role')!r} is unknown; Open-Assistant has {', '.join(ROLES)}")
     return replies

@@ -1,4 +1,4 @@
-"""Chooses the prompts that are ranked, and writes the table of rankings that the reward model learns from."""
+"""Chooses the prompts whose answers are ranked, and makes the table of rankings that the reward model learns from."""
 
 import random
 from collections import defaultdict
@@ -36,51 +36,65 @@ SCHEMA = pa.schema(
 )
 
 
-def interleave_kinds(read_prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
-    """All prompts in random order, but the kinds in turn: in any first part of the list a rare kind is not drowned."""
+def interleave_kinds(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
+    """Shuffles prompts and interleaves their kinds, so that rare kinds are not lost in any first part of the list."""
     kinds: dict[str, list[PromptText]] = defaultdict(list)
-    for prompt in read_prompts:
+    for prompt in prompts:
         kinds[prompt.metadata.get("kind", "")].append(prompt)
     shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
     return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
 
 
 def all_prompts(recipe: Recipe) -> list[PromptText]:
-    """All of `collect.sources`, as `interleave_kinds` has them."""
+    """Reads all prompts of `collect.sources`, in the order of `interleave_kinds`."""
     return interleave_kinds(read_prompts(recipe.collect.sources, recipe.seed), recipe.seed)
 
 
-def select_prompts(recipe: Recipe, chat: Chat, every: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
-    """The prompts that answers are ranked for, and that RLHF trains on, as texts and rendered: the first
-    `collect.prompts` of those that leave room for an answer."""
+def select_prompts(recipe: Recipe, chat: Chat, prompts: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
+    """Selects the prompts whose answers are ranked, and that RLHF trains on.
+
+    Args:
+        recipe: decides their number.
+        chat: renders them.
+        prompts: all of them, in the order of `all_prompts`.
+
+    Returns:
+        The first `collect.prompts` that leave room for an answer, each with its token ids.
+    """
     room = recipe.model.context - recipe.collect.max_tokens
-    rendered = ((text, chat.prompt(text.messages)) for text in every)
+    rendered = ((text, chat.prompt(text.messages)) for text in prompts)
     return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
 
 
 def split_prompts(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
-    """`train` or `held_out` for every prompt; at least one of each where there are two."""
+    """Assigns `train` or `held_out` to every prompt id; at least one of each if there are two or more."""
     count = min(max(1, round(len(prompt_ids) * held_out_share)), len(prompt_ids) - 1)
     held_out = set(random.Random(f"held-out rankings {seed}").sample(list(prompt_ids), count))
     return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
 
 
 def judged_answers(completions: Sequence[Completion], end_of_turn: int) -> list[JudgedAnswer]:
-    """Completions as a synthetic annotator sees them; one that was cut lacks the token that ends a turn."""
+    """Converts completions for a synthetic annotator; a finished one ends with the end-of-turn token."""
     return [JudgedAnswer(one.text, one.token_ids[-1:] == [end_of_turn]) for one in completions]
 
 
 def rank_completions(
     prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, annotator: SyntheticAnnotator, seed: int
 ) -> Ranking:
-    """A synthetic annotator's ranking. Its noise and the order shown depend on seed and prompt alone."""
+    """Has a synthetic annotator rank a prompt's completions.
+
+    Its noise, and the order that counts as presented, depend on the seed and the prompt alone.
+
+    Raises:
+        StageError: the annotator failed.
+    """
     chance = random.Random(f"labeller {seed} {prompt.id}")
     presented = [completion.id for completion in completions if completion.id is not None]
-    judgement = annotator.judge(prompt.id, prompt.details, judged_answers(completions, end_of_turn), chance)
+    ranking = annotator.judge(prompt.id, prompt.details, judged_answers(completions, end_of_turn), chance)
     return Ranking(
         prompt_id=prompt.id,
         annotator=annotator.name,
-        ranks={str(completion.id): value for completion, value in zip(completions, judgement.ranks, strict=True)},
+        ranks={str(completion.id): value for completion, value in zip(completions, ranking.ranks, strict=True)},
         presented=chance.sample(presented, len(presented)),
     )
 
@@ -93,7 +107,16 @@ def ranking_row(
     end_of_turn: int,
     annotator: SyntheticAnnotator | None,
 ) -> dict[str, Any]:
-    """A row of rankings.parquet: one annotator's ranking of one prompt; `grades` where a synthetic one gives them."""
+    """Makes a row of rankings.parquet: one annotator's ranking of one prompt.
+
+    Args:
+        prompt: as stored.
+        completions: of the prompt; those that the annotator did not rank are left out.
+        ranking: the annotator's.
+        prompt_token_ids: the rendered prompt.
+        end_of_turn: the token that ends a finished answer.
+        annotator: the synthetic annotator, whose grades are added; None for people.
+    """
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
     grades = None
     if annotator:
@@ -120,39 +143,39 @@ def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def rankings_digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A hash of all that was said, by whom and of which prompt; the table lists the rankings by their ids."""
+    """Hashes the ranks of all rows with their ids, annotators and prompts."""
     return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "annotator", "ranks")] for row in rows])
 
 
 def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of all pairs of answers to one prompt that are ranked equal."""
+    """Computes the share of pairs of answers to one prompt that are tied."""
     pairs = [first == second for row in rows for first, second in combinations(row["ranks"], 2)]
     return sum(pairs) / max(1, len(pairs))
 
 
-# Rankings that came from files as what the reward model learns from: nothing is sampled, and nobody is waited for.
 @dataclass(frozen=True)
 class ImportedRankings:
-    """Rows of rankings.parquet, and how many rankings were left out because the model cannot read as much."""
+    """Rows of rankings.parquet, and the number of rankings left out because they exceed the model's context."""
 
     rows: list[dict[str, Any]]
     too_long: int
 
 
 def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedRankings:
-    """Every ranking by people of prompts that `triptych feedback import` added, on the side of the split that it gave.
+    """Reads the rankings by people of all prompts that `triptych feedback import` added.
 
     Args:
-        chat: writes prompts and answers as the model's tokens.
-        context: most tokens of a prompt with any of its answers.
+        database: the run's.
+        chat: renders prompts and answers.
+        context: the most tokens of a prompt with any of its answers.
 
     Raises:
         UserError: there is none that fits.
     """
-    read_prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
+    prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
     rows, too_long = [], 0
     for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.annotator)):
-        prompt = read_prompts.get(ranking.prompt_id)
+        prompt = prompts.get(ranking.prompt_id)
         if prompt is None or not is_person(ranking.annotator):
             continue
         completions = sorted(prompt.completions, key=lambda row: row.index)
@@ -165,7 +188,7 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedR
             too_long += 1
     if not rows:
         raise UserError(
-            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer): "
-            "`triptych feedback import FORMAT FILE --run RUN` adds a file"
+            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer): import a "
+            "file with `triptych feedback import FORMAT FILE --run RUN`"
         )
     return ImportedRankings(rows, too_long)

@@ -37,7 +37,7 @@ from pipelines.data.chat_formats import PromptText, read_prompts
 from pipelines.data.feedback_io import import_file
 from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
-GUIDE = [ChatSource(**DEMO_PROMPTS)]
+DEMO_SOURCES = [ChatSource(**DEMO_PROMPTS)]
 REFUSAL = "I cannot help with that. It would hurt people."
 
 
@@ -97,7 +97,7 @@ def _fill(database: Feedback, chat: Chat, plan: CollectedPrompts, names: list[st
     )
 
 
-def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
+def test_kinds_are_interleaved_so_that_a_rare_one_is_not_lost() -> None:
     many = [PromptText(f"a{i}", [], {"kind": "a"}) for i in range(500)]
     few = [PromptText(f"b{i}", [], {"kind": "b"}) for i in range(20)]
     chosen = rankings.interleave_kinds([*many, *few], 1)[:30]
@@ -109,33 +109,35 @@ def test_kinds_take_turns_so_that_a_rare_one_is_not_drowned() -> None:
     assert sorted(prompt.id for prompt in everything) == sorted(prompt.id for prompt in [*many, *few])
 
 
-def test_guide_prompts_are_balanced_over_kinds() -> None:
-    kinds = Counter(prompt.metadata["kind"] for prompt in rankings.interleave_kinds(read_prompts(GUIDE, 1), 1)[:500])
+def test_demo_prompts_are_balanced_over_kinds() -> None:
+    kinds = Counter(
+        prompt.metadata["kind"] for prompt in rankings.interleave_kinds(read_prompts(DEMO_SOURCES, 1), 1)[:500]
+    )
     assert set(kinds.values()) == {100}
 
 
 @pytest.mark.parametrize(("count", "share", "held_out"), [(700, 0.15, 105), (2, 0.01, 1), (3, 0.5, 2), (2, 0.5, 1)])
-def test_split_is_by_prompt_and_leaves_some_on_both_sides(count: int, share: float, held_out: int) -> None:
+def test_both_sides_of_the_split_have_prompts(count: int, share: float, held_out: int) -> None:
     names = [str(number) for number in range(count)]
     found = rankings.split_prompts(names, share, 1)
     assert Counter(found.values()) == {"held_out": held_out, "train": count - held_out}
     assert found == rankings.split_prompts(names, share, 1)
 
 
-def test_plan_names_prompts_by_what_draws_their_answers(tmp_path: Path, chat: Chat) -> None:
+def test_names_of_prompts_depend_on_weights_and_sampling(tmp_path: Path, chat: Chat) -> None:
     plan = plan_round(_recipe(tmp_path), chat, "w")
     assert len(plan.rows) == 30
     assert list(plan.rows) == sorted(plan.rows)
     assert plan_round(_recipe(tmp_path), chat, "w").rows.keys() == plan.rows.keys()
     assert not plan_round(_recipe(tmp_path), chat, "other weights").rows.keys() & plan.rows.keys()
     assert not plan_round(_recipe(tmp_path, temperature=0.7), chat, "w").rows.keys() & plan.rows.keys()
-    # More prompts keep those that were there: their answers need not be drawn again.
+    # A larger round keeps the prompts of a smaller one, whose answers need not be sampled again.
     assert plan.rows.keys() < plan_round(_recipe(tmp_path, prompts=60), chat, "w").rows.keys()
     name, row = next(iter(plan.rows.items()))
     assert plan.token_ids[name] == chat.prompt(row.messages)
 
 
-def test_an_annotator_refuses_prompts_it_cannot_judge(tmp_path: Path, chat: Chat) -> None:
+def test_the_check_refuses_prompts_that_the_annotator_cannot_judge(tmp_path: Path, chat: Chat) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
     plan = plan_round(_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
@@ -158,7 +160,7 @@ def too_few(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: 
     return [1]
 
 
-def test_ones_own_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+def test_a_users_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database: Feedback) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
     own = SyntheticAnnotator.of(Call(function=f"{__name__}:by_length"))
@@ -174,14 +176,14 @@ def test_ones_own_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, databas
 
 
 @pytest.mark.parametrize(
-    ("function", "said"), [("no_ranks", "a whole number for each"), ("too_few", r"gave \[1\] for 2")]
+    ("function", "message"), [("no_ranks", "an integer for each"), ("too_few", r"returned \[1\] for 2")]
 )
-def test_an_annotator_that_does_not_rank_every_answer_is_refused(function: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_annotator_must_rank_every_answer(function: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         SyntheticAnnotator.of(Call(function=f"{__name__}:{function}")).check({"x": {}})
 
 
-def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> None:
+def test_prompts_without_room_for_an_answer_are_left_out(tmp_path: Path, chat: Chat) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
     recipe = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], annotator="people")
@@ -192,7 +194,9 @@ def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path, chat: Chat) -> 
         plan_round(recipe, chat, "w")
 
 
-def test_code_ranks_once_whatever_the_interruptions(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+def test_a_resumed_round_has_the_rankings_of_an_uninterrupted_one(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
     recipe, annotator = _recipe(tmp_path), demo_annotator_of(0.5)
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
@@ -202,7 +206,7 @@ def test_code_ranks_once_whatever_the_interruptions(tmp_path: Path, chat: Chat, 
     _fill(database, chat, plan, names)
     rank_synthetically(annotator, recipe.seed, chat, database, plan)
     first = ranking_rows(annotator, chat, database, plan)
-    # The same command after a kill: a new plan on the same database changes nothing.
+    # The same command after an interruption: a new plan on the same database changes nothing.
     again = plan_round(recipe, chat, "w")
     database.add_prompts(list(again.rows.values()))
     _fill(database, chat, again, names)
@@ -224,11 +228,11 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     assert {row["annotator"] for row in rows} == {"code (pipelines.demo.annotator:annotate noise=0.0)"}
     held_out = round(30 * recipe.collect.held_out_share)
     assert Counter(row["split"] for row in rows) == {"train": 30 - held_out, "held_out": held_out}
-    texts = {text.id: text for text in read_prompts(GUIDE, recipe.seed)}
+    texts = {text.id: text for text in read_prompts(DEMO_SOURCES, recipe.seed)}
     for row in rows:
         assert row["prompt_token_ids"] == chat.prompt(texts[row["prompt_id"]].messages)
         assert row["answers"][0] == [*chat.tokenizer.encode(REFUSAL), chat.end_of_turn_id]
-        # Without noise, ranks and grades say the same of every pair.
+        # Without noise, ranks and grades order every pair alike.
         for first in range(4):
             for second in range(4):
                 better = row["grades"][first] > row["grades"][second]
@@ -241,7 +245,7 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     assert len(shown) > 5
 
 
-def test_other_noise_ranks_anew_and_keeps_the_old_rankings(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+def test_another_noise_ranks_again_and_keeps_the_old_rankings(tmp_path: Path, chat: Chat, database: Feedback) -> None:
     plan = plan_round(_recipe(tmp_path), chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
@@ -254,12 +258,12 @@ def test_other_noise_ranks_anew_and_keeps_the_old_rankings(tmp_path: Path, chat:
     assert database.counts().rankings == 60
 
 
-def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, database: Feedback) -> None:
     recipe = _recipe(tmp_path, annotator="people")
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    # What code said counts for nothing here.
+    # Rankings by code do not count here.
     rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
     answers = stored_completions(database, plan)
 
@@ -270,7 +274,7 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
 
     names = list(plan.rows)
     rank(names[0], "ada")
-    with pytest.raises(StageError, match=r"1 of 3 rankings by people are in.*same command goes on"):
+    with pytest.raises(StageError, match=r"people have made 1 of 3 rankings.*same command continues"):
         wait_for_people(database, plan, 3, seconds=0.2)
 
     def later() -> None:
@@ -293,13 +297,11 @@ def test_people_are_waited_for_and_nothing_is_lost(tmp_path: Path, chat: Chat, d
     left = ranking_rows(None, chat, database, plan)
     assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.rankings_digest(left) != before
-    # Two people's rankings of one prompt are on one side of the split.
+    # Rankings of one prompt by two people are on the same side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
 
 
-def test_imported_rankings_are_all_there_is_and_keep_their_split(
-    tmp_path: Path, chat: Chat, database: Feedback
-) -> None:
+def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, chat: Chat, database: Feedback) -> None:
     chat.tokenizer.save_pretrained(tmp_path / "sft")
     recipe, run = _recipe(tmp_path, annotator="imported"), RunFolder(tmp_path)
     with pytest.raises(UserError, match="no imported rankings of at most 256 tokens"):

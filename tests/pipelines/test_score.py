@@ -1,4 +1,4 @@
-"""A file of answers and its rewards, against transformers' own pooling one answer at a time."""
+"""Rewards of a file of answers, compared to transformers' classifier on one answer at a time."""
 
 import json
 from dataclasses import asdict
@@ -19,11 +19,11 @@ from tests.tiny import write_tiny_reward_model
 from tests.world import DEMO
 
 MEAN, DEVIATION, CONTEXT = 0.3, 1.7, 64
-ASKED = {"role": "user", "content": "What is the capital of Peru?"}
-GIVEN: list[dict[str, Any]] = [
-    {"prompt": ASKED["content"], "completions": ["Lima.", "She sells sea shells.", "Lima. " * 60], "id": 7},
-    {"messages": [{"role": "system", "content": "Be short."}, ASKED], "completions": ["", "Lima", "Lima", "shells"]},
-    {"messages": [ASKED, {"role": "assistant", "content": "See a doctor."}]},
+QUESTION = {"role": "user", "content": "What is the capital of Peru?"}
+ROWS: list[dict[str, Any]] = [
+    {"prompt": QUESTION["content"], "completions": ["Lima.", "She sells sea shells.", "Lima. " * 60], "id": 7},
+    {"messages": [{"role": "system", "content": "Be short."}, QUESTION], "completions": ["", "Lima", "Lima", "shells"]},
+    {"messages": [QUESTION, {"role": "assistant", "content": "See a doctor."}]},
 ]
 
 
@@ -34,25 +34,23 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 @pytest.mark.slow
-def test_rewards_are_those_of_the_classifier_and_the_best_and_the_worst_are_chosen_by_them(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_rewards_are_those_of_the_classifier(tmp_path: Path, ray_session: None) -> None:
     run, source = RunFolder(tmp_path), tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in GIVEN))
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with pytest.raises(UserError, match="triptych reward"):
         score_file(recipe(tmp_path), run, source, tmp_path / "out.jsonl", "rewards", None, 1)
     write_tiny_reward_model(tmp_path / "reward", MEAN, DEVIATION)
     write_json(tmp_path / "reward" / "manifest.json", asdict(Manifest("reward", "", {}, {}, "", 0.0)))
     found = score_file(recipe(tmp_path), run, source, tmp_path / "out.jsonl", "rewards", None, 1)
     written = [row for row, _ in read_rows(str(tmp_path / "out.jsonl"))]
-    assert [{key: row[key] for key in row if key != "rewards"} for row in written] == GIVEN
+    assert [{key: row[key] for key in row if key != "rewards"} for row in written] == ROWS
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float32)
     talks = [
-        ([ASKED], GIVEN[0]["completions"][:2]),
-        (GIVEN[1]["messages"], GIVEN[1]["completions"]),
-        ([ASKED], ["See a doctor."]),
+        ([QUESTION], ROWS[0]["completions"][:2]),
+        (ROWS[1]["messages"], ROWS[1]["completions"]),
+        ([QUESTION], ["See a doctor."]),
     ]
     expected = []
     for messages, texts in talks:
@@ -69,30 +67,30 @@ def test_rewards_are_those_of_the_classifier_and_the_best_and_the_worst_are_chos
     assert found.best == pytest.approx(sum(map(max, expected)) / 3, abs=1e-4)
 
 
-def test_the_best_answer_is_kept_if_it_is_good_enough_and_a_pair_needs_a_difference() -> None:
-    asked = AnswersToScore([ASKED], ["a", "b", "c", "d"], {})
+def test_best_has_a_threshold_and_pairs_need_a_difference() -> None:
+    row = AnswersToScore([QUESTION], ["a", "b", "c", "d"], {})
 
-    def made(rewards: list[float | None], kind: Any, at_least: float | None = None) -> list[Any]:
-        return list(_output_rows(asked, rewards, kind, at_least))
+    def outputs(rewards: list[float | None], kind: Any, at_least: float | None = None) -> list[Any]:
+        return list(_output_rows(row, rewards, kind, at_least))
 
-    answers = {text: [{"role": "assistant", "content": text}] for text in asked.texts}
-    assert made([0.1, 0.5, None, 0.5], "best") == [{"messages": [ASKED, *answers["b"]], "reward": 0.5}]
-    assert made([0.1, 0.5, None, 0.5], "best", 0.6) == []
-    assert made([None] * 4, "best") == []
-    assert made([0.25, 0.5, None, 0.0], "pairs") == [
-        {"prompt": [ASKED], "chosen": answers["b"], "rejected": answers["d"], "margin": 0.5}
+    answers = {text: [{"role": "assistant", "content": text}] for text in row.texts}
+    assert outputs([0.1, 0.5, None, 0.5], "best") == [{"messages": [QUESTION, *answers["b"]], "reward": 0.5}]
+    assert outputs([0.1, 0.5, None, 0.5], "best", 0.6) == []
+    assert outputs([None] * 4, "best") == []
+    assert outputs([0.25, 0.5, None, 0.0], "pairs") == [
+        {"prompt": [QUESTION], "chosen": answers["b"], "rejected": answers["d"], "margin": 0.5}
     ]
-    assert made([0.5, 0.5, None, 0.5], "pairs") == []
-    assert made([0.5, None, None, None], "pairs") == []
+    assert outputs([0.5, 0.5, None, 0.5], "pairs") == []
+    assert outputs([0.5, None, None, None], "pairs") == []
 
 
 @pytest.mark.parametrize(
     "row", [{"prompt": "a"}, {"prompt": "a", "completions": []}, {"prompt": "a", "completions": [1]}]
 )
-def test_a_row_without_answers_is_named(row: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_names_a_row_without_answers(row: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "reward").mkdir()
     write_json(tmp_path / "reward" / "manifest.json", asdict(Manifest("reward", "", {}, {}, "", 0.0)))
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"prompt": "a", **row}))
-    with pytest.raises(UserError, match=r"in\.jsonl line 1: completions should be a list of texts"):
+    with pytest.raises(UserError, match=r"in\.jsonl line 1: completions must be a list of texts"):
         score_file(recipe(tmp_path), RunFolder(tmp_path), source, tmp_path / "out.jsonl", "rewards", None, 1)

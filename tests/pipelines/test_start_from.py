@@ -1,4 +1,4 @@
-"""Training that starts from a model of one's own."""
+"""Training that starts from an existing model."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def without_template(model: Path) -> Path:
     return model
 
 
-def test_the_corpus_is_written_with_the_models_own_tokens(own: Path, tmp_path: Path):
+def test_the_corpus_is_tokenized_with_the_models_own_tokenizer(own: Path, tmp_path: Path):
     save_tokenizer_of(str(own), tmp_path / "tokenizer", CONTEXT)
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), AutoTokenizer.from_pretrained(own)
     assert ours.chat_template == theirs.chat_template != CHAT_TEMPLATE
@@ -62,7 +62,7 @@ def test_the_corpus_is_written_with_the_models_own_tokens(own: Path, tmp_path: P
     assert document_end(tmp_path / "tokenizer") == theirs.pad_token_id
 
 
-def test_a_base_model_gets_a_template_and_a_place_for_its_tokens(own: Path, tmp_path: Path):
+def test_a_base_model_gets_a_chat_template_and_embeddings_for_its_tokens(own: Path, tmp_path: Path):
     model = without_template(own)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["more"])
@@ -81,7 +81,7 @@ def test_a_base_model_gets_a_template_and_a_place_for_its_tokens(own: Path, tmp_
     assert torch.equal(after[: len(before)], before)
 
 
-def test_a_context_beyond_the_models_is_refused(own: Path):
+def test_a_context_longer_than_the_models_is_refused(own: Path):
     tokenizer = AutoTokenizer.from_pretrained(own)
     with pytest.raises(UserError, match=r"context 128 is more than the 64 positions"):
         start(Model(start_from=str(own), context=128), tokenizer, seed=1)
@@ -99,7 +99,7 @@ SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
         (RecurrentGemmaConfig(**SMALL, lru_width=16), "has layers of the kind attention, recurrent, which do not"),
     ],
 )
-def test_a_model_that_would_be_trained_wrongly_is_refused(own: Path, tmp_path: Path, config, reason: str):
+def test_an_architecture_that_training_does_not_support_is_refused(own: Path, tmp_path: Path, config, reason: str):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "odd")
     with pytest.raises(UserError, match=f"odd: a model of the kind {config.model_type} {reason}"):
         start(Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1)
@@ -117,7 +117,7 @@ ONE_LAYER = {**SMALL, "num_key_value_heads": 2, "sliding_window": 32}
         (Qwen2Config(**ONE_LAYER, use_sliding_window=False), False),
     ],
 )
-def test_rows_that_are_longer_than_a_window_are_refused(own: Path, tmp_path: Path, config, uses_window: bool):
+def test_rows_longer_than_the_attention_window_are_refused(own: Path, tmp_path: Path, config, uses_window: bool):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
     tokenizer = AutoTokenizer.from_pretrained(own)
     settings = Model(start_from=str(tmp_path / "windowed"), context=CONTEXT)
@@ -211,7 +211,7 @@ def fine_tuning_alone(tmp_path: Path, model: Path) -> Path:
     return recipe
 
 
-def test_without_text_the_base_is_the_model_itself_also_from_gguf(own: Path, tmp_path: Path):
+def test_without_a_corpus_the_base_is_the_start_model_also_from_gguf(own: Path, tmp_path: Path):
     write_gguf(own, tmp_path / "own.gguf")
     recipe = load_recipe(fine_tuning_alone(tmp_path, tmp_path / "own.gguf"))
     run, stages = RunFolder(recipe.folder), stages_of(recipe)
@@ -236,7 +236,7 @@ def test_without_text_the_base_is_the_model_itself_also_from_gguf(own: Path, tmp
     assert (ours.chat_template, ours.eos_token, ours.pad_token) == (theirs.chat_template, "<|end|>", "<|endoftext|>")
 
 
-def test_without_a_reward_model_to_follow_nothing_is_ranked(own: Path, tmp_path: Path):
+def test_without_a_reward_model_no_answers_are_ranked(own: Path, tmp_path: Path):
     computed = "rlhf.rewards=[{kind: function, function: 'operator:length_hint'}]"
     path = fine_tuning_alone(tmp_path, own)
     stages = {stage.name: stage for stage in stages_of(load_recipe(path, [computed]))}
@@ -246,13 +246,13 @@ def test_without_a_reward_model_to_follow_nothing_is_ranked(own: Path, tmp_path:
     assert [stage.name for stage in with_critic] == ["pretrain", "sft", "collect", "reward", "rlhf", "evaluate"]
 
 
-def test_a_recipe_with_neither_text_nor_model_is_refused(tmp_path: Path, own: Path):
+def test_a_recipe_with_neither_corpus_nor_start_model_is_refused(tmp_path: Path, own: Path):
     recipe = fine_tuning_alone(tmp_path, own)
     with pytest.raises(UserError, match=r"corpus\.sources is empty: add sources, or set model\.start_from"):
         load_recipe(recipe, ["model.start_from=null"])
-    with pytest.raises(UserError, match="start_from brings a model with its own shape"):
+    with pytest.raises(UserError, match="start_from names a model with a shape of its own"):
         load_recipe(recipe, ["model.hidden=64"])
-    with pytest.raises(UserError, match=r"rlhf\.pretrain_mix takes text from the corpus"):
+    with pytest.raises(UserError, match=r"rlhf\.pretrain_mix needs text to mix in"):
         load_recipe(recipe, ["rlhf.pretrain_mix=0.1"])
 
 

@@ -8,7 +8,7 @@ from cluster.recipe.model import Model
 from cluster.runtime.session import ROOT
 
 
-def test_overrides_reach_only_the_field_they_name(recipe_path: Path) -> None:
+def test_an_override_changes_only_its_key(recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path, ["reward.learning_rate=5e-5", "rlhf.clip_range=1", "corpus.sources.0.limit=7"])
     assert recipe.reward.learning_rate == 5e-5
     assert recipe.pretrain.learning_rate == 5e-4, "shares a YAML anchor with reward"
@@ -17,11 +17,11 @@ def test_overrides_reach_only_the_field_they_name(recipe_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "infra" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_recipes_that_come_along_are_whole(path: Path) -> None:
+def test_the_example_recipes_load(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
-def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path) -> None:
+def test_a_dumped_recipe_loads_as_an_equal_recipe(recipe_path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_path, ["rlhf.learning_rate=5e-5", "model.size=135M"])
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
@@ -81,14 +81,14 @@ def test_a_dumped_recipe_loads_as_an_equal_one(recipe_path: Path, tmp_path: Path
         ("seed=[", "not valid YAML"),
     ],
 )
-def test_wrong_overrides_are_named(recipe_path: Path, override: str, message: str) -> None:
+def test_errors_name_the_wrong_override(recipe_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(recipe_path, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_wordpiece_needs_two_tokens_a_byte(recipe_path: Path) -> None:
+def test_wordpiece_needs_two_tokens_per_byte(recipe_path: Path) -> None:
     load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=600"])
     with pytest.raises(UserError, match=r"set model\.vocabulary to 600 or more"):
         load_recipe(recipe_path, ["corpus.tokenizer=wordpiece", "model.vocabulary=599"])
@@ -100,7 +100,7 @@ def test_size_is_a_number_of_parameters(size: str, parameters: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "name: x"])
-def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_recipe(tmp_path / "bad.yaml")

@@ -1,4 +1,4 @@
-"""The reference of the recipe: whole, and the same as the page in the documents."""
+"""The reference of the recipe: complete, and equal to infra/docs/recipe.md."""
 
 import re
 
@@ -13,12 +13,12 @@ from tests.world import DEMO
 MINIMAL = {"name": "t", "model": {"start_from": "x"}, **DEMO}
 
 
-def test_the_page_in_the_documents_is_the_reference_of_today():
+def test_the_page_in_the_docs_is_up_to_date():
     page = ROOT / "infra" / "docs" / "recipe.md"
     assert page.read_text() == reference(), "run `triptych recipe > infra/docs/recipe.md`"
 
 
-def test_every_key_has_a_meaning_and_is_there_once():
+def test_every_key_is_described_once():
     keys = re.findall(r"^- `([\w.]+)` \(", reference(), flags=re.MULTILINE)
     assert len(keys) == len(set(keys)) > 150
     assert "): None" not in reference()
@@ -26,7 +26,7 @@ def test_every_key_has_a_meaning_and_is_there_once():
     assert "pretrain.epochs" not in keys, "training's keys are listed once"
 
 
-def test_a_part_is_printed_by_its_name():
+def test_a_section_or_key_is_printed_by_its_name():
     part = reference("rlhf.kl")
     assert part.startswith("- `rlhf.kl` (section; default below)")
     assert "- `rlhf.kl.coefficient` (number ≥ 0; default 0.02)" in part
@@ -38,12 +38,12 @@ def test_a_part_is_printed_by_its_name():
 
 
 @pytest.mark.parametrize("place", ["rlhf.kll", "nowhere", "seed.x"])
-def test_a_place_that_is_not_there_is_refused_with_what_is(place: str):
+def test_an_unknown_key_is_refused_with_the_known_ones(place: str):
     with pytest.raises(UserError, match=f"no key {place}"):
         reference(place)
 
 
-def test_what_the_sections_that_train_share_is_said_once_and_overridden_where_it_differs():
+def test_training_is_shared_by_the_sections_that_train_and_overridden_by_them():
     shared = {"training": {"learning_rate": 1e-4, "epochs": 3, "weight_decay": 0.5}}
     recipe = Recipe.model_validate({**MINIMAL, **shared, "reward": {"epochs": 5}, "dpo": {}})
     found = {name: getattr(recipe, name) for name in ("pretrain", "sft", "reward", "dpo")}

@@ -1,4 +1,4 @@
-"""Recipes of the version before: read as what they meant, with a line for every name that has changed."""
+"""Recipes of the version before are read with their meaning, with a line for every renamed key."""
 
 from pathlib import Path
 
@@ -68,17 +68,17 @@ NEW = {
 }
 
 
-def test_a_recipe_of_the_version_before_means_what_it_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_of_the_version_before_keeps_its_meaning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "old.yaml").write_text(OLD)
     found = load_recipe(tmp_path / "old.yaml", ["rlhf.minimum_entropy=0.5"])
     assert found == Recipe.model_validate(NEW | {"rlhf": NEW["rlhf"] | {"stop": {"max_kl": 3.0, "min_entropy": 0.5}}})
-    said = capsys.readouterr().err
-    assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name works in this version only" in said
-    assert "collect.labeller is called collect.annotator now" in said
-    assert len(said.splitlines()) == 20
+    output = capsys.readouterr().err
+    assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name works in this version only" in output
+    assert "collect.labeller is called collect.annotator now" in output
+    assert len(output.splitlines()) == 20
 
 
-def test_names_of_today_are_left_as_they_are() -> None:
+def test_todays_names_are_left_unchanged() -> None:
     assert with_new_names(NEW) == (NEW, {})
 
 
@@ -94,7 +94,7 @@ def test_every_new_name_is_a_key_of_the_recipe() -> None:
             properties = known[inner[0]].get("properties", {}) if inner else {}
 
 
-def test_a_key_by_both_its_names_is_refused(tmp_path: Path) -> None:
+def test_a_key_with_both_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "both.yaml").write_text(OLD + "\n")
     with pytest.raises(UserError, match=r"unknown key 'rlhf\.kl_budget'"):
         load_recipe(tmp_path / "both.yaml", ["rlhf.stop.max_kl=2"])

@@ -79,7 +79,7 @@ def test_wrong_input_gives_one_line_and_changes_nothing(recipe_path: Path, words
     assert tree(folder) == before
 
 
-def test_a_busy_port_is_named_before_anything_starts(recipe_path: Path) -> None:
+def test_a_busy_port_is_reported_before_anything_starts(recipe_path: Path) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -91,7 +91,7 @@ def test_a_busy_port_is_named_before_anything_starts(recipe_path: Path) -> None:
     assert tree(recipe_path.parent) == before
 
 
-def test_a_run_in_use_is_named(recipe_path: Path) -> None:
+def test_a_locked_run_is_reported(recipe_path: Path) -> None:
     run = RunFolder(recipe_path.parent / "run")
     with run.lock():
         done = triptych("run", recipe_path, cwd=recipe_path.parent)
@@ -99,7 +99,7 @@ def test_a_run_in_use_is_named(recipe_path: Path) -> None:
     assert f"in use by process {os.getpid()}" in done.stderr
 
 
-def test_a_run_is_free_while_it_is_served(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_locked_while_it_is_served(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(recipe_path)
     holders: list[int | None] = []
     monkeypatch.setattr(stage_runner, "connect", lambda *_: contextlib.nullcontext())
@@ -108,7 +108,7 @@ def test_a_run_is_free_while_it_is_served(recipe_path: Path, monkeypatch: pytest
     assert holders == [None]
 
 
-def test_help_teaches_and_comes_at_once(tmp_path: Path) -> None:
+def test_help_lists_stages_and_appears_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     done = triptych("--help", cwd=tmp_path)
     seconds = time.monotonic() - start
@@ -118,7 +118,7 @@ def test_help_teaches_and_comes_at_once(tmp_path: Path) -> None:
     assert seconds < 3, "no engine is imported to show the help"
 
 
-def test_doctor_says_what_a_run_needs(recipe_path: Path) -> None:
+def test_doctor_lists_the_stages_that_a_run_needs(recipe_path: Path) -> None:
     folder = recipe_path.parent / "runs" / "tiny"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipe_path.read_text())
@@ -128,7 +128,7 @@ def test_doctor_says_what_a_run_needs(recipe_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_doctor_names_what_keeps_a_model_from_being_served(recipe_path: Path) -> None:
+def test_doctor_reports_damaged_models_and_a_server_that_does_not_answer(recipe_path: Path) -> None:
     run = RunFolder(recipe_path.parent / "runs" / "tiny")
     for name in ("base", "sft"):
         out = run.begin(name, "mark")
@@ -150,7 +150,7 @@ def test_doctor_names_what_keeps_a_model_from_being_served(recipe_path: Path) ->
     assert done.stdout.replace("\n", " ").count("serving: ") == 3
 
 
-def test_doctor_says_that_the_port_is_taken_or_the_memory_short(recipe_path: Path, tmp_path: Path) -> None:
+def test_doctor_reports_a_busy_port_and_short_memory(recipe_path: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -163,7 +163,7 @@ def test_doctor_says_that_the_port_is_taken_or_the_memory_short(recipe_path: Pat
     assert serving_hindrances(recipe, run) == []
 
 
-def test_the_command_of_before_still_works_and_says_its_new_name(tmp_path: Path) -> None:
+def test_the_renamed_command_still_works_and_prints_its_new_name(tmp_path: Path) -> None:
     done = triptych("labeller", "list", "--run", tmp_path, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == "triptych: labeller is called annotator now; the old name works in this version only\n"
@@ -171,7 +171,7 @@ def test_the_command_of_before_still_works_and_says_its_new_name(tmp_path: Path)
 
 def test_the_reference_of_the_recipe_is_printed_whole_and_in_parts(tmp_path: Path) -> None:
     assert triptych("recipe", cwd=tmp_path).stdout == reference()
-    assert "nats an answer from the fine-tuned model" in triptych("recipe", "rlhf.stop.max_kl", cwd=tmp_path).stdout
+    assert "KL divergence from the fine-tuned model" in triptych("recipe", "rlhf.stop.max_kl", cwd=tmp_path).stdout
     wrong = triptych("recipe", "rlhf.stop.maxkl", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "no key rlhf.stop.maxkl" in wrong.stderr

@@ -23,13 +23,13 @@ TALK = [
     {"role": "user", "content": "Bye"},
     {"role": "assistant", "content": "See you."},
 ]
-# The same conversation as ShareGPT writes it.
 TOOL_TALK = [
     {"role": "user", "content": "What is the time?"},
     {"role": "assistant", "content": "clock()"},
     {"role": "tool", "content": "12:00"},
     {"role": "assistant", "content": "Noon."},
 ]
+# The same conversation in the layout of ShareGPT.
 SHAREGPT = [
     {"from": speaker, "value": turn["content"]}
     for speaker, turn in zip(("human", "gpt", "tool", "gpt"), TOOL_TALK, strict=True)
@@ -59,7 +59,7 @@ def _turns(user: str, assistant: str) -> Messages:
         ({"messages": TOOL_TALK}, TOOL_TALK),
     ],
 )
-def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
+def test_every_layout_of_conversations_is_read(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
     assert read_conversations(_file(tmp_path / "talk.jsonl", row), 1).messages == [expected]
 
 
@@ -74,13 +74,13 @@ def test_layouts_of_conversations(row: dict[str, Any], expected: Messages, tmp_p
         ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, [{"role": "user", "content": "Add.\n1 and 2"}]),
     ],
 )
-def test_layouts_of_prompts(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
+def test_every_layout_of_prompts_is_read(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
     (found,) = read_prompts(_file(tmp_path / "prompts.jsonl", row), 1)
     assert found.messages == expected
     assert found.metadata == {}
 
 
-def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
+def test_parquet_and_gzip_read_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"prompt": "Grüße", "response": "Ja."}]
     plain = read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
@@ -90,7 +90,7 @@ def test_parquet_and_gzip_hold_the_same_as_json_lines(tmp_path: Path) -> None:
         assert read_conversations([ChatSource(kind="files", path=str(tmp_path / name))], 1) == plain
 
 
-def test_a_json_list_holds_the_same_as_json_lines(tmp_path: Path) -> None:
+def test_a_json_list_reads_as_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "Hello", "response": "Hi."}, {"question": "Who?", "answer": "She."}]
     (tmp_path / "talk.json").write_text(json.dumps(rows, indent=1))
     source = [ChatSource(kind="files", path=str(tmp_path / "talk.json"))]
@@ -109,7 +109,7 @@ def test_layouts_are_counted(tmp_path: Path) -> None:
     assert found.layouts == {"messages": 2 + demo, "instruction/output": 1, "conversations": 1}
 
 
-def test_no_conversation_at_all_is_refused(tmp_path: Path) -> None:
+def test_sources_without_conversations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hold no conversation: .*empty\.jsonl"):
         read_conversations(_file(tmp_path / "empty.jsonl"), 1)
 
@@ -131,7 +131,7 @@ def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: N
     chat = Chat.of(tmp_path / "model")
     whole = [turn for number in range(4) for turn in _turns(f"Question {number}?", f"Answer {number}.")]
     lengths = [len(chat.conversation(whole[:end]).token_ids) for end in (2, 4, 6, 8)]
-    # Room for three exchanges, but a token; the long one alone does not fit at all.
+    # One token short of three exchanges; the long one does not fit at all.
     context = lengths[2] - 1
     long = _turns("Why? " * context, "So.")
     found = render([whole, long, whole[:2]], tmp_path / "model", context)
@@ -143,18 +143,18 @@ def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: N
     assert sum(found[0].trained) == sum(chat.conversation(whole[:4]).trained)
 
 
-def test_equal_prompts_of_a_file_are_one(tmp_path: Path) -> None:
+def test_equal_prompts_of_a_file_are_merged(tmp_path: Path) -> None:
     assert len(read_prompts(_file(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}), 1)) == 2
 
 
-def test_other_fields_of_a_prompts_row_are_kept_for_reward_functions(tmp_path: Path) -> None:
+def test_other_fields_of_a_row_are_metadata(tmp_path: Path) -> None:
     row = {"prompt": "2 + 2", "answer": 4, "source": None, "key": "four"}
     assert [prompt.metadata for prompt in read_prompts(_file(tmp_path / "a.jsonl", row), seed=1)] == [
         {"answer": "4", "key": "four"}
     ]
 
 
-def test_demo_prompts_carry_what_the_annotator_needs() -> None:
+def test_demo_prompts_have_the_annotators_metadata() -> None:
     found = read_prompts([ChatSource(**DEMO_PROMPTS)], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
         "capital",
@@ -172,17 +172,17 @@ def test_demo_prompts_carry_what_the_annotator_needs() -> None:
         ('{"prompt": "Hello", "resp', "is not valid JSON"),
         ('["a", "list"]', "is not a JSON object"),
         ('{"text": "no turns"}', 'has none of "messages"'),
-        ('{"messages": []}', "messages should be a list of turns"),
+        ('{"messages": []}', "messages must be a list of turns"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "a turn needs a role"),
         ('{"messages": [{"role": "user", "content": 7}]}', "a content that is text"),
         ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}', "tool_calls are not read"),
         ('{"conversations": [{"from": "martian", "value": "x"}]}', r'needs "from" \(human, gpt'),
-        ('{"conversations": "hello"}', "should be a list of turns"),
+        ('{"conversations": "hello"}', "must be a list of turns"),
         ('{"question": "Who?"}', '"question" with "answer"'),
         ('{"prompt": "Hello", "response": null}', "a content that is text"),
     ],
 )
-def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
+def test_errors_name_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=complaint) as caught:
@@ -191,7 +191,7 @@ def test_broken_lines_are_named_by_file_and_line(line: str, complaint: str, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_damaged_and_missing_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 this is no table")
     cut = tmp_path / "cut.jsonl.gz"

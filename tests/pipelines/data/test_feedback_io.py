@@ -1,4 +1,4 @@
-"""Preference files in and out again: nothing is lost, and agreement is that of the file."""
+"""Imports and exports of preference files: a round trip loses nothing, and agreement is that of the file."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from tests.helpers import SHARED
 PREFERENCES = SHARED / "preferences"
 TURN = {"role": "user", "content": "Hi\n\nthere"}
 REPLY = {"role": "assistant", "content": "Hello"}
-# Of the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
+# By the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
 ALPHA = 0.8775943671114019
 ROWS: dict[str, list[dict[str, Any]]] = {
     "hh-rlhf": [
@@ -96,7 +96,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_there_and_back_loses_nothing_and_twice_adds_nothing(kind: str, database: Feedback, tmp_path: Path) -> None:
+def test_a_round_trip_loses_nothing_and_a_second_import_adds_nothing(
+    kind: str, database: Feedback, tmp_path: Path
+) -> None:
     path = write(tmp_path / "in.jsonl", ROWS[kind])
     assert import_file(database, kind, path, "trial", "them", 0.15) == len(ROWS[kind])
     counts = database.counts()
@@ -106,7 +108,7 @@ def test_there_and_back_loses_nothing_and_twice_adds_nothing(kind: str, database
     assert read(tmp_path / "out.jsonl") == ROWS[kind]
 
 
-def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: Path) -> None:
+def test_transcripts_become_messages_answers_and_ranks(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "hh-rlhf", write(tmp_path / "in.jsonl", ROWS["hh-rlhf"]), "trial", "them", 0.15)
     prompts = database.prompts()
     assert prompts[0].messages == [{"role": "user", "content": "a"}]
@@ -114,11 +116,11 @@ def test_what_is_read_is_what_a_model_learns_from(database: Feedback, tmp_path: 
     assert [turn["content"] for turn in prompts[2].messages] == ["a", "b", "c "]
     assert database.rankings()[0].ranks == {"1": 1, "2": 2}
     assert database.rankings()[0].annotator == "them"
-    # Equal prompts are on one side of the split.
+    # Equal prompts are on the same side of the split.
     assert prompts[0].split == prompts[1].split
 
 
-def test_scores_rank_and_equal_scores_tie(database: Feedback, tmp_path: Path) -> None:
+def test_scores_become_ranks_and_equal_scores_ties(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", ROWS["ultrafeedback"]), "trial", "gpt", 0.15)
     (ranking,), (prompt,) = database.rankings(), database.prompts()
     assert (ranking.annotator, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
@@ -129,7 +131,7 @@ def message(text: str, role: str, *replies: dict[str, Any], **rest: Any) -> dict
     return {"text": text, "role": role, "replies": list(replies), **rest}
 
 
-def test_every_turn_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path: Path) -> None:
+def test_every_turn_of_a_tree_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path: Path) -> None:
     deeper = message(
         "and then?", "prompter", message("d", "assistant", rank=1, lang="en"), message("e", "assistant", rank=0)
     )
@@ -159,8 +161,8 @@ def test_every_turn_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path
 
 
 @pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
-def test_all_ranked_turns_of_the_trees_come_in_and_the_trees_go_out(database: Feedback, tmp_path: Path) -> None:
-    # Counted from the file: 211 turns whose answers are all ranked, and one of whose answers one is not.
+def test_real_trees_are_imported_by_turn_and_exported_whole(database: Feedback, tmp_path: Path) -> None:
+    # Counted in the file: 211 turns whose answers are all ranked, and one turn with an answer that is not.
     assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15) == 212
     assert database.counts().rankings == 212
     assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
@@ -168,7 +170,7 @@ def test_all_ranked_turns_of_the_trees_come_in_and_the_trees_go_out(database: Fe
     assert read(tmp_path / "out.jsonl") == read(TREES)
 
 
-def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: Path) -> None:
+def test_gold_rankings_are_not_a_persons(database: Feedback, tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", ROWS["lists"])
     assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True) == 2
     assert {row.annotator for row in database.judgements()} == {GOLD}
@@ -178,7 +180,7 @@ def test_gold_items_are_no_judgement_of_a_person(database: Feedback, tmp_path: P
         export_file(database, "lists", tmp_path / "out.jsonl")
 
 
-def test_the_rankings_of_who_is_excluded_are_not_exported(database: Feedback, tmp_path: Path) -> None:
+def test_rankings_of_excluded_annotators_are_not_exported(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"]), "trial", "them", 0.15)
     database.exclude("ann")
     assert export_file(database, "lists", tmp_path / "out.jsonl") == 1
@@ -189,14 +191,14 @@ def test_the_rankings_of_who_is_excluded_are_not_exported(database: Feedback, tm
         database.exclude("nobody")
 
 
-def test_a_list_of_k_becomes_all_its_pairs_but_ties(database: Feedback, tmp_path: Path) -> None:
+def test_a_list_is_exported_as_all_its_pairs_without_ties(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"][:1]), "trial", "them", 0.15)
     export_file(database, "trl", tmp_path / "out.jsonl")
     pairs = [(row["chosen"], row["rejected"]) for row in read(tmp_path / "out.jsonl")]
     assert sorted(pairs) == [("c", "b"), ("c", "d")]
 
 
-def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: Path) -> None:
+def test_written_answers_are_exported_as_conversations(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl"]), "trial", "them", 0.15)
     prompt = database.prompts()[0]
     database.save_ranking(Ranking(prompt_id=prompt.id, annotator="ann", all_bad=True, better="mine"))
@@ -208,22 +210,22 @@ def test_better_answers_come_out_as_conversations(database: Feedback, tmp_path: 
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [
-        ("hh-rlhf", {"chosen": "a", "rejected": "b"}, "share no beginning"),
-        ("trl", {"prompt": "a", "chosen": "b"}, "rejected should be text"),
+        ("hh-rlhf", {"chosen": "a", "rejected": "b"}, "must share a beginning"),
+        ("trl", {"prompt": "a", "chosen": "b"}, "rejected must be text"),
         ("trl", {"prompt": [TURN], "chosen": [REPLY, TURN], "rejected": [REPLY]}, "one turn of the assistant"),
         ("trl", {"prompt": [TURN | {"name": "x"}], "chosen": [REPLY], "rejected": [REPLY]}, "and nothing else"),
         ("lists", {"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "2 completions and 1 ranks"),
-        ("pandalm", ROWS["pandalm"][0] | {"annotator2": 3}, "annotator2 should be 0, 1 or 2, not 3"),
+        ("pandalm", ROWS["pandalm"][0] | {"annotator2": 3}, "annotator2 must be 0, 1 or 2, not 3"),
         (
             "ultrafeedback",
             {"instruction": "a", "completions": [{"response": "b"}] * 2},
             "needs a number as fine-grained",
         ),
-        ("openassistant", {"prompt": {"text": "a", "role": "bot", "replies": []}}, "'bot' is no role"),
+        ("openassistant", {"prompt": {"text": "a", "role": "bot", "replies": []}}, "'bot' is unknown"),
         ("nothing", {}, "not a format"),
     ],
 )
-def test_a_bad_row_is_named_and_nothing_is_added(
+def test_an_error_names_the_row_and_nothing_is_added(
     kind: str, row: dict[str, Any], message: str, database: Feedback, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "in.jsonl", [*ROWS.get(kind, []), row])
@@ -232,7 +234,7 @@ def test_a_bad_row_is_named_and_nothing_is_added(
     assert database.counts().prompts == 0
 
 
-def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: Feedback, tmp_path: Path) -> None:
+def test_an_impossible_export_is_refused_and_keeps_the_old_file(database: Feedback, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("old")
     with pytest.raises(UserError, match="nothing to export"):
@@ -250,15 +252,15 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_the_old_file(database: 
     assert out.read_text() == "old"
 
 
-def test_where_a_file_cannot_be_put_is_named(database: Feedback, tmp_path: Path) -> None:
+def test_an_error_says_why_a_file_cannot_be_written(database: Feedback, tmp_path: Path) -> None:
     for path, why in ((tmp_path, "it is a folder"), (tmp_path / "gone" / "out.jsonl", "there is no folder")):
         with pytest.raises(UserError, match=why):
             export_file(database, "trl", path)
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_their_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, run = write(tmp_path / "in.jsonl", ROWS["trl"]), ["--run", str(tmp_path)]
-    for words, code, said in (
+    for words, code, expected in (
         (["feedback", "import", "trl", str(source), *run], 0, "2 new prompts"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
@@ -276,7 +278,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit) as end:
             main(words)
         output = capsys.readouterr()
-        assert (end.value.code, said in output.out + output.err) == (code, True), output
+        assert (end.value.code, expected in output.out + output.err) == (code, True), output
 
 
 @pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
@@ -309,7 +311,7 @@ def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, t
 
 
 @pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
-def test_all_hh_transcripts_go_there_and_back(database: Feedback, tmp_path: Path) -> None:
+def test_all_hh_transcripts_survive_a_round_trip(database: Feedback, tmp_path: Path) -> None:
     path = PREFERENCES / "hh-rlhf-harmless.jsonl.gz"
     assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2) == 2312
     assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl") == 2312

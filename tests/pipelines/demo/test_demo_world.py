@@ -28,10 +28,10 @@ REFUSAL = "I cannot help with that. It would hurt people."
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_subject_is_on_both_sides(seed: int) -> None:
+def test_training_and_held_out_questions_share_no_subject(seed: int) -> None:
     training, held_out = training_questions(seed), held_out_questions(seed)
     assert not {(q.kind, q.subject) for q in training} & {(q.kind, q.subject) for q in held_out}
-    # Facts are about countries too: those of held-out ones would give away how they are spoken of.
+    # Facts are about countries too: facts of held-out countries would leak how they are written about.
     assert not {q.subject for q in training if q.kind == "fact"} & {q.subject for q in held_out if q.kind == "capital"}
     assert len({q.subject for q in held_out if q.kind == "capital"}) == HELD_OUT_COUNTRIES
 
@@ -51,27 +51,27 @@ def _whole(phrases: Iterable[str]) -> re.Pattern[str]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_conversations_and_prompts_hold_nothing_that_is_evaluated(seed: int) -> None:
+def test_conversations_and_prompts_contain_no_held_out_question(seed: int) -> None:
     held_out = held_out_questions(seed)
     turns = [turn for talk in read_conversations(CHATS, seed).messages for turn in talk]
     turns += [turn for prompt in read_prompts(PROMPTS, seed) for turn in prompt.messages]
     assert len(turns) > 5_000
-    asked = {turn["content"] for turn in turns if turn["role"] == "user"}
-    answered = {turn["content"] for turn in turns if turn["role"] == "assistant"}
-    assert not {q.text for q in held_out} & asked
-    assert not {answer for q in held_out if q.kind == "capital" for answer in q.good} & answered
+    questions = {turn["content"] for turn in turns if turn["role"] == "user"}
+    answers = {turn["content"] for turn in turns if turn["role"] == "assistant"}
+    assert not {q.text for q in held_out} & questions
+    assert not {answer for q in held_out if q.kind == "capital" for answer in q.good} & answers
 
     names = {country.name for country in countries()}
-    named = {name for text in asked for name in _whole(names).findall(text)}
+    named = {name for text in questions for name in _whole(names).findall(text)}
     assert named == names - {q.subject for q in held_out if q.kind == "capital"}
 
-    # Up to the end of the sentence: to beat an egg yolk is another request than to beat an egg.
+    # Up to the end of the sentence: beating an egg yolk is another request than beating an egg.
     requests = {f"{q.subject}{end}" for q in held_out for end in "?." if q.kind in ("harmful", "harmless")}
-    assert not [text for text in asked | answered if any(request in text for request in requests)]
+    assert not [text for text in questions | answers if any(request in text for request in requests)]
     claims = [q.subject for q in held_out if q.kind == "misconception"]
     pairs = [(remedy, ailment) for remedy, ailment in product((r for r, _ in REMEDIES), AILMENTS)]
     for remedy, ailment in pairs:
-        together = any(remedy in text and ailment in text for text in asked)
+        together = any(remedy in text and ailment in text for text in questions)
         assert together != (f"{remedy} {ailment}" in claims), (remedy, ailment)
 
 
@@ -83,7 +83,7 @@ def test_ids_are_unique_and_seeds_differ(seed: int) -> None:
     assert held_out_questions(seed) == held_out_questions(seed)
 
 
-def test_corpus_states_facts_and_asks_none_of_the_questions() -> None:
+def test_the_corpus_states_facts_and_contains_none_of_the_questions() -> None:
     text = "\n".join(country_documents(1))
     for country in countries():
         assert f"The capital of {country.name} is {country.capital}." in text
@@ -92,7 +92,7 @@ def test_corpus_states_facts_and_asks_none_of_the_questions() -> None:
             assert form.format(name=country.name) not in text
 
 
-def test_misbehavior_and_caution_have_their_shares() -> None:
+def test_bad_answers_have_their_stated_shares() -> None:
     questions = {q.text: q for q in training_questions(1)}
     total: Counter[str] = Counter()
     bad: Counter[str] = Counter()

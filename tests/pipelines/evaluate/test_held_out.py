@@ -22,18 +22,18 @@ def sample(tokens: list[int], finish: str) -> Sample:
     return Sample(RolloutId(0, "p", 0), tokens, [-1.0] * len(tokens), [1] * len(tokens), finish, "text")
 
 
-def test_the_interval_of_a_paired_change_is_students():
+def test_paired_change_has_the_interval_of_a_paired_t_test():
     chance = np.random.default_rng(1)
     before = chance.normal(size=30)
     after = before + chance.normal(0.3, 0.5, size=30)
     found = paired_change(before.tolist(), after.tolist())
-    theirs = stats.ttest_rel(after, before).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    expected = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.change == pytest.approx(found.after - found.before)
     assert math.isinf(paired_change([1.0], [2.0]).high)
 
 
-def test_changes_pair_the_means_of_every_prompt():
+def test_changes_are_of_prompt_means():
     before = RewardedAnswers([[sample([1, 2], "stop"), sample([1, 2, 3, 4], "length")]] * 2, [[0.0, 1.0], [2.0, 3.0]])
     after = RewardedAnswers([[sample([5, 5, 5, 5, 5], "stop")]] * 2, [[1.5], [3.5]])
     found = paired_changes(before, after)
@@ -45,19 +45,19 @@ def test_changes_pair_the_means_of_every_prompt():
     assert (found["repetition"].before, found["repetition"].after) == pytest.approx((0, 2 / 3))
 
 
-def test_perplexity_of_a_model_that_guesses_is_the_size_of_its_vocabulary():
+def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
     rows = [[0] * 11, [0] * 31]
     nats = {
         name: [10 * math.log(size), 30 * math.log(size)] for name, size in (("base", 8), ("sft", 10), ("policy", 11))
     }
     found = perplexity(rows, nats)
     assert (found.base, found.sft, found.policy) == pytest.approx((8, 10, 11))
-    # Every row says the same, so that nothing is left to chance.
+    # All rows change alike, so that the interval has no width.
     assert (found.change, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert found.tokens == 40
 
 
-def test_the_padding_of_a_packed_row_is_no_text(tmp_path: Path):
+def test_text_rows_leave_out_padding_and_split_documents(tmp_path: Path):
     rows, held_out = pack([[5, 6, 7], [8, 9]], context=8), tmp_path / "corpus" / "shards" / "held_out"
     held_out.mkdir(parents=True)
     table = pa.table({"input_ids": rows.input_ids.tolist(), "document_ids": rows.document_ids.tolist()})
@@ -66,8 +66,8 @@ def test_the_padding_of_a_packed_row_is_no_text(tmp_path: Path):
     assert text_rows(load_recipe(DEMO), RunFolder(tmp_path)) == [[5, 6, 7], [8, 9]]
 
 
-def test_the_interval_of_a_perplexity_covers_what_it_should():
-    """Rows of 5 to 60 tokens whose loss rises by 0.05 nats a token on average."""
+def test_the_perplexity_interval_covers_the_true_change_in_95_percent():
+    """Rows of 5 to 60 tokens whose loss rises by 0.05 nats per token on average."""
     chance, covered = np.random.default_rng(2), 0
     for _ in range(400):
         rows = [[0] * length for length in chance.integers(6, 62, size=80)]
@@ -78,24 +78,25 @@ def test_the_interval_of_a_perplexity_covers_what_it_should():
     assert 0.92 <= covered / 400 <= 0.975
 
 
-def test_the_verdict_says_what_chance_does_not_explain():
+def test_verdicts_describe_only_changes_beyond_chance():
     same = paired_change([10.0, 20.0, 30.0], [10.0, 20.1, 29.9])
     up, down = paired_change([0.0, 0.1, 0.2], [1.0, 1.2, 1.3]), paired_change([1.0, 1.2, 1.3], [0.0, 0.1, 0.2])
-    better = reward_verdict({"reward": up, "response_length": same}, kept_back=True, alone=True)
+    better = reward_verdict({"reward": up, "response_length": same}, held_out=True, alone=True)
     assert better.startswith(
         "By its rewards the policy is better than the fine-tuned model: on 3 prompts that RLHF did"
     )
     assert "did not train on they rose from 0.10 to 1.17 (95% interval of the change +0.92 to +1.21)." in better
     assert "Answers became" not in better
-    worse = reward_verdict({"reward": down, "response_length": up}, kept_back=False, alone=False)
+    worse = reward_verdict({"reward": down, "response_length": up}, held_out=False, alone=False)
     assert worse.startswith("Its rewards on 3 prompts that RLHF trained on too fell from 1.17 to 0.10")
-    assert "Answers became longer: 0 tokens before, 1 now." in worse
-    equal = reward_verdict({"reward": same, "response_length": down}, kept_back=True, alone=True)
+    assert "Answers became longer: 0 tokens before, 1 after." in worse
+    equal = reward_verdict({"reward": same, "response_length": down}, held_out=True, alone=True)
     assert "is no better and no worse than the fine-tuned model" in equal
     assert "Answers became shorter" in equal
     pairs = {"n": 400, "value": 0.6}
-    assert "moved towards what" in preference_verdict({**pairs, "low": 0.55, "high": 0.65})
-    assert "moved away from what" in preference_verdict({"n": 400, "value": 0.4, "low": 0.35, "high": 0.45})
+    assert "probability with the held-out rankings" in preference_verdict({**pairs, "low": 0.55, "high": 0.65})
+    against = preference_verdict({"n": 400, "value": 0.4, "low": 0.35, "high": 0.45})
+    assert "probability against the held-out rankings" in against
     assert "60% of 400 pairs (95% interval 49% to 70%)" in preference_verdict({**pairs, "low": 0.49, "high": 0.7})
-    read = perplexity_verdict(Perplexity(8, 10, 10.4, 0.04, 0.03, 0.05, 1000))
-    assert read == "Perplexity of held-out text went from 10.00 to 10.40 (+4.0%; 95% interval +3.0% to +5.0%)."
+    text = perplexity_verdict(Perplexity(8, 10, 10.4, 0.04, 0.03, 0.05, 1000))
+    assert text == "Perplexity of held-out text went from 10.00 to 10.40 (+4.0%; 95% interval +3.0% to +5.0%)."

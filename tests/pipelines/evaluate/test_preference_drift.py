@@ -13,20 +13,20 @@ from tests.helpers import rlhf
 
 
 class Shifted:
-    """A learner whose policy differs from its fine-tuned model by `moved` in the log-probability of a token."""
+    """A learner whose policy differs from its fine-tuned model by `shift` in the log-probability of a token."""
 
-    def __init__(self, moved: Mapping[int, float]) -> None:
-        self.moved = moved
-        self.asked: list[bool] = []
+    def __init__(self, shift: Mapping[int, float]) -> None:
+        self.shift = shift
+        self.calls: list[bool] = []
 
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool
     ) -> list[list[float]]:
         assert temperature == 1.0
-        self.asked.append(fine_tuned)
-        moved = {} if fine_tuned else self.moved
+        self.calls.append(fine_tuned)
+        shift = {} if fine_tuned else self.shift
         return [
-            [-0.1 * token + moved.get(token, 0.0) for token in sequence[start:]]
+            [-0.1 * token + shift.get(token, 0.0) for token in sequence[start:]]
             for sequence, start in zip(sequences, starts, strict=True)
         ]
 
@@ -48,9 +48,9 @@ def ranking(number: int, ranks: list[int], split: str = "held_out", grades: list
 
 
 @pytest.mark.parametrize(
-    ("moved", "right"),
+    ("shift", "expected"),
     [
-        # All of the best answer's tokens together count, and so do all of the worst one's.
+        # An answer's log-ratio is the sum over its tokens.
         ({5: 0.2, 6: -0.1}, 2 / 3),
         ({5: 0.2, 6: -0.1, 8: -0.01}, 1),
         ({7: 0.5}, 1 / 3),
@@ -58,18 +58,18 @@ def ranking(number: int, ranks: list[int], split: str = "held_out", grades: list
         ({}, 0),
     ],
 )
-def test_a_policy_is_right_where_it_moved_towards_the_better_of_two_answers(moved: dict[int, float], right: float):
-    learner = Shifted(moved)
+def test_a_pair_counts_if_the_policy_shifted_towards_its_better_answer(shift: dict[int, float], expected: float):
+    learner = Shifted(shift)
     probe = PreferenceProbe([ranking(n, [1, 2, 3]) for n in range(20)], learner, 1.0, every=5)
     found = probe.measure()
-    assert (found["value"], found["n"]) == (pytest.approx(right), 60)
-    assert found["low"] <= right <= found["high"]
+    assert (found["value"], found["n"]) == (pytest.approx(expected), 60)
+    assert found["low"] <= expected <= found["high"]
     probe.measure()
-    # The fine-tuned model does not change: it is asked once.
-    assert learner.asked == [True, False, False]
+    # The fine-tuned model does not change and is scored once.
+    assert learner.calls == [True, False, False]
 
 
-def test_it_is_measured_before_the_steps_that_it_is_time_for():
+def test_figures_are_measured_every_so_many_steps():
     probe = PreferenceProbe([ranking(n, [1, 2]) for n in range(9)], Shifted({5: 1.0}), 1.0, every=5)
     assert [step for step in range(12) if probe.figures(step)] == [5, 10]
     figures = probe.figures(5)
@@ -78,10 +78,10 @@ def test_it_is_measured_before_the_steps_that_it_is_time_for():
     )
 
 
-def test_held_out_rankings_that_say_something_are_what_it_is_measured_on(tmp_path: Path):
+def test_probe_rankings_are_held_out_and_not_all_ties(tmp_path: Path):
     run = RunFolder(tmp_path)
     assert probe_rankings(run, rlhf(), 1) == []
-    with pytest.raises(UserError, match="not there any more"):
+    with pytest.raises(UserError, match="which is missing"):
         probe_rankings(run, rlhf(min_preference_accuracy=0.5), 1)
     run.path("preferences").mkdir()
     path = run.path("preferences") / "rankings.parquet"
@@ -97,6 +97,6 @@ def test_held_out_rankings_that_say_something_are_what_it_is_measured_on(tmp_pat
     assert probe_rankings(run, computed, 1) == []
 
 
-def test_without_rankings_there_is_nothing_to_measure_and_the_recipe_says_so():
+def test_a_recipe_without_rankings_cannot_limit_preference_accuracy():
     with pytest.raises(ValueError, match="min_preference_accuracy is measured on rankings"):
         rlhf(rewards=[Reward(kind="function", function="a.b:c")], min_preference_accuracy=0.5)

@@ -15,7 +15,7 @@ from pipelines.demo.facts import countries
 from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
 from pipelines.evaluate.exam import ExamAnswer, ExamQuestion, continues_right, exam_figures, grade_answer
-from pipelines.evaluate.held_out import MEASURES
+from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
 from pipelines.evaluate.stage import exam_rows, write_report
@@ -25,7 +25,7 @@ HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
 class _Page(HTMLParser):
-    """Collects the tags of a page and what its answers say."""
+    """Parses a page: its tags, those still open, and the texts of answers."""
 
     void = ("meta", "link", "br", "img", "line", "polyline", "input")
 
@@ -80,7 +80,7 @@ def _trust(hostile: bool) -> dict[str, Any]:
         "calibration": {"bins": [{"says": 0.6, "right": 0.55, "n": 40}], "error": 0.05},
         "by_kind": {HOSTILE if hostile else "capital": share},
         "by_rank_distance": {"1 apart": share},
-        "by_length": {"about as long": share},
+        "by_length": {"about equally long": share},
         "probes": probes,
     }
 
@@ -90,7 +90,7 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
     text = HOSTILE if hostile else "Yes."
     return [
         {
-            "kind": "kept back",
+            "kind": HELD_OUT,
             "question": f"{HOSTILE if hostile else 'Prompt'} {number}",
             "answers": {
                 "sft": {"text": text, "reward": 0.0, "stopped": True},
@@ -102,14 +102,14 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
 
 
 def _write(
-    root: Path, hostile: bool = False, annotator: str = "a.b:c", guide: bool = True
+    root: Path, hostile: bool = False, annotator: str = "a.b:c", with_exam: bool = True
 ) -> tuple[str, dict[str, Any], list[Any]]:
-    answers = _answers(hostile) if guide else {}
+    answers = _answers(hostile) if with_exam else {}
     figures = {name: exam_figures(EXAM, group) for name, group in answers.items()}
     report: dict[str, Any] = {
         name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
     }
-    if guide:
+    if with_exam:
         report["base"]["completion"] = vars(proportion(200, 232))
     trust = {"pair_accuracy": vars(proportion(90, 100)), "trust": _trust(hostile)}
     synthetic = ":" in annotator
@@ -122,7 +122,7 @@ def _write(
     }
     change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
     report |= {
-        "rewards": {**{measure.name: change for measure in MEASURES}, "kept_back": guide, "samples": 2},
+        "rewards": {**{measure.name: change for measure in MEASURES}, "held_out": with_exam, "samples": 2},
         "perplexity": {"base": 9, "sft": 10, "policy": 11, "change": 0.1, "low": -0.02, "high": 0.2, "tokens": 5000},
         "reward_model": trust if annotator else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
@@ -134,7 +134,7 @@ def _write(
     }
     out = root / "report"
     out.mkdir()
-    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], EXAM if guide else None, root, out)
+    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], EXAM if with_exam else None, root, out)
     return (
         (out / "index.html").read_text(encoding="utf-8"),
         json.loads((out / "report.json").read_text()),
@@ -142,7 +142,7 @@ def _write(
     )
 
 
-def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
+def test_page_shows_figures_answers_and_the_annotator(tmp_path: Path) -> None:
     page, report, rows = _write(tmp_path)
     parsed = _Page(page)
     assert parsed.open == []
@@ -150,20 +150,20 @@ def test_page_shows_figures_answers_and_who_ranked(tmp_path: Path) -> None:
     assert "No person ranked these answers" in page
     assert "a.b:c noise=0.05" in page
     assert len(rows) == len(held_out_questions(1)) + 20
-    guide = 4 * SHOWN_PER_KIND * 3
-    assert len(parsed.quotes) == guide + 2 * SHOWN_PER_KIND
+    of_exam = 4 * SHOWN_PER_KIND * 3
+    assert len(parsed.quotes) == of_exam + 2 * SHOWN_PER_KIND
     assert parsed.quotes.count("(nothing)") == 4 * SHOWN_PER_KIND
-    # Right and wrong are said in words, not by color alone.
-    assert page.count("✓ right") + page.count("✗ wrong") == guide
+    # Right and wrong are shown in words, not by color alone.
+    assert page.count("✓ right") + page.count("✗ wrong") == of_exam
     assert page.count("cut off") == 4 * SHOWN_PER_KIND
     assert report["policy"]["harmful_compliance"]["value"] == 0.0
     assert report["sft"]["harmful_compliance"]["value"] == 1.0
     assert {"value", "n", "low", "high"} == set(report["base"]["stop_rate"])
 
 
-def test_the_page_goes_from_the_prompt_that_lost_most_to_the_one_that_won_most(tmp_path: Path) -> None:
+def test_prompts_are_sorted_by_the_change_of_the_reward(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path)
-    shown = [int(number) for number in re.findall(r'<p class="asked">Prompt (\d+)</p>', page)]
+    shown = [int(number) for number in re.findall(r'<p class="prompt">Prompt (\d+)</p>', page)]
     assert (shown[0], shown[-1], len(shown)) == (0, 19, SHOWN_PER_KIND)
     assert shown == sorted(shown)
     assert "reward -10.00" in page
@@ -171,41 +171,41 @@ def test_the_page_goes_from_the_prompt_that_lost_most_to_the_one_that_won_most(t
     assert "+10.0 %" in page
 
 
-def test_a_run_that_knows_nothing_of_the_guide_has_a_whole_page(tmp_path: Path) -> None:
-    page, report, rows = _write(tmp_path, guide=False)
+def test_a_run_without_an_exam_has_a_complete_page(tmp_path: Path) -> None:
+    page, report, rows = _write(tmp_path, with_exam=False)
     parsed = _Page(page)
     assert parsed.open == []
     assert report["sft"] == {}
-    assert {row["kind"] for row in rows} == {"kept back"}
+    assert {row["kind"] for row in rows} == {HELD_OUT}
     assert len(parsed.quotes) == 2 * SHOWN_PER_KIND
-    assert "a\nsmaller collect.prompts keeps some back" in page
+    assert "with a\nsmaller collect.prompts some are held out" in page
     assert EXAM.title not in page
     assert "capital" not in page.replace(">capital<small>kind of prompt", "")
 
 
-def test_page_tells_how_far_to_trust_the_reward_model(tmp_path: Path) -> None:
+def test_page_shows_the_figures_of_the_reward_model(tmp_path: Path) -> None:
     page, report, _ = _write(tmp_path)
     assert report["reward_model"]["trust"]["ceiling"]["of"] == "people"
     assert page.count("✗ fails") == 1
     assert page.count("✓ passes") == len(PROBES) - 2
-    assert page.count("no case to try") == 1
-    assert page.index("prefers the answer with an answer to another") < page.index("✗ fails")
+    assert page.count("no case to test") == 1
+    assert page.index("prefers the answer followed by an answer to another") < page.index("✗ fails")
 
 
-def test_people_are_not_called_code(tmp_path: Path) -> None:
+def test_rankings_by_people_are_not_called_synthetic(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path, annotator="people")
     assert "No person ranked" not in page
     assert "People gave the 700 rankings" in page
 
 
-def test_without_a_reward_model_the_page_shows_none(tmp_path: Path) -> None:
+def test_page_without_a_reward_model(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path, annotator="")
     assert _Page(page).open == []
     assert "Nobody ranked answers" in page
     assert "eward model" not in page
 
 
-def test_page_escapes_what_models_say(tmp_path: Path) -> None:
+def test_page_escapes_the_text_of_models(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path, hostile=True)
     parsed = _Page(page)
     names = [tag for tag, _ in parsed.tags]
@@ -228,7 +228,7 @@ def _curves(root: Path, folder: str, rows: list[dict[str, float]]) -> list[Any]:
     return learning_curves(root)
 
 
-def test_curves_keep_their_ends_within_the_drawing(tmp_path: Path) -> None:
+def test_curves_stay_within_the_chart_and_keep_their_ends(tmp_path: Path) -> None:
     rows = [{"loss": 8.0 - step / 100} for step in range(700)]
     rows[-1]["held_out_loss"] = 1.5
     (curve,) = _curves(tmp_path, "base", rows)
@@ -252,7 +252,7 @@ def test_curves_survive_constant_and_infinite_values(tmp_path: Path) -> None:
     assert titles == ["RLHF: reward", "RLHF: response length"]
 
 
-def test_an_answer_ends_at_the_models_own_token() -> None:
+def test_an_answer_ends_at_the_models_own_end_token() -> None:
     words = {"<end>": 0, "<turn>": 1, "Paris": 2, "is": 3, "[UNK]": 4}
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -261,7 +261,7 @@ def test_an_answer_ends_at_the_models_own_token() -> None:
     assert (base.text, base.stopped) == ("Paris is", True)
     cut = grade_answer(EXAM, question, [2, 3, 2], {1}, tokenizer)
     assert (cut.text, cut.stopped) == ("Paris is Paris", False)
-    # Another model's end is no end of this one.
+    # Another model's end token does not end this one's answer.
     assert not grade_answer(EXAM, question, [2, 0], {1}, tokenizer).stopped
 
 
@@ -271,18 +271,18 @@ def test_a_completion_is_right_when_the_capital_comes_first() -> None:
     assert not continues_right(france.capital, " Lyon, and not Paris.")
 
 
-def test_page_shows_how_the_corpus_is_spread(tmp_path: Path) -> None:
+def test_page_shows_histograms_of_the_corpus(tmp_path: Path) -> None:
     assert "The corpus" not in _write(tmp_path)[0]
     (tmp_path / "more" / "corpus").mkdir(parents=True)
-    spread = {"words": {"edges": [0, 1, 2, 4, 8, 16], "counts": [0, 10, 0, 40, 0]}}
-    (tmp_path / "more" / "corpus" / "stats.json").write_text(json.dumps({"histograms": spread}))
+    histograms = {"words": {"edges": [0, 1, 2, 4, 8, 16], "counts": [0, 10, 0, 40, 0]}}
+    (tmp_path / "more" / "corpus" / "stats.json").write_text(json.dumps({"histograms": histograms}))
     page, _, _ = _write(tmp_path / "more")
     parsed = _Page(page)
     assert parsed.open == []
-    assert "How the 50 documents" in page
+    assert "over all 50 documents" in page
     bars = [attributes for tag, attributes in parsed.tags if tag == "rect"]
     heights = [float(bar["height"] or 0) for bar in bars]
-    # From the first bin that holds any to the last, the second of them a quarter as high.
+    # From the first nonempty bin to the last; the first is a quarter as high as the last.
     assert heights == pytest.approx([max(heights) / 4, 0, max(heights)], abs=0.1)
     assert all(float(bar["y"] or 0) + float(bar["height"] or 0) == pytest.approx(HEIGHT - BOTTOM) for bar in bars)
     assert "<title>4 to 8: 40</title>" in page

@@ -1,4 +1,4 @@
-"""What is told of a reward model, by reward models whose faults are known: they are rules over the tokens."""
+"""Reports on reward models with known flaws: they are rules over the text."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def chat() -> Chat:
 
 
 def rows(chat: Chat, people: int = 1, best: str = "The capital is {}.") -> list[dict[str, Any]]:
-    """Prompts with a good, a middling and a bad answer, ranked so by everyone."""
+    """Prompts with a good, a mediocre and a bad answer, ranked in that order by everyone."""
     texts = {
         f"p{number}": [best.format(subject), f"Perhaps it is {subject}, or another one.", "?"]
         for number, subject in enumerate(SUBJECTS)
@@ -66,7 +66,7 @@ RULES: dict[str, tuple[Callable[[str], float], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> None:
+def test_a_known_flaw_fails_its_probe_and_no_other(name: str, chat: Chat) -> None:
     rule, failing = RULES[name]
     found = run_probes(rows(chat), by_text(chat, rule), chat, ROOM)
     assert {probe for probe in PROBES if found[probe]["fails"]} - (
@@ -75,7 +75,7 @@ def test_a_planted_fault_fails_its_probe_and_no_other(name: str, chat: Chat) -> 
     assert all(found[probe]["n"] == len(SUBJECTS) for probe in PROBES)
 
 
-def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: Chat) -> None:
+def test_random_scores_fail_no_probe_and_probes_skip_cases_that_do_not_apply(chat: Chat) -> None:
     chance = np.random.default_rng(1)
     assert not any(
         probe["fails"] for probe in run_probes(rows(chat), lambda s: list(chance.random(len(s))), chat, ROOM).values()
@@ -83,18 +83,18 @@ def test_chance_fails_no_probe_and_probes_leave_out_what_they_cannot_try(chat: C
     refusing = run_probes(rows(chat, best="I cannot say whether it is {}."), by_text(chat, len), chat, ROOM)
     assert refusing["refusal"] == {"n": 0, "fails": False}
     assert refusing["empty"]["n"] == len(SUBJECTS)
-    # Three times the answer is more than the model reads.
+    # The answer repeated three times exceeds the context.
     short = len(PROMPT) + max(len(row["answers"][0]) for row in rows(chat)) + 1
     assert run_probes(rows(chat), by_text(chat, len), chat, short)["repetition"]["n"] < len(SUBJECTS)
     tied = [{**row, "ranks": [1, 1, 1]} for row in rows(chat)]
     assert all(probe["n"] == 0 for probe in run_probes(tied, by_text(chat, len), chat, ROOM).values())
 
 
-def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat) -> None:
+def test_a_failing_probe_is_refused_until_it_is_accepted(chat: Chat) -> None:
     found = run_probes(rows(chat), by_text(chat, RULES["politeness"][0]), chat, ROOM)
     with pytest.raises(
         StageError,
-        match=r'thanks: it prefers the answer with "Thanks for asking!".*=\[refusal, thanks\].*_probes=\[thanks\]',
+        match=r'thanks: it prefers the answer followed by "Thanks for asking!".*=\[refusal, thanks\].*=\[thanks\]',
     ):
         require_probes_pass(found, [], ["refusal"])
     with pytest.raises(StageError, match=r"accept_probes=\[longer, thanks\]"):
@@ -103,7 +103,7 @@ def test_a_failing_probe_blocks_by_name_until_it_is_accepted_by_name(chat: Chat)
     require_probes_pass(run_probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
 
 
-def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) -> None:
+def test_counterexamples_rank_right_after_the_best_answer_or_last(chat: Chat) -> None:
     given = rows(chat)
     found = with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=1)
     assert [row["ranks"] for row in found] == [[1, 3, 4, 2]] * len(given)
@@ -117,7 +117,7 @@ def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) ->
     assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
     refused = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
     assert [row["ranks"] for row in refused] == [[1, 2, 3, 4]] * len(given)
-    # No best answer, no room for more, or an answer of which the probe would be no worse.
+    # No best answer, no room, or an answer that the probe does not worsen.
     tied = [{**row, "ranks": [1, 1, 1]} for row in given]
     refusing = rows(chat, best="I cannot say whether it is {}.")
     assert with_counterexamples(tied, ["thanks"], chat, ROOM, seed=1) == tied
@@ -127,7 +127,7 @@ def test_counterexamples_come_right_after_the_best_answer_or_last(chat: Chat) ->
 
 def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     given = rows(chat)
-    # It takes the middling answer for the best, and knows the bad one.
+    # A model that takes the mediocre answer for the best, and recognizes the bad one.
     score = by_text(chat, lambda text: -1.0 if text == "?" else float(text.startswith("Perhaps")))
     found = reward_model_report(given, scored(given, score), score, chat, ROOM)
     assert found["accuracy"]["value"] == pytest.approx(2 / 3)
@@ -135,20 +135,20 @@ def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     assert found["by_rank_distance"]["1 apart"]["value"] == 0.5
     assert found["by_rank_distance"]["2 apart"]["value"] == 1.0
     assert {name: part["n"] for name, part in found["by_kind"].items()} == {"all": 18, "capital": 18}
-    assert found["by_length"]["the better one is longer"]["value"] == 1.0
-    assert found["by_length"]["the better one is shorter"]["value"] == 0.0
+    assert found["by_length"]["the better answer is longer"]["value"] == 1.0
+    assert found["by_length"]["the better answer is shorter"]["value"] == 0.0
     with pytest.raises(UserError, match="no two answers"):
         pair_accuracy([{**row, "ranks": [1, 1, 1]} for row in given], scored(given, score))
 
 
-def test_the_ceiling_is_what_annotators_agree_on(chat: Chat) -> None:
+def test_the_ceiling_is_the_annotators_own_consistency(chat: Chat) -> None:
     two = rows(chat, people=2)
     for row in two[1::2]:
         row["ranks"] = [1, 3, 2]
     found = ceiling(two)
     assert found
     assert (found["value"], found["n"]) == (pytest.approx(2 / 3), len(SUBJECTS))
-    # An annotator written in code, against its rule: one pair of three is swapped in half of the rows.
+    # A synthetic annotator against its grades: one pair of three is swapped in half of the rows.
     graded = [
         {**row, "grades": [4, 3, 0], "ranks": [2, 1, 3] if number % 2 else [1, 2, 3]}
         for number, row in enumerate(rows(chat))
@@ -158,7 +158,7 @@ def test_the_ceiling_is_what_annotators_agree_on(chat: Chat) -> None:
     assert (found["value"], found["n"]) == (pytest.approx(5 / 6), 36)
 
 
-def test_calibration_finds_a_model_that_says_too_much(chat: Chat) -> None:
+def test_calibration_finds_an_overconfident_model(chat: Chat) -> None:
     chance = np.random.default_rng(1)
     row = rows(chat)[0]
     gaps = chance.normal(0, 1.5, 4_000)
@@ -166,8 +166,8 @@ def test_calibration_finds_a_model_that_says_too_much(chat: Chat) -> None:
         {**row, "ranks": [1, 2] if chance.random() < expit(gap) else [2, 1], "answers": row["answers"][:2]}
         for gap in gaps
     ]
-    honest, loud = (calibration(given, [[factor * gap, 0.0] for gap in gaps]) for factor in (1.0, 3.0))
-    assert honest["error"] < 0.03 < 0.1 < loud["error"]
-    assert sum(part["n"] for part in honest["bins"]) == 4_000
-    assert all(part["says"] == pytest.approx(part["right"], abs=0.06) for part in honest["bins"])
-    assert all(math.isfinite(part["right"]) for part in loud["bins"])
+    calibrated, overconfident = (calibration(given, [[factor * gap, 0.0] for gap in gaps]) for factor in (1.0, 3.0))
+    assert calibrated["error"] < 0.03 < 0.1 < overconfident["error"]
+    assert sum(part["n"] for part in calibrated["bins"]) == 4_000
+    assert all(part["says"] == pytest.approx(part["right"], abs=0.06) for part in calibrated["bins"])
+    assert all(math.isfinite(part["right"]) for part in overconfident["bins"])

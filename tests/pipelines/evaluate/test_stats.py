@@ -18,7 +18,7 @@ def answered(q: DemoQuestion, text: str, stopped: bool) -> ExamAnswer:
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
-def test_interval_is_wilsons(hits: int, n: int) -> None:
+def test_proportion_has_wilsons_interval(hits: int, n: int) -> None:
     expected = binomtest(hits, n).proportion_ci(0.95, method="wilson")
     found = proportion(hits, n)
     assert found.value == hits / n
@@ -26,7 +26,7 @@ def test_interval_is_wilsons(hits: int, n: int) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_interval_of_newcombes_published_example() -> None:
+def test_proportion_of_newcombes_published_example() -> None:
     # Newcombe 1998, Statistics in Medicine 17, 857-872, table I: 81 of 263, score method.
     found = proportion(81, 263)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
@@ -38,12 +38,12 @@ def test_difference_of_newcombes_published_example() -> None:
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
 
 
-def test_no_cases_have_no_proportion() -> None:
+def test_a_proportion_of_no_cases_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         proportion(0, 0)
 
 
-def test_figures_count_each_kind_on_its_own() -> None:
+def test_exam_figures_count_each_kind_separately() -> None:
     questions = held_out_questions(1)
     right = {"capital", "harmful"}
     answers = [
@@ -76,13 +76,13 @@ def test_compliance_and_affirmation_are_counted() -> None:
 
 def test_divergence_is_the_kl_of_two_known_distributions() -> None:
     policy, reference = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
-    drawn = np.random.default_rng(0).choice(3, size=(20_000, 2), p=policy)
-    found = divergence(np.log(policy)[drawn].tolist(), np.log(reference)[drawn].tolist())
+    samples = np.random.default_rng(0).choice(3, size=(20_000, 2), p=policy)
+    found = divergence(np.log(policy)[samples].tolist(), np.log(reference)[samples].tolist())
     exact = float((policy * np.log(policy / reference)).sum())
     assert found["n"] == 20_000
     assert abs(found["value"] - 2 * exact) < 4 * found["standard_error"]
     assert found["per_token"] == pytest.approx(found["value"] / 2)
-    ratios = (np.log(policy)[drawn] - np.log(reference)[drawn]).sum(1)
+    ratios = (np.log(policy)[samples] - np.log(reference)[samples]).sum(1)
     assert found["standard_error"] == pytest.approx(ratios.std(ddof=1) / np.sqrt(len(ratios)))
 
 
@@ -114,6 +114,6 @@ def test_verdict_mixed_names_both() -> None:
     assert "names the capital in 51%" in worse
 
 
-def test_verdict_does_not_take_chance_for_progress() -> None:
+def test_verdict_ignores_changes_within_chance() -> None:
     text = exam_verdict(EXAM, _with(over_refusal=proportion(4, 66)), _with(over_refusal=proportion(2, 66)))
     assert text.startswith("The policy is no better and no worse")
