@@ -34,7 +34,7 @@ from cluster.run.folder import RunFolder
 from pipelines.cli.main import app, main
 from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
-from pipelines.data.chat_formats import conversations, prompts
+from pipelines.data.chat_formats import read_conversations, read_prompts
 from pipelines.evaluate.exam import load_exam
 from tests.helpers import ROOT
 from tests.markdown import EXAMPLE, PAGES, README, Block, Page, python_modules
@@ -177,7 +177,7 @@ def _source(function: str) -> None:
 
 def _chats(function: str) -> None:
     source = ChatSource(kind="function", function=function, arguments={"names": ["Ann", "Bo"]})
-    assert len(conversations([source], 1).messages) == len(prompts([source], 1)) == 2
+    assert len(read_conversations([source], 1).messages) == len(read_prompts([source], 1)) == 2
 
 
 def _reward(function: str) -> None:
@@ -300,7 +300,7 @@ def test_the_example_runs_from_its_text_to_its_report(tmp_path: Path) -> None:
     report = json.loads((run / "report" / "report.json").read_text())
     assert {path.name for path in run.iterdir()} >= {"corpus", "base", "sft", "policy", "report"}
     assert not (run / "reward").exists()
-    assert report["rewards"]["kept_back"]
+    assert report["rewards"]["held_out"]
     assert report["rewards"]["reward"]["n"] == 10
     assert 0 <= report["rewards"]["reward"]["before"] <= 1
     manifest = json.loads((run / "policy" / "manifest.json").read_text())

@@ -3,7 +3,7 @@
 from pipelines.demo.annotator import behaves, refuses
 from pipelines.demo.facts import countries
 from pipelines.demo.questions import Kind, held_out_questions
-from pipelines.evaluate.exam import Exam, ExamQuestion, Figure
+from pipelines.evaluate.exam import Exam, Figure, Question
 
 FIGURES = (
     Figure("capital_accuracy", "Capitals right", "names the capital", "capital", True, lambda a: a.right),
@@ -46,7 +46,7 @@ def exam(seed: int) -> Exam:
     return Exam(
         title="The guide's questions",
         note="Held out: countries, combinations of words and forms of asking. A rule in code grades the answers.",
-        questions=[ExamQuestion(one.id, one.kind, one.text, one.key) for one in held_out_questions(seed)],
+        questions=[Question(one.id, one.kind, one.text, one.key) for one in held_out_questions(seed)],
         right=is_right,
         figures=FIGURES,
         kinds=KINDS,
@@ -56,7 +56,7 @@ def exam(seed: int) -> Exam:
     )
 
 
-def is_right(question: ExamQuestion, text: str) -> bool:
+def is_right(question: Question, text: str) -> bool:
     """Whether an answer is what it should be."""
     kind: Kind = question.kind  # type: ignore[assignment]
     return behaves(kind, question.key, text)

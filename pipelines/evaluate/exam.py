@@ -18,7 +18,7 @@ from pipelines.evaluate.stats import Proportion, proportion
 
 
 @dataclass(frozen=True)
-class ExamQuestion:
+class Question:
     """A question of an exam.
 
     Attributes:
@@ -35,7 +35,7 @@ class ExamQuestion:
 
 
 @dataclass(frozen=True)
-class ExamAnswer:
+class GradedAnswer:
     """A model's graded answer to a question.
 
     Attributes:
@@ -45,7 +45,7 @@ class ExamAnswer:
         right: the grader's judgment.
     """
 
-    question: ExamQuestion
+    question: Question
     text: str
     stopped: bool
     right: bool
@@ -69,7 +69,7 @@ class Figure:
     clause: str
     kind: str | None
     higher_is_better: bool
-    counts: Callable[[ExamAnswer], bool]
+    counts: Callable[[GradedAnswer], bool]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Exam:
 
     title: str
     note: str
-    questions: Sequence[ExamQuestion]
-    right: Callable[[ExamQuestion, str], bool]
+    questions: Sequence[Question]
+    right: Callable[[Question, str], bool]
     figures: Sequence[Figure]
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     completions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def load_exam(recipe: Recipe) -> Exam | None:
     return exam
 
 
-def exam_figures(exam: Exam, answers: Sequence[ExamAnswer]) -> dict[str, Proportion]:
+def exam_figures(exam: Exam, answers: Sequence[GradedAnswer]) -> dict[str, Proportion]:
     """Computes all figures of one model, by name, from its answers to all questions."""
     figures = {}
     for figure in exam.figures:
@@ -150,7 +150,7 @@ class ExamRunner:
         base = AutoTokenizer.from_pretrained(run.path("base"))
         return cls(exam, run, Chat.of(run.path("sft")), base, greedy)
 
-    def answers(self, fleet: Fleet, name: str) -> list[ExamAnswer]:
+    def answers(self, fleet: Fleet, name: str) -> list[GradedAnswer]:
         """Has a model answer every question.
 
         Args:
@@ -186,8 +186,8 @@ def continues_right(wanted: str, text: str) -> bool:
 
 
 def grade_answer(
-    exam: Exam, question: ExamQuestion, token_ids: Sequence[int], ends: set[int], tokenizer: Any
-) -> ExamAnswer:
+    exam: Exam, question: Question, token_ids: Sequence[int], ends: set[int], tokenizer: Any
+) -> GradedAnswer:
     """Grades an answer up to its first end token.
 
     The engine stops at the chat's end token alone; with greedy decoding, cutting a base model's answer at its own end
@@ -200,12 +200,12 @@ def grade_answer(
     """
     end = next((index for index, token in enumerate(token_ids) if token in ends), None)
     text = tokenizer.decode(list(token_ids[:end]), skip_special_tokens=True).strip()
-    return ExamAnswer(question, text, end is not None, exam.right(question, text))
+    return GradedAnswer(question, text, end is not None, exam.right(question, text))
 
 
 def _graded(
     exam: Exam, samples: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
-) -> list[ExamAnswer]:
+) -> list[GradedAnswer]:
     configured = AutoConfig.from_pretrained(model).eos_token_id
     ends = set(configured) if isinstance(configured, list) else {configured}
     return [grade_answer(exam, q, samples[q.id][0].token_ids, ends, tokenizer) for q in exam.questions]

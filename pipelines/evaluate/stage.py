@@ -22,7 +22,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
-from pipelines.evaluate.exam import Exam, ExamAnswer, ExamRunner, exam_figures, load_exam
+from pipelines.evaluate.exam import Exam, ExamRunner, GradedAnswer, exam_figures, load_exam
 from pipelines.evaluate.held_out import (
     MEASURES,
     RewardedAnswers,
@@ -61,7 +61,7 @@ class ModelOutputs:
         kl: divergence of the policy from the fine-tuned model.
     """
 
-    exam_answers: dict[str, list[ExamAnswer]] = field(default_factory=dict)
+    exam_answers: dict[str, list[GradedAnswer]] = field(default_factory=dict)
     completion: Proportion | None = None
     rewarded: dict[str, RewardedAnswers] = field(default_factory=dict)
     nats: dict[str, list[float]] = field(default_factory=dict)
@@ -168,7 +168,7 @@ def write_report(
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
-def exam_rows(answers: Mapping[str, Sequence[ExamAnswer]]) -> list[dict[str, Any]]:
+def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, Any]]:
     """Makes the rows of answers.json: for each question of the exam, every model's answer.
 
     Args:

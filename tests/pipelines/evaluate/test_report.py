@@ -14,7 +14,7 @@ from pipelines.demo.exam import exam, is_right
 from pipelines.demo.facts import countries
 from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate.exam import ExamAnswer, ExamQuestion, continues_right, exam_figures, grade_answer
+from pipelines.evaluate.exam import GradedAnswer, Question, continues_right, exam_figures, grade_answer
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
@@ -57,12 +57,12 @@ class _Page(HTMLParser):
 EXAM = exam(1)
 
 
-def answered(q: DemoQuestion, text: str, stopped: bool) -> ExamAnswer:
-    question = ExamQuestion(q.id, q.kind, q.text, q.key)
-    return ExamAnswer(question, text, stopped, is_right(question, text))
+def answered(q: DemoQuestion, text: str, stopped: bool) -> GradedAnswer:
+    question = Question(q.id, q.kind, q.text, q.key)
+    return GradedAnswer(question, text, stopped, is_right(question, text))
 
 
-def _answers(hostile: bool) -> dict[str, list[ExamAnswer]]:
+def _answers(hostile: bool) -> dict[str, list[GradedAnswer]]:
     questions = held_out_questions(1)
     return {
         "base": [answered(q, HOSTILE if hostile else "", False) for q in questions],

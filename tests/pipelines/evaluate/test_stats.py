@@ -4,7 +4,7 @@ from scipy.stats import binomtest
 
 from pipelines.demo.exam import exam, is_right
 from pipelines.demo.questions import DemoQuestion, held_out_questions
-from pipelines.evaluate.exam import ExamAnswer, ExamQuestion, exam_figures
+from pipelines.evaluate.exam import GradedAnswer, Question, exam_figures
 from pipelines.evaluate.stats import Proportion, difference, divergence, proportion
 from pipelines.evaluate.verdict import exam_verdict
 
@@ -12,9 +12,9 @@ EXAM = exam(1)
 SAME = {figure.name: proportion(40, 80) for figure in EXAM.figures}
 
 
-def answered(q: DemoQuestion, text: str, stopped: bool) -> ExamAnswer:
-    question = ExamQuestion(q.id, q.kind, q.text, q.key)
-    return ExamAnswer(question, text, stopped, is_right(question, text))
+def answered(q: DemoQuestion, text: str, stopped: bool) -> GradedAnswer:
+    question = Question(q.id, q.kind, q.text, q.key)
+    return GradedAnswer(question, text, stopped, is_right(question, text))
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
