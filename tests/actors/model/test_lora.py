@@ -79,12 +79,12 @@ def test_adapters_begin_as_nothing_and_come_from_the_seed(base: Path):
 
 
 def test_the_plan_counts_the_parameters_that_are_trained():
-    shape, lora = Model(vocabulary=300, hidden=64, layers=2, heads=2), Lora(rank=4)
-    plain = build(shape, 1, end_of_turn=4, padding=0)
-    everything = sum(parameter.numel() for parameter in plain.parameters())
-    lora.add(plain, lora, 7)
-    assert trained_parameters(shape, lora) == sum(p.numel() for p in plain.parameters() if p.requires_grad)
-    assert trained_parameters(shape, lora) < everything / 8
+    shape, adapter = Model(vocabulary=300, hidden=64, layers=2, heads=2), Lora(rank=4)
+    model = build(shape, 1, end_of_turn=4, padding=0)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    lora.add(model, adapter, 7)
+    assert trained_parameters(shape, adapter) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained_parameters(shape, adapter) < everything / 8
 
 
 def test_only_adapters_are_trained(base: Path):
