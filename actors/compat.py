@@ -5,6 +5,8 @@ to look at. Libraries that take long to import, and vLLM, which configures the p
 inside the functions.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,3 +101,90 @@ def started(actor: Any) -> "ray.ObjectRef":
     """
     reference: ray.ObjectRef = actor.__ray_ready__.remote()
     return reference
+
+
+# PyTorch
+def softmax_backward(gradients: Tensor, probabilities: Tensor) -> Tensor:
+    """Computes the gradients with regard to the scores of a softmax over the last dimension: p (g - Σ p g).
+
+    `torch._softmax_backward_data` is what autograd calls, in one kernel. With another version, see whether
+    tests/actors/model/test_block_attention.py passes.
+    """
+    return torch._softmax_backward_data(gradients, probabilities, -1, probabilities.dtype)
+
+
+# transformers: attention
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Registers an attention function, whose masks are those of PyTorch's.
+
+    The interfaces are documented, `sdpa_mask` in `masking_utils` is not. With another version, see whether it still
+    gives masks of four dimensions on as they are (tests/actors/model/test_attention.py).
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def sdpa_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Computes one layer's attention by PyTorch's kernel, as a model without a registered function does."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, mask, **settings)
+
+
+def repeat_heads(tensor: Tensor, times: int) -> Tensor:
+    """Repeats heads of keys or values that query heads share. [B, heads, T, D] -> [B, times · heads, T, D]."""
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    return repeat_kv(tensor, times)
+
+
+# transformers: GGUF
+def forget_quantization(model: Any) -> None:
+    """Makes a model that was read from a GGUF file one like any other: transformers would refuse to save it.
+
+    With another version, see in `PreTrainedModel.save_pretrained` what it asks of a quantized model.
+    """
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+# PEFT
+def inject_adapters(model: nn.Module, rank: int, alpha: int, targets: list[str]) -> None:
+    """Puts adapters beside the layers whose names end in `targets`, and freezes everything else.
+
+    With another version, see whether their tensors are still named `<layer>.lora_A.default.weight` and `lora_B`, and
+    the layer's own `<layer>.base_layer.weight` (actors/model/lora.py).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
+
+
+def adapter_config(model: Any) -> Any:
+    """Returns the configuration of the adapters. PEFT leaves it with the model under the name of the adapter."""
+    return model.peft_config["default"]
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Switches adapters off for as long as the context lasts.
+
+    `BaseTunerLayer` is the class of PEFT's layers and not documented. With another version, see how
+    `PeftModel.disable_adapter` finds them.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -1,4 +1,4 @@
-"""DPO, beside reinforcement learning: the fine-tuned model learns from the rankings themselves."""
+"""DPO, an alternative to reinforcement learning: the fine-tuned model learns from the rankings themselves."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from actors.model.causal_lm import load
 from actors.model.chat import Chat
-from actors.objectives.dpo import DpoObjective, answer_logprobs, padded_answers
+from actors.model.completion_logprobs import pad_completions
+from actors.objectives.dpo import DpoObjective, answer_logprobs
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
@@ -23,11 +24,12 @@ from cluster.runtime.plan import make_plan
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
 
+# Even: the two answers of a pair stand together.
 REFERENCE_ROWS = 32
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on every pair that a ranking orders; the figure is how often the held-out pairs are ordered rightly."""
+    """Trains on every pair that a ranking orders, and measures the share of held-out pairs ordered rightly."""
     settings, sft, plan = recipe.dpo, run.path("sft"), make_plan(recipe)
     assert settings is not None, "a stage whose section the recipe lacks is not run"
     rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
@@ -55,7 +57,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def pairs_of(row: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Prompt, better and worse answer, in tokens, of every pair in a row of rankings.parquet that is not a tie."""
+    """Yields prompt, better and worse answer, as token ids, of every pair in a ranking that is not a tie."""
     answers = sorted(zip(row["ranks"], row["answers"], strict=True))
     for (high, chosen), (low, rejected) in combinations(answers, 2):
         if high < low:
@@ -70,11 +72,11 @@ def _model(sft: Path, beta: float) -> tuple[Any, Any, Any]:
 def _write_shard(
     pairs: Sequence[tuple[list[int], list[int], list[int]]], reference: Any, padding: int, folder: Path
 ) -> None:
-    """One row a pair, with what the reference says of its answers: no worker then needs a second model."""
+    """Writes one row a pair, with log-probabilities under the reference, which workers then need not load."""
     folder.mkdir(parents=True, exist_ok=True)
     sequences = [prompt + answer for prompt, *answers in pairs for answer in answers]
-    prompts = [len(prompt) for prompt, *answers in pairs for _ in answers]
-    logprobs = _reference_logprobs(reference, sequences, prompts, padding)
+    prompt_lengths = [len(prompt) for prompt, *answers in pairs for _ in answers]
+    logprobs = _reference_logprobs(reference, sequences, prompt_lengths, padding)
     lengths = [len(sequence) for sequence in sequences]
     table = pa.table(
         {
@@ -83,18 +85,19 @@ def _write_shard(
                 [one + other for one, other in zip(sequences[::2], sequences[1::2], strict=True)], pa.list_(pa.int32())
             ),
             "lengths": pa.array(list(zip(lengths[::2], lengths[1::2], strict=True)), pa.list_(pa.int32())),
-            "prompt": pa.array(prompts[::2], pa.int32()),
-            "reference": pa.array(list(zip(logprobs[::2], logprobs[1::2], strict=True)), pa.list_(pa.float32())),
+            "prompt_length": pa.array(prompt_lengths[::2], pa.int32()),
+            "ref_logprobs": pa.array(list(zip(logprobs[::2], logprobs[1::2], strict=True)), pa.list_(pa.float32())),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
 
 
 @torch.no_grad()
-def _reference_logprobs(reference: Any, sequences: list[list[int]], prompts: list[int], padding: int) -> list[float]:
+def _reference_logprobs(
+    reference: Any, sequences: list[list[int]], prompt_lengths: list[int], padding: int
+) -> list[float]:
     found: list[float] = []
     for begin in range(0, len(sequences), REFERENCE_ROWS):
-        part = slice(begin, begin + REFERENCE_ROWS)
-        ids, answer = padded_answers(sequences[part], prompts[part], padding)
-        found += answer_logprobs(reference, ids, answer).tolist()
+        rows = slice(begin, begin + REFERENCE_ROWS)
+        found += answer_logprobs(reference, *pad_completions(sequences[rows], prompt_lengths[rows], padding)).tolist()
     return found

@@ -1,4 +1,4 @@
-"""Pre-training: predict the next word of packed text. The result continues text; it does not answer."""
+"""Pre-training: next-token prediction on packed text. The result continues text; it does not answer."""
 
 import json
 import tempfile
@@ -10,17 +10,17 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
-from pipelines.train import best_checkpoint, fit, speed, training_job
+from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on the shards of the corpus stage; figures are loss and bits per byte on held-out text.
+    """Trains on the shards of the corpus stage, and measures loss and bits per byte on held-out text.
 
     Raises:
         UserError: the model to start from cannot be loaded.
     """
     if not recipe.corpus.sources:
-        return _take_over(recipe, out)
+        return _export_start(recipe, out)
     corpus = run.path("corpus")
     plan = make_plan(recipe)
     shards, settings = corpus / "shards", recipe.pretrain
@@ -42,15 +42,15 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "held_out_loss": model["held_out_loss"],
             "bits_per_byte": model["held_out_bits_per_byte"],
             "tokens": sum(row["tokens"] for row in rows),
-            **speed(rows),
+            **speed_metrics(rows),
             "kept_step": model["step"],
         },
         weights=file_fingerprint(out / "model.safetensors"),
     )
 
 
-def _take_over(recipe: Recipe, out: Path) -> Result:
-    """Without a corpus, the base is the model to start from, as it is but for what conversations need."""
+def _export_start(recipe: Recipe, out: Path) -> Result:
+    """Writes the model to start from as the base, where there is no corpus, with the tokens that conversations need."""
     from actors.model.causal_lm import save
     from actors.model.tokenizer import load_tokenizer
     from pipelines.corpus.tokens.train import save_tokenizer_of
@@ -58,37 +58,35 @@ def _take_over(recipe: Recipe, out: Path) -> Result:
     with tempfile.TemporaryDirectory(dir=out) as folder:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
         tokenizer = load_tokenizer(folder)
-    language = _started(recipe, tokenizer)
-    save(language, tokenizer, out)
-    return Result(
-        metrics={"parameters": language.num_parameters()}, weights=file_fingerprint(out / "model.safetensors")
-    )
+    model = _load_start(recipe, tokenizer)
+    save(model, tokenizer, out)
+    return Result(metrics={"parameters": model.num_parameters()}, weights=file_fingerprint(out / "model.safetensors"))
 
 
-def _started(recipe: Recipe, tokenizer: Any) -> Any:
-    """The model to start from. What the stages after this one cannot go on with is refused before anyone ranks."""
-    from actors.model.causal_lm import start
-    from actors.model.reward_head import require_head
+def _load_start(recipe: Recipe, tokenizer: Any) -> Any:
+    """Loads the model to start from, and refuses one that later stages cannot go on with, before anyone ranks."""
+    from actors.model.causal_lm import load_for_training
+    from actors.model.reward_head import require_reward_head
 
-    language = start(recipe.model, tokenizer, recipe.seed)
+    model = load_for_training(recipe.model, tokenizer, recipe.seed)
     if recipe.rlhf.needs_reward_model:
-        require_head(language.config, recipe.model.start_from)
-    return language
+        require_reward_head(model.config, recipe.model.start_from)
+    return model
 
 
 def _model(recipe: Recipe, tokenizer_folder: Path) -> tuple[Any, Any, Any]:
-    # The worker's alone: the driver waits 10 s less when it does not import what it only names.
+    # Imported by the worker alone: the driver waits 10 s less.
     from transformers import AutoTokenizer
 
-    from actors.model.causal_lm import build, end_with
+    from actors.model.causal_lm import build, set_end_token
     from actors.objectives.lm import LanguageObjective
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     # The base model ends a document, not a turn.
     end = tokenizer.pad_token_id
     if recipe.model.start_from:
-        language = _started(recipe, tokenizer)
+        model = _load_start(recipe, tokenizer)
     else:
-        language = build(recipe.model, recipe.seed, end_of_turn=end, padding=end)
-    end_with(language, end)
-    return language, LanguageObjective(), tokenizer
+        model = build(recipe.model, recipe.seed, end_of_turn=end, padding=end)
+    set_end_token(model, end)
+    return model, LanguageObjective(), tokenizer

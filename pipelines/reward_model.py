@@ -1,4 +1,4 @@
-"""The reward model: learns the rankings, so that it can stand in for the people who made them."""
+"""The reward model: trained on rankings, it stands in for the people who made them."""
 
 import json
 import random
@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from actors.model.chat import Chat
 from actors.model.perf import native_precision
-from actors.model.reward_head import MEMBER, load_reward_model, with_new_head
-from actors.objectives.bradley_terry import PreferenceObjective
+from actors.model.reward_head import MEMBER_PREFIX, load_reward_model, with_new_head
+from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.rewards.model import sequence_scores
 from actors.types import reward_scale_file
 from cluster.errors import UserError
@@ -33,12 +33,12 @@ from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
 
-# Of models, the scores of token ids.
+# From models and sequences of token ids to a score of each sequence.
 ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on the rankings of the collect stage; the figure is the accuracy on pairs of prompts it never saw."""
+    """Trains on the rankings of the collect stage, and measures the accuracy on pairs of held-out prompts."""
     sft, plan = run.path("sft"), make_plan(recipe)
     rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
@@ -54,14 +54,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     members = [
         train(parts["train"], out),
         *(
-            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER}{number}")
+            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER_PREFIX}{number}")
             for number in range(2, recipe.reward.members + 1)
         ),
     ]
     score = partial(scores_by, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
     _write_normalization(scores["train"], out)
-    for folder in out.glob(f"{MEMBER}*/{SCRATCH}"):
+    for folder in out.glob(f"{MEMBER_PREFIX}*/{SCRATCH}"):
         shutil.rmtree(folder)
     found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
@@ -78,7 +78,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Any:
-    """Trains a reward model into `out`, and gives it."""
+    """Trains a reward model, writes it to `out`, and returns it."""
     rows = with_counterexamples(
         rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )
@@ -89,7 +89,7 @@ def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list
 
 
 def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
-    """Of each member alone: what the ensemble's own is to be compared with."""
+    """Computes the held-out accuracy of each member alone, to compare the ensemble with."""
     return [
         pair_accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members
     ]
@@ -102,15 +102,17 @@ def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int
 
 
 def _weights(out: Path) -> str:
-    """The checksum of the model, or of all members of an ensemble."""
+    """Returns the checksum of the model, or of all members of an ensemble."""
     own = file_fingerprint(out / "model.safetensors")
-    others = [file_fingerprint(path) for path in sorted(out.glob(f"{MEMBER}*/model.safetensors"))]
+    others = [file_fingerprint(path) for path in sorted(out.glob(f"{MEMBER_PREFIX}*/model.safetensors"))]
     return fingerprint([own, *others]) if others else own
 
 
 def _resample(rankings: list[dict[str, Any]], seed: int, number: int) -> list[dict[str, Any]]:
-    """As many prompts drawn with replacement, each with all its rankings (bagging, Breiman 1996): members that saw the
-    same would err alike."""
+    """Draws as many prompts with replacement, each with all its rankings (bagging, Breiman 1996).
+
+    Members that were trained on the same rankings would err alike.
+    """
     prompts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rankings:
         prompts[row["prompt_id"]].append(row)
@@ -126,8 +128,11 @@ def _point(
     scores_by: ScoresBy,
     folder: Path,
 ) -> dict[str, Any]:
-    """The accuracy of a model that saw a share of the training prompts: a larger share holds all of a smaller one. The
-    model is not kept; the figure is, so that a resumed stage does not train it again."""
+    """Computes the accuracy of a model that is trained on a share of the prompts: a point of the learning curve.
+
+    A larger share holds all prompts of a smaller one. The accuracy is kept and the model is not, so that a resumed
+    stage does not train it again.
+    """
     found = folder / f"{share:g}.json"
     if not found.exists():
         prompts = sorted({row["prompt_id"] for row in parts["train"]})
@@ -145,12 +150,14 @@ def _point(
 
 def _model(sft: Path) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    return with_new_head(sft), PreferenceObjective(tokenizer.pad_token_id), tokenizer
+    return with_new_head(sft), BradleyTerryObjective(tokenizer.pad_token_id), tokenizer
 
 
 def _write_shard(rankings: Sequence[Row], annotator_weights: Mapping[str, float], folder: Path) -> None:
-    """One row a ranking: its answers end to end, each behind the prompt's tokens, and its annotator's weight. The mean
-    weight is 1, so that weights do not change the learning rate."""
+    """Writes one row a ranking: its answers end to end, each behind the prompt, and its annotator's weight.
+
+    The mean weight is 1, so that weights do not change the learning rate.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = np.array([annotator_weights.get(row["annotator"], 1.0) for row in rankings])
     answers = [[row["prompt_token_ids"] + answer for answer in row["answers"]] for row in rankings]
@@ -172,6 +179,6 @@ def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[lis
 
 
 def _write_normalization(scores: list[list[float]], out: Path) -> None:
-    """The scale of rewards: the fine-tuned model's own answers have mean 0 and deviation 1."""
+    """Writes the scale on which the fine-tuned model's own answers have mean 0 and deviation 1."""
     values = np.concatenate([np.array(group) for group in scores])
     write_json(reward_scale_file(out), {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})

@@ -184,7 +184,7 @@ def _actors(
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
     arguments = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
     workers, dtype = recipe.rlhf.fleet.learner_workers, element_type(plan.rollout)
-    learner = RemoteLearner(plan.learner, workers, out / "checkpoint", dtype, deadline, *arguments)
+    learner = RemoteLearner(plan.learner, workers, out, dtype, deadline, *arguments)
     try:
         with (
             reward_pools(recipe, run, inputs) as pools,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: user message in, trainer's response as the target."""
+"""Supervised fine-tuning on conversations: the assistant's turns are the targets."""
 
 import random
 from functools import partial
@@ -14,10 +14,10 @@ from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import read_conversations
 from pipelines.data.pack_chats import render, write_packed
-from pipelines.train import best_checkpoint, fit, speed, training_job
+from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
-# Of the metrics of the first step and of the one whose model is kept: how it did before, and how it does now.
-HELD_OUT = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
+# Metrics of the first step (the model before) and of the step whose model is kept.
+HELD_OUT_METRICS = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -41,9 +41,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(
         metrics={
             **figures,
-            **{name: row[name] for row in (rows[0], model) for name in HELD_OUT if name in row},
+            **{name: row[name] for row in (rows[0], model) for name in HELD_OUT_METRICS if name in row},
             "tokens": sum(row["tokens"] for row in rows),
-            **speed(rows),
+            **speed_metrics(rows),
             "kept_step": model["step"],
         },
         weights=file_fingerprint(out / "model.safetensors"),
@@ -51,10 +51,13 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
-    """Writes the shards; whole conversations are held out, to see the loss on what was not trained on.
+    """Writes the shards, with whole conversations held out.
+
+    Returns:
+        Metrics of the data: conversations used and too long, packed rows, and layouts of the sources.
 
     Raises:
-        UserError: there are too few to train on.
+        UserError: there are too few conversations to train on.
     """
     settings, context = recipe.sft, recipe.model.context
     found = read_conversations(settings.sources, recipe.seed)
@@ -74,17 +77,17 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
 
 
 def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:
-    # The worker's alone: the driver waits 10 s less when it does not import what it only names.
+    # Imported by the worker alone: the driver waits 10 s less.
     from transformers import AutoTokenizer
 
     from actors.model import lora
-    from actors.model.causal_lm import end_with, load
+    from actors.model.causal_lm import load, set_end_token
     from actors.objectives.lm import LanguageObjective
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
-    end_with(model, tokenizer.eos_token_id)
+    set_end_token(model, tokenizer.eos_token_id)
     if settings:
         lora.add(model, settings, seed)
     return model, LanguageObjective(), tokenizer

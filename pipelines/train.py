@@ -1,4 +1,4 @@
-"""Hands a training job to its workers and waits for it: the driver's side of `actors.trainer.loop`."""
+"""The driver's side of training: hands a job to workers that run `actors.trainer.loop`, and waits for them."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ RESUME = ("lost_steps", "recovery_seconds")
 def training_job(
     recipe: Recipe, settings: Training, make: Make, train: Path, held_out: Path, out: Path, **more: int
 ) -> TrainingJob:
-    """What the jobs of all stages take from the recipe.
+    """Makes a stage's training job from the recipe.
 
     Args:
-        settings: the stage's section.
+        settings: the stage's section of the recipe.
         train: the folder of the shards to train on.
-        held_out: the folder of those that are held out.
+        held_out: the folder of the held-out shards.
         more: further fields of the job.
 
     Raises:
@@ -52,7 +52,7 @@ def training_job(
 
 
 def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
-    """Trains, resuming from what an interrupted attempt left in `job.out`.
+    """Trains, or goes on from the newest checkpoint in `job.out`.
 
     Returns:
         The metrics of every step.
@@ -83,8 +83,7 @@ def _train_together(job: TrainingJob, share: Allocation) -> None:
     """Trains on Ray Train's workers."""
 
     def train() -> None:
-        # Imported by the workers alone: neither the driver nor Ray Train's controller, which is given a configuration
-        # but not what the function holds, needs PyTorch.
+        # Imported by the workers alone: neither the driver nor Ray Train's controller needs PyTorch.
         from actors.trainer import loop
 
         loop.train(job)
@@ -107,7 +106,7 @@ def _train_together(job: TrainingJob, share: Allocation) -> None:
 
 
 def _train_alone(job: TrainingJob, share: Allocation, console: Console) -> None:
-    """Trains on one worker, which is started again when it dies, as Ray Train does."""
+    """Trains on one worker, and starts it again when it dies, as Ray Train does."""
     kind: Any = ray.remote(LoneWorker).options(
         num_cpus=share.cpus, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads), **TRAINING_ENVIRONMENT}}
     )
@@ -134,14 +133,14 @@ def wait_for_training(worker: Any, job: TrainingJob) -> None:
     """Waits until the worker has trained.
 
     The worker has deadlines of its own, for the model, for rows and for a step, and Ray notices when its node is gone.
-    Neither helps where its process stands still as a whole: that writes no step for longer than all three together.
+    Neither helps where its whole process stands still, and writes no step for longer than all three together.
 
     Raises:
         EngineError: the worker stood still, and was killed.
         RayError: it died, or it raised.
     """
     ended, longest = worker.train.remote(job), 3 * job.deadline
-    # The row itself, which has its time: steps that are done again make no more rows than there were.
+    # The row itself, which holds its time: steps that are done again add no rows.
     newest = read_metrics(job.out)[-1:]
     while not ray.wait([ended], timeout=longest)[0]:
         before, newest = newest, read_metrics(job.out)[-1:]
@@ -152,16 +151,19 @@ def wait_for_training(worker: Any, job: TrainingJob) -> None:
 
 
 def best_checkpoint(rows: list[dict[str, Any]], settings: Training) -> dict[str, Any]:
-    """The metrics of the step whose model was kept."""
+    """Returns the metrics of the step whose model was kept."""
     if settings.keep == "last":
         return rows[-1]
     return min(rows, key=held_out_loss)
 
 
-def speed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a stage's manifest says of how its steps went: figures of speed; steps that were left out; and of every time
-    that it went on after an end, the steps that were done again and the seconds from the last step before to the next
-    after."""
+def speed_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarizes how a stage's steps went, for its manifest.
+
+    Returns:
+        Rates of the last step; the number of steps that were skipped, if any; and for every resume the steps that were
+        done again and the seconds between the last step before and the first after.
+    """
     names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")
     skipped = sum(row.get("skipped", 0) for row in rows)
     resumes = [{name: row[name] for name in RESUME} for row in rows if "lost_steps" in row]

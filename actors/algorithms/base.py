@@ -1,4 +1,4 @@
-"""What makes a policy-gradient algorithm: two functions, how tokens are averaged, and its paper's constants."""
+"""A policy-gradient algorithm as data: two functions, an average over tokens, and the constants of its paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,24 +11,25 @@ from actors.algorithms.losses import Clip, RolloutBatch, Targets, token_surrogat
 from cluster.recipe.rlhf import Rlhf
 
 DEFAULT_CLIP = Clip(0.2, 0.2)
+# From a completion mask [N, T] and the most tokens of a completion to divisors of rows [N, 1] and of their sum.
 Average = Callable[[Tensor, int], tuple[Tensor, int]]
 
 
-def by_token(answer: Tensor, max_tokens: int) -> tuple[Tensor, int]:
-    """Every drawn token of the batch weighs the same."""
+def per_token(completion_mask: Tensor, max_tokens: int) -> tuple[Tensor, int]:
+    """Weighs every drawn token of the batch the same."""
     del max_tokens
-    return torch.ones_like(answer[:, :1], dtype=torch.long), int(answer.sum())
+    return torch.ones_like(completion_mask[:, :1], dtype=torch.long), int(completion_mask.sum())
 
 
-def by_answer(answer: Tensor, max_tokens: int) -> tuple[Tensor, int]:
-    """Every answer weighs the same, and so do the tokens of one answer."""
+def per_completion(completion_mask: Tensor, max_tokens: int) -> tuple[Tensor, int]:
+    """Weighs every completion the same, and the tokens of one completion the same."""
     del max_tokens
-    return answer.sum(1, keepdim=True).clamp(min=1), len(answer)
+    return completion_mask.sum(1, keepdim=True).clamp(min=1), len(completion_mask)
 
 
-def by_budget(answer: Tensor, max_tokens: int) -> tuple[Tensor, int]:
-    """Every token weighs the same in every batch: what divides them is the longest that the answers may be."""
-    return torch.ones_like(answer[:, :1], dtype=torch.long), len(answer) * max_tokens
+def per_token_budget(completion_mask: Tensor, max_tokens: int) -> tuple[Tensor, int]:
+    """Weighs every token of all batches the same: the divisor is the most tokens that the completions may have."""
+    return torch.ones_like(completion_mask[:, :1], dtype=torch.long), len(completion_mask) * max_tokens
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,22 @@ class Algorithm:
     """A policy-gradient algorithm. The learner's loop is the same for all of them.
 
     Attributes:
-        targets: what the samples taught. From the batch, the reward of every token [N, T] (the answer's at its last
-            token; the divergence's too, if it is in the reward) and the critic's values [N, T] or None; to the
-            advantages [N, T] and, with a critic, its returns [N, T].
-        token_losses: the loss of every token and whether it was clipped, [N, T] each.
-        average: by what the token losses of each row are divided [N, 1], and then their sum; from `answer` of the rows
-            of one optimizer step, and `rlhf.sampling.max_tokens`.
-        value_losses: the critic's losses [N, T] from its new values; None without a critic.
-        kl_in: where the divergence goes unless the recipe says otherwise.
-        clip: likewise.
-        overlong_share: likewise, see `shaping.overlong_penalty`.
-        dynamic_sampling: whether prompts whose answers all got one reward are replaced by others.
+        targets: computes advantages [N, T] and, with a critic, its returns [N, T], from the batch, the reward of every
+            token [N, T] (the completion's at its last token; the divergence's too, if it is in the reward) and the
+            critic's values [N, T] or None.
+        token_losses: computes the loss of every token and whether it was clipped, [N, T] each.
+        average: divisors of the token losses of each row [N, 1] and of their sum, from the completion mask of the rows
+            of one optimizer step and `rlhf.sampling.max_tokens`.
+        value_losses: computes the critic's losses [N, T] from its new values; None without a critic.
+        kl_in: where the divergence is charged unless the recipe says otherwise.
+        clip: the clip range unless the recipe says otherwise.
+        overlong_share: the argument of `shaping.overlong_penalty` unless the recipe says otherwise.
+        dynamic_sampling: whether prompts whose completions all got one reward are replaced by others.
     """
 
     targets: Callable[[RolloutBatch, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     token_losses: Callable[[RolloutBatch, Targets, Tensor, Clip], tuple[Tensor, Tensor]] = token_surrogate
-    average: Average = by_token
+    average: Average = per_token
     value_losses: Callable[[Tensor, Targets, Clip], Tensor] | None = None
     kl_in: Literal["reward", "loss"] = "loss"
     clip: Clip = DEFAULT_CLIP
@@ -59,6 +60,6 @@ class Algorithm:
     dynamic_sampling: bool = False
 
     def clip_for(self, settings: Rlhf) -> Clip:
-        """The recipe's clip range, else the algorithm's. A recipe's lower bound alone is the upper one too."""
+        """Returns the recipe's clip range, else the algorithm's. A recipe's lower bound alone is the upper one too."""
         low = settings.clip_range or self.clip.low
         return Clip(low, settings.clip_range_high or settings.clip_range or self.clip.high)

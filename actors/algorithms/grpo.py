@@ -1,7 +1,7 @@
-"""GRPO (Shao et al. 2024): the other samples of the prompt are the baseline.
+"""GRPO (Shao et al. 2024) and its variants Dr. GRPO, DAPO and GSPO: the prompt's other samples are the baseline.
 
-The paper averages the tokens of each answer first, which favors long wrong answers over short ones (Liu et al. 2025);
-here every token of the batch weighs the same, as in DAPO (Yu et al. 2025, eq. 8).
+GRPO's paper averages the tokens of each answer first, which favors long wrong answers over short ones (Liu et al.
+2025); here every token of the batch weighs the same, as in DAPO (Yu et al. 2025, eq. 8).
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from actors.algorithms.base import Algorithm, by_answer, by_budget
+from actors.algorithms.base import Algorithm, per_completion, per_token_budget
 from actors.algorithms.losses import Clip, RolloutBatch, sequence_surrogate
 
 EPSILON = 1e-4
 
 
-# Comparing the samples of one prompt.
 @dataclass(frozen=True)
 class GroupStatistics:
     """Statistics of the group that each row is in; all [N].
@@ -24,7 +23,7 @@ class GroupStatistics:
     Attributes:
         difference: the row's value minus the group's mean.
         deviation: the group's standard deviation, biased (divided by the size).
-        size: rows in the group.
+        size: the number of rows in the group.
     """
 
     difference: Tensor
@@ -33,7 +32,7 @@ class GroupStatistics:
 
 
 def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
-    """Each value beside the others of its group. [N], [N] -> [N] each."""
+    """Compares each value with the others of its group. [N], [N] -> [N] each."""
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     size = counts[index].to(values.dtype)
     zeros = torch.zeros(len(counts), dtype=values.dtype, device=values.device)
@@ -43,44 +42,38 @@ def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
 
 
 def standard_scores(rewards: Tensor, groups: Tensor) -> Tensor:
-    """(r - mean) / (std + ε) within the samples of one prompt (section 4.1.2). [N] -> [N]."""
+    """Computes (r - mean) / (std + ε) within the samples of one prompt (section 4.1.2). [N] -> [N]."""
     own = group_statistics(rewards, groups)
     return own.difference / (own.deviation + EPSILON)
 
 
-# Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training", section 3.2): GRPO without its two biases.
-#
-# The difference from the mean is not divided by the group's deviation, which favors questions that are too easy or
-# too hard, nor are token losses divided by the answer's own length. The paper leaves out the divergence:
-# `rlhf.kl.coefficient: 0`.
 def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
-    """One advantage for all tokens of a sample."""
+    """Returns the standard score as one advantage for all tokens of a sample."""
     del values
-    return standard_scores(rewards.sum(1), batch.groups).unsqueeze(1) * batch.answer, None
+    return standard_scores(rewards.sum(1), batch.groups).unsqueeze(1) * batch.completion_mask, None
+
+
+def unscaled_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
+    """Returns r - mean over the samples of one prompt as one advantage for all tokens of a sample."""
+    del values
+    return group_statistics(rewards.sum(1), batch.groups).difference.unsqueeze(1) * batch.completion_mask, None
 
 
 GRPO = Algorithm(targets)
 
-
-def unscaled_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
-    """r - mean over the samples of one prompt, for all tokens of a sample."""
-    del values
-    return group_statistics(rewards.sum(1), batch.groups).difference.unsqueeze(1) * batch.answer, None
-
-
-DR_GRPO = Algorithm(unscaled_targets, average=by_budget)
-
-
-# DAPO (Yu et al. 2025): GRPO with four changes.
-#
-# Clip-higher (section 3.1) lets unlikely tokens grow; dynamic sampling (3.2) replaces prompts whose samples all got
-# one reward; every token of the batch weighs the same (3.3, eq. 8); answers near the length limit are punished softly
-# (3.4, eq. 13, over the last fifth as in the paper's experiments). The paper leaves out the divergence:
+# Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training", section 3.2): GRPO without its two biases. The
+# difference from the mean is not divided by the group's deviation, which favors questions that are too easy or too
+# hard, nor are token losses divided by the answer's own length. The paper leaves out the divergence:
 # `rlhf.kl.coefficient: 0`.
+DR_GRPO = Algorithm(unscaled_targets, average=per_token_budget)
+
+# DAPO (Yu et al. 2025): GRPO with four changes. Clip-higher (section 3.1) lets unlikely tokens grow; dynamic sampling
+# (3.2) replaces prompts whose samples all got one reward; every token of the batch weighs the same (3.3, eq. 8);
+# answers near the length limit are punished softly (3.4, eq. 13, over the last fifth as in the paper's experiments).
+# The paper leaves out the divergence: `rlhf.kl.coefficient: 0`.
 DAPO = Algorithm(targets, clip=Clip(0.2, 0.28), overlong_share=0.2, dynamic_sampling=True)
 
-
-# GSPO (Zheng et al. 2025): GRPO with one importance ratio for an answer, the geometric mean of its tokens' ratios
-# (eq. 5 to 7), as the reward is one for the answer too. Such ratios stay close to 1, so the clip range is narrow
-# (section 5.1).
-GSPO = Algorithm(targets, partial(sequence_surrogate, mean=True), by_answer, clip=Clip(3e-4, 4e-4))
+# GSPO (Zheng et al. 2025): GRPO with one importance ratio for an answer, the geometric mean of its tokens' ratios (eq.
+# 5 to 7), as the reward is one for the answer too. Such ratios stay close to 1, so the clip range is narrow (section
+# 5.1).
+GSPO = Algorithm(targets, partial(sequence_surrogate, mean=True), per_completion, clip=Clip(3e-4, 4e-4))

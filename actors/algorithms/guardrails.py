@@ -1,4 +1,4 @@
-"""How far a policy may go: beyond a limit it no longer does what the reward was meant for."""
+"""Limits on how far a policy may go: beyond them a higher reward no longer means better answers."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -9,16 +9,16 @@ from cluster.recipe.rlhf import Rlhf
 
 @dataclass(frozen=True)
 class _Limit:
-    """A setting of the recipe, the figure that it limits, and what is said when it is beyond."""
+    """A setting of the recipe, the metric that it limits, and the message when the metric is beyond the limit."""
 
     setting: str
-    figure: str
+    metric: str
     beyond: Callable[[float, float], bool]
-    said: str
+    message: str
 
 
 LIMITS = (
-    _Limit("max_kl", "kl_sequence", operator.gt, "the policy was {:.2f} nats an answer away from the fine-tuned model"),
+    _Limit("max_kl", "kl_sequence", operator.gt, "the policy's sequence KL from the fine-tuned model was {:.2f} nats"),
     _Limit("min_entropy", "entropy", operator.lt, "the policy's entropy was {:.3f} nats a token"),
     _Limit("max_repetition", "repetition", operator.gt, "{:.2f} of the policy's answers had stood in them before"),
     _Limit(
@@ -38,31 +38,31 @@ LIMITS = (
 
 
 def has_limits(settings: Rlhf) -> bool:
-    """Whether the recipe sets a limit."""
+    """Says whether the recipe sets a limit."""
     return any(True for _ in _set(settings))
 
 
-def breach(figures: Mapping[str, float], settings: Rlhf) -> str | None:
-    """Which limit a policy is beyond, in words. What has not been measured is beyond none.
+def breach(metrics: Mapping[str, float], settings: Rlhf) -> str | None:
+    """Returns a message about the first limit that a policy is beyond, or None. A metric not measured is beyond none.
 
     The reward model is right near the model whose answers were ranked, and the reward that people would give falls
     again with the distance (Gao et al. 2023); without entropy, samples no longer differ and nothing can be learned;
     length is what rewards are most often won by (Singhal et al. 2023).
 
     Args:
-        figures: `kl_sequence` in nats an answer, `entropy` in nats a token, `repetition` and `length_change` as of the
-            learner's step, and `preference_accuracy_high`, the upper end of the interval.
+        metrics: `kl_sequence`, the sequence KL in nats; `entropy` in nats a token; `repetition` and `length_change` of
+            the learner's step; and `preference_accuracy_high`, the upper end of the interval.
     """
     for limit, value in _set(settings):
-        found = figures.get(limit.figure)
+        found = metrics.get(limit.metric)
         if found is not None and limit.beyond(found, value):
-            return f"{limit.said.format(found)}, and rlhf.stop.{limit.setting} is {value:g}"
+            return f"{limit.message.format(found)}, and rlhf.stop.{limit.setting} is {value:g}"
     return None
 
 
-def is_within(figures: Mapping[str, float], settings: Rlhf) -> bool:
-    """Whether all that the recipe limits has been measured and is within."""
-    return all(limit.figure in figures for limit, _ in _set(settings)) and breach(figures, settings) is None
+def is_within(metrics: Mapping[str, float], settings: Rlhf) -> bool:
+    """Says whether every metric that the recipe limits has been measured and is within its limit."""
+    return all(limit.metric in metrics for limit, _ in _set(settings)) and breach(metrics, settings) is None
 
 
 def _set(settings: Rlhf) -> Iterator[tuple[_Limit, float]]:

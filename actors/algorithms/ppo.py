@@ -1,5 +1,4 @@
-"""PPO for language models (Schulman et al. 2017; Ouyang et al. 2022): a critic, GAE, and KL to the reference in the
-reward."""
+"""PPO for language models (Schulman et al. 2017; Ouyang et al. 2022): a critic, GAE, and the KL in the reward."""
 
 import torch
 from torch import Tensor
@@ -12,13 +11,13 @@ GAE_LAMBDA = 0.95
 
 
 def generalized_advantages(
-    rewards: Tensor, values: Tensor, answer: Tensor, discount: float = DISCOUNT, decay: float = GAE_LAMBDA
+    rewards: Tensor, values: Tensor, completion_mask: Tensor, discount: float = DISCOUNT, decay: float = GAE_LAMBDA
 ) -> Tensor:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the drawn tokens. [N, T] -> [N, T].
+    """Computes generalized advantages (Schulman et al. 2016, eq. 16) over the drawn tokens. [N, T] -> [N, T].
 
     Args:
-        rewards: reward of drawing token t.
-        values: value of the state in which token t is drawn.
+        rewards: the reward of drawing token t.
+        values: the value of the state in which token t is drawn.
         answer: which tokens were drawn; between the turns of a conversation others are passed over. The value after the
             last is 0.
     """
@@ -26,7 +25,7 @@ def generalized_advantages(
     following = torch.zeros_like(rewards[:, 0])
     next_value = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1] - 1, -1, -1):
-        drawn = answer[:, t]
+        drawn = completion_mask[:, t]
         delta = rewards[:, t] + discount * next_value - values[:, t]
         following = torch.where(drawn, delta + discount * decay * following, following)
         next_value = torch.where(drawn, values[:, t], next_value)
@@ -35,19 +34,19 @@ def generalized_advantages(
 
 
 def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whitened advantages, and returns for the critic.
+    """Returns whitened advantages, and returns for the critic.
 
     Args:
-        values: [N, T], value of the state in which token t is drawn.
+        values: [N, T], the value of the state in which token t is drawn.
     """
     if values is None:
         raise ValueError("PPO needs a critic's values")
-    advantages = generalized_advantages(rewards, values, batch.answer)
-    return whitened(advantages, batch.answer), advantages + values
+    advantages = generalized_advantages(rewards, values, batch.completion_mask)
+    return whitened(advantages, batch.completion_mask), advantages + values
 
 
 def value_losses(values: Tensor, targets: Targets, clip: Clip) -> Tensor:
-    """Half the larger of the squared errors with and without clipping the step from the old value. [N, T]."""
+    """Computes half the larger squared error with and without clipping the step from the old value. [N, T]."""
     if targets.values is None or targets.returns is None:
         raise ValueError("a value loss needs the targets of a critic")
     near = targets.values + (values - targets.values).clamp(-clip.low, clip.high)

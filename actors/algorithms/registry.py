@@ -3,8 +3,7 @@
 from actors.algorithms.base import Algorithm
 from actors.algorithms.grpo import DAPO, DR_GRPO, GRPO, GSPO
 from actors.algorithms.ppo import PPO
-from actors.algorithms.reinforce_pp import REINFORCE_PLUS_PLUS
-from actors.algorithms.rloo import RLOO
+from actors.algorithms.reinforce import REINFORCE_PLUS_PLUS, RLOO
 
 ALGORITHMS: dict[str, Algorithm] = {
     "ppo": PPO,

@@ -1,7 +1,7 @@
-"""What rollout actors drew, as tensors that a step learns from."""
+"""Samples of rollout actors as the tensors of a learner's step, and their metrics."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,66 +11,74 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.algorithms.losses import RolloutBatch
-from actors.model.microbatch import WorkerPart
+from actors.model.completion_logprobs import pad_completions
+from actors.model.microbatch import Worker, grouped_microbatches, pad_rows
 from actors.types import Prompt, Sample
+from cluster.errors import StageError
 
 
 @dataclass(frozen=True)
-class Batching:
-    """Where batches go, and the token that rows are filled up with."""
+class Collator:
+    """Makes batches on a device; `padding` is the token id that rows are filled up with."""
 
     padding: int
     device: torch.device
 
-    def samples(
+    def rollouts(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]
     ) -> RolloutBatch:
-        """The samples of each prompt, with their rewards."""
+        """Makes a batch of the samples of each prompt and their rewards."""
         rows = [
             (prompt.token_ids, sample, reward, index)
             for index, (prompt, group, own) in enumerate(zip(prompts, groups, rewards, strict=True))
             for sample, reward in zip(group, own, strict=True)
         ]
-        # The answers to a prompt together: they share a row. By length, so that little of a micro-batch is padding.
+        # The completions of a prompt together: they share a row. By length, so that little of a micro-batch is padding.
         lengths = [sum(len(sample.token_ids) for sample in group) for group in groups]
         rows.sort(key=lambda row: (len(row[0]) + lengths[row[3]], row[3], len(row[1].token_ids)))
-        batch = self._pad(
-            [prompt + sample.token_ids for prompt, sample, _, _ in rows],
-            [len(prompt) for prompt, _, _, _ in rows],
-            [sample.logprobs for _, sample, _, _ in rows],
-            [sample.loss_mask for _, sample, _, _ in rows],
+        return self._on_device(
+            pad_rows([prompt + sample.token_ids for prompt, sample, _, _ in rows], self.padding),
+            pad_rows([[False] * len(prompt) + sample.loss_mask for prompt, sample, _, _ in rows], False),
+            pad_rows([[0.0] * len(prompt) + sample.logprobs for prompt, sample, _, _ in rows], 0.0),
+            torch.tensor([reward for _, _, reward, _ in rows]),
+            torch.tensor([index for _, _, _, index in rows]),
         )
-        batch.rewards.copy_(torch.tensor([reward for _, _, reward, _ in rows]))
-        batch.groups.copy_(torch.tensor([index for _, _, _, index in rows]))
-        return batch
 
-    def sequences(self, sequences: Sequence[list[int]], starts: Sequence[int]) -> RolloutBatch:
-        """Rows in that order, each an answer from `starts` on; without rewards and behavior."""
-        lengths = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-        return self._pad(sequences, starts, [[0.0] * n for n in lengths], [[True] * n for n in lengths])
+    def sequences(self, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> RolloutBatch:
+        """Makes a batch of rows in that order, without rewards and behavior log-probabilities."""
+        ids, completion_mask = pad_completions(sequences, prompt_lengths, self.padding)
+        rewards, groups = torch.zeros(len(ids)), torch.arange(len(ids))
+        return self._on_device(ids, completion_mask, torch.zeros(ids.shape), rewards, groups)
 
-    def _pad(
-        self,
-        sequences: Sequence[list[int]],
-        starts: Sequence[int],
-        logprobs: Sequence[list[float]],
-        drawn: Sequence[list[bool]],
-    ) -> RolloutBatch:
-        shape = (len(sequences), max(map(len, sequences)))
-        ids = torch.full(shape, self.padding)
-        answer, behavior = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-        for row, (sequence, start, values, mask) in enumerate(zip(sequences, starts, logprobs, drawn, strict=True)):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            answer[row, start : len(sequence)] = torch.tensor(mask)
-            behavior[row, start : len(sequence)] = torch.tensor(values)
-        rewards, groups = torch.zeros(shape[0]), torch.arange(shape[0])
-        return RolloutBatch(*(tensor.to(self.device) for tensor in (ids, answer, behavior, rewards, groups)))
+    def _on_device(self, *tensors: Tensor) -> RolloutBatch:
+        return RolloutBatch(*(tensor.to(self.device) for tensor in tensors))
+
+
+def in_microbatches(worker: Worker, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
+    """Computes a function's values of all rows, [N, T], on every worker."""
+    found = torch.zeros_like(batch.behavior_logprobs)
+    numbers = torch.arange(len(batch.rewards), device=worker.device)
+    for rows, counts in grouped_microbatches(worker, numbers, batch.groups):
+        microbatch = batch.rows(rows)
+        values = function(microbatch)
+        if counts:
+            found[rows, : microbatch.width] = values
+    return sum_of_workers(worker, found)
+
+
+def sum_of_workers(worker: Worker, values: Tensor) -> Tensor:
+    """Fills in the rows that other workers computed; they are 0 here."""
+    if worker.world_size > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def length_correlation(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> float:
-    """Pearson's correlation between length and reward among the answers to one prompt, over all prompts (their
-    deviations from the prompt's means); 0 where one of them does not differ. Near 1, it is length that is rewarded
-    (Singhal et al. 2023)."""
+    """Computes Pearson's correlation between length and reward among the samples of one prompt.
+
+    It is that of their deviations from the prompt's means, over all prompts; 0 where one of the two does not vary. Near
+    1, length is what is rewarded (Singhal et al. 2023).
+    """
     pairs = [
         np.stack([np.array([sample.length for sample in group], float), np.array(own, float)])
         for group, own in zip(groups, rewards, strict=True)
@@ -80,8 +88,8 @@ def length_correlation(groups: Sequence[Sequence[Sample]], rewards: Sequence[Seq
     return float((lengths * values).sum()) / scale if scale else 0.0
 
 
-def figures_of(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What can be said of samples without a model: means over them all."""
+def sample_metrics(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Computes the metrics of samples that need no model: means over all of them."""
     samples, flat = list(chain(*groups)), list(chain(*rewards))
     lengths = [sample.length for sample in samples]
     return {
@@ -95,39 +103,11 @@ def figures_of(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[fl
     }
 
 
-# Which rows of a batch a worker of the learner computes, and in what micro-batches.
-def microbatches(part: WorkerPart, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
-    """This worker's part of rows in micro-batches, and whether each counts: FSDP gathers parameters in step, so that
-    all workers have as many, one that has too few rows some that do not count.
-
-    Groups go to the workers in turn, whole where there are enough: rows of like length lie together, and the answers to
-    a prompt share its row.
-
-    Args:
-        rows: numbers of rows, [N].
-        groups: [N], which prompt each answers.
-    """
-    _, turn = groups.unique_consecutive(return_inverse=True)
-    turn = turn.to(rows.device) if int(turn[-1]) + 1 >= part.workers else torch.arange(len(rows), device=rows.device)
-    parts = [rows[turn % part.workers == rank] for rank in range(part.workers)]
-    count = max(math.ceil(len(own) / part.micro_batch_rows) for own in parts)
-    for piece in parts[part.rank].tensor_split(count):
-        yield (piece, True) if len(piece) else (rows[:1], False)
-
-
-def in_microbatches(part: WorkerPart, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
-    """A function's values [N, T] of all rows, on every worker."""
-    found = torch.zeros_like(batch.behavior)
-    for piece, counts in microbatches(part, torch.arange(len(batch.rewards), device=part.device), batch.groups):
-        own = batch.rows(piece)
-        values = function(own)
-        if counts:
-            found[piece, : own.width] = values
-    return from_all_workers(part, found)
-
-
-def from_all_workers(part: WorkerPart, found: Tensor) -> Tensor:
-    """Fills in the rows that others have computed; they are 0 here."""
-    if part.workers > 1:
-        dist.all_reduce(found)
-    return found
+def check_finite(prompts: Sequence[Prompt], rewards: Sequence[Sequence[float]]) -> None:
+    """Raises a StageError that names the first reward that is not finite."""
+    for prompt, group in zip(prompts, rewards, strict=True):
+        for index, reward in enumerate(group):
+            if not math.isfinite(reward):
+                raise StageError(
+                    f"the reward of sample {index} of prompt {prompt.name!r} is {reward}: nothing was learned"
+                )

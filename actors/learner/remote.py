@@ -1,4 +1,4 @@
-"""The learner in Ray actors of its own, one or several, every call with a deadline."""
+"""The learner in Ray actors of its own, one or several; every call has a deadline."""
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -19,25 +19,25 @@ from cluster.errors import EngineError, known_failure, wait_for
 from cluster.runtime.plan import Allocation
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
-# A worker whose neighbor died finds the connection cut at once; that the neighbor died, Ray knows a little later.
+# A worker finds the connection to one that died cut at once; Ray notices the death a little later.
 DEATH_SECONDS = 10.0
 
 
 class LearnerActor:
-    """One worker of the learner: a `Learner` that computes its part of what the workers compute together."""
+    """One worker of the learner: a `Learner` that computes its part of a joint computation."""
 
     def __init__(self, rank: int, workers: int) -> None:
         self._rank, self._workers = rank, workers
         self._learner: Any = None
 
     def address(self) -> str:
-        """Where the workers can meet: a free port of this one's node."""
+        """Returns an address at which the workers can meet: a free port of this one's node."""
         with socket.socket() as free:
             free.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def start(self, address: str | None, deadline: float, *arguments: Any) -> None:
-        """Makes the `Learner` with these arguments; several workers meet at the address first."""
+        """Makes the `Learner` with these arguments; several workers first meet at the address."""
         if address is not None:
             dist.init_process_group(
                 "nccl" if torch.cuda.is_available() else "gloo",
@@ -49,28 +49,30 @@ class LearnerActor:
         self._learner = Learner(*arguments)
 
     def weights(self) -> dict[str, Any]:
-        """`pack` of the `Learner`'s weights, from the first worker."""
+        """Returns the `Learner`'s weights packed by `weights.pack`; of several workers only the first has any."""
         return pack(self._learner.weights())
 
     def publish(self, version: int, dtype: torch.dtype) -> Weights | None:
-        """As `weights.publish` of the `Learner`'s, by the first worker: from here the engines fetch them at once, where
-        a way by the driver would copy them twice."""
+        """Puts the `Learner`'s weights into the object store, from the first worker.
+
+        Engines fetch them from this node at once; by way of the driver they would be copied twice.
+        """
         weights = self._learner.weights()
         return publish(version, weights, dtype) if self._rank == 0 else None
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of the `Learner` gives; of several workers the first tells."""
+        """Calls a method of the `Learner`; of several workers only the first returns its result."""
         found = getattr(self._learner, method)(*arguments)
         return found if self._rank == 0 else None
 
 
 class RemoteLearner:
-    """The methods of `Learner`, each of which waits for its answer.
+    """A client with the methods of `Learner`, each of which waits for its result.
 
     Args:
-        share: of each worker.
-        workers: how many share the work.
-        checkpoint: the folder of its checkpoint.
+        share: resources of each worker.
+        workers: the number of workers.
+        out: the folder whose scratch folder holds its checkpoints.
         published: the element type that weights are published in.
         deadline: the most seconds for each call.
         arguments: of `Learner`.
@@ -87,7 +89,7 @@ class RemoteLearner:
         self,
         share: Allocation,
         workers: int,
-        checkpoint: Path,
+        out: Path,
         published: torch.dtype,
         deadline: float,
         *arguments: Any,
@@ -97,8 +99,8 @@ class RemoteLearner:
             num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": env_vars}
         )
         self.actors = [kind.remote(rank, workers) for rank in range(workers)]
-        self._checkpoint, self._published, self._deadline = checkpoint, published, deadline
-        # A reference: nobody waits for the first actor here.
+        self._out, self._published, self._deadline = out, published, deadline
+        # A reference: the driver does not wait for the first actor here.
         address = self.actors[0].address.remote() if workers > 1 else None
         self._started = [actor.start.remote(address, deadline, *arguments) for actor in self.actors]
 
@@ -110,17 +112,17 @@ class RemoteLearner:
         measured: Mapping[str, float],
         meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """As `Learner.step`; `meanwhile`, if given, is called again and again until it is done."""
+        """Takes `Learner.step`; calls `meanwhile`, if given, again and again until it is done."""
         arguments = (prompts, groups, rewards, dict(measured))
         return self._call("step", "the learner's step", *arguments, meanwhile=meanwhile)
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Learner.weights`."""
+        """Returns `Learner.weights`."""
         refs = [actor.weights.options(name="Learner.weights").remote() for actor in self.actors]
         return unpack(self._wait(refs, "the learner's weights")[0], torch.float32)
 
     def publish(self, version: int) -> Weights:
-        """The weights in the object store, as this version; they are lost with the learner."""
+        """Puts the weights into the object store as this version; they are lost with the learner."""
         calls = [
             actor.publish.options(name="Learner.publish").remote(version, self._published) for actor in self.actors
         ]
@@ -129,21 +131,21 @@ class RemoteLearner:
     def logprobs(
         self, sequences: list[list[int]], starts: list[int], temperature: float, fine_tuned: bool = False
     ) -> list[list[float]]:
-        """As `Learner.logprobs`."""
+        """Returns `Learner.logprobs`."""
         return self._call("logprobs", "the learner's log-probabilities", sequences, starts, temperature, fine_tuned)
 
     def save(self, extra: dict[str, Any]) -> None:
-        """As `Learner.save`, to the checkpoint."""
-        self._call("save", "the checkpoint", self._checkpoint, extra)
+        """Writes a checkpoint (`Learner.save`) into `out`."""
+        self._call("save", "the checkpoint", self._out, extra)
 
     def restore(self) -> dict[str, Any] | None:
-        """As `Learner.restore`, from the checkpoint."""
-        return self._call("restore", "the learner to load", self._checkpoint)
+        """Loads the newest checkpoint (`Learner.restore`) in `out`."""
+        return self._call("restore", "the learner to load", self._out)
 
     def export(self, folder: Path, within_limits: bool) -> bool:
-        """As `Learner.export`."""
-        there_was_one: bool = self._call("export", "the policy to be written", folder, within_limits)
-        return there_was_one
+        """Writes the policy (`Learner.export`)."""
+        exists: bool = self._call("export", "the policy to be written", folder, within_limits)
+        return exists
 
     def close(self) -> None:
         """Ends the actors."""
@@ -152,7 +154,7 @@ class RemoteLearner:
 
     def _call(self, method: str, what: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
         started, self._started = self._started, []
-        # Named after what is called: so Ray's dashboard and the processes' titles tell it.
+        # Named after the method, which Ray's dashboard and the processes' titles then show.
         calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
         return self._wait([*started, *calls], what, meanwhile)[len(started)]
 

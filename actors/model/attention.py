@@ -6,30 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from actors.compat import register_attention, repeat_heads, sdpa_attention
 from actors.model.block_attention import block_attention
 
 PAD_DOCUMENT_ID = -1
-OWN = "triptych"
+ATTENTION_NAME = "triptych"
 
 
 def set_attention(model: Any) -> None:
-    """Has a model attend by the kernel that is fastest where it trains; otherwise it stays with PyTorch's.
+    """Lets a model attend by the fastest kernel for its device and precision, which otherwise is PyTorch's.
 
-    In bfloat16 on a CPU that is `block_attention`. On a GPU it is FlashAttention's for many texts end to end (Dao
-    2023), which passes over what no token attends to, where a mask has it computed.
+    In bfloat16 on a CPU the kernel is `block_attention`. On a GPU it is FlashAttention's for texts laid end to end (Dao
+    2023), which passes over keys that no token attends to, where a mask has them computed.
     """
-    AttentionInterface.register(OWN, _attention)
-    AttentionMaskInterface.register(OWN, sdpa_mask)
-    model.set_attn_implementation(OWN)
+    register_attention(ATTENTION_NAME, _attention)
+    model.set_attn_implementation(ATTENTION_NAME)
 
 
-def mask_for(model: Any, document_ids: Tensor) -> Tensor:
-    """Who attends to whom in packed rows, as the model's attention takes it: `document_mask`, or `document_bounds` in
-    bfloat16 on a GPU."""
+def attention_mask_for(model: Any, document_ids: Tensor) -> Tensor:
+    """Returns the mask of packed rows in the form that the model's attention takes: `document_bounds` in bfloat16 on a
+    GPU, else `document_mask`."""
     if not (document_ids.is_cuda and torch.is_autocast_enabled("cuda")):
         return document_mask(document_ids)
     set_attention(model)
@@ -37,10 +34,10 @@ def mask_for(model: Any, document_ids: Tensor) -> Tensor:
 
 
 def document_mask(document_ids: Tensor) -> Tensor:
-    """Who attends to whom in packed rows: earlier tokens of the same document, and padding only itself.
+    """Returns which keys a token of packed rows attends to: earlier ones of its document; padding attends to itself.
 
     Args:
-        document_ids: [B, T], PADDING where a row is filled up.
+        document_ids: [B, T], PAD_DOCUMENT_ID where a row is filled up.
 
     Returns:
         bool [B, 1, T, T].
@@ -54,7 +51,7 @@ def document_mask(document_ids: Tensor) -> Tensor:
 
 
 def document_bounds(document_ids: Tensor) -> Tensor:
-    """Where the documents of packed rows begin and the last one ends, in the rows laid end to end.
+    """Returns where each of D documents begins, and the last one ends, in the rows laid end to end.
 
     The padding of a row counts as a document.
 
@@ -62,26 +59,26 @@ def document_bounds(document_ids: Tensor) -> Tensor:
         document_ids: [B, T].
 
     Returns:
-        int32 [1, 1, 1, D + 1], D the number of documents: models pass a mask of four dimensions on as it is.
+        int32 [1, 1, 1, D + 1]: models pass a mask of four dimensions on as it is.
     """
     begins = torch.nonzero(_starts(document_ids).flatten()).flatten()
     return functional.pad(begins, (0, 1), value=document_ids.numel()).to(torch.int32).view(1, 1, 1, -1)
 
 
-def one_document_a_row(document_ids: Tensor) -> bool:
-    """Whether every row holds a single document, and padding at its right end. [B, T] -> bool."""
+def has_one_document_per_row(document_ids: Tensor) -> bool:
+    """Says whether every row holds a single document, and padding at its right end. [B, T] -> bool."""
     return bool(((document_ids == document_ids[:, :1]) | (document_ids == PAD_DOCUMENT_ID)).all())
 
 
 def _starts(document_ids: Tensor) -> Tensor:
-    """Whether a token is the first of its document in a row. [B, T] -> bool [B, T]."""
+    """Marks the first token of each document in a row. [B, T] -> bool [B, T]."""
     first = torch.ones_like(document_ids, dtype=torch.bool)
     first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     return first
 
 
-def restarting_positions(document_ids: Tensor) -> Tensor:
-    """Positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
+def position_ids_within_documents(document_ids: Tensor) -> Tensor:
+    """Returns positions that begin at 0 in every document of a packed row. [B, T] -> [B, T]."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     return index - torch.where(_starts(document_ids), index, 0).cummax(dim=1).values
 
@@ -89,11 +86,11 @@ def restarting_positions(document_ids: Tensor) -> Tensor:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """One layer's attention, as `set_attention` says. [B, heads, T, size] -> [B, T, heads, size]."""
-    if _goes_in_blocks(module, query, key, value, settings):
-        return _in_blocks(query, key, value, attention_mask, settings["scaling"]), None
+    """Computes one layer's attention by the kernel that `set_attention` names. [B, heads, T, D] -> [B, T, heads, D]."""
+    if _can_use_blocks(module, query, key, value, settings):
+        return _block_attention(query, key, value, attention_mask, settings["scaling"]), None
     if attention_mask is None or attention_mask.dtype != torch.int32:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return sdpa_attention(module, query, key, value, attention_mask, **settings)
     bounds, (rows, heads, length, size) = attention_mask.flatten(), query.shape
     # Rotary positions leave float32 under autocast, which does not know this operation.
     queries, keys, values = (x.transpose(1, 2).flatten(0, 1).to(torch.bfloat16) for x in (query, key, value))
@@ -114,18 +111,19 @@ def _attention(
     return attended.view(rows, length, heads, size), None
 
 
-def _goes_in_blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
-    """Neither a step of generation, whose keys are more than its queries, nor what the kernel does not know."""
+def _can_use_blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
+    """Says whether `block_attention` can compute it: neither a step of generation, which has more keys than queries,
+    nor bidirectional attention, nor one with dropout."""
     on_cpu = query.is_cpu and torch.is_autocast_enabled("cpu")
     same = query.shape[2:] == key.shape[2:] == value.shape[2:]
     return on_cpu and same and getattr(module, "is_causal", True) and not settings.get("dropout")
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     heads, length = query.shape[1:3]
     if mask is None:
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     shared = heads // key.shape[1]
-    keys, values = repeat_kv(key, shared), repeat_kv(value, shared)
+    keys, values = repeat_heads(key, shared), repeat_heads(value, shared)
     attended = block_attention(*(x.to(torch.bfloat16) for x in (query, keys, values)), mask, scale)
     return attended.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The chat template: one rendering for fine-tuning, reward, RLHF and serving."""
+"""Conversations as tokens: one rendering for fine-tuning, the reward model, RLHF and serving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,15 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
-from actors.model.tokenizer import load_tokenizer
+from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, load_tokenizer
 from cluster.errors import UserError
 
-# Who asks looks how long it is; transformers would warn that the model cannot read so much.
+# Callers check the length themselves; transformers would warn that the model cannot read so much.
 QUIET: dict[str, Any] = {"verbose": False}
 
 
 def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Gives a tokenizer what conversations need and it lacks: a template with its tokens, and a token to pad with."""
+    """Adds to a tokenizer, where it lacks them, a chat template with its special tokens, and a padding token."""
     if not tokenizer.chat_template:
         tokenizer.add_special_tokens(
             {"eos_token": END_OF_TURN, "pad_token": END_OF_TEXT, "additional_special_tokens": list(SPECIAL_TOKENS[1:4])}
@@ -30,10 +29,10 @@ def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as tokens; `trained[i]` says whether the loss counts `token_ids[i]`."""
+    """A conversation as tokens; `loss_mask[i]` says whether the loss counts `token_ids[i]`."""
 
     token_ids: list[int]
-    trained: list[bool]
+    loss_mask: list[bool]
 
 
 class Chat:
@@ -46,40 +45,40 @@ class Chat:
 
     @classmethod
     def of(cls, model: str | Path) -> "Chat":
-        """The template that lies with a model."""
+        """Loads the template that lies with a model."""
         return cls(load_tokenizer(model))
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> Rendered:
-        """A whole conversation.
+        """Renders a whole conversation, with a mask of the assistant's turns.
 
         Raises:
-            UserError: nothing in it would be trained, or the template cannot write one of its turns.
+            UserError: it has no assistant's turn, or the template cannot write one of its turns.
         """
         self._check_roles(messages)
         rendered = self._marked(messages) if "generation %}" in self._template else self._by_prefix(messages)
-        if not any(rendered.trained):
+        if not any(rendered.loss_mask):
             raise UserError(f"{_named(messages)} has no assistant turn to learn from")
         return rendered
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The tokens up to where the assistant begins to speak."""
+        """Renders a conversation up to where the assistant's next turn begins."""
         return self._ids(messages, add_generation_prompt=True)
 
     def between(self, message: dict[str, str]) -> list[int]:
-        """The tokens from the end of an assistant's turn to where it speaks again, with a message in between."""
+        """Renders what stands between two turns of the assistant when one message is between them."""
         before: list[dict[str, str]] = [{"role": "user", "content": "a"}]
         start = len(self.prompt(before))
         conversation = [*before, {"role": "assistant", "content": "a"}, message]
         self._check_roles(conversation)
-        whole = self.prompt(conversation)
-        return whole[start + whole[start:].index(self.end_of_turn_id) + 1 :]
+        ids = self.prompt(conversation)
+        return ids[start + ids[start:].index(self.end_of_turn_id) + 1 :]
 
     def answer(self, text: str) -> list[int]:
-        """The tokens of the assistant's turn, with the one that ends it."""
+        """Renders the text of an assistant's turn, with the token that ends it."""
         return [*self.tokenizer.encode(text, add_special_tokens=False, **QUIET), self.end_of_turn_id]
 
     def _check_roles(self, messages: Sequence[dict[str, str]]) -> None:
-        """ChatML writes any role out; other templates would pass over a tool's turn, or make up a token for it."""
+        """Refuses a tool's turn that the template would pass over, or make up a token for. ChatML writes any role."""
         has_tool = any(message["role"] == "tool" for message in messages)
         if has_tool and "tool" not in self._template and "<|im_start|>" not in self._template:
             raise UserError(
@@ -88,14 +87,15 @@ class Chat:
             )
 
     def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
+        """Renders by a template that marks the assistant's turns with `generation`."""
         output = self._applied(messages, return_assistant_tokens_mask=True)
         return Rendered(list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]])
 
     def _by_prefix(self, messages: Sequence[dict[str, str]]) -> Rendered:
-        """For templates that mark nothing: an assistant's turn is what comes after its prompt, up to the token that
-        ends it."""
+        """Renders by a template without `generation` marks: an assistant's turn is what follows its prompt, up to the
+        token that ends it."""
         ids = self._ids(messages)
-        trained = [False] * len(ids)
+        loss_mask = [False] * len(ids)
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -104,24 +104,24 @@ class Chat:
                     f"{_named(messages)} has the assistant's turn first, and the chat template of "
                     f"{self.tokenizer.name_or_path} does not say where one begins: remove it, or put a user's before it"
                 )
-            prompt, whole = self.prompt(messages[:index]), self._ids(messages[: index + 1])
+            prompt, turns = self.prompt(messages[:index]), self._ids(messages[: index + 1])
             start = len(prompt)
-            if ids[: len(whole)] != whole or whole[:start] != prompt:
+            if ids[: len(turns)] != turns or turns[:start] != prompt:
                 raise UserError("the chat template renders earlier turns differently later on: it cannot be trained on")
-            if self.end_of_turn_id not in whole[start:]:
+            if self.end_of_turn_id not in turns[start:]:
                 raise UserError(
                     f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn with the "
                     f"tokenizer's eos_token {self.tokenizer.eos_token}: set eos_token to the one that it ends with"
                 )
-            end = start + whole[start:].index(self.end_of_turn_id) + 1
-            trained[start:end] = [True] * (end - start)
-        return Rendered(ids, trained)
+            end = start + turns[start:].index(self.end_of_turn_id) + 1
+            loss_mask[start:end] = [True] * (end - start)
+        return Rendered(ids, loss_mask)
 
     def _ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
         return list(self._applied(messages, add_generation_prompt=add_generation_prompt)["input_ids"])
 
     def _applied(self, messages: Sequence[dict[str, str]], **settings: Any) -> Any:
-        """Templates refuse what they have no place for, such as a system's turn or two of the user's in a row."""
+        """Applies the template, which may refuse a system's turn, or two of the user's in a row."""
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages), tokenize=True, return_dict=True, tokenizer_kwargs=QUIET, **settings
@@ -139,12 +139,12 @@ class Chat:
 
     @property
     def end_of_turn_id(self) -> int:
-        """The token that ends the assistant's turn."""
+        """The id of the token that ends the assistant's turn."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def padding_id(self) -> int:
-        """The token that fills rows; its positions are masked everywhere."""
+        """The id of the token that rows are filled up with; its positions are masked everywhere."""
         return int(self.tokenizer.pad_token_id)
 
 

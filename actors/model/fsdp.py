@@ -1,4 +1,4 @@
-"""How a model and its loss are spread over workers: FSDP2."""
+"""Models and their losses sharded over workers by FSDP2, and full tensors of what is sharded."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ from actors.model.attention import set_attention
 
 
 class WithLoss(nn.Module):
-    """A model and its objective in one forward, so that FSDP gathers every parameter the loss touches."""
+    """A model and its objective in one forward pass, so that FSDP gathers every parameter that the loss touches."""
 
     def __init__(self, model: Any, objective: Any) -> None:
         super().__init__()
@@ -26,28 +26,28 @@ class WithLoss(nn.Module):
         return self.objective.loss(self.model, batch)
 
     def generate(self, **settings: Any) -> Tensor:
-        """What the model writes: transformers' `generate`."""
+        """Generates tokens by transformers' `generate`."""
         return self.model.generate(**settings)
 
 
 class FSDPModule(nn.Module):
-    """A model of which functions of it are computed: FSDP gathers its parameters around each.
+    """A model whose forward pass is any function of it: FSDP gathers its parameters around each call.
 
     With several workers, every one calls the same functions in the same order.
 
     Args:
-        autocast: the context of every call.
+        autocast: makes the context of every call.
     """
 
     def __init__(
-        self, model: Any, workers: int, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+        self, model: Any, world_size: int, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         super().__init__()
         self._autocast = autocast
         self.model = model.to(device)
-        if workers > 1:
+        if world_size > 1:
             # Otherwise those outside the layers would stay gathered after a pass without gradients.
-            _shard(self, workers, device, reshard_after_forward=True)
+            _shard(self, world_size, device, reshard_after_forward=True)
 
     def forward(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         with self._autocast():
@@ -55,36 +55,52 @@ class FSDPModule(nn.Module):
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor of which every worker holds a part; every worker has to ask."""
+    """Returns all of a tensor of which every worker holds a part; every worker has to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """All of them whole and on the CPU, where they share memory with those that lie there already; one by one, on
-    every worker, of which one will `keep` them."""
-    every = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
-    return {name: tensor.cpu().contiguous() for name, tensor in every if keep}
+def gather_to_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Gathers full tensors one by one, and returns them on the CPU where `keep` is set; every worker has to call it.
+
+    Those that lie on the CPU already share their memory with the result.
+    """
+    full = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
+    return {name: tensor.cpu().contiguous() for name, tensor in full if keep}
 
 
-def spread_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """This worker's part of a tensor that is whole, as `own` is a part of one."""
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter that is trained, once: tied ones have one name in `named_parameters`."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def set_trained(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Sets parameters that are trained to values, which are full tensors or sharded in the same way."""
+    for name, own in trained(model).items():
+        if name in values:
+            value = values[name]
+            own.copy_(value if isinstance(value, DTensor) else _shard_like(value, own))
+
+
+def _shard_like(tensor: Tensor, own: Tensor) -> Tensor:
+    """Returns this worker's part of a full tensor, sharded as `own` is."""
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-def shard(model: WithLoss, workers: int, device: torch.device) -> WithLoss:
-    """Shards parameters, gradients and optimizer state over the workers; one worker keeps them whole."""
-    if workers == 1:
+def shard(model: WithLoss, world_size: int, device: torch.device) -> WithLoss:
+    """Shards parameters, gradients and optimizer state over the workers; a lone worker keeps full tensors."""
+    if world_size == 1:
         return model
-    _shard(model, workers, device)
+    _shard(model, world_size, device)
     register_fsdp_forward_method(model, "generate")
     return model
 
 
-def _shard(holder: Any, workers: int, device: torch.device, reshard_after_forward: bool | None = None) -> None:
-    """Each layer of the model that it holds on its own, then the rest."""
-    mesh = init_device_mesh(device.type, (workers,))
-    for layer in holder.model.model.layers:
+def _shard(module: Any, world_size: int, device: torch.device, reshard_after_forward: bool | None = None) -> None:
+    """Shards each layer of the module's model on its own, then the rest."""
+    mesh = init_device_mesh(device.type, (world_size,))
+    for layer in module.model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(holder, mesh=mesh, reshard_after_forward=reshard_after_forward)
+    fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)

@@ -1,114 +1,167 @@
-"""Gradients and losses of a global batch, whatever the workers and micro-batches it is split into."""
+"""Gradients and losses of a global batch, whatever the number of workers and micro-batches it is split into."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from actors.model.fsdp import WithLoss
+Metrics = dict[str, float]
+# From a collated batch to its summed loss and the objective's metrics.
+SummedLoss = Callable[[Any], tuple[Tensor, Metrics]]
 
-Figures = dict[str, float]
+
+class Objective(Protocol):
+    """A loss over rows of a table.
+
+    Attributes:
+        unit: the name of what the loss is averaged over, such as tokens.
+    """
+
+    unit: str
+
+    def collate(self, rows: pa.Table) -> Any:
+        """Makes a batch, a dataclass of tensors, of rows."""
+
+    def count(self, batch: Any) -> int:
+        """Returns the number of units in a batch."""
+
+    def loss(self, model: Any, batch: Any) -> tuple[Tensor, Metrics]:
+        """Returns the loss summed over the units of a batch, and sums of further metrics."""
 
 
 @dataclass(frozen=True)
-class WorkerPart:
-    """One worker's part of every batch, and how it computes it.
+class Worker:
+    """A worker's place among all workers, and how it computes.
 
     Attributes:
-        rank: the worker takes rows rank, rank + workers, rank + 2 · workers …
-        workers: how many there are.
-        micro_batch_rows: most rows of one forward pass.
+        rank: of a batch, the worker takes rows rank, rank + world_size, rank + 2 · world_size …
+        world_size: the number of workers.
+        micro_batch_rows: the most rows of one forward pass.
         precision: bfloat16 (autocast, weights stay float32) or float32.
     """
 
     rank: int
-    workers: int
+    world_size: int
     micro_batch_rows: int
     precision: str
     device: torch.device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
+        """Returns the context of a forward pass."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def accumulate(model: WithLoss, objective: Any, rows: pa.Table, total: int, part: WorkerPart) -> tuple[float, Figures]:
+def pad_rows(rows: Sequence[Sequence[float] | Tensor], padding: float, left: bool = False) -> Tensor:
+    """Stacks N rows of unequal lengths, filled up to the longest length T at the right, or at the left. -> [N, T]."""
+    tensors = [torch.as_tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left" if left else "right")
+
+
+def accumulate(
+    summed_loss: SummedLoss, objective: Objective, rows: pa.Table, total: int, worker: Worker, weight: float = 1.0
+) -> tuple[float, Metrics]:
     """Adds the gradients of this worker's rows, divided by the units of the global batch.
 
     FSDP averages over workers, so the loss is multiplied by their number.
 
     Args:
+        summed_loss: the objective's loss by the model that is trained.
         rows: the global batch.
-        total: its units, such as trained tokens, over all workers.
+        total: the units, such as trained tokens, that the global batch has over all workers.
+        weight: a factor on the gradients alone.
 
     Returns:
-        This worker's share of the mean loss, and the sums of the objective's figures over its rows.
+        This worker's share of the mean loss, and the sums of the objective's metrics over its rows.
     """
-    losses, figures = [], Figures()
-    size = part.micro_batch_rows
-    rows = _by_length(rows)
-    for begin in range(0, math.ceil(rows.num_rows / part.workers), size):
-        own = list(range(part.rank + begin * part.workers, rows.num_rows, part.workers))[:size]
-        # A worker without rows left still takes part in the gathers, with weight 0.
-        batch = to_device(objective.collate(rows.take(own or [0])), part.device)
-        with part.autocast():
-            summed, found = model(batch)
-        (summed * ((part.workers if own else 0) / max(1, total))).backward()
-        # Every worker names the same figures, so that they can be summed.
-        figures = {name: figures.get(name, 0.0) + (value if own else 0.0) for name, value in found.items()}
-        if own:
+    losses, metrics = [], Metrics()
+    for batch, counts in _own_batches(_sorted_by_length(rows), objective, worker):
+        with worker.autocast():
+            summed, found = summed_loss(batch)
+        (summed * (weight * (worker.world_size if counts else 0) / max(1, total))).backward()
+        # Every worker names the same metrics, so that they can be summed.
+        metrics = {name: metrics.get(name, 0.0) + (value if counts else 0.0) for name, value in found.items()}
+        if counts:
             losses.append(summed.detach())
     # Read at the end: a GPU would stand still while the next micro-batch is made.
-    return sum(float(loss) / max(1, total) for loss in losses), figures
+    return sum(float(loss) / max(1, total) for loss in losses), metrics
 
 
 @torch.no_grad()
-def evaluate(model: WithLoss, objective: Any, tables: Iterable[pa.Table], part: WorkerPart) -> Figures:
-    """Mean loss per unit over rows that are never trained on, and the objective's own figures, over all workers."""
+def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worker: Worker) -> Metrics:
+    """Returns the mean loss per unit over held-out rows, and the sums of the objective's metrics, over all workers."""
     model.eval()
-    loss, count, figures = 0.0, 0, Figures()
-    for table in map(_by_length, tables):
-        # Every worker takes as many forward passes as the others: FSDP gathers parameters in step.
-        for begin in range(0, table.num_rows, part.micro_batch_rows * part.workers):
-            rows = table.slice(begin, part.micro_batch_rows * part.workers)
-            own = rows.take(list(range(part.rank, rows.num_rows, part.workers)) or [0])
-            batch = to_device(objective.collate(own), part.device)
-            with part.autocast():
+    loss, count, metrics = 0.0, 0, Metrics()
+    for table in tables:
+        for batch, counts in _own_batches(_sorted_by_length(table), objective, worker):
+            with worker.autocast():
                 summed, found = model(batch)
-            own_rows = part.rank < rows.num_rows
-            figures = {name: figures.get(name, 0.0) + (value if own_rows else 0.0) for name, value in found.items()}
-            if own_rows:
+            metrics = {name: metrics.get(name, 0.0) + (value if counts else 0.0) for name, value in found.items()}
+            if counts:
                 loss += float(summed)
                 count += objective.count(batch)
     model.train()
-    loss, figures = sum_over_workers(loss, {**figures, objective.unit: count}, part)
-    return {"loss": loss / figures[objective.unit], **figures} if figures[objective.unit] else {}
+    loss, metrics = sum_over_workers(loss, {**metrics, objective.unit: count}, worker)
+    return {"loss": loss / metrics[objective.unit], **metrics} if metrics[objective.unit] else {}
 
 
-def _by_length(rows: pa.Table) -> pa.Table:
-    """Rows of like length share a micro-batch, so that little of it is padding."""
+def _own_batches(rows: pa.Table, objective: Objective, worker: Worker) -> Iterator[tuple[Any, bool]]:
+    """Yields this worker's micro-batches, and whether each counts.
+
+    FSDP gathers parameters in step: a worker without rows left makes as many forward passes as the others.
+    """
+    size = worker.micro_batch_rows
+    for begin in range(0, math.ceil(rows.num_rows / worker.world_size), size):
+        own = list(range(worker.rank + begin * worker.world_size, rows.num_rows, worker.world_size))[:size]
+        yield to_device(objective.collate(rows.take(own or [0])), worker.device), bool(own)
+
+
+def _sorted_by_length(rows: pa.Table) -> pa.Table:
+    """Sorts rows, so that those of like length share a micro-batch and little of it is padding."""
     return rows.take(np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable"))
 
 
-def sum_over_workers(loss: float, figures: Figures, part: WorkerPart) -> tuple[float, Figures]:
-    """The sums over all workers, on each of them."""
-    if part.workers == 1:
-        return loss, figures
-    names = sorted(figures)
-    values = torch.tensor([loss, *(figures[name] for name in names)], dtype=torch.float64, device=part.device)
+def grouped_microbatches(worker: Worker, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    """Yields the rows of this worker's micro-batches, and whether each counts.
+
+    FSDP gathers parameters in step: all workers make as many forward passes, and one that has too few rows makes some
+    that do not count. Groups go to the workers in turn, whole where there are enough of them: rows of like length lie
+    together, and the completions of a prompt share its row. Unlike the micro-batches of `accumulate`, which are full
+    but for the last, those of a worker are of like size.
+
+    Args:
+        rows: [N], numbers of rows.
+        groups: [N], the group of each row.
+    """
+    _, turn = groups.unique_consecutive(return_inverse=True)
+    enough = int(turn[-1]) + 1 >= worker.world_size
+    turn = turn.to(rows.device) if enough else torch.arange(len(rows), device=rows.device)
+    rows_of = [rows[turn % worker.world_size == rank] for rank in range(worker.world_size)]
+    count = max(math.ceil(len(own) / worker.micro_batch_rows) for own in rows_of)
+    for own in rows_of[worker.rank].tensor_split(count):
+        yield (own, True) if len(own) else (rows[:1], False)
+
+
+def sum_over_workers(loss: float, metrics: Metrics, worker: Worker) -> tuple[float, Metrics]:
+    """Returns the sums over all workers, on each of them."""
+    if worker.world_size == 1:
+        return loss, metrics
+    names = sorted(metrics)
+    values = torch.tensor([loss, *(metrics[name] for name in names)], dtype=torch.float64, device=worker.device)
     dist.all_reduce(values)
     return float(values[0]), dict(zip(names, values[1:].tolist(), strict=True))
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch, a dataclass of tensors, on the device."""
+    """Moves a batch, a dataclass of tensors, to the device."""
     return type(batch)(**{name: tensor.to(device) for name, tensor in vars(batch).items()})

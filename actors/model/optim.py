@@ -1,4 +1,4 @@
-"""AdamW for everything, or Muon for the hidden matrices beside it; and the learning-rate schedule."""
+"""The optimizers, AdamW alone or with Muon for the hidden matrices, and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ BETAS = (0.9, 0.95)
 
 
 def adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) for those that have a gradient; vectors (norms, biases) do not decay."""
+    """Makes AdamW (Loshchilov and Hutter 2019) for the trained parameters; vectors (norms, biases) do not decay."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -23,7 +23,7 @@ def adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: fl
 
 
 def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings, heads and vectors.
+    """Makes Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for embeddings, heads and vectors.
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate.
     """
@@ -39,7 +39,7 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
 
 
 def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
-    """The optimizers of a recipe's `optimizer`: adamw or muon."""
+    """Makes the optimizers of a recipe's `optimizer`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)
     return [adamw(list(model.parameters()), learning_rate, weight_decay)]
@@ -48,7 +48,7 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
 def learning_rate_factor(
     step: int, steps: int, warmup_share: float, decay_share: float, schedule: str = "wsd"
 ) -> float:
-    """The factor on the learning rate for step 0 to steps - 1, in (0, 1], after a linear warm-up.
+    """Computes the factor on the learning rate for step 0 to steps - 1, in (0, 1], after a linear warm-up.
 
     wsd stays at 1 and falls linearly over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024).
     cosine falls from the warm-up on (Loshchilov and Hutter 2017, eq. 5, without restarts) and ignores `decay_share`.
@@ -62,19 +62,17 @@ def learning_rate_factor(
     return min(1.0, rising, (steps - step) / max(1, round(steps * decay_share)))
 
 
-# Muon for processors without instructions for bfloat16.
 class MuonInFloat32(Muon):
-    """PyTorch's Muon, whose own iteration is always in bfloat16, in the precision of the gradients.
+    """Muon for processors without bfloat16 instructions: PyTorch's, but iterating in the gradients' precision.
 
-    With 2.5M parameters on two cores that have AVX2 alone, a step of training took 5 s in place of 1. State and
-    settings are PyTorch's, so that a checkpoint fits both. Nesterov's momentum and AdamW's step size, as
-    `muon_and_adamw` asks for.
+    PyTorch's own iteration is always in bfloat16; with 2.5M parameters on two cores that have AVX2 alone, a step of
+    training took 5 s in place of 1. State and settings are PyTorch's, so that a checkpoint fits both. Nesterov's
+    momentum and AdamW's step size, as `muon_and_adamw` asks for.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of Jordan et al. 2024, scaled as in Liu et al. 2025, eq. 4; the loss, of a closure that computes
-        it."""
+        """Takes one step of Jordan et al. 2024, scaled as in Liu et al. 2025, eq. 4; returns the loss of a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -95,7 +93,7 @@ class MuonInFloat32(Muon):
 
 
 def _orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The quintic Newton-Schulz iteration: singular values go to about 1. [n, m] -> [n, m]."""
+    """Brings singular values to about 1 by the quintic Newton-Schulz iteration. [n, m] -> [n, m]."""
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

@@ -1,4 +1,4 @@
-"""How fast training is, and against what: floating-point operations of a token, and of the machine."""
+"""The speed of training: floating-point operations of a token and of the machine, precision, and compiled layers."""
 
 import os
 import re
@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from actors.objectives.lm import LanguageObjective
 from cluster.errors import UserError
 from cluster.recipe.base import Precision
 
-# Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name in a device's own counts.
+# Dense bfloat16 rates from NVIDIA's data sheets, in operations a second. The first name found in a device's counts.
 KNOWN_GPUS = {
     "B200": 2.25e15,
     "H100 PCIe": 7.56e14,
@@ -24,17 +23,19 @@ KNOWN_GPUS = {
     "L4": 1.21e14,
 }
 COMPILERS = ("g++", "clang++")
-# Operations of a training: about five minutes of two cores, one of an H100. Compiling takes 10 to 30 s.
+# Operations of a training job: about five minutes of two cores, one of an H100. Compiling takes 10 to 30 s.
 COMPILING_PAYS = {"cpu": 1e14, "cuda": 1e16}
+# The side of the square matrices whose product is timed.
 SIDES = {"cpu": 1024, "cuda": 8192}
 REPETITIONS = 5
 # As `torch.cpu.get_capabilities` names them, on x86 and ARM.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
-def compile_layers(model: Any, objective: Any) -> None:
-    """Has the model's layers and the losses of its tokens compiled at their first step: one kernel where eager PyTorch
-    reads and writes several times. The layers are alike, so that it is done once for all.
+def compile_layers(model: Any) -> None:
+    """Compiles the model's layers at their first step: one kernel where eager PyTorch reads and writes several times.
+
+    The layers are alike, so that they are compiled once for all.
 
     Raises:
         UserError: there is no C++ compiler, which PyTorch needs on a CPU.
@@ -43,12 +44,10 @@ def compile_layers(model: Any, objective: Any) -> None:
         raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(COMPILERS)} was found")
     for layer in model.model.layers:
         layer.compile()
-    if isinstance(objective, LanguageObjective):
-        objective.compiled = True
 
 
 def compiling_pays(model: Any, tokens: int, length: int, device: torch.device) -> bool:
-    """Whether so many tokens, in rows of one length, take so long that compiled layers save more than they cost."""
+    """Says whether training on `tokens` tokens, in rows of one length, takes so long that compiled layers pay."""
     return tokens * flops_per_token(model, length) > COMPILING_PAYS[device.type] and _has_compiler()
 
 
@@ -57,7 +56,7 @@ def _has_compiler() -> bool:
 
 
 def flops_per_token(model: Any, length: int) -> float:
-    """Operations of one token's forward and backward pass: 6 N + 12 L H T (Chowdhery et al. 2022, appendix B).
+    """Counts operations of one token's forward and backward pass: 6 N + 12 L H T (Chowdhery et al. 2022, appendix B).
 
     N are the parameters that multiply: all but the embedding, which is looked up, unless it is the output head as well.
     A frozen parameter has no gradient of its own and counts 4. L layers, hidden width H, T tokens a row.
@@ -71,14 +70,14 @@ def flops_per_token(model: Any, length: int) -> float:
 
 
 def engine_precision(device: str) -> Precision:
-    """What rollout engines compute in on a kind of device, and in RLHF what is beside them."""
+    """Returns the precision of rollout engines on a kind of device, and of the other actors of RLHF."""
     return "bfloat16" if device == "cuda" else "float32"
 
 
 def native_precision(device: torch.device) -> Precision:
-    """The narrowest type whose products the device has instructions for.
+    """Returns the narrowest type whose products the device has instructions for.
 
-    Without them PyTorch makes the products of bfloat16 one number at a time: on a CPU that has AVX2 alone, such as
+    Without them PyTorch computes the products of bfloat16 one number at a time: on a CPU that has AVX2 alone, such as
     AMD's before Zen 4 and Intel's for laptops, 1 to 9 GFLOP/s in place of 120 in float32.
     """
     if device.type == "cuda":
@@ -89,9 +88,9 @@ def native_precision(device: torch.device) -> Precision:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations a second of one worker at best: a known GPU's stated rate, else that of matrix products measured now.
+    """Returns the peak operations a second of one worker: a known GPU's stated rate, else a measured one.
 
-    Measured with torch's present number of threads; takes less than a second.
+    Measured are products of matrices, with torch's present number of threads, in less than a second.
     """
     if device.type == "cuda" and precision == "bfloat16":
         stated = stated_flops(torch.cuda.get_device_name(device))
@@ -99,7 +98,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
             return stated
     side = SIDES[device.type]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    # Its own generator: the training that follows must not depend on what was measured.
+    # Its own generator: the training that follows must not depend on this measurement.
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     seconds = [_seconds(left, right) for _ in range(1 + REPETITIONS)]
@@ -107,23 +106,22 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def stated_flops(name: str) -> float | None:
-    """Operations a second in bfloat16 that a GPU's maker states, or None if it is not known here."""
+    """Returns a GPU's stated operations a second in bfloat16, or None if the GPU is not in the table."""
     # Whole words: an L40 is no L4, and an A1000 no A100.
     return next((rate for known, rate in KNOWN_GPUS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most that this process has held so far, in 1e9 bytes: of the GPU's memory, or of the machine's."""
+    """Returns the peak memory of this process so far, in 1e9 bytes: of the GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    # Linux counts in KiB.
-    # Not `getrusage`, whose figure a new process takes over from the one that started it.
+    # Linux counts in KiB. Not `getrusage`, whose figure a new process inherits from the one that started it.
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     return int(kilobytes) * 1024 / 1e9
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
     start = time.perf_counter()
-    # Read back, so that the product is done and not only asked for.
+    # Read back, so that the product is done and not only queued.
     float((left @ right)[0, 0])
     return time.perf_counter() - start

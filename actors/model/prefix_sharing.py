@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from actors.model.attention import PAD_DOCUMENT_ID
-from actors.model.causal_lm import hidden_states
+from actors.model.causal_lm import last_hidden_states
+from actors.model.microbatch import pad_rows
 
 PROMPT = 0
 
@@ -23,66 +23,52 @@ class SharedRows:
 
     Attributes:
         input_ids: [R, L].
-        segments: [R, L]: PROMPT, then 1, 2, … for the answers, and PADDING where a row is filled up.
+        segments: [R, L]: PROMPT, then 1, 2, … for the answers, and PAD_DOCUMENT_ID where a row is filled up.
         positions: [R, L]; every answer goes on from where the prompt ends.
-        places: [M]: where in the flattened rows each state lies that was asked for.
+        selected: [M], indices into the flattened rows of the tokens whose states are wanted.
     """
 
     input_ids: Tensor
     segments: Tensor
     positions: Tensor
-    places: Tensor
+    selected: Tensor
 
     def mask(self) -> Tensor:
-        """Who attends to whom: an answer to the prompt and to its own earlier tokens. Bool [R, 1, L, L]."""
+        """Returns the attention mask, bool [R, 1, L, L]: an answer attends to the prompt and its own earlier tokens."""
         length = self.segments.shape[1]
         device = self.segments.device
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         same = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)
         prompt = (self.segments == PROMPT).unsqueeze(1)
-        # Padding, which nobody reads, has to attend to something.
+        # Padding, whose states are not used, has to attend to something.
         itself = torch.eye(length, dtype=torch.bool, device=device)
         return (((same | prompt) & causal) | itself).unsqueeze(1)
 
 
-def answer_states(model: Any, input_ids: Tensor, answer: Tensor, groups: Tensor) -> Tensor:
-    """The hidden states that predict the drawn tokens.
+def states_at(model: Any, input_ids: Tensor, selected: Tensor, prompt_lengths: Tensor, groups: Tensor) -> Tensor:
+    """Computes the hidden states of selected tokens; rows share their prompt where that is less work.
 
     Args:
         input_ids: [N, T], prompt and answer, padding at the right.
-        answer: bool [N, T], which tokens were drawn; the first of a row never is.
+        selected: bool [N, T], at least one token a row, and none before the last of its prompt.
+        prompt_lengths: [N], tokens of the prompt.
         groups: [N]; rows of one group begin with the same prompt.
 
     Returns:
-        [M, H] for the M drawn tokens, row by row.
-    """
-    return states_at(model, input_ids, functional.pad(answer[:, 1:], (0, 1)), answer.int().argmax(1), groups)
-
-
-def states_at(model: Any, input_ids: Tensor, asked: Tensor, starts: Tensor, groups: Tensor) -> Tensor:
-    """The hidden states of the tokens that are asked for; rows share their prompt where that is less work.
-
-    Args:
-        input_ids: [N, T], prompt and answer, padding at the right.
-        asked: bool [N, T], at least one token a row, and none before the last of its prompt.
-        starts: [N], how many tokens the prompt has.
-        groups: [N]; rows of one group begin with the same prompt.
-
-    Returns:
-        [M, H] for the M tokens, row by row.
+        [M, H] for the M selected tokens, row by row.
     """
     if len(groups.unique()) < len(groups):
-        rows = share_prompts(input_ids, asked, starts, groups)
+        rows = share_prompts(input_ids, selected, prompt_lengths, groups)
         if pays(rows, input_ids, model.config.hidden_size):
             states = model.model(
                 input_ids=rows.input_ids, attention_mask=rows.mask(), position_ids=rows.positions, use_cache=False
             ).last_hidden_state
-            return states.flatten(0, 1)[rows.places]
-    return hidden_states(model, input_ids)[asked]
+            return states.flatten(0, 1)[rows.selected]
+    return last_hidden_states(model, input_ids)[selected]
 
 
 def pays(rows: SharedRows, input_ids: Tensor, hidden: int) -> bool:
-    """Whether shared rows are less work than separate ones [N, T] for a model of that width.
+    """Says whether shared rows are less work than separate ones [N, T] for a model of that width.
 
     A token takes 24 H² operations a layer and 4 H more for every token that it may attend to (Kaplan et al. 2020, table
     1); with a mask, masked ones are computed too, and without one half of them are not.
@@ -91,13 +77,13 @@ def pays(rows: SharedRows, input_ids: Tensor, hidden: int) -> bool:
     return shared * long * (6 * hidden + long) < separate * short * (6 * hidden + short / 2)
 
 
-def share_prompts(input_ids: Tensor, asked: Tensor, starts: Tensor, groups: Tensor) -> SharedRows:
-    """Puts the rows of each group into one, up to the last token that is asked for. Arguments as of `states_at`."""
+def share_prompts(input_ids: Tensor, selected: Tensor, prompt_lengths: Tensor, groups: Tensor) -> SharedRows:
+    """Joins the rows of each group, each up to its last selected token. Arguments as of `states_at`."""
     rows: dict[int, tuple[list[int], list[int], list[int]]] = {}
     found: list[tuple[int, int]] = []
-    given = zip(input_ids.tolist(), groups.tolist(), starts.tolist(), asked, strict=True)
-    for ids, group, start, wanted in given:
-        places = wanted.nonzero().flatten().tolist()
+    given = zip(input_ids.tolist(), groups.tolist(), prompt_lengths.tolist(), selected, strict=True)
+    for ids, group, start, mask in given:
+        places = mask.nonzero().flatten().tolist()
         end = places[-1] + 1
         text, segments, positions = rows.setdefault(group, (ids[:start], [PROMPT] * start, list(range(start))))
         moved = len(text) - start
@@ -109,14 +95,5 @@ def share_prompts(input_ids: Tensor, asked: Tensor, starts: Tensor, groups: Tens
     length = max(map(len, texts))
     number = {group: index for index, group in enumerate(rows)}
     flat = torch.tensor([number[group] * length + place for group, place in found])
-    tables = (
-        _padded(texts, length, 0),
-        _padded(segments_of, length, PAD_DOCUMENT_ID),
-        _padded(positions_of, length, 0),
-        flat,
-    )
+    tables = pad_rows(texts, 0), pad_rows(segments_of, PAD_DOCUMENT_ID), pad_rows(positions_of, 0), flat
     return SharedRows(*(table.to(input_ids.device) for table in tables))
-
-
-def _padded(rows: tuple[list[int], ...], length: int, filling: int) -> Tensor:
-    return torch.tensor([row + [filling] * (length - len(row)) for row in rows])

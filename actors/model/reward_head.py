@@ -1,4 +1,4 @@
-"""Models with one number for an output: the reward of a conversation, the value of every token."""
+"""Models whose output is one number: the reward of a conversation, or the value of every token."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelFor
 
 from cluster.errors import UserError, first_line
 
-# What the folders of the members of an ensemble, but the first, are called before their number.
-MEMBER = "member-"
+# The names of the folders of an ensemble's members, but the first, before their number.
+MEMBER_PREFIX = "member-"
 
 
-def require_head(config: Any, name: str | None) -> None:
-    """Raises a UserError if transformers has no model with one number for an output for a language model's kind."""
+def require_reward_head(config: Any, name: str | None) -> None:
+    """Raises a UserError if transformers has no sequence classifier for a language model's kind."""
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(
             f"{name}: a model of the kind {config.model_type} cannot be made a reward model: start from one of another "
@@ -24,7 +24,7 @@ def require_head(config: Any, name: str | None) -> None:
 
 
 def load_reward_model(path: str | Path) -> Any:
-    """A sequence classifier with one label, in float32.
+    """Loads a sequence classifier with one label, in float32.
 
     Raises:
         UserError: there is none, its kind has no such head, or its file is damaged.
@@ -38,19 +38,21 @@ def load_reward_model(path: str | Path) -> Any:
 
 
 def load_ensemble(path: str | Path) -> list[Any]:
-    """The reward model of a folder, and the other members of its ensemble, in folders of their own within it. The mean
-    over members is harder to exploit than one of them (Coste et al. 2023)."""
-    return [load_reward_model(folder) for folder in (path, *sorted(Path(path).glob(f"{MEMBER}*")))]
+    """Loads the reward model of a folder, and the other members of its ensemble from folders below it.
+
+    The mean over members is harder to exploit than one of them (Coste et al. 2023).
+    """
+    return [load_reward_model(folder) for folder in (path, *sorted(Path(path).glob(f"{MEMBER_PREFIX}*")))]
 
 
 def with_new_head(path: str | Path) -> Any:
-    """The trunk of a language model under a head of zeros, so that training starts from equal rewards."""
+    """Puts a head of zeros on the trunk of a language model, so that training starts from equal rewards."""
     model = load_reward_model(path)
     torch.nn.init.zeros_(model.score.weight)
     return model
 
 
 def token_values(model: Any, input_ids: Tensor) -> Tensor:
-    """The scalar head at every position. [N, T] -> [N, T], float32."""
+    """Computes the scalar output at every position. [N, T] -> [N, T], float32."""
     states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.score(states).squeeze(-1).float()

@@ -1,25 +1,54 @@
-"""Tokenizers as they lie with a model."""
+"""Tokenizers as they lie with a model, and the project's own chat template with its special tokens.
+
+Importing transformers takes 10 s of processor time in every task of the corpus stage, which needs the names here alone:
+it is imported when a tokenizer is loaded.
+"""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-# What transformers calls a tokenizer that is its tokenizer.json and no more, before and since version 5.
-PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
+
+# `generation` marks the tokens that are trained: the assistant's text and the token that ends its turn. A space is put
+# into every `<|` that people write: whoever types a special token gets its characters and cannot speak as the
+# assistant. The template does it because every reader of it (transformers, vLLM) then does the same.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% set words = message['content'] | replace('<|', '< |') %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ words + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ words + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# Names, before and since version 5 of transformers, of the class of a tokenizer that is its tokenizer.json and no more.
+GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory, or of a model by its name at the Hub.
+def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
+    """Loads the tokenizer of a Hugging Face directory, or of a model by its name at the Hub.
 
     `AutoTokenizer` imports torch and the names of every model: 7 s of processor time in each process. A tokenizer that
-    has no class of its own, such as those of the corpus stage, is loaded without.
+    has no class of its own, such as those of the corpus stage, is loaded without it.
 
     Raises:
         OSError, ValueError: there is none.
     """
     settings = Path(model) / "tokenizer_config.json"
-    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") in PLAIN:
+    if (
+        settings.is_file()
+        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC_CLASSES
+    ):
+        from transformers import PreTrainedTokenizerFast
+
         return PreTrainedTokenizerFast.from_pretrained(str(model))
     from transformers import AutoTokenizer
 

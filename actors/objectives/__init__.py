@@ -1,1 +1,2 @@
-"""One file an algorithm: what is minimized, on plain tensors."""
+"""Losses over rows of a table that the trainer minimizes: `lm` for pre-training and fine-tuning, `bradley_terry` for
+the reward model, and `dpo`. Each is an `actors.model.microbatch.Objective`."""

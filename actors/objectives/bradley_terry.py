@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actors.model.microbatch import pad_rows
 from actors.model.prefix_sharing import states_at
 
-CENTRING = 0.01
+# The weight of the rewards' mean square.
+CENTERING = 0.01
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,22 @@ class RankedBatch:
     Attributes:
         input_ids: [N, T], prompt and answer, padded at the right.
         lengths: [N], tokens before the padding.
-        starts: [N], with how many tokens all answers of the ranking begin.
+        prompt_lengths: [N], the tokens with which all answers of the ranking begin.
         ranks: [N], 1 is best and ties are equal.
-        prompts: [N], which of the batch's P rankings a row belongs to.
-        weights: [P], how much a ranking counts: that of its annotator.
+        prompts: [N], the number of the row's ranking, of the batch's P.
+        weights: [P], the weight of each ranking's annotator.
     """
 
     input_ids: Tensor
     lengths: Tensor
-    starts: Tensor
+    prompt_lengths: Tensor
     ranks: Tensor
     prompts: Tensor
     weights: Tensor
 
 
 def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
-    """-log σ(r_better - r_worse) of all pairs of one prompt; a tie counts as half a win each way.
+    """Computes -log σ(r_better - r_worse) of all pairs of one prompt; a tie counts as half a win each way.
 
     Args:
         rewards: [K].
@@ -52,10 +54,10 @@ def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(difference, wins, reduction="none")
 
 
-class PreferenceObjective:
-    """Mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers.
+class BradleyTerryObjective:
+    """The mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers.
 
-    A small pull of the rewards' mean square to zero (Eisenstein et al. 2023) fixes the scale's free constant.
+    A small penalty on the rewards' mean square (Eisenstein et al. 2023) fixes the constant that pairs leave free.
     """
 
     unit = "prompts"
@@ -64,36 +66,36 @@ class PreferenceObjective:
         self.padding = padding
 
     def collate(self, rows: pa.Table) -> RankedBatch:
-        """Tensors of ranked prompts: rows of `input_ids` (all answers end to end), `lengths`, `ranks`, `weight`."""
-        answers, starts, ranks, prompts = [], [], [], []
+        """Makes a batch of rows of `input_ids` (all answers end to end), `lengths`, `ranks` and `weight`."""
+        answers, prompt_lengths, ranks, prompts = [], [], [], []
         for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
             own = torch.tensor(row["input_ids"]).split(row["lengths"])
             answers += own
-            starts += [_common(own)] * len(own)
+            prompt_lengths += [_common_prefix(own)] * len(own)
             ranks += row["ranks"]
             prompts += [prompt] * len(row["ranks"])
         return RankedBatch(
-            input_ids=torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.padding),
+            input_ids=pad_rows(answers, self.padding),
             lengths=torch.tensor([len(answer) for answer in answers]),
-            starts=torch.tensor(starts),
+            prompt_lengths=torch.tensor(prompt_lengths),
             ranks=torch.tensor(ranks),
             prompts=torch.tensor(prompts),
             weights=torch.tensor(rows["weight"].to_pylist()),
         )
 
     def count(self, batch: RankedBatch) -> int:
-        """Prompts."""
+        """Returns the number of rankings."""
         return len(batch.prompts.unique())
 
     def loss(self, model: Any, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
-        """The summed loss; pairs ordered and pairs ordered rightly, for the accuracy."""
+        """Returns the summed loss, and the pairs ordered and ordered rightly, for the accuracy."""
         ends = _ends(batch.input_ids, batch.lengths)
-        rewards = _rewards(model, states_at(model, batch.input_ids, ends, batch.starts, batch.prompts))
+        rewards = _rewards(model, states_at(model, batch.input_ids, ends, batch.prompt_lengths, batch.prompts))
         total, right, ordered = rewards.new_zeros(()), 0, 0
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
             r, k = rewards[own], batch.ranks[own]
-            total = total + batch.weights[prompt] * (ranking_losses(r, k).mean() + CENTRING * r.square().mean())
+            total = total + batch.weights[prompt] * (ranking_losses(r, k).mean() + CENTERING * r.square().mean())
             better = k[:, None] < k[None, :]
             ordered += int(better.sum())
             right += int((better & (r[:, None] > r[None, :])).sum())
@@ -101,37 +103,36 @@ class PreferenceObjective:
 
 
 def ensemble_rewards(
-    models: Sequence[Any], input_ids: Tensor, lengths: Tensor, starts: Tensor, groups: Tensor
+    models: Sequence[Any], input_ids: Tensor, lengths: Tensor, prompt_lengths: Tensor, groups: Tensor
 ) -> Tensor:
-    """The scalar head of every member of an ensemble at the last token of every row, in float32. Their mean over M is
-    its reward.
+    """Computes the rewards of rows by every member of an ensemble, in float32. Their mean over M is the ensemble's.
 
     Args:
         models: M sequence classifiers with one label.
         input_ids: [N, T], padded at the right.
         lengths: [N].
-        starts: [N], with how many tokens all rows of a group begin.
+        prompt_lengths: [N], the tokens with which all rows of a group begin.
         groups: [N].
 
     Returns:
         [M, N].
     """
     ends = _ends(input_ids, lengths)
-    return torch.stack([_rewards(model, states_at(model, input_ids, ends, starts, groups)) for model in models])
+    return torch.stack([_rewards(model, states_at(model, input_ids, ends, prompt_lengths, groups)) for model in models])
 
 
 def _ends(input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Which token is the last of its row. [N, T], [N] -> bool [N, T]."""
+    """Marks the last token of each row. [N, T], [N] -> bool [N, T]."""
     return torch.arange(input_ids.shape[1], device=lengths.device) == lengths[:, None] - 1
 
 
 def _rewards(model: Any, states: Tensor) -> Tensor:
-    """[N, H] -> [N], float32."""
+    """Applies the scalar head. [N, H] -> [N], float32."""
     rewards: Tensor = model.score(states).squeeze(-1).float()
     return rewards
 
 
-def _common(answers: Sequence[Tensor]) -> int:
-    """With how many tokens all begin; the last of each, whose state gives its reward, is left to each."""
+def _common_prefix(answers: Sequence[Tensor]) -> int:
+    """Counts the tokens with which all answers begin, without the last of each, whose state gives its reward."""
     columns = zip(*(answer[:-1].tolist() for answer in answers), strict=False)
     return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, columns)))

@@ -1,4 +1,4 @@
-"""Next-word prediction, for pre-training and fine-tuning."""
+"""Next-token prediction, for pre-training and fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,37 +15,45 @@ from actors.model.causal_lm import next_token_loss
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of packed documents; all [B, T]. `trained` marks the tokens that are targets."""
+    """Rows of packed documents.
+
+    Attributes:
+        input_ids: [B, T].
+        document_ids: [B, T], the document of each token within its row; PAD_DOCUMENT_ID where a row is filled up.
+        loss_mask: bool [B, T], the tokens that are targets.
+    """
 
     input_ids: Tensor
     document_ids: Tensor
-    trained: Tensor
+    loss_mask: Tensor
 
 
 class LanguageObjective:
-    """Sum of cross-entropies over trained tokens (the caller divides by the tokens of the global batch)."""
+    """The sum of cross-entropies over target tokens; the caller divides it by the targets of the global batch."""
 
     unit = "tokens"
-    # Whether the loss is made as `summed_loss` does when it is compiled.
+    # Whether `summed_loss` is compiled.
     compiled = False
 
     def collate(self, rows: pa.Table) -> PackedBatch:
-        """Tensors of packed rows; without a `trained` column every token but a document's first is a target."""
+        """Makes a batch of packed rows; without a column `loss_mask`, all but a document's first token are targets."""
         input_ids, document_ids = (_matrix(rows, name) for name in ("input_ids", "document_ids"))
-        trained = _matrix(rows, "trained").bool() if "trained" in rows.column_names else document_ids != PAD_DOCUMENT_ID
-        follows = torch.zeros_like(trained)
+        real = document_ids != PAD_DOCUMENT_ID
+        loss_mask = _matrix(rows, "loss_mask").bool() if "loss_mask" in rows.column_names else real
+        follows = torch.zeros_like(loss_mask)
         follows[:, 1:] = document_ids[:, 1:] == document_ids[:, :-1]
-        return PackedBatch(input_ids, document_ids, trained & follows & (document_ids != PAD_DOCUMENT_ID))
+        return PackedBatch(input_ids, document_ids, loss_mask & follows & real)
 
     def count(self, batch: PackedBatch) -> int:
-        """Trained tokens."""
-        return int(batch.trained.sum())
+        """Returns the number of target tokens."""
+        return int(batch.loss_mask.sum())
 
     def loss(self, model: Any, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
-        """The summed loss in nats, and no further figures."""
-        return next_token_loss(model, batch.input_ids, batch.trained, batch.document_ids, self.compiled), {}
+        """Returns the summed loss in nats, and no further metrics."""
+        return next_token_loss(model, batch.input_ids, batch.loss_mask, batch.document_ids, self.compiled), {}
 
 
 def _matrix(rows: pa.Table, name: str) -> Tensor:
+    """Returns a column of lists of one length T as a tensor, int64 [B, T]."""
     values = compute.list_flatten(rows[name]).to_numpy()
     return torch.from_numpy(values.reshape(rows.num_rows, -1).astype(np.int64))

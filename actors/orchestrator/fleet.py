@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from actors.model.lora import added, is_adapter
+from actors.model.lora import is_adapter, merge_into
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.members import REQUESTS_AT_ONCE
 from actors.orchestrator.protocols import Callback
@@ -155,7 +155,7 @@ class Fleet(Coordinator):
     def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
         """Returns the digests that `RolloutActor.checksums` gives when an engine computes with weights or adapters."""
         adapters = any(map(is_adapter, state))
-        merged = added(stored(self._engine.model), state) if adapters else self._without_tied_head(state).items()
+        merged = merge_into(stored(self._engine.model), state) if adapters else self._without_tied_head(state).items()
         return digest((name, tensor.to(self._engine.dtype)) for name, tensor in merged)
 
     def _without_tied_head(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

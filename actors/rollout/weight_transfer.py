@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from actors.compat import input_width, linear_layers, live_weight, load_layerwise, output_heads
-from actors.model.lora import added
+from actors.model.lora import merge_into
 from actors.rollout.weights import columns, digest, mismatch, stored, stripes, unpack
 
 BACKEND = "object_store"
@@ -129,7 +129,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
             reload_weights(self.model, self.model_config, received.items())
             return
         proof: list[tuple[str, Tensor]] = []
-        merged = self._recorded(added(stored(base), received), update_info.version, proof)
+        merged = self._recorded(merge_into(stored(base), received), update_info.version, proof)
         reload_weights(self.model, self.model_config, merged)
         if (wrong := mismatch(digest(proof), live_digest(self.model, update_info.version))) is not None:
             raise RuntimeError(f"with adapters, the engine computes with other weights in {wrong}")

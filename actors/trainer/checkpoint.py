@@ -1,14 +1,15 @@
-"""What a training worker keeps: its state for a resume, and the model it leaves behind."""
+"""Checkpoints of a training job and of RLHF's learner, and the model that training leaves behind."""
 
+import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-import ray.train.collective
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,25 +27,30 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH
 
 # The newest, and the one before it should the newest turn out to be damaged.
-KEPT = 2
+CHECKPOINTS_KEPT = 2
+# In a checkpoint: JSON values beside the tensors, where there are any.
+EXTRA = "extra.json"
+
+State = dict[str, Any]
 
 
 class Checkpoints:
-    """Those of a training job, in the scratch folder of `out`, which all workers see. A context manager: what was saved
-    is in place when it is left, whatever ended training.
+    """Numbered checkpoints in the scratch folder of `out`, which all workers see.
+
+    A context manager: on exit every checkpoint that was saved is in place, whatever ended training.
 
     Args:
-        out: the job's folder.
+        out: the folder of the job or of the learner.
         rank: this worker's number.
-        workers: how many there are.
-        asynchronous: training goes on while a checkpoint is written, from a copy of the state in the CPU's memory.
+        world_size: the number of workers.
+        asynchronous: whether training goes on while a checkpoint is written, from a copy of the state in CPU memory.
     """
 
-    def __init__(self, out: Path, rank: int, workers: int, asynchronous: bool) -> None:
-        self.out, self.rank, self.workers = out, rank, workers
+    def __init__(self, out: Path, rank: int, world_size: int, asynchronous: bool) -> None:
+        self.out, self.rank, self.world_size = out, rank, world_size
         self.asynchronous = asynchronous
-        # Written meanwhile, it must not come between the collective operations of training.
-        self._group = dist.new_group(backend="gloo") if asynchronous and workers > 1 else None
+        # Collective operations of a checkpoint that is written meanwhile must not come between those of training.
+        self._group = dist.new_group(backend="gloo") if asynchronous and world_size > 1 else None
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -54,8 +60,13 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.wait()
 
-    def save(self, model: WithLoss, optimizers: list[Optimizer], step: int) -> None:
-        """Keeps the state; `step` is the next one to do. The checkpoint before is in place when this returns.
+    def save(self, state: State, step: int, extra: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint. The one before is in place when this returns.
+
+        Args:
+            state: nested dictionaries of tensors, such as `training_state` gives, on every worker its part.
+            step: the next step to do.
+            extra: JSON values to keep beside the tensors.
 
         Raises:
             StageError: this checkpoint, or the one before if they are asynchronous, could not be written.
@@ -63,73 +74,86 @@ class Checkpoints:
         self.wait()
         side = self.out / SCRATCH / f"side_{step}"
         if not self.asynchronous:
-            write(model, optimizers, side)
-            self._place(side, step)
+            write(state, side)
+            self._put_in_place(side, step, extra)
             return
-        alone = self.workers == 1
-        written = dcp.async_save(
-            _state(model, optimizers), checkpoint_id=side, process_group=self._group, no_dist=alone
-        )
-        self._pending = self._writer.submit(self._finish, cast("Future[Any]", written), side, step)
+        alone = self.world_size == 1
+        written = dcp.async_save(state, checkpoint_id=side, process_group=self._group, no_dist=alone)
+        self._pending = self._writer.submit(self._finish, cast("Future[Any]", written), side, step, extra)
 
     def wait(self) -> None:
-        """Returns when what was saved is in place."""
+        """Returns once every checkpoint that was saved is in place."""
         if self._pending:
             self._pending.result()
         self._pending = None
 
-    def restore(self, model: WithLoss, optimizers: list[Optimizer]) -> int:
-        """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
-        newest = None
+    def newest(self) -> tuple[int, Path] | None:
+        """Removes half-written checkpoints; returns the newest whole one and its next step to do, on every worker."""
+        found: list[tuple[int, Path] | None] = [None]
         if self.rank == 0:
-            # What a kill left, in which a checkpoint of fewer workers would leave parts.
+            # A checkpoint of fewer workers would leave parts of what a kill left.
             for half in (self.out / SCRATCH).glob("side_*"):
                 shutil.rmtree(half)
-            newest = max(checkpoints_in(self.out), default=None)
+            found = [max(checkpoints_in(self.out), default=None)]
         # The others wait until the rest is gone; on a file system of another machine they may not see the same yet.
-        newest = ray.train.collective.broadcast_from_rank_zero(newest)
-        if newest is None:
-            return 0
-        step, folder = newest
-        read(model, optimizers, folder)
-        return step
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
-    def _finish(self, written: Future[Any], side: Path, step: int) -> None:
+    def _finish(self, written: Future[Any], side: Path, step: int, extra: dict[str, Any] | None) -> None:
         try:
             written.result()
         except CheckpointException as error:
-            raise _unwritten(error, side) from error
-        self._place(side, step)
+            raise _write_error(error, side) from error
+        self._put_in_place(side, step, extra)
 
-    def _place(self, side: Path, step: int) -> None:
+    def _put_in_place(self, side: Path, step: int, extra: dict[str, Any] | None) -> None:
         if self.rank == 0:
+            if extra is not None:
+                write_json(side / EXTRA, extra)
             write_json(side / STEP, step)
             side.rename(self.out / SCRATCH / f"checkpoint_{step}")
-            for old_step, old in checkpoints_in(self.out)[:-KEPT]:
+            for old_step, old in checkpoints_in(self.out)[:-CHECKPOINTS_KEPT]:
                 # Under its own name, what a kill leaves of it would be in the way of another checkpoint of that step.
                 shutil.rmtree(old.rename(self.out / SCRATCH / f"side_old_{old_step}"))
 
 
-def write(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> None:
-    """Writes the weights and the state of their optimizers, each worker its part. Weights that do not change are left
-    out.
+def training_state(model: nn.Module, optimizers: list[Optimizer]) -> State:
+    """Returns the weights that are trained and the state of their optimizers. Frozen weights are left out."""
+    weights, optimizer = get_state_dict(model, optimizers)
+    if _has_frozen(model):
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        weights = {name: value for name, value in weights.items() if name in trained}
+    return {"model": weights, "optimizer": optimizer}
+
+
+def load_training_state(model: nn.Module, optimizers: list[Optimizer], state: State) -> None:
+    """Sets weights and optimizers to what `training_state` returned."""
+    # Without the frozen weights, the dictionary is not the whole model's.
+    options = StateDictOptions(strict=not _has_frozen(model))
+    set_state_dict(
+        model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
+    )
+
+
+def write(state: State, folder: Path) -> None:
+    """Writes tensors, each worker its part.
 
     Raises:
         StageError: they cannot be written.
     """
     try:
-        dcp.save(_state(model, optimizers), checkpoint_id=folder)
+        dcp.save(state, checkpoint_id=folder)
     except CheckpointException as error:
-        raise _unwritten(error, Path(folder)) from error
+        raise _write_error(error, folder) from error
 
 
-def read(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> None:
-    """Takes over what `write` wrote, on any number of workers.
+def read(state: State, folder: Path) -> None:
+    """Replaces the tensors of `state` by those that `write` wrote, from any number of workers.
 
     Raises:
-        UserError: it is damaged, or of a model of another shape.
+        UserError: the checkpoint is damaged, or of tensors of other names or shapes.
     """
-    state = _state(model, optimizers)
     try:
         dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:
@@ -137,15 +161,16 @@ def read(model: WithLoss, optimizers: list[Optimizer], folder: str | Path) -> No
             f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to go on from the one "
             "before it, or from the start"
         ) from error
-    # Without the frozen weights, the dictionary is not the whole model's.
-    options = StateDictOptions(strict=not _frozen(model))
-    set_state_dict(
-        model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
-    )
+
+
+def read_extra(folder: Path) -> dict[str, Any]:
+    """Returns the JSON values of a checkpoint that was saved with some."""
+    extra: dict[str, Any] = json.loads((folder / EXTRA).read_text(encoding="utf-8"))
+    return extra
 
 
 def export(model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, rank: int) -> None:
-    """As `language.save`, of a model that is spread over the workers."""
+    """Writes a model that is sharded over the workers as `causal_lm.save` writes it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = {
         name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
@@ -154,8 +179,8 @@ def export(model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, ran
         causal_lm.save(unwrapped_model, tokenizer, out, weights)
 
 
-def _unwritten(error: CheckpointException, folder: Path) -> StageError:
-    """PyTorch says of a full disk that its file is at another position than it should be."""
+def _write_error(error: CheckpointException, folder: Path) -> StageError:
+    """Names the disk: PyTorch says of a full one that its file is at another position than it should be."""
     failure, _ = next(iter(error.failures.values()))
     free = shutil.disk_usage(folder.parent).free / 1e9
     return StageError(
@@ -164,13 +189,5 @@ def _unwritten(error: CheckpointException, folder: Path) -> StageError:
     )
 
 
-def _state(model: WithLoss, optimizers: list[Optimizer]) -> dict[str, Any]:
-    weights, state = get_state_dict(model, optimizers)
-    if _frozen(model):
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        weights = {name: value for name, value in weights.items() if name in trained}
-    return {"model": weights, "optimizer": state}
-
-
-def _frozen(model: WithLoss) -> bool:
+def _has_frozen(model: nn.Module) -> bool:
     return not all(parameter.requires_grad for parameter in model.parameters())

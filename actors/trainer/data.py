@@ -1,4 +1,4 @@
-"""The order in which rows are trained on: the same for any number of workers, and from any row on."""
+"""Batches of rows in training order, which is the same for any number of workers and can be entered at any row."""
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,14 @@ from cluster.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file of rows and how many it holds."""
+    """A Parquet file and the number of its rows."""
 
     path: str
     rows: int
 
 
 def shards_in(folder: Path) -> list[Shard]:
-    """The shards of a folder, by name.
+    """Returns the shards of a folder that hold rows, sorted by name.
 
     Raises:
         UserError: there are none, or one is damaged.
@@ -37,12 +37,12 @@ def shards_in(folder: Path) -> list[Shard]:
 
 
 def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, size: int) -> Iterator[pa.Table]:
-    """The rows of all epochs in training order, from position `start` on, so many at a time; the last may be fewer.
+    """Yields the rows of all epochs from position `start` on, `size` at a time; the last batch may have fewer.
 
-    An epoch takes the shards in a random order and the rows of a shard in a random order: reads stay sequential, and
+    Each epoch takes the shards in a random order and the rows of a shard in a random order: reads stay sequential, and
     rows were shuffled over shards when they were packed. The next shard is read while this one is trained on, in this
-    process: Ray Data would keep three more awake, each of which looks for signals a hundred times a second, and where
-    training has all cores every such moment stops it. On two cores steps took 13 % less while eight such were stopped.
+    process: Ray Data would keep three more awake, each of which polls for signals a hundred times a second, and where
+    training has all cores every poll interrupts it. On two cores steps took 13 % less while eight such were stopped.
 
     Raises:
         OSError: a shard cannot be read.
@@ -62,7 +62,7 @@ def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, siz
 
 @dataclass(frozen=True)
 class _Split:
-    """What one epoch reads of one shard: its rows in the order of a random state, the first few left out."""
+    """The rows that one epoch reads of one shard, in the order of a random state, without the first `skip`."""
 
     path: str
     order: tuple[int, int, int]
@@ -85,7 +85,7 @@ def _read(split: _Split) -> pa.Table:
 
 
 def _whole_batches(left: pa.Table | None, rows: pa.Table, size: int) -> Generator[pa.Table, None, pa.Table]:
-    """Yields batches of what was left and the rows that follow it, and returns what is left of them."""
+    """Yields full batches of the rows left over and those that follow; returns the rows left over now."""
     rows = pa.concat_tables([left, rows]) if left is not None else rows
     whole = rows.num_rows - rows.num_rows % size
     for begin in range(0, whole, size):

@@ -1,4 +1,4 @@
-"""What a training worker is given. The driver makes it, so nothing here is slow to import."""
+"""A training job as its workers are given it. The driver makes it, so nothing here is slow to import."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from actors.trainer.data import Shard
 from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 
-# In the scratch folder: why training cannot go on, where a retry would meet the same again.
+# In the scratch folder: the error that ended training, where a retry would meet the same again.
 FAILURE = "failure.json"
 # In a checkpoint: the next step to do. It is written last.
 STEP = "step.json"
@@ -21,18 +21,19 @@ Make = Callable[[], tuple[Any, Any, Any]]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything a worker needs.
+    """Everything that a worker needs.
 
     Attributes:
         make: builds the model, its objective and the tokenizer it is saved with; the same on every worker.
-        shards: what is trained on.
+        shards: shards that are trained on.
         held_out: shards that are never trained on.
-        out: the folder that `metrics.jsonl` and, at the end, the model go to. All workers see it.
+        out: the folder of `metrics.jsonl` and, at the end, of the model. All workers see it.
         seed: decides the order of the rows.
-        threads: torch threads of a worker.
+        threads: PyTorch threads of a worker.
         deadline: seconds that a worker waits for a step, for its rows or for the model, before it gives up.
-        held_out_bytes: UTF-8 bytes of the held-out text, where the loss is to be given per byte too.
-        samples: held-out texts that a language model continues at each checkpoint, with at most `sample_tokens`.
+        held_out_bytes: UTF-8 bytes of the held-out text, where the loss per byte is wanted too.
+        samples: the number of held-out texts that a language model continues at each checkpoint.
+        sample_tokens: the most tokens of such a continuation.
     """
 
     settings: Training
@@ -49,35 +50,34 @@ class TrainingJob:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole job; the last one may be smaller."""
+        """The number of optimizer steps of the whole job; the last one may have fewer rows."""
         rows = sum(shard.rows for shard in self.shards)
         return math.ceil(rows * self.settings.epochs / self.settings.batch_rows)
 
 
 def held_out_loss(row: Mapping[str, Any]) -> float:
-    """The held-out loss in a step's metrics; infinite where none was measured, or where it is no number."""
+    """Returns the held-out loss in a step's metrics, or infinity where none was measured or it is not finite."""
     loss = row.get("held_out_loss", math.inf)
     return loss if math.isfinite(loss) else math.inf
 
 
 def checkpoints_in(out: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a job that are whole, each with the next step to do, the newest last."""
+    """Returns the whole checkpoints of a folder, each with the next step to do, the newest last."""
     return sorted((json.loads(path.read_text()), path.parent) for path in (out / SCRATCH).glob(f"checkpoint_*/{STEP}"))
 
 
-# The worker that trains alone, on CPUs: an actor that plays the part of Ray Train's processes.
 class LoneWorker:
-    """Runs a training job in Ray Train's local mode.
+    """An actor that trains alone on CPUs, in Ray Train's local mode, in place of Ray Train's own processes.
 
-    Beside a worker, Ray Train keeps five processes, each of which looks for signals a hundred times a second. Where
-    training has all cores every such look stops it: on two cores steps took 10 % less while the five were stopped.
+    Beside a worker, Ray Train keeps five processes, each of which polls for signals a hundred times a second. Where
+    training has all cores every poll interrupts it: on two cores steps took 10 % less while the five were stopped.
     """
 
     def ready(self) -> None:
-        """Returns once the actor is up."""
+        """Returns once the actor has started."""
 
     def train(self, job: TrainingJob) -> None:
-        """Trains to the end, or until it is written down why that cannot be."""
+        """Trains to the end, or until an error is written down."""
         from ray.train import ScalingConfig
         from ray.train.torch import TorchTrainer
 

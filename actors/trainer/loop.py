@@ -1,4 +1,4 @@
-"""What a Ray Train worker runs: the training loop that pre-training, fine-tuning and the reward model share."""
+"""The training loop that pre-training, fine-tuning, the reward model and DPO share: what a Ray Train worker runs."""
 
 import math
 import time
@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
-from actors.model.generation import Opening, continuations, openings, read
-from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
+from actors.model.generation import Opening, continuation_metrics, continuations, openings
+from actors.model.microbatch import Worker, accumulate, evaluate, sum_over_workers
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.perf import (
     compile_layers,
@@ -28,10 +28,10 @@ from actors.model.perf import (
     peak_memory_gb,
 )
 from actors.objectives.lm import LanguageObjective
-from actors.trainer.checkpoint import Checkpoints, export
+from actors.trainer.checkpoint import Checkpoints, export, load_training_state, read, training_state
 from actors.trainer.data import Shard, row_batches
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
-from actors.trainer.watchdog import Deadline
+from actors.trainer.watchdog import Watchdog
 from cluster.errors import StageError, UserError
 from cluster.recipe.training import Training
 from cluster.run.atomic import write_json
@@ -39,36 +39,37 @@ from cluster.run.folder import SCRATCH
 from cluster.run.metrics import MetricsWriter, read_metrics
 
 MAXIMUM_GRADIENT_NORM = 1.0
-# How often workers ask whether nodes will be taken away: all at the same step, which took two on two cores 5 ms.
+# Seconds between two queries for nodes that will be taken away. All workers query at the same step, which took two on
+# two cores 5 ms.
 NOTICE_SECONDS = 5.0
-# Of the continuations at a checkpoint, how many are kept to be read.
+# The continuations at a checkpoint that are kept to be read.
 SHOWN_SAMPLES = 8
 
 
 class NotFiniteError(StageError):
-    """The loss or its gradient is not a number, or infinite, more often in a row than the recipe allows."""
+    """The loss or its gradient is not finite more often in a row than the recipe allows."""
 
 
 def train(job: TrainingJob) -> None:
-    """Trains, or goes on from the newest checkpoint, on one worker of Ray Train.
+    """Trains, or goes on from the newest checkpoint, as one worker of Ray Train.
 
-    After any exception the workers are started again. What they would meet again, a model that is refused, a wrong
-    row, a loss that is not finite or a full disk, is therefore written down for the driver, and the workers end. All of
-    them meet it at the same step, because they make the same model, read the whole stream and know the whole loss: none
-    is left waiting for the others. A worker that waits longer than the job's deadline ends by itself, and those that
-    are started in its place end at once.
+    Ray Train starts the workers again after any exception. An error that they would meet again, such as a model that is
+    refused, a wrong row, a loss that is not finite or a full disk, is therefore written down for the driver, and the
+    workers end. All of them meet it at the same step, because they make the same model, read the whole stream and know
+    the whole loss: none is left waiting for the others. A worker that waits longer than the job's deadline ends by
+    itself, and those that are started in its place end at once.
     """
     context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     if (job.out / SCRATCH / FAILURE).exists():
         return
-    with Deadline(job.deadline, partial(_write_failure, job)) as deadline:
+    with Watchdog(job.deadline, partial(_write_failure, job)) as watchdog:
         try:
-            deadline.begin("a model to train")
-            # State on a GPU is copied to the CPU's memory in any case; a CPU would have to hold it twice.
-            with Checkpoints(job.out, rank, workers, asynchronous=torch.cuda.is_available()) as checkpoints:
-                _train(job, rank, workers, deadline, checkpoints, *job.make())
+            watchdog.begin("a model to train")
+            # State on a GPU is copied to CPU memory in any case; a CPU would have to hold it twice.
+            with Checkpoints(job.out, rank, world_size, asynchronous=torch.cuda.is_available()) as checkpoints:
+                _train(job, rank, world_size, watchdog, checkpoints, *job.make())
         except (UserError, StageError) as failure:
             if rank == 0:
                 _write_failure(job, failure)
@@ -83,91 +84,96 @@ def _write_failure(job: TrainingJob, failure: UserError | StageError) -> None:
 def _train(
     job: TrainingJob,
     rank: int,
-    workers: int,
-    deadline: Deadline,
+    world_size: int,
+    watchdog: Watchdog,
     checkpoints: Checkpoints,
     unwrapped_model: Any,
     objective: Any,
     tokenizer: Any,
 ) -> None:
-    """The loop of one worker. Every worker reads the whole stream and trains on its share of each global batch, so the
-    sequence of global batches, and the number the loss is divided by, is the same for any number of workers."""
+    """Runs the loop of one worker.
+
+    Every worker reads the whole stream and trains on its share of each global batch, so the sequence of global batches,
+    and the number the loss is divided by, is the same for any number of workers.
+    """
     settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.precision or native_precision(device)
-    part = WorkerPart(rank, workers, settings.micro_batch_rows, precision, device)
+    worker = Worker(rank, world_size, settings.micro_batch_rows, precision, device)
     vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = settings.compile_layers
     if compiled is None:
-        compiled = (
-            workers == 1 and isinstance(objective, LanguageObjective) and _compiling_pays(job, unwrapped_model, device)
-        )
+        language = isinstance(objective, LanguageObjective)
+        compiled = world_size == 1 and language and _compiling_pays(job, unwrapped_model, device)
     if compiled:
-        compile_layers(unwrapped_model, objective)
-    model = shard(WithLoss(unwrapped_model.to(device), objective), workers, device).train()
+        compile_layers(unwrapped_model)
+        if isinstance(objective, LanguageObjective):
+            objective.compiled = True
+    model = shard(WithLoss(unwrapped_model.to(device), objective), world_size, device).train()
     optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
-    start = checkpoints.restore(model, optimizers)
+    start = _restore(checkpoints, model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
-    given = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
+    prompts = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
-    ask_first = start == 0 and bool(given) and given[0].is_prompt
-    untrained = _held_out(job, model, tokenizer, given, part, compiled) if ask_first else {}
+    evaluate_first = start == 0 and bool(prompts) and prompts[0].is_prompt
+    untrained = _held_out_metrics(job, model, tokenizer, prompts, worker, compiled) if evaluate_first else {}
     metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
-    speed = Speed(unwrapped_model, part) if rank == 0 else None
+    throughput = Throughput(unwrapped_model, worker) if rank == 0 else None
     skipped = 0
-    noticed, asked = None, time.monotonic()
+    last_notice, queried_at = None, time.monotonic()
 
-    for step, rows, waited in _global_batches(job, start, deadline):
+    for step, rows, waited in _global_batches(job, start, watchdog):
         check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
-        loss, figures = accumulate(model, objective, rows, total, part)
+        loss, figures = accumulate(model, objective, rows, total, worker)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
-        loss, figures = sum_over_workers(loss, {**figures, "since": time.monotonic() - asked}, part)
-        since = figures.pop("since") / workers
+        # Summed too, so that all workers query for notices at the same step.
+        loss, figures = sum_over_workers(loss, {**figures, "since": time.monotonic() - queried_at}, worker)
+        since = figures.pop("since") / world_size
         finite = math.isfinite(loss) and math.isfinite(norm)
         skipped = 0 if finite else skipped + 1
         if skipped > settings.skip_nonfinite_steps:
-            what = f"the loss is {loss} and the gradient norm {norm} at step {step}"
+            found = f"the loss is {loss} and the gradient norm {norm} at step {step}"
             before = f", and so {skipped - 1} steps before it were" if skipped > 1 else ""
-            raise NotFiniteError(f"{what}{before}: lower the learning rate ({settings.learning_rate})")
-        for stepper in optimizers:
+            raise NotFiniteError(f"{found}{before}: lower the learning rate ({settings.learning_rate})")
+        for optimizer in optimizers:
             if finite:
-                stepper.step()
-            stepper.zero_grad(set_to_none=True)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         last = step + 1 == job.steps
         values: dict[str, Any] = {"learning_rate": learning_rate}
         if step == start and earlier:
             values |= {"lost_steps": len(earlier) - start, "recovery_seconds": time.time() - earlier[-1]["time"]}
         if step == 0:
             values |= {f"{name}_before": value for name, value in untrained.items()}
-        if metrics and speed:
-            speed.add(total if finite else 0, batch.input_ids, waited)
+        if metrics and throughput:
+            throughput.add(total if finite else 0, batch.input_ids, waited)
             values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
-            values |= {objective.unit: total if finite else 0, **speed.figures(objective.unit)}
+            values |= {objective.unit: total if finite else 0, **throughput.metrics(objective.unit)}
         due = last or (step + 1) % settings.checkpoint_every == 0
-        keep = last
+        exported = last
         if due:
-            values |= _held_out(job, model, tokenizer, given, part, compiled)
+            values |= _held_out_metrics(job, model, tokenizer, prompts, worker, compiled)
             if settings.keep == "best":
-                keep = held_out_loss(values) < lowest
+                exported = held_out_loss(values) < lowest
                 lowest = min(lowest, held_out_loss(values))
                 if last and lowest == math.inf:
                     raise NotFiniteError("the held-out loss was never finite: there is no best model to keep")
         if metrics:
             metrics.write(step, **values)
-        if keep:
+        if exported:
             export(model, unwrapped_model, tokenizer, job.out, rank)
-        notice = noticed
+        notice = last_notice
         if since > NOTICE_SECONDS:
-            notice, asked = ray.train.get_preemption_info(), time.monotonic()
-        if due or notice != noticed:
-            checkpoints.save(model, optimizers, step + 1)
-        noticed = notice
+            notice, queried_at = ray.train.get_preemption_info(), time.monotonic()
+        if due or notice != last_notice:
+            checkpoints.save(training_state(model, optimizers), step + 1)
+        last_notice = notice
 
 
 def _compiling_pays(job: TrainingJob, unwrapped_model: Any, device: torch.device) -> bool:
@@ -176,35 +182,47 @@ def _compiling_pays(job: TrainingJob, unwrapped_model: Any, device: torch.device
     return compiling_pays(unwrapped_model, job.steps * job.settings.batch_rows * length, length, device)
 
 
-class Speed:
-    """What the first worker measures from its first step on: rates, and what they are of the possible."""
+def _restore(checkpoints: Checkpoints, model: WithLoss, optimizers: list[Optimizer]) -> int:
+    """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return 0
+    step, folder = newest
+    state = training_state(model, optimizers)
+    read(state, folder)
+    load_training_state(model, optimizers, state)
+    return step
 
-    def __init__(self, model: Any, part: WorkerPart) -> None:
-        self.model, self.workers, self.device = model, part.workers, part.device
-        self.peak = peak_flops(part.device, part.precision)
+
+class Throughput:
+    """Measures rates from the first step of the first worker on, and compares them with the machine's peak."""
+
+    def __init__(self, model: Any, worker: Worker) -> None:
+        self.model, self.world_size, self.device = model, worker.world_size, worker.device
+        self.peak = peak_flops(worker.device, worker.precision)
         self.start = time.monotonic()
         self.units, self.flops, self.waited = 0, 0.0, 0.0
 
     def add(self, units: int, input_ids: torch.Tensor, waited: float) -> None:
-        """A global batch, [rows, length], which came after so many seconds of waiting for data."""
+        """Counts a global batch, [rows, length], that was waited for `waited` seconds."""
         self.units += units
         self.flops += input_ids.numel() * flops_per_token(self.model, input_ids.shape[1])
         self.waited += waited
 
-    def figures(self, unit: str) -> dict[str, float]:
-        """Units a second; model FLOPs utilization, which counts padding and checkpoints; share of waiting for data;
-        memory."""
+    def metrics(self, unit: str) -> dict[str, float]:
+        """Returns units a second; model FLOPs utilization, which counts padding and checkpoints; the share of time
+        spent waiting for data; and the peak memory in 1e9 bytes."""
         seconds = time.monotonic() - self.start
         return {
             f"{unit}_per_second": self.units / seconds,
-            "mfu": self.flops / seconds / (self.peak * self.workers),
+            "mfu": self.flops / seconds / (self.peak * self.world_size),
             "data_wait_share": self.waited / seconds,
             "peak_memory_gb": peak_memory_gb(self.device),
         }
 
 
-def _global_batches(job: TrainingJob, start: int, deadline: Deadline) -> Iterator[tuple[int, pa.Table, float]]:
-    """Steps from `start` on, the rows of each and the seconds that they were waited for.
+def _global_batches(job: TrainingJob, start: int, watchdog: Watchdog) -> Iterator[tuple[int, pa.Table, float]]:
+    """Yields each step from `start` on, its rows, and the seconds that they were waited for.
 
     Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small.
     """
@@ -212,17 +230,17 @@ def _global_batches(job: TrainingJob, start: int, deadline: Deadline) -> Iterato
     batches = row_batches(job.shards, job.settings.epochs, job.seed, start * size, size)
     for step in range(start, job.steps):
         asked = time.monotonic()
-        deadline.begin(f"the rows of step {step}")
+        watchdog.begin(f"the rows of step {step}")
         rows = next(batches)
-        deadline.begin(f"step {step} of training")
+        watchdog.begin(f"step {step} of training")
         yield step, rows, time.monotonic() - asked
 
 
 def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
-    """An id without an embedding would stop a GPU with an error that names nothing.
+    """Checks that every token id has an embedding: a GPU would stop with an error that names nothing.
 
     Raises:
-        UserError: a token's id is not in the vocabulary.
+        UserError: a token id is not in the vocabulary.
     """
     limits = compute.min_max(compute.list_flatten(rows["input_ids"])).as_py()
     for found in (limits["min"], limits["max"]):
@@ -234,33 +252,32 @@ def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
 
 
 def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
-    for part in shards:
-        table = parquet.read_table(part.path)
-        check_ids(table, vocabulary, f"a row of {part.path}")
+    for one in shards:
+        table = parquet.read_table(one.path)
+        check_ids(table, vocabulary, f"a row of {one.path}")
         yield table
 
 
-def _held_out(
-    job: TrainingJob, model: WithLoss, tokenizer: Any, given: list[Opening], part: WorkerPart, compiled: bool
+def _held_out_metrics(
+    job: TrainingJob, model: WithLoss, tokenizer: Any, prompts: list[Opening], worker: Worker, compiled: bool
 ) -> dict[str, Any]:
-    """What the model makes of what it is never trained on: its loss, and how it goes on with a few texts."""
+    """Computes the loss on held-out rows, and the model's continuations of a few held-out texts."""
     objective, unwrapped_model = model.objective, model.model
     vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
+    end = unwrapped_model.config.eos_token_id
     # Compiled layers would be compiled again for rows of other lengths.
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), part)
-        written = (
-            continuations(model, given, job.sample_tokens, unwrapped_model.config.eos_token_id, part) if given else []
-        )
+        found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), worker)
+        written = continuations(model, prompts, job.sample_tokens, end, worker) if prompts else []
     values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
     if job.held_out_bytes and found:
         values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
-    return values | read(tokenizer, given, written, SHOWN_SAMPLES) if given else values
+    return values | continuation_metrics(tokenizer, prompts, written, SHOWN_SAMPLES) if prompts else values
 
 
 def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
     factor = learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share, settings.schedule)
     rate = settings.learning_rate * factor
-    for group in (group for stepper in optimizers for group in stepper.param_groups):
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate
     return rate

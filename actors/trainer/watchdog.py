@@ -1,4 +1,4 @@
-"""A deadline for work that nobody outside can stop: where it does not come to an end, its process does."""
+"""A watchdog for work that nothing outside the process can stop: it ends the process."""
 
 import faulthandler
 import os
@@ -9,22 +9,22 @@ from types import TracebackType
 from cluster.errors import DeadlineError
 
 
-class Deadline:
-    """Ends this process where what it waits for does not come in time.
+class Watchdog:
+    """Ends this process when a wait takes too long.
 
     The thread that waits cannot be stopped: it may be in a library, with a file whose mount no longer answers or in a
-    collective operation with a worker that is gone. Where each thread is goes to the process's log.
+    collective operation with a worker that is gone. A traceback of every thread goes to the process's log.
 
     Args:
         seconds: the longest wait.
-        say: is given the error before the process ends.
+        report: is given the error before the process ends.
     """
 
-    def __init__(self, seconds: float, say: Callable[[DeadlineError], None]) -> None:
-        self.seconds, self.say = seconds, say
+    def __init__(self, seconds: float, report: Callable[[DeadlineError], None]) -> None:
+        self.seconds, self.report = seconds, report
         self._timer: Timer | None = None
 
-    def __enter__(self) -> "Deadline":
+    def __enter__(self) -> "Watchdog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -32,7 +32,7 @@ class Deadline:
             self._timer.cancel()
 
     def begin(self, what: str) -> None:
-        """From now on this is waited for, and what was before has come."""
+        """Starts the time anew, for a wait for `what`; the wait before is over."""
         if self._timer:
             self._timer.cancel()
         self._timer = Timer(self.seconds, self._end, [what])
@@ -43,6 +43,6 @@ class Deadline:
         faulthandler.dump_traceback()
         try:
             where = "the Ray logs of this session say where"
-            self.say(DeadlineError(f"waited {self.seconds:.0f} s for {what} (cluster.deadline_minutes); {where}"))
+            self.report(DeadlineError(f"waited {self.seconds:.0f} s for {what} (cluster.deadline_minutes); {where}"))
         finally:
             os._exit(1)

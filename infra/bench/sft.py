@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import torch
 
-from actors.model.causal_lm import build, end_with, load, save
+from actors.model.causal_lm import build, load, save, set_end_token
 from actors.model.chat import Chat
 from actors.model.perf import compile_layers
 from actors.model.tokenizer import load_tokenizer
@@ -83,8 +83,9 @@ def main() -> None:
 def own(base: Path, folder: Path, rows: int) -> list[float]:
     """Seconds of every step of an epoch but the first."""
     model, objective = load(base), LanguageObjective()
-    end_with(model, load_tokenizer(base).eos_token_id)
-    compile_layers(model, objective)
+    set_end_token(model, load_tokenizer(base).eos_token_id)
+    compile_layers(model)
+    objective.compiled = True
     step = own_step(model, objective, rows, torch.device("cpu"))
     table, seconds = parquet.read_table(folder), []
     for begin in range(0, table.num_rows, rows):

@@ -1,4 +1,4 @@
-"""Conversations as packed rows of tokens with the trained ones marked, rendered on Ray Data."""
+"""Packed rows of conversations with their loss masks, rendered on Ray Data."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BLOCK_CONVERSATIONS = 2_000
 def render(conversations: Sequence[Messages], model: Path, context: int) -> list[Rendered]:
     """Renders conversations with the template that lies with `model`, in order.
 
-    One that is too long loses its last exchanges whole; one whose first exchange is too long is left out.
+    A conversation that is too long loses its last exchanges; one whose first exchange is too long is left out.
     """
     items = [{"index": index, "messages": json.dumps(messages)} for index, messages in enumerate(conversations)]
     blocks = -(-len(items) // BLOCK_CONVERSATIONS)
@@ -29,7 +29,7 @@ def render(conversations: Sequence[Messages], model: Path, context: int) -> list
         partial(_render_batch, model=model, context=context), batch_size=None, batch_format="pyarrow"
     )
     rows = sorted(dataset.take_all(), key=lambda row: row["index"])
-    return [Rendered(list(row["token_ids"]), list(row["trained"])) for row in rows]
+    return [Rendered(list(row["token_ids"]), list(row["loss_mask"])) for row in rows]
 
 
 def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
@@ -40,13 +40,13 @@ def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
         {
             "index": pa.array([index for index, _ in kept], pa.int64()),
             "token_ids": pa.array([rendered.token_ids for _, rendered in kept], pa.list_(pa.int32())),
-            "trained": pa.array([rendered.trained for _, rendered in kept], pa.list_(pa.bool_())),
+            "loss_mask": pa.array([rendered.loss_mask for _, rendered in kept], pa.list_(pa.bool_())),
         }
     )
 
 
 def fit(chat: Chat, messages: Messages, context: int) -> Rendered | None:
-    """The longest beginning of a conversation that ends with the assistant and has at most `context` tokens."""
+    """Renders the longest beginning of a conversation that ends with the assistant and fits into `context` tokens."""
     ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
     for end in reversed(ends):
         rendered = chat.conversation(messages[:end])
@@ -56,7 +56,7 @@ def fit(chat: Chat, messages: Messages, context: int) -> Rendered | None:
 
 
 def write_packed(conversations: Sequence[Rendered], context: int, padding_id: int, folder: Path) -> int:
-    """Writes one shard of packed rows; returns how many.
+    """Writes one shard of packed rows; returns their number.
 
     Raises:
         UserError: there is no conversation to write.
@@ -67,14 +67,14 @@ def write_packed(conversations: Sequence[Rendered], context: int, padding_id: in
     shape = (len(rows), context)
     input_ids = np.full(shape, padding_id, np.int32)
     document_ids = np.full(shape, PAD_DOCUMENT_ID, np.int32)
-    trained = np.zeros(shape, bool)
+    loss_mask = np.zeros(shape, bool)
     for row, members in enumerate(rows):
         start = 0
         for number, member in enumerate(members):
             end = start + len(conversations[member].token_ids)
             input_ids[row, start:end] = conversations[member].token_ids
             document_ids[row, start:end] = number
-            trained[row, start:end] = conversations[member].trained
+            loss_mask[row, start:end] = conversations[member].loss_mask
             start = end
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -82,7 +82,7 @@ def write_packed(conversations: Sequence[Rendered], context: int, padding_id: in
             "row_id": pa.array(range(len(rows)), pa.int64()),
             "input_ids": pa.array(list(input_ids)),
             "document_ids": pa.array(list(document_ids)),
-            "trained": pa.array(list(trained)),
+            "loss_mask": pa.array(list(loss_mask)),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.model.causal_lm import load
-from actors.objectives.dpo import answer_logprobs, padded_answers
+from actors.model.completion_logprobs import completion_logprobs, pad_completions
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.recipe import Recipe
@@ -73,9 +73,9 @@ def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFol
 
 def logprobs(model: Path, rows: list[dict[str, Any]], answer: int) -> torch.Tensor:
     sequences = [row["prompt_token_ids"] + row["answers"][answer] for row in rows]
-    ids, mask = padded_answers(sequences, [len(row["prompt_token_ids"]) for row in rows], 0)
+    ids, mask = pad_completions(sequences, [len(row["prompt_token_ids"]) for row in rows], 0)
     with torch.no_grad():
-        return answer_logprobs(load(model).double().eval(), ids, mask)
+        return completion_logprobs(load(model).double().eval(), ids, mask, torch.arange(len(ids))).sum(1)
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from actors.model.causal_lm import load, start
+from actors.model.causal_lm import load, load_for_training
 from actors.model.chat import Chat
-from actors.model.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
 from actors.model.reward_head import load_reward_model
+from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
@@ -75,8 +75,8 @@ def test_a_base_model_gets_a_chat_template_and_embeddings_for_its_tokens(own: Pa
 
     before = load(model).get_input_embeddings().weight
     settings = Model(start_from=str(model), context=CONTEXT)
-    after = start(settings, chat.tokenizer, seed=1).get_input_embeddings().weight
-    assert torch.equal(after, start(settings, chat.tokenizer, seed=1).get_input_embeddings().weight)
+    after = load_for_training(settings, chat.tokenizer, seed=1).get_input_embeddings().weight
+    assert torch.equal(after, load_for_training(settings, chat.tokenizer, seed=1).get_input_embeddings().weight)
     assert len(after) == len(chat.tokenizer) == len(before) + 1
     assert torch.equal(after[: len(before)], before)
 
@@ -84,7 +84,7 @@ def test_a_base_model_gets_a_chat_template_and_embeddings_for_its_tokens(own: Pa
 def test_a_context_longer_than_the_models_is_refused(own: Path):
     tokenizer = AutoTokenizer.from_pretrained(own)
     with pytest.raises(UserError, match=r"context 128 is more than the 64 positions"):
-        start(Model(start_from=str(own), context=128), tokenizer, seed=1)
+        load_for_training(Model(start_from=str(own), context=128), tokenizer, seed=1)
 
 
 SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 4}
@@ -102,7 +102,9 @@ SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
 def test_an_architecture_that_training_does_not_support_is_refused(own: Path, tmp_path: Path, config, reason: str):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "odd")
     with pytest.raises(UserError, match=f"odd: a model of the kind {config.model_type} {reason}"):
-        start(Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1)
+        load_for_training(
+            Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1
+        )
 
 
 ONE_LAYER = {**SMALL, "num_key_value_heads": 2, "sliding_window": 32}
@@ -123,10 +125,10 @@ def test_rows_longer_than_the_attention_window_are_refused(own: Path, tmp_path: 
     settings = Model(start_from=str(tmp_path / "windowed"), context=CONTEXT)
     if uses_window:
         with pytest.raises(UserError, match=r"context 64 is more than the 32 tokens that layers of .*windowed attend"):
-            start(settings, tokenizer, seed=1)
+            load_for_training(settings, tokenizer, seed=1)
     else:
-        assert start(settings, tokenizer, seed=1)
-    assert start(settings.model_copy(update={"context": 32}), tokenizer, seed=1)
+        assert load_for_training(settings, tokenizer, seed=1)
+    assert load_for_training(settings.model_copy(update={"context": 32}), tokenizer, seed=1)
 
 
 def test_a_model_that_cannot_be_a_reward_model_is_refused_where_one_is_needed(own: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from actors.model import lora
 from actors.model.causal_lm import load
-from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TURN
+from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TURN
 from cluster.recipe.base import Lora
 from cluster.recipe.serve import Adapter, Serve
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint

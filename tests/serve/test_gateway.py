@@ -103,13 +103,13 @@ def test_a_conversation_has_the_same_ids_in_training_and_in_serving(server: Serv
 
     rendered = chat.conversation(talk)
     assert served(talk, answer_is_next=False) == rendered.token_ids
-    trained = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    trained = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
     assert trained.count(chat.end_of_turn_id) == 2
     for turn in (2, 4):
         prompt = served(talk[:turn], answer_is_next=True)
         assert prompt == chat.prompt(talk[:turn]) == rendered.token_ids[: len(prompt)]
-        assert rendered.trained[len(prompt)]
-        assert not rendered.trained[len(prompt) - 1]
+        assert rendered.loss_mask[len(prompt)]
+        assert not rendered.loss_mask[len(prompt) - 1]
 
 
 def test_an_adapter_answers_as_the_model_with_it_merged(client: openai.OpenAI, server: Server) -> None:

@@ -33,7 +33,7 @@ from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.loops.rows import table
 from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
-from pipelines.train import fit, speed
+from pipelines.train import fit, speed_metrics
 
 SECONDS = 240.0
 ONE = Allocation(cpus=1, gpus=0, threads=1)
@@ -77,7 +77,7 @@ def with_notice(cluster: Cluster, root: Path) -> Outcome:
     rows = read_metrics(root)
     if [row["step"] for row in rows] != list(range(STEPS)):
         return Outcome(float("nan"), wrong=["steps are missing or twice"])
-    (resume,) = speed(rows)["resumes"]
+    (resume,) = speed_metrics(rows)["resumes"]
     return Outcome(resume["recovery_seconds"], details=f"{resume['lost_steps']} steps were done again")
 
 

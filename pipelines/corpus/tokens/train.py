@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
+from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import UserError, first_line
 from cluster.recipe.corpus import TokenizerKind
 from cluster.recipe.recipe import Recipe
@@ -140,11 +140,11 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
     """
     from transformers import AutoTokenizer
 
-    from actors.model.causal_lm import place
+    from actors.model.causal_lm import from_pretrained_kwargs
     from actors.model.chat import ready_for_chat
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**place(model))
+        tokenizer = AutoTokenizer.from_pretrained(**from_pretrained_kwargs(model))
     except (OSError, ValueError) as error:
         raise UserError(f"model.start_from: no tokenizer in {model}: {first_line(error)}") from error
     if not tokenizer.is_fast:

@@ -30,8 +30,8 @@ class Hand:
 
     batch: RolloutBatch
     logprobs: torch.Tensor
-    proximal: torch.Tensor
-    reference: torch.Tensor
+    old_logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
     values: torch.Tensor
 
     def row(self, name: str, i: int) -> list[float]:
@@ -42,46 +42,46 @@ class Hand:
 @pytest.fixture
 def hand() -> Hand:
     chance = np.random.default_rng(3)
-    answer = np.zeros((6, WIDTH), dtype=bool)
+    completion_mask = np.zeros((6, WIDTH), dtype=bool)
     for row, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
-        answer[row, start : start + length] = True
+        completion_mask[row, start : start + length] = True
 
     def on_answer(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values * answer)
+        return torch.from_numpy(values * completion_mask)
 
-    proximal = chance.normal(-2, 0.6, answer.shape)
+    old_logprobs = chance.normal(-2, 0.6, completion_mask.shape)
     # Ratios on both sides of every clip range, and importance weights on both sides of their limit.
-    logprobs = proximal + chance.normal(0, 0.35, answer.shape)
-    logprobs[0, 2] = proximal[0, 2] + math.log(1.24)  # between the upper bounds of GRPO and DAPO
-    behavior = proximal - chance.normal(0, 0.6, answer.shape)
-    others = [on_answer(chance.normal(mean, 0.5, answer.shape)) for mean in (-2, 0)]
+    logprobs = old_logprobs + chance.normal(0, 0.35, completion_mask.shape)
+    logprobs[0, 2] = old_logprobs[0, 2] + math.log(1.24)  # between the upper bounds of GRPO and DAPO
+    behavior_logprobs = old_logprobs - chance.normal(0, 0.6, completion_mask.shape)
+    others = [on_answer(chance.normal(mean, 0.5, completion_mask.shape)) for mean in (-2, 0)]
     batch = RolloutBatch(
         torch.zeros(6, WIDTH, dtype=torch.long),
-        torch.from_numpy(answer),
-        on_answer(behavior),
+        torch.from_numpy(completion_mask),
+        on_answer(behavior_logprobs),
         torch.tensor(REWARDS, dtype=torch.float64),
         torch.tensor(GROUPS),
     )
-    return Hand(batch, on_answer(logprobs).requires_grad_(), on_answer(proximal), *others)
+    return Hand(batch, on_answer(logprobs).requires_grad_(), on_answer(old_logprobs), *others)
 
 
 def loss_and_gradient(
     hand: Hand, algorithm: Algorithm, targets: Targets, clip: Clip
 ) -> tuple[float, torch.Tensor, int]:
     losses, clipped = algorithm.token_losses(hand.batch, targets, hand.logprobs, clip)
-    divisors, total = algorithm.average(hand.batch.answer, MAX_TOKENS)
-    loss = (losses / divisors)[hand.batch.answer].sum() / total
+    divisors, total = algorithm.average(hand.batch.completion_mask, MAX_TOKENS)
+    loss = (losses / divisors)[hand.batch.completion_mask].sum() / total
     (gradient,) = torch.autograd.grad(loss, hand.logprobs)
-    return loss.item(), gradient, int(clipped.expand_as(losses)[hand.batch.answer].sum())
+    return loss.item(), gradient, int(clipped.expand_as(losses)[hand.batch.completion_mask].sum())
 
 
 def targets_of(hand: Hand, algorithm: Algorithm) -> Targets:
-    rewards = at_last_token(hand.batch.rewards, hand.batch.answer)
+    rewards = at_last_token(hand.batch.rewards, hand.batch.completion_mask)
     if algorithm.kl_in == "reward":
-        rewards = rewards - COEFFICIENT * kl_k1(hand.proximal, hand.reference)
+        rewards = rewards - COEFFICIENT * kl_k1(hand.old_logprobs, hand.ref_logprobs)
     values = hand.values if algorithm.value_losses else None
     advantages, returns = algorithm.targets(hand.batch, rewards, values)
-    return Targets(advantages, hand.proximal, hand.reference, values, returns)
+    return Targets(advantages, hand.old_logprobs, hand.ref_logprobs, values, returns)
 
 
 def others(i: int) -> list[int]:
@@ -89,7 +89,7 @@ def others(i: int) -> list[int]:
 
 
 def divergence(hand: Hand, i: int) -> list[float]:
-    return [p - r for p, r in zip(hand.row("proximal", i), hand.row("reference", i), strict=True)]
+    return [p - r for p, r in zip(hand.row("old_logprobs", i), hand.row("ref_logprobs", i), strict=True)]
 
 
 def standardized(rows: list[list[float]]) -> list[list[float]]:
@@ -129,7 +129,7 @@ def expected_loss(name: str, hand: Hand, clip: Clip) -> tuple[float, torch.Tenso
     for i, advantages in enumerate(expected_advantages(name, hand)):
         # How much a token weighs: 1/Σ|o| (DAPO, eq. 8), 1/(N·max) (Dr. GRPO), or 1/(N·|o|) of the answer's own loss.
         share = {"dr_grpo": 1 / (6 * MAX_TOKENS)}.get(name, 1 / (6 * LENGTHS[i]) if whole else 1 / sum(LENGTHS))
-        rows = [hand.row(key, i) for key in ("logprobs", "proximal", "behavior")]
+        rows = [hand.row(key, i) for key in ("logprobs", "old_logprobs", "behavior_logprobs")]
         steps = [new - old for new, old, _ in zip(*rows, strict=True)]
         lags = [old - drawn for _, old, drawn in zip(*rows, strict=True)]
         for t, advantage in enumerate(advantages):
@@ -173,7 +173,7 @@ def test_losses_and_gradients_equal_the_papers(name: str, hand: Hand):
 @pytest.mark.parametrize("name", GROUPED)
 def test_what_has_nothing_to_be_compared_with_teaches_nothing(name: str, hand: Hand):
     algorithm = ALGORITHMS[name]
-    rewards = at_last_token(hand.batch.rewards, hand.batch.answer)
+    rewards = at_last_token(hand.batch.rewards, hand.batch.completion_mask)
     advantages, _ = algorithm.targets(hand.batch, rewards, None)
     assert advantages[3:].eq(0).all()
     assert advantages[:3].abs().sum() > 0
@@ -200,19 +200,19 @@ def test_the_recipe_names_every_algorithm():
 )
 @pytest.mark.parametrize("gap", [-0.7, 0.0, 0.4])
 def test_divergence_estimators_have_the_gradients_of_schulman(estimator, derivative, gap: float):
-    reference = torch.tensor(-1.5, dtype=torch.float64)
-    logprobs = (reference + gap).requires_grad_()
-    (gradient,) = torch.autograd.grad(estimator(logprobs, reference), logprobs)
+    ref_logprobs = torch.tensor(-1.5, dtype=torch.float64)
+    logprobs = (ref_logprobs + gap).requires_grad_()
+    (gradient,) = torch.autograd.grad(estimator(logprobs, ref_logprobs), logprobs)
     assert gradient.item() == pytest.approx(derivative(gap), abs=1e-12)
 
 
 def test_k2_as_a_loss_has_the_gradient_of_the_divergence():
     # E[∇k2] over the policy's own draws is ∇KL(π, π_ref), computed here exactly on a small vocabulary.
     logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
-    reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
+    ref_logprobs = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
     logprobs = logits.log_softmax(0)
-    (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits, retain_graph=True)
-    drawn = (logprobs.detach().exp() * kl_k2(logprobs, reference)).sum()
+    (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - ref_logprobs)).sum(), logits, retain_graph=True)
+    drawn = (logprobs.detach().exp() * kl_k2(logprobs, ref_logprobs)).sum()
     (found,) = torch.autograd.grad(drawn, logits)
     assert torch.allclose(found, exact, atol=1e-12)
 
@@ -245,7 +245,7 @@ def test_the_coefficient_follows_the_divergence():
 def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: float, hand: Hand):
     # What `_compute_loss` of TRL 1.16's trainers gives for this batch, on-policy, without a divergence in the loss:
     # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
-    hand.batch.behavior.copy_(hand.proximal)
+    hand.batch.behavior_logprobs.copy_(hand.old_logprobs)
     algorithm = ALGORITHMS[name]
     clip = algorithm.clip_for(rlhf())
     found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)

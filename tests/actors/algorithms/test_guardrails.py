@@ -13,7 +13,7 @@ def test_limits_are_named_and_none_is_set_unless_asked():
         breach(figures, rlhf(max_kl=5.0, min_entropy=0.02)) or ""
     )
     assert breach(figures, rlhf(max_kl=5.0, min_entropy=0.01)) is None
-    assert "was 5.00 nats an answer away from the fine-tuned model, and rlhf.stop.max_kl is 4.9" in (
+    assert "sequence KL from the fine-tuned model was 5.00 nats, and rlhf.stop.max_kl is 4.9" in (
         breach(figures, rlhf(max_kl=4.9)) or ""
     )
     assert "0.40 of the policy's answers had stood in them before, and rlhf.stop.max_repetition is 0.3" in (

@@ -20,8 +20,9 @@ from actors.model.causal_lm import build
 from actors.model.reward_head import with_new_head
 from actors.rollout.weights import stored
 from actors.trainer.data import Shard
+from actors.trainer.job import checkpoints_in
 from actors.types import Prompt, RolloutId, Sample
-from cluster.errors import StageError
+from cluster.errors import StageError, UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
 from tests.helpers import rlhf
@@ -125,7 +126,7 @@ def test_adapters_learn_from_the_model_that_they_are_beside(folders, tmp_path: P
     assert kl[1] != pytest.approx(0, abs=1e-6)
     learner.export(tmp_path / "policy", within_limits=False)
     exported = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").named_parameters())
-    sent = dict(lora.added(stored(folders[0]), learner.weights()))
+    sent = dict(lora.merge_into(stored(folders[0]), learner.weights()))
     assert all(torch.equal(value, sent[name]) for name, value in exported.items())
     assert (tmp_path / "policy" / lora.FOLDER / lora.ADAPTER_FILE).exists()
     # No policy was measured to be within limits: the fine-tuned model is what is left.
@@ -146,7 +147,7 @@ def test_every_option_has_its_term_in_the_loss(folders):
     for prompt, answers, rewards in zip(PROMPTS, ANSWERS, shaped, strict=True):
         for answer, reward in zip(answers, rewards, strict=True):
             advantage = (reward - np.mean(rewards)) / (np.std(rewards) + 1e-4)
-            row = torch.tensor([prompt.token_ids + answer], device=learner.part.device)
+            row = torch.tensor([prompt.token_ids + answer], device=learner.worker.device)
             with torch.no_grad():
                 both = [
                     model(row).logits[0, len(prompt.token_ids) - 1 : -1].log_softmax(-1)
@@ -218,13 +219,36 @@ def test_nothing_to_restore(folders, tmp_path: Path):
     assert make(folders).restore(tmp_path / "none") is None
 
 
-def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(folders, tmp_path: Path):
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(folders, tmp_path: Path):
     learner = make(folders)
-    learner.save(tmp_path / "checkpoint", {"step": 3})
-    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
-    state = make(folders).restore(tmp_path / "checkpoint")
+    for step in (3, 4):
+        learner.step(PROMPTS, samples(learner), REWARDS)
+        learner.save(tmp_path, {"step": step})
+    ((_, first), (_, second)) = checkpoints_in(tmp_path)
+    second.rename(second.with_name("side_2"))
+    again = make(folders)
+    state = again.restore(tmp_path)
     assert state is not None
-    assert state["step"] == 3
+    assert (state["step"], again.version) == (3, 1)
+    assert checkpoints_in(tmp_path) == [(1, first)]
+    # Of what the kill left, nothing is in the way of the step that is done again.
+    again.step(PROMPTS, samples(again), REWARDS)
+    again.save(tmp_path, {"step": 4})
+    for name, value in make_restored(folders, tmp_path).weights().items():
+        assert torch.equal(value, learner.weights()[name]), name
+
+
+def make_restored(folders: Folders, folder: Path) -> Learner:
+    learner = make(folders)
+    assert learner.restore(folder) is not None
+    return learner
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named(folders, tmp_path: Path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="by an earlier version, whose checkpoint is in another format: remove"):
+        make(folders).restore(tmp_path)
 
 
 def test_the_critic_learns_the_returns(folders):
@@ -308,7 +332,7 @@ def test_log_probabilities_are_those_of_the_tempered_distribution(folders):
     model = learner.policy.double()
     with torch.no_grad():
         for sequence, begin, values in ((row, start, found[0]), (short, 3, found[1])):
-            logits = model(torch.tensor([sequence], device=learner.part.device)).logits[0] / temperature
+            logits = model(torch.tensor([sequence], device=learner.worker.device)).logits[0] / temperature
             for value, position in zip(values, range(begin, len(sequence)), strict=True):
                 before = logits[position - 1]
                 expected = before[sequence[position]] - before.exp().sum().log()
@@ -350,8 +374,8 @@ def test_only_a_policy_whose_accuracy_was_measured_is_kept(folders):
         assert measured.items() <= figures.items()
         if high == 0.7:
             good = before
-        assert (learner.kept is not None) == kept
-    for name, value in learner.kept.items():
+        assert (learner.last_within_limits is not None) == kept
+    for name, value in learner.last_within_limits.items():
         assert torch.equal(value, good[f"policy.{name}"]), name
 
 
@@ -380,4 +404,4 @@ def test_length_is_correlated_with_reward_within_prompts_alone(folders):
 def test_without_limits_no_second_policy_is_held(folders):
     learner = make(folders)
     learner.step(PROMPTS, samples(learner), REWARDS)
-    assert learner.kept is None
+    assert learner.last_within_limits is None

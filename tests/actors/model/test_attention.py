@@ -7,8 +7,8 @@ from actors.model.attention import (
     PAD_DOCUMENT_ID,
     document_bounds,
     document_mask,
-    one_document_a_row,
-    restarting_positions,
+    has_one_document_per_row,
+    position_ids_within_documents,
 )
 from actors.model.causal_lm import build, next_token_losses
 from cluster.recipe.model import Model
@@ -30,8 +30,8 @@ def test_mask_of_hand_made_rows() -> None:
 
 def test_positions_restart_with_every_document() -> None:
     rows = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, PAD_DOCUMENT_ID, PAD_DOCUMENT_ID]])
-    assert restarting_positions(rows)[0].tolist() == [0, 1, 2, 0, 1, 0]
-    assert restarting_positions(rows)[1, :4].tolist() == [0, 0, 1, 2]
+    assert position_ids_within_documents(rows)[0].tolist() == [0, 1, 2, 0, 1, 0]
+    assert position_ids_within_documents(rows)[1, :4].tolist() == [0, 0, 1, 2]
 
 
 def test_bounds_of_hand_made_rows() -> None:
@@ -50,7 +50,7 @@ def test_bounds_of_hand_made_rows() -> None:
     ],
 )
 def test_rows_of_one_document_are_told(rows: list[list[int]], alone: bool) -> None:
-    assert one_document_a_row(torch.tensor(rows)) is alone
+    assert has_one_document_per_row(torch.tensor(rows)) is alone
 
 
 def test_a_row_of_one_document_needs_no_mask() -> None:

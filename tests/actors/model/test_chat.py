@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from actors.model.chat import Chat
-from actors.model.chat_template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
+from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import UserError
 from tests.templates import CHATML, GEMMA_2, LLAMA_3
 
@@ -64,12 +64,12 @@ def test_every_token_of_two_turns_and_whether_it_is_trained(chat: Chat):
         ([*letters(chat, "so"), END], True),
     ]
     assert rendered.token_ids == [token for tokens, _ in parts for token in tokens]
-    assert rendered.trained == [flag for tokens, flag in parts for _ in tokens]
+    assert rendered.loss_mask == [flag for tokens, flag in parts for _ in tokens]
 
 
 def test_the_end_of_the_assistants_turn_is_trained_and_the_users_is_not(chat: Chat):
     rendered = chat.conversation(CONVERSATION)
-    ends = [flag for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if token == END]
+    ends = [flag for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if token == END]
     assert ends == [False, False, True, False, True]
     assert (chat.end_of_turn_id, chat.padding_id) == (END, 0)
 
@@ -81,7 +81,7 @@ def test_a_prompt_is_how_the_conversation_begins(chat: Chat, turn: int):
     assert prompt[-1] == ASSISTANT
     assert rendered.token_ids[: len(prompt)] == prompt
     # What follows the prompt is what is trained, and it is all that is trained of this turn.
-    assert all(rendered.trained[len(prompt) :])
+    assert all(rendered.loss_mask[len(prompt) :])
 
 
 def test_a_conversation_without_the_assistant_is_refused(chat: Chat):
@@ -113,7 +113,7 @@ def test_a_template_without_marks_trains_the_same_tokens(folder: Path):
 
 def test_a_conversation_that_the_assistant_begins_is_refused_where_nothing_marks_its_turn(folder: Path):
     talk = [{"role": "assistant", "content": "Welcome."}, *CONVERSATION[1:3]]
-    assert any(Chat.of(folder).conversation(talk).trained)
+    assert any(Chat.of(folder).conversation(talk).loss_mask)
     with pytest.raises(UserError, match=r"begins 'Welcome\.' has the assistant's turn first"):
         styled(folder, "chatml").conversation(talk)
 
@@ -121,7 +121,7 @@ def test_a_conversation_that_the_assistant_begins_is_refused_where_nothing_marks
 @pytest.mark.parametrize("refused", [CONVERSATION[:3], [CONVERSATION[1], *CONVERSATION[1:3]]])
 def test_what_a_template_does_not_take_is_said_in_one_line(folder: Path, refused: list[dict[str, str]]):
     chat = styled(folder, "gemma")
-    assert any(chat.conversation(CONVERSATION[1:]).trained)
+    assert any(chat.conversation(CONVERSATION[1:]).loss_mask)
     beginning = repr(refused[0]["content"])
     for read in (chat.conversation, lambda messages: chat.prompt(messages[:-1])):
         with pytest.raises(UserError, match=f"does not take a conversation that begins {beginning}: [A-Z].+") as caught:
@@ -173,8 +173,8 @@ def test_every_token_in_the_style_of_other_models(folder: Path, style: str):
     ids = [(chat.tokenizer.encode(text, add_special_tokens=False), trained) for text, trained in pieces if text]
     rendered = chat.conversation(CONVERSATION)
     assert rendered.token_ids == [token for tokens, _ in ids for token in tokens]
-    assert rendered.trained == [flag for tokens, flag in ids for _ in tokens]
-    words = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    assert rendered.loss_mask == [flag for tokens, flag in ids for _ in tokens]
+    words = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
     assert chat.tokenizer.decode(words) == f"hello{end}so{end}"
     assert words.count(chat.end_of_turn_id) == 2
 
@@ -193,7 +193,7 @@ def test_a_tools_turn_is_read_and_not_trained_where_the_template_has_it(folder: 
     talk = [*CONVERSATION[1:3], {"role": "tool", "content": "12:00"}, CONVERSATION[4]]
     chat = styled(folder, "chatml")
     rendered = chat.conversation(talk)
-    words = [token for token, flag in zip(rendered.token_ids, rendered.trained, strict=True) if flag]
+    words = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
     assert chat.tokenizer.decode(words) == "hello<|im_end|>so<|im_end|>"
     assert "<|im_start|>tool\n12:00<|im_end|>" in chat.tokenizer.decode(rendered.token_ids)
     with pytest.raises(UserError, match="no place for one"):

@@ -9,12 +9,12 @@ import torch
 from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import load
 from actors.model.fsdp import WithLoss
-from actors.model.generation import OPENING_TOKENS, Opening, continuations, openings, read
-from actors.model.microbatch import WorkerPart
+from actors.model.generation import OPENING_TOKENS, Opening, continuation_metrics, continuations, openings
+from actors.model.microbatch import Worker
 from actors.objectives.lm import LanguageObjective
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
-PART = WorkerPart(0, 1, 1, "float32", torch.device("cpu"))
+WORKER = Worker(0, 1, 1, "float32", torch.device("cpu"))
 TOKENS = 6
 
 
@@ -31,7 +31,7 @@ def test_a_conversation_is_given_up_to_the_first_trained_turn():
         {
             "input_ids": [[2, 30, 4, 3, 31, 4, 2, 32, 3, 33, 4, 0], [2, 40, 3, 41, 0, 0, 0, 0, 0, 0, 0, 0]],
             "document_ids": [[0] * 11 + [PAD_DOCUMENT_ID], [0] * 4 + [PAD_DOCUMENT_ID] * 8],
-            "trained": [[n in (4, 5, 9, 10) for n in range(12)], [n == 3 for n in range(12)]],
+            "loss_mask": [[n in (4, 5, 9, 10) for n in range(12)], [n == 3 for n in range(12)]],
         }
     )
     expected = [Opening([2, 30, 4, 3], [31, 4], is_prompt=True), Opening([2, 40, 3], [41], is_prompt=True)]
@@ -59,19 +59,19 @@ def greedy(model: torch.nn.Module, token_ids: list[int], end: int) -> list[int]:
 
 
 def test_texts_of_all_lengths_are_continued_as_each_alone_and_training_does_not_notice(folder: Path):
-    plain = load(folder)
-    model = WithLoss(plain, LanguageObjective()).train()
+    unwrapped_model = load(folder)
+    model = WithLoss(unwrapped_model, LanguageObjective()).train()
     given = [Opening(ids, [], True) for ids in ([2, 20, 4, 3], [2, 30, 40, 50, 60, 70, 4, 3], [9])]
-    first = greedy(plain, given[0].token_ids, end=-1)
+    first = greedy(unwrapped_model, given[0].token_ids, end=-1)
     # As if the model ended with the third token that it writes.
     end, chance = first[2], torch.get_rng_state()
-    settings = plain.generation_config.to_dict()
-    written = continuations(model, given, TOKENS, end, PART)
-    assert written == [greedy(plain, opening.token_ids, end) for opening in given]
+    settings = unwrapped_model.generation_config.to_dict()
+    written = continuations(model, given, TOKENS, end, WORKER)
+    assert written == [greedy(unwrapped_model, opening.token_ids, end) for opening in given]
     assert written[0] == first[: first.index(end)]
     assert model.training
     assert torch.equal(torch.get_rng_state(), chance)
-    assert plain.generation_config.to_dict() == settings
+    assert unwrapped_model.generation_config.to_dict() == settings
 
 
 def test_answers_are_compared_but_for_case_spaces_and_the_end_of_the_turn():
@@ -83,12 +83,12 @@ def test_answers_are_compared_but_for_case_spaces_and_the_end_of_the_turn():
     wanted = ids("The capital is Lima.<|end|>")
     given = [Opening(ids(f"<|user|>{n}<|end|><|assistant|>"), wanted, True) for n in range(4)]
     written = [ids(text) for text in ("The capital is Lima.", " the  capital is LIMA.", "Lima.", "")]
-    found = read(tokenizer, given, written, shown=2)
+    found = continuation_metrics(tokenizer, given, written, shown=2)
     assert found["held_out_exact"] == 0.5
     assert found["samples"] == [
         {"given": "0", "written": "The capital is Lima.", "wanted": "The capital is Lima."},
         {"given": "1", "written": "the  capital is LIMA.", "wanted": "The capital is Lima."},
     ]
     text = Opening(ids("The capital"), wanted, is_prompt=False)
-    assert "held_out_exact" not in read(tokenizer, [text], [wanted], shown=1)
-    assert read(tokenizer, [], [], shown=1) == {"samples": []}
+    assert "held_out_exact" not in continuation_metrics(tokenizer, [text], [wanted], shown=1)
+    assert continuation_metrics(tokenizer, [], [], shown=1) == {"samples": []}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.model import lora
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import WorkerPart, accumulate
+from actors.model.microbatch import Worker, accumulate
 from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
@@ -26,7 +26,7 @@ from tests.tiny import write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
 ROWS = pa.table({"input_ids": [[2, 20, 30, 40, 4, 3, 50, 60]], "document_ids": [[0] * 8]})
-PART = WorkerPart(0, 1, 1, "float32", torch.device("cpu"))
+WORKER = Worker(0, 1, 1, "float32", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +41,25 @@ class Trained:
     """A model with adapters and what trains it."""
 
     def __init__(self, base: Path, seed: int = 7) -> None:
-        self.plain = load(base)
-        lora.add(self.plain, Lora(rank=4, alpha=8), seed)
-        self.model = WithLoss(self.plain, LanguageObjective()).train()
+        self.base = load(base)
+        lora.add(self.base, Lora(rank=4, alpha=8), seed)
+        self.model = WithLoss(self.base, LanguageObjective()).train()
         self.optimizers = make_optimizers(self.model, "adamw", 1e-2, 0.1)
 
     def step(self, count: int = 1) -> list[float]:
         losses = []
         for _ in range(count):
             loss, _ = accumulate(
-                self.model, self.model.objective, ROWS, 7, WorkerPart(0, 1, 1, "float32", torch.device("cpu"))
+                self.model, self.model.objective, ROWS, 7, Worker(0, 1, 1, "float32", torch.device("cpu"))
             )
             losses.append(loss)
-            for stepper in self.optimizers:
-                stepper.step()
-                stepper.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         return losses
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().clone() for name, value in self.plain.state_dict().items()}
+        return {name: value.detach().clone() for name, value in self.base.state_dict().items()}
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -69,7 +69,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def test_adapters_begin_as_nothing_and_come_from_the_seed(base: Path):
     trained = Trained(base)
-    torch.testing.assert_close(logits(trained.plain), logits(load(base)), rtol=0, atol=0)
+    torch.testing.assert_close(logits(trained.base), logits(load(base)), rtol=0, atol=0)
     same, other = Trained(base).weights(), Trained(base, seed=8).weights()
     downs = [name for name in same if name.endswith(lora.DOWN)]
     # Seven linear layers in each of two layers; the output head has none.
@@ -100,10 +100,10 @@ def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base
     trained = Trained(base)
     trained.step(4)
     weights = trained.weights()
-    sent = lora.scaled(trained.plain, weights)
-    expected = lora.merged(trained.plain, weights)
+    sent = lora.scaled_adapters(trained.base, weights)
+    expected = lora.merged_weights(trained.base, weights)
     expected.pop("lm_head.weight")
-    found = dict(lora.added(stored(base), sent))
+    found = dict(lora.merge_into(stored(base), sent))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
@@ -112,10 +112,10 @@ def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base
 def test_switched_off_it_is_the_model_before(base: Path):
     trained = Trained(base)
     trained.step(4)
-    after = logits(trained.plain)
-    with lora.switched_off(trained.plain) as plain:
-        assert torch.equal(logits(plain), logits(load(base)))
-    assert torch.equal(logits(trained.plain), after)
+    after = logits(trained.base)
+    with lora.disabled(trained.base) as unwrapped_model:
+        assert torch.equal(logits(unwrapped_model), logits(load(base)))
+    assert torch.equal(logits(trained.base), after)
     losses = trained.step(3)
     assert losses[-1] < losses[0]
 
@@ -125,9 +125,9 @@ def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(
 
     trained = Trained(base)
     trained.step(4)
-    expected = logits(trained.plain)
+    expected = logits(trained.base)
     assert float((expected - logits(load(base))).abs().max()) > 0.1
-    checkpoint.export(trained.model, trained.plain, AutoTokenizer.from_pretrained(base), tmp_path, rank=0)
+    checkpoint.export(trained.model, trained.base, AutoTokenizer.from_pretrained(base), tmp_path, rank=0)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert {name for name, _ in exported.named_parameters()} == {name for name, _ in load(base).named_parameters()}
     # In float32, a sum in another order differs by some 2^-22 of what is summed.
@@ -146,9 +146,11 @@ def test_training_goes_on_from_a_checkpoint_of_the_adapters_alone(base: Path, tm
     undisturbed, first = Trained(base), Trained(base)
     expected = undisturbed.step(4)
     losses = first.step(2)
-    checkpoint.write(first.model, first.optimizers, tmp_path)
+    checkpoint.write(checkpoint.training_state(first.model, first.optimizers), tmp_path)
     second = Trained(base, seed=8)
-    checkpoint.read(second.model, second.optimizers, tmp_path)
+    state = checkpoint.training_state(second.model, second.optimizers)
+    checkpoint.read(state, tmp_path)
+    checkpoint.load_training_state(second.model, second.optimizers, state)
     assert losses + second.step(2) == expected
     assert all(torch.equal(value, undisturbed.weights()[name]) for name, value in second.weights().items())
     written = {name for name in FileSystemReader(tmp_path).read_metadata().state_dict_metadata if "model." in name}
@@ -159,13 +161,13 @@ def test_training_goes_on_from_a_checkpoint_of_the_adapters_alone(base: Path, tm
 @pytest.mark.parametrize("other", [{"hidden": 128}, {"hidden": 64, "layers": 3}])
 def test_a_checkpoint_of_another_shape_is_named_and_nothing_is_taken_from_it(tmp_path: Path, other: dict[str, int]):
     def made(**shape: int) -> tuple[WithLoss, list[torch.optim.Optimizer]]:
-        plain = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
-        model = WithLoss(plain, LanguageObjective())
+        unwrapped_model = build(Model(vocabulary=300, **{"layers": 2, **shape}), 1, end_of_turn=4, padding=0)
+        model = WithLoss(unwrapped_model, LanguageObjective())
         return model, make_optimizers(model, "adamw", 1e-2, 0.1)
 
-    checkpoint.write(*made(hidden=64), tmp_path)
+    checkpoint.write(checkpoint.training_state(*made(hidden=64)), tmp_path)
     model, optimizers = made(**other)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match="is damaged or of a model of another shape; remove it"):
-        checkpoint.read(model, optimizers, tmp_path)
+        checkpoint.read(checkpoint.training_state(model, optimizers), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -18,7 +18,7 @@ from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build
 from actors.model.chunked_cross_entropy import summed_loss, token_losses
 from actors.model.fsdp import WithLoss, shard
-from actors.model.microbatch import WorkerPart, accumulate, evaluate, sum_over_workers
+from actors.model.microbatch import Worker, accumulate, evaluate, sum_over_workers
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 
@@ -31,12 +31,12 @@ CASES = [(1, 1 << 26, False), (2, 1 << 26, False), (4, 5 * VOCABULARY, False), (
 def batch(seed: int = 5) -> pa.Table:
     """Packed rows with uneven numbers of trained tokens; in rows 2 and 3 nothing is trained."""
     chance = np.random.default_rng(seed)
-    columns: dict[str, list] = {"input_ids": [], "document_ids": [], "trained": []}
+    columns: dict[str, list] = {"input_ids": [], "document_ids": [], "loss_mask": []}
     for row in range(ROWS):
         used, cut = int(chance.integers(6, CONTEXT + 1)), int(chance.integers(2, 5))
         columns["input_ids"].append([*chance.integers(5, VOCABULARY, used), *[0] * (CONTEXT - used)])
         columns["document_ids"].append([*[0] * cut, *[1] * (used - cut), *[PAD_DOCUMENT_ID] * (CONTEXT - used)])
-        columns["trained"].append(list(chance.random(CONTEXT) < (0.0 if row in (2, 3) else 0.3 + 0.1 * row)))
+        columns["loss_mask"].append(list(chance.random(CONTEXT) < (0.0 if row in (2, 3) else 0.3 + 0.1 * row)))
     return pa.table({name: pa.array([np.array(row) for row in rows]) for name, rows in columns.items()})
 
 
@@ -53,7 +53,7 @@ def expected() -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the whole batch, document by document, with transformers' own causal forward."""
     made, rows = model(), LanguageObjective().collate(batch())
     losses = []
-    for ids, documents, trained in zip(rows.input_ids, rows.document_ids, rows.trained, strict=True):
+    for ids, documents, trained in zip(rows.input_ids, rows.document_ids, rows.loss_mask, strict=True):
         for number in (0, 1):
             own = documents == number
             logits = made(input_ids=ids[own][None]).logits[0, :-1]
@@ -82,7 +82,7 @@ def test_one_worker(reference: tuple[float, dict[str, Tensor]], micro_batch_rows
     assert objective.count(objective.collate(rows.slice(2, 2))) == 0, "a micro-batch in which nothing is trained"
     total = objective.count(objective.collate(rows))
     loss, _ = accumulate(
-        WithLoss(made, objective), objective, rows, total, WorkerPart(0, 1, micro_batch_rows, "float32", CPU)
+        WithLoss(made, objective), objective, rows, total, Worker(0, 1, micro_batch_rows, "float32", CPU)
     )
     assert loss == pytest.approx(reference[0], abs=1e-6)
     assert_same({name: p.grad for name, p in made.named_parameters() if p.grad is not None}, reference[1])
@@ -90,10 +90,10 @@ def test_one_worker(reference: tuple[float, dict[str, Tensor]], micro_batch_rows
 
 def test_a_batch_in_which_nothing_is_trained_has_no_gradient():
     made, objective, rows = model(), LanguageObjective(), batch().slice(2, 2)
-    loss, _ = accumulate(WithLoss(made, objective), objective, rows, 0, WorkerPart(0, 1, 2, "float32", CPU))
+    loss, _ = accumulate(WithLoss(made, objective), objective, rows, 0, Worker(0, 1, 2, "float32", CPU))
     assert loss == 0
     assert all(float(p.grad.abs().max()) == 0 for p in made.parameters() if p.grad is not None)
-    assert evaluate(WithLoss(made, objective), objective, [rows], WorkerPart(0, 1, 2, "float32", CPU)) == {}
+    assert evaluate(WithLoss(made, objective), objective, [rows], Worker(0, 1, 2, "float32", CPU)) == {}
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -103,15 +103,15 @@ def worker(rank: int, folder: Path) -> None:
     total = objective.count(objective.collate(rows))
     for number, (micro_batch_rows, logits, recompute) in enumerate(CASES):
         causal_lm.LOGITS_AT_ONCE = {"cpu": logits}
-        part, plain = WorkerPart(rank, 2, micro_batch_rows, "float32", CPU), model()
+        own, unwrapped_model = Worker(rank, 2, micro_batch_rows, "float32", CPU), model()
         if recompute:
-            plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        sharded = shard(WithLoss(plain, objective), 2, CPU).train()
-        loss, _ = sum_over_workers(*accumulate(sharded, objective, rows, total, part), part)
+            unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        sharded = shard(WithLoss(unwrapped_model, objective), 2, CPU).train()
+        loss, _ = sum_over_workers(*accumulate(sharded, objective, rows, total, own), own)
         found = {name: p.grad for name, p in sharded.model.named_parameters()}
         assert all(isinstance(gradient, DTensor) for gradient in found.values())
         whole = {name: gradient.full_tensor().contiguous() for name, gradient in found.items()}
-        held_out = evaluate(sharded, objective, [rows], part)
+        held_out = evaluate(sharded, objective, [rows], own)
         if rank == 0:
             figures = {"loss": torch.tensor(loss), "held_out": torch.tensor(held_out["loss"])}
             save_file({**whole, **figures}, folder / f"{number}.safetensors")

@@ -14,7 +14,6 @@ from actors.model.perf import (
     peak_flops,
     stated_flops,
 )
-from actors.objectives.lm import LanguageObjective
 from cluster.errors import UserError
 from cluster.recipe.model import Model
 
@@ -42,7 +41,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CXX", raising=False)
     model = build(SMALL, 0, end_of_turn=4, padding=0)
     with pytest.raises(UserError, match=r"compile_layers needs a C\+\+ compiler"):
-        compile_layers(model, LanguageObjective())
+        compile_layers(model)
 
 
 def test_the_operations_of_a_token_are_counted_by_hand():

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actors.model.causal_lm import build, hidden_states
-from actors.model.prefix_sharing import SharedRows, answer_states, pays, share_prompts
+from actors.model.causal_lm import build, last_hidden_states
+from actors.model.completion_logprobs import completion_states
+from actors.model.prefix_sharing import SharedRows, pays, share_prompts
 from cluster.recipe.model import Model
 
 PROMPTS = [[2, 10, 11, 12, 13, 14, 4, 3], [2, 15, 4, 3], [2, 16, 17, 4, 3]]
@@ -44,7 +45,7 @@ def test_states_and_gradients_are_those_of_separate_rows(model, order: list[int]
     ids, drawn, groups = batch(order)
     assert pays(rows_of(ids, drawn, groups), ids, 32)
     results = []
-    for states in (answer_states(model, ids, drawn, groups), hidden_states(model, ids)[:, :-1][drawn[:, 1:]]):
+    for states in (completion_states(model, ids, drawn, groups), last_hidden_states(model, ids)[:, :-1][drawn[:, 1:]]):
         loss = model.lm_head(states).log_softmax(-1).square().sum()
         found = torch.autograd.grad(loss, list(model.parameters()))
         results.append((states, found))
@@ -68,8 +69,8 @@ def test_a_prompt_goes_through_the_model_once(model):
         lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True
     )
     try:
-        answer_states(model, ids, drawn, groups)
-        answer_states(model, ids, drawn, torch.arange(6))
+        completion_states(model, ids, drawn, groups)
+        completion_states(model, ids, drawn, torch.arange(6))
     finally:
         hook.remove()
     assert seen == [(3, 14), (6, 13)]

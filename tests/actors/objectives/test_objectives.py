@@ -15,9 +15,10 @@ from actors.algorithms import grpo, ppo
 from actors.algorithms.losses import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
 from actors.algorithms.shaping import at_last_token
 from actors.model.causal_lm import build
+from actors.model.completion_logprobs import pad_completions
 from actors.model.optim import BETAS, adamw, learning_rate_factor, muon_and_adamw
-from actors.objectives.bradley_terry import CENTRING, PreferenceObjective, ranking_losses
-from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses, padded_answers
+from actors.objectives.bradley_terry import CENTERING, BradleyTerryObjective, ranking_losses
+from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses
 from cluster.recipe.model import Model
 
 
@@ -136,7 +137,7 @@ def test_a_annotators_weight_multiplies_the_loss_of_their_rankings():
         {"input_ids": [1, 7, 1, 3], "lengths": [2, 2], "ranks": [1, 2], "weight": 1.5},
         {"input_ids": [2, 2, 2, 9, 4], "lengths": [2, 1, 2], "ranks": [2, 1, 1], "weight": 0.5},
     ]
-    objective = PreferenceObjective(padding=0)
+    objective = BradleyTerryObjective(padding=0)
     total, figures = objective.loss(Headed(), objective.collate(pa.Table.from_pylist(rows)))
 
     def loss(rewards, ranks):
@@ -147,7 +148,7 @@ def test_a_annotators_weight_multiplies_the_loss_of_their_rankings():
             -win * math.log(1 / (1 + math.exp(-gap))) - (1 - win) * math.log(1 - 1 / (1 + math.exp(-gap)))
             for gap, win in zip(gaps, wins, strict=True)
         ]
-        return sum(bits) / len(bits) + CENTRING * sum(reward**2 for reward in rewards) / len(rewards)
+        return sum(bits) / len(bits) + CENTERING * sum(reward**2 for reward in rewards) / len(rewards)
 
     expected = 1.5 * loss([0.7, 0.3], [1, 2]) + 0.5 * loss([0.2, 0.2, 0.4], [2, 1, 1])
     assert total.item() == pytest.approx(expected, abs=1e-6)
@@ -172,7 +173,7 @@ def test_the_loss_and_its_gradients_are_those_of_answers_alone():
         }
         for prompt, answers, ranks in rankings
     ]
-    objective, seen = PreferenceObjective(padding=0), []
+    objective, seen = BradleyTerryObjective(padding=0), []
     hook = model.model.register_forward_pre_hook(
         lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True
     )
@@ -184,7 +185,7 @@ def test_the_loss_and_its_gradients_are_those_of_answers_alone():
     for prompt, answers, ranks in rankings:
         states = [model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state[0, -1] for answer in answers]
         rewards = model.score(torch.stack(states)).squeeze(-1)
-        alone = alone + ranking_losses(rewards, torch.tensor(ranks)).mean() + CENTRING * rewards.square().mean()
+        alone = alone + ranking_losses(rewards, torch.tensor(ranks)).mean() + CENTERING * rewards.square().mean()
     assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
     parameters = list(model.parameters())
     pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True)
@@ -329,17 +330,17 @@ def test_dpo_reads_the_log_probability_of_answers_alone_and_starts_from_no_prefe
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
-    ids, answer = padded_answers([prompt + one for one in answers], [len(prompt)] * 2, padding=0)
+    ids, answer = pad_completions([prompt + one for one in answers], [len(prompt)] * 2, padding=0)
     assert answer.sum(1).tolist() == [3, 2]
     with torch.no_grad():
         assert answer_logprobs(model, ids, answer).tolist() == pytest.approx(expected, abs=1e-5)
-    row = {"input_ids": [*prompt, *answers[0], *prompt, *answers[1]], "lengths": [6, 5], "prompt": 3}
+    row = {"input_ids": [*prompt, *answers[0], *prompt, *answers[1]], "lengths": [6, 5], "prompt_length": 3}
     objective = DpoObjective(padding=0, beta=0.1)
-    batch = objective.collate(pa.Table.from_pylist([row | {"reference": expected}] * 2))
+    batch = objective.collate(pa.Table.from_pylist([row | {"ref_logprobs": expected}] * 2))
     loss, figures = objective.loss(model, batch)
     assert objective.count(batch) == 2
     assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-5)
-    batch = objective.collate(pa.Table.from_pylist([row | {"reference": [expected[0] - 3.0, expected[1]]}]))
+    batch = objective.collate(pa.Table.from_pylist([row | {"ref_logprobs": [expected[0] - 3.0, expected[1]]}]))
     loss, figures = objective.loss(model, batch)
     assert (loss.item(), figures["margins"]) == pytest.approx((math.log1p(math.exp(-0.3)), 0.3), abs=1e-5)
     assert figures["right_pairs"] == 1

@@ -122,7 +122,7 @@ def test_adapters_alone_are_sent_and_merged_by_the_engines(fleet: Fleet, tiny: T
         for name, value in policy.named_parameters():
             if name.endswith(lora.UP):
                 value.normal_(0, 0.1)
-    sent = lora.scaled(policy, policy.state_dict())
+    sent = lora.scaled_adapters(policy, policy.state_dict())
     fleet.load(fresh_version, sent)
     for handle in fleet.handles():
         assert mismatch(fleet.digests(sent), ray.get(handle.checksums.remote(), timeout=180)) is None

@@ -11,7 +11,7 @@ from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
 from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
-from actors.trainer.checkpoint import Checkpoints, read
+from actors.trainer.checkpoint import Checkpoints, load_training_state, read, training_state
 from actors.trainer.job import checkpoints_in
 from cluster.errors import StageError
 from cluster.recipe.model import Model
@@ -24,7 +24,7 @@ def made() -> tuple[WithLoss, list[Optimizer]]:
 
 
 def save_whole(checkpoints: Checkpoints, step: int) -> None:
-    checkpoints.save(*made(), step)
+    checkpoints.save(training_state(*made()), step)
     checkpoints.wait()
 
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(
             parameter.grad = torch.ones_like(parameter)
         optimizers[0].step()
         saved[step] = [parameter.detach().clone() for parameter in model.parameters()]
-        checkpoints.save(model, optimizers, step)
+        checkpoints.save(training_state(model, optimizers), step)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -59,6 +59,8 @@ def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(
     assert [step for step, _ in checkpoints_in(tmp_path)] == [2, 3]
     for step, folder in checkpoints_in(tmp_path):
         other, others = made()
-        read(other, others, folder)
+        state = training_state(other, others)
+        read(state, folder)
+        load_training_state(other, others, state)
         assert all(torch.equal(one, two) for one, two in zip(saved[step], other.parameters(), strict=True))
-        assert {int(state["step"]) for state in others[0].state.values()} == {step}
+        assert {int(own["step"]) for own in others[0].state.values()} == {step}

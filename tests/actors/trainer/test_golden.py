@@ -15,10 +15,10 @@ import torch
 
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import WorkerPart, accumulate
+from actors.model.microbatch import Worker, accumulate
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.reward_head import with_new_head
-from actors.objectives.bradley_terry import PreferenceObjective
+from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 from tests.tiny import write_tiny_model
@@ -35,7 +35,7 @@ def packed(chance: np.random.Generator, trained_share: float | None) -> pa.Table
         columns["input_ids"].append(np.array([*chance.integers(5, 25, used), *[0] * (CONTEXT - used)]))
         columns["document_ids"].append(np.array([*[0] * cut, *[1] * (used - cut), *[-1] * (CONTEXT - used)]))
     if trained_share is not None:
-        columns["trained"] = [chance.random(CONTEXT) < trained_share for _ in range(ROWS)]
+        columns["loss_mask"] = [chance.random(CONTEXT) < trained_share for _ in range(ROWS)]
     return pa.table({name: pa.array(rows) for name, rows in columns.items()})
 
 
@@ -46,22 +46,20 @@ def ranked(chance: np.random.Generator) -> pa.Table:
     return pa.table({"input_ids": ids, "lengths": lengths, "ranks": ranks, "weight": [1.0] * ROWS})
 
 
-def curve(
-    model: Any, objective: Any, batches: Callable[[np.random.Generator], pa.Table], optimizer: str
-) -> list[float]:
+def curve(model: Any, objective: Any, batches: Callable[[np.random.Generator], pa.Table], kind: str) -> list[float]:
     torch.set_num_threads(1)
     both, chance, losses = WithLoss(model, objective), np.random.default_rng(7), []
-    optimizers = make_optimizers(both, optimizer, 1e-3, 0.1)
+    optimizers = make_optimizers(both, kind, 1e-3, 0.1)
     for step in range(STEPS):
-        for group in (group for stepper in optimizers for group in stepper.param_groups):
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = 1e-3 * learning_rate_factor(step, STEPS, 0.2, 0.5)
         rows = batches(chance)
         total = objective.count(objective.collate(rows))
-        loss, _ = accumulate(both, objective, rows, total, WorkerPart(0, 1, 3, "float32", torch.device("cpu")))
+        loss, _ = accumulate(both, objective, rows, total, Worker(0, 1, 3, "float32", torch.device("cpu")))
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for stepper in optimizers:
-            stepper.step()
-            stepper.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss)
     return losses
 
@@ -72,7 +70,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     return {
         "pretrain": curve(fresh, LanguageObjective(), lambda chance: packed(chance, None), "muon"),
         "sft": curve(load(folder), LanguageObjective(), lambda chance: packed(chance, 0.4), "adamw"),
-        "reward": curve(with_new_head(folder), PreferenceObjective(0), ranked, "adamw"),
+        "reward": curve(with_new_head(folder), BradleyTerryObjective(0), ranked, "adamw"),
     }
 
 

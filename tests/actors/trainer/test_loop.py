@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import WorkerPart, evaluate
+from actors.model.microbatch import Worker, evaluate
 from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard
@@ -37,7 +37,7 @@ from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import Allocation, Plan
-from pipelines.train import best_checkpoint, fit, speed, wait_for_training
+from pipelines.train import best_checkpoint, fit, speed_metrics, wait_for_training
 from tests.helpers import wait_until
 from tests.tiny import tiny_tokenizer
 
@@ -212,7 +212,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
     assert [row["step"] for row in resumed] == list(range(8))
     assert losses(resumed) == pytest.approx(losses(rows), abs=1e-6)
     assert [step for step, _ in checkpoints_in(root / "killed")] == [6, 8]
-    (resume,) = speed(resumed)["resumes"]
+    (resume,) = speed_metrics(resumed)["resumes"]
     assert resume["lost_steps"] == 2
     assert 0 < resume["recovery_seconds"] < 120
 
@@ -226,8 +226,8 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
     assert best["held_out_loss"] < rows[-1]["held_out_loss"] - 0.1
     objective = LanguageObjective()
     model = WithLoss(AutoModelForCausalLM.from_pretrained(tmp_path / "best"), objective)
-    part = WorkerPart(0, 1, 5, "float32", torch.device("cpu"))
-    found = evaluate(model, objective, iter([parquet.read_table(tmp_path / "held_out.parquet")]), part)
+    worker = Worker(0, 1, 5, "float32", torch.device("cpu"))
+    found = evaluate(model, objective, iter([parquet.read_table(tmp_path / "held_out.parquet")]), worker)
     assert found["loss"] == pytest.approx(best["held_out_loss"], abs=1e-5)
 
 
@@ -268,7 +268,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, ray_s
     assert all("loss" not in row and row["tokens"] == 0 for row in skipped)
     assert [row["step"] for row in rows] == list(range(8))
     assert all(np.isfinite(row["loss"]) for row in rows if row not in skipped)
-    assert speed(rows)["skipped_steps"] == 2
+    assert speed_metrics(rows)["skipped_steps"] == 2
     assert np.isfinite(rows[-1]["held_out_loss"])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "poisoned")
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())

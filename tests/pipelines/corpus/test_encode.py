@@ -11,7 +11,7 @@ import pytest
 import xxhash
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from actors.model.chat_template import SPECIAL_TOKENS
+from actors.model.tokenizer import SPECIAL_TOKENS
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
 from pipelines.corpus.read.packages import docstrings, standard_library
 from pipelines.corpus.tokens.cache import REPEATED, TokenCache

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.model.chat_template import SPECIAL_TOKENS
+from actors.model.tokenizer import SPECIAL_TOKENS
 from pipelines.corpus.tokens.encode import encode_documents
 from pipelines.corpus.tokens.pack import best_fit, cut, pack
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer

@@ -139,8 +139,8 @@ def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: N
         chat.conversation(whole[:4]).token_ids,
         chat.conversation(whole[:2]).token_ids,
     ]
-    assert all(rendered.token_ids[-1] == chat.end_of_turn_id and rendered.trained[-1] for rendered in found)
-    assert sum(found[0].trained) == sum(chat.conversation(whole[:4]).trained)
+    assert all(rendered.token_ids[-1] == chat.end_of_turn_id and rendered.loss_mask[-1] for rendered in found)
+    assert sum(found[0].loss_mask) == sum(chat.conversation(whole[:4]).loss_mask)
 
 
 def test_equal_prompts_of_a_file_are_merged(tmp_path: Path) -> None:
