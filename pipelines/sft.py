@@ -24,7 +24,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains the base model on the assistant's tokens of every conversation."""
     base = run.path("base")
     plan = make_plan(recipe)
-    figures = _prepare(recipe, base, out)
+    data_metrics = _prepare(recipe, base, out)
     shards, settings = out / "shards", recipe.sft
     job = training_job(
         recipe,
@@ -40,7 +40,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     model = best_checkpoint(rows, settings)
     return Result(
         metrics={
-            **figures,
+            **data_metrics,
             **{name: row[name] for row in (rows[0], model) for name in HELD_OUT_METRICS if name in row},
             "tokens": sum(row["tokens"] for row in rows),
             **speed_metrics(rows),

@@ -83,17 +83,17 @@ class Learner(LearnerState):
         settings, batch = self.settings, self.collator.rollouts(prompts, groups, rewards)
         targets = self._targets(batch)
         logprobs = torch.zeros_like(batch.behavior_logprobs)
-        figures: dict[str, list[float]] = {}
+        metrics: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
         self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         # Dynamic sampling may leave fewer rows than there are minibatches.
         for number, rows in enumerate(np.array_split(order, min(settings.minibatches, len(order)))):
             for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), logprobs, number).items():
-                figures.setdefault(name, []).append(value)
+                metrics.setdefault(name, []).append(value)
         sum_of_workers(self.worker, logprobs)
         start = _start_metrics(batch, logprobs if targets.old_logprobs is None else targets.old_logprobs, targets)
-        figures["kl_coefficient"] = [self.kl_coefficient]
+        metrics["kl_coefficient"] = [self.kl_coefficient]
         if settings.kl.target:
             self.kl_coefficient = adapted_coefficient(self.kl_coefficient, start["kl_sequence"], settings.kl.target)
         lag = [self.version - version for sample in samples for version in sample.weight_versions]
@@ -101,7 +101,7 @@ class Learner(LearnerState):
         own = sample_metrics(groups, rewards)
         self.first_length = self.first_length or own["response_length"]
         own["length_change"] = own["response_length"] / self.first_length
-        means = {name: float(np.mean(values)) for name, values in figures.items()} | start | own | dict(measured)
+        means = {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | dict(measured)
         if before is not None and is_within(means, settings):
             self.last_within_limits = before
         return {

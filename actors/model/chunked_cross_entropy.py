@@ -100,11 +100,11 @@ class _SummedLoss(torch.autograd.Function):
         of_weight = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         loss = states.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            words = weight.to(dtype).split(max(1, LOGITS_TOGETHER[device] // most))
-            into = [None] * len(words) if of_weight is None else of_weight.split(len(words[0]))
+            slices = weight.to(dtype).split(max(1, LOGITS_TOGETHER[device] // most))
+            into = [None] * len(slices) if of_weight is None else of_weight.split(len(slices[0]))
             parts = zip(states.to(dtype).split(most), targets.split(most), of_states.split(most), strict=True)
             for number, (some, own, slopes) in enumerate(parts):
-                loss += _chunk_loss(some, own, slopes, list(zip(words, into, strict=True)), compiled, number == 0)
+                loss += _chunk_loss(some, own, slopes, list(zip(slices, into, strict=True)), compiled, number == 0)
         ctx.types = states.dtype, weight.dtype
         ctx.save_for_backward(of_states, *([] if of_weight is None else [of_weight]))
         return loss
@@ -120,7 +120,7 @@ def _chunk_loss(
     states: Tensor,
     targets: Tensor,
     of_states: Tensor,
-    words: list[tuple[Tensor, Tensor | None]],
+    slices: list[tuple[Tensor, Tensor | None]],
     compiled: bool,
     first: bool,
 ) -> Tensor:
@@ -128,18 +128,18 @@ def _chunk_loss(
 
     Args:
         of_states: the gradient with regard to the states is added to it.
-        words: parts of the head's weight, and where the gradient with regard to each is put, or added if this chunk is
+        slices: parts of the head's weight, and where the gradient with regard to each is put, or added if this chunk is
             not the first.
     """
     running, probabilities = _maybe_compiled(_running_softmax, compiled), _maybe_compiled(_probabilities, compiled)
     highest = torch.full(targets.shape, -torch.inf, device=states.device)
     sums, logits = torch.zeros_like(highest), list[Tensor]()
-    for weight, _ in words:
+    for weight, _ in slices:
         logits.append(states @ weight.T)
         highest, sums = running(logits[-1], highest, sums)
-    normalizer, size = highest + sums.log(), len(words[0][0])
+    normalizer, size = highest + sums.log(), len(slices[0][0])
     loss = normalizer.sum()
-    for number, (weight, of_weight) in enumerate(words):
+    for number, (weight, of_weight) in enumerate(slices):
         (rows,) = torch.nonzero(targets // size == number, as_tuple=True)
         columns = targets[rows] - number * size
         loss -= logits[number][rows, columns].float().sum()

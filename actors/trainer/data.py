@@ -54,7 +54,7 @@ def row_batches(shards: Sequence[Shard], epochs: int, seed: int, start: int, siz
         read = next(reads, None)
         while read:
             ahead = next(reads, None)
-            left = yield from _whole_batches(left, read.result(), size)
+            left = yield from _full_batches(left, read.result(), size)
             read = ahead
     if left is not None and left.num_rows:
         yield left
@@ -84,10 +84,10 @@ def _read(split: _Split) -> pa.Table:
     return table.take(np.random.default_rng(split.order).permutation(table.num_rows)[split.skip :])
 
 
-def _whole_batches(left: pa.Table | None, rows: pa.Table, size: int) -> Generator[pa.Table, None, pa.Table]:
+def _full_batches(left: pa.Table | None, rows: pa.Table, size: int) -> Generator[pa.Table, None, pa.Table]:
     """Yields full batches of the rows left over and those that follow; returns the rows left over now."""
     rows = pa.concat_tables([left, rows]) if left is not None else rows
-    whole = rows.num_rows - rows.num_rows % size
-    for begin in range(0, whole, size):
+    full = rows.num_rows - rows.num_rows % size
+    for begin in range(0, full, size):
         yield rows.slice(begin, size)
-    return rows.slice(whole)
+    return rows.slice(full)

@@ -120,7 +120,7 @@ def _train(
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     evaluate_first = start == 0 and bool(prompts) and prompts[0].is_prompt
     untrained = _held_out_metrics(job, model, tokenizer, prompts, worker, compiled) if evaluate_first else {}
-    metrics = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
+    writer = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     throughput = Throughput(unwrapped_model, worker) if rank == 0 else None
     skipped = 0
     last_notice, queried_at = None, time.monotonic()
@@ -130,11 +130,11 @@ def _train(
         batch = objective.collate(rows)
         total = objective.count(batch)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
-        loss, figures = accumulate(model, objective, rows, total, worker)
+        loss, metrics = accumulate(model, objective, rows, total, worker)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
         # Summed too, so that all workers query for notices at the same step.
-        loss, figures = sum_over_workers(loss, {**figures, "since": time.monotonic() - queried_at}, worker)
-        since = figures.pop("since") / world_size
+        loss, metrics = sum_over_workers(loss, {**metrics, "since": time.monotonic() - queried_at}, worker)
+        since = metrics.pop("since") / world_size
         finite = math.isfinite(loss) and math.isfinite(norm)
         skipped = 0 if finite else skipped + 1
         if skipped > settings.skip_nonfinite_steps:
@@ -151,9 +151,9 @@ def _train(
             values |= {"lost_steps": len(earlier) - start, "recovery_seconds": time.time() - earlier[-1]["time"]}
         if step == 0:
             values |= {f"{name}_before": value for name, value in untrained.items()}
-        if metrics and throughput:
+        if writer and throughput:
             throughput.add(total if finite else 0, batch.input_ids, waited)
-            values |= {"loss": loss, "gradient_norm": norm, **figures} if finite else {"skipped": 1}
+            values |= {"loss": loss, "gradient_norm": norm, **metrics} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **throughput.metrics(objective.unit)}
         due = last or (step + 1) % settings.checkpoint_every == 0
         exported = last
@@ -164,8 +164,8 @@ def _train(
                 lowest = min(lowest, held_out_loss(values))
                 if last and lowest == math.inf:
                     raise NotFiniteError("the held-out loss was never finite: there is no best model to keep")
-        if metrics:
-            metrics.write(step, **values)
+        if writer:
+            writer.write(step, **values)
         if exported:
             export(model, unwrapped_model, tokenizer, job.out, rank)
         notice = last_notice

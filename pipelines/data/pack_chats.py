@@ -35,12 +35,12 @@ def render(conversations: Sequence[Messages], model: Path, context: int) -> list
 def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
     chat = Chat.of(model)
     found = [(row["index"], fit(chat, json.loads(row["messages"]), context)) for row in batch.to_pylist()]
-    kept = [(index, rendered) for index, rendered in found if rendered is not None]
+    fitting = [(index, rendered) for index, rendered in found if rendered is not None]
     return pa.table(
         {
-            "index": pa.array([index for index, _ in kept], pa.int64()),
-            "token_ids": pa.array([rendered.token_ids for _, rendered in kept], pa.list_(pa.int32())),
-            "loss_mask": pa.array([rendered.loss_mask for _, rendered in kept], pa.list_(pa.bool_())),
+            "index": pa.array([index for index, _ in fitting], pa.int64()),
+            "token_ids": pa.array([rendered.token_ids for _, rendered in fitting], pa.list_(pa.int32())),
+            "loss_mask": pa.array([rendered.loss_mask for _, rendered in fitting], pa.list_(pa.bool_())),
         }
     )
 
