@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from actors.compat import forget_quantization
 from actors.model import lora
 from actors.model.attention import attention_mask_for, has_one_document_per_row, position_ids_within_documents
-from actors.model.chunked_cross_entropy import summed_loss, token_losses
+from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
 from cluster.errors import UserError, first_line
 from cluster.recipe.model import Model
 from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
@@ -152,21 +152,25 @@ def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | No
     tokenizer.save_pretrained(path)
 
 
-def last_hidden_states(model: Any, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+def last_hidden_states(
+    model: Any, input_ids: Tensor, document_ids: Tensor | None = None, embeddings: Tensor | None = None
+) -> Tensor:
     """Computes the last hidden states. Without `document_ids`, a row is one document and padding is at its right end.
 
     Args:
         input_ids: [B, T].
         document_ids: [B, T], the document of each token within its row; PAD_DOCUMENT_ID where a row is filled up.
+        embeddings: [B, T, H], those of the ids, if they have been looked up.
 
     Returns:
         [B, T, H].
     """
+    kwargs = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     # Without a mask half of the attention is not computed: on a CPU 5 % of a step with 135M parameters.
     if document_ids is None or (document_ids.is_cpu and has_one_document_per_row(document_ids)):
-        return model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return model.model(**kwargs, use_cache=False).last_hidden_state
     return model.model(
-        input_ids=input_ids,
+        **kwargs,
         attention_mask=attention_mask_for(model, document_ids),
         position_ids=position_ids_within_documents(document_ids),
         use_cache=False,
@@ -206,13 +210,21 @@ def next_token_loss(
     model: Any, input_ids: Tensor, loss_mask: Tensor, document_ids: Tensor | None = None, compiled: bool = False
 ) -> Tensor:
     """Computes the sum of `next_token_losses`, to be trained on; `compiled` is that of `summed_loss`."""
-    states, targets = _predictors(model, input_ids, loss_mask, document_ids)
-    return summed_loss(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
+    head, embeddings = tied_head_and_embeddings(model, input_ids) or (model.lm_head, None)
+    states, targets = _predictors(model, input_ids, loss_mask, document_ids, embeddings)
+    return summed_loss(head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
 
 
-def _predictors(model: Any, input_ids: Tensor, loss_mask: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+def _predictors(
+    model: Any,
+    input_ids: Tensor,
+    loss_mask: Tensor,
+    document_ids: Tensor | None,
+    embeddings: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns the state that predicts each target, and the target's id: [N, H] and [N]."""
-    states, targets = last_hidden_states(model, input_ids, document_ids), loss_mask[:, 1:]
+    states = last_hidden_states(model, input_ids, document_ids, embeddings)
+    targets = loss_mask[:, 1:]
     return scaled_states(model, states[:, :-1][targets]), input_ids[:, 1:][targets]
 
 
