@@ -62,7 +62,7 @@ def test_a_row_of_one_document_needs_no_mask() -> None:
     parameters = list(model.parameters())
     found = next_token_losses(model, ids, trained, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_lm, "one_document_a_row", lambda _: False)
+        patch.setattr(causal_lm, "has_one_document_per_row", lambda _: False)
         masked = next_token_losses(model, ids, trained, documents)
     torch.testing.assert_close(found, masked, rtol=0, atol=1e-5)
     pairs = (torch.autograd.grad(losses.sum(), parameters) for losses in (found, masked))
