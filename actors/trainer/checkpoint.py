@@ -143,7 +143,7 @@ def write(state: State, folder: Path) -> None:
         StageError: they cannot be written.
     """
     try:
-        dcp.save(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        dcp.save(state, checkpoint_id=folder)
     except CheckpointException as error:
         raise _write_error(error, folder) from error
 
@@ -155,7 +155,7 @@ def read(state: State, folder: Path) -> None:
         UserError: the checkpoint is damaged, or of tensors of other names or shapes.
     """
     try:
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:
         raise UserError(
             f"the checkpoint in {folder} is damaged or of a model of another shape; remove it to go on from the one "
