@@ -1,3 +1,5 @@
+"""Rollout actors as Ray actors with real engines."""
+
 import os
 import signal
 import time

@@ -1,3 +1,5 @@
+"""Which prompts are handed out, and which have been learned from."""
+
 import json
 import random
 from collections import Counter
@@ -13,41 +15,41 @@ PROMPTS = [Prompt(name, [1]) for name in NAMES]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_prompt_is_settled_once_a_pass_whatever_happens(seed: int):
-    """Random takes, settles, returns and crashes; a crash loses what was learned and booked after the checkpoint."""
+def test_every_prompt_ends_once_an_epoch_whatever_happens(seed: int):
+    """Takes, commits, requeues and crashes at random; a crash loses all that was committed after the checkpoint."""
     choose = random.Random(seed)
     ledger = Ledger(PROMPTS, seed=3)
-    settled: list[PromptTurn] = []
-    saved = json.dumps(ledger.state_dict()), list(settled)
+    committed: list[PromptTurn] = []
+    saved = json.dumps(ledger.state_dict()), list(committed)
     for _ in range(300):
         out = ledger.outstanding
         some = choose.sample(out, choose.randint(0, len(out)))
-        action = choose.choice(["take", "take", "settle", "settle", "return", "save", "crash"])
+        action = choose.choice(["take", "take", "commit", "commit", "requeue", "save", "crash"])
         if action == "take":
             ledger.take(choose.randint(1, 4))
-        elif action == "settle":
+        elif action == "commit":
             ledger.commit(some, choose.choice(list(Outcome)))
-            settled += some
-        elif action == "return":
+            committed += some
+        elif action == "requeue":
             ledger.requeue(some)
         elif action == "save":
-            saved = json.dumps(ledger.state_dict()), list(settled)
+            saved = json.dumps(ledger.state_dict()), list(committed)
         else:
             ledger = Ledger(PROMPTS, seed=3)
             ledger.load_state_dict(json.loads(saved[0]))
-            settled = list(saved[1])
+            committed = list(saved[1])
     rest = ledger.outstanding
     ledger.commit(rest, Outcome.TRAINED)
     last = ledger.state_dict()["epoch"]
     while (turn := ledger.take(1)[0]).epoch <= last:
         ledger.commit([turn], Outcome.TRAINED)
-        settled.append(turn)
-    settled += rest
-    assert Counter(settled) == {PromptTurn(epoch, prompt): 1 for epoch in range(last + 1) for prompt in NAMES}
-    assert sum(ledger.outcomes.values()) == len(settled)
+        committed.append(turn)
+    committed += rest
+    assert Counter(committed) == {PromptTurn(epoch, prompt): 1 for epoch in range(last + 1) for prompt in NAMES}
+    assert sum(ledger.outcomes.values()) == len(committed)
 
 
-def test_orders_depend_on_seed_and_pass_alone():
+def test_orders_depend_on_seed_and_epoch_alone():
     first, second, other = Ledger(PROMPTS, 1), Ledger(PROMPTS[::-1], 1), Ledger(PROMPTS, 2)
     turns = first.take(14)
     assert turns == second.take(14)
@@ -57,7 +59,7 @@ def test_orders_depend_on_seed_and_pass_alone():
     assert [turn.epoch for turn in turns] == [0] * 7 + [1] * 7
 
 
-def test_what_was_unsettled_is_handed_out_first_after_a_crash():
+def test_turns_without_an_outcome_are_handed_out_first_after_a_crash():
     ledger = Ledger(PROMPTS, 1)
     turns = ledger.take(4)
     ledger.commit(turns[:2], Outcome.FILTERED)
@@ -68,7 +70,7 @@ def test_what_was_unsettled_is_handed_out_first_after_a_crash():
     assert resumed.outcomes == {"trained": 0, "filtered": 2}
 
 
-def test_settling_twice_books_nothing():
+def test_committing_twice_records_nothing():
     ledger = Ledger(PROMPTS, 1)
     first, second = ledger.take(2)
     ledger.commit([first], Outcome.TRAINED)

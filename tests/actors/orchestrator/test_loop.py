@@ -200,17 +200,17 @@ def survive(seed: int) -> Counter[str]:
         world.timeline.clear()
         coordinator.close()
         world.hung.clear()
-    booked = Counter(learner.trained)
+    trained = Counter(learner.trained)
     assert loop.scheduler.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
-    # What was handed out and is not booked is in work: nothing waits for nobody.
+    # Turns that were handed out and have no outcome are in flight: none is forgotten.
     assert loop.scheduler.ledger.outstanding == list(loop.scheduler.inflight)
-    # What is left of the passes that were begun: with it, every prompt was handed out once in each.
+    # With the rest of the epochs that were begun, every prompt was handed out once in each.
     ledger = Ledger(PROMPTS, seed=1)
     ledger.load_state_dict(loop.scheduler.ledger.state_dict())
-    passes = 1 + ledger.state_dict()["epoch"]
-    while (turn := ledger.take(1)[0]).epoch < passes:
-        booked[turn] += 1
-    assert booked == {PromptTurn(epoch, prompt.id): 1 for epoch in range(passes) for prompt in PROMPTS}
+    epochs = 1 + ledger.state_dict()["epoch"]
+    while (turn := ledger.take(1)[0]).epoch < epochs:
+        trained[turn] += 1
+    assert trained == {PromptTurn(epoch, prompt.id): 1 for epoch in range(epochs) for prompt in PROMPTS}
     assert all(seconds <= DEADLINE + 1 for seconds in world.released)
     return seen + Counter(released=len(world.released), lives=lives)
 

@@ -250,7 +250,7 @@ def rollouts(names: int, size: int, reward: Callable[[Prompt], list[float]]) -> 
     )
 
 
-def test_prompts_without_a_difference_are_replaced_and_booked():
+def test_prompts_without_a_difference_are_replaced_and_recorded():
     scheduler = rollouts(names=40, size=6, reward=lambda prompt: [1.0, float(prompt.token_ids[0] % 3 == 0)])
     batch = scheduler.scored_batch(0, dynamic=True)
     assert [min(rewards) for rewards in batch.rewards] == [0.0] * 6

@@ -1,3 +1,5 @@
+"""A real engine as a rollout actor, against the same model in transformers."""
+
 import itertools
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Digests of weights, and tensors on their way through the object store."""
+
 import pytest
 import ray
 import torch
