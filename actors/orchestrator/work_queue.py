@@ -74,7 +74,8 @@ class WorkQueue:
             EngineError: a prompt lacks samples, or has those of another; nothing has been kept then.
         """
         for prompt, group in zip(request.prompts, groups, strict=False):
-            if len(group) != request.sampling.count or {sample.id.turn for sample in group} != {prompt.turn}:
+            own = all(sample.id.prompt == prompt.id and sample.id.epoch == prompt.epoch for sample in group)
+            if len(group) != request.sampling.count or not own:
                 raise EngineError(
                     f"an engine answered prompt {prompt.name} with {len(group)} samples where "
                     f"{request.sampling.count} of its own were asked for"
