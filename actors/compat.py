@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
     import ray
+    from torch import Tensor, nn
     from vllm.config import ModelConfig
 
 
@@ -53,14 +51,14 @@ def load_layerwise(model: Any, config: "ModelConfig", tensors: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-def linear_layers(model: nn.Module) -> dict[str, Any]:
+def linear_layers(model: "nn.Module") -> dict[str, Any]:
     """Returns vLLM's linear layers by name. With another version, see whether they still derive from `LinearBase`."""
     from vllm.model_executor.layers.linear import LinearBase
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
 
 
-def output_heads(model: nn.Module) -> dict[str, Any]:
+def output_heads(model: "nn.Module") -> dict[str, Any]:
     """Returns vLLM's output heads by name. With another version, see whether they still are `ParallelLMHead`s."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -73,7 +71,7 @@ def input_width(layer: Any) -> int:
     return width
 
 
-def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
+def live_weight(layer: Any, weight: "Tensor", columns: slice) -> "Tensor":
     """Returns columns of the weight, shaped (outputs, inputs), that a layer of vLLM multiplies with at this moment.
 
     On CPUs vLLM 0.32 hands a layer's weight to its kernel in a format of the kernel's own and leaves an empty tensor
@@ -87,6 +85,8 @@ def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
     """
     if weight.device.type != "cpu":
         return weight[:, columns]
+    import torch
+
     with torch.inference_mode():
         product: Tensor = layer.quant_method.apply(layer, torch.eye(weight.shape[1], dtype=weight.dtype)[columns])
         return product.T

