@@ -249,7 +249,8 @@ def _memory_settings(engine: EngineSettings) -> dict[str, Any]:
         return {"gpu_memory_utilization": 0.9 * min(engine.allocation.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
     token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
-    cache = min(_MAX_CPU_CACHE_BYTES, token * engine.context * CPU_SEQUENCES)
+    # One more than are answered at once: vLLM keeps a block for itself.
+    cache = min(_MAX_CPU_CACHE_BYTES, token * engine.context * (CPU_SEQUENCES + 1))
     return {
         "max_num_seqs": CPU_SEQUENCES,
         "kv_cache_memory_bytes": cache,

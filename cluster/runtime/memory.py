@@ -20,7 +20,7 @@ REPLICAS = ENGINES + 1
 PROCESS_GB = 0.7
 # Allowance for Ray's own processes on the head node, without the dashboard.
 RAY_GB = 0.8
-# An engine's KV cache on a CPU (VLLM_CPU_KVCACHE_SPACE).
+# An engine's KV cache on a CPU, at most (`_MAX_CPU_CACHE_BYTES` of a rollout actor).
 CACHE_GB = 1.0
 # Bytes of a parameter: float32 weights.
 HELD_BYTES = 4

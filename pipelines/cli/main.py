@@ -17,7 +17,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.stages import check_sources
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
-from cluster.runtime.session import check_address, connect, require_free_port
+from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
 from pipelines.cli import feedback, keys, score, versions
 from pipelines.cli.stage_runner import print_resource_plan, run_stages, serve_run
 
@@ -181,6 +181,7 @@ app.add_typer(keys.keys, name="key")
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script `triptych`; ends the process with the exit code."""
+    collect_garbage_rarely()
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["labeller"]:
         print("triptych: labeller is called annotator now; the old name works in this version only", file=sys.stderr)
