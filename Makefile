@@ -11,14 +11,19 @@ STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint serve bench install requirements clean help
+.PHONY: demo test test-fast lint serve bench install requirements clean help
 
 demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
 
 # Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
+TESTS := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP) ## run the tests
-	@OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(TESTS)
+
+test-fast: $(STAMP) ## run the tests that start no Ray, no vLLM and no browser
+	@$(TESTS) -m "not slow"
 
 lint: $(STAMP) ## check style and types
 	@.venv/bin/ruff check .
@@ -45,7 +50,7 @@ clean: ## remove what was installed and cached; runs stay
 	rm -rf .venv .mypy_cache .ruff_cache triptych.egg-info
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 $(STAMP): pyproject.toml $(REQUIREMENTS) infra/install
 	@PYTHON="$(PYTHON)" infra/install $(REQUIREMENTS)

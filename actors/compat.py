@@ -104,12 +104,14 @@ def started(actor: Any) -> "ray.ObjectRef":
 
 
 # PyTorch
-def softmax_backward(gradients: Tensor, probabilities: Tensor) -> Tensor:
+def softmax_backward(gradients: "Tensor", probabilities: "Tensor") -> "Tensor":
     """Computes the gradients with regard to the scores of a softmax over the last dimension: p (g - Σ p g).
 
     `torch._softmax_backward_data` is what autograd calls, in one kernel. With another version, see whether
     tests/actors/model/test_block_attention.py passes.
     """
+    import torch
+
     return torch._softmax_backward_data(gradients, probabilities, -1, probabilities.dtype)
 
 

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from sqlmodel import create_engine
 
 from cluster.feedback.store import DRIVER
 from cluster.recipe.model import Cluster
-from cluster.runtime.session import connect
+from cluster.runtime.session import collect_garbage_rarely, connect
 
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 SMALL_RECIPE = """
@@ -25,20 +26,48 @@ reward: *training
 """
 
 
-# What takes longest to start: the fleet of engines that tests of the actors share, and the real server.
+# Fixtures that start Ray, an engine, a server or a browser: tests that ask for one are slow without saying so.
+HEAVY = frozenset({"ray_session", "fleet", "server", "browser", "head"})
+# Fixtures that several files share, and that take longest to start: one process has all tests of each.
 SHARED = ("fleet", "server")
+# Files whose tests take longest, the longest first.
+LONG = ("test_demo.py", "trainer/test_loop.py", "runtime/test_memory.py", "runtime/test_session.py")
 
 
+def pytest_configure() -> None:
+    collect_garbage_rarely()
+
+
+def pytest_collection_finish() -> None:
+    """Has garbage collections pass over all that was imported: they would look through it again and again."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that processes that share the tests end together: the whole loop. Meanwhile
-    another has the files that need the fleet, and those that need the server, so that these start once."""
-    shared = {
-        item.path: place
-        for place, name in enumerate(SHARED, 1)
-        for item in items
-        if isinstance(item, pytest.Function) and name in item.fixturenames
-    }
-    items.sort(key=lambda item: 0 if item.path.name == "test_demo.py" else shared.get(item.path, 1 + len(SHARED)))
+    """Marks tests as slow by their fixtures, and has what takes longest begin first and shared fixtures start once.
+
+    Processes that share the tests take whole groups of them: those that use a shared fixture, or else those of a file.
+    """
+    fixtures: dict[Path, set[str]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            fixtures.setdefault(item.path, set()).update(item.fixturenames)
+            if HEAVY.intersection(item.fixturenames):
+                item.add_marker(pytest.mark.slow)
+    for item in items:
+        shared = [name for name in SHARED if name in fixtures.get(item.path, ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else "/".join(item.path.parts[-2:])))
+
+    def place(item: pytest.Item) -> int:
+        long = [number for number, name in enumerate(LONG) if item.path.as_posix().endswith(name)]
+        if long:
+            # The demo takes as long as all else: another process has what comes next.
+            return long[0] * 2
+        shared = [number for number, name in enumerate(SHARED) if name in fixtures.get(item.path, ())]
+        return 1 + 2 * shared[0] if shared else 2 * len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.types import RewardInput
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage, stage_named
 from cluster.run.metrics import read_metrics
 from cluster.trace import read_trace
+from pipelines.cli.main import main
 from pipelines.stage_table import run_named_stage
 from tests.helpers import ROOT, wait_until
 
@@ -51,20 +51,25 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # before its end. The trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of
 # its own for kills.
 KILLED_AFTER = {"pretrain": 12, "rlhf": 2}
+# Actors import this module, and nothing that it does not need.
+OWN = "tests.functions"
 # Five times what the longest way between two kills takes on an idle machine of two cores; other tests run beside it.
 SECONDS = 1000
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
+def killed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[RunFolder, str]:
     """A run of one command in which everything was killed in the middle of two stages; and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     run = RunFolder(folder / "small")
-    command = [sys.executable, "-m", "pipelines", "run", str(RECIPE), *SMALL, f"run={run.root}"]
+    words = ["run", str(RECIPE), *SMALL, f"run={run.root}"]
     with (folder / "log").open("w") as log:
         for name in KILLED_AFTER:
-            kill_in_the_middle(command, stage_named(name), run, log)
-        subprocess.run(command, env=ENVIRONMENT, stdout=log, stderr=log, check=True, timeout=SECONDS)
+            kill_in_the_middle([sys.executable, "-m", "pipelines", *words], stage_named(name), run, log)
+        # The last time in this process, whose Ray cluster the tests below need anyway.
+        with contextlib.redirect_stdout(log), pytest.raises(SystemExit) as ended:
+            main(words)
+    assert not ended.value.code, f"the run failed; see {log.name}"
     return run, (folder / "log").read_text()
 
 
@@ -205,16 +210,6 @@ def test_ppo_of_adapters_with_stale_samples_runs_too(finished: RunFolder, ray_se
     assert max(row["staleness"] for row in rows) > 0
 
 
-def length(question: RewardInput, answer: str) -> float:
-    """A reward that says how long the answer is."""
-    return float(len(answer))
-
-
-def hush(question: RewardInput, answers: list[str]) -> str | None:
-    """A user who speaks once more."""
-    return "Go on." if len(answers) == 1 else None
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS)
 def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFolder, tmp_path: Path, ray_session: None):
@@ -225,8 +220,8 @@ def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFol
         f"sft.sources=[{source}]",
         f"collect.sources=[{source}]",
         "collect.prompts=2",
-        f"rlhf.rewards=[{{kind: function, function: '{__name__}:length', weight: 2}}]",
-        f"rlhf.environment={{function: '{__name__}:hush', turns: 2}}",
+        f"rlhf.rewards=[{{kind: function, function: '{OWN}:length', weight: 2}}]",
+        f"rlhf.environment={{function: '{OWN}:hush', turns: 2}}",
         f"evaluate.text=[{{kind: files, path: {tmp_path / 'text.txt'}}}]",
         "evaluate.text_tokens=1000",
     ]

@@ -9,13 +9,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.orchestrator.fleet import Fleet
-from actors.types import Prompt
+from actors.rollout.environment import MultiTurnSettings
+from actors.types import Prompt, RewardInput
 from cluster.runtime.plan import Allocation
+from tests.actors.replies import again
 from tests.tiny import tiny_tokenizer
 
 CONTEXT = 256
 # Small, so that training beside the shared fleet gets its CPUs.
 SHARE = Allocation(cpus=0.1, gpus=0, threads=1)
+# Prompts whose answers the shared fleet goes on with, as conversations of several turns.
+QUESTIONS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
 
 
 def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
@@ -75,7 +79,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausal
 
 @pytest.fixture(scope="package")
 def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fleet]:
-    with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=300) as running:
+    talk = MultiTurnSettings(f"{again.__module__}:{again.__name__}", QUESTIONS, turns=4)
+    with Fleet(tiny[0], 2, SHARE, CONTEXT, seed=1, deadline=300, multi_turn=talk) as running:
         yield running
 
 

@@ -49,10 +49,12 @@ def test_a_user_error_is_found_however_ray_carries_it(way: Any) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_a_user_error_in_a_train_worker_is_found(tmp_path: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+
+    # What TorchTrainer is but for PyTorch, which controller and worker would import.
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     scaling = ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5})
-    trainer = TorchTrainer(fail, scaling_config=scaling, run_config=RunConfig(storage_path=str(tmp_path)))
+    trainer = DataParallelTrainer(fail, scaling_config=scaling, run_config=RunConfig(storage_path=str(tmp_path)))
     with pytest.raises(Exception) as caught:  # noqa: PT011
         trainer.fit()
     assert str(known_failure(caught.value)) == "line 7 of text.jsonl is not JSON"

@@ -13,15 +13,14 @@ from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import load_function
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
-from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling
+from actors.types import Prompt, RolloutId, Sample, Sampling
 from cluster.errors import UserError
-from tests.actors.conftest import CONTEXT, SHARE, prompts, reference_logprobs
+from tests.actors.conftest import CONTEXT, QUESTIONS, prompts, reference_logprobs
 from tests.actors.replies import again, broken, number, tool
 from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
 Tiny = tuple[Path, LlamaForCausalLM]
-INPUTS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
 
 
 def in_epoch(epoch: int) -> list[Prompt]:
@@ -33,12 +32,10 @@ def named(function: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def talkative(tiny: Tiny, ray_session: None) -> Iterator[Fleet]:
-    """An engine with an environment, and weights that end a turn after a few tokens."""
-    environment = MultiTurnSettings(named(again), INPUTS, turns=4)
-    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=300, multi_turn=environment) as running:
-        running.load(1, ending(tiny[1]).state_dict())
-        yield running
+def talkative(fleet: Fleet, tiny: Tiny, versions: Iterator[int]) -> Fleet:
+    """The shared fleet, with weights that end a turn after a few tokens."""
+    fleet.load(next(versions), ending(tiny[1]).state_dict())
+    return fleet
 
 
 def ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -106,7 +103,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for one")],
 )
 def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
-    runner = MultiTurnRunner(MultiTurnSettings(named(function), INPUTS, turns=2), Chat.of(tiny[0]), CONTEXT)
+    runner = MultiTurnRunner(MultiTurnSettings(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
     sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     with pytest.raises(ValueError, match=wrong):
         runner.run([Prompt("talk-1", [2, 20, 4, 3], epoch=3)], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
@@ -114,7 +111,7 @@ def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong:
 
 @pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
 def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
-    runner = MultiTurnRunner(MultiTurnSettings(named(again), INPUTS, turns=2), Chat.of(tiny[0]), context)
+    runner = MultiTurnRunner(MultiTurnSettings(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
     sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
     asked = [Prompt("talk-1", [2, 20, 4, 3], epoch=3)]
     ((found,),) = runner.run(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))

@@ -1,0 +1,13 @@
+"""Functions that recipes of the tests name; the actors that call them import this module."""
+
+from actors.types import RewardInput
+
+
+def length(question: RewardInput, answer: str) -> float:
+    """A reward: the number of characters of the answer."""
+    return float(len(answer))
+
+
+def hush(question: RewardInput, answers: list[str]) -> str | None:
+    """A user who speaks once more."""
+    return "Go on." if len(answers) == 1 else None
