@@ -5,6 +5,8 @@ to look at. Libraries that take long to import, and vLLM, which configures the p
 inside the functions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ def whole_prompts(context: int, tokens: int) -> dict[str, Any]:
 
 
 # vLLM: other weights in a live engine
-def load_layerwise(model: Any, config: "ModelConfig", tensors: Any) -> None:
+def load_layerwise(model: Any, config: ModelConfig, tensors: Any) -> None:
     """Loads tensors into a model that vLLM serves from, layer by layer, and repacks each layer for its kernels.
 
     `vllm.model_executor.model_loader.reload` is not part of vLLM's documented interface. An output head that is tied
@@ -51,14 +53,14 @@ def load_layerwise(model: Any, config: "ModelConfig", tensors: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-def linear_layers(model: "nn.Module") -> dict[str, Any]:
+def linear_layers(model: nn.Module) -> dict[str, Any]:
     """Returns vLLM's linear layers by name. With another version, see whether they still derive from `LinearBase`."""
     from vllm.model_executor.layers.linear import LinearBase
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
 
 
-def output_heads(model: "nn.Module") -> dict[str, Any]:
+def output_heads(model: nn.Module) -> dict[str, Any]:
     """Returns vLLM's output heads by name. With another version, see whether they still are `ParallelLMHead`s."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -71,7 +73,7 @@ def input_width(layer: Any) -> int:
     return width
 
 
-def live_weight(layer: Any, weight: "Tensor", columns: slice) -> "Tensor":
+def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
     """Returns columns of the weight, shaped (outputs, inputs), that a layer of vLLM multiplies with at this moment.
 
     On CPUs vLLM 0.32 hands a layer's weight to its kernel in a format of the kernel's own and leaves an empty tensor
@@ -93,7 +95,7 @@ def live_weight(layer: Any, weight: "Tensor", columns: slice) -> "Tensor":
 
 
 # Ray
-def started(actor: Any) -> "ray.ObjectRef":
+def started(actor: Any) -> ray.ObjectRef:
     """Returns a reference that is ready once a Ray actor has been constructed.
 
     `__ray_ready__` is a method that Ray gives every actor without documenting it. With another version, see whether
@@ -104,7 +106,7 @@ def started(actor: Any) -> "ray.ObjectRef":
 
 
 # PyTorch
-def softmax_backward(gradients: "Tensor", probabilities: "Tensor") -> "Tensor":
+def softmax_backward(gradients: Tensor, probabilities: Tensor) -> Tensor:
     """Computes the gradients with regard to the scores of a softmax over the last dimension: p (g - Σ p g).
 
     `torch._softmax_backward_data` is what autograd calls, in one kernel. With another version, see whether
