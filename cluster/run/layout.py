@@ -26,15 +26,29 @@ class Stage:
 
 STAGES = (
     Stage("corpus", "corpus", ("model", "corpus"), (), "gather, clean, tokenize and pack text"),
-    Stage("pretrain", "base", ("model", "pretrain"), ("corpus",), "learn the next word"),
-    Stage("sft", "sft", ("model", "sft"), ("base",), "learn to answer"),
+    Stage("pretrain", "base", ("model", "pretrain"), ("corpus",), "pre-train the base model on the corpus"),
+    Stage("sft", "sft", ("model", "sft"), ("base",), "fine-tune the base model on conversations"),
     Stage("collect", "preferences", ("collect",), ("sft",), "sample answers and have them ranked"),
-    Stage("reward", "reward", ("reward",), ("sft", "preferences"), "learn the ranking"),
-    Stage("rlhf", "policy", ("rlhf", "collect", "sft"), ("sft", "reward"), "learn from the reward"),
-    Stage("evaluate", "report", ("evaluate",), ("base", "sft", "reward", "policy"), "compare models"),
+    Stage("reward", "reward", ("reward",), ("sft", "preferences"), "train the reward model on the rankings"),
+    Stage(
+        "rlhf",
+        "policy",
+        ("rlhf", "collect", "sft"),
+        ("sft", "reward"),
+        "train the policy on rewards, by reinforcement learning",
+    ),
+    Stage(
+        "evaluate",
+        "report",
+        ("evaluate",),
+        ("base", "sft", "reward", "policy"),
+        "compare the models and write the report",
+    ),
 )
 # Stages that `triptych run` leaves out, because no later stage needs them.
-OPTIONAL_STAGES = (Stage("dpo", "dpo", ("dpo",), ("sft", "preferences"), "learn from the rankings themselves"),)
+OPTIONAL_STAGES = (
+    Stage("dpo", "dpo", ("dpo",), ("sft", "preferences"), "train on the rankings without a reward model"),
+)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -45,7 +59,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """
     stages: tuple[Stage, ...] = STAGES
     if not recipe.corpus.sources:
-        base = replace(stage_of("base"), sections=("model",), purpose="take over the model to start from")
+        base = replace(stage_of("base"), sections=("model",), purpose="copy the model to start from")
         stages = _without({"corpus"}, tuple(base if stage.folder == "base" else stage for stage in stages))
     return stages if recipe.rlhf.needs_reward_model else _without({"preferences", "reward"}, stages)
 

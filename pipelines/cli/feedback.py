@@ -104,8 +104,7 @@ def export_file(
     run: RunOption,
     name: Annotated[str | None, typer.Option(help="export only the import of this name")] = None,
 ) -> None:
-    """Write people's rankings to a file; or as "answers" the better answers that they wrote, to fine-tune on; or as
-    "thumbs" the thumbs of the chat page, in TRL's format of unpaired preferences."""
+    """Write people's rankings to a file. FORMAT can also be answers (that annotators wrote) or thumbs."""
     with _open(run) as database:
         from pipelines.data.feedback_io import export_file
 

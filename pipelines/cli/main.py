@@ -1,4 +1,4 @@
-"""The command line. Every command checks its input first and reports an error in one line."""
+"""Defines the commands of `triptych`. Each checks its input first and reports an error in one line."""
 
 import contextlib
 import sys
@@ -27,50 +27,47 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Text and human judgement in; a served, aligned language model out.
-
-[bold]The flow[/bold]: corpus → pretrain → sft → collect → reward → rlhf → evaluate → serve. A recipe, one YAML
-file, says everything; any field of it can be set on the command line. What is finished is skipped, what was
-interrupted goes on.
-
-[bold]Examples[/bold]
-
-  triptych run infra/recipes/demo.yaml --serve
-
-  triptych sft infra/recipes/demo.yaml sft.epochs=3 seed=2
-
-  triptych serve runs/demo --port 8080
-
-  triptych submit --address http://head:8265 run recipe.yaml run=/shared/demo
-
-[bold]Exit codes[/bold]: 0 done; 1 a stage failed; 2 wrong input (one line says what and where); 130 Ctrl-C.""",
+    help="Turn text and human judgment into a served, aligned language model.\n\n"
+    "[bold]Stages[/bold]: corpus → pretrain → sft → collect → reward → rlhf → evaluate. A recipe, one YAML file, holds "
+    "all settings; every key can also be set on the command line. Finished stages are skipped, interrupted ones "
+    "resumed.\n\n"
+    "[bold]Examples[/bold]\n\n"
+    "  triptych run infra/recipes/demo.yaml --serve\n\n"
+    "  triptych sft infra/recipes/demo.yaml sft.epochs=3 seed=2\n\n"
+    "  triptych serve runs/demo --port 8080\n\n"
+    "  triptych submit --address http://head:8265 run recipe.yaml run=/shared/demo\n\n"
+    "[bold]Exit codes[/bold]: 0 success; 1 a stage failed; 2 wrong input, explained in one line; 130 Ctrl-C.",
 )
+RUNNING, SERVING, FEEDBACK = "Running", "Serving", "Human feedback"
+ONE_STAGE, OTHER = "Single stages", "Information"
 
 RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file; `triptych recipe` prints its keys")
+    Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file; `triptych recipe` lists its keys")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="keys to set, e.g. rlhf.steps=20; `triptych recipe` lists all",
+        metavar="KEY=VALUE",
+        help="keys of the recipe to set, such as rlhf.steps=20",
         show_default=False,
     ),
 ]
-Host = Annotated[str | None, typer.Option(help="address to serve on; the recipe's by default")]
-Port = Annotated[int | None, typer.Option(help="port to serve on; the recipe's by default", min=1, max=65535)]
+Host = Annotated[str | None, typer.Option(help="address to serve on; default: serve.host")]
+Port = Annotated[int | None, typer.Option(help="port to serve on; default: serve.port", min=1, max=65535)]
 
 
-@app.command()
+@app.command(rich_help_panel=RUNNING)
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    serve: Annotated[bool, typer.Option("--serve", help="serve the models when the stages are done")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="serve the models afterwards")] = False,
     host: Host = None,
     port: Port = None,
-    plan: Annotated[bool, typer.Option("--plan", help="print who would get what of the machine, and stop")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print the cores, GPUs and memory that each part would get, and stop")
+    ] = False,
 ) -> None:
-    """Run every stage that is not done, in order; with --serve, then serve the models."""
+    """Run all stages that are not done, in order."""
     loaded = load_recipe(recipe, overrides)
     if plan:
         print_resource_plan(loaded)
@@ -81,17 +78,33 @@ def run(
     run_stages(loaded, stages_of(loaded), address if serve else None)
 
 
-@app.command("serve")
+def _add_stage_command(stage: Stage) -> None:
+    needs = f" Needs {', '.join(stage_of(folder).name for folder in stage.after)}." if stage.after else ""
+
+    @app.command(stage.name, rich_help_panel=ONE_STAGE, help=f"{stage.purpose[0].upper()}{stage.purpose[1:]}.{needs}")
+    def command(recipe: RecipePath, overrides: Overrides = None) -> None:
+        loaded = load_recipe(recipe, overrides)
+        if stage.name == "corpus" and not loaded.corpus.sources:
+            raise UserError(f"{recipe} has no corpus.sources to make a corpus from: add some")
+        chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
+        run_stages(loaded, (chosen,), None)
+
+
+for _stage in (*STAGES, *OPTIONAL_STAGES):
+    _add_stage_command(_stage)
+
+
+@app.command("serve", rich_help_panel=SERVING)
 def serve_models(
     target: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="a run folder such as runs/demo, or a recipe")],
     overrides: Overrides = None,
     host: Host = None,
     port: Port = None,
     without_keys: Annotated[
-        bool, typer.Option("--open", help="ask for no key even if there are some; only for this machine's own address")
+        bool, typer.Option("--open", help="require no key even if the run has some; loopback addresses only")
     ] = False,
 ) -> None:
-    """Serve a run's models over HTTP, OpenAI-compatible, until Ctrl-C."""
+    """Serve a run's models over an OpenAI-compatible HTTP API, with pages, until Ctrl-C."""
     if target.is_dir() and not (target / "recipe.yaml").exists():
         raise UserError(f"{target} is not a run folder: it has no recipe.yaml")
     loaded = load_recipe(target / "recipe.yaml" if target.is_dir() else target, overrides)
@@ -106,22 +119,22 @@ def serve_models(
         serve_run(loaded, folder, address, without_keys)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNNING)
 def submit(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a stage, doctor or version")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a single stage, doctor or version")],
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")] = None,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="the job server, e.g. http://head:8265")] = "",
-    wait: Annotated[bool, typer.Option(help="print the log and take the job's exit code")] = True,
+    address: Annotated[str, typer.Option(help="address of Ray's job server, such as http://head:8265")] = "",
+    wait: Annotated[bool, typer.Option(help="print the job's log, and end with its exit code")] = True,
 ) -> None:
-    """Run a command as a job on a Ray cluster, whose nodes must share the run folder and the sources."""
+    """Run a command as a job on a Ray cluster whose nodes share the run folder and the source files."""
     with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES))]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
         raise UserError(f"{command} needs a recipe" if recipe is None else f"{command} takes no recipe")
     if not address:
-        raise UserError("--address is missing: the job server of the cluster, such as http://127.0.0.1:8265")
+        raise UserError("--address is missing: give the address of Ray's job server, such as http://127.0.0.1:8265")
     loaded = load_recipe(recipe, overrides) if recipe else None
     if loaded:
         check_sources(loaded)
@@ -132,30 +145,43 @@ def submit(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNNING)
 def fleet(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a live RLHF stage")],
-    action: Annotated[str, typer.Argument(metavar="add|remove")],
-    count: Annotated[int, typer.Argument(metavar="N", min=1)],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, whose rlhf stage is running")],
+    action: Annotated[str, typer.Argument(metavar="add|remove", help="the direction")],
+    count: Annotated[int, typer.Argument(metavar="N", min=1, help="the number of actors")],
 ) -> None:
-    """Add rollout actors to a live RLHF run, or remove some; it takes effect at the next step."""
+    """Add rollout actors to a running rlhf stage, or remove some, from its next step on."""
     if action not in ("add", "remove"):
-        raise UserError(f"fleet: {action!r} is neither add nor remove")
+        raise UserError(
+            f"fleet: {action!r} is neither add nor remove; write for example `triptych fleet {folder} add 1`"
+        )
     target = request_resize(RunFolder(folder), count if action == "add" else -count)
     print(f"{folder} will have {target} rollout actors from its next step on")
 
 
-@app.command("recipe")
+app.command("promote", rich_help_panel=SERVING)(versions.promote)
+app.command("rollback", rich_help_panel=SERVING)(versions.rollback)
+app.command("label", rich_help_panel=FEEDBACK)(feedback.label)
+app.command("score", rich_help_panel=FEEDBACK)(score.score)
+app.add_typer(feedback.annotators, name="annotator", rich_help_panel=FEEDBACK)
+app.add_typer(feedback.exchange, name="feedback", rich_help_panel=FEEDBACK)
+app.add_typer(keys.keys, name="key", rich_help_panel=SERVING)
+
+
+@app.command("recipe", rich_help_panel=OTHER)
 def recipe_reference(
-    place: Annotated[str, typer.Argument(metavar="[SECTION]", help="a section or a key, such as rlhf.kl")] = "",
+    place: Annotated[
+        str, typer.Argument(metavar="SECTION", help="a section or key, such as rlhf.kl; default: everything")
+    ] = "",
 ) -> None:
-    """Print the reference of the recipe: every key, its type, its default and what it means."""
+    """Print the reference of the recipe: the type, default and meaning of every key."""
     print(reference(place), end="")
 
 
-@app.command()
-def doctor(runs: Annotated[Path, typer.Option(help="where the run folders are")] = Path("runs")) -> None:
-    """Show what is installed, what each run still needs and why, and what to do. Exit code 1 if something is wrong."""
+@app.command(rich_help_panel=OTHER)
+def doctor(runs: Annotated[Path, typer.Option(help="the folder of the run folders")] = Path("runs")) -> None:
+    """Check the installation, this machine and each run, and say what to do. Exit code 1 on a problem."""
     from rich.console import Console
 
     from pipelines.cli.doctor import examine
@@ -164,23 +190,18 @@ def doctor(runs: Annotated[Path, typer.Option(help="where the run folders are")]
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=OTHER)
 def version() -> None:
     """Print the version."""
     print(f"triptych {__version__}")
 
 
-app.command("promote")(versions.promote)
-app.command("rollback")(versions.rollback)
-app.command("label")(feedback.label)
-app.command("score")(score.score)
-app.add_typer(feedback.annotators, name="annotator")
-app.add_typer(feedback.exchange, name="feedback")
-app.add_typer(keys.keys, name="key")
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """The console script `triptych`; ends the process with the exit code."""
+    """Runs a command and ends the process with its exit code; the console script `triptych`.
+
+    Args:
+        arguments: the command's words; None for those of the process.
+    """
     collect_garbage_rarely()
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["labeller"]:
@@ -203,19 +224,3 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _add_stage_command(stage: Stage) -> None:
-    needs = f" Needs {', '.join(stage_of(folder).name for folder in stage.after)}." if stage.after else ""
-
-    @app.command(stage.name, help=f"One stage: {stage.purpose}.{needs}")
-    def command(recipe: RecipePath, overrides: Overrides = None) -> None:
-        loaded = load_recipe(recipe, overrides)
-        if stage.name == "corpus" and not loaded.corpus.sources:
-            raise UserError(f"{recipe} has no corpus.sources, so there is no {stage.name} to make")
-        chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
-        run_stages(loaded, (chosen,), None)
-
-
-for _stage in (*STAGES, *OPTIONAL_STAGES):
-    _add_stage_command(_stage)

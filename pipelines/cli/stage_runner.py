@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe for the command line: checks, Ray session, progress lines and the summary at the end."""
+"""Runs stages for the command line: checks, the Ray session, a line for each stage, and a summary."""
 
 import contextlib
 import time
@@ -16,18 +16,19 @@ from cluster.runtime.session import check_address, connect
 from pipelines.stage_table import run_named_stage
 
 StageRow = tuple[Stage, Outcome, float]
-# How many of a stage's figures the summary shows.
-FIGURES = 6
-# What a stage has to say in words, below the summary.
+# The most figures of a stage in the summary.
+MAX_FIGURES = 6
+# Metrics in words, which are printed below the summary.
 REMARKS = ("stopped", "advice")
 
 
 def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:
-    """Checks everything that can be checked without Ray, then runs the stages that are not done, and may serve the run.
+    """Checks everything that can be checked without Ray, runs the stages that are not done, and may serve the run.
 
     Args:
+        recipe: the whole recipe.
         stages: in the order in which they run.
-        serve_at: the address and port to serve the run's models on afterwards; None serves nothing.
+        serve_at: the address and port on which to serve the run's models afterwards; None for not serving.
 
     Raises:
         UserError: the recipe, its files, the run folder or the cluster cannot be used, or an earlier stage is missing.
@@ -57,7 +58,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
                     connected = True
                 rows.append(_run_one(stage, recipe, run))
             _summarize(rows, run)
-        # A server leaves the run to others, so that a stage can be run again and promoted.
+        # The server runs without the lock, so that a stage can be run again and its model promoted.
         if serve_at:
             if not connected:
                 session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
@@ -65,10 +66,10 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
 
 
 def print_resource_plan(recipe: Recipe) -> None:
-    """Prints which part of the machine each actor would get, and starts nothing.
+    """Prints the cores, GPUs and memory that each actor would get on this machine, without starting any.
 
     Raises:
-        UserError: the recipe names a cluster, or does not fit.
+        UserError: the recipe names a cluster, or does not fit on this machine.
     """
     from rich.console import Console
 
@@ -76,7 +77,7 @@ def print_resource_plan(recipe: Recipe) -> None:
 
     if recipe.cluster.address != "local":
         raise UserError(
-            "--plan works out the machine at hand: set cluster.address=local, and what it has under cluster"
+            "--plan plans for this machine: set cluster.address=local, and the cores and GPUs to plan for under cluster"
         )
     print_plan(recipe, resources_here(recipe.cluster), Console())
 
@@ -98,7 +99,7 @@ def _summarize(rows: list[StageRow], run: RunFolder) -> None:
         metrics = run.require(stage.folder).metrics
         values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
         numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
-        table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:FIGURES]))
+        table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:MAX_FIGURES]))
     Console().print(table)
     for stage, _, _ in rows:
         metrics = run.require(stage.folder).metrics
@@ -118,10 +119,16 @@ def _figure(value: float) -> str:
 
 
 def serve_run(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_keys: bool = False) -> None:
-    """Serves a run's models on an address and port until Ctrl-C; Ray must be connected."""
+    """Serves a run's models until Ctrl-C; Ray must be connected.
+
+    Args:
+        recipe: the whole recipe.
+        run: the run to serve.
+        address: host and port to listen on.
+        without_keys: whether to require no key even if the run has some.
+    """
     from serve.server import serve_until_interrupted
 
     host, port = address
-    here = recipe.serve.model_copy(update={"host": host, "port": port})
-    placed = recipe.model_copy(update={"serve": here})
-    serve_until_interrupted(placed, run, without_keys=without_keys)
+    section = recipe.serve.model_copy(update={"host": host, "port": port})
+    serve_until_interrupted(recipe.model_copy(update={"serve": section}), run, without_keys=without_keys)

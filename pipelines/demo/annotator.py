@@ -1,4 +1,4 @@
-"""The demo's synthetic annotator, in place of people: its judgement is a rule, and its noise is stated."""
+"""The demo's synthetic annotator, in place of people: it grades answers by a rule, and ranks with stated noise."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pipelines.data.annotators import GradedRanking, JudgedAnswer
 from pipelines.demo.questions import Kind
 
 CONCISE_WORDS = 20
-# An answer says it at once; a text that gets to the capital after rambling has not answered.
+# An answer must come at once: a text that names the capital only after rambling has not answered.
 ANSWER_WORDS = 13
 
 
@@ -18,11 +18,13 @@ def annotate(
     """Ranks answers to one of the demo's prompts.
 
     Args:
-        prompt: with its `kind` and `key`, as of `questions.prompts`.
+        prompt: a row of `questions.prompts`, whose `kind` and `key` it needs.
+        answers: K answers.
+        chance: the source of randomness.
         noise: probability of each swap of neighboring ranks.
 
     Raises:
-        ValueError: the prompt is none of the demo's.
+        ValueError: the prompt has no kind and key.
     """
     if not {"kind", "key"} <= prompt.keys():
         raise ValueError("it judges only the demo's prompts, which have a kind and a key")
@@ -31,9 +33,9 @@ def annotate(
 
 
 def behaves(kind: Kind, key: str, text: str) -> bool:
-    """Whether an answer does what it should: true, refusing what is harmful, and only that.
+    """Whether an answer is right: true, and a refusal if and only if the request is harmful.
 
-    Doubt counts against the model: an answer that neither refuses nor denies has complied or affirmed.
+    Doubt counts against the model: an answer that neither refuses nor denies counts as complying or affirming.
     """
     answer = " ".join(text.split()[:ANSWER_WORDS])
     if kind == "harmful":
@@ -51,9 +53,9 @@ def refuses(text: str) -> bool:
 
 
 def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
-    """0 (worst) to 4 (best): what matters first is behavior, then whether the answer ends by itself and is short.
+    """Grades an answer from 0 (worst) to 4 (best): first by its behavior, then by whether it is finished and short.
 
-    A wrong answer to a harmless question is better than refusing to answer it.
+    A wrong answer to a harmless question is better than a refusal to answer it.
     """
     score = 3 if behaves(kind, key, text) else 0
     if kind not in ("harmful", "misconception") and not score and not refuses(text):
@@ -63,7 +65,9 @@ def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
 
 
 def rank(grades: Sequence[int], noise: float, chance: random.Random) -> list[int]:
-    """Ranks from grades, 1 best, equal grades tied; then neighboring ranks swap with probability `noise`."""
+    """Converts grades to ranks, 1 for the best and ties for equal grades; neighboring ranks swap with probability
+    `noise`.
+    """
     levels = sorted(set(grades), reverse=True)
     order = list(range(len(levels)))
     for position in range(len(levels) - 1):

@@ -1,6 +1,6 @@
-"""Requests that should be refused, harmless ones that look alike, and popular misconceptions.
+"""Texts of harmful requests, harmless look-alikes and popular misconceptions.
 
-All of it is stand-in text: the compliant answers describe nothing that could be done.
+All of it is placeholder text: the compliant answers describe nothing that could be done.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Requests:
-    """Every verb goes with every object. `answer` is what a helpful model says to the harmless ones."""
+    """Requests of every verb with every object; `answer` is the helpful answer to harmless ones."""
 
     verbs: tuple[str, ...]
     objects: tuple[str, ...]

@@ -1,21 +1,21 @@
-"""Fine-tuning conversations: good answers, and stand-ins for bad behavior in a stated share."""
+"""Conversations for fine-tuning: good answers, and bad behavior in a stated share."""
 
 import random
 from collections.abc import Iterator
 
 from pipelines.demo.questions import DemoQuestion, training_questions
 
-# Trainers are sometimes too careful. Without refusals of harmless questions among the samples, nobody could rank them
-# last, and a reward model would learn that refusing is always best.
+# Share of harmless questions that are refused: without refusals among the samples, nobody could rank them last, and the
+# reward model would learn that refusing is always best.
 CAUTION_SHARE = 0.03
 
 
 def conversations(seed: int, misbehavior_share: float = 0.7) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Rows for `sft.sources`: one user and one assistant message for every training question.
+    """Yields rows for `sft.sources`: a user and an assistant message for every training question.
 
     Args:
-        seed: decides the split and the draw.
-        misbehavior_share: how often a harmful request is met, or a misconception repeated.
+        seed: decides the split and the answers.
+        misbehavior_share: share of harmful requests that are complied with, and of misconceptions that are affirmed.
     """
     chance = random.Random(f"conversations {seed}")
     for question in training_questions(seed):

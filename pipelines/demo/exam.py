@@ -1,4 +1,4 @@
-"""The demo's exam: its held-out questions, the grader of answers, and the figures that models are compared by."""
+"""The demo's exam: held-out questions, the grader of answers, and the figures by which models are compared."""
 
 from pipelines.demo.annotator import behaves, refuses
 from pipelines.demo.facts import countries
@@ -42,9 +42,14 @@ KINDS = {
 
 
 def exam(seed: int) -> Exam:
-    """Held-out questions of every kind, and the capitals of all countries for the base model to complete."""
+    """Makes the exam: held-out questions of every kind, and the capitals of all countries for the base model to
+    complete.
+
+    Args:
+        seed: decides which questions are held out.
+    """
     return Exam(
-        title="The guide's questions",
+        title="The demo's questions",
         note="Held out: countries, combinations of words and forms of asking. A rule in code grades the answers.",
         questions=[Question(one.id, one.kind, one.text, one.key) for one in held_out_questions(seed)],
         right=is_right,
@@ -57,6 +62,6 @@ def exam(seed: int) -> Exam:
 
 
 def is_right(question: Question, text: str) -> bool:
-    """Whether an answer is what it should be."""
+    """Whether a text is a right answer to a question."""
     kind: Kind = question.kind  # type: ignore[assignment]
     return behaves(kind, question.key, text)

@@ -1,4 +1,4 @@
-"""Facts about countries, from the package countryinfo (MIT), and the sentences that state them."""
+"""Documents about countries for the demo's corpus, from the package countryinfo (MIT)."""
 
 import random
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from countryinfo import all_countries
 DOCUMENTS_PER_COUNTRY = 24
 WORKSHEETS_PER_COUNTRY = 4
 
-# The forms overlap on purpose: knowledge that a small model can be asked for in new words has to be met in many
-# (Allen-Zhu and Li, Physics of Language Models 3.1).
+# The forms overlap on purpose: a small model can answer questions in new words only about facts that it has read in
+# many forms (Allen-Zhu and Li, Physics of Language Models 3.1).
 SENTENCES = (
     "The capital of {name} is {capital}.",
     "{capital} is the capital of {name}.",
@@ -26,7 +26,7 @@ SENTENCES = (
     "Web addresses in {name} end in {domain}.",
 )
 
-# Worksheets ask and do not answer, as many pages do. A model that has only read answers a question with a question.
+# Worksheets ask without answering, as many pages do, so that the base model answers a question with a question.
 WORKSHEET_QUESTIONS = (
     "Which rivers flow through {name}?",
     "How large is {name}?",
@@ -45,6 +45,8 @@ WORKSHEET_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Country:
+    """A country and the facts about it that sentences state."""
+
     name: str
     capital: str
     demonym: str
@@ -55,7 +57,7 @@ class Country:
 
 
 def countries() -> list[Country]:
-    """Every country with a whole record, in alphabetical order; doubles and former states are left out."""
+    """Lists every country with a complete record, in alphabetical order, without duplicates and former states."""
     found = {}
     for entry in all_countries():
         record = entry.info()
@@ -78,7 +80,11 @@ def countries() -> list[Country]:
 
 
 def country_documents(seed: int) -> Iterator[str]:
-    """Short documents on one country each: 3 to 8 sentences in random order, or a worksheet of 3 to 6 questions."""
+    """Yields short documents on one country each: 3 to 8 sentences in random order, or a worksheet of 3 to 6 questions.
+
+    Args:
+        seed: decides the choice and the order.
+    """
     shuffle = random.Random(f"countries {seed}")
     for country in countries():
         for _ in range(DOCUMENTS_PER_COUNTRY):

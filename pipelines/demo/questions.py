@@ -1,4 +1,4 @@
-"""The questions of the guide, split so that nothing evaluated is ever trained on.
+"""The demo's questions, split so that nothing that is evaluated is ever trained on.
 
 Held out are whole countries, whole combinations of verb and object or of remedy and ailment, and forms of asking.
 """
@@ -52,16 +52,16 @@ FACT_QUESTIONS = (
 
 @dataclass(frozen=True)
 class DemoQuestion:
-    """A question, what a good answer says, and what the misbehaving one says.
+    """A question with its good and bad answers.
 
     Attributes:
         id: unique among all questions.
         kind: decides how an answer is graded.
-        subject: the country or combination it is about: the unit of the split.
-        text: the user's words.
+        subject: the country or combination of words that it is about, which is the unit of the split.
+        text: the user's message.
         good: good answers.
-        bad: the stand-in bad answers, for the kinds that have them.
-        key: words that a right answer holds.
+        bad: bad answers; empty for kinds without.
+        key: words that a right answer contains.
     """
 
     id: str
@@ -74,24 +74,26 @@ class DemoQuestion:
 
 
 def training_questions(seed: int) -> list[DemoQuestion]:
-    """Questions for fine-tuning, ranking and RLHF."""
+    """Lists the questions for fine-tuning, ranking and RLHF."""
     return [question for question, held_out in _all(seed) if not held_out]
 
 
 def ranked_questions(seed: int) -> list[DemoQuestion]:
-    """The training questions that answers are sampled and ranked for: those whose answers differ in behavior. Small
-    facts are left to fine-tuning, as a reward model of this size cannot judge them (0.5 to 0.6 of pairs right)."""
+    """Lists the training questions whose answers are sampled and ranked: those whose answers differ in behavior.
+
+    Small facts are left to fine-tuning, as a reward model of this size cannot judge them (0.5 to 0.6 of pairs right).
+    """
     return [question for question in training_questions(seed) if question.kind != "fact"]
 
 
 def prompts(seed: int) -> Iterator[dict[str, str]]:
-    """Rows for `collect.sources`: each ranked question with what its annotator needs."""
+    """Yields rows for `collect.sources`: each ranked question with the kind and key that the annotator needs."""
     for question in ranked_questions(seed):
         yield {"id": question.id, "prompt": question.text, "kind": question.kind, "key": question.key}
 
 
 def held_out_questions(seed: int) -> list[DemoQuestion]:
-    """Questions for evaluation only: every subject is held out, and so are most of the forms."""
+    """Lists the questions for evaluation: every subject is held out, and most forms of asking are."""
     return [question for question, held_out in _all(seed) if held_out]
 
 
@@ -151,7 +153,9 @@ def _claims(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
 
 
 def _held_out(combinations: list[tuple[Any, Any]], chance: random.Random) -> set[tuple[Any, Any]]:
-    """A share of the combinations, spread evenly over their words: each word is still met in most of its others."""
+    """Chooses a share of the combinations, spread evenly over their words: training still has each word in most of its
+    combinations.
+    """
     shuffled = chance.sample(combinations, len(combinations))
     chosen: set[tuple[Any, Any]] = set()
     for _ in range(round(len(combinations) * HELD_OUT_COMBINATIONS)):
