@@ -1,4 +1,8 @@
-"""Prompts, rollout fleet and reward actors, as RLHF and the evaluation set them up, and promotion during training."""
+"""Prompts, rollout fleet and reward actors, as RLHF and the evaluation set them up, and promotion during training.
+
+A new kind of reward is a class in actors/rewards, a kind of `Reward` in cluster/recipe/rlhf.py, and a branch of
+`_reward_pool`.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping

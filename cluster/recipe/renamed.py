@@ -69,8 +69,8 @@ def with_new_names(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         The recipe's data with today's names, and the old name of each renamed key with its new one.
     """
     data = copy.deepcopy(data)
-    found = {old: new for old, new in RENAMED.items() if _move(data, old.split("."), new.split("."))}
-    return data, found | _demo_as_functions(data)
+    renamed = {old: new for old, new in RENAMED.items() if _move(data, old.split("."), new.split("."))}
+    return data, renamed | _demo_as_functions(data)
 
 
 def _move(data: Any, old: list[str], new: list[str]) -> bool:
@@ -103,19 +103,19 @@ def _at(data: Any, names: list[str]) -> Any:
 
 def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
     """Replaces the former built-in kinds of sources, and the annotator and exam that came with them, by functions."""
-    found: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for source in _entries(data, "corpus"):
         if source.get("kind") in TEXT_KINDS:
             kind = source["kind"]
             function = TEXT_KINDS[kind]
             source |= {"kind": "function", "function": function, "name": source.get("name") or kind}
-            found[f"corpus.sources: kind {kind}"] = f"kind function, function {function}"
+            renamed[f"corpus.sources: kind {kind}"] = f"kind function, function {function}"
     misbehavior = _pop(data, "sft", ("misbehaviour_share", "misbehavior_share"))
     noise = _pop(data, "collect", ("label_noise",))
     if misbehavior is not None:
-        found["sft.misbehaviour_share"] = "arguments.misbehavior_share of the source"
+        renamed["sft.misbehaviour_share"] = "arguments.misbehavior_share of the source"
     if noise is not None:
-        found["collect.label_noise"] = "arguments.noise of collect.annotator"
+        renamed["collect.label_noise"] = "arguments.noise of collect.annotator"
     uses_demo = False
     for section, function in (("sft", DEMO_CHATS), ("collect", DEMO_PROMPTS)):
         for source in _entries(data, section):
@@ -124,14 +124,14 @@ def _demo_as_functions(data: dict[str, Any]) -> dict[str, str]:
                 source |= {"kind": "function", "function": function}
                 if section == "sft" and misbehavior is not None:
                     source["arguments"] = {"misbehavior_share": misbehavior}
-                found[f"{section}.sources: kind guide"] = f"kind function, function {function}"
+                renamed[f"{section}.sources: kind guide"] = f"kind function, function {function}"
     collect = data.get("collect")
     if isinstance(collect, dict) and (collect.get("annotator") == "code" or (uses_demo and "annotator" not in collect)):
         collect["annotator"] = {"function": DEMO_ANNOTATOR, "arguments": {} if noise is None else {"noise": noise}}
-        found["collect.annotator: code"] = f"function {DEMO_ANNOTATOR}"
+        renamed["collect.annotator: code"] = f"function {DEMO_ANNOTATOR}"
     if uses_demo and isinstance(evaluate := data.setdefault("evaluate", {}), dict):
         evaluate.setdefault("exam", {"function": DEMO_EXAM})
-    return found
+    return renamed
 
 
 def _entries(data: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -141,5 +141,5 @@ def _entries(data: dict[str, Any], section: str) -> list[dict[str, Any]]:
 
 def _pop(data: dict[str, Any], section: str, names: tuple[str, ...]) -> Any:
     values = data.get(section)
-    found = [values.pop(name) for name in names if name in values] if isinstance(values, dict) else []
-    return found[0] if found else None
+    removed = [values.pop(name) for name in names if name in values] if isinstance(values, dict) else []
+    return removed[0] if removed else None

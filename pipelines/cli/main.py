@@ -86,7 +86,7 @@ def _add_stage_command(stage: Stage) -> None:
         loaded = load_recipe(recipe, overrides)
         if stage.name == "corpus" and not loaded.corpus.sources:
             raise UserError(f"{recipe} has no corpus.sources to make a corpus from: add some")
-        chosen = next((found for found in stages_of(loaded) if found.name == stage.name), stage)
+        chosen = next((own for own in stages_of(loaded) if own.name == stage.name), stage)
         run_stages(loaded, (chosen,), None)
 
 

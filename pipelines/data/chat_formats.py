@@ -83,7 +83,7 @@ def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
     Raises:
         UserError: a file is missing or a row cannot be read; the message names file and row.
     """
-    found: dict[str, PromptText] = {}
+    prompts: dict[str, PromptText] = {}
     for source in sources:
         for row, where in source_rows(source, seed):
             messages = prompt_of(row, where)
@@ -93,8 +93,8 @@ def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
             used = CONVERSATION_FIELDS | {"id"} if has_id else CONVERSATION_FIELDS
             used = used if "prompt" in row else used | {"question"}
             metadata = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
-            found[prompt_id] = PromptText(prompt_id, messages, metadata)
-    return list(found.values())
+            prompts[prompt_id] = PromptText(prompt_id, messages, metadata)
+    return list(prompts.values())
 
 
 def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any], str]]:
@@ -132,10 +132,10 @@ def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
     for path in paths:
         if path.endswith(".parquet"):
             try:
-                found = parquet.read_table(path).to_pylist()
+                rows = parquet.read_table(path).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
                 raise UserError(f"{path} is not a complete Parquet file: {first_line(error)}") from error
-            yield from ((row, f"{path} row {number}") for number, row in enumerate(found))
+            yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
         elif path.endswith(".json"):
             yield from _json_list(path)
         else:
@@ -145,14 +145,14 @@ def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
 def _json_list(path: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            rows = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path} as JSON: {error}; files with one object per line must end in .jsonl"
         ) from error
-    if not isinstance(found, list):
+    if not isinstance(rows, list):
         raise UserError(f"{path} is not a list of objects")
-    for number, row in enumerate(found):
+    for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"{path} row {number} is not a JSON object; mend or remove it")
         yield row, f"{path} row {number}"

@@ -167,12 +167,12 @@ def _rows(path: Path) -> list[tuple[Row, str]]:
     if path.suffix != ".json":
         return list(read_rows(str(path)))
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise UserError(f"{path} must hold a list of objects")
-    return [(row, f"{path} row {number}") for number, row in enumerate(found)]
+    return [(row, f"{path} row {number}") for number, row in enumerate(content)]
 
 
 def _known(kind: str) -> str:
