@@ -31,7 +31,7 @@ HEAVY = frozenset({"ray_session", "fleet", "server", "browser", "head"})
 # Fixtures that several files share, and that take longest to start: one process has all tests of each.
 SHARED = ("fleet", "server")
 # Files whose tests take longest, the longest first.
-LONG = ("test_demo.py", "trainer/test_loop.py", "runtime/test_memory.py", "runtime/test_session.py")
+LONG = ("test_demo.py", "trainer/test_loop.py", "test_docs.py", "runtime/test_memory.py", "runtime/test_session.py")
 
 
 def pytest_configure() -> None:
@@ -67,7 +67,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         long = [number for number, name in enumerate(LONG) if item.path.as_posix().endswith(name)]
         if long:
-            # The demo takes as long as all else: another process has what comes next.
             return long[0] * 2
         shared = [number for number, name in enumerate(SHARED) if name in fixtures.get(item.path, ())]
         return 1 + 2 * shared[0] if shared else 2 * len(LONG)
