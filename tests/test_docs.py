@@ -296,7 +296,10 @@ def test_the_example_runs_from_its_text_to_its_report(tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "pipelines", "run", "own.yaml", f"run={run}", *small]
-    subprocess.run(command, cwd=EXAMPLE, env=environment, check=True, timeout=900, capture_output=True)
+    done = subprocess.run(
+        command, cwd=EXAMPLE, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
     report = json.loads((run / "report" / "report.json").read_text())
     assert {path.name for path in run.iterdir()} >= {"corpus", "base", "sft", "policy", "report"}
     assert not (run / "reward").exists()
