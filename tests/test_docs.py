@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from actors.rewards.function import FunctionReward, load_function
-from actors.types import Prompt, RewardInput, Sample
+from actors.types import NO_EPOCH, Prompt, RewardInput, RolloutId, Sample
 from cluster import feedback
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
@@ -182,8 +182,19 @@ def _chats(function: str) -> None:
 
 def _reward(function: str) -> None:
     asked = RewardInput([{"role": "user", "content": "What is spelt?"}], {"answer": "wheat"})
-    samples = [Sample("p", index, [], [], [], "stop", text) for index, text in enumerate(("Wheat.", " a" * 20))]
-    assert FunctionReward(function).score([Prompt("p", [])], [samples], [asked]) == [[1.0, 0.0]]
+    prompt = Prompt("p", [])
+    samples = [
+        Sample(
+            RolloutId(NO_EPOCH, "p", index),
+            token_ids=[],
+            logprobs=[],
+            weight_versions=[],
+            finish_reason="stop",
+            text=text,
+        )
+        for index, text in enumerate(("Wheat.", " a" * 20))
+    ]
+    assert FunctionReward(function).score([prompt], [samples], [asked]) == [[1.0, 0.0]]
 
 
 def _annotator(function: str) -> None:
