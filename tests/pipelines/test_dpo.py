@@ -1,4 +1,4 @@
-"""The DPO stage on rankings whose better answer can be told by its first token."""
+"""The DPO stage, on rankings whose better answer is decided by its first token."""
 
 import json
 import random
@@ -49,7 +49,7 @@ def rankings(train: int, held_out: int) -> list[dict[str, Any]]:
 
 
 def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFolder]:
-    """A run as `sft` and `collect` leave it."""
+    """A run whose stages sft and collect are done."""
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"
     dpo = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 4, "learning_rate": 1e-3, "precision": "float32"}
@@ -62,7 +62,7 @@ def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFol
         out = run.begin(folder, folder)
         if folder == "sft":
             write_tiny_model(out, seed=1, end_id=END)
-            # As of most models, whose tokenizer alone says what to pad with.
+            # As with most models, only the tokenizer knows the padding token.
             config = json.loads((out / "config.json").read_text())
             (out / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
         else:
@@ -79,7 +79,7 @@ def logprobs(model: Path, rows: list[dict[str, Any]], answer: int) -> torch.Tens
 
 
 @pytest.mark.slow
-def test_it_learns_what_people_prefer_and_says_how_surely(tmp_path: Path, ray_session: None) -> None:
+def test_dpo_learns_the_preferred_answers_and_reports_the_margin(tmp_path: Path, ray_session: None) -> None:
     rows = rankings(train=40, held_out=10)
     recipe, run = finished(tmp_path, rows)
     assert run_named_stage(stage_of("dpo"), recipe, run) == "done"
@@ -99,7 +99,7 @@ def test_it_learns_what_people_prefer_and_says_how_surely(tmp_path: Path, ray_se
     assert run_named_stage(stage_of("dpo"), recipe, run) == "skipped"
 
 
-def test_a_pair_is_every_two_answers_that_are_not_tied() -> None:
+def test_pairs_are_all_answers_that_are_not_tied() -> None:
     row = ranking(1, "train", [[10], [11], [12], [13]], [2, 1, 2, 3])
     assert {(*better, *worse) for _, better, worse in pairs_of(row)} == {
         (11, 10),
@@ -111,7 +111,7 @@ def test_a_pair_is_every_two_answers_that_are_not_tied() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_ties_alone_are_not_enough(tmp_path: Path, split: str) -> None:
+def test_rankings_of_ties_alone_are_refused(tmp_path: Path, split: str) -> None:
     rows = rankings(train=4, held_out=4)
     for row in rows:
         if row["split"] == split:

@@ -1,4 +1,4 @@
-"""What the reward stage trains on, without training: resamples of an ensemble, and shares of a curve."""
+"""The training data of the reward stage: bootstrap samples for an ensemble, and shares for a curve."""
 
 from collections import Counter
 from functools import partial
@@ -11,7 +11,7 @@ from pipelines.reward_model import _point, _resample, _scores
 
 
 def rows(prompts: int) -> list[dict[str, Any]]:
-    """Two people rank two answers to each prompt; the better answer has the higher token."""
+    """Rankings of two answers to each prompt by two people; the better answer has the higher token."""
     return [
         {
             "prompt_id": f"p{number:03d}",
@@ -28,7 +28,7 @@ def rows(prompts: int) -> list[dict[str, Any]]:
 
 
 class ByToken(torch.nn.Module):
-    """A reward model whose reward is the last token's number."""
+    """A reward model whose reward is the id of the last token."""
 
     config = type("Config", (), {"pad_token_id": 0})
 
@@ -40,7 +40,7 @@ class ByToken(torch.nn.Module):
         return states
 
 
-def test_a_member_learns_from_as_many_prompts_with_all_their_rankings() -> None:
+def test_a_bootstrap_sample_has_as_many_prompts_with_all_their_rankings() -> None:
     given = rows(200)
     drawn = _resample(given, seed=1, number=2)
     assert drawn == _resample(given, seed=1, number=2) != _resample(given, seed=1, number=3)
@@ -51,7 +51,7 @@ def test_a_member_learns_from_as_many_prompts_with_all_their_rankings() -> None:
     assert 110 < len(counts) < 143
 
 
-def test_a_point_of_the_curve_is_what_a_model_of_fewer_prompts_gets_right_and_is_not_made_twice(tmp_path: Path) -> None:
+def test_a_point_of_the_curve_is_measured_once(tmp_path: Path) -> None:
     parts = {"train": rows(40), "held_out": rows(15)}
     seen: dict[str, set[str]] = {}
 
