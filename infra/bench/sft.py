@@ -7,7 +7,7 @@ as many conversations as a step of packed rows has on average. Only the loop and
 conversations of a row apart.
 
 python -m infra.bench.sft [FILE] [--size 2.5M] [--rows 16] [--context 256] [--most 2048]
-    FILE in a layout that sft.sources reads; the guide's own conversations unless told
+    FILE in a layout that sft.sources reads; the demo's conversations unless told
 """
 
 import argparse
