@@ -171,7 +171,7 @@ def test_losses_and_gradients_equal_the_papers(name: str, hand: Hand):
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_what_has_nothing_to_be_compared_with_teaches_nothing(name: str, hand: Hand):
+def test_samples_without_comparison_have_no_advantage(name: str, hand: Hand):
     algorithm = ALGORITHMS[name]
     rewards = at_last_token(hand.batch.rewards, hand.batch.completion_mask)
     advantages, _ = algorithm.targets(hand.batch, rewards, None)

@@ -32,7 +32,7 @@ def test_limits_are_named_and_none_is_set_unless_asked():
     assert breach({}, judged) is None
 
 
-def test_what_has_not_been_measured_is_not_within_a_limit():
+def test_unmeasured_metrics_are_not_within_limits():
     settings = rlhf(min_preference_accuracy=0.5, min_entropy=1.0)
     assert is_within({"entropy": 2.0, "preference_accuracy_high": 0.6}, settings)
     assert not is_within({"entropy": 2.0}, settings)

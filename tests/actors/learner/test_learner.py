@@ -379,7 +379,7 @@ def test_only_a_policy_whose_accuracy_was_measured_is_kept(folders):
         assert torch.equal(value, good[f"policy.{name}"]), name
 
 
-def test_the_length_of_answers_is_told_beside_what_it_was_before_training(folders, tmp_path: Path):
+def test_length_change_is_relative_to_the_first_step(folders, tmp_path: Path):
     learner = make(folders)
     assert learner.step(PROMPTS, samples(learner), REWARDS)["length_change"] == 1
     learner.save(tmp_path / "checkpoint", {})

@@ -49,7 +49,7 @@ def test_bounds_of_hand_made_rows() -> None:
         ([[0, 0, 0], [0, 0, 1]], False),
     ],
 )
-def test_rows_of_one_document_are_told(rows: list[list[int]], alone: bool) -> None:
+def test_rows_of_one_document_are_recognized(rows: list[list[int]], alone: bool) -> None:
     assert has_one_document_per_row(torch.tensor(rows)) is alone
 
 

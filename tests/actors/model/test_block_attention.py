@@ -44,7 +44,7 @@ def test_results_and_gradients_are_those_of_the_definition(mask: Tensor):
     assert torch.autograd.gradcheck(lambda *given: block_attention(*given, mask, 0.7), (query, key, value))
 
 
-def test_a_query_that_is_left_no_key_gets_numbers():
+def test_a_fully_masked_query_gives_finite_values():
     mask = MASKS[0].clone()
     mask[1, :, 2] = False
     query, key, value = tensors(3, 8, torch.bfloat16)
@@ -54,7 +54,7 @@ def test_a_query_that_is_left_no_key_gets_numbers():
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_compiler_is_told_of_the_operation_truly():
+def test_the_custom_operation_passes_pytorchs_own_checks():
     given = (*tensors(3, 8, torch.float32), MASKS[0], 0.7)
     torch.library.opcheck(block_attention, given)
 

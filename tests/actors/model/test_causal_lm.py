@@ -108,7 +108,7 @@ def test_only_trained_tokens_count(model: LlamaForCausalLM):
     torch.testing.assert_close(found, every[some[TRAINED]])
 
 
-def test_words_that_are_looked_up_and_scored_have_one_gradient(model: LlamaForCausalLM):
+def test_tied_embeddings_have_the_gradient_of_pytorch(model: LlamaForCausalLM):
     ids = INPUT_IDS.clone()
     ids[:, 1] = model.config.pad_token_id
     parameters = list(model.parameters())

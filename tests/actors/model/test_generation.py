@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_a_conversation_is_given_up_to_the_first_trained_turn():
+def test_a_conversation_is_cut_at_its_first_trained_turn():
     rows = pa.table(
         {
             "input_ids": [[2, 30, 4, 3, 31, 4, 2, 32, 3, 33, 4, 0], [2, 40, 3, 41, 0, 0, 0, 0, 0, 0, 0, 0]],
@@ -39,7 +39,7 @@ def test_a_conversation_is_given_up_to_the_first_trained_turn():
     assert openings([rows], 9) == expected
 
 
-def test_a_text_is_given_its_first_words():
+def test_a_text_without_turns_is_cut_early_on():
     long, short = list(range(5, 45)), [50, 51, 52, 53]
     rows = pa.table({"input_ids": [long + short], "document_ids": [[0] * 40 + [1] * 4]})
     cut = OPENING_TOKENS

@@ -96,7 +96,7 @@ def test_only_adapters_are_trained(base: Path):
     assert changed == {name for name in before if ".lora_" in name}
 
 
-def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base: Path):
+def test_scaled_adapters_are_small_and_merge_into_the_same_model(base: Path):
     trained = Trained(base)
     trained.step(4)
     weights = trained.weights()
@@ -109,7 +109,7 @@ def test_what_is_sent_is_small_and_makes_the_merged_model_of_the_stored_one(base
     assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
 
 
-def test_switched_off_it_is_the_model_before(base: Path):
+def test_disabled_adapters_leave_the_base_model(base: Path):
     trained = Trained(base)
     trained.step(4)
     after = logits(trained.base)

@@ -77,7 +77,9 @@ def reference() -> tuple[float, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("micro_batch_rows", [1, 2, 3, ROWS, 100])
-def test_one_worker(reference: tuple[float, dict[str, Tensor]], micro_batch_rows: int):
+def test_one_worker_has_the_gradients_of_the_whole_batch(
+    reference: tuple[float, dict[str, Tensor]], micro_batch_rows: int
+):
     made, objective, rows = model(), LanguageObjective(), batch()
     assert objective.count(objective.collate(rows.slice(2, 2))) == 0, "a micro-batch in which nothing is trained"
     total = objective.count(objective.collate(rows))
@@ -130,7 +132,9 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_two_workers(two_workers: Path, reference: tuple[float, dict[str, Tensor]], case: int):
+def test_two_workers_have_the_gradients_of_the_whole_batch(
+    two_workers: Path, reference: tuple[float, dict[str, Tensor]], case: int
+):
     found = load_file(two_workers / f"{case}.safetensors")
     assert float(found.pop("loss")) == pytest.approx(reference[0], abs=1e-6)
     assert float(found.pop("held_out")) == pytest.approx(reference[0], abs=1e-6)

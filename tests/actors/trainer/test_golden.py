@@ -75,7 +75,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
-def test_the_curve_is_the_one_that_is_kept(stage: str, found: dict[str, list[float]]):
+def test_loss_curves_equal_the_golden_ones(stage: str, found: dict[str, list[float]]):
     kept = json.loads(CURVES.read_text())[stage]
     assert len(kept) == STEPS
     # Another processor adds up in another order; Muon's iteration is in bfloat16.

@@ -179,7 +179,7 @@ def losses(rows: list[dict[str, Any]]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_it_learns_and_leaves_a_model(undisturbed):
+def test_training_learns_and_exports_a_model(undisturbed):
     root, rows = undisturbed
     assert [row["step"] for row in rows] == list(range(8))
     assert losses(rows)[0] == pytest.approx(np.log(300), abs=0.2)
@@ -233,7 +233,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
 
 
 @pytest.mark.slow
-def test_no_best_checkpoint_is_said_where_no_held_out_loss_is_finite(tmp_path: Path, ray_session: None):
+def test_a_held_out_loss_that_is_never_finite_is_an_error(tmp_path: Path, ray_session: None):
     job = training_job(tmp_path, "never", Poisoned(), keep="best")
     with_token(job.held_out[0], token=POISON)
     run_here(job)
@@ -252,7 +252,7 @@ class Frozen:
 
 
 @pytest.mark.slow
-def test_a_worker_that_stands_still_is_ended(tmp_path: Path, ray_session: None):
+def test_a_frozen_worker_is_killed(tmp_path: Path, ray_session: None):
     worker = Frozen.remote()
     process = ray.get(worker.process.remote(), timeout=60)
     with pytest.raises(EngineError, match=r"^the training worker finished no step in 3 s$"):
@@ -323,7 +323,7 @@ def test_a_worker_that_waits_too_long_ends_with_what_it_waited_for(
 
 
 @pytest.mark.parametrize("missing", [{"shards": []}, {"held_out": []}])
-def test_nothing_to_train_on_is_said_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
+def test_missing_rows_are_an_error_before_anything_starts(tmp_path: Path, missing: dict[str, list]):
     job = replace(training_job(tmp_path, "empty"), **missing)
     with pytest.raises(UserError, match=r"empty: there is not one row to (train on|hold out): add sources"):
         fit(job, PLAN, title="empty")
@@ -337,7 +337,7 @@ def test_ids_without_an_embedding_are_named():
 
 
 @pytest.mark.slow
-def test_what_is_measured_beside_the_loss(undisturbed):
+def test_throughput_and_bits_per_byte_are_recorded(undisturbed):
     _, rows = undisturbed
     assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait_share"] <= 1 for row in rows)
     # PyTorch alone takes more than 0.1 GB.
