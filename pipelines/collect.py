@@ -47,7 +47,7 @@ class CollectedPrompts:
         token_ids: rendered, for the engines.
     """
 
-    rows: dict[str, feedback.Prompt]
+    rows: dict[str, feedback.FeedbackPrompt]
     token_ids: dict[str, list[int]]
 
 
@@ -155,7 +155,7 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
         # Prompts are sampled and ranked in the order of their names or its reverse: the number interleaves the kinds.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
-        rows[name] = feedback.Prompt(id=name, messages=text.messages, details=details, split=split[text.id])
+        rows[name] = feedback.FeedbackPrompt(id=name, messages=text.messages, details=details, split=split[text.id])
         token_ids[name] = rendered
     return CollectedPrompts(rows, token_ids)
 

@@ -19,11 +19,11 @@ from actors.orchestrator.loop import Loop
 from actors.orchestrator.members import WORKING
 from actors.orchestrator.parity import check_parity
 from actors.orchestrator.scheduler import RolloutScheduler
-from actors.rewards.function import load_function
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
 from actors.rollout.actor import element_type
 from actors.trainer.data import shards_in
 from actors.types import RewardInput
+from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.fleet_control import fleet_control, take_resize_request, write_fleet_state

@@ -18,7 +18,7 @@ import pytest
 import typer
 import yaml
 
-from actors.rewards.function import FunctionReward, load_function
+from actors.rewards.function import FunctionReward
 from actors.types import NO_EPOCH, Prompt, RewardInput, RolloutId, Sample
 from cluster import feedback
 from cluster.errors import UserError
@@ -26,6 +26,7 @@ from cluster.feedback import open_feedback
 from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.corpus import Source
+from cluster.recipe.functions import load_function
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.reference import reference
@@ -78,7 +79,7 @@ def write_judgements(run: RunFolder) -> None:
     """What people leave who judge: a ranking with a better answer of their own, and a thumb."""
     asked = [{"role": "user", "content": "What is spelt?"}]
     with open_feedback(run.feedback_url) as database:
-        database.add_prompts([feedback.Prompt(id="p", messages=asked, split="train")])
+        database.add_prompts([feedback.FeedbackPrompt(id="p", messages=asked, split="train")])
         drawn = {"prompt_id": "p", "model": "sft", "weights": "0", "token_ids": [1]}
         rows = [feedback.Completion(index=index, text=f"Answer {index}.", **drawn) for index in (0, 1)]
         first, second = database.add_completions(rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.algorithms.losses import RolloutBatch
 from actors.model.completion_logprobs import pad_completions
-from actors.model.microbatch import Worker, grouped_microbatches, pad_rows
+from actors.model.microbatch import DataParallelRank, grouped_microbatches, pad_rows
 from actors.types import Prompt, Sample
 from cluster.errors import StageError
 
@@ -54,7 +54,9 @@ class Collator:
         return RolloutBatch(*(tensor.to(self.device) for tensor in tensors))
 
 
-def in_microbatches(worker: Worker, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch) -> Tensor:
+def in_microbatches(
+    worker: DataParallelRank, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch
+) -> Tensor:
     """Computes a function's values of all rows, [N, T], on every worker."""
     found = torch.zeros_like(batch.behavior_logprobs)
     numbers = torch.arange(len(batch.rewards), device=worker.device)
@@ -66,7 +68,7 @@ def in_microbatches(worker: Worker, function: Callable[[RolloutBatch], Tensor], 
     return sum_of_workers(worker, found)
 
 
-def sum_of_workers(worker: Worker, values: Tensor) -> Tensor:
+def sum_of_workers(worker: DataParallelRank, values: Tensor) -> Tensor:
     """Fills in the rows that other workers computed; they are 0 here."""
     if worker.world_size > 1:
         dist.all_reduce(values)

@@ -16,7 +16,7 @@ from actors.learner.batch import Collator, in_microbatches
 from actors.model import causal_lm, lora
 from actors.model.completion_logprobs import completion_logprobs
 from actors.model.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
-from actors.model.microbatch import Worker
+from actors.model.microbatch import DataParallelRank
 from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model
@@ -184,11 +184,11 @@ class LearnerState:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
 
 
-def _this_worker(settings: Rlhf) -> Worker:
+def _this_worker(settings: Rlhf) -> DataParallelRank:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.precision or engine_precision(device.type)
-    return Worker(rank, world_size, settings.micro_batch_rows, precision, device)
+    return DataParallelRank(rank, world_size, settings.micro_batch_rows, precision, device)
 
 
 def _completion_logprobs(model: FSDPModule, batch: RolloutBatch, temperature: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, pad_rows
+from actors.model.microbatch import DataParallelRank, pad_rows
 
 # Of a text without turns, the most tokens that are given to be continued.
 OPENING_TOKENS = 16
@@ -57,7 +57,9 @@ def _opening(token_ids: list[int], loss_mask: list[bool] | None) -> Opening:
 
 
 @torch.no_grad()
-def continuations(model: WithLoss, given: Sequence[Opening], tokens: int, end: int, worker: Worker) -> list[list[int]]:
+def continuations(
+    model: WithLoss, given: Sequence[Opening], tokens: int, end: int, worker: DataParallelRank
+) -> list[list[int]]:
     """Generates greedy continuations of at most `tokens` tokens each, up to the token `end`, without it.
 
     Every worker calls this with the same openings and generates all of them.

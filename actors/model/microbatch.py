@@ -39,7 +39,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Worker:
+class DataParallelRank:
     """A worker's place among all workers, and how it computes.
 
     Attributes:
@@ -69,7 +69,12 @@ def pad_rows(rows: Sequence[Sequence[float] | Tensor], padding: float, left: boo
 
 
 def accumulate(
-    summed_loss: SummedLoss, objective: Objective, rows: pa.Table, total: int, worker: Worker, weight: float = 1.0
+    summed_loss: SummedLoss,
+    objective: Objective,
+    rows: pa.Table,
+    total: int,
+    worker: DataParallelRank,
+    weight: float = 1.0,
 ) -> tuple[float, Metrics]:
     """Adds the gradients of this worker's rows, divided by the units of the global batch.
 
@@ -98,7 +103,7 @@ def accumulate(
 
 
 @torch.no_grad()
-def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worker: Worker) -> Metrics:
+def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worker: DataParallelRank) -> Metrics:
     """Returns the mean loss per unit over held-out rows, and the sums of the objective's metrics, over all workers."""
     model.eval()
     loss, count, metrics = 0.0, 0, Metrics()
@@ -115,7 +120,7 @@ def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worke
     return {"loss": loss / metrics[objective.unit], **metrics} if metrics[objective.unit] else {}
 
 
-def _own_batches(rows: pa.Table, objective: Objective, worker: Worker) -> Iterator[tuple[Any, bool]]:
+def _own_batches(rows: pa.Table, objective: Objective, worker: DataParallelRank) -> Iterator[tuple[Any, bool]]:
     """Yields this worker's micro-batches, and whether each counts.
 
     FSDP gathers parameters in step: a worker without rows left makes as many forward passes as the others.
@@ -131,7 +136,7 @@ def _sorted_by_length(rows: pa.Table) -> pa.Table:
     return rows.take(np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable"))
 
 
-def grouped_microbatches(worker: Worker, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
+def grouped_microbatches(worker: DataParallelRank, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:
     """Yields the rows of this worker's micro-batches, and whether each counts.
 
     FSDP gathers parameters in step: all workers make as many forward passes, and one that has too few rows makes some
@@ -152,7 +157,7 @@ def grouped_microbatches(worker: Worker, rows: Tensor, groups: Tensor) -> Iterat
         yield (own, True) if len(own) else (rows[:1], False)
 
 
-def sum_over_workers(loss: float, metrics: Metrics, worker: Worker) -> tuple[float, Metrics]:
+def sum_over_workers(loss: float, metrics: Metrics, worker: DataParallelRank) -> tuple[float, Metrics]:
     """Returns the sums over all workers, on each of them."""
     if worker.world_size == 1:
         return loss, metrics

@@ -9,7 +9,7 @@ from typing import Any
 from actors.algorithms.registry import ALGORITHMS
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.ledger import Outcome
-from actors.orchestrator.protocols import Learner
+from actors.orchestrator.protocols import LearnerProtocol
 from actors.orchestrator.scheduler import RolloutScheduler, TrainBatch
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.metrics import Stopwatch
@@ -27,7 +27,7 @@ class Loop:
     """
 
     fleet: Coordinator
-    learner: Learner
+    learner: LearnerProtocol
     scheduler: RolloutScheduler
     settings: Rlhf
     now: Callable[[], float] = time.monotonic

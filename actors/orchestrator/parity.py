@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.protocols import Learner
+from actors.orchestrator.protocols import LearnerProtocol
 from actors.rollout.weights import mismatch
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import StageError, wait_for
@@ -36,7 +36,12 @@ class Scores:
 
 
 def check_parity(
-    fleet: Fleet, learner: Learner, precision: Precision, prompts: Sequence[Prompt], max_tokens: int, deadline: float
+    fleet: Fleet,
+    learner: LearnerProtocol,
+    precision: Precision,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    deadline: float,
 ) -> float:
     """Compares both over one answer to each prompt, without a trace in the draws of training.
 
@@ -83,7 +88,9 @@ def growth(gaps: Sequence[np.ndarray]) -> float:
     return last / max(first, 1e-12)
 
 
-def _scores_by_learner(learner: Learner, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[list[float]]:
+def _scores_by_learner(
+    learner: LearnerProtocol, prompts: Sequence[Prompt], samples: Sequence[Sample]
+) -> list[list[float]]:
     sequences = [prompt.token_ids + sample.token_ids for prompt, sample in zip(prompts, samples, strict=True)]
     return learner.logprobs(sequences, [len(prompt.token_ids) for prompt in prompts], 1.0)
 

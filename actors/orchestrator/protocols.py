@@ -56,7 +56,7 @@ class RewardFuture(Protocol):
         """Waits, and returns the rewards of each prompt's samples."""
 
 
-class Learner(Protocol):
+class LearnerProtocol(Protocol):
     """The policy in training; `actors.learner.remote` has the real one."""
 
     def step(

@@ -1,17 +1,12 @@
 """Rewards by Python functions of a prompt and an answer, for tasks whose answers can be verified."""
 
-import importlib
 import math
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from actors.rewards.pool import Scores
 from actors.types import Prompt, RewardInput, Sample
-from cluster.errors import StageError, UserError
-
-# Modules that recipes of the version before may name, by their former names. Can go with the next version.
-MOVED = {"actors.checks": "actors.rewards.builtin"}
+from cluster.errors import StageError
+from cluster.recipe.functions import load_function
 
 
 class FunctionReward:
@@ -55,30 +50,3 @@ class FunctionReward:
         if not isinstance(reward, int | float) or not math.isfinite(reward):
             raise StageError(f"reward function {self.name} gave {reward!r} {where}: it must be a finite number")
         return float(reward)
-
-
-def load_function(name: str, what: str = "reward function") -> Callable[..., Any]:
-    """Imports the function that a recipe names.
-
-    Args:
-        name: module:function, the module on Python's path.
-        what: the function's purpose, for messages.
-
-    Raises:
-        UserError: there is no such module or function, or the module cannot be imported.
-    """
-    module, _, function = name.partition(":")
-    if module in MOVED:
-        print(f"{what} {name} is now {MOVED[module]}:{function}: name it so in the recipe", file=sys.stderr)
-        module = MOVED[module]
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        how = "name it module:function, in a folder of PYTHONPATH"
-        raise UserError(f"{what} {name}: {error}; {how}") from error
-    # The module is the user's own, and may fail in any way.
-    except Exception as error:
-        raise UserError(f"{what} {name}: importing {module} raised {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
-    return found

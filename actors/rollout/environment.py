@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from actors.model.chat import Chat
-from actors.rewards.function import load_function
 from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.errors import UserError
+from cluster.recipe.functions import load_function
 
 # Draws the completions of every prompt.
 Draw = Callable[[list[Prompt], list[Sampling]], list[list[Sample]]]

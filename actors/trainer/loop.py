@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
-from actors.model.microbatch import Worker, accumulate, evaluate, sum_over_workers
+from actors.model.microbatch import DataParallelRank, accumulate, evaluate, sum_over_workers
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.perf import (
     compile_layers,
@@ -99,7 +99,7 @@ def _train(
     settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.precision or native_precision(device)
-    worker = Worker(rank, world_size, settings.micro_batch_rows, precision, device)
+    worker = DataParallelRank(rank, world_size, settings.micro_batch_rows, precision, device)
     vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
     if settings.recompute_activations:
         unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -197,7 +197,7 @@ def _restore(checkpoints: Checkpoints, model: WithLoss, optimizers: list[Optimiz
 class Throughput:
     """Measures rates from the first step of the first worker on, and compares them with the machine's peak."""
 
-    def __init__(self, model: Any, worker: Worker) -> None:
+    def __init__(self, model: Any, worker: DataParallelRank) -> None:
         self.model, self.world_size, self.device = model, worker.world_size, worker.device
         self.peak = peak_flops(worker.device, worker.precision)
         self.start = time.monotonic()
@@ -259,7 +259,7 @@ def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
 
 
 def _held_out_metrics(
-    job: TrainingJob, model: WithLoss, tokenizer: Any, prompts: list[Opening], worker: Worker, compiled: bool
+    job: TrainingJob, model: WithLoss, tokenizer: Any, prompts: list[Opening], worker: DataParallelRank, compiled: bool
 ) -> dict[str, Any]:
     """Computes the loss on held-out rows, and the model's continuations of a few held-out texts."""
     objective, unwrapped_model = model.objective, model.model

@@ -22,7 +22,7 @@ from cluster.feedback.tables import (
     Annotator,
     Completion,
     Excluded,
-    Prompt,
+    FeedbackPrompt,
     Ranking,
     Repeat,
     Thumb,
@@ -58,10 +58,10 @@ def open_feedback(url: str) -> "Feedback":
 class Feedback(Store):
     """An open feedback database. Adding is idempotent: a row that is there already stays as it is."""
 
-    def add_prompts(self, prompts: Sequence[Prompt]) -> int:
+    def add_prompts(self, prompts: Sequence[FeedbackPrompt]) -> int:
         """Adds the prompts whose ids are new, all or none; returns how many were new."""
         with self._write() as session:
-            return self._add(session, Prompt, sorted(prompts, key=lambda prompt: prompt.id))
+            return self._add(session, FeedbackPrompt, sorted(prompts, key=lambda prompt: prompt.id))
 
     def add_completions(self, completions: Sequence[Completion]) -> list[int]:
         """Adds the completions that are new, all or none.
@@ -77,21 +77,21 @@ class Feedback(Store):
                     ids[_key(row)] = _id(row)
         return [ids[_key(completion)] for completion in completions]
 
-    def prompts(self, split: str | None = None, prefix: str = "") -> list[Prompt]:
+    def prompts(self, split: str | None = None, prefix: str = "") -> list[FeedbackPrompt]:
         """Lists prompts with their completions, by id; of one split, or with ids that start with `prefix`, if given."""
-        query = select(Prompt).options(selectinload(Prompt.completions)).order_by(Prompt.id)  # type: ignore[arg-type]
+        query = select(FeedbackPrompt).options(selectinload(FeedbackPrompt.completions)).order_by(FeedbackPrompt.id)  # type: ignore[arg-type]
         if split is not None:
-            query = query.where(Prompt.split == split)
+            query = query.where(FeedbackPrompt.split == split)
         if prefix:
-            query = query.where(column(Prompt.id).startswith(prefix, autoescape=True))
+            query = query.where(column(FeedbackPrompt.id).startswith(prefix, autoescape=True))
         with self._read() as session:
             return list(session.exec(query))
 
-    def prompt(self, prompt_id: str) -> Prompt | None:
+    def prompt(self, prompt_id: str) -> FeedbackPrompt | None:
         """Finds a prompt, with its completions."""
-        query = select(Prompt).options(selectinload(Prompt.completions))  # type: ignore[arg-type]
+        query = select(FeedbackPrompt).options(selectinload(FeedbackPrompt.completions))  # type: ignore[arg-type]
         with self._read() as session:
-            return session.exec(query.where(Prompt.id == prompt_id)).first()
+            return session.exec(query.where(FeedbackPrompt.id == prompt_id)).first()
 
     def counts(self) -> Counts:
         """Counts the rows of each kind."""
@@ -99,7 +99,7 @@ class Feedback(Store):
         rows = select(func.count()).select_from(Ranking)
         with self._read() as session:
             return Counts(
-                prompts=session.exec(select(func.count()).select_from(Prompt)).one(),
+                prompts=session.exec(select(func.count()).select_from(FeedbackPrompt)).one(),
                 completions=session.exec(select(func.count()).select_from(Completion)).one(),
                 rankings=session.exec(rows.where(skipped.is_(None), bad.is_(False))).one(),
                 skipped=session.exec(rows.where(skipped.is_not(None))).one(),

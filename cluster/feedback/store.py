@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session, SQLModel, create_engine
 
 from cluster.errors import UserError, first_line
-from cluster.feedback.tables import SCHEMA_VERSION, Meta, Prompt, migrate
+from cluster.feedback.tables import SCHEMA_VERSION, FeedbackPrompt, Meta, migrate
 from cluster.run.atomic import make_private
 
 # The longest wait for another writer, or for a server that does not answer.
@@ -65,7 +65,7 @@ class Store:
         """Inserts the rows whose unique key is new; returns how many were."""
         # The database decides what is new: two writers that both looked first would both insert. All writers insert in
         # the order of the keys, so that no two wait for each other.
-        values = [row.model_dump(exclude=None if table is Prompt else {"id"}) for row in rows]
+        values = [row.model_dump(exclude=None if table is FeedbackPrompt else {"id"}) for row in rows]
         if not values:
             return 0
         insert = self._insert(table).on_conflict_do_nothing().returning(table.id)

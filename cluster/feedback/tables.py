@@ -46,7 +46,7 @@ class Meta(SQLModel, table=True):
     value: str
 
 
-class Prompt(SQLModel, table=True):
+class FeedbackPrompt(SQLModel, table=True):
     """A conversation to answer.
 
     Attributes:
@@ -55,6 +55,8 @@ class Prompt(SQLModel, table=True):
         details: facts from the recipe's source, such as its kind and the right answer.
         split: train or held_out; pairs belong to the split of their prompt.
     """
+
+    __tablename__ = "prompt"
 
     id: str = Field(primary_key=True)
     messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
@@ -77,7 +79,7 @@ class Completion(SQLModel, table=True):
     weight_version: int = 0
     weights: str = Field(description="checksum of the weights that generated it")
     sampling: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    prompt: Prompt = Relationship(back_populates="completions")
+    prompt: FeedbackPrompt = Relationship(back_populates="completions")
 
 
 class Ranking(SQLModel, table=True):

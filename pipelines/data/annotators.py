@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.rewards.function import load_function
 from cluster.errors import StageError, UserError
 from cluster.feedback import CODE
 from cluster.recipe.base import Call
+from cluster.recipe.functions import load_function
 
 
 @dataclass(frozen=True)

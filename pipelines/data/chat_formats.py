@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from actors.rewards.function import load_function
 from cluster.errors import UserError, first_line
 from cluster.recipe.collect import ChatSource
+from cluster.recipe.functions import load_function
 
 Messages = list[dict[str, str]]
 # The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.

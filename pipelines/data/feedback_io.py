@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.feedback import GOLD, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.run.atomic import write_text
 from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
@@ -53,7 +53,7 @@ def import_file(
         raise UserError(f"{path} holds no rows with ranked answers")
     new = database.add_prompts(
         [
-            Prompt(
+            FeedbackPrompt(
                 id=prompt_id,
                 messages=item.messages,
                 details={**item.details, "import": {"name": name, "format": kind}},
@@ -150,7 +150,7 @@ def _thumbs(database: Feedback) -> list[Row]:
     ]
 
 
-def _item(prompt: Prompt, judgements: list[Ranking]) -> PreferenceItem | None:
+def _item(prompt: FeedbackPrompt, judgements: list[Ranking]) -> PreferenceItem | None:
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     ranks: dict[str, list[int | None]] = {
         row.annotator: [row.ranks.get(str(completion.id)) for completion in completions]

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
-from cluster.feedback import Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
@@ -79,7 +79,11 @@ def judged_answers(completions: Sequence[Completion], end_of_turn: int) -> list[
 
 
 def rank_completions(
-    prompt: Prompt, completions: Sequence[Completion], end_of_turn: int, annotator: SyntheticAnnotator, seed: int
+    prompt: FeedbackPrompt,
+    completions: Sequence[Completion],
+    end_of_turn: int,
+    annotator: SyntheticAnnotator,
+    seed: int,
 ) -> Ranking:
     """Has a synthetic annotator rank a prompt's completions.
 
@@ -100,7 +104,7 @@ def rank_completions(
 
 
 def ranking_row(
-    prompt: Prompt,
+    prompt: FeedbackPrompt,
     completions: Sequence[Completion],
     ranking: Ranking,
     prompt_token_ids: list[int],

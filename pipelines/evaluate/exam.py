@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
-from actors.rewards.function import load_function
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import UserError
+from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines.evaluate.stats import Proportion, proportion

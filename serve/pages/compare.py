@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.feedback import COMPARED, Completion, Feedback, Prompt, Ranking, is_person
+from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.feedback.bradley_terry import Vote, ratings
 from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
@@ -216,7 +216,7 @@ async def _events(
         )
         for side in range(len(chosen))
     ]
-    stored = Prompt(id=name, messages=messages, details={"compare": annotator})
+    stored = FeedbackPrompt(id=name, messages=messages, details={"compare": annotator})
     await asyncio.to_thread(database.add_prompts, [stored])
     await asyncio.to_thread(database.add_completions, completions)
     yield _event(comparison=name)
@@ -270,7 +270,7 @@ def _events_in(part: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-def _sides(prompt: Prompt) -> list[Completion]:
+def _sides(prompt: FeedbackPrompt) -> list[Completion]:
     return sorted(prompt.completions, key=lambda row: row.index)
 
 

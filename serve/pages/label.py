@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from cluster.errors import UserError
-from cluster.feedback import COMPARED, GOLD, Completion, Feedback, Prompt, Ranking, is_person, open_feedback
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person, open_feedback
 from cluster.feedback.agreement import agreement, reliability
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
@@ -70,7 +70,7 @@ class Judgement(BaseModel):
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTask:
     """The id of a prompt to judge, and whether its annotator has judged it before."""
 
     prompt: str
@@ -93,7 +93,7 @@ class TaskAssigner:
         self._reserved: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def next_task(self, annotator: str, done: int) -> tuple[Task | None, int]:
+    def next_task(self, annotator: str, done: int) -> tuple[LabelTask | None, int]:
         """Returns an annotator's next task, the same until it is judged, or None; and the number of open prompts.
 
         A restart loses the reservations; the order of prompts then gives most annotators the same ones again.
@@ -113,15 +113,15 @@ class TaskAssigner:
             if chosen is not None:
                 self._reserved[annotator] = (chosen, now + HOLD_SECONDS)
         check = self._check(annotator, done) if chosen is not None else None
-        return check or (Task(chosen) if chosen is not None else None), len(free)
+        return check or (LabelTask(chosen) if chosen is not None else None), len(free)
 
-    def _check(self, annotator: str, done: int) -> Task | None:
+    def _check(self, annotator: str, done: int) -> LabelTask | None:
         rng = random.Random(f"check {annotator} {done}")
         kind = rng.random()
         if kind < GOLD_SHARE and (gold := self._database.gold_tasks(annotator)):
-            return Task(rng.choice(gold))
+            return LabelTask(rng.choice(gold))
         if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(annotator, REPEAT_AFTER)):
-            return Task(own[0], again=True)
+            return LabelTask(own[0], again=True)
         return None
 
 
@@ -203,7 +203,7 @@ def label_router(
     return router
 
 
-def task_for(annotator: str, prompt: Prompt, judgement: Ranking | None, again: bool = False) -> dict[str, Any]:
+def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, again: bool = False) -> dict[str, Any]:
     """Returns the data of a task for the page: the conversation and the answers, in this annotator's order and without
     the models' names.
 
@@ -223,7 +223,7 @@ def task_for(annotator: str, prompt: Prompt, judgement: Ranking | None, again: b
     }
 
 
-def presented(annotator: str, prompt: Prompt, again: bool = False) -> list[Completion]:
+def presented(annotator: str, prompt: FeedbackPrompt, again: bool = False) -> list[Completion]:
     """Returns at most nine of the prompt's completions, in an order that depends only on annotator and prompt, and is
     reversed if they get it again."""
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)

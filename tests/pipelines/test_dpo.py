@@ -110,6 +110,7 @@ def test_pairs_are_all_answers_that_are_not_tied() -> None:
     }
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_rankings_of_ties_alone_are_refused(tmp_path: Path, split: str) -> None:
     rows = rankings(train=4, held_out=4)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.feedback import Completion, Feedback, Prompt
+from cluster.feedback import Completion, Feedback, FeedbackPrompt
 from tests.helpers import answers, wait_until
 
 START_SECONDS = 180.0
@@ -17,7 +17,9 @@ START_SECONDS = 180.0
 def fill(database: Feedback, prompts: int, texts: list[str]) -> None:
     """Adds prompts that all have the same answers."""
     names = [f"p{number:03d}" for number in range(prompts)]
-    database.add_prompts([Prompt(id=name, messages=[{"role": "user", "content": f"Q {name}"}]) for name in names])
+    database.add_prompts(
+        [FeedbackPrompt(id=name, messages=[{"role": "user", "content": f"Q {name}"}]) for name in names]
+    )
     database.add_completions(
         [
             Completion(prompt_id=name, index=index, text=text, token_ids=[], model="secret", weights="abc")

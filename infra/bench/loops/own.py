@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, accumulate
+from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import adamw
 from actors.model.perf import native_precision
 from actors.objectives.lm import LanguageObjective
@@ -30,7 +30,7 @@ def own_step(
 ) -> Callable[[pa.Table], None]:
     """Takes one step on a global batch, in micro-batches of so many rows."""
     both, stepper = WithLoss(model, objective).train(), adamw(list(model.parameters()), RATE, DECAY)
-    part = Worker(0, 1, micro_rows, native_precision(device), device)
+    part = DataParallelRank(0, 1, micro_rows, native_precision(device), device)
 
     def step(batch: pa.Table) -> None:
         accumulate(both, objective, batch, objective.count(objective.collate(batch)), part)

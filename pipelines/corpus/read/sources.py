@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.rewards.function import load_function
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
+from cluster.recipe.functions import load_function
 from cluster.run.files import StoredFile, find_files, glob_root, relative_name
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of

@@ -10,7 +10,7 @@ from actors.model.attention import PAD_DOCUMENT_ID, document_mask
 from actors.model.block_attention import block_attention
 from actors.model.causal_lm import build, next_token_loss
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker
+from actors.model.microbatch import DataParallelRank
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 
@@ -90,7 +90,7 @@ def test_a_model_that_trains_in_bfloat16_attends_so(heads: int, monkeypatch: pyt
     )
 
     def gradients(precision: str) -> Tensor:
-        with Worker(0, 1, 8, precision, torch.device("cpu")).autocast():
+        with DataParallelRank(0, 1, 8, precision, torch.device("cpu")).autocast():
             loss = next_token_loss(model, ids, trained, DOCUMENTS)
         return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
 

@@ -10,11 +10,11 @@ from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import load
 from actors.model.fsdp import WithLoss
 from actors.model.generation import OPENING_TOKENS, Opening, continuation_metrics, continuations, openings
-from actors.model.microbatch import Worker
+from actors.model.microbatch import DataParallelRank
 from actors.objectives.lm import LanguageObjective
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
-WORKER = Worker(0, 1, 1, "float32", torch.device("cpu"))
+WORKER = DataParallelRank(0, 1, 1, "float32", torch.device("cpu"))
 TOKENS = 6
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.model import lora
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, accumulate
+from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
@@ -26,7 +26,7 @@ from tests.tiny import write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
 ROWS = pa.table({"input_ids": [[2, 20, 30, 40, 4, 3, 50, 60]], "document_ids": [[0] * 8]})
-WORKER = Worker(0, 1, 1, "float32", torch.device("cpu"))
+WORKER = DataParallelRank(0, 1, 1, "float32", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ class Trained:
         losses = []
         for _ in range(count):
             loss, _ = accumulate(
-                self.model, self.model.objective, ROWS, 7, Worker(0, 1, 1, "float32", torch.device("cpu"))
+                self.model, self.model.objective, ROWS, 7, DataParallelRank(0, 1, 1, "float32", torch.device("cpu"))
             )
             losses.append(loss)
             for optimizer in self.optimizers:

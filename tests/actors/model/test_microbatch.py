@@ -18,7 +18,7 @@ from actors.model.attention import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build
 from actors.model.chunked_cross_entropy import summed_loss, token_losses
 from actors.model.fsdp import WithLoss, shard
-from actors.model.microbatch import Worker, accumulate, evaluate, sum_over_workers
+from actors.model.microbatch import DataParallelRank, accumulate, evaluate, sum_over_workers
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 
@@ -84,7 +84,7 @@ def test_one_worker_has_the_gradients_of_the_whole_batch(
     assert objective.count(objective.collate(rows.slice(2, 2))) == 0, "a micro-batch in which nothing is trained"
     total = objective.count(objective.collate(rows))
     loss, _ = accumulate(
-        WithLoss(made, objective), objective, rows, total, Worker(0, 1, micro_batch_rows, "float32", CPU)
+        WithLoss(made, objective), objective, rows, total, DataParallelRank(0, 1, micro_batch_rows, "float32", CPU)
     )
     assert loss == pytest.approx(reference[0], abs=1e-6)
     assert_same({name: p.grad for name, p in made.named_parameters() if p.grad is not None}, reference[1])
@@ -92,10 +92,10 @@ def test_one_worker_has_the_gradients_of_the_whole_batch(
 
 def test_a_batch_in_which_nothing_is_trained_has_no_gradient():
     made, objective, rows = model(), LanguageObjective(), batch().slice(2, 2)
-    loss, _ = accumulate(WithLoss(made, objective), objective, rows, 0, Worker(0, 1, 2, "float32", CPU))
+    loss, _ = accumulate(WithLoss(made, objective), objective, rows, 0, DataParallelRank(0, 1, 2, "float32", CPU))
     assert loss == 0
     assert all(float(p.grad.abs().max()) == 0 for p in made.parameters() if p.grad is not None)
-    assert evaluate(WithLoss(made, objective), objective, [rows], Worker(0, 1, 2, "float32", CPU)) == {}
+    assert evaluate(WithLoss(made, objective), objective, [rows], DataParallelRank(0, 1, 2, "float32", CPU)) == {}
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -105,7 +105,7 @@ def worker(rank: int, folder: Path) -> None:
     total = objective.count(objective.collate(rows))
     for number, (micro_batch_rows, logits, recompute) in enumerate(CASES):
         causal_lm.LOGITS_AT_ONCE = {"cpu": logits}
-        own, unwrapped_model = Worker(rank, 2, micro_batch_rows, "float32", CPU), model()
+        own, unwrapped_model = DataParallelRank(rank, 2, micro_batch_rows, "float32", CPU), model()
         if recompute:
             unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         sharded = shard(WithLoss(unwrapped_model, objective), 2, CPU).train()

@@ -16,10 +16,11 @@ import pytest
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.scheduler import ROUNDS, RolloutScheduler
 from actors.rewards.builtin import same_number, same_text
-from actors.rewards.function import FunctionReward, load_function
+from actors.rewards.function import FunctionReward
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards, restartable
 from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError, StageError, UserError, known_failure
+from cluster.recipe.functions import load_function
 from cluster.runtime.plan import Allocation
 from tests.helpers import rlhf, wait_until
 

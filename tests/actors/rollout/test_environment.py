@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from actors.learner.learner import Learner
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
-from actors.rewards.function import load_function
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.types import Prompt, RolloutId, Sample, Sampling
 from cluster.errors import UserError
+from cluster.recipe.functions import load_function
 from tests.actors.conftest import CONTEXT, QUESTIONS, prompts, reference_logprobs
 from tests.actors.replies import again, broken, number, tool
 from tests.helpers import rlhf

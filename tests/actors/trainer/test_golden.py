@@ -15,7 +15,7 @@ import torch
 
 from actors.model.causal_lm import build, load
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, accumulate
+from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.reward_head import with_new_head
 from actors.objectives.bradley_terry import BradleyTerryObjective
@@ -55,7 +55,7 @@ def curve(model: Any, objective: Any, batches: Callable[[np.random.Generator], p
             group["lr"] = 1e-3 * learning_rate_factor(step, STEPS, 0.2, 0.5)
         rows = batches(chance)
         total = objective.count(objective.collate(rows))
-        loss, _ = accumulate(both, objective, rows, total, Worker(0, 1, 3, "float32", torch.device("cpu")))
+        loss, _ = accumulate(both, objective, rows, total, DataParallelRank(0, 1, 3, "float32", torch.device("cpu")))
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

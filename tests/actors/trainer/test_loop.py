@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pipelines.train
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, evaluate
+from actors.model.microbatch import DataParallelRank, evaluate
 from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard
@@ -227,7 +227,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
     assert best["held_out_loss"] < rows[-1]["held_out_loss"] - 0.1
     objective = LanguageObjective()
     model = WithLoss(AutoModelForCausalLM.from_pretrained(tmp_path / "best"), objective)
-    worker = Worker(0, 1, 5, "float32", torch.device("cpu"))
+    worker = DataParallelRank(0, 1, 5, "float32", torch.device("cpu"))
     found = evaluate(model, objective, iter([parquet.read_table(tmp_path / "held_out.parquet")]), worker)
     assert found["loss"] == pytest.approx(best["held_out_loss"], abs=1e-5)
 

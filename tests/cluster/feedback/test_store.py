@@ -7,17 +7,27 @@ from sqlalchemy import text
 from sqlmodel import create_engine
 
 from cluster.errors import UserError
-from cluster.feedback import COMPARED, GOLD, Completion, Counts, Feedback, Prompt, Ranking, is_person, open_feedback
+from cluster.feedback import (
+    COMPARED,
+    GOLD,
+    Completion,
+    Counts,
+    Feedback,
+    FeedbackPrompt,
+    Ranking,
+    is_person,
+    open_feedback,
+)
 
 WRITER = """
 import sys
-from cluster.feedback import Ranking, Prompt, open_feedback
+from cluster.feedback import Ranking, FeedbackPrompt, open_feedback
 url, annotator = sys.argv[1:]
 with open_feedback(url) as feedback:
     for prompt in feedback.prompts("train"):
         best, worst = prompt.completions
         ranks = {str(best.id): 1, str(worst.id): 2}
-        feedback.add_prompts([Prompt(id=f"{annotator}-{prompt.id}", messages=[], split="held_out")])
+        feedback.add_prompts([FeedbackPrompt(id=f"{annotator}-{prompt.id}", messages=[], split="held_out")])
         for _ in range(2):
             feedback.add_ranking(Ranking(prompt_id=prompt.id, annotator=annotator, ranks=ranks))
 """
@@ -25,7 +35,7 @@ with open_feedback(url) as feedback:
 
 def fill(feedback: Feedback, prompts: int = 2) -> list[int]:
     names = [f"p{number}" for number in range(prompts)]
-    feedback.add_prompts([Prompt(id=name, messages=[{"role": "user", "content": name}]) for name in names])
+    feedback.add_prompts([FeedbackPrompt(id=name, messages=[{"role": "user", "content": name}]) for name in names])
     return feedback.add_completions(
         [
             Completion(prompt_id=name, index=index, text="hi", token_ids=[5, 4], model="sft", weights="abc")
@@ -230,7 +240,9 @@ def test_gold_items_are_tasks_for_everyone_and_compared_prompts_for_nobody(feedb
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)
         feedback.add_ranking(Ranking(prompt_id="p0", annotator=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))
-        feedback.add_prompts([Prompt(id=f"{COMPARED}x", messages=[]), Prompt(id="compared", messages=[])])
+        feedback.add_prompts(
+            [FeedbackPrompt(id=f"{COMPARED}x", messages=[]), FeedbackPrompt(id="compared", messages=[])]
+        )
         for name in (f"{COMPARED}x", "compared"):
             feedback.add_completions(
                 [Completion(prompt_id=name, index=i, text="", token_ids=[], model="m", weights="") for i in range(2)]

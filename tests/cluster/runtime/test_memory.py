@@ -11,7 +11,7 @@ import torch
 
 from actors.model.causal_lm import build
 from actors.model.fsdp import WithLoss
-from actors.model.microbatch import Worker, accumulate
+from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import adamw
 from actors.model.perf import native_precision, peak_memory_gb
 from actors.objectives.lm import LanguageObjective
@@ -36,7 +36,9 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     documents = (ids * 0 + (np.arange(model.context) >= model.context // 2)).astype(np.int64)
     batch = pa.table({"input_ids": list(ids), "document_ids": list(documents)})
     for part in (batch.slice(0, 1), batch):
-        accumulate(both, objective, part, part.num_rows * model.context, Worker(0, 1, rows, precision, device))
+        accumulate(
+            both, objective, part, part.num_rows * model.context, DataParallelRank(0, 1, rows, precision, device)
+        )
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         stepper.step()
         stepper.zero_grad(set_to_none=True)

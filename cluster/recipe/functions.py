@@ -1,0 +1,38 @@
+"""Imports the functions that a recipe names: sources, annotators, rewards, environments and exams."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from cluster.errors import UserError
+
+# Modules that recipes of the version before may name, by their former names. Can go with the next version.
+MOVED = {"actors.checks": "actors.rewards.builtin"}
+
+
+def load_function(name: str, what: str = "reward function") -> Callable[..., Any]:
+    """Imports the function that a recipe names.
+
+    Args:
+        name: module:function, the module on Python's path.
+        what: the function's purpose, for messages.
+
+    Raises:
+        UserError: there is no such module or function, or the module cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    if module in MOVED:
+        print(f"{what} {name} is now {MOVED[module]}:{function}: name it so in the recipe", file=sys.stderr)
+        module = MOVED[module]
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        how = "name it module:function, in a folder of PYTHONPATH"
+        raise UserError(f"{what} {name}: {error}; {how}") from error
+    # The module is the user's own, and may fail in any way.
+    except Exception as error:
+        raise UserError(f"{what} {name}: importing {module} raised {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
+    return found
