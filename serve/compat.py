@@ -154,6 +154,18 @@ def unfinished_requests(engine: "AsyncLLM") -> int:
     return engine.output_processor.get_num_unfinished_requests()
 
 
+async def abort_unfinished(engine: "AsyncLLM") -> int:
+    """Aborts all requests of an engine that nobody waits for, and returns how many those were.
+
+    `AsyncLLM.generate` does not abort a request whose caller is cancelled while it is handed to the engine: look there
+    whether `q` is still None then. Such a request would count as waiting for ever.
+    """
+    left = list(engine.output_processor.request_states)
+    if left:
+        await engine.abort(left, internal=True)
+    return len(left)
+
+
 Handler = Callable[[Any, Request], Awaitable["AsyncGenerator[str, None] | BaseModel"]]
 
 

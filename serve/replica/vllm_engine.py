@@ -1,6 +1,7 @@
 """A model in a vLLM engine, behind vLLM's own OpenAI serving classes, whose weights can change while it serves."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from serve.replica.lora import adapter_rank
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
+
+logger = logging.getLogger("ray.serve")
 
 # Resident from the start, because vLLM fills its cache with zeros. It holds 43,000 tokens of a 2.5M model (4 layers,
 # width 192, float32): 170 full conversations of 256 tokens.
@@ -82,6 +85,11 @@ class WeightSwapGate:
             self._inflight.discard(request)
             if not self._inflight:
                 self._empty.set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request is in progress."""
+        return not self._inflight
 
     @asynccontextmanager
     async def closed(self, drain_seconds: float) -> AsyncIterator[None]:
@@ -189,11 +197,15 @@ class VllmEngine:
             message = "this model writes and does not score; name a reward model"
             yield _reply(compat.error_response(message, param="model"))
             return
-        async with self.gate.request() as request:
-            yield ResponseStart(request.versions[0])
-            async with aclosing(self._parts(endpoint, body, request)) as parts:
-                async for part in parts:
-                    yield part
+        try:
+            async with self.gate.request() as request:
+                yield ResponseStart(request.versions[0])
+                async with aclosing(self._parts(endpoint, body, request)) as parts:
+                    async for part in parts:
+                        yield part
+        finally:
+            if self.gate.is_empty and (left := await compat.abort_unfinished(self.engine)):
+                logger.warning("aborted %d requests that vLLM kept of clients that had gone", left)
 
     async def _parts(self, endpoint: Endpoint, body: dict[str, Any], request: InflightRequest) -> AsyncGenerator[Part]:
         request_type, handler = self.openai.handlers[endpoint]

@@ -1,7 +1,9 @@
 """The HTTP surface, through the official client, against real engines."""
 
 import json
+import random
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -58,6 +60,8 @@ def test_models_answer_while_the_controller_is_dead(server: Server, client: open
 
 def test_readiness_reports_every_model(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    # Clients of earlier tests may have gone a moment ago.
+    assert wait_until(server, requests=0, seconds=10)
     response = httpx.get(f"{server.url}/ready")
     assert response.status_code == 200
     assert response.json() == {
@@ -324,3 +328,14 @@ def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> 
             assert wait_until(server, requests=6, seconds=60)
         assert wait_until(server, requests=2, seconds=60)
     assert wait_until(server, requests=0, seconds=10)
+
+
+def test_nothing_stays_in_the_engine_of_clients_that_go_at_once(server: Server) -> None:
+    """vLLM 0.32 does not abort a request whose client goes while the request is being handed to the engine."""
+    chance = random.Random(1)
+    body = {"model": MODEL, "prompt": "The", "max_tokens": 1000, "ignore_eos": True}
+    for number in range(80):
+        soon = httpx.Timeout(5, read=chance.uniform(0.001, 0.03))
+        with suppress(httpx.TimeoutException):
+            httpx.post(f"{server.url}/v1/completions", json=body | {"stream": number % 2 == 0}, timeout=soon)
+    assert wait_until(server, requests=0, seconds=20)
