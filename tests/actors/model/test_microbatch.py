@@ -1,5 +1,8 @@
 """The gradient of a global batch is the same for every split into micro-batches and workers."""
 
+import faulthandler
+import os
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +101,11 @@ def test_a_batch_in_which_nothing_is_trained_has_no_gradient():
     assert evaluate(WithLoss(made, objective), objective, [rows], DataParallelRank(0, 1, 2, "float32", CPU)) == {}
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(rank: int, folder: Path, finished: Barrier) -> None:
     torch.set_num_threads(1)
+    stderr = os.open(folder / f"{rank}.stderr", os.O_WRONLY | os.O_CREAT)
+    os.dup2(stderr, 2)  # What C++ says before it aborts the process is printed there and nowhere else.
+    faulthandler.enable()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     objective, rows = LanguageObjective(), batch()
     total = objective.count(objective.collate(rows))
@@ -117,16 +123,22 @@ def worker(rank: int, folder: Path) -> None:
         if rank == 0:
             figures = {"loss": torch.tensor(loss), "held_out": torch.tensor(held_out["loss"])}
             save_file({**whole, **figures}, folder / f"{number}.safetensors")
-    # One that ends while the other still talks to it takes it down.
-    dist.barrier()
-    dist.destroy_process_group()
+    # The interpreter's own end would abort the process now and then: threads of gloo and of autograd still run and ask
+    # for the interpreter. And one that ends while the other still talks to it takes it down.
+    finished.wait(timeout=60)
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes of a gloo group, with FSDP2, found in each case."""
     folder = tmp_path_factory.mktemp("gradients")
-    multiprocessing.spawn(worker, (folder,), nprocs=2)
+    finished = multiprocessing.get_context("spawn").Barrier(2)
+    try:
+        multiprocessing.spawn(worker, (folder, finished), nprocs=2)
+    except multiprocessing.ProcessExitedException as ended:
+        said = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.stderr")))
+        pytest.fail(f"{ended}; the processes printed:\n{said[-4000:]}")
     return folder
 
 
