@@ -17,6 +17,7 @@ import torch
 from rich.progress import track
 from transformers import AutoTokenizer
 
+from actors.algorithms.normalization import are_equal
 from actors.model.chat import Chat
 from actors.model.perf import native_precision
 from actors.model.reward_head import MEMBER_PREFIX, load_reward_model, with_new_head
@@ -179,6 +180,10 @@ def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[lis
 
 
 def _write_normalization(scores: list[list[float]], out: Path) -> None:
-    """Writes the scale on which the fine-tuned model's own answers have mean 0 and deviation 1."""
-    values = np.concatenate([np.array(group) for group in scores])
-    write_json(reward_scale_file(out), {"mean": float(values.mean()), "deviation": float(max(values.std(), 1e-6))})
+    """Writes the scale on which the fine-tuned model's own answers have mean 0 and deviation 1.
+
+    Scores that are equal up to rounding are not scaled, so that rounding does not become a reward.
+    """
+    values = np.concatenate([np.array(group, dtype=np.float64) for group in scores])
+    deviation = 1.0 if are_equal(values.tolist()) else float(values.std())
+    write_json(reward_scale_file(out), {"mean": float(values.mean()), "deviation": deviation})

@@ -4,47 +4,21 @@ GRPO's paper averages the tokens of each answer first, which favors long wrong a
 2025); here every token of the batch weighs the same, as in DAPO (Yu et al. 2025, eq. 8).
 """
 
-from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from actors.algorithms.base import Algorithm, per_completion, per_token_budget
 from actors.algorithms.losses import Clip, RolloutBatch, sequence_surrogate
+from actors.algorithms.normalization import group_statistics
 
 EPSILON = 1e-4
-
-
-@dataclass(frozen=True)
-class GroupStatistics:
-    """Statistics of the group that each row is in; all [N].
-
-    Attributes:
-        difference: the row's value minus the group's mean.
-        deviation: the group's standard deviation, biased (divided by the size).
-        size: the number of rows in the group.
-    """
-
-    difference: Tensor
-    deviation: Tensor
-    size: Tensor
-
-
-def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
-    """Compares each value with the others of its group. [N], [N] -> [N] each."""
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    size = counts[index].to(values.dtype)
-    zeros = torch.zeros(len(counts), dtype=values.dtype, device=values.device)
-    difference = values - zeros.index_add(0, index, values)[index] / size
-    variance = zeros.index_add(0, index, difference.square())[index] / size
-    return GroupStatistics(difference, variance.sqrt(), size)
 
 
 def standard_scores(rewards: Tensor, groups: Tensor) -> Tensor:
     """Computes (r - mean) / (std + ε) within the samples of one prompt (section 4.1.2). [N] -> [N]."""
     own = group_statistics(rewards, groups)
-    return own.difference / (own.deviation + EPSILON)
+    return (own.difference / (own.deviation + EPSILON)).to(rewards.dtype)
 
 
 def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
@@ -56,7 +30,9 @@ def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tupl
 def unscaled_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
     """Returns r - mean over the samples of one prompt as one advantage for all tokens of a sample."""
     del values
-    return group_statistics(rewards.sum(1), batch.groups).difference.unsqueeze(1) * batch.completion_mask, None
+    whole = rewards.sum(1)
+    difference = group_statistics(whole, batch.groups).difference.to(whole.dtype)
+    return difference.unsqueeze(1) * batch.completion_mask, None
 
 
 GRPO = Algorithm(targets)

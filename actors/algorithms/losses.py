@@ -8,7 +8,6 @@ from torch import Tensor
 
 # Truncation of the importance weight of tokens drawn by older weights (Yao et al. 2025, "TIS").
 IMPORTANCE_LIMIT = 2.0
-EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ def _cut(table: RolloutBatch | Targets, index: Tensor, width: int) -> dict[str, 
         name: None if value is None else value[index, :width] if value.dim() == 2 else value[index]
         for name, value in vars(table).items()
     }
-
-
-def whitened(values: Tensor, completion_mask: Tensor) -> Tensor:
-    """Gives the masked values mean 0 and deviation 1, and others 0. [N, T] -> [N, T]."""
-    drawn = values[completion_mask]
-    return (values - drawn.mean()) / (drawn.std(unbiased=False) + EPSILON) * completion_mask
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from actors.algorithms.base import Algorithm
-from actors.algorithms.losses import Clip, RolloutBatch, Targets, whitened
+from actors.algorithms.losses import Clip, RolloutBatch, Targets
+from actors.algorithms.normalization import whitened
 
 DISCOUNT = 1.0
 GAE_LAMBDA = 0.95
@@ -42,7 +43,7 @@ def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tupl
     if values is None:
         raise ValueError("PPO needs a critic's values")
     advantages = generalized_advantages(rewards, values, batch.completion_mask)
-    return whitened(advantages, batch.completion_mask), advantages + values
+    return whitened(advantages, batch.completion_mask, rewards, values), advantages + values
 
 
 def value_losses(values: Tensor, targets: Targets, clip: Clip) -> Tensor:

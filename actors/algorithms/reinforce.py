@@ -5,8 +5,8 @@ from functools import partial
 from torch import Tensor
 
 from actors.algorithms.base import Algorithm, per_completion
-from actors.algorithms.grpo import group_statistics
-from actors.algorithms.losses import RolloutBatch, sequence_surrogate, whitened
+from actors.algorithms.losses import RolloutBatch, sequence_surrogate
+from actors.algorithms.normalization import group_statistics, whitened
 
 
 def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     A sample without others has no baseline, and teaches nothing. [N] -> [N].
     """
     own = group_statistics(rewards, groups)
-    return own.difference * own.size / (own.size - 1).clamp(min=1)
+    return (own.difference * own.size / (own.size - 1).clamp(min=1)).to(rewards.dtype)
 
 
 def leave_one_out_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
@@ -28,7 +28,7 @@ def whitened_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None
     """Returns the rewards from each token to the answer's end, undiscounted, whitened over the tokens of the batch."""
     del values
     following = rewards.flip(1).cumsum(1).flip(1)
-    return whitened(following, batch.completion_mask), None
+    return whitened(following, batch.completion_mask, rewards), None
 
 
 # RLOO (Ahmadian et al. 2024, "Back to basics"): REINFORCE on whole answers, with the mean reward of the prompt's other

@@ -85,7 +85,6 @@ class Learner(LearnerState):
         logprobs = torch.zeros_like(batch.behavior_logprobs)
         metrics: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
-        self.policy.train()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         # Dynamic sampling may leave fewer rows than there are minibatches.
         for number, rows in enumerate(np.array_split(order, min(settings.minibatches, len(order)))):

@@ -15,6 +15,7 @@ from actors.algorithms.losses import RolloutBatch
 from actors.learner.batch import Collator, in_microbatches
 from actors.model import causal_lm, lora
 from actors.model.completion_logprobs import completion_logprobs
+from actors.model.dropout import without_dropout
 from actors.model.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
 from actors.model.microbatch import DataParallelRank
 from actors.model.optim import adamw
@@ -60,6 +61,9 @@ class LearnerState:
         self.tokenizer = AutoTokenizer.from_pretrained(start)
         self.critic = load_reward_model(critic) if critic else None
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
+        for model in (self.policy, self.critic):
+            if model is not None:
+                without_dropout(model)
         where = self.worker.world_size, self.worker.device, self.worker.autocast
         self.sharded = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
         self.optimizers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from actors.model.attention import set_attention
+from actors.model.dropout import without_dropout
 
 
 class WithLoss(nn.Module):
@@ -21,6 +22,13 @@ class WithLoss(nn.Module):
         set_attention(model)
         self.model = model
         self.objective = objective
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of training or of evaluation; the objective decides whether dropout is a part of training."""
+        super().train(mode)
+        if mode and not self.objective.dropout:
+            without_dropout(self.model)
+        return self
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         return self.objective.loss(self.model, batch)

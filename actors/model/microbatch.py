@@ -24,9 +24,11 @@ class Objective(Protocol):
 
     Attributes:
         unit: the name of what the loss is averaged over, such as tokens.
+        dropout: whether the model is trained with the dropout that its configuration names (`actors.model.dropout`).
     """
 
     unit: str
+    dropout: bool
 
     def collate(self, rows: pa.Table) -> Any:
         """Makes a batch, a dataclass of tensors, of rows."""

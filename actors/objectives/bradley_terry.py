@@ -61,6 +61,7 @@ class BradleyTerryObjective:
     """
 
     unit = "prompts"
+    dropout = False
 
     def __init__(self, padding: int) -> None:
         self.padding = padding

@@ -56,6 +56,7 @@ class DpoObjective:
     """The summed loss of pairs; the caller divides it by the pairs of the global batch."""
 
     unit = "pairs"
+    dropout = False
 
     def __init__(self, padding: int, beta: float) -> None:
         self.padding, self.beta = padding, beta

@@ -32,6 +32,7 @@ class LanguageObjective:
     """The sum of cross-entropies over target tokens; the caller divides it by the targets of the global batch."""
 
     unit = "tokens"
+    dropout = True
     # Whether `summed_loss` is compiled.
     compiled = False
 

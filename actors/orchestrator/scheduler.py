@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from actors.algorithms.normalization import are_equal
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.ledger import Ledger, Outcome
 from actors.orchestrator.protocols import RewardFuture
@@ -169,7 +170,7 @@ class RolloutScheduler:
 
         Args:
             dynamic: whether prompts whose samples all have the same reward are recorded as filtered and replaced
-                (dynamic sampling, Yu et al. 2025, section 3.2).
+                (dynamic sampling, Yu et al. 2025, section 3.2). Rewards that differ by rounding are the same.
 
         Raises:
             StageError: after many rounds, every prompt's samples had the same reward.
@@ -183,7 +184,7 @@ class RolloutScheduler:
             batch.reward_seconds += clock.lap()
             batch.spans += self._reward_spans(groups)
             for group, rewards in zip(groups, scores, strict=True):
-                if dynamic and min(rewards) == max(rewards):
+                if dynamic and are_equal(rewards):
                     self.ledger.commit([group.turn], Outcome.FILTERED)
                     batch.filtered += 1
                 else:

@@ -94,7 +94,7 @@ def divergence(hand: Hand, i: int) -> list[float]:
 
 def standardized(rows: list[list[float]]) -> list[list[float]]:
     drawn = [value for row in rows for value in row]
-    return [[(value - np.mean(drawn)) / (np.std(drawn) + 1e-8) for value in row] for row in rows]
+    return [[(value - np.mean(drawn)) / np.std(drawn) for value in row] for row in rows]
 
 
 def expected_advantages(name: str, hand: Hand) -> list[list[float]]:

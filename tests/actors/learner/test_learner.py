@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from actors.algorithms.guardrails import breach
 from actors.algorithms.registry import ALGORITHMS
@@ -88,6 +88,37 @@ def test_the_better_answer_becomes_more_likely(folders):
     assert figures["behavior_gap"] < 1e-5
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert (figures["version"], figures["tokens"]) == (1, 11)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_equal_rewards_move_no_weight(folders, algorithm: str):
+    learner = make(folders, algorithm=algorithm, kl_coefficient=0.0, overlong_share=0.0, max_tokens=64)
+    if learner.critic is not None:
+        learner.critic.score.weight.data.zero_()
+    # Answers of one token: to a critic that knows nothing, all states are alike.
+    row, drawn = PROMPTS[0].token_ids, []
+    for index, token in enumerate((20, 21, 22, 23)):
+        (logprobs,) = learner.logprobs([[*row, token]], [len(row)], 1.0)
+        drawn.append(Sample(RolloutId(0, "a", index), [token], logprobs, [0], "stop", ""))
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    learner.step(PROMPTS[:1], [drawn], [[0.7] * 4])
+    assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_dropout_is_off(tmp_path: Path, algorithm: str):
+    settings = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}
+    config = PhiConfig(**settings, **dropout, num_attention_heads=2, eos_token_id=4, pad_token_id=0, bos_token_id=None)
+    torch.manual_seed(0)
+    PhiForCausalLM(config).save_pretrained(tmp_path / "sft")
+    tiny_tokenizer(300).save_pretrained(tmp_path / "sft")
+    with_new_head(tmp_path / "sft").save_pretrained(tmp_path / "reward")
+    learner = make((tmp_path / "sft", tmp_path / "reward", []), algorithm=algorithm, learning_rate=1e-9)
+    for _ in range(2):
+        figures = learner.step(PROMPTS, samples(learner), REWARDS)
+        assert abs(figures["kl_sequence"]) < 1e-5
+        assert figures["behavior_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
