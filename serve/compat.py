@@ -104,6 +104,18 @@ def tool_options(parser: str | None) -> dict[str, Any]:
     return {"enable_auto_tools": True, "tool_parser": parser}
 
 
+def template_variables(template: str | Mapping[str, str] | None) -> set[str]:
+    """Returns the names that a tokenizer's chat template, or any of its several, reads from a request.
+
+    Look at `resolve_chat_template_kwargs` in `vllm.renderers.hf`, which also lets the parameters of
+    `apply_chat_template` pass, such as `padding` and `max_length`.
+    """
+    from vllm.renderers.hf import _resolve_chat_template_kwargs
+
+    templates = template.values() if isinstance(template, Mapping) else [template] if template else []
+    return {name for one in templates for name in _resolve_chat_template_kwargs(one)}
+
+
 def max_lora_rank(rank: int) -> "MaxLoRARanks":
     """Returns the smallest of the ranks that vLLM reserves memory for that is enough for adapters of a rank.
 

@@ -24,6 +24,7 @@ from cluster.run.folder import RunFolder
 from serve.admin import admin_router
 from serve.errors import RequestError, error_body
 from serve.http.auth import AnonymousAccess, Authorizer
+from serve.http.limits import body_limit
 from serve.http.listener import Listener
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
@@ -56,6 +57,7 @@ class Settings:
         weights: the version of every model's weights at the start.
         aliases: additional names of models.
         owner: the key of the person who started the server.
+        context: the most tokens of a request, prompt and answer together.
     """
 
     run: Path | None = None
@@ -65,6 +67,7 @@ class Settings:
     weights: Mapping[str, str | None] = field(default_factory=dict)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     owner: Key | None = None
+    context: int = 2048
 
 
 def gateway_app(
@@ -125,7 +128,8 @@ def gateway_app(
     if settings.run:
         app.include_router(runs_router(settings.run))
         app.include_router(admin_router(RunFolder(settings.run), models, weights, metrics, read_states))
-    return Middleware(app, authorizer, metrics, settings.run / "access.jsonl" if settings.run else None)
+    log = settings.run / "access.jsonl" if settings.run else None
+    return Middleware(app, authorizer, metrics, log, body_limit(settings.context))
 
 
 class Gateway:

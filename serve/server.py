@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -111,6 +112,7 @@ def application(
         adapters = {model: adapters_of(model, section) for model in group}
         names = [*group, *(name for found in adapters.values() for name in found)]
         deployments.append((placed.bind(group, context, allocation, section.tool_parser, adapters), names))
+    settings = replace(settings, context=context)
     return gateway.bind(deployments, settings, host, port, STOP_SECONDS, section.min_replicas == 0)
 
 

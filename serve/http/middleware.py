@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from cluster.run.atomic import make_private
 from serve.errors import RequestError
 from serve.http.auth import Authorizer, bearer, path_pattern
-from serve.http.limits import MAX_BODY_BYTES, KeyLimits, body_too_large, bounded
+from serve.http.limits import MIN_BODY_BYTES, KeyLimits, body_too_large, bounded
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
 
@@ -49,10 +49,18 @@ class Middleware:
         authorizer: admits or refuses requests.
         metrics: count the requests.
         log: the file of the access log; None for no log.
+        max_body: the most bytes of a request's body.
     """
 
-    def __init__(self, app: ASGIApp, authorizer: Authorizer, metrics: GatewayMetrics, log: Path | None) -> None:
-        self.app, self._authorizer, self._metrics = app, authorizer, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        authorizer: Authorizer,
+        metrics: GatewayMetrics,
+        log: Path | None,
+        max_body: int = MIN_BODY_BYTES,
+    ) -> None:
+        self.app, self._authorizer, self._metrics, self._max_body = app, authorizer, metrics, max_body
         self._limits = KeyLimits()
         self._log = access_log(log)
 
@@ -88,7 +96,7 @@ class Middleware:
         except RequestError as error:
             await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
         else:
-            await self.app(scope, bounded(receive), send)
+            await self.app(scope, bounded(receive, self._max_body), send)
 
     def _admit(self, context: RequestContext, headers: Mapping[str, str]) -> None:
         context.caller = self._authorizer.admit(
@@ -97,8 +105,8 @@ class Middleware:
         if context.caller.key:
             self._limits.start_request(context.caller.key)
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            raise body_too_large()
+        if length.isdigit() and int(length) > self._max_body:
+            raise body_too_large(self._max_body)
 
     def _record(self, context: RequestContext) -> None:
         tokens = context.prompt_tokens + context.completion_tokens

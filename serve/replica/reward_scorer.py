@@ -15,8 +15,9 @@ from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
 from cluster.errors import UserError
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
-from serve.errors import error_body
+from serve.errors import RequestError, error_body
 from serve.http.openapi import REFERENCE
+from serve.replica.request_bounds import RequestBounds, longest_token
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart
 
 MOST_CONVERSATIONS = 128
@@ -51,6 +52,7 @@ class RewardScorer:
     def __init__(self, name: str, version: Version, context: int, allocation: Allocation) -> None:
         self.name, self.context, self.threads, self.weights = name, context, allocation.threads, version.weights
         self.chat, self.reward = Chat.of(version.folder), ModelReward(version.folder, allocation.threads)
+        self.bounds = RequestBounds(context, longest_token(self.chat.tokenizer), ())
         # One batch uses all threads of this replica.
         self.lock = asyncio.Lock()
         self.running = 0
@@ -61,7 +63,11 @@ class RewardScorer:
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
         try:
+            self.bounds.check(endpoint, body)
             request = ScoreRequest.model_validate(body)
+        except RequestError as error:
+            yield Reply(error.status_code, error.body)
+            return
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])

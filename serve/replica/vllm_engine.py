@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -22,8 +22,10 @@ from actors.compat import whole_prompts
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
 from serve import compat
+from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
 from serve.replica.lora import adapter_rank
+from serve.replica.request_bounds import RequestBounds, longest_token
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
@@ -134,9 +136,8 @@ def engine_arguments(model: Path, context: int, allocation: Allocation) -> Async
     return arguments
 
 
-def is_chat_tuned(model: Path, end_ids: set[int]) -> bool:
+def is_chat_tuned(tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> bool:
     """Returns whether a model ends its turns: its template closes a turn with a token that ends generation."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
     if not tokenizer.chat_template:
         return False
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -177,7 +178,10 @@ class VllmEngine:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = compat.max_lora_rank(max(map(adapter_rank, adapters.values())))
         self.engine = AsyncLLM.from_engine_args(arguments) if allocation.gpus else start_in_process(arguments, thread)
-        self.chat_tuned = is_chat_tuned(self.folder, compat.end_token_ids(self.engine))
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
+        variables = compat.template_variables(tokenizer.chat_template)
+        self.bounds = RequestBounds(context, longest_token(tokenizer), variables)
         self.openai = compat.openai_serving(self.engine, name, adapters, tools)
 
     async def load_adapters(self) -> None:
@@ -196,6 +200,11 @@ class VllmEngine:
         if endpoint not in self.openai.handlers:
             message = "this model writes and does not score; name a reward model"
             yield _reply(compat.error_response(message, param="model"))
+            return
+        try:
+            self.bounds.check(endpoint, body)
+        except RequestError as error:
+            yield Reply(error.status_code, error.body)
             return
         try:
             async with self.gate.request() as request:

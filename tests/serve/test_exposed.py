@@ -1,6 +1,7 @@
 """The real server under hostile and careless clients: what one of them does, the others do not notice."""
 
 import json
+import time
 from collections import Counter
 from contextlib import ExitStack, suppress
 
@@ -10,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
-from serve.http.limits import MAX_BODY_BYTES
+from serve.http.limits import MIN_BODY_BYTES
 from tests.serve.conftest import Server, connection, head
 
 pytestmark = pytest.mark.slow
@@ -66,9 +67,35 @@ def test_a_large_body_is_refused(server: Server) -> None:
         reply = httpx.post(f"{server.url}/v1/completions", content=b" " * (50 << 20), headers=headers, timeout=60)
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, 413)
     hidden = httpx.post(
-        f"{server.url}/v1/completions", content=iter([b" " * MAX_BODY_BYTES, b" "]), headers=headers, timeout=60
+        f"{server.url}/v1/completions", content=iter([b" " * MIN_BODY_BYTES, b" "]), headers=headers, timeout=60
     )
     assert hidden.status_code == 413
+
+
+PADDING = {"tokenize": True, "padding": "max_length", "max_length": 1_000_000_000}
+SHORT = [{"role": "user", "content": "x"}]
+# Each once kept all models from answering, the first for more than a minute.
+ABUSE = {
+    "padding": ("/v1/chat/completions", {"messages": SHORT, "chat_template_kwargs": PADDING}),
+    "padding only": ("/tokenize", {"messages": SHORT, "chat_template_kwargs": {"padding": True, "max_length": 10**7}}),
+    "long text": ("/tokenize", {"prompt": "lima " * 1_800_000}),
+    "text within the body": ("/tokenize", {"prompt": "lima " * 200_000}),
+    "messages": ("/tokenize", {"messages": SHORT * 30_000}),
+    "parts": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}] * 60_000}]}),
+    "tools": ("/tokenize", {"messages": SHORT, "tools": [{"type": "function", "function": {"name": "f"}}] * 15_000}),
+    "answers": ("/v1/completions", {"prompt": "x", "n": 10_000}),
+    "prompts": ("/v1/completions", {"prompt": ["x"] * 100_000}),
+    "stops": ("/v1/completions", {"prompt": "x", "stop": ["y"] * 10_000}),
+}
+
+
+@pytest.mark.parametrize("name", ABUSE)
+def test_what_no_model_can_use_is_refused_at_once(server: Server, name: str) -> None:
+    path, body = ABUSE[name]
+    began = time.monotonic()
+    reply = httpx.post(server.url + path, json={"model": MODEL, **body}, timeout=60)
+    assert reply.status_code in (400, 413)
+    assert time.monotonic() - began < 2
 
 
 def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:

@@ -85,7 +85,7 @@ async def test_a_body_has_a_size_and_a_deadline() -> None:
     with pytest.raises(RequestError) as large:
         await read()
     with pytest.raises(RequestError) as slow:
-        await bounded(never, seconds=0.05)()
+        await bounded(never, 10, seconds=0.05)()
     assert (large.value.status_code, slow.value.status_code) == (413, 408)
 
 
@@ -96,6 +96,6 @@ async def test_waiting_for_a_client_to_leave_has_no_deadline() -> None:
         await asyncio.sleep(0.05)
         return next(messages)
 
-    read = bounded(receive, seconds=0.07)
+    read = bounded(receive, 10, seconds=0.07)
     assert (await read())["body"] == b"{}"
     assert (await read())["type"] == "http.disconnect"

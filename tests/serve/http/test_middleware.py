@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.keys import KeyRing
 from serve.gateway import Settings
-from serve.http.limits import MAX_BODY_BYTES
+from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
 from tests.serve.local import Parrot, asking, prompt
 
@@ -136,16 +137,17 @@ async def test_what_is_not_a_json_object_is_400(body: bytes) -> None:
     assert len(reply.text) < 400
 
 
-async def test_a_body_that_is_too_large_is_413_announced_or_not() -> None:
-    async def pieces():
-        for _ in range(MAX_BODY_BYTES // (1 << 20) + 2):
-            yield b" " * (1 << 20)
+@pytest.mark.parametrize(("context", "limit"), [(256, MIN_BODY_BYTES), (8192, 2 << 20), (10**6, MAX_BODY_BYTES)])
+async def test_a_body_that_no_context_holds_is_413_announced_or_not(context: int, limit: int) -> None:
+    async def pieces(count: int) -> AsyncIterator[bytes]:
+        yield b" " * count
 
     headers = {"Content-Type": "application/json"}
-    async with asking(Settings()) as client:
-        announced = await client.post(ASK, content=b" " * (MAX_BODY_BYTES + 1), headers=headers)
-        hidden = await client.post(ASK, content=pieces(), headers=headers)
-        assert [announced.status_code, hidden.status_code] == [413, 413]
+    async with asking(Settings(context=context)) as client:
+        for count, status in ((limit, 400), (limit + 1, 413)):
+            announced = await client.post(ASK, content=b" " * count, headers=headers)
+            hidden = await client.post(ASK, content=pieces(count), headers=headers)
+            assert [announced.status_code, hidden.status_code] == [status, status]
         assert (await client.get("/health")).status_code == 200
 
 

@@ -1,0 +1,117 @@
+"""Bounds on what a request gives a model to read, checked before anything of it is parsed, rendered or tokenized.
+
+Validating, rendering and tokenizing 9 MB take seconds, during which no other model of the process answers. What fits
+into a model's context is a small part of that, and can be told from the lengths of the texts alone.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from serve.errors import RequestError
+from serve.transport.messages import Endpoint
+
+# The most sequences that one request may have the engine write: prompts times answers to each.
+MAX_SEQUENCES = 256
+# Values and characters of a request besides its messages, such as those of a JSON schema.
+OTHER_VALUES, OTHER_CHARACTERS = 10_000, 50_000
+# Values of a message with one part: an object, its role, a list, a part, its type and its text.
+VALUES_PER_TOKEN = 6
+# Names that chat templates read, and that requests set in fields of their own.
+OWN_FIELDS = frozenset({"messages", "tools"})
+# Fields with one text or a list, each of which is searched for in every answer or tokenized before it.
+MAX_TEXTS = {"stop": 32, "bad_words": 256}
+
+
+class RequestBounds:
+    """The bounds of one model.
+
+    Args:
+        context: the most tokens of a request, prompt and answer together.
+        longest_token: the most characters of a token.
+        template_variables: the names that the model's chat template reads.
+    """
+
+    def __init__(self, context: int, longest_token: int, template_variables: Collection[str]) -> None:
+        self._context = context
+        self._characters = context * longest_token + OTHER_CHARACTERS
+        self._values = OTHER_VALUES + VALUES_PER_TOKEN * context
+        self._variables = sorted(set(template_variables) - OWN_FIELDS)
+
+    def check(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
+        """Checks a request. Wrong types are left to the validation that follows.
+
+        Raises:
+            RequestError: 400, it cannot fit into the context, asks for too many answers, or sets what is no variable
+                of the chat template.
+        """
+        rest = dict(body)
+        prompts = list(_prompts(rest.pop("prompt", None)))
+        if endpoint == "detokenize":
+            prompts.append(rest.pop("tokens", None))
+        elif endpoint == "score":
+            prompts += _listed(rest.pop("conversations", None))
+        for prompt in prompts:
+            self._check_size(prompt)
+        self._check_size(rest)
+        for field, most in MAX_TEXTS.items():
+            if len(_listed(rest.get(field))) > most:
+                raise _refusal(f"{field}: a request may have {most} texts there", field)
+        answers = rest.get("n")
+        sequences = max(1, len(prompts)) * (answers if isinstance(answers, int) else 1)
+        if endpoint in ("completions", "chat/completions") and sequences > MAX_SEQUENCES:
+            message = f"n: a request may have {MAX_SEQUENCES} answers, all prompts together, and not {sequences}"
+            raise _refusal(message, "n")
+        self._check_variables(rest.get("chat_template_kwargs"))
+
+    def _check_size(self, value: Any) -> None:
+        characters, values = 0, 0
+        stack = [value]
+        while stack:
+            one = stack.pop()
+            values += 1
+            if isinstance(one, str):
+                characters += len(one)
+            elif isinstance(one, dict):
+                stack += one.values()
+            elif isinstance(one, list):
+                stack += one
+            if characters > self._characters:
+                raise _refusal(
+                    f"the maximum context length is {self._context} tokens: the request has more than the "
+                    f"{self._characters:,} characters that can be of use"
+                )
+            if values + len(stack) > self._values:
+                raise _refusal(
+                    f"the maximum context length is {self._context} tokens: the request has more than the "
+                    f"{self._values:,} values that can be of use"
+                )
+
+    def _check_variables(self, given: Any) -> None:
+        if isinstance(given, dict) and (unknown := sorted(set(given) - set(self._variables))):
+            reads = ", ".join(self._variables) or "none"
+            message = f"chat_template_kwargs: {', '.join(unknown)[:200]}: the model's chat template reads only {reads}"
+            raise _refusal(message, "chat_template_kwargs")
+
+
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the most characters that a token of a tokenizer stands for."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
+def _refusal(message: str, param: str | None = None) -> RequestError:
+    return RequestError(400, message, "BadRequestError", param)
+
+
+def _prompts(prompt: Any) -> Iterable[Any]:
+    """Returns the prompts in the field `prompt`: a text, token ids, or a list of either."""
+    if prompt is None:
+        return []
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return prompt
+    return [prompt]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
