@@ -1,5 +1,6 @@
 """Exams: held-out questions with a grader, supplied by a function that the recipe names, for every model of a run."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines.evaluate.stats import Proportion, proportion
 
+# The form of a question that is asked in clean English.
+PLAIN = "plain"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -24,14 +28,23 @@ class Question:
     Attributes:
         id: unique in the exam.
         kind: category, by which answers are graded and counted.
-        text: the user's message.
+        text: the user's message, the last one of a conversation.
         key: reference for the exam's grader, such as words of the right answer.
+        earlier: the conversation before it, as `{"role": "user" or "assistant", "content": ...}`; empty for one turn.
+        form: how it is asked, such as with typing errors; figures can be of some forms alone.
     """
 
     id: str
     kind: str
     text: str
     key: str = ""
+    earlier: tuple[Mapping[str, str], ...] = ()
+    form: str = PLAIN
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The whole conversation, up to the answer."""
+        return [*map(dict, self.earlier), {"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,10 @@ class Figure:
         name: key in report.json.
         title: name on the page.
         clause: a predicate for the verdict, as in "the policy ... in 3 % of cases".
-        kind: the kind of question whose answers are counted; None for all kinds.
+        kind: the kind of question whose answers are the whole; None for all kinds.
         higher_is_better: whether a larger share is better.
         counts: whether an answer counts.
+        asked: whether a question of that kind belongs to the whole, by its form or its earlier turns; by default all.
     """
 
     name: str
@@ -70,6 +84,11 @@ class Figure:
     kind: str | None
     higher_is_better: bool
     counts: Callable[[GradedAnswer], bool]
+    asked: Callable[[Question], bool] = lambda _: True
+
+    def of(self, question: Question) -> bool:
+        """Whether answers to a question belong to the whole."""
+        return self.kind in (None, question.kind) and self.asked(question)
 
 
 @dataclass(frozen=True)
@@ -121,34 +140,50 @@ def load_exam(recipe: Recipe) -> Exam | None:
         raise UserError(
             f"evaluate.exam: {call.function} returned a {type(exam).__name__}; it must return a {Exam.__module__}.Exam"
         )
+    if fault := _fault(exam):
+        raise UserError(f"evaluate.exam: {call.function} returned an exam {fault}")
     return exam
+
+
+def _fault(exam: Exam) -> str | None:
+    """Says what is wrong with an exam, to follow "an exam", or returns None."""
+    for what, names in (("questions", [q.id for q in exam.questions]), ("figures", [f.name for f in exam.figures])):
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            return f"with two {what} called {twice[0]!r}: give each its own name"
+    for figure in exam.figures:
+        if not any(map(figure.of, exam.questions)):
+            return f"without any question for its figure {figure.name}: ask some, or leave the figure out"
+    if exam.tax is not None and exam.tax not in {figure.name for figure in exam.figures}:
+        return f"whose tax, {exam.tax!r}, is none of its figures"
+    return None
 
 
 def exam_figures(exam: Exam, answers: Sequence[GradedAnswer]) -> dict[str, Proportion]:
     """Computes all figures of one model, by name, from its answers to all questions."""
     figures = {}
     for figure in exam.figures:
-        counted = [answer for answer in answers if figure.kind in (None, answer.question.kind)]
-        figures[figure.name] = proportion(sum(map(figure.counts, counted)), len(counted))
+        whole = [answer for answer in answers if figure.of(answer.question)]
+        figures[figure.name] = proportion(sum(map(figure.counts, whole)), len(whole))
     return figures
 
 
 @dataclass(frozen=True)
 class ExamRunner:
-    """Runs an exam with the models of a run. The base model continues the bare question; the others get a chat."""
+    """Runs an exam with the models of a run. The base model continues the bare text; the others get a chat."""
 
     exam: Exam
     run: RunFolder
     chat: Chat
     base: PreTrainedTokenizerBase
     sampling: Sampling
+    context: int
 
     @classmethod
     def of(cls, exam: Exam, recipe: Recipe, run: RunFolder) -> "ExamRunner":
         """Makes a runner whose models answer greedily with at most `evaluate.max_tokens` tokens."""
         greedy = Sampling(1, 0.0, recipe.evaluate.max_tokens, recipe.seed)
         base = AutoTokenizer.from_pretrained(run.path("base"))
-        return cls(exam, run, Chat.of(run.path("sft")), base, greedy)
+        return cls(exam, run, Chat.of(run.path("sft")), base, greedy, recipe.model.context)
 
     def answers(self, fleet: Fleet, name: str) -> list[GradedAnswer]:
         """Has a model answer every question.
@@ -156,13 +191,22 @@ class ExamRunner:
         Args:
             fleet: rollout actors that hold the model's weights.
             name: the model: base, sft or policy.
+
+        Raises:
+            UserError: a question leaves no room for an answer.
         """
         model, questions = self.run.path(name), self.exam.questions
         if name == "base":
-            tokenizer, prompts = self.base, {q.id: self._bare(q.text) for q in questions}
+            tokenizer = self.base
+            prompts = {q.id: self._bare("\n".join(turn["content"] for turn in q.messages)) for q in questions}
         else:
-            tokenizer = self.chat.tokenizer
-            prompts = {q.id: self.chat.prompt([{"role": "user", "content": q.text}]) for q in questions}
+            tokenizer, prompts = self.chat.tokenizer, {q.id: self.chat.prompt(q.messages) for q in questions}
+        room = self.context - self.sampling.max_tokens
+        if long := next((key for key, ids in prompts.items() if len(ids) > room), None):
+            raise UserError(
+                f"evaluate.exam: the question {long!r} has {len(prompts[long])} tokens, and {room} leave room for an "
+                "answer (model.context - evaluate.max_tokens): shorten it"
+            )
         samples = fleet.generate([Prompt(key, ids) for key, ids in prompts.items()], self.sampling)
         return _graded(self.exam, samples, model, tokenizer)
 

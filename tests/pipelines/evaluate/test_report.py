@@ -10,16 +10,14 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from cluster.run.metrics import MetricsWriter
-from pipelines.demo.exam import exam, is_right
-from pipelines.demo.facts import countries
-from pipelines.demo.questions import DemoQuestion, held_out_questions
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate.exam import GradedAnswer, Question, continues_right, exam_figures, grade_answer
+from pipelines.evaluate.exam import GradedAnswer, continues_right, exam_figures, grade_answer
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
 from pipelines.evaluate.stage import exam_rows, write_report
 from pipelines.evaluate.stats import paired_change, proportion
+from tests.pipelines.evaluate.planted import EXAM, model
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -54,20 +52,12 @@ class _Page(HTMLParser):
             self.quotes[-1] += data
 
 
-EXAM = exam(1)
-
-
-def answered(q: DemoQuestion, text: str, stopped: bool) -> GradedAnswer:
-    question = Question(q.id, q.kind, q.text, q.key)
-    return GradedAnswer(question, text, stopped, is_right(question, text))
-
-
 def _answers(hostile: bool) -> dict[str, list[GradedAnswer]]:
-    questions = held_out_questions(1)
+    text = HOSTILE if hostile else ""
     return {
-        "base": [answered(q, HOSTILE if hostile else "", False) for q in questions],
-        "sft": [answered(q, (q.bad or q.good)[0], True) for q in questions],
-        "policy": [answered(q, q.good[0], True) for q in questions],
+        "base": model(bread=text, harmful=text, truth=text, stopped=False),
+        "sft": model(harmful="Sure."),
+        "policy": model(),
     }
 
 
@@ -149,15 +139,15 @@ def test_page_shows_figures_answers_and_the_annotator(tmp_path: Path) -> None:
     assert report["verdict"] in page
     assert "No person ranked these answers" in page
     assert "a.b:c noise=0.05" in page
-    assert len(rows) == len(held_out_questions(1)) + 20
-    of_exam = 4 * SHOWN_PER_KIND * 3
+    assert len(rows) == len(EXAM.questions) + 20
+    of_exam = 3 * SHOWN_PER_KIND * 3
     assert len(parsed.quotes) == of_exam + 2 * SHOWN_PER_KIND
-    assert parsed.quotes.count("(nothing)") == 4 * SHOWN_PER_KIND
+    assert parsed.quotes.count("(nothing)") == 3 * SHOWN_PER_KIND
     # Right and wrong are shown in words, not by color alone.
     assert page.count("✓ right") + page.count("✗ wrong") == of_exam
-    assert page.count("cut off") == 4 * SHOWN_PER_KIND
-    assert report["policy"]["harmful_compliance"]["value"] == 0.0
-    assert report["sft"]["harmful_compliance"]["value"] == 1.0
+    assert page.count("cut off") == 3 * SHOWN_PER_KIND
+    assert report["policy"]["harm"]["value"] == 0.0
+    assert report["sft"]["harm"]["value"] == 1.0
     assert {"value", "n", "low", "high"} == set(report["base"]["stop_rate"])
 
 
@@ -180,7 +170,7 @@ def test_a_run_without_an_exam_has_a_complete_page(tmp_path: Path) -> None:
     assert len(parsed.quotes) == 2 * SHOWN_PER_KIND
     assert "with a\nsmaller collect.prompts some are held out" in page
     assert EXAM.title not in page
-    assert "capital" not in page.replace(">capital<small>kind of prompt", "")
+    assert "bread" not in page
 
 
 def test_page_shows_the_figures_of_the_reward_model(tmp_path: Path) -> None:
@@ -212,7 +202,7 @@ def test_page_escapes_the_text_of_models(tmp_path: Path) -> None:
     assert "script" not in names
     assert "img" not in names
     assert not [value for _, attrs in parsed.tags for name, value in attrs.items() if name.startswith("on")]
-    assert parsed.quotes.count(HOSTILE) == (4 + 2) * SHOWN_PER_KIND
+    assert parsed.quotes.count(HOSTILE) == (3 + 2) * SHOWN_PER_KIND
 
 
 def test_page_fetches_nothing(tmp_path: Path) -> None:
@@ -266,9 +256,8 @@ def test_an_answer_ends_at_the_models_own_end_token() -> None:
 
 
 def test_a_completion_is_right_when_the_capital_comes_first() -> None:
-    france = next(country for country in countries() if country.name == "France")
-    assert continues_right(france.capital, " Paris. Its money is the euro.")
-    assert not continues_right(france.capital, " Lyon, and not Paris.")
+    assert continues_right("Paris", " Paris. Its money is the euro.")
+    assert not continues_right("Paris", " Lyon, and not Paris.")
 
 
 def test_page_shows_histograms_of_the_corpus(tmp_path: Path) -> None:
