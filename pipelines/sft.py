@@ -1,21 +1,31 @@
 """Supervised fine-tuning on conversations: the assistant's turns are the targets."""
 
+import json
 import random
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import read_conversations
 from pipelines.data.pack_chats import render, write_packed
+from pipelines.data.source_rows import BadRow
 from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
+# The rows that cannot be used, a JSON line each: place, reason, excerpt.
+QUARANTINE = "quarantine.jsonl"
 # Metrics of the first step (the model before) and of the step whose model is kept.
 HELD_OUT_METRICS = ("held_out_loss_before", "held_out_exact_before", "held_out_loss", "held_out_exact")
 
@@ -51,29 +61,66 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
-    """Writes the shards, with whole conversations held out.
+    """Writes the shards, with whole conversations held out, and the quarantine.
 
     Returns:
-        Metrics of the data: conversations used and too long, packed rows, and layouts of the sources.
+        Metrics of the data: conversations used, cut and too long, packed rows, rows that could not be used, layouts
+        of the sources, and the fields of their rows that nothing reads.
 
     Raises:
-        UserError: there are too few conversations to train on.
+        UserError: there are too few conversations to train on, or too many rows that cannot be used.
     """
     settings, context = recipe.sft, recipe.model.context
     found = read_conversations(settings.sources, recipe.seed)
-    rendered = render(found.messages, base, context)
-    if len(rendered) < 2:
+    rendered = render(found.items, base, context)
+    bad, total = [*found.bad, *rendered.bad], len(found.items) + len(found.bad)
+    _quarantine(bad, total, settings.max_bad_share, out / QUARANTINE)
+    if len(rendered.rows) < 2:
         raise UserError(
-            f"of {len(found.messages)} conversations in sft.sources, {len(rendered)} fit into "
+            f"of {total} conversations in sft.sources, {len(rendered.rows)} fit into "
             f"model.context = {context} tokens: two are needed, one to hold out"
         )
-    random.Random(f"sft {recipe.seed}").shuffle(rendered)
-    held_out = max(1, round(len(rendered) * settings.held_out_share))
+    random.Random(f"sft {recipe.seed}").shuffle(rendered.rows)
+    held_out = max(1, round(len(rendered.rows) * settings.held_out_share))
     padding = Chat.of(base).padding_id
-    write_packed(rendered[:held_out], context, padding, out / "shards" / "held_out")
-    rows = write_packed(rendered[held_out:], context, padding, out / "shards" / "train")
-    too_long = len(found.messages) - len(rendered)
-    return {"conversations": len(rendered), "too_long": too_long, "rows": rows, "layouts": found.layouts}
+    parts = {"held_out": rendered.rows[:held_out], "train": rendered.rows[held_out:]}
+    rows = {
+        name: write_packed(list(chain.from_iterable(part)), context, padding, out / "shards" / name)
+        for name, part in parts.items()
+    }
+    for count, what in (
+        (len(bad), f"rows cannot be used; {out / QUARANTINE} lists them"),
+        (rendered.too_long, f"conversations do not fit into {context} tokens"),
+        (rendered.cut, f"conversations lost what does not fit into {context} tokens"),
+        *((count, f"rows have a field {name} that nothing reads") for name, count in sorted(found.ignored.items())),
+    ):
+        if count:
+            Console().print(f"fine-tuning: {count:,} of {total:,} {what}", markup=False, highlight=False)
+    return {
+        "conversations": len(rendered.rows),
+        "too_long": rendered.too_long,
+        "cut": rendered.cut,
+        "bad": len(bad),
+        "rows": rows["train"],
+        "layouts": found.layouts,
+        "ignored_fields": found.ignored,
+    }
+
+
+def _quarantine(bad: Sequence[BadRow], total: int, most: float, file: Path) -> None:
+    """Writes down the rows that cannot be used.
+
+    Raises:
+        UserError: their share of all rows is more than `most`.
+    """
+    file.unlink(missing_ok=True)
+    if bad:
+        write_text(file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad))
+    if len(bad) > most * total:
+        raise UserError(
+            f"{bad[0].reason} ({len(bad):,} of {total:,} rows in sft.sources cannot be used, and sft.max_bad_share "
+            f"lets {most:g} of them be left out; {file} has them all)"
+        )
 
 
 def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:
@@ -87,7 +134,9 @@ def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load(base)
     # From here on the model ends its turn, where the base model ended a document.
-    set_end_token(model, tokenizer.eos_token_id)
+    end = Chat(tokenizer).end_of_turn_id
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    set_end_token(model, end)
     if settings:
         lora.add(model, settings, seed)
     return model, LanguageObjective(), tokenizer

@@ -1,4 +1,4 @@
-"""The chat templates that models come with, in the published wording; none marks what is trained."""
+"""The chat templates that models come with, or small ones of their shape; none marks what is trained."""
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -18,4 +18,40 @@ GEMMA_2 = (
     "{% else %}{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# Of the shape of Qwen 3's: reasoning is kept in the turns after the last question alone.
+QWEN_3 = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% set ns = namespace(last=0) %}{% for message in messages %}"
+    "{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{% set reasoning = message.reasoning_content or '' %}{% set content = message.content %}"
+    "{% if not reasoning and '</think>' in content %}"
+    "{% set reasoning = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last and (loop.last or reasoning) %}"
+    "{{ '<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' }}{% endif %}{{ content }}"
+    '{% for call in message.tool_calls or [] %}{{ \'<tool_call>\n{"name": "\' + call.function.name + '
+    "'\", \"arguments\": ' + (call.function.arguments | tojson) + '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% elif message.role == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Of the shape of DeepSeek-R1-Distill's: the prompt opens the thought, and no turn shows one.
+DEEPSEEK_R1 = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{{ '<|Assistant|>' + message.content.split('</think>')[-1] + '<|eos|>' }}"
+    "{% elif message.role == 'user' %}{{ '<|User|>' + message.content }}{% else %}{{ message.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+# Of the shape of gpt-oss's: two channels, and another end for the last turn than for earlier ones.
+GPT_OSS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{% if loop.last and message.thinking %}"
+    "{{ '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}{% endif %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content }}"
+    "{{ '<|return|>' if loop.last else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )

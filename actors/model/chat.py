@@ -1,6 +1,8 @@
 """Conversations as tokens: one rendering for fine-tuning, the reward model, RLHF and serving."""
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,24 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, load_tokenizer
+from actors.model.tokenizer import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    END_OF_TURN,
+    REASONING,
+    REASONING_FIELDS,
+    SPECIAL_TOKENS,
+    load_tokenizer,
+)
 from cluster.errors import UserError
 
 # Callers check the length themselves; transformers would warn that the model cannot read so much.
 QUIET: dict[str, Any] = {"verbose": False}
+THINK, END_THINK = "<think>", "</think>"
+# An answer that no template changes, to find what the template writes behind one.
+_PROBE = "qzjx"
+
+Messages = Sequence[dict[str, Any]]
 
 
 def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -42,91 +57,192 @@ class Chat:
         if not tokenizer.chat_template:
             raise UserError(f"{tokenizer.name_or_path} has no chat template, so it cannot be taught to answer")
         self.tokenizer = tokenizer
+        # The text of the token that ends the assistant's turn, by template.
+        self._ends: dict[str, str] = {}
 
     @classmethod
     def of(cls, model: str | Path) -> "Chat":
         """Loads the template that lies with a model."""
         return cls(load_tokenizer(model))
 
-    def conversation(self, messages: Sequence[dict[str, str]]) -> Rendered:
-        """Renders a whole conversation, with a mask of the assistant's turns.
+    def conversation(self, messages: Messages) -> Rendered:
+        """Renders a conversation up to its last assistant's turn; the errors are those of `training_rows`."""
+        return self.training_rows(messages)[-1]
+
+    def training_rows(
+        self, messages: Messages, tools: Sequence[Any] | None = None, untrained: Collection[int] = ()
+    ) -> list[Rendered]:
+        """Renders a conversation for training, with a mask of the assistant's turns.
+
+        The tokens before each trained turn are those that the model is served when it is asked for that turn. A
+        template that writes earlier turns differently later on, such as without their reasoning, therefore gives
+        several rows: one for each turn that does not continue the row before.
+
+        Args:
+            messages: turns of role and content, and what else the template reads.
+            tools: declarations of the tools that the assistant may call.
+            untrained: indices of the assistant's turns that are context alone.
 
         Raises:
-            UserError: it has no assistant's turn, or the template cannot write one of its turns.
+            UserError: there is no turn to train on, or the template cannot write a turn, or would leave out a part.
         """
-        self._check_roles(messages)
-        rendered = self._marked(messages) if "generation %}" in self._template else self._by_prefix(messages)
-        if not any(rendered.loss_mask):
+        messages = self._prepared(messages)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i not in untrained]
+        if not turns:
             raise UserError(f"{_named(messages)} has no assistant turn to learn from")
-        return rendered
+        self._check_places(messages, tools, turns)
+        if "generation %}" in self._template:
+            return [self._marked(messages, tools, turns)]
+        return self._by_turn(messages, tools, turns)
 
-    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
         """Renders a conversation up to where the assistant's next turn begins."""
-        return self._ids(messages, add_generation_prompt=True)
+        return self._encoded(self._text(self._prepared(messages), tools, add_generation_prompt=True))
 
-    def between(self, message: dict[str, str]) -> list[int]:
+    def between(self, message: dict[str, Any]) -> list[int]:
         """Renders what stands between two turns of the assistant when one message is between them."""
-        before: list[dict[str, str]] = [{"role": "user", "content": "a"}]
+        before: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
         start = len(self.prompt(before))
         conversation = [*before, {"role": "assistant", "content": "a"}, message]
-        self._check_roles(conversation)
+        self._check_places(conversation, None, [])
         ids = self.prompt(conversation)
         return ids[start + ids[start:].index(self.end_of_turn_id) + 1 :]
 
     def answer(self, text: str) -> list[int]:
         """Renders the text of an assistant's turn, with the token that ends it."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False, **QUIET), self.end_of_turn_id]
+        return [*self._encoded(text), self.end_of_turn_id]
 
-    def _check_roles(self, messages: Sequence[dict[str, str]]) -> None:
-        """Refuses a tool's turn that the template would pass over, or make up a token for. ChatML writes any role."""
-        has_tool = any(message["role"] == "tool" for message in messages)
-        if has_tool and "tool" not in self._template and "<|im_start|>" not in self._template:
+    def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
+        """Renames what the template has another name for: the developer's role, and the field of the reasoning."""
+        fields = [name for name in REASONING_FIELDS if re.search(rf"\b{name}\b", self._template)]
+        prepared = []
+        for message in messages:
+            if message["role"] == "developer" and "developer" not in self._template:
+                message = {**message, "role": "system"}
+            if REASONING in message and fields and fields[0] != REASONING:
+                message = {fields[0] if name == REASONING else name: value for name, value in message.items()}
+            prepared.append(message)
+        return prepared
+
+    def _check_places(self, messages: Messages, tools: Sequence[Any] | None, turns: Sequence[int]) -> None:
+        """Refuses what the template would pass over, or make up a token for. ChatML writes any role."""
+        template, missing = self._template, None
+        chatml = "<|im_start|>" in template
+        if any(message["role"] == "tool" for message in messages) and "tool" not in template and not chatml:
+            missing = "a tool's turn"
+        elif tools and "tools" not in template:
+            missing = "tools"
+        elif any(message.get("tool_calls") for message in messages) and "tool_calls" not in template:
+            missing = "tool_calls"
+        elif any(_reasoning(messages[i]) for i in turns) and not re.search("think|reason", template):
+            missing = "reasoning_content"
+        if missing:
             raise UserError(
-                f"{_named(messages)} has a tool's turn, and the chat template of {self.tokenizer.name_or_path} has no "
-                "place for one"
+                f"{_named(messages)} has {missing}, and the chat template of {self.tokenizer.name_or_path} has no "
+                "place for it"
             )
 
-    def _marked(self, messages: Sequence[dict[str, str]]) -> Rendered:
+    def _marked(self, messages: Messages, tools: Sequence[Any] | None, turns: Sequence[int]) -> Rendered:
         """Renders by a template that marks the assistant's turns with `generation`."""
-        output = self._applied(messages, return_assistant_tokens_mask=True)
-        return Rendered(list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]])
+        output = self._applied(messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        ids, mask = list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]]
+        starts = [i for i, flag in enumerate(mask) if flag and (i == 0 or not mask[i - 1])]
+        ends = [i + 1 for i, flag in enumerate(mask) if flag and (i + 1 == len(mask) or not mask[i + 1])]
+        everyone = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(starts) != len(everyone):
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} marks {len(starts)} of the {len(everyone)} "
+                f"assistant turns of {_named(messages)}"
+            )
+        for number, start, end in zip(everyone, starts, ends, strict=True):
+            if number not in turns:
+                mask[start:end] = [False] * (end - start)
+            elif self._template != CHAT_TEMPLATE:
+                text = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+                if lost := _lost(messages[number], str(text)):
+                    raise UserError(self._leaves_out(messages, lost))
+        return Rendered(ids, mask)
 
-    def _by_prefix(self, messages: Sequence[dict[str, str]]) -> Rendered:
-        """Renders by a template without `generation` marks: an assistant's turn is what follows its prompt, up to the
-        token that ends it."""
-        ids = self._ids(messages)
-        loss_mask = [False] * len(ids)
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            if index == 0:
+    def _by_turn(self, messages: Messages, tools: Sequence[Any] | None, turns: Sequence[int]) -> list[Rendered]:
+        """Renders by a template without marks: a turn is what follows its prompt, up to the token that ends it."""
+        rows: list[tuple[str, list[tuple[int, int]]]] = []
+        for turn in turns:
+            if turn == 0:
                 raise UserError(
                     f"{_named(messages)} has the assistant's turn first, and the chat template of "
                     f"{self.tokenizer.name_or_path} does not say where one begins: remove it, or put a user's before it"
                 )
-            prompt, turns = self.prompt(messages[:index]), self._ids(messages[: index + 1])
-            start = len(prompt)
-            if ids[: len(turns)] != turns or turns[:start] != prompt:
-                raise UserError("the chat template renders earlier turns differently later on: it cannot be trained on")
-            if self.end_of_turn_id not in turns[start:]:
-                raise UserError(
-                    f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn with the "
-                    f"tokenizer's eos_token {self.tokenizer.eos_token}: set eos_token to the one that it ends with"
-                )
-            end = start + turns[start:].index(self.end_of_turn_id) + 1
-            loss_mask[start:end] = [True] * (end - start)
-        return Rendered(ids, loss_mask)
+            prompt = self._text(messages[:turn], tools, add_generation_prompt=True)
+            text = prompt + self._target(messages, tools, turn, prompt)
+            span = (len(prompt), len(text))
+            if rows and prompt.startswith(rows[-1][0]):
+                rows[-1] = (text, [*rows[-1][1], span])
+            else:
+                rows.append((text, [span]))
+        whole = self._text(messages, tools)
+        if whole.startswith(rows[-1][0]):
+            rows[-1] = (whole, rows[-1][1])
+        return [self._tokenized(messages, text, spans) for text, spans in rows]
 
-    def _ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        return list(self._applied(messages, add_generation_prompt=add_generation_prompt)["input_ids"])
+    def _target(self, messages: Messages, tools: Sequence[Any] | None, turn: int, prompt: str) -> str:
+        """Returns what the model has to write after `prompt`, with the token that ends it.
 
-    def _applied(self, messages: Sequence[dict[str, str]], **settings: Any) -> Any:
-        """Applies the template, which may refuse a system's turn, or two of the user's in a row."""
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=True, return_dict=True, tokenizer_kwargs=QUIET, **settings
+        Where the template leaves a part out once the turn is over (the reasoning), or writes another beginning than
+        the prompt for it, that is the turn's own text.
+        """
+        message, end = messages[turn], self._end_of_turn
+        text = self._text(messages[: turn + 1], tools)
+        written = text[len(prompt) :]
+        if end in written:
+            written = written[: written.rindex(end) + len(end)]
+        elif text.startswith(prompt):
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn of "
+                f"{_named(messages)} with {end}"
             )
-        except (TemplateError, ValueError) as error:
+        lost = _lost(message, written)
+        if text.startswith(prompt) and not lost:
+            return written
+        if not message.get("tool_calls") and END_THINK in self._template:
+            return _with_reasoning(message, prompt) + end
+        if lost:
+            raise UserError(self._leaves_out(messages, lost))
+        raise UserError(
+            f"the chat template of {self.tokenizer.name_or_path} renders earlier turns differently once "
+            f"{_named(messages)} goes on: it cannot be trained on"
+        )
+
+    def _tokenized(self, messages: Messages, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
+        """Encodes a row, and marks the tokens of the spans of characters that are trained."""
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **QUIET)
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+        mask = [any(start <= begin and end <= stop for start, stop in spans) for begin, end in offsets]
+        prompt = self._encoded(text[: spans[-1][0]])
+        if ids[: len(prompt)] != prompt or any(
+            encoding.char_to_token(start - 1) == encoding.char_to_token(start) for start, _ in spans
+        ):
+            raise UserError(
+                f"{_named(messages)}: a token of {self.tokenizer.name_or_path} would span the beginning of the "
+                "assistant's turn, which is never so when the model is asked for it"
+            )
+        return Rendered(ids, mask)
+
+    def _leaves_out(self, messages: Messages, part: str) -> str:
+        return f"the chat template of {self.tokenizer.name_or_path} leaves out {part} of {_named(messages)}"
+
+    def _text(self, messages: Messages, tools: Sequence[Any] | None = None, **settings: Any) -> str:
+        return str(self._applied(messages, tools, tokenize=False, **settings))
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False, **QUIET))
+
+    def _applied(self, messages: Messages, tools: Sequence[Any] | None, **settings: Any) -> Any:
+        """Applies the template, which may refuse a system's turn, or two of the user's in a row."""
+        if settings["tokenize"]:
+            settings["tokenizer_kwargs"] = QUIET
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tools=list(tools or ()) or None, **settings)
+        except (TemplateError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path} does not take {_named(messages)}: {reason}"
@@ -138,9 +254,24 @@ class Chat:
         return template if isinstance(template, str) else template["default"]
 
     @property
+    def _end_of_turn(self) -> str:
+        """The text of the token that ends the assistant's turn: the first special one that the template writes behind
+        an answer. The tokenizer's eos_token may be another, which ends documents (Gemma, Llama 3 base)."""
+        template = self._template
+        if template not in self._ends:
+            end = str(self.tokenizer.eos_token)
+            turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
+            behind = self._text(turns).rpartition(_PROBE)[2]
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+            found = next((token for token in self._encoded(behind) if token in special), None)
+            self._ends[template] = end if found is None else str(self.tokenizer.convert_ids_to_tokens(found))
+        return self._ends[template]
+
+    @property
     def end_of_turn_id(self) -> int:
         """The id of the token that ends the assistant's turn."""
-        return int(self.tokenizer.eos_token_id)
+        (found,) = self.tokenizer.convert_tokens_to_ids([self._end_of_turn])
+        return int(found)
 
     @property
     def padding_id(self) -> int:
@@ -148,5 +279,36 @@ class Chat:
         return int(self.tokenizer.pad_token_id)
 
 
-def _named(messages: Sequence[dict[str, str]]) -> str:
+def _reasoning(message: dict[str, Any]) -> str:
+    return next((str(message[name]) for name in REASONING_FIELDS if message.get(name)), "")
+
+
+def _lost(message: dict[str, Any], written: str) -> str:
+    """Names the part of an assistant's turn that is not in its text; the template may have changed white space."""
+    found = _squeezed(written)
+    if _squeezed(_reasoning(message)) not in found:
+        return "the reasoning"
+    return "" if _squeezed(message["content"]) in found else "a part of the assistant's turn"
+
+
+def _squeezed(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _with_reasoning(message: dict[str, Any], prompt: str) -> str:
+    """Returns an assistant's turn as a model writes it that thinks between <think> and </think>."""
+    content, reasoning = str(message["content"]), _reasoning(message)
+    if not reasoning and END_THINK in content:
+        reasoning, _, content = content.partition(END_THINK)
+        reasoning = reasoning.removeprefix(THINK)
+    thought = f"{THINK}\n{reasoning.strip()}\n{END_THINK}\n\n" if reasoning.strip() else f"{THINK}\n\n{END_THINK}\n\n"
+    text = thought + content.strip()
+    # Where the prompt has begun the thought, the model goes on with it.
+    for opened in (f"{THINK}\n", THINK):
+        if prompt.endswith(opened):
+            return text.removeprefix(opened)
+    return text
+
+
+def _named(messages: Messages) -> str:
     return f"a conversation that begins {messages[0]['content'][:40]!r}" if messages else "an empty conversation"

@@ -15,6 +15,10 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
+# The field of a turn with the reasoning before an answer, and the names that templates and data have for it.
+REASONING = "reasoning_content"
+REASONING_FIELDS = (REASONING, "reasoning", "thinking")
+
 # `generation` marks the tokens that are trained: the assistant's text and the token that ends its turn. A space is put
 # into every `<|` that people write: whoever types a special token gets its characters and cannot speak as the
 # assistant. The template does it because every reader of it (transformers, vLLM) then does the same.

@@ -87,6 +87,11 @@ class FineTuning(LanguageTraining):
 
     sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="conversations to learn from")
     lora: Lora | None = Field(None, description="train low-rank adapters only; unset: train all weights")
+    max_bad_share: Share = Field(
+        0.01,
+        description="share of the sources' rows that cannot be read, or not be written by the chat template, and are "
+        "left out (quarantine.jsonl lists them); with more, the stage fails",
+    )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.02, description="share of the conversations that are held out of training, to measure the loss on"
     )

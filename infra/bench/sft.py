@@ -16,6 +16,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -32,7 +34,7 @@ from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
-from pipelines.data.chat_formats import Messages, read_conversations
+from pipelines.data.chat_formats import Conversation, read_conversations
 from pipelines.data.pack_chats import fit, write_packed
 
 VOCABULARY = 4096
@@ -52,16 +54,17 @@ def main() -> None:
         if given.file
         else ChatSource(kind="function", function="pipelines.demo.conversations:conversations")
     )
-    found = read_conversations([source], 0).messages[: given.most]
+    found = read_conversations([source], 0).items[: given.most]
     with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
         folder = Path(name)
         base = _base(folder / "base", given.size, given.context, found)
         chat = Chat.of(base)
-        fitting = [(some, rendered) for some in found if (rendered := fit(chat, some, given.context))]
-        rendered = [one for _, one in fitting]
+        rows = [fit(chat, some.messages, some.tools, some.untrained, context=given.context)[0] for some in found]
+        fitting = [some.messages for some, fits in zip(found, rows, strict=True) if fits]
+        rendered = list(chain.from_iterable(rows))
         packed = write_packed(rendered, given.context, chat.padding_id, folder / "rows")
         lines = folder / "conversations.jsonl"
-        lines.write_text("".join(f"{json.dumps(some)}\n" for some, _ in fitting), encoding="utf-8")
+        lines.write_text("".join(f"{json.dumps(some)}\n" for some in fitting), encoding="utf-8")
         together = round(given.rows * len(rendered) / packed)
         tokens = sum(len(some.token_ids) for some in rendered)
         shapes = f"{packed:,} rows of {given.context}, {given.rows} a step"
@@ -95,9 +98,9 @@ def own(base: Path, folder: Path, rows: int) -> list[float]:
     return seconds[1:]
 
 
-def _base(folder: Path, size: str, context: int, found: list[Messages]) -> Path:
+def _base(folder: Path, size: str, context: int, found: Sequence[Conversation]) -> Path:
     """A model with random weights, with a tokenizer of the conversations."""
-    texts = [message["content"] for some in found for message in some]
+    texts = [message["content"] for some in found for message in some.messages]
     save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, context)
     tokenizer = load_tokenizer(folder)
     shape = Model(size=size, context=context, vocabulary=len(tokenizer))

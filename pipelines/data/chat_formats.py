@@ -1,34 +1,40 @@
 """Reads conversations and prompts in the common layouts, from files or from functions that a recipe names."""
 
-import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import glob
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
-
-from cluster.errors import UserError, first_line
+from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from cluster.recipe.functions import load_function
+from pipelines.data.source_rows import BadRow, Row, bad_row, good_row, source_rows
+from pipelines.data.turns import Messages, Turns, read_tools, read_turns, require_text
 
-Messages = list[dict[str, str]]
 # The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.
-CONVERSATION_FIELDS = {"messages", "conversations", "prompt", "response", "instruction", "input", "output"}
-ROLES = ("system", "user", "assistant", "tool")
-# The roles in ShareGPT files.
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"} | {
-    role: role for role in ROLES
+CONVERSATION_FIELDS = {
+    "messages",
+    "conversations",
+    "prompt",
+    "response",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
 }
 # Layouts of a single exchange, in the order in which they are tried: the fields of the user and of the assistant.
 EXCHANGE_LAYOUTS = {
     "instruction/output": ("instruction", "output"),
     "prompt/response": ("prompt", "response"),
+    "prompt/completion": ("prompt", "completion"),
     "question/answer": ("question", "answer"),
+    "question/response": ("question", "response"),
 }
+# Fields beside the turns with what the system says (Alpaca, OpenOrca).
+_SYSTEM_FIELDS = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -41,34 +47,79 @@ class PromptText:
 
 
 @dataclass(frozen=True)
-class Conversations:
-    """Conversations, and the number of them in each layout."""
+class Conversation:
+    """A conversation to learn from.
 
-    messages: list[Messages]
+    Attributes:
+        messages: as in `Turns`.
+        place: file and line.
+        tools: declarations of the tools that the assistant may call.
+        untrained: indices of the assistant's turns that are context alone.
+    """
+
+    messages: Messages
+    place: str = field(compare=False)
+    tools: list[Any] | None = None
+    untrained: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What was read of the sources.
+
+    Attributes:
+        items: the conversations.
+        layouts: the number of conversations in each layout.
+        bad: rows that could not be read.
+        ignored: the number of rows with each field that nothing reads; of turns, as turn.FIELD.
+    """
+
+    items: list[Conversation]
     layouts: dict[str, int]
+    bad: list[BadRow]
+    ignored: dict[str, int]
+
+    @property
+    def messages(self) -> list[Messages]:
+        """The turns of every conversation."""
+        return [item.messages for item in self.items]
 
 
 def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
-    """Reads all conversations to fine-tune on.
+    """Reads all conversations to fine-tune on. Rows that cannot be read are returned with the reason.
 
     Args:
         sources: the recipe's.
         seed: for sources that are functions.
 
     Raises:
-        UserError: there is none, a file is missing, or a row cannot be read; the message names file and row.
+        UserError: there is no conversation, or a file is missing or damaged.
     """
-    messages: list[Messages] = []
-    layouts: Counter[str] = Counter()
+    items, bad = list[Conversation](), list[BadRow]()
+    layouts, ignored = Counter[str](), Counter[str]()
     for source in sources:
-        for row, where in source_rows(source, seed):
-            layout = _layout(row, where)
-            messages.append(_conversation(row, layout, where))
+        for row, place in source_rows(source, seed):
+            if isinstance(row, BadRow):
+                bad.append(row)
+                continue
+            try:
+                layout = _layout(row, place)
+                turns, fields = _turns(row, layout, place)
+                tools = read_tools(row["tools"], place) if row.get("tools") else None
+                if not any(turn["role"] == "assistant" for turn in turns.messages):
+                    raise UserError(f"{place} has no assistant turn to learn from")
+                items.append(Conversation(turns.messages, place, tools, turns.untrained))
+            except UserError as error:
+                bad.append(bad_row(place, str(error), row))
+                continue
             layouts[layout] += 1
-    if not messages:
+            given = {name for name, value in row.items() if value is not None}
+            ignored.update(given - fields - {"tools"})
+            ignored.update(f"turn.{name}" for name in turns.ignored)
+    if not items and not bad:
         names = ", ".join(str(source.path or source.function) for source in sources)
         raise UserError(f"sft.sources hold no conversation: {names}")
-    return Conversations(messages, dict(layouts))
+    return Conversations(items, dict(layouts), bad, dict(ignored))
 
 
 def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
@@ -85,176 +136,93 @@ def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
     """
     prompts: dict[str, PromptText] = {}
     for source in sources:
-        for row, where in source_rows(source, seed):
-            messages = prompt_of(row, where)
+        for read, place in source_rows(source, seed):
+            row = good_row(read)
+            messages = prompt_of(row, place)
             has_id = source.kind == "function" and "id" in row
             content = json.dumps(messages, ensure_ascii=False)
             prompt_id = str(row["id"]) if has_id else f"{source.path or source.function}: {content}"
             used = CONVERSATION_FIELDS | {"id"} if has_id else CONVERSATION_FIELDS
             used = used if "prompt" in row else used | {"question"}
-            metadata = {key: str(row[key]) for key in row.keys() - used if row[key] is not None}
+            metadata = {key: require_text(str(row[key]), place) for key in row.keys() - used if row[key] is not None}
             prompts[prompt_id] = PromptText(prompt_id, messages, metadata)
     return list(prompts.values())
 
 
-def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields the rows of a source, each with its file and line for messages.
-
-    Raises:
-        UserError: no file matches, the function cannot be loaded or raises, or a row cannot be read.
-    """
-    if source.kind == "files":
-        yield from read_rows(str(source.path))
-        return
-    function = load_function(str(source.function), "source")
-    try:
-        rows = list(function(seed=seed, **source.arguments))
-    # A user's function may raise anything.
-    except Exception as error:
-        raise UserError(f"source {source.function} raised {type(error).__name__}: {error}") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"source {source.function}: row {number} is a {type(row).__name__}; it must be a dictionary"
-            )
-        yield row, f"{source.function} row {number}"
-
-
-def read_rows(pattern: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields the rows of all JSONL, JSON (one list) or Parquet files of a glob, each with its file and line.
-
-    Raises:
-        UserError: no file matches, or a row cannot be read.
-    """
-    paths = sorted(glob(pattern, recursive=True))
-    if not paths:
-        raise UserError(f"no file matches {pattern}")
-    for path in paths:
-        if path.endswith(".parquet"):
-            try:
-                rows = parquet.read_table(path).to_pylist()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{path} is not a complete Parquet file: {first_line(error)}") from error
-            yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
-        elif path.endswith(".json"):
-            yield from _json_list(path)
-        else:
-            yield from _json_lines(path)
-
-
-def _json_list(path: str) -> Iterator[tuple[dict[str, Any], str]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path} as JSON: {error}; files with one object per line must end in .jsonl"
-        ) from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is not a list of objects")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {number} is not a JSON object; mend or remove it")
-        yield row, f"{path} row {number}"
-
-
-def _json_lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path} line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{where} is not valid JSON ({error}); mend or remove the line") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{where} is not a JSON object; mend or remove the line")
-                yield row, where
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _layout(row: dict[str, Any], where: str) -> str:
-    """Names the layout of a row: messages, conversations (ShareGPT), or the first exchange whose fields it has."""
-    if "messages" in row:
-        return "messages"
-    if "conversations" in row:
-        return "conversations"
-    for layout, fields in EXCHANGE_LAYOUTS.items():
-        if all(name in row for name in fields):
-            return layout
-    pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in EXCHANGE_LAYOUTS.values())
-    raise UserError(f'{where} has none of "messages", "conversations", {pairs}')
-
-
-def _conversation(row: dict[str, Any], layout: str, where: str) -> Messages:
-    if layout == "messages":
-        return _checked_messages(row["messages"], where)
-    if layout == "conversations":
-        return _checked_messages(_from_sharegpt(row["conversations"], where), where)
-    user, assistant = EXCHANGE_LAYOUTS[layout]
-    question = _instruction(row) if user == "instruction" else row[user]
-    return _checked_messages(
-        [{"role": "user", "content": question}, {"role": "assistant", "content": row[assistant]}], where
-    )
-
-
-def prompt_of(row: dict[str, Any], where: str) -> Messages:
+def prompt_of(row: Row, place: str) -> Messages:
     """Extracts the prompt of a row in any layout: the conversation up to the answer.
 
     Args:
         row: of a file or function.
-        where: its file and line, for messages.
+        place: its file and line, for messages.
 
     Raises:
         UserError: there is no user turn, or the row cannot be read.
     """
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    if "prompt" not in row and "messages" not in row and "conversations" not in row:
-        question = _instruction(row) if "instruction" in row else row.get("question")
-        if question is not None:
-            return _checked_messages([{"role": "user", "content": question}], where)
-    turns = row.get("prompt") or row.get("messages")
-    messages = _checked_messages(turns or _from_sharegpt(row.get("conversations"), where), where)
+    if row.get("tools"):
+        raise UserError(f"{place} has tools, which prompts are not sampled with; remove them")
+    given = next((row[name] for name in ("prompt", "messages", "conversations") if row.get(name)), None)
+    if given is None and ("instruction" in row or "question" in row):
+        given = [{"role": "user", "content": _instruction(row) if "instruction" in row else row["question"]}]
+    elif isinstance(row.get("prompt"), str):
+        given = [{"role": "user", "content": row["prompt"]}]
+    messages = read_turns(given, place).messages
+    messages = _before(row, messages, place) + messages
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if not messages:
-        raise UserError(f"{where} has no user turn to answer")
+    if not any(message["role"] == "user" for message in messages):
+        raise UserError(f"{place} has no user turn to answer")
     return messages
 
 
-def _instruction(row: dict[str, Any]) -> Any:
+def _layout(row: Row, place: str) -> str:
+    """Names the layout of a row: messages, conversations (ShareGPT), or the first exchange whose fields it has."""
+    for layout in ("messages", "conversations"):
+        if row.get(layout) is not None:
+            return layout
+    for layout, fields in EXCHANGE_LAYOUTS.items():
+        if all(row.get(name) is not None for name in fields):
+            return layout
+    pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in EXCHANGE_LAYOUTS.values())
+    raise UserError(f'{place} has none of "messages", "conversations", {pairs}')
+
+
+def _turns(row: Row, layout: str, place: str) -> tuple[Turns, set[str]]:
+    """Returns the turns of a row, and the fields of the row that were read."""
+    if layout in ("messages", "conversations"):
+        turns, fields = read_turns(row[layout], place), {layout}
+    else:
+        user, assistant = EXCHANGE_LAYOUTS[layout]
+        question = _instruction(row) if user == "instruction" else row[user]
+        fields = {user, assistant, "input"} if user == "instruction" else {user, assistant}
+        turns = read_turns([*_side(question, "user"), *_side(row[assistant], "assistant")], place)
+    before = _before(row, turns.messages, place)
+    untrained = tuple(number + len(before) for number in turns.untrained)
+    return Turns(before + turns.messages, untrained, turns.ignored), fields | {*_SYSTEM_FIELDS, "history"}
+
+
+def _side(value: Any, role: str) -> Sequence[Any]:
+    """Returns one side of an exchange as turns: a text, or the turns themselves (TRL)."""
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _before(row: Row, messages: Messages, place: str) -> Messages:
+    """Returns the turns that stand in fields of their own: the system's, and pairs of a question and an answer."""
+    before = []
+    system = next((row[name] for name in _SYSTEM_FIELDS if row.get(name)), None)
+    if system is not None:
+        if messages and messages[0]["role"] in ("system", "developer"):
+            raise UserError(f"{place} has a field for the system's turn, and such a turn; remove one of them")
+        before.append({"role": "system", "content": system})
+    for exchange in row.get("history") or ():
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise UserError(f"{place}: history must be a list of pairs of a question and an answer")
+        before += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
+    return read_turns(before, place).messages if before else []
+
+
+def _instruction(row: Row) -> Any:
     """Joins the instruction of an Alpaca row and the input, if it has one."""
     if not row.get("input"):
         return row["instruction"]
     return f"{row['instruction']}\n{row['input']}"
-
-
-def _from_sharegpt(turns: Any, where: str) -> Any:
-    """Renames the fields of ShareGPT turns; `_checked_messages` reports other errors."""
-    if not isinstance(turns, list):
-        return turns
-    if any(not isinstance(turn, dict) or turn.get("from", turn.get("role")) not in SHAREGPT_ROLES for turn in turns):
-        raise UserError(f'{where}: a turn of conversations needs "from" ({", ".join(SHAREGPT_ROLES)}) and "value"')
-    return [
-        {
-            "role": SHAREGPT_ROLES[turn.get("from", turn.get("role"))],
-            "content": turn.get("value", turn.get("content")),
-        }
-        for turn in turns
-    ]
-
-
-def _checked_messages(messages: Any, where: str) -> Messages:
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: messages must be a list of turns")
-    for turn in messages:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise UserError(f"{where}: a turn needs a role ({', '.join(ROLES)}) and a content that is text")
-        if turn.get("tool_calls"):
-            raise UserError(f"{where}: tool_calls are not read; write the call into the turn's content")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]

@@ -10,8 +10,8 @@ from cluster.feedback import GOLD, Completion, Feedback, FeedbackPrompt, Ranking
 from cluster.run.atomic import write_text
 from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
-from pipelines.data.chat_formats import read_rows
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
+from pipelines.data.source_rows import read_rows
 
 # Takes the place of the checksum of unknown weights.
 WEIGHTS = "imported"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,46 +14,108 @@ import ray.data
 from actors.model.chat import Chat, Rendered
 from cluster.errors import UserError
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, best_fit
-from pipelines.data.chat_formats import Messages
+from pipelines.data.chat_formats import Conversation
+from pipelines.data.source_rows import BadRow, bad_row
 
 BLOCK_CONVERSATIONS = 2_000
 
 
-def render(conversations: Sequence[Messages], model: Path, context: int) -> list[Rendered]:
+@dataclass(frozen=True)
+class RenderedConversations:
+    """Conversations as rows of tokens.
+
+    Attributes:
+        rows: the rows of every conversation that has any, in order.
+        bad: conversations that the template cannot write.
+        too_long: the number of conversations of which nothing fits.
+        cut: the number of conversations that lost their last exchanges, or of which some rows do not fit.
+    """
+
+    rows: list[list[Rendered]]
+    bad: list[BadRow]
+    too_long: int
+    cut: int
+
+
+def render(conversations: Sequence[Conversation], model: Path, context: int) -> RenderedConversations:
     """Renders conversations with the template that lies with `model`, in order.
 
     A conversation that is too long loses its last exchanges; one whose first exchange is too long is left out.
     """
-    items = [{"index": index, "messages": json.dumps(messages)} for index, messages in enumerate(conversations)]
+    items = [
+        {"index": index, "conversation": json.dumps([item.messages, item.tools, item.untrained])}
+        for index, item in enumerate(conversations)
+    ]
     blocks = -(-len(items) // BLOCK_CONVERSATIONS)
     dataset = ray.data.from_items(items, override_num_blocks=max(1, blocks)).map_batches(
         partial(_render_batch, model=model, context=context), batch_size=None, batch_format="pyarrow"
     )
-    rows = sorted(dataset.take_all(), key=lambda row: row["index"])
-    return [Rendered(list(row["token_ids"]), list(row["loss_mask"])) for row in rows]
+    rows, bad, too_long, cut = list[list[Rendered]](), list[BadRow](), 0, 0
+    for row in sorted(dataset.take_all(), key=lambda row: row["index"]):
+        item = conversations[row["index"]]
+        fitting = [Rendered(list(ids), list(mask)) for ids, mask in zip(row["token_ids"], row["masks"], strict=True)]
+        if row["refusal"]:
+            bad.append(bad_row(item.place, f"{item.place}: {row['refusal']}", item.messages))
+        elif fitting:
+            rows.append(fitting)
+            cut += row["cut"]
+        else:
+            too_long += 1
+    return RenderedConversations(rows, bad, too_long, cut)
 
 
 def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
     chat = Chat.of(model)
-    found = [(row["index"], fit(chat, json.loads(row["messages"]), context)) for row in batch.to_pylist()]
-    fitting = [(index, rendered) for index, rendered in found if rendered is not None]
+    found: list[tuple[list[Rendered], bool, str]] = []
+    for row in batch.to_pylist():
+        try:
+            found.append((*fit(chat, *json.loads(row["conversation"]), context=context), ""))
+        except UserError as error:
+            found.append(([], False, str(error)))
+    ids = [[rendered.token_ids for rendered in rows] for rows, _, _ in found]
+    masks = [[rendered.loss_mask for rendered in rows] for rows, _, _ in found]
     return pa.table(
         {
-            "index": pa.array([index for index, _ in fitting], pa.int64()),
-            "token_ids": pa.array([rendered.token_ids for _, rendered in fitting], pa.list_(pa.int32())),
-            "loss_mask": pa.array([rendered.loss_mask for _, rendered in fitting], pa.list_(pa.bool_())),
+            "index": batch["index"],
+            "token_ids": pa.array(ids, pa.list_(pa.list_(pa.int32()))),
+            "masks": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
+            "cut": [cut for _, cut, _ in found],
+            "refusal": [refusal for *_, refusal in found],
         }
     )
 
 
-def fit(chat: Chat, messages: Messages, context: int) -> Rendered | None:
-    """Renders the longest beginning of a conversation that ends with the assistant and fits into `context` tokens."""
-    ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for end in reversed(ends):
-        rendered = chat.conversation(messages[:end])
-        if len(rendered.token_ids) <= context:
-            return rendered
-    return None
+def fit(
+    chat: Chat,
+    messages: Sequence[dict[str, object]],
+    tools: Sequence[object] | None = None,
+    untrained: Sequence[int] = (),
+    *,
+    context: int,
+) -> tuple[list[Rendered], bool]:
+    """Renders the longest beginning of every row of a conversation that ends with a trained turn and fits.
+
+    Returns:
+        The rows of which something fits, and whether anything was left out.
+
+    Raises:
+        UserError: the template cannot write the conversation.
+    """
+    rows = chat.training_rows(messages, tools, untrained)
+    fitting = [shortened for row in rows if (shortened := _shortened(row, context))]
+    return fitting, fitting != rows
+
+
+def _shortened(row: Rendered, context: int) -> Rendered | None:
+    """Returns the longest beginning of a row that ends where a trained turn does, in `context` tokens at most."""
+    if len(row.token_ids) <= context:
+        return row
+    mask = np.array(row.loss_mask)
+    ends = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
+    fitting = ends[ends <= context]
+    if not len(fitting):
+        return None
+    return Rendered(row.token_ids[: fitting[-1]], row.loss_mask[: fitting[-1]])
 
 
 def write_packed(conversations: Sequence[Rendered], context: int, padding_id: int, folder: Path) -> int:

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import Manifest, RunFolder
-from pipelines.data.chat_formats import read_rows
+from pipelines.data.source_rows import read_rows
 from pipelines.score import AnswersToScore, _output_rows, score_file
 from tests.tiny import write_tiny_reward_model
 from tests.world import DEMO

@@ -117,8 +117,22 @@ def read_split(split: InputSplit) -> Iterator[Document | BadRecord]:
             continue
         if taken == split.limit:
             return
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            yield _surrogate(split, place, error)
+            continue
         taken += 1
         yield Document(id=f"{split.source}:{place}", source=split.source, text=text)
+
+
+def _surrogate(split: InputSplit, place: str, error: UnicodeEncodeError) -> BadRecord:
+    """Refuses half of a surrogate pair, which JSON and Python can spell and UTF-8 cannot."""
+    file, _, offset = place.rpartition(":")
+    half = f"has half of a surrogate pair ({error.object[error.start]!a}), which is no character; mend or remove it"
+    beginning = error.object[error.start : error.start + 100].encode("utf-8", "backslashreplace").decode()
+    where = f"{split.source}:{place}"
+    return BadRecord(file or split.source, int(offset) if offset.isdigit() else 0, f"{where} {half}", beginning)
 
 
 def _places(split: InputSplit) -> Iterator[tuple[str, str | BadRecord]]:

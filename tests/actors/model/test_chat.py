@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from actors.model.chat import Chat
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import UserError
-from tests.templates import CHATML, GEMMA_2, LLAMA_3
+from tests.templates import CHATML, DEEPSEEK_R1, GEMMA_2, GPT_OSS, LLAMA_3, QWEN_3
 
 SYSTEM, USER, ASSISTANT, END = 1, 2, 3, 4
 CONVERSATION = [
@@ -148,7 +148,12 @@ STYLES = {
     ),
 }
 # Of which the template refuses some conversations.
-STRICT = {"gemma": (GEMMA_2, "<end_of_turn>", ["<start_of_turn>"])}
+STRICT = {
+    "gemma": (GEMMA_2, "<end_of_turn>", ["<start_of_turn>"]),
+    "qwen-3": (QWEN_3, "<|im_end|>", ["<|im_start|>"]),
+    "deepseek-r1": (DEEPSEEK_R1, "<|eos|>", ["<|User|>", "<|Assistant|>"]),
+    "gpt-oss": (GPT_OSS, "<|return|>", ["<|start|>", "<|channel|>", "<|message|>"]),
+}
 
 
 def styled(folder: Path, style: str) -> Chat:
@@ -185,7 +190,7 @@ def test_the_text_between_two_turns_continues_the_conversation(folder: Path, sty
     drawn = chat.prompt(CONVERSATION[:2]) + chat.answer("hello")
     assert drawn + chat.between(CONVERSATION[3]) == chat.prompt(CONVERSATION[:4])
     if style == "own":
-        with pytest.raises(UserError, match="no place for one"):
+        with pytest.raises(UserError, match="no place for it"):
             chat.between({"role": "tool", "content": "12:00"})
 
 
@@ -196,12 +201,124 @@ def test_a_tools_turn_is_read_and_not_trained_where_the_template_has_it(folder: 
     words = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
     assert chat.tokenizer.decode(words) == "hello<|im_end|>so<|im_end|>"
     assert "<|im_start|>tool\n12:00<|im_end|>" in chat.tokenizer.decode(rendered.token_ids)
-    with pytest.raises(UserError, match="no place for one"):
+    with pytest.raises(UserError, match="no place for it"):
         Chat.of(folder).conversation(talk)
 
 
-def test_an_end_of_turn_that_is_not_the_tokenizers_is_refused(folder: Path):
-    chat = styled(folder, "chatml")
+@pytest.mark.parametrize("style", ["chatml", "gemma"])
+def test_a_turn_ends_with_the_token_that_the_template_writes_and_not_with_the_end_of_documents(
+    folder: Path, style: str
+):
+    chat = styled(folder, style)
+    end = chat.tokenizer.eos_token
     chat.tokenizer.eos_token = END_OF_TEXT
-    with pytest.raises(UserError, match=r"eos_token <\|endoftext\|>: set eos_token"):
-        chat.conversation(CONVERSATION)
+    rendered = chat.conversation(CONVERSATION[1:])
+    words = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
+    assert chat.tokenizer.decode(words) == f"hello{end}so{end}"
+    assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids(end)
+
+
+def test_a_template_that_ends_no_turn_is_refused(folder: Path):
+    chat = styled(folder, "chatml")
+    chat.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}"
+    with pytest.raises(UserError, match=r"does not end the assistant's turn .* with <\|im_end\|>"):
+        chat.conversation(CONVERSATION[:3])
+
+
+def test_an_end_token_within_an_answer_does_not_end_what_is_trained(folder: Path):
+    chat = styled(folder, "chatml")
+    talk = [CONVERSATION[1], {"role": "assistant", "content": "write <|im_end|> there"}]
+    rendered = chat.conversation(talk)
+    words = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
+    assert chat.tokenizer.decode(words) == "write <|im_end|> there<|im_end|>"
+
+
+CLOCK = {"type": "function", "function": {"name": "clock", "description": "Tells the time.", "parameters": {}}}
+THOUGHT = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello", "reasoning_content": "A greeting."},
+    {"role": "user", "content": "why?"},
+    {"role": "assistant", "content": "so", "reasoning_content": "No reason."},
+]
+
+
+@pytest.mark.parametrize(
+    ("style", "targets"),
+    [
+        (
+            "qwen-3",
+            ["<think>\nA greeting.\n</think>\n\nhello<|im_end|>", "<think>\nNo reason.\n</think>\n\nso<|im_end|>"],
+        ),
+        ("deepseek-r1", ["A greeting.\n</think>\n\nhello<|eos|>", "No reason.\n</think>\n\nso<|eos|>"]),
+        (
+            "gpt-oss",
+            [
+                "<|channel|>analysis<|message|>A greeting.<|end|><|start|>assistant<|channel|>final<|message|>hello"
+                "<|return|>",
+                "<|channel|>analysis<|message|>No reason.<|end|><|start|>assistant<|channel|>final<|message|>so"
+                "<|return|>",
+            ],
+        ),
+    ],
+)
+def test_a_template_that_rewrites_earlier_turns_gives_a_row_for_each(folder: Path, style: str, targets: list[str]):
+    chat = styled(folder, style)
+    rows = chat.training_rows(THOUGHT)
+    assert len(rows) == 2
+    for number, (row, target) in enumerate(zip(rows, targets, strict=True)):
+        start = row.loss_mask.index(True)
+        # What stands before the turn is what the model is served when it is asked for it.
+        assert row.token_ids[:start] == chat.prompt(THOUGHT[: 2 * number + 1])
+        words = [token for token, flag in zip(row.token_ids, row.loss_mask, strict=True) if flag]
+        assert chat.tokenizer.decode(words) == target
+        assert words[-1] == chat.end_of_turn_id
+
+
+def test_reasoning_inside_the_content_is_trained_where_the_template_would_strip_it(folder: Path):
+    chat = styled(folder, "deepseek-r1")
+    talk = [THOUGHT[0], {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nhello"}]
+    assert chat.training_rows(talk) == chat.training_rows(THOUGHT[:2])
+    # Without a thought, the one that the prompt opens is closed.
+    (row,) = chat.training_rows([THOUGHT[0], {"role": "assistant", "content": "hello"}])
+    words = [token for token, flag in zip(row.token_ids, row.loss_mask, strict=True) if flag]
+    assert chat.tokenizer.decode(words) == "\n</think>\n\nhello<|eos|>"
+
+
+def test_turns_that_are_not_to_be_trained_are_context(folder: Path):
+    for chat in (Chat.of(folder), styled(folder, "chatml")):
+        (whole,), (second,) = chat.training_rows(CONVERSATION), chat.training_rows(CONVERSATION, untrained=[2])
+        assert second.token_ids == whole.token_ids
+        words = [token for token, flag in zip(second.token_ids, second.loss_mask, strict=True) if flag]
+        assert words == chat.answer("so")
+        with pytest.raises(UserError, match="no assistant turn to learn from"):
+            chat.training_rows(CONVERSATION, untrained=[2, 4])
+
+
+def test_tools_and_calls_are_rendered_or_refused(folder: Path):
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    talk = [
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "12:00"},
+        {"role": "assistant", "content": "Noon."},
+    ]
+    chat = styled(folder, "qwen-3")
+    rows = chat.training_rows(talk, [CLOCK])
+    assert "Tells the time." in chat.tokenizer.decode(rows[0].token_ids)
+    words = [token for row in rows for token, flag in zip(row.token_ids, row.loss_mask, strict=True) if flag]
+    assert '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>' in chat.tokenizer.decode(words)
+    assert chat.tokenizer.decode(words).endswith("Noon.<|im_end|>")
+    plain = styled(folder, "chatml")
+    for given, missing in (
+        ((talk[2:], [CLOCK]), "tools"),
+        ((talk, None), "tool_calls"),
+        ((THOUGHT, None), "reasoning"),
+    ):
+        with pytest.raises(UserError, match=f"has {missing}.*no place for it"):
+            plain.training_rows([{"role": "user", "content": "a"}, *given[0]], given[1])
+
+
+def test_the_developers_turn_is_the_systems_where_the_template_has_none(folder: Path):
+    chat = styled(folder, "chatml")
+    talk = [{"role": "developer", "content": "be kind"}, *CONVERSATION[1:]]
+    assert chat.conversation(talk) == chat.conversation(CONVERSATION)

@@ -100,7 +100,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
 
 @pytest.mark.parametrize(
     ("function", "wrong"),
-    [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for one")],
+    [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for it")],
 )
 def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
     runner = MultiTurnRunner(MultiTurnSettings(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)

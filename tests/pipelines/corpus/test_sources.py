@@ -241,3 +241,12 @@ def test_a_function_that_fails_is_named(function: str, arguments: dict[str, Any]
     own = Source(kind="function", function=f"{__name__}:{function}", arguments=arguments)
     with pytest.raises(UserError, match=said):
         list(read_split(plan_splits([own], 1)[0]))
+
+
+def test_half_of_a_surrogate_pair_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "whole"}\n{"text": "a \\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n')
+    texts, (bad,) = read(path)
+    assert texts == ["whole", "\N{GRINNING FACE}"]
+    assert (bad.offset, bad.excerpt) == (18, "\\ud83d b")
+    assert "has half of a surrogate pair ('\\ud83d')" in bad.reason

@@ -1,5 +1,7 @@
 import gzip
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from actors.model.chat import Chat
+from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.chat_formats import Messages, read_conversations, read_prompts
-from pipelines.data.pack_chats import render
+from pipelines.data.chat_formats import read_conversations, read_prompts
+from pipelines.data.pack_chats import fit, render
+from pipelines.data.turns import Messages
 from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
 from tests.world import DEMO_CHATS, DEMO_PROMPTS
@@ -33,6 +37,17 @@ TOOL_TALK = [
 SHAREGPT = [
     {"from": speaker, "value": turn["content"]}
     for speaker, turn in zip(("human", "gpt", "tool", "gpt"), TOOL_TALK, strict=True)
+]
+
+CALLS = [
+    {"role": "user", "content": "When?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}],
+    },
+    {"role": "tool", "content": "12:00"},
+    {"role": "assistant", "content": "Noon."},
 ]
 
 SFT = SHARED / "sft"
@@ -57,6 +72,54 @@ def _turns(user: str, assistant: str) -> Messages:
         ({"question": "Who?", "answer": "She.", "story": "a"}, _turns("Who?", "She.")),
         ({"conversations": SHAREGPT}, TOOL_TALK),
         ({"messages": TOOL_TALK}, TOOL_TALK),
+        ({"messages": json.dumps(TALK)}, TALK),
+        ({"messages": TALK[1:], "system": "Be brief."}, TALK),
+        ({"conversations": SHAREGPT, "system": "Be brief."}, [TALK[0], *TOOL_TALK]),
+        ({"system_prompt": "Be brief.", "question": "Hello", "response": "Hi."}, TALK[:3]),
+        ({"prompt": "Hello", "completion": "Hi.", "system": None}, TALK[1:3]),
+        ({"prompt": TALK[:2], "completion": TALK[2:3]}, TALK[:3]),
+        ({"system": "Be brief.", "history": [["Hello", "Hi."]], "instruction": "Bye", "output": "See you."}, TALK),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+                    {"role": "assistant", "content": "Hi."},
+                ]
+            },
+            TALK[1:3],
+        ),
+        ({"messages": [TALK[1], {**TALK[2], "reasoning": "Greet."}]}, [TALK[1], {**TALK[2], REASONING: "Greet."}]),
+        (
+            {"messages": [{"role": "developer", "content": "Be brief."}, *TALK[1:3]]},
+            [{"role": "developer", "content": "Be brief."}, *TALK[1:3]],
+        ),
+        ({"messages": CALLS}, CALLS),
+        (
+            {
+                "messages": [
+                    CALLS[0],
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "function_call": {"name": "clock", "arguments": '{"zone": "UTC"}'},
+                    },
+                    CALLS[2],
+                    CALLS[3],
+                ]
+            },
+            CALLS,
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "When?"},
+                    {"from": "function_call", "value": '{"name": "clock", "arguments": {"zone": "UTC"}}'},
+                    {"from": "observation", "value": "12:00"},
+                    {"from": "gpt", "value": "Noon."},
+                ]
+            },
+            CALLS,
+        ),
     ],
 )
 def test_every_layout_of_conversations_is_read(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
@@ -72,6 +135,8 @@ def test_every_layout_of_conversations_is_read(row: dict[str, Any], expected: Me
         ({"conversations": SHAREGPT}, TOOL_TALK[:3]),
         ({"question": "Who?"}, [{"role": "user", "content": "Who?"}]),
         ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, [{"role": "user", "content": "Add.\n1 and 2"}]),
+        ({"system": "Be brief.", "history": [["Hello", "Hi."]], "prompt": "Bye"}, TALK[:4]),
+        ({"prompt": TALK[:2], "tools": []}, TALK[:2]),
     ],
 )
 def test_every_layout_of_prompts_is_read(row: dict[str, Any], expected: Messages, tmp_path: Path) -> None:
@@ -98,7 +163,7 @@ def test_a_json_list_reads_as_json_lines(tmp_path: Path) -> None:
     for text, complaint in (("[{]", "as JSON"), ('{"a": 1}', "not a list"), ("[1]", "row 0 is not a JSON object")):
         (tmp_path / "talk.json").write_text(text)
         with pytest.raises(UserError, match=complaint):
-            read_conversations(source, 1)
+            read_prompts(source, 1)
 
 
 def test_layouts_are_counted(tmp_path: Path) -> None:
@@ -125,22 +190,71 @@ def test_real_conversations(name: str, layout: str, count: int) -> None:
     assert all([turn["role"] for turn in talk] == ["user", "assistant"] for talk in found.messages)
 
 
-@pytest.mark.slow
-def test_a_long_conversation_is_cut_between_turns(tmp_path: Path, ray_session: None) -> None:
+def test_a_long_conversation_is_cut_between_turns(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model", seed=0, end_id=4)
     chat = Chat.of(tmp_path / "model")
     whole = [turn for number in range(4) for turn in _turns(f"Question {number}?", f"Answer {number}.")]
     lengths = [len(chat.conversation(whole[:end]).token_ids) for end in (2, 4, 6, 8)]
     # One token short of three exchanges; the long one does not fit at all.
     context = lengths[2] - 1
-    long = _turns("Why? " * context, "So.")
-    found = render([whole, long, whole[:2]], tmp_path / "model", context)
-    assert [rendered.token_ids for rendered in found] == [
-        chat.conversation(whole[:4]).token_ids,
-        chat.conversation(whole[:2]).token_ids,
-    ]
-    assert all(rendered.token_ids[-1] == chat.end_of_turn_id and rendered.loss_mask[-1] for rendered in found)
-    assert sum(found[0].loss_mask) == sum(chat.conversation(whole[:4]).loss_mask)
+    assert fit(chat, whole, context=context) == ([chat.conversation(whole[:4])], True)
+    assert fit(chat, whole, context=lengths[3]) == ([chat.conversation(whole)], False)
+    assert fit(chat, _turns("Why? " * context, "So."), context=context) == ([], True)
+
+
+def test_the_time_to_fit_a_long_conversation_grows_with_its_length_alone(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model", seed=0, end_id=4)
+    chat = Chat.of(tmp_path / "model")
+    whole = [turn for number in range(60) for turn in _turns(f"Question {number}? " * 20, f"Answer {number}. " * 20)]
+    started = time.process_time()
+    (row,), cut = fit(chat, whole, context=4096)
+    # A loop over its ends, each of which rendered every beginning, took 24 s.
+    assert time.process_time() - started < 3
+    assert cut
+    assert row.token_ids == chat.conversation(whole).token_ids[: len(row.token_ids)]
+    assert row.loss_mask[-1]
+
+
+@pytest.mark.slow
+def test_what_the_template_cannot_write_is_returned_with_its_place(tmp_path: Path, ray_session: None) -> None:
+    write_tiny_model(tmp_path / "model", seed=0, end_id=4)
+    rows = [{"messages": TALK}, {"messages": TOOL_TALK}, {"messages": _turns("Why? " * 99, "So.")}, {"messages": TALK}]
+    found = read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
+    rendered = render(found.items, tmp_path / "model", 64)
+    expected = Chat.of(tmp_path / "model").conversation(TALK)
+    assert rendered.rows == [[expected], [expected]]
+    assert (rendered.too_long, rendered.cut) == (1, 0)
+    (bad,) = rendered.bad
+    assert bad.place == f"{tmp_path / 'talk.jsonl'} line 2"
+    assert bad.reason.startswith(f"{bad.place}: a conversation that begins 'What is the time?' has a tool's turn")
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": None}])
+def test_turns_that_are_not_to_be_trained_are_read_as_such(mark: dict[str, Any], tmp_path: Path) -> None:
+    turns = [TALK[1], {**TALK[2], **mark}, TALK[3], {**TALK[4], "weight": 1}]
+    (found,) = read_conversations(_file(tmp_path / "talk.jsonl", {"messages": turns, "system": "Be brief."}), 1).items
+    assert found.messages == TALK
+    assert found.untrained == (2,)
+
+
+def test_tools_are_read_as_a_list_and_as_json(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    rows = [{"messages": CALLS, "tools": tools}, {"messages": CALLS, "tools": json.dumps(tools)}]
+    found = read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
+    assert [one.tools for one in found.items] == [tools, tools]
+    assert not found.ignored
+    with pytest.raises(UserError, match="line 1 has tools, which prompts are not sampled with"):
+        read_prompts(_file(tmp_path / "talk.jsonl", *rows), 1)
+
+
+def test_fields_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+    turns = [TALK[1], {**TALK[2], "lang": "en"}]
+    rows = [{"messages": turns, "topic": "a"}, {"prompt": "a", "response": "b", "topic": "c", "input": "d"}]
+    assert read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1).ignored == {
+        "topic": 2,
+        "turn.lang": 1,
+        "input": 1,
+    }
 
 
 def test_equal_prompts_of_a_file_are_merged(tmp_path: Path) -> None:
@@ -175,20 +289,43 @@ def test_demo_prompts_have_the_annotators_metadata() -> None:
         ('{"messages": []}', "messages must be a list of turns"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "a turn needs a role"),
         ('{"messages": [{"role": "user", "content": 7}]}', "a content that is text"),
-        ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}', "tool_calls are not read"),
-        ('{"conversations": [{"from": "martian", "value": "x"}]}', r'needs "from" \(human, gpt'),
-        ('{"conversations": "hello"}', "must be a list of turns"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a part of the kind image"),
+        ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}', "a call of a tool needs a name"),
+        ('{"messages": [{"role": "user", "content": "a", "train": true}]}', "train asks to train a turn of the role"),
+        ('{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', "weight is 0.5, and only 0 and 1"),
+        (
+            '{"messages": [{"role": "system", "content": "a"}], "system": "b"}',
+            "a field for the system's turn",
+        ),
+        ('{"conversations": [{"from": "martian", "value": "x"}]}', r"needs a role \(human, gpt.* not 'martian'"),
+        ('{"conversations": "hello"}', "'hello' must be a list or an object"),
         ('{"question": "Who?"}', '"question" with "answer"'),
-        ('{"prompt": "Hello", "response": null}', "a content that is text"),
+        ('{"prompt": "Hello", "response": null}', 'has none of "messages"'),
+        ('{"prompt": "Hello", "response": 7}', "a content that is text"),
+        ('{"prompt": "Hello", "response": "a\\ud800b"}', r"half of a surrogate pair \('\\ud800'\)"),
+        ('{"instruction": "a", "output": "b", "history": ["c"]}', "history must be a list of pairs"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "has no assistant turn to learn from"),
     ],
 )
-def test_errors_name_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_read_are_returned_with_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_text('{"prompt": "Hello", "response": "Hi."}\n\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=complaint) as caught:
-        read_conversations([ChatSource(kind="files", path=str(path))], 1)
-    assert f"{path} line 3" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    found = read_conversations([ChatSource(kind="files", path=str(path))], 1)
+    assert found.messages == [_turns("Hello", "Hi.")]
+    (bad,) = found.bad
+    assert re.search(complaint, bad.reason)
+    assert bad.place == f"{path} line 3"
+    assert bad.reason.startswith(bad.place)
+    assert "\n" not in bad.reason
+    assert json.loads(json.dumps(bad.excerpt).encode()) == bad.excerpt
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    for line in ('{"prompt": 7}', '{"prompt": "a\\udfff"}', '{"prompt": "a", "key": "\\udfff"}', "{"):
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + line, encoding="utf-8")
+        with pytest.raises(UserError, match="line 2") as caught:
+            read_prompts([ChatSource(kind="files", path=str(tmp_path / "p.jsonl"))], 1)
+        assert "\n" not in str(caught.value)
 
 
 def test_errors_name_damaged_and_missing_files(tmp_path: Path) -> None:
