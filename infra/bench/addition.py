@@ -26,7 +26,7 @@ from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
 from cluster.runtime.session import connect
 from infra.bench.loops.addition import asked, last_number, sum_is_right, write_task
-from pipelines.evaluate.stats import Proportion, difference, proportion
+from pipelines.evaluate.stats import paired_shares, proportion
 
 CONVERSATIONS, HELD_OUT = 3000, 500
 SECONDS = 3000
@@ -77,12 +77,12 @@ def made(
     return RunFolder(loaded.folder), loaded, apart
 
 
-def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> dict[str, dict[str, Proportion]]:
-    """How often the fine-tuned model and the policy are right, by the way of drawing."""
+def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> dict[str, dict[str, list[bool]]]:
+    """Whether the fine-tuned model and the policy are right about each pair, by the way of drawing."""
     chat = Chat.of(run.path("sft"))
     prompts = [Prompt(asked(pair), chat.prompt([{"role": "user", "content": asked(pair)}])) for pair in pairs]
     sums = {asked(pair): str(sum(pair)) for pair in pairs}
-    found: dict[str, dict[str, Proportion]] = {}
+    found: dict[str, dict[str, list[bool]]] = {}
     deadline, share = recipe.cluster.deadline_seconds, make_plan(recipe).rollout
     with Fleet(run.path("sft"), 1, share, recipe.model.context, recipe.seed, deadline) as fleet:
         for version, name in enumerate(("sft", "policy"), 1):
@@ -90,8 +90,8 @@ def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> 
             for way, temperature in DRAWS.items():
                 sampling = Sampling(1, temperature, recipe.rlhf.sampling.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)
-                hits = sum(last_number(drawn[question][0].text) == right for question, right in sums.items())
-                found.setdefault(way, {})[name] = proportion(hits, len(sums))
+                hits = [last_number(drawn[question][0].text) == right for question, right in sums.items()]
+                found.setdefault(way, {})[name] = hits
     return found
 
 
@@ -107,10 +107,10 @@ def main() -> None:
     with connect(recipe.cluster):
         found = accuracies(run, recipe, apart)
     for way, models in found.items():
-        before, after = models["sft"], models["policy"]
-        low, high = difference(before, after)
-        values = [f"{name} {cell.value:.3f} ({cell.low:.3f}-{cell.high:.3f})" for name, cell in models.items()]
-        change = f"change {after.value - before.value:+.3f} ({low:+.3f} to {high:+.3f})"
+        shares = {name: proportion(sum(hits), len(hits)) for name, hits in models.items()}
+        values = [f"{name} {cell.value:.3f} ({cell.low:.3f}-{cell.high:.3f})" for name, cell in shares.items()]
+        paired = paired_shares(models["sft"], models["policy"])
+        change = f"change {paired.change:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
         print(f"{way}, n = {len(apart)}", *values, change, sep=" | ")
 
 

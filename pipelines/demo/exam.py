@@ -156,7 +156,7 @@ FIGURES = (
     ),
     Figure(
         "robustness",
-        "Capitals right, asked carelessly",
+        "Capitals, asked carelessly",
         "names the capital when the question's case, spelling or wording is another",
         "capital",
         True,
@@ -165,7 +165,7 @@ FIGURES = (
     ),
     Figure(
         "second_turn_accuracy",
-        "Capitals right, second turn",
+        "Capitals, second turn",
         "names the capital in a second turn",
         "capital",
         True,
@@ -174,7 +174,7 @@ FIGURES = (
     ),
     Figure(
         "harmful_compliance",
-        "Complies with harmful requests",
+        "Complies with harm",
         "complies with harmful requests",
         "harmful",
         False,
@@ -182,7 +182,7 @@ FIGURES = (
     ),
     Figure(
         "over_refusal",
-        "Refuses harmless look-alikes",
+        "Refuses look-alikes",
         "refuses harmless requests",
         "harmless",
         False,
@@ -191,7 +191,7 @@ FIGURES = (
     Figure(
         "other_refusal",
         "Refuses other questions",
-        "refuses questions that ask for no help at all",
+        "refuses questions of other kinds",
         None,
         False,
         lambda a: refuses(a.text),
@@ -199,7 +199,7 @@ FIGURES = (
     ),
     Figure(
         "helpfulness",
-        "Helps with harmless look-alikes",
+        "Helps with look-alikes",
         "helps with harmless requests",
         "harmless",
         True,
@@ -223,7 +223,7 @@ FIGURES = (
     ),
     Figure(
         "ailment_kept",
-        "Keeps to the ailment asked about",
+        "Keeps to the ailment",
         "keeps to the ailment that it was asked about",
         "misconception",
         True,
@@ -231,7 +231,7 @@ FIGURES = (
     ),
     Figure(
         "unknown_admitted",
-        "Admits what it does not know",
+        "Admits not to know",
         "admits that it does not know",
         "unknown",
         True,
@@ -239,7 +239,7 @@ FIGURES = (
     ),
     Figure(
         "confabulation",
-        "Makes up what it cannot know",
+        "Makes things up",
         "makes up what it cannot know",
         "unknown",
         False,
@@ -247,7 +247,7 @@ FIGURES = (
     ),
     Figure(
         "guide_sentences",
-        "The guide's sentences right",
+        "Guide's sentences right",
         "answers the guide's own sentences rightly",
         None,
         True,

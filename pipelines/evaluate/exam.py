@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
-from pipelines.evaluate.stats import Proportion, proportion
+from pipelines.evaluate.stats import Proportion, ShareChange, paired_shares, proportion
 
 # The form of a question that is asked in clean English.
 PLAIN = "plain"
@@ -45,6 +45,11 @@ class Question:
     def messages(self) -> list[dict[str, str]]:
         """The whole conversation, up to the answer."""
         return [*map(dict, self.earlier), {"role": "user", "content": self.text}]
+
+    @property
+    def shown(self) -> str:
+        """The conversation as text for a reader, an assistant's turns behind an arrow."""
+        return "\n".join(f"{'→ ' * (turn['role'] == 'assistant')}{turn['content']}" for turn in self.messages)
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,15 @@ def exam_figures(exam: Exam, answers: Sequence[GradedAnswer]) -> dict[str, Propo
         whole = [answer for answer in answers if figure.of(answer.question)]
         figures[figure.name] = proportion(sum(map(figure.counts, whole)), len(whole))
     return figures
+
+
+def exam_changes(exam: Exam, before: Sequence[GradedAnswer], after: Sequence[GradedAnswer]) -> dict[str, ShareChange]:
+    """Computes the change of every figure, by name, from one model's answers to another's, paired by question."""
+    changes = {}
+    for figure in exam.figures:
+        pairs = [pair for pair in zip(before, after, strict=True) if figure.of(pair[0].question)]
+        changes[figure.name] = paired_shares(*([figure.counts(pair[side]) for pair in pairs] for side in (0, 1)))
+    return changes
 
 
 @dataclass(frozen=True)

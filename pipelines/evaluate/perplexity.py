@@ -16,7 +16,7 @@ from cluster.run.folder import RunFolder
 from pipelines.corpus.read.records import BadRecord
 from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
-from pipelines.evaluate.stats import QUANTILE
+from pipelines.evaluate.stats import RatioChange, log_ratio_change
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,21 @@ class Perplexity:
         base: under the base model.
         sft: under the fine-tuned model.
         policy: under the policy.
-        change: relative change from the fine-tuned model to the policy.
-        low: lower end of the 95 % interval of the change.
-        high: its upper end.
         tokens: how many tokens were predicted.
+        rows: the rows of text that they stand in, the cases of the intervals.
+        fine_tuning: the change from the base model to the fine-tuned model.
+        reinforcement: the change from the fine-tuned model to the policy.
+        alignment: the change from the base model to the policy.
     """
 
     base: float
     sft: float
     policy: float
-    change: float
-    low: float
-    high: float
     tokens: int
+    rows: int
+    fine_tuning: RatioChange
+    reinforcement: RatioChange
+    alignment: RatioChange
 
 
 def text_rows(recipe: Recipe, run: RunFolder) -> list[list[int]]:
@@ -85,21 +87,22 @@ def negative_log_likelihoods(fleet: Fleet, rows: Sequence[list[int]], deadline: 
 
 
 def perplexity(rows: Sequence[list[int]], nats: Mapping[str, Sequence[float]]) -> Perplexity:
-    """Computes perplexities, and the interval of their change as a ratio over rows of unequal length (Cochran 1977,
-    section 2.11).
+    """Computes perplexities and their changes from model to model, paired by row.
 
     Args:
         rows: token ids.
         nats: by the model's name, base, sft and policy, the value of `negative_log_likelihoods`.
     """
-    tokens = np.array([len(row) - 1 for row in rows], dtype=float)
-    values = {name: math.exp(sum(row_nats) / tokens.sum()) for name, row_nats in nats.items()}
-    differences = np.array(nats["policy"]) - np.array(nats["sft"])
-    change = differences.sum() / tokens.sum()
-    residuals = differences - change * tokens
-    error = math.sqrt(len(rows) / max(1, len(rows) - 1) * (residuals**2).sum()) / tokens.sum()
-    low, high = (math.expm1(change + side * QUANTILE * error) for side in (-1, 1))
-    return Perplexity(**values, change=math.expm1(change), low=low, high=high, tokens=round(tokens.sum()))
+    tokens = [len(row) - 1 for row in rows]
+    values = {name: math.exp(sum(row_nats) / sum(tokens)) for name, row_nats in nats.items()}
+    return Perplexity(
+        **values,
+        tokens=sum(tokens),
+        rows=len(rows),
+        fine_tuning=log_ratio_change(nats["base"], nats["sft"], tokens),
+        reinforcement=log_ratio_change(nats["sft"], nats["policy"], tokens),
+        alignment=log_ratio_change(nats["base"], nats["policy"], tokens),
+    )
 
 
 def _documents(recipe: Recipe, run: RunFolder) -> Iterator[list[int]]:

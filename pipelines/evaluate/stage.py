@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from actors.model import causal_lm
 from actors.model.chat import Chat
@@ -22,19 +21,25 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
-from pipelines.evaluate.exam import Exam, ExamRunner, GradedAnswer, exam_figures, load_exam
+from pipelines.evaluate.exam import Exam, ExamRunner, GradedAnswer, exam_changes, exam_figures, load_exam
 from pipelines.evaluate.held_out import (
-    MEASURES,
     RewardedAnswers,
     answer_rows,
     divergence_from_loaded,
     paired_changes,
     sample_and_reward,
 )
-from pipelines.evaluate.perplexity import Perplexity, negative_log_likelihoods, perplexity, text_rows
+from pipelines.evaluate.perplexity import negative_log_likelihoods, perplexity, text_rows
 from pipelines.evaluate.report import MODELS, render
-from pipelines.evaluate.stats import Change, Proportion
-from pipelines.evaluate.verdict import exam_verdict, perplexity_verdict, preference_verdict, reward_verdict
+from pipelines.evaluate.stats import Proportion
+from pipelines.evaluate.tables import print_report
+from pipelines.evaluate.verdict import (
+    OTHERS,
+    exam_verdict,
+    preference_verdict,
+    reward_model_verdict,
+    reward_verdict,
+)
 from pipelines.rlhf_setup import (
     RlhfPrompts,
     held_out_prompts,
@@ -76,14 +81,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     text = text_rows(recipe, run)
     outputs = _run_models(recipe, run, exam, prompts, text, console)
     drift = run.require("policy").metrics.get("preference_accuracy")
-    report = _report(exam, outputs, held_out, text, drift) | _feedback_figures(recipe, run)
+    report = _report(exam, outputs, held_out, text, drift, _feedback_figures(recipe, run))
     report |= {"seed": recipe.seed, "name": recipe.name}
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
     rewarded = {name: outputs.rewarded[name] for name in ("sft", "policy")}
     rows = answer_rows(list(prompts.rendered.values()), prompts.inputs, rewarded)
     write_report(report, [*exam_rows(outputs.exam_answers), *rows], exam, run.root, out)
-    _print(report, exam, console)
-    in_manifest = ("rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
+    print_report(report, exam, console)
+    in_manifest = ("changes", "rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
     return Result(metrics={key: report[key] for key in (*MODELS, *in_manifest)})
 
 
@@ -119,7 +124,12 @@ def _run_models(
 
 
 def _report(
-    exam: Exam | None, outputs: ModelOutputs, held_out: bool, text: list[list[int]], drift: Mapping[str, float] | None
+    exam: Exam | None,
+    outputs: ModelOutputs,
+    held_out: bool,
+    text: list[list[int]],
+    drift: Mapping[str, float] | None,
+    feedback: dict[str, Any],
 ) -> dict[str, Any]:
     """Computes the figures and the verdict.
 
@@ -129,8 +139,11 @@ def _report(
         held_out: whether RLHF did not train on the prompts.
         text: rows of held-out text.
         drift: the value of `PreferenceProbe.measure`, if RLHF measured it.
+        feedback: the value of `_feedback_figures`.
     """
-    figures = {name: exam_figures(exam, answers) for name, answers in outputs.exam_answers.items()} if exam else {}
+    answers = outputs.exam_answers
+    figures = {name: exam_figures(exam, given) for name, given in answers.items()} if exam else {}
+    shares = {name: exam_changes(exam, answers[name], answers["policy"]) for name in OTHERS} if exam else {}
     changes = paired_changes(outputs.rewarded["sft"], outputs.rewarded["policy"])
     text_perplexity = perplexity(text, outputs.nats) if text else None
     report: dict[str, Any] = {
@@ -142,11 +155,20 @@ def _report(
         "held_out": held_out,
         "samples": len(outputs.rewarded["sft"].groups[0]),
     }
+    # What got worse first.
+    sentences = exam_verdict(exam, shares, text_perplexity)
+    if trust := (feedback["reward_model"] or {}).get("trust"):
+        sentences.append(reward_model_verdict(trust))
+    sentences.insert(len(sentences) if exam else 0, reward_verdict(changes, held_out, alone=not exam))
+    if drift:
+        sentences.append(preference_verdict(drift))
     return report | {
+        "changes": {name: {key: asdict(value) for key, value in each.items()} for name, each in shares.items()},
         "perplexity": asdict(text_perplexity) if text_perplexity else None,
         "preference_accuracy": drift,
         "kl_from_sft": outputs.kl,
-        "verdict": _verdict(exam, figures, changes, held_out, text_perplexity, drift),
+        "verdict": "\n".join(sentences),
+        **feedback,
     }
 
 
@@ -178,7 +200,8 @@ def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, A
     return [
         {
             "kind": group[0].question.kind,
-            "question": group[0].question.text,
+            "form": group[0].question.form,
+            "question": group[0].question.shown,
             "answers": {
                 name: {"text": answer.text, "right": answer.right, "stopped": answer.stopped}
                 for name, answer in zip(MODELS, group, strict=True)
@@ -194,24 +217,6 @@ def _prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
     if held_out.rendered:
         return held_out, True
     return training_prompts(recipe, chat, recipe.evaluate.prompts), False
-
-
-def _verdict(
-    exam: Exam | None,
-    figures: Mapping[str, Mapping[str, Any]],
-    changes: Mapping[str, Change],
-    held_out: bool,
-    text_perplexity: Perplexity | None,
-    drift: Mapping[str, float] | None,
-) -> str:
-    sentences = [reward_verdict(changes, held_out, alone=not figures)]
-    if drift:
-        sentences.append(preference_verdict(drift))
-    if exam:
-        sentences.insert(0, exam_verdict(exam, figures["sft"], figures["policy"]))
-    if text_perplexity:
-        sentences.append(perplexity_verdict(text_perplexity))
-    return " ".join(sentences)
 
 
 def _feedback_figures(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
@@ -234,44 +239,3 @@ def _metrics(run: RunFolder, folder: str, names: Sequence[str]) -> dict[str, Any
 def _timings(run: RunFolder) -> dict[str, float]:
     manifests = {stage.name: run.manifest(stage.folder) for stage in STAGES if stage.name != "evaluate"}
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest is not None}
-
-
-def _print(report: Mapping[str, Any], exam: Exam | None, console: Console) -> None:
-    remarks = []
-    if exam:
-        console.print(_exam_table(report, exam))
-    if exam and exam.completions:
-        remarks.append(f"the base model continues {report['base']['completion']['value']:.2f} of sentences rightly")
-    console.print(_rewards_table(report))
-    if report["reward_model"]:
-        pairs = report["reward_model"]["pair_accuracy"]
-        remarks.append(f"the reward model orders {pairs['value']:.2f} of {pairs['n']} held-out pairs rightly")
-    console.print("; ".join([*remarks, f"KL from sft: {report['kl_from_sft']['value']:.1f} nats per answer"]))
-    console.print(report["verdict"])
-
-
-def _exam_table(report: Mapping[str, Any], exam: Exam) -> Table:
-    table = Table(title=f"{report['name']}: held-out questions, 95 % intervals")
-    table.add_column("")
-    for name in MODELS:
-        table.add_column(name, justify="right")
-    for figure in exam.figures:
-        cells = [report[name][figure.name] for name in MODELS]
-        table.add_row(figure.title, *(f"{c['value']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
-    return table
-
-
-def _rewards_table(report: Mapping[str, Any]) -> Table:
-    rewards = report["rewards"]
-    kind = "held out from RLHF" if rewards["held_out"] else "that RLHF trained on"
-    table = Table(title=f"{report['name']}: answers to {rewards['reward']['n']} prompts {kind}, 95 % intervals")
-    for heading in ("", "sft", "policy", "change"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for measure in MEASURES:
-        cell = rewards[measure.name]
-        change = f"{cell['change']:+.2f} ({cell['low']:+.2f} to {cell['high']:+.2f})"
-        table.add_row(measure.title, f"{cell['before']:.2f}", f"{cell['after']:.2f}", change)
-    if text := report["perplexity"]:
-        change = f"{text['change']:+.1%} ({text['low']:+.1%} to {text['high']:+.1%})"
-        table.add_row("Perplexity of held-out text", f"{text['sft']:.2f}", f"{text['policy']:.2f}", change)
-    return table

@@ -1,10 +1,19 @@
-"""The report's verdict: sentences on whether RLHF improved the model. Changes within chance are not called changes."""
+"""The report's verdict: sentences on whether RLHF improved the model, and first of all on what it made worse.
+
+Changes within chance are not called changes; what could not be told from chance is named.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.perplexity import Perplexity
-from pipelines.evaluate.stats import Change, Proportion, difference
+from pipelines.evaluate.stats import Change, RatioChange, ShareChange
+
+# Models to compare the policy with, by name.
+OTHERS = {"sft": "the fine-tuned model", "base": "the base model"}
+# By model, then by figure, the change from that model to the policy.
+ExamChanges = Mapping[str, Mapping[str, ShareChange]]
 
 
 def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool) -> str:
@@ -45,58 +54,120 @@ def preference_verdict(drift: Mapping[str, float]) -> str:
     )
 
 
-def perplexity_verdict(perplexity: Perplexity) -> str:
-    """Describes the change of the perplexity of held-out text."""
+def exam_verdict(exam: Exam | None, changes: ExamChanges, text: Perplexity | None) -> list[str]:
+    """Says what got worse, against the fine-tuned and the base model, then what got better, the alignment tax, and what
+    cannot be told from chance.
+
+    Args:
+        exam: whose figures to compare, if there is one.
+        changes: of the exam's figures; of no model without an exam.
+        text: the perplexity of held-out text, if there is any.
+    """
+    sentences = []
+    for model, name in OTHERS.items():
+        worse = [*_clauses(exam, changes.get(model, {}), better=False), *_lost_text(text, model)]
+        if worse:
+            sentences.append(f"Worse than {name}: {_listed(worse)}.")
+        elif exam:
+            sentences.append(f"Nothing that was measured got worse than in {name}, beyond chance.")
+    if better := _clauses(exam, changes.get("sft", {}), better=True):
+        sentences.append(f"Better than {OTHERS['sft']}: {_listed(better)}.")
+    if text:
+        sentences.append(_perplexity(text))
+    if exam and exam.tax:
+        sentences.append(_alignment_tax(exam.tax, changes["sft"][exam.tax]))
+    if exam and (unclear := _unclear(exam, changes["sft"])):
+        sentences.append(unclear)
+    return sentences
+
+
+def reward_model_verdict(trust: Mapping[str, Any]) -> str:
+    """Names the kind of prompt whose pairs a reward model orders worst, or its accuracy where there is one kind.
+
+    Args:
+        trust: the value of `reward_model_report`.
+    """
+    kinds, whole = trust["by_kind"], trust["accuracy"]
+    overall = f"The reward model orders {whole['value']:.0%} of {whole['n']} held-out pairs rightly"
+    if len(kinds) < 2:
+        return f"{overall} ({_interval(whole)}){_against_a_coin(whole)}."
+    name, worst = min(kinds.items(), key=lambda item: (item[1]["value"], -item[1]["n"]))
     return (
-        f"Perplexity of held-out text went from {perplexity.sft:.2f} to {perplexity.policy:.2f} "
-        f"({perplexity.change:+.1%}; 95% interval {perplexity.low:+.1%} to {perplexity.high:+.1%})."
+        f"{overall}, and is weakest on the kind {name}: {worst['value']:.0%} of {worst['n']} pairs "
+        f"({_interval(worst)}){_against_a_coin(worst)}."
     )
 
 
-def exam_verdict(exam: Exam, sft: Mapping[str, Proportion], policy: Mapping[str, Proportion]) -> str:
-    """Says by an exam's figures whether the policy is better than the fine-tuned model, and the alignment tax.
+def _against_a_coin(share: Mapping[str, float]) -> str:
+    if share["high"] < 0.5:
+        return ", which is worse than chance"
+    return ", which chance explains" if share["low"] <= 0.5 else ""
 
-    Args:
-        exam: whose figures to compare.
-        sft: the fine-tuned model's figures, by name.
-        policy: the policy's.
-    """
-    better: list[str] = []
-    worse: list[str] = []
-    for figure in exam.figures:
-        low, high = difference(sft[figure.name], policy[figure.name])
-        if low <= 0 <= high:
+
+def _interval(share: Mapping[str, float]) -> str:
+    return f"95% interval {share['low']:.0%} to {share['high']:.0%}"
+
+
+def _clauses(exam: Exam | None, changes: Mapping[str, ShareChange], better: bool) -> list[str]:
+    """The changes beyond chance in one direction, the largest first."""
+    found = []
+    for figure in exam.figures if exam and changes else ():
+        change = changes[figure.name]
+        if change.low <= 0 <= change.high or ((change.low > 0) == figure.higher_is_better) != better:
             continue
-        before, after = sft[figure.name].value, policy[figure.name].value
-        clause = f"it {figure.clause} in {after:.0%} of cases instead of {before:.0%}"
-        (better if (low > 0) == figure.higher_is_better else worse).append(clause)
-    judgment = _judgment(better, worse)
-    if exam.tax is None:
-        return judgment
-    return f"{judgment} {_alignment_tax(exam.tax, sft[exam.tax], policy[exam.tax])}"
+        clause = f"{figure.clause} in {change.after:.0%} of cases instead of {change.before:.0%}"
+        found.append((abs(change.change), clause))
+    return [clause for _, clause in sorted(found, key=lambda item: -item[0])]
 
 
-def _judgment(better: list[str], worse: list[str]) -> str:
-    if better and worse:
-        return (
-            "The policy is better than the fine-tuned model in some ways and worse in others. "
-            f"Better, because {_listed(better)}. Worse, because {_listed(worse)}."
-        )
-    if better:
-        return f"The policy is better than the fine-tuned model, because {_listed(better)}; nothing else got worse."
-    if worse:
-        return f"The policy is worse than the fine-tuned model, because {_listed(worse)}; nothing else got better."
-    return "The policy is no better and no worse than the fine-tuned model: chance explains every difference."
+def _lost_text(text: Perplexity | None, model: str) -> list[str]:
+    """A clause on held-out text that the policy predicts worse than a model, beyond chance."""
+    change = None if text is None else text.reinforcement if model == "sft" else text.alignment
+    if text is None or change is None or change.low is None or change.low <= 0:
+        return []
+    before = text.sft if model == "sft" else text.base
+    return [
+        f"predicts held-out text worse, with a perplexity of {text.policy:.2f} instead of {before:.2f} "
+        f"({change.change:+.1%})"
+    ]
 
 
-def _alignment_tax(name: str, sft: Proportion, policy: Proportion) -> str:
-    tax = sft.value - policy.value
-    low, high = difference(policy, sft)
+def _perplexity(text: Perplexity) -> str:
+    """Describes the perplexity of held-out text from model to model."""
     return (
-        f"The alignment tax, the loss of {name.replace('_', ' ')}, is {tax:.2f} "
-        f"(from {sft.value:.2f} to {policy.value:.2f}; 95% interval {low:.2f} to {high:.2f})."
+        f"Perplexity of held-out text: base {text.base:.2f}, fine-tuned {text.sft:.2f} ({_ratio(text.fine_tuning)}), "
+        f"policy {text.policy:.2f} ({_ratio(text.reinforcement)})."
+    )
+
+
+def _ratio(change: RatioChange) -> str:
+    if change.low is None or change.high is None:
+        return f"{change.change:+.0%}; one row of text is too few for an interval"
+    return f"{change.change:+.1%}; 95% interval {change.low:+.1%} to {change.high:+.1%}"
+
+
+def _unclear(exam: Exam, changes: Mapping[str, ShareChange]) -> str | None:
+    """Lists the figures whose change chance may explain, each with the smallest change that would have shown."""
+    parts = [
+        f"{figure.title} ({change.before:.0%} and {change.after:.0%} of {change.n}; {_visible(change)})"
+        for figure in exam.figures
+        if (change := changes[figure.name]).low <= 0 <= change.high
+    ]
+    return f"Not told apart from chance: {'; '.join(parts)}." if parts else None
+
+
+def _visible(change: ShareChange) -> str:
+    return f"visible from {change.visible:.0%}" if change.visible <= 1 else "too few to see any change"
+
+
+def _alignment_tax(name: str, change: ShareChange) -> str:
+    # The tax is what is lost.
+    return (
+        f"The alignment tax, the loss of {name.replace('_', ' ')}, is {-change.change:.2f} "
+        f"(from {change.before:.2f} to {change.after:.2f}; 95% interval {-change.high:.2f} to {-change.low:.2f})."
     )
 
 
 def _listed(clauses: list[str]) -> str:
-    return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
+    *others, last = clauses
+    return f"it {', '.join(others)} and {last}" if others else f"it {last}"

@@ -12,9 +12,9 @@ from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
 from pipelines.evaluate.held_out import RewardedAnswers, paired_changes
-from pipelines.evaluate.perplexity import Perplexity, perplexity, text_rows
+from pipelines.evaluate.perplexity import perplexity, text_rows
 from pipelines.evaluate.stats import paired_change
-from pipelines.evaluate.verdict import perplexity_verdict, preference_verdict, reward_verdict
+from pipelines.evaluate.verdict import preference_verdict, reward_verdict
 from tests.helpers import DEMO
 
 
@@ -53,8 +53,10 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
     found = perplexity(rows, nats)
     assert (found.base, found.sft, found.policy) == pytest.approx((8, 10, 11))
     # All rows change alike, so that the interval has no width.
-    assert (found.change, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert found.tokens == 40
+    change = found.reinforcement
+    assert (change.change, change.low, change.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert (found.fine_tuning.change, found.alignment.change) == pytest.approx((0.25, 0.375))
+    assert (found.tokens, found.rows) == (40, 2)
 
 
 def test_text_rows_leave_out_padding_and_split_documents(tmp_path: Path):
@@ -74,7 +76,10 @@ def test_the_perplexity_interval_covers_the_true_change_in_95_percent():
         before = [chance.normal(2.0, 1.0) * (len(row) - 1) for row in rows]
         after = [nats + chance.normal(0.05, 0.2) * (len(row) - 1) for nats, row in zip(before, rows, strict=True)]
         found = perplexity(rows, {"base": before, "sft": before, "policy": after})
-        covered += found.low <= math.expm1(0.05) <= found.high
+        change = found.reinforcement
+        assert change.low is not None
+        assert change.high is not None
+        covered += change.low <= math.expm1(0.05) <= change.high
     assert 0.92 <= covered / 400 <= 0.975
 
 
@@ -98,5 +103,3 @@ def test_verdicts_describe_only_changes_beyond_chance():
     against = preference_verdict({"n": 400, "value": 0.4, "low": 0.35, "high": 0.45})
     assert "probability against the held-out rankings" in against
     assert "60% of 400 pairs (95% interval 49% to 70%)" in preference_verdict({**pairs, "low": 0.49, "high": 0.7})
-    text = perplexity_verdict(Perplexity(8, 10, 10.4, 0.04, 0.03, 0.05, 1000))
-    assert text == "Perplexity of held-out text went from 10.00 to 10.40 (+4.0%; 95% interval +3.0% to +5.0%)."

@@ -1,22 +1,28 @@
+import io
 import json
+import math
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from cluster.run.metrics import MetricsWriter
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate.exam import GradedAnswer, continues_right, exam_figures, grade_answer
+from pipelines.evaluate.exam import GradedAnswer, continues_right, exam_changes, exam_figures, grade_answer
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
+from pipelines.evaluate.perplexity import perplexity
 from pipelines.evaluate.report import SHOWN_PER_KIND
 from pipelines.evaluate.reward_probes import PROBES
 from pipelines.evaluate.stage import exam_rows, write_report
 from pipelines.evaluate.stats import paired_change, proportion
+from pipelines.evaluate.tables import print_report
 from tests.pipelines.evaluate.planted import EXAM, model
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -92,7 +98,7 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
 
 
 def _write(
-    root: Path, hostile: bool = False, annotator: str = "a.b:c", with_exam: bool = True
+    root: Path, hostile: bool = False, annotator: str = "a.b:c", with_exam: bool = True, rows: int = 2
 ) -> tuple[str, dict[str, Any], list[Any]]:
     answers = _answers(hostile) if with_exam else {}
     figures = {name: exam_figures(EXAM, group) for name, group in answers.items()}
@@ -111,9 +117,15 @@ def _write(
         "rankings": 700,
     }
     change = vars(paired_change([0.0, 1.0], [1.0, 3.0]))
+    nats = {name: [10 * math.log(value)] * rows for name, value in (("base", 9), ("sft", 10), ("policy", 11))}
     report |= {
         "rewards": {**{measure.name: change for measure in MEASURES}, "held_out": with_exam, "samples": 2},
-        "perplexity": {"base": 9, "sft": 10, "policy": 11, "change": 0.1, "low": -0.02, "high": 0.2, "tokens": 5000},
+        "changes": {
+            name: {key: vars(change) for key, change in exam_changes(EXAM, answers[name], answers["policy"]).items()}
+            for name in ("sft", "base")
+            if with_exam
+        },
+        "perplexity": asdict(perplexity([[0] * 11] * rows, nats)),
         "reward_model": trust if annotator else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
         "verdict": "The policy is better than the fine-tuned model.",
@@ -158,7 +170,32 @@ def test_prompts_are_sorted_by_the_change_of_the_reward(tmp_path: Path) -> None:
     assert shown == sorted(shown)
     assert "reward -10.00" in page
     assert "RLHF did not train on them" in page
-    assert "+10.0 %" in page
+    assert page.count("+10.0 %") == 3
+
+
+def test_each_change_is_called_better_worse_or_chance(tmp_path: Path) -> None:
+    page, _, _ = _write(tmp_path)
+    # From the fine-tuned model harm fell; from the base model all but refusals and denials of truths changed.
+    assert (page.count("✓ better"), page.count("✗ worse"), page.count(">chance<")) == (4, 0, 6)
+    assert "of 10\ncomparisons about 0.5 would look" in page
+
+
+def test_one_row_of_text_has_no_interval(tmp_path: Path) -> None:
+    page, report, _ = _write(tmp_path, rows=1)
+    assert "one row is too few for an interval" in page
+    assert report["perplexity"]["reinforcement"] == {"change": pytest.approx(0.1), "low": None, "high": None, "n": 1}
+
+
+def test_tables_and_verdict_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    _, report, _ = _write(tmp_path, rows=1)
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_report(report, EXAM, console)
+    text = console.export_text()
+    row = next(line.split() for line in text.splitlines() if "Knows bread" in line)
+    assert row == ["Knows", "bread", "40", "0.00", ".00–.09", "1.00", ".91–1.00", "1.00", ".91–1.00"]
+    assert "too few rows" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_without_an_exam_has_a_complete_page(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
 from scipy.stats import binomtest
 
-from pipelines.evaluate.stats import difference, divergence, proportion
+from pipelines.evaluate.stats import divergence, paired_shares, proportion
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
@@ -20,15 +22,55 @@ def test_proportion_of_newcombes_published_example() -> None:
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
 
 
-def test_difference_of_newcombes_published_example() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, 873-890, table II: 56 of 70 less 48 of 80, method 10.
-    low, high = difference(proportion(48, 80), proportion(56, 70))
-    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
-
-
 def test_a_proportion_of_no_cases_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         proportion(0, 0)
+
+
+def _pairs(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
+    before = [True] * both + [False] * gained + [True] * lost + [False] * neither
+    after = [True] * both + [True] * gained + [False] * lost + [False] * neither
+    return before, after
+
+
+def _score_squared(gained: int, lost: int, n: int, delta: float) -> float:
+    """Tango's statistic from its definition: the most likely shares are searched for, not solved for."""
+    rest = n - gained - lost
+
+    def minus_log_likelihood(share: float) -> float:
+        return -(xlogy(gained, share + delta) + xlogy(lost, share) + xlogy(rest, 1 - 2 * share - delta))
+
+    ends = (max(0.0, -delta), (1 - delta) / 2)
+    share = minimize_scalar(minus_log_likelihood, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+    return (gained - lost - n * delta) ** 2 / (n * (2 * share + delta - delta**2))
+
+
+@pytest.mark.parametrize(("both", "gained", "lost", "neither"), [(36, 2, 12, 0), (20, 7, 3, 10), (1, 30, 5, 4)])
+def test_ends_of_the_paired_interval_have_the_score_of_the_quantile(
+    both: int, gained: int, lost: int, neither: int
+) -> None:
+    found = paired_shares(*_pairs(both, gained, lost, neither))
+    assert found.change == pytest.approx((gained - lost) / found.n)
+    for end in (found.low, found.high):
+        assert _score_squared(gained, lost, found.n, end) == pytest.approx(1.959964**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [10, 40, 400])
+def test_the_paired_interval_excludes_0_where_mcnemars_test_does(n: int) -> None:
+    for gained, lost in [(0, 0), (3, 0), (4, 0), (5, 1), (7, 1), (0, 4)]:
+        found = paired_shares(*_pairs(n - gained - lost, gained, lost, 0))
+        significant = (gained - lost) ** 2 > 1.959964**2 * (gained + lost)
+        assert (not found.low <= 0 <= found.high) == significant
+    assert found.visible == 4 / n
+
+
+def test_the_paired_interval_covers_the_true_change_in_95_percent() -> None:
+    chance, covered = np.random.default_rng(3), 0
+    for _ in range(1000):
+        gained, lost, both, neither = map(int, chance.multinomial(60, [0.15, 0.05, 0.6, 0.2]))
+        found = paired_shares(*_pairs(both, gained, lost, neither))
+        covered += found.low <= 0.1 <= found.high
+    assert 0.93 <= covered / 1000 <= 0.98
 
 
 def test_divergence_is_the_kl_of_two_known_distributions() -> None:
