@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -270,8 +270,7 @@ class Chat:
     @property
     def end_of_turn_id(self) -> int:
         """The id of the token that ends the assistant's turn."""
-        (found,) = self.tokenizer.convert_tokens_to_ids([self._end_of_turn])
-        return int(found)
+        return cast(int, self.tokenizer.convert_tokens_to_ids(self._end_of_turn))
 
     @property
     def padding_id(self) -> int:
