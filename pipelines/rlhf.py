@@ -144,13 +144,13 @@ def _check_rewards(recipe: Recipe, run: RunFolder) -> None:
 def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped: str | None) -> dict[str, Any]:
     last = rows[-SUMMARY_STEPS:]
     learner_idle, rollout_idle, actors = (
-        float(np.mean([row[name] for row in rows])) for name in ("learner_idle", "rollout_idle", "rollout_actors")
+        _mean(rows, name) for name in ("learner_idle", "rollout_idle", "rollout_actors")
     )
     return {
         "steps": len(rows),
         "reward_first": rows[0]["reward"],
-        "reward_last": float(np.mean([row["reward"] for row in last])),
-        "kl_sequence": float(np.mean([row["kl_sequence"] for row in last])),
+        "reward_last": _mean(last, "reward"),
+        **({"kl_sequence": _mean(last, "kl_sequence")} if "kl_sequence" in last[0] else {}),
         "tokens_per_second": sum(row["tokens"] for row in rows) / sum(row["step_seconds"] for row in rows),
         "learner_idle": learner_idle,
         "rollout_idle": rollout_idle,
@@ -158,6 +158,10 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}",
         "advice": advice(learner_idle, rollout_idle, round(actors), settings.fleet.max_staleness),
     }
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
 def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:

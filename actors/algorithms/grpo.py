@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from actors.algorithms.base import Algorithm, per_completion, per_token_budget
-from actors.algorithms.losses import Clip, RolloutBatch, sequence_surrogate
+from actors.algorithms.losses import RolloutBatch, sequence_surrogate
 from actors.algorithms.normalization import group_statistics
 
 EPSILON = 1e-4
@@ -39,17 +39,13 @@ GRPO = Algorithm(targets)
 
 # Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training", section 3.2): GRPO without its two biases. The
 # difference from the mean is not divided by the group's deviation, which favors questions that are too easy or too
-# hard, nor are token losses divided by the answer's own length. The paper leaves out the divergence:
-# `rlhf.kl.coefficient: 0`.
+# hard, nor are token losses divided by the answer's own length.
 DR_GRPO = Algorithm(unscaled_targets, average=per_token_budget)
 
-# DAPO (Yu et al. 2025): GRPO with four changes. Clip-higher (section 3.1) lets unlikely tokens grow; dynamic sampling
-# (3.2) replaces prompts whose samples all got one reward; every token of the batch weighs the same (3.3, eq. 8);
-# answers near the length limit are punished softly (3.4, eq. 13, over the last fifth as in the paper's experiments).
-# The paper leaves out the divergence: `rlhf.kl.coefficient: 0`.
-DAPO = Algorithm(targets, clip=Clip(0.2, 0.28), overlong_share=0.2, dynamic_sampling=True)
+# DAPO (Yu et al. 2025): GRPO, where every token of the batch weighs the same (section 3.3, eq. 8); its other changes
+# are settings.
+DAPO = Algorithm(targets)
 
 # GSPO (Zheng et al. 2025): GRPO with one importance ratio for an answer, the geometric mean of its tokens' ratios (eq.
-# 5 to 7), as the reward is one for the answer too. Such ratios stay close to 1, so the clip range is narrow (section
-# 5.1).
-GSPO = Algorithm(targets, partial(sequence_surrogate, mean=True), per_completion, clip=Clip(3e-4, 4e-4))
+# 5 to 7), as the reward is one for the answer too. Such ratios stay close to 1, so the clip range is narrow.
+GSPO = Algorithm(targets, partial(sequence_surrogate, mean=True), per_completion)

@@ -1,13 +1,12 @@
-"""The parts that policy-gradient algorithms share: the batch, its targets, KL estimators, and clipped surrogates."""
+"""The parts that policy-gradient algorithms share: the batch, its targets, and clipped surrogates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Truncation of the importance weight of tokens drawn by older weights (Yao et al. 2025, "TIS").
-IMPORTANCE_LIMIT = 2.0
+from cluster.recipe.rlhf import Importance, Rlhf
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class RolloutBatch:
         behavior_logprobs: [N, T], log-probability of every drawn token under the weights that drew it; 0 elsewhere.
         rewards: [N].
         groups: [N], the prompt of each row; rows of one group begin with it.
+        loss_mask: bool [N, T], the drawn tokens that are learned from.
     """
 
     input_ids: Tensor
@@ -27,6 +27,7 @@ class RolloutBatch:
     behavior_logprobs: Tensor
     rewards: Tensor
     groups: Tensor
+    loss_mask: Tensor
 
     @property
     def width(self) -> int:
@@ -51,14 +52,14 @@ class Targets:
         advantages: how much better a token was than expected.
         old_logprobs: log-probabilities under the weights at the start of the step; None if the step is a single update,
             whose own log-probabilities are the same.
-        ref_logprobs: log-probabilities under the reference model.
+        ref_logprobs: log-probabilities under the reference model; None where nothing needs them.
         values: the critic's estimates (PPO), else None.
         returns: what they should have been (PPO), else None.
     """
 
     advantages: Tensor
     old_logprobs: Tensor | None
-    ref_logprobs: Tensor
+    ref_logprobs: Tensor | None
     values: Tensor | None = None
     returns: Tensor | None = None
 
@@ -74,31 +75,45 @@ def _cut(table: RolloutBatch | Targets, index: Tensor, width: int) -> dict[str, 
     }
 
 
-def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Computes log π/π_ref of drawn tokens: unbiased for KL(π, π_ref), and may be negative (Schulman 2020)."""
-    return logprobs - ref_logprobs
-
-
-def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Computes ½ (log π/π_ref)²: biased for KL(π, π_ref), but as a loss its gradient is the KL's (Schulman 2020)."""
-    return 0.5 * (logprobs - ref_logprobs).square()
-
-
-def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Computes (π_ref/π - 1) - log π_ref/π: unbiased, never negative, of low variance (Schulman 2020)."""
-    log_ratio = ref_logprobs - logprobs
-    return log_ratio.exp() - 1 - log_ratio
-
-
-DIVERGENCES = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-
-
 @dataclass(frozen=True)
 class Clip:
-    """The range within which the ratio of new to old probabilities counts: [1 - low, 1 + high]."""
+    """Bounds of a clipped surrogate.
+
+    Attributes:
+        low, high: the ratio of new to old probabilities counts within [1 - low, 1 + high].
+        dual: the most times that the ratio counts where the advantage is negative (Ye et al. 2020, eq. 5), or None.
+        importance: bounds of the importance weight of tokens that other weights drew.
+    """
 
     low: float
     high: float
+    dual: float | None = None
+    importance: Importance = field(default_factory=Importance)
+
+
+def clip_for(settings: Rlhf) -> Clip:
+    """Returns the bounds that the recipe sets, else the algorithm's."""
+    found = settings.resolved
+    return Clip(found.clip_range, found.clip_range_high, found.dual_clip, settings.importance)
+
+
+def importance_weights(logprobs: Tensor, behavior_logprobs: Tensor, bounds: Importance) -> tuple[Tensor, Tensor]:
+    """Computes each token's importance weight, within bounds, and whether it was out of them. [N, T] each.
+
+    A token has the weight of its own two probabilities, and not of those of the whole answer, whose product fades with
+    length: at 0.03 nats a token its mean is 0.7 after 1,024 tokens, and nearly 0 after 16,384. The bias of that: that
+    older weights would have drawn other tokens before and after this one is not corrected, and neither is what the
+    bounds cut off. It grows with the divergence of the two policies a token, and not with the length.
+
+    Args:
+        logprobs: under the policy that learns, without a gradient.
+        behavior_logprobs: under the weights that drew the tokens.
+    """
+    weights = (logprobs - behavior_logprobs).exp()
+    outside = (weights > bounds.max) | (weights < bounds.min)
+    if bounds.method == "mask":
+        return torch.where(outside, 0.0, weights), outside
+    return weights.clamp(max=bounds.max), outside
 
 
 def token_surrogate(batch: RolloutBatch, targets: Targets, logprobs: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
@@ -107,14 +122,16 @@ def token_surrogate(batch: RolloutBatch, targets: Targets, logprobs: Tensor, cli
     Returns:
         The loss of every token, and whether it was clipped; [N, T] each.
     """
-    old_logprobs = _old_logprobs_of(targets, logprobs)
-    return _surrogate(logprobs - old_logprobs, old_logprobs - batch.behavior_logprobs, targets.advantages, clip)
+    old_logprobs = old_logprobs_of(targets, logprobs)
+    ratio = (logprobs - old_logprobs).exp()
+    return _surrogate(ratio, old_logprobs, batch, targets, clip)
 
 
 def sequence_surrogate(
     batch: RolloutBatch, targets: Targets, logprobs: Tensor, clip: Clip, *, mean: bool
 ) -> tuple[Tensor, Tensor]:
-    """Computes the surrogate with one ratio for a whole answer.
+    """Computes the surrogate with one ratio for a whole answer, whose gradient passes through each token at its own
+    place and weight (GSPO-token, Zheng et al. 2025, eq. 14; with equal weights the gradient is that of the ratio).
 
     Args:
         mean: whether the ratio is the geometric mean of its tokens' ratios, else their product.
@@ -123,29 +140,32 @@ def sequence_surrogate(
         The loss of the whole answer at each of its tokens, to be averaged over them, and whether it was clipped;
         [N, T] each.
     """
+    old_logprobs = old_logprobs_of(targets, logprobs)
+    steps = ((logprobs - old_logprobs).detach() * batch.completion_mask).sum(1, keepdim=True)
+    length = batch.completion_mask.sum(1, keepdim=True).clamp(min=1)
+    # Zero, with the gradient of log π at each token; the average over an answer's tokens divides by their number.
+    score = (logprobs - logprobs.detach()) * (1 if mean else length)
+    ratio = (steps / length if mean else steps).exp() * score.exp()
+    return _surrogate(ratio, old_logprobs, batch, targets, clip)
 
-    def pooled(values: Tensor) -> Tensor:
-        total = (values * batch.completion_mask).sum(1, keepdim=True)
-        return total / batch.completion_mask.sum(1, keepdim=True).clamp(min=1) if mean else total
 
-    old_logprobs = _old_logprobs_of(targets, logprobs)
-    step, lag = pooled(logprobs - old_logprobs), pooled(old_logprobs - batch.behavior_logprobs)
-    return _surrogate(step, lag, targets.advantages, clip)
-
-
-def _old_logprobs_of(targets: Targets, logprobs: Tensor) -> Tensor:
+def old_logprobs_of(targets: Targets, logprobs: Tensor) -> Tensor:
+    """Returns the log-probabilities under the weights at the start of the step, which may be those of now."""
     return logprobs.detach() if targets.old_logprobs is None else targets.old_logprobs
 
 
-def _surrogate(step: Tensor, lag: Tensor, advantages: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Computes the clipped surrogate, weighted by the truncated importance weight.
+def _surrogate(
+    ratio: Tensor, old_logprobs: Tensor, batch: RolloutBatch, targets: Targets, clip: Clip
+) -> tuple[Tensor, Tensor]:
+    """Computes the clipped surrogate, times the importance weight of each token.
 
     Args:
-        step: logarithm of the ratio of new to old probabilities.
-        lag: logarithm of the ratio of old to behavior probabilities; 0 when the samples are on-policy.
+        ratio: of new to old probabilities, [N, T].
     """
-    ratio = step.exp()
-    weight = lag.exp().clamp(max=IMPORTANCE_LIMIT)
-    free = ratio * advantages
-    clipped = ratio.clamp(1 - clip.low, 1 + clip.high) * advantages
-    return -weight * torch.minimum(free, clipped), clipped < free
+    weight, _ = importance_weights(old_logprobs, batch.behavior_logprobs, clip.importance)
+    free = ratio * targets.advantages
+    bounded = torch.minimum(free, ratio.clamp(1 - clip.low, 1 + clip.high) * targets.advantages)
+    if clip.dual is not None:
+        lowest = clip.dual * targets.advantages
+        bounded = torch.where(targets.advantages < 0, torch.maximum(bounded, lowest), bounded)
+    return -weight * bounded, bounded != free

@@ -55,4 +55,4 @@ def value_losses(values: Tensor, targets: Targets, clip: Clip) -> Tensor:
     return 0.5 * torch.maximum(*errors)
 
 
-PPO = Algorithm(targets, value_losses=value_losses, kl_in="reward")
+PPO = Algorithm(targets, value_losses=value_losses)

@@ -3,7 +3,7 @@
 from actors.algorithms.base import Algorithm
 from actors.algorithms.grpo import DAPO, DR_GRPO, GRPO, GSPO
 from actors.algorithms.ppo import PPO
-from actors.algorithms.reinforce import REINFORCE_PLUS_PLUS, RLOO
+from actors.algorithms.reinforce import REINFORCE_PLUS_PLUS, REINFORCE_PLUS_PLUS_BASELINE, RLOO
 
 ALGORITHMS: dict[str, Algorithm] = {
     "ppo": PPO,
@@ -11,6 +11,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "dr_grpo": DR_GRPO,
     "rloo": RLOO,
     "reinforce++": REINFORCE_PLUS_PLUS,
+    "reinforce++-baseline": REINFORCE_PLUS_PLUS_BASELINE,
     "dapo": DAPO,
     "gspo": GSPO,
 }

@@ -1,4 +1,4 @@
-"""REINFORCE without a critic: RLOO, whose baseline is the prompt's other samples, and REINFORCE++, which has none."""
+"""REINFORCE without a critic: RLOO, whose baseline is the prompt's other samples, and REINFORCE++."""
 
 from functools import partial
 
@@ -31,12 +31,22 @@ def whitened_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None
     return whitened(following, batch.completion_mask, rewards), None
 
 
+def whitened_group_targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tuple[Tensor, None]:
+    """Returns r - mean over the samples of one prompt, whitened over the tokens of the batch."""
+    del values
+    whole = rewards.sum(1)
+    difference = group_statistics(whole, batch.groups).difference.to(whole.dtype)
+    scale = whole.unsqueeze(1).expand_as(rewards)
+    return whitened(difference.unsqueeze(1).expand_as(rewards), batch.completion_mask, scale), None
+
+
 # RLOO (Ahmadian et al. 2024, "Back to basics"): REINFORCE on whole answers, with the mean reward of the prompt's other
 # samples as the baseline, and the divergence in the reward. Beyond the first optimizer step on a batch, PPO's clipped
 # surrogate with the ratio of the whole answers' probabilities stands in for their log-probability; at the first step
 # the two have the same gradient.
-RLOO = Algorithm(leave_one_out_targets, partial(sequence_surrogate, mean=False), per_completion, kl_in="reward")
+RLOO = Algorithm(leave_one_out_targets, partial(sequence_surrogate, mean=False), per_completion)
 
 # REINFORCE++ (Hu et al. 2025): no critic and no groups; the divergence in each token's reward, and advantages that are
-# normalized over the whole batch.
-REINFORCE_PLUS_PLUS = Algorithm(whitened_targets, kl_in="reward")
+# normalized over the whole batch. With a baseline, the mean reward of the prompt's samples is subtracted before.
+REINFORCE_PLUS_PLUS = Algorithm(whitened_targets)
+REINFORCE_PLUS_PLUS_BASELINE = Algorithm(whitened_group_targets)

@@ -25,9 +25,17 @@ class Collator:
     device: torch.device
 
     def rollouts(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]
+        self,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        rewards: Sequence[Sequence[float]],
+        mask_truncated: bool = False,
     ) -> RolloutBatch:
-        """Makes a batch of the samples of each prompt and their rewards."""
+        """Makes a batch of the samples of each prompt and their rewards.
+
+        Args:
+            mask_truncated: whether nothing is learned from samples that were cut at the most tokens of an answer.
+        """
         rows = [
             (prompt.token_ids, sample, reward, index)
             for index, (prompt, group, own) in enumerate(zip(prompts, groups, rewards, strict=True))
@@ -36,19 +44,22 @@ class Collator:
         # The completions of a prompt together: they share a row. By length, so that little of a micro-batch is padding.
         lengths = [sum(len(sample.token_ids) for sample in group) for group in groups]
         rows.sort(key=lambda row: (len(row[0]) + lengths[row[3]], row[3], len(row[1].token_ids)))
+        drawn = pad_rows([[False] * len(prompt) + sample.loss_mask for prompt, sample, _, _ in rows], False)
+        whole = torch.tensor([not mask_truncated or sample.finish_reason != "length" for _, sample, _, _ in rows])
         return self._on_device(
             pad_rows([prompt + sample.token_ids for prompt, sample, _, _ in rows], self.padding),
-            pad_rows([[False] * len(prompt) + sample.loss_mask for prompt, sample, _, _ in rows], False),
+            drawn,
             pad_rows([[0.0] * len(prompt) + sample.logprobs for prompt, sample, _, _ in rows], 0.0),
             torch.tensor([reward for _, _, reward, _ in rows]),
             torch.tensor([index for _, _, _, index in rows]),
+            drawn & whole.unsqueeze(1),
         )
 
     def sequences(self, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> RolloutBatch:
         """Makes a batch of rows in that order, without rewards and behavior log-probabilities."""
         ids, completion_mask = pad_completions(sequences, prompt_lengths, self.padding)
         rewards, groups = torch.zeros(len(ids)), torch.arange(len(ids))
-        return self._on_device(ids, completion_mask, torch.zeros(ids.shape), rewards, groups)
+        return self._on_device(ids, completion_mask, torch.zeros(ids.shape), rewards, groups, completion_mask)
 
     def _on_device(self, *tensors: Tensor) -> RolloutBatch:
         return RolloutBatch(*(tensor.to(self.device) for tensor in tensors))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from actors.algorithms.divergence import DIVERGENCES, divergence_losses, kl_k1, kl_k3
 from actors.algorithms.guardrails import has_limits, is_within
-from actors.algorithms.losses import DIVERGENCES, RolloutBatch, Targets, kl_k1, kl_k3
+from actors.algorithms.losses import RolloutBatch, Targets, clip_for, importance_weights, old_logprobs_of
 from actors.algorithms.registry import ALGORITHMS
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.learner.batch import check_finite, in_microbatches, sample_metrics, sum_of_workers
@@ -50,9 +51,7 @@ class Learner(LearnerState):
         torch.set_num_threads(threads)
         self.algorithm = ALGORITHMS[settings.algorithm]
         super().__init__(settings, start, critic if self.algorithm.value_losses else None, seed)
-        self.clip = self.algorithm.clip_for(settings)
-        self.kl_in = settings.kl.charged_in or self.algorithm.kl_in
-        self.kl = DIVERGENCES[settings.kl.estimator or ("k1" if self.kl_in == "reward" else "k3")]
+        self.clip, self.resolved = clip_for(settings), settings.resolved
         self.text = text
         self.seed = seed
 
@@ -80,14 +79,15 @@ class Learner(LearnerState):
         clock = time.monotonic()
         check_finite(prompts, rewards)
         samples = [sample for group in groups for sample in group]
-        settings, batch = self.settings, self.collator.rollouts(prompts, groups, rewards)
+        settings, resolved = self.settings, self.resolved
+        batch = self.collator.rollouts(prompts, groups, rewards, settings.mask_truncated)
         targets = self._targets(batch)
         logprobs = torch.zeros_like(batch.behavior_logprobs)
         metrics: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         # Dynamic sampling may leave fewer rows than there are minibatches.
-        for number, rows in enumerate(np.array_split(order, min(settings.minibatches, len(order)))):
+        for number, rows in enumerate(np.array_split(order, min(resolved.minibatches, len(order)))):
             for name, value in self._update(batch, targets, torch.from_numpy(np.sort(rows)), logprobs, number).items():
                 metrics.setdefault(name, []).append(value)
         sum_of_workers(self.worker, logprobs)
@@ -100,11 +100,12 @@ class Learner(LearnerState):
         own = sample_metrics(groups, rewards)
         self.first_length = self.first_length or own["response_length"]
         own["length_change"] = own["response_length"] / self.first_length
+        own["masked"] = 1 - float(batch.loss_mask.any(1).float().mean())
         means = {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | dict(measured)
         if before is not None and is_within(means, settings):
             self.last_within_limits = before
         return {
-            **{name: means[name] for name in HEADLINE_METRICS},
+            **{name: means[name] for name in HEADLINE_METRICS if name in means},
             **means,
             "staleness": float(np.mean(lag)),
             "learner_seconds": time.monotonic() - clock,
@@ -115,15 +116,19 @@ class Learner(LearnerState):
     def _targets(self, batch: RolloutBatch) -> Targets:
         """Computes what stays fixed over the optimizer steps on a batch."""
         # Of five passes over the batch (a backward pass counts for two), this saves one.
-        known_later = self.settings.minibatches == 1 and self.kl_in == "loss"
+        charged = self.resolved.kl_charged_in if self.kl_coefficient else None
+        known_later = self.resolved.minibatches == 1 and charged != "reward"
         temperature = self.settings.sampling.temperature
         old_logprobs = None if known_later else self._logprobs(self.sharded["policy"], batch, temperature)
-        with self._fine_tuned() as fine_tuned:
-            ref_logprobs = self._logprobs(fine_tuned, batch, temperature)
+        ref_logprobs = None
+        if self.settings.needs_reference:
+            with self._fine_tuned() as fine_tuned:
+                ref_logprobs = self._logprobs(fine_tuned, batch, temperature)
         values = None if self.critic is None else in_microbatches(self.worker, self._values, batch)
         rewards = at_last_token(self._shaped_rewards(batch), batch.completion_mask)
-        if old_logprobs is not None and self.kl_in == "reward":
-            rewards = rewards - self.kl_coefficient * self.kl(old_logprobs, ref_logprobs) * batch.completion_mask
+        if charged == "reward" and old_logprobs is not None and ref_logprobs is not None:
+            divergence = DIVERGENCES[self.resolved.kl_estimator](old_logprobs, ref_logprobs)
+            rewards = rewards - self.kl_coefficient * divergence * batch.completion_mask
         advantages, returns = self.algorithm.targets(batch, rewards, values)
         return Targets(advantages, old_logprobs, ref_logprobs, values, returns)
 
@@ -132,8 +137,10 @@ class Learner(LearnerState):
         settings, rewards = self.settings, batch.rewards
         if settings.reward_clip:
             rewards = rewards.clamp(-settings.reward_clip, settings.reward_clip)
-        share = self.algorithm.overlong_share if settings.overlong_share is None else settings.overlong_share
-        return rewards + overlong_penalty(batch.completion_mask.sum(1), settings.sampling.max_tokens, share)
+        penalty = overlong_penalty(
+            batch.completion_mask.sum(1), settings.sampling.max_tokens, self.resolved.overlong_share
+        )
+        return rewards + penalty
 
     def _update(
         self, batch: RolloutBatch, targets: Targets, rows: Tensor, seen: Tensor, number: int
@@ -146,43 +153,55 @@ class Learner(LearnerState):
             seen: [N, T]; the log-probabilities before the step are written into its rows.
             number: of the step among those on the batch.
         """
-        settings, algorithm = self.settings, self.algorithm
-        tokens = int(batch.completion_mask[rows].sum())
-        _, total = algorithm.average(batch.completion_mask[rows], settings.sampling.max_tokens)
-        sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "kl_k3", "value_loss"), 0.0)
+        settings, algorithm, longest = self.settings, self.algorithm, self.settings.sampling.max_tokens
+        learned, drawn = batch.loss_mask[rows], int(batch.completion_mask[rows].sum())
+        tokens = int(learned.sum())
+        total = max(1, algorithm.average(learned, longest)[1])
+        divergence_total = max(1, algorithm.divergence_total(learned, longest))
+        sums = dict.fromkeys(("loss", "entropy", "clip_fraction", "importance_limited", "kl_k3", "value_loss"), 0.0)
         for own, counts in grouped_microbatches(self.worker, rows, batch.groups[rows]):
             microbatch = batch.rows(own)
-            mask, goal = microbatch.completion_mask, targets.rows(own, microbatch.width)
+            drawn_mask, mask = microbatch.completion_mask, microbatch.loss_mask
+            goal = targets.rows(own, microbatch.width)
             logprobs, entropy = self.sharded["policy"](
                 completion_logprobs_and_entropy,
                 microbatch.input_ids,
-                mask,
+                drawn_mask,
                 microbatch.groups,
                 settings.sampling.temperature,
                 entropy_learns=settings.entropy_bonus > 0,
             )
             losses, clipped = algorithm.token_losses(microbatch, goal, logprobs, self.clip)
-            if self.kl_in == "loss":
-                losses = losses + self.kl_coefficient * self.kl(logprobs, goal.ref_logprobs)
             if settings.entropy_bonus:
                 losses = losses - settings.entropy_bonus * entropy
-            divisors, _ = algorithm.average(mask, settings.sampling.max_tokens)
+            divisors, _ = algorithm.average(mask, longest)
             loss = (losses / divisors)[mask].sum() / total
+            if self.resolved.kl_charged_in == "loss" and self.kl_coefficient:
+                divergence = self._divergence_losses(microbatch, goal, logprobs)[mask].sum() / divergence_total
+                loss = loss + self.kl_coefficient * divergence
             # FSDP averages over workers.
             weight = self.worker.world_size if counts else 0
             (loss * weight).backward()
             if algorithm.value_losses:
                 value_losses = algorithm.value_losses(self._values(microbatch), goal, self.clip)
-                value_loss = value_losses[mask].sum() / tokens
+                value_loss = value_losses[mask].sum() / max(1, tokens)
                 (value_loss * weight).backward()
                 sums["value_loss"] += float(value_loss.detach()) if counts else 0.0
             if not counts:
                 continue
-            seen[own, : microbatch.width] = logprobs.detach()
+            now = logprobs.detach()
+            seen[own, : microbatch.width] = now
+            _, limited = importance_weights(
+                old_logprobs_of(goal, now), microbatch.behavior_logprobs, settings.importance
+            )
             sums["loss"] += float(loss.detach())
-            sums["entropy"] += float(entropy[mask].detach().sum()) / tokens
-            sums["clip_fraction"] += float(clipped[mask].sum()) / tokens
-            sums["kl_k3"] += float(kl_k3(logprobs.detach(), goal.ref_logprobs)[mask].sum()) / tokens
+            sums["entropy"] += float(entropy[drawn_mask].detach().sum()) / drawn
+            sums["clip_fraction"] += float(clipped[mask].sum()) / max(1, tokens)
+            sums["importance_limited"] += float(limited[mask].sum()) / max(1, tokens)
+            if goal.ref_logprobs is not None:
+                sums["kl_k3"] += float(kl_k3(now, goal.ref_logprobs)[drawn_mask].sum()) / drawn
+        if not self.settings.needs_reference:
+            del sums["kl_k3"]
         if settings.pretrain_mix:
             sums["pretrain_loss"] = self._mix_in_text(number)
         _, sums = sum_over_workers(0.0, sums, self.worker)
@@ -192,7 +211,8 @@ class Learner(LearnerState):
         }
         found = {**sums, **{f"gradient norm of the {name}": norm for name, norm in norms.items()}}
         broken = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
-        if not broken:
+        # Where all answers are masked, gradients are 0, and AdamW would go on by its momentum.
+        if not broken and (tokens or settings.pretrain_mix):
             for optimizer in self.optimizers.values():
                 optimizer.step()
         for optimizer in self.optimizers.values():
@@ -200,6 +220,15 @@ class Learner(LearnerState):
         if broken:
             raise StageError(f"RLHF diverged: {', '.join(broken)}; lower rlhf.learning_rate")
         return {**sums, "gradient_norm": norms["policy"]}
+
+    def _divergence_losses(self, batch: RolloutBatch, targets: Targets, logprobs: Tensor) -> Tensor:
+        """Computes the loss of the divergence of each token, corrected for the weights that drew it. [N, T]."""
+        if targets.ref_logprobs is None:
+            raise ValueError("a divergence needs the reference's log-probabilities")
+        weights, _ = importance_weights(logprobs.detach(), batch.behavior_logprobs, self.settings.importance)
+        return divergence_losses(
+            self.resolved.kl_estimator, logprobs, targets.ref_logprobs, batch.completion_mask, weights
+        )
 
     def _mix_in_text(self, number: int) -> float:
         """Adds gradients of next-token prediction against the alignment tax: PPO-ptx (Ouyang et al. 2022, eq. 2).
@@ -222,10 +251,10 @@ class Learner(LearnerState):
 
 def _start_metrics(batch: RolloutBatch, old_logprobs: Tensor, targets: Targets) -> dict[str, float]:
     """Computes the policy's divergence from its reference, and from the engines, at the start of a step."""
-    divergence = float(kl_k1(old_logprobs, targets.ref_logprobs).sum())
     gap = (old_logprobs - batch.behavior_logprobs)[batch.completion_mask]
-    return {
-        "kl": divergence / int(batch.completion_mask.sum()),
-        "kl_sequence": divergence / len(batch.completion_mask),
-        "behavior_gap": float(gap.abs().max()),
-    }
+    found = {"behavior_gap": float(gap.abs().max())}
+    if targets.ref_logprobs is not None:
+        divergence = float(kl_k1(old_logprobs, targets.ref_logprobs).sum())
+        found["kl"] = divergence / int(batch.completion_mask.sum())
+        found["kl_sequence"] = divergence / len(batch.completion_mask)
+    return found

@@ -38,7 +38,8 @@ class LearnerState:
     every method must be called on all of them.
 
     Args:
-        start: the fine-tuned model; also the reference, which with `settings.lora` is the policy without its adapters.
+        start: the fine-tuned model; also the reference, which with `settings.lora` is the policy without its adapters,
+            and which is held only where every step computes it (`settings.needs_reference`).
         critic: the model from which the critic starts; None without one.
 
     Attributes:
@@ -50,14 +51,14 @@ class LearnerState:
 
     def __init__(self, settings: Rlhf, start: Path, critic: Path | None, seed: int) -> None:
         torch.manual_seed(seed)
-        self.settings = settings
+        self.settings, self.start = settings, start
         self.worker = _this_worker(settings)
         self.policy = causal_lm.load(start)
         self.reference: Any = None
         if settings.lora:
             lora.add(self.policy, settings.lora, seed)
-        else:
-            self.reference = causal_lm.load(start).eval().requires_grad_(False)
+        elif settings.needs_reference:
+            self.reference = self._load_reference()
         self.tokenizer = AutoTokenizer.from_pretrained(start)
         self.critic = load_reward_model(critic) if critic else None
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
@@ -72,7 +73,7 @@ class LearnerState:
             self.optimizers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
         self.collator = Collator(self.tokenizer.pad_token_id, self.worker.device)
         self.version = 0
-        self.kl_coefficient = settings.kl.coefficient
+        self.kl_coefficient = settings.resolved.kl_coefficient
         self.last_within_limits: dict[str, Tensor] | None = None
         self.first_length: float | None = None
 
@@ -98,11 +99,17 @@ class LearnerState:
     @contextmanager
     def _fine_tuned(self) -> Iterator[FSDPModule]:
         """The model that training started from, for as long as the context lasts."""
-        if self.reference is not None:
+        if self.settings.lora:
+            with lora.disabled(self.policy):
+                yield self.sharded["policy"]
+        elif self.reference is not None:
             yield self.sharded["reference"]
-            return
-        with lora.disabled(self.policy):
-            yield self.sharded["policy"]
+        else:
+            # No step computes it: it is loaded for the run page and for measurements alone.
+            yield FSDPModule(self._load_reference(), self.worker.world_size, self.worker.device, self.worker.autocast)
+
+    def _load_reference(self) -> Any:
+        return causal_lm.load(self.start).eval().requires_grad_(False)
 
     @torch.no_grad()
     def logprobs(
@@ -182,7 +189,7 @@ class LearnerState:
         if self.settings.lora:
             ups = {name: value for name, value in trained(self.policy).items() if name.endswith(lora.UP)}
             return {name: torch.zeros_like(value) for name, value in ups.items()}
-        return dict(self.reference.named_parameters())
+        return dict((self.reference or self._load_reference()).named_parameters())
 
     def _trained_models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from actors.algorithms.registry import ALGORITHMS
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.ledger import Outcome
 from actors.orchestrator.protocols import LearnerProtocol
@@ -46,8 +45,7 @@ class Loop:
             actors while they draw.
         """
         clock, before, begin = Stopwatch(self.now), self.fleet.counters(), self.now()
-        dynamic = ALGORITHMS[self.settings.algorithm].dynamic_sampling
-        batch = self.scheduler.scored_batch(number, dynamic)
+        batch = self.scheduler.scored_batch(number, self.settings.resolved.dynamic_sampling)
         self.last_batch, waited = batch, clock.lap()
         metrics = self.learner.step(batch.prompts, batch.groups, batch.rewards, measured, self.scheduler.collect)
         self.scheduler.ledger.commit(batch.turns, Outcome.TRAINED)

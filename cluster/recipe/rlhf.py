@@ -1,6 +1,7 @@
 """The recipe's section `rlhf`: algorithm, rewards, sampling, KL penalty, stopping limits and fleet."""
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_validator
 
@@ -15,6 +16,7 @@ from cluster.recipe.base import (
     Share,
     Temperature,
 )
+from cluster.recipe.presets import PRESETS, AlgorithmSettings, Estimator, Place
 
 
 def _http_url(text: str) -> str:
@@ -74,16 +76,21 @@ class RolloutSampling(Section):
 class Kl(Section):
     """The penalty on the policy's KL divergence from the fine-tuned model."""
 
-    coefficient: Annotated[float, Field(ge=0)] = Field(0.02, description="weight of the penalty; 0: none")
-    charged_in: Literal["reward", "loss"] | None = Field(
+    coefficient: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="weight of the penalty; 0: none, and the fine-tuned model is not computed; unset: 0 for dr_grpo, "
+        "dapo and gspo, 0.01 for reinforce++ with and without baseline, 0.02 for ppo, 0.03 for rloo, 0.04 for grpo",
+    )
+    charged_in: Place | None = Field(
         None,
         description="subtract the penalty from the reward, or add it to the loss; unset: the reward for ppo, rloo and "
         "reinforce++, the loss for the others",
     )
-    estimator: Literal["k1", "k2", "k3"] | None = Field(
+    estimator: Estimator | None = Field(
         None,
-        description="estimator of the divergence (Schulman 2020, joschu.net/blog/kl-approx.html), with charged_in set; "
-        "unset: k1 in the reward, k3 in the loss",
+        description="estimator of the divergence (Schulman 2020, joschu.net/blog/kl-approx.html), with charged_in set. "
+        "k1 follows the gradient of an answer's divergence; k2 in the loss that of each token by itself, k3 in the "
+        "loss about that of the reverse divergence. Unset: k1, and for reinforce++-baseline k2",
     )
     target: PositiveFloat | None = Field(
         None,
@@ -95,10 +102,29 @@ class Kl(Section):
     def _estimator_fits(self) -> "Kl":
         if self.estimator and not self.charged_in:
             raise ValueError("estimator needs charged_in, which decides which estimators fit: set charged_in too")
-        if (self.estimator, self.charged_in) == ("k1", "loss"):
-            raise ValueError("estimator k1 in the loss has no gradient on average: use k2 or k3, or charged_in reward")
-        if self.target and not self.coefficient:
-            raise ValueError("target adapts the coefficient, whose first value must be above 0")
+        return self
+
+
+class Importance(Section):
+    """Correction of tokens that other weights, or another precision, drew than those that learn from them.
+
+    A token's importance weight is its probability under the learner's policy over that under the weights that drew it.
+    """
+
+    method: Literal["truncate", "mask"] = Field(
+        "truncate",
+        description="truncate: cut weights at max (Yao et al. 2025, TIS); mask: leave tokens out whose weight is not "
+        "between min and max (masked importance sampling; with min 0.5 and max 5 IcePop, Ling team 2025)",
+    )
+    max: Annotated[float, Field(ge=1)] = Field(2.0, description="the largest importance weight of a token")
+    min: Share = Field(0.0, description="the smallest importance weight of a token, for method mask")
+
+    @model_validator(mode="after")
+    def _min_is_for_masks(self) -> "Importance":
+        if self.min and self.method != "mask":
+            raise ValueError(
+                "min is for method mask: a small weight that is raised would count tokens that it must not"
+            )
         return self
 
 
@@ -187,8 +213,8 @@ class Rlhf(Section):
     """Reinforcement learning from human feedback (RLHF): each step samples answers, rewards them, updates the
     policy."""
 
-    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "dapo", "gspo", "ppo"] = Field(
-        "grpo", description="policy-gradient algorithm; infra/docs/rlhf.md compares them"
+    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline", "dapo", "gspo", "ppo"] = Field(
+        "grpo", description="policy-gradient algorithm; infra/docs/algorithms.md compares them"
     )
     rewards: Annotated[list[Reward], Field(min_length=1)] = Field(
         [Reward()], description="sources of rewards, whose weighted sum is the reward of an answer"
@@ -210,7 +236,11 @@ class Rlhf(Section):
     lora: Lora | None = Field(
         None, description="train low-rank adapters only, and send only them to the rollout actors; unset: all weights"
     )
-    minibatches: Positive = Field(1, description="optimizer steps of each step, which split its samples")
+    minibatches: Positive | None = Field(
+        None,
+        description="optimizer steps of each step, which split its samples; unset: the algorithm's, 1 for grpo, rloo, "
+        "reinforce++ and reinforce++-baseline, 4 for gspo, 8 for ppo and dr_grpo, 16 for dapo",
+    )
     micro_batch_rows: Positive = Field(
         64, description="rows of a forward pass: less memory with fewer, the same result"
     )
@@ -220,17 +250,35 @@ class Rlhf(Section):
         "float32 on CPUs",
     )
     clip_range: PositiveFloat | None = Field(
-        None, description="probability ratios are clipped to 1 ± this; unset: the algorithm's own, mostly 0.2"
+        None, description="probability ratios are clipped to 1 ± this; unset: the algorithm's, 3e-4 for gspo, else 0.2"
     )
     clip_range_high: PositiveFloat | None = Field(
-        None, description="upper side of clip_range, where it differs (DAPO's clip-higher); unset: as clip_range"
+        None,
+        description="upper side of clip_range, where it differs (DAPO's clip-higher); unset: as clip_range, and where "
+        "that is unset 0.28 for dapo and 4e-4 for gspo",
     )
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="the most times that a probability ratio counts where the advantage is negative (Ye et al. 2020); "
+        "unset: 3 for ppo, no bound for the others",
+    )
+    importance: Importance = Field(Importance(), description="correction of tokens that older weights drew")
     entropy_bonus: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the policy's entropy in the loss")
     reward_clip: PositiveFloat | None = Field(None, description="clip rewards to ± this; unset: no clipping")
     overlong_share: Share | None = Field(
         None,
         description="share of rlhf.sampling.max_tokens, at its end, over which a longer answer loses up to 1 of its "
         "reward (DAPO, Yu et al. 2025, eq. 13); unset: 0.2 for dapo, else 0",
+    )
+    mask_truncated: bool = Field(
+        False,
+        description="learn nothing from answers that were cut at rlhf.sampling.max_tokens (DAPO's overlong filtering, "
+        "section 3.4); they still count in their prompt's mean reward",
+    )
+    dynamic_sampling: bool | None = Field(
+        None,
+        description="replace prompts whose answers all got one reward, which teach nothing (DAPO, section 3.2); unset: "
+        "true for dapo, else false",
     )
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the pre-training loss, mixed in (PPO-ptx, Ouyang et al. 2022); needs corpus.sources"
@@ -252,10 +300,16 @@ class Rlhf(Section):
             raise ValueError(
                 f"{self.algorithm} compares samples of one prompt: set sampling.samples_per_prompt to at least 2"
             )
-        if self.minibatches > self.prompts_per_step * samples:
+        if self.minibatches and self.minibatches > self.prompts_per_step * samples:
             raise ValueError(
                 "minibatches are more than the samples of a step, which are prompts_per_step * samples_per_prompt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _target_has_a_start(self) -> "Rlhf":
+        if self.kl.target and not self.resolved.kl_coefficient:
+            raise ValueError("kl.target adapts kl.coefficient, whose first value must be above 0: set it")
         return self
 
     @model_validator(mode="after")
@@ -271,6 +325,27 @@ class Rlhf(Section):
                 "stop.min_preference_accuracy is measured every stop.probe_every steps: set that below steps"
             )
         return self
+
+    @property
+    def resolved(self) -> AlgorithmSettings:
+        """The algorithm's preset, with what the recipe sets in its place."""
+        given: dict[str, Any] = {
+            "kl_coefficient": self.kl.coefficient,
+            "kl_charged_in": self.kl.charged_in,
+            "kl_estimator": self.kl.estimator,
+            "minibatches": self.minibatches,
+            "clip_range": self.clip_range,
+            "clip_range_high": self.clip_range_high or self.clip_range,
+            "dual_clip": self.dual_clip,
+            "overlong_share": self.overlong_share,
+            "dynamic_sampling": self.dynamic_sampling,
+        }
+        return replace(PRESETS[self.algorithm], **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether every step computes the fine-tuned model: for a penalty on the divergence, or a limit of it."""
+        return self.resolved.kl_coefficient > 0 or self.stop.max_kl is not None
 
     @property
     def needs_reward_model(self) -> bool:

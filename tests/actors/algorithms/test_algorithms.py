@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from actors.algorithms.base import Algorithm
-from actors.algorithms.losses import Clip, RolloutBatch, Targets, kl_k1, kl_k2, kl_k3
+from actors.algorithms.divergence import kl_k1, kl_k2, kl_k3
+from actors.algorithms.losses import Clip, RolloutBatch, Targets, clip_for
 from actors.algorithms.registry import ALGORITHMS
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
-from cluster.recipe.rlhf import Rlhf
-from tests.helpers import rlhf
+from cluster.recipe.presets import PRESETS
+from cluster.recipe.rlhf import Importance, Rlhf
+from tests.helpers import ROOT, rlhf
 
 # A group of three, a group whose rewards are equal, and a sample alone; answers of 1 to 5 tokens.
 STARTS = [1, 2, 1, 3, 1, 2]
@@ -61,6 +63,7 @@ def hand() -> Hand:
         on_answer(behavior_logprobs),
         torch.tensor(REWARDS, dtype=torch.float64),
         torch.tensor(GROUPS),
+        torch.from_numpy(completion_mask),
     )
     return Hand(batch, on_answer(logprobs).requires_grad_(), on_answer(old_logprobs), *others)
 
@@ -75,9 +78,10 @@ def loss_and_gradient(
     return loss.item(), gradient, int(clipped.expand_as(losses)[hand.batch.completion_mask].sum())
 
 
-def targets_of(hand: Hand, algorithm: Algorithm) -> Targets:
+def targets_of(hand: Hand, name: str) -> Targets:
+    algorithm = ALGORITHMS[name]
     rewards = at_last_token(hand.batch.rewards, hand.batch.completion_mask)
-    if algorithm.kl_in == "reward":
+    if PRESETS[name].kl_charged_in == "reward":
         rewards = rewards - COEFFICIENT * kl_k1(hand.old_logprobs, hand.ref_logprobs)
     values = hand.values if algorithm.value_losses else None
     advantages, returns = algorithm.targets(hand.batch, rewards, values)
@@ -110,6 +114,9 @@ def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
     elif name == "reinforce++":  # Hu et al. 2025: A_t = r - β Σ_{s ≥ t} KL(s), normalized over the batch
         left = [[REWARDS[i] - COEFFICIENT * sum(divergence(hand, i)[t:]) for t in range(LENGTHS[i])] for i in range(6)]
         return standardized(left)
+    elif name == "reinforce++-baseline":  # Hu et al. 2025: r - mean of the prompt's, normalized over the batch
+        means = [np.mean([REWARDS[j] for j in others(i)]) for i in range(6)]
+        return standardized([[REWARDS[i] - means[i]] * LENGTHS[i] for i in range(6)])
     else:  # Schulman et al. 2016, eq. 16, with γ = 1 and λ = 0.95
         rows = []
         for i in range(6):
@@ -134,23 +141,32 @@ def expected_loss(name: str, hand: Hand, clip: Clip) -> tuple[float, torch.Tenso
         lags = [old - drawn for _, old, drawn in zip(*rows, strict=True)]
         for t, advantage in enumerate(advantages):
             parts = LENGTHS[i] if name == "gspo" else 1
-            step, lag = (sum(steps) / parts, sum(lags) / parts) if whole else (steps[t], lags[t])
-            ratio, weight = math.exp(step), min(math.exp(lag), 2.0)
+            step = sum(steps) / parts if whole else steps[t]
+            ratio, weight = math.exp(step), importance(math.exp(lags[t]), clip.importance)
             bound = min(max(ratio, 1 - clip.low), 1 + clip.high)
-            loss -= share * weight * min(ratio * advantage, bound * advantage)
-            if bound * advantage < ratio * advantage:
+            value = min(ratio * advantage, bound * advantage)
+            # Ye et al. 2020, eq. 5: max(min(…), c A) where A < 0.
+            value = max(value, clip.dual * advantage) if clip.dual and advantage < 0 else value
+            loss -= share * weight * value
+            if value != ratio * advantage:
                 clipped += 1
-            elif whole:
-                span = slice(STARTS[i], STARTS[i] + LENGTHS[i])
-                gradient[i, span] -= share * weight * ratio * advantage / parts
             else:
-                gradient[i, STARTS[i] + t] -= share * weight * ratio * advantage
+                # An answer's ratio has a gradient at each token, of which this is the part of token t; its losses are
+                # the same at all of them, and averaged.
+                places = LENGTHS[i] / parts if whole else 1
+                gradient[i, STARTS[i] + t] -= share * places * weight * ratio * advantage
     return loss, gradient, clipped
+
+
+def importance(ratio: float, bounds: Importance) -> float:
+    if bounds.method == "truncate":
+        return min(ratio, bounds.max)
+    return ratio if bounds.min <= ratio <= bounds.max else 0.0
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_advantages_equal_the_papers(name: str, hand: Hand):
-    advantages = targets_of(hand, ALGORITHMS[name]).advantages
+    advantages = targets_of(hand, name).advantages
     for i, expected in enumerate(expected_advantages(name, hand)):
         found = advantages[i].tolist()
         span = slice(STARTS[i], STARTS[i] + LENGTHS[i])
@@ -158,15 +174,20 @@ def test_advantages_equal_the_papers(name: str, hand: Hand):
         assert not any(found[: span.start] + found[span.stop :])
 
 
+BOUNDS = [Importance(), Importance(method="mask", max=2.0), Importance(method="mask", min=0.5, max=1.5)]
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_losses_and_gradients_equal_the_papers(name: str, hand: Hand):
+def test_losses_and_gradients_equal_the_papers(name: str, bounds: Importance, hand: Hand):
     algorithm = ALGORITHMS[name]
-    clip = algorithm.clip_for(rlhf())
-    loss, gradient, clipped = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
+    clip = clip_for(rlhf(algorithm=name, importance=bounds))
+    loss, gradient, clipped = loss_and_gradient(hand, algorithm, targets_of(hand, name), clip)
     expected, derivative, many = expected_loss(name, hand, clip)
     assert loss == pytest.approx(expected, abs=1e-12)
     assert torch.allclose(gradient, derivative, atol=1e-12)
     assert clipped == many > 0
+    assert clip.importance is bounds
     assert gradient.abs().sum() > 0
 
 
@@ -180,18 +201,19 @@ def test_samples_without_comparison_have_no_advantage(name: str, hand: Hand):
 
 
 def test_clip_ranges_are_the_papers_unless_the_recipe_sets_them():
-    found = {name: algorithm.clip_for(rlhf()) for name, algorithm in ALGORITHMS.items()}
+    found = {name: clip_for(rlhf(algorithm=name)) for name in ALGORITHMS}
     assert found.pop("dapo") == Clip(0.2, 0.28)
     assert found.pop("gspo") == Clip(3e-4, 4e-4)
-    assert set(found.values()) == {Clip(0.2, 0.2)}
-    dapo = ALGORITHMS["dapo"]
-    assert dapo.clip_for(rlhf(clip_range=0.1)) == Clip(0.1, 0.1)
-    assert dapo.clip_for(rlhf(clip_range_high=0.4)) == Clip(0.2, 0.4)
+    assert found.pop("ppo") == Clip(0.2, 0.2, dual=3.0)
+    assert all(clip == Clip(0.2, 0.2) for clip in found.values())
+    assert clip_for(rlhf(algorithm="dapo", clip_range=0.1)) == Clip(0.1, 0.1)
+    assert clip_for(rlhf(algorithm="dapo", clip_range_high=0.4)) == Clip(0.2, 0.4)
+    assert clip_for(rlhf(algorithm="grpo", dual_clip=2.0)) == Clip(0.2, 0.2, dual=2.0)
 
 
 def test_the_recipe_names_every_algorithm():
     names = Rlhf.model_json_schema()["properties"]["algorithm"]["enum"]
-    assert set(names) == set(ALGORITHMS)
+    assert set(names) == set(ALGORITHMS) == set(PRESETS)
 
 
 @pytest.mark.parametrize(
@@ -204,17 +226,6 @@ def test_divergence_estimators_have_the_gradients_of_schulman(estimator, derivat
     logprobs = (ref_logprobs + gap).requires_grad_()
     (gradient,) = torch.autograd.grad(estimator(logprobs, ref_logprobs), logprobs)
     assert gradient.item() == pytest.approx(derivative(gap), abs=1e-12)
-
-
-def test_k2_as_a_loss_has_the_gradient_of_the_divergence():
-    # E[∇k2] over the policy's own draws is ∇KL(π, π_ref), computed here exactly on a small vocabulary.
-    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
-    ref_logprobs = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
-    logprobs = logits.log_softmax(0)
-    (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - ref_logprobs)).sum(), logits, retain_graph=True)
-    drawn = (logprobs.detach().exp() * kl_k2(logprobs, ref_logprobs)).sum()
-    (found,) = torch.autograd.grad(drawn, logits)
-    assert torch.allclose(found, exact, atol=1e-12)
 
 
 def test_overlong_answers_are_punished_as_in_dapo():
@@ -247,7 +258,17 @@ def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: f
     # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
     hand.batch.behavior_logprobs.copy_(hand.old_logprobs)
     algorithm = ALGORITHMS[name]
-    clip = algorithm.clip_for(rlhf())
-    found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, algorithm), clip)
+    clip = clip_for(rlhf(algorithm=name))
+    found, gradient, _ = loss_and_gradient(hand, algorithm, targets_of(hand, name), clip)
     assert found == pytest.approx(loss, abs=1e-11)
     assert gradient.norm().item() == pytest.approx(norm, abs=1e-11)
+
+
+def test_the_docs_show_every_preset():
+    page = (ROOT / "infra" / "docs" / "algorithms.md").read_text()
+    for name, preset in PRESETS.items():
+        charged = f", {preset.kl_charged_in}" if preset.kl_coefficient else ""
+        clips = f"{preset.clip_range:g}, {preset.clip_range_high:g}".replace("0.0003", "3e-4")
+        clips = clips.replace("0.0004", "4e-4")
+        row = f"| `{name}` | {preset.kl_coefficient:g}{charged} | {preset.minibatches} | {clips} |"
+        assert row in page, row

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from actors.algorithms import grpo, ppo
-from actors.algorithms.losses import Clip, RolloutBatch, Targets, kl_k1, kl_k3, token_surrogate
+from actors.algorithms.divergence import kl_k1, kl_k3
+from actors.algorithms.losses import Clip, RolloutBatch, Targets, token_surrogate
 from actors.algorithms.shaping import at_last_token
 
 
@@ -67,7 +68,8 @@ def test_reward_is_paid_at_the_last_token():
 def test_surrogate_and_its_gradient_by_hand(advantage: float, log_ratio: float, lag: float):
     proximal = tensor([[-2.0]])
     logprobs = (proximal + log_ratio).requires_grad_()
-    drawn = RolloutBatch(*(torch.ones(1, 1) for _ in range(2)), proximal - lag, tensor([0.0]), torch.tensor([0]))
+    ones = torch.ones(1, 1, dtype=torch.bool)
+    drawn = RolloutBatch(ones.long(), ones, proximal - lag, tensor([0.0]), torch.tensor([0]), ones)
     targets = Targets(tensor([[advantage]]), proximal, proximal)
     loss, clipped = token_surrogate(drawn, targets, logprobs, Clip(0.2, 0.2))
     ratio, weight = math.exp(log_ratio), min(math.exp(lag), 2.0)

@@ -16,7 +16,7 @@ def batch_of(rewards: list[float], groups: list[int], length: int = 3) -> Rollou
     mask = torch.zeros(len(rewards), length + 1, dtype=torch.bool)
     mask[:, 1:] = True
     zeros = torch.zeros(mask.shape)
-    return RolloutBatch(zeros.long(), mask, zeros, torch.tensor(rewards), torch.tensor(groups))
+    return RolloutBatch(zeros.long(), mask, zeros, torch.tensor(rewards), torch.tensor(groups), mask)
 
 
 def advantages_of(name: str, batch: RolloutBatch, values: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import StageError, UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
+from cluster.recipe.rlhf import Importance
 from tests.helpers import rlhf
 from tests.tiny import tiny_tokenizer
 
@@ -124,7 +126,8 @@ def test_dropout_is_off(tmp_path: Path, algorithm: str):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_micro_batches_change_nothing(folders, algorithm: str):
     # AdamW's first step is the sign of the gradient where that is tiny, so it is the gradient that is compared.
-    whole, split = (make(folders, algorithm=algorithm, micro_batch_rows=rows, pretrain_mix=0.1) for rows in (4, 1))
+    settings = {"algorithm": algorithm, "minibatches": 1, "kl_coefficient": 0.1, "pretrain_mix": 0.1}
+    whole, split = (make(folders, micro_batch_rows=rows, **settings) for rows in (4, 1))
     figures = [learner.step(PROMPTS, samples(learner), REWARDS) for learner in (whole, split)]
     for name in ("loss", "gradient_norm", "entropy", "kl_k3", "value_loss", "pretrain_loss"):
         assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-4, abs=1e-6), name
@@ -208,7 +211,7 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_its_weights_stay_float32(fold
 
 def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
     # With the divergence in the reward, the log-probabilities are needed, and made, before the update.
-    once, before = (make(folders, kl_charged_in=place, kl_coefficient=0) for place in ("loss", "reward"))
+    once, before = (make(folders, kl_charged_in=place, kl_coefficient=1e-9) for place in ("loss", "reward"))
     drawn = samples(once)
     for sample in itertools.chain(*drawn):
         sample.logprobs[:] = [value - 0.3 for value in sample.logprobs]
@@ -222,7 +225,9 @@ def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
 
 def test_divergence_in_the_reward_is_the_whole_answers(folders):
     # With equal rewards, what is left of an advantage is how much less an answer strayed than the prompt's other one.
-    learner = make(folders, algorithm="dr_grpo", kl_charged_in="reward", kl_coefficient=0.5, max_tokens=8)
+    learner = make(
+        folders, algorithm="dr_grpo", kl_charged_in="reward", kl_coefficient=0.5, max_tokens=8, minibatches=1
+    )
     start = [total(learner, p, a) for p in (0, 1) for a in (0, 1)]
     learner.step(PROMPTS, samples(learner), REWARDS)
     strayed = [
@@ -244,6 +249,47 @@ def test_the_divergence_coefficient_adapts_and_is_kept(folders, tmp_path: Path):
     again.restore(tmp_path / "checkpoint")
     # No divergence yet: the error is at its bound of -0.2.
     assert again.step(PROMPTS, samples(again), REWARDS)["kl_coefficient"] == pytest.approx(0.5 * 0.98)
+
+
+@pytest.mark.parametrize("algorithm", ["dapo", "rloo"])
+def test_without_a_penalty_the_reference_is_not_held(folders, algorithm: str, tmp_path: Path):
+    learner = make(folders, algorithm=algorithm, kl_coefficient=0.0)
+    assert learner.reference is None
+    assert "reference" not in learner.sharded
+    figures = learner.step(PROMPTS, samples(learner), REWARDS)
+    assert not {"kl", "kl_sequence", "kl_k3"} & figures.keys()
+    # It is there for those who ask, and the policy that is kept beyond a limit is it.
+    rows = [PROMPTS[0].token_ids + ANSWERS[0][0]]
+    expected = make(folders, algorithm="grpo").logprobs(rows, [5], 1.0)
+    assert learner.logprobs(rows, [5], 1.0, fine_tuned=True) == expected
+    left = exported(learner, tmp_path / "left", within_limits=True)
+    assert all(torch.equal(value, left[name]) for name, value in stored(folders[0]))
+    # A limit on the divergence needs it.
+    limited = make(folders, algorithm=algorithm, kl_coefficient=0.0, max_kl=9.0)
+    assert abs(limited.step(PROMPTS, samples(limited), REWARDS)["kl_sequence"]) < 1e-5
+
+
+def test_answers_that_were_cut_teach_nothing_where_they_are_masked(folders):
+    plain, masked = (make(folders, mask_truncated=mask, kl_coefficient=0.0) for mask in (False, True))
+    drawn = samples(plain)
+    cut = [[replace(sample, finish_reason="length") for sample in group] for group in drawn]
+    figures = masked.step(PROMPTS, [drawn[0], [drawn[1][0], cut[1][1]]], REWARDS)
+    assert figures["masked"] == 0.25
+    assert plain.step(PROMPTS, [drawn[0], [drawn[1][0], cut[1][1]]], REWARDS)["masked"] == 0
+    assert figures["gradient_norm"] > 0
+    # Of nothing but cut answers nothing is learned, not even by AdamW's momentum.
+    before = weights_of(masked)
+    figures = masked.step(PROMPTS, cut, REWARDS)
+    assert (figures["masked"], figures["gradient_norm"], figures["version"]) == (1, 0, 2)
+    assert_equal(weights_of(masked), before)
+
+
+def test_tokens_beyond_the_bounds_of_importance_weights_are_counted(folders):
+    learner = make(folders, kl_coefficient=0.0, importance=Importance(method="mask", min=0.5, max=5.0))
+    drawn = samples(learner)
+    drawn[0][0].logprobs[0] -= 2.0
+    drawn[1][0].logprobs[1] += 1.0
+    assert learner.step(PROMPTS, drawn, REWARDS)["importance_limited"] == pytest.approx(2 / 11)
 
 
 def test_nothing_to_restore(folders, tmp_path: Path):

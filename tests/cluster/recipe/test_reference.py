@@ -29,7 +29,7 @@ def test_every_key_is_described_once():
 def test_a_section_or_key_is_printed_by_its_name():
     part = reference("rlhf.kl")
     assert part.startswith("- `rlhf.kl` (section; default below)")
-    assert "- `rlhf.kl.coefficient` (number ≥ 0; default 0.02)" in part
+    assert "- `rlhf.kl.coefficient` (number ≥ 0; default unset)" in part
     assert (
         reference("seed")
         == "- `seed` (integer ≥ 0; default 1): seed of every random draw; the same recipe and seed give the same\n"
