@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from cluster.errors import UserError
 from cluster.keys import audit
-from cluster.recipe.serve import ModelName
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions, differing_files
 from serve.errors import RequestError
@@ -21,6 +20,7 @@ from serve.transport.pool import ModelEndpoint
 
 def admin_router(
     run: RunFolder,
+    stores: Mapping[str, Versions],
     models: Mapping[str, ModelEndpoint],
     weights: MutableMapping[str, str | None],
     metrics: GatewayMetrics,
@@ -29,7 +29,8 @@ def admin_router(
     """Returns the routes under /admin.
 
     Args:
-        run: the run whose models are served.
+        run: the run whose models are served, and which has the log of changes.
+        stores: the versions of every model that has some, by its name.
         models: the models by name.
         weights: the version of every model's weights, which a promotion updates.
         metrics: show the version.
@@ -43,15 +44,14 @@ def admin_router(
         if not isinstance(name, str) or name not in models:
             message = f"name the model in the field `model`; served are {', '.join(models)}"
             raise RequestError(404, message, "NotFoundError", "model")
-        if name not in get_args(ModelName):
+        if name not in stores:
             message = f"{name} is an adapter, which has no versions: start the server again to serve another one"
             raise RequestError(409, message, "ConflictError", "model")
-        return Versions(run, name)
+        return stores[name]
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
-        found = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
-        return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in found.items()}
+        return {name: {"live": weights.get(name), "kept": one.kept()} for name, one in stores.items()}
 
     @router.get("/replicas")
     def replicas() -> ReplicaStates:

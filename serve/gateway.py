@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from fastapi import FastAPI, Request
@@ -19,8 +19,9 @@ from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
 from cluster.keys import Key
-from cluster.recipe.serve import Alias
+from cluster.recipe.serve import VISITOR, Alias, ModelName
 from cluster.run.folder import RunFolder
+from cluster.run.versions import Versions
 from serve.admin import admin_router
 from serve.errors import RequestError, error_body
 from serve.http.auth import AnonymousAccess, Authorizer
@@ -33,6 +34,7 @@ from serve.pages.compare import compare_router
 from serve.pages.label import label_router
 from serve.pages.render import page, routes_of
 from serve.pages.runs import runs_router
+from serve.pages.story import StoryTrainer, story_router, visitor_versions
 from serve.pages.thumbs import thumbs_router
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router, Routes
@@ -58,6 +60,7 @@ class Settings:
         aliases: additional names of models.
         owner: the key of the person who started the server.
         context: the most tokens of a request, prompt and answer together.
+        story: the actor that trains what the story page's visitors ask for; without one there is no such page.
     """
 
     run: Path | None = None
@@ -68,6 +71,7 @@ class Settings:
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     owner: Key | None = None
     context: int = 2048
+    story: StoryTrainer | None = None
 
 
 def gateway_app(
@@ -126,8 +130,13 @@ def gateway_app(
         app.include_router(compare_router(database, models, weights, router.response_parts, authorizer.annotator))
         app.include_router(thumbs_router(database, models))
     if settings.run:
+        run = RunFolder(settings.run)
+        stores = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
+        if settings.story:
+            stores[VISITOR] = visitor_versions(run)
+            app.include_router(story_router(settings.story))
         app.include_router(runs_router(settings.run))
-        app.include_router(admin_router(RunFolder(settings.run), models, weights, metrics, read_states))
+        app.include_router(admin_router(run, stores, models, weights, metrics, read_states))
     log = settings.run / "access.jsonl" if settings.run else None
     return Middleware(app, authorizer, metrics, log, body_limit(settings.context))
 

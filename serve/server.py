@@ -17,7 +17,7 @@ from rich.console import Console
 from cluster.errors import DeadlineError, StageError, UserError
 from cluster.keys import KeyRing, new_key
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.serve import ModelName, Serve
+from cluster.recipe.serve import VISITOR, ModelName, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
@@ -27,6 +27,7 @@ from serve.compat import HEAD_NODE, engine_environment, start_application
 from serve.gateway import Gateway, Settings
 from serve.http.auth import AnonymousAccess, is_loopback
 from serve.pages.render import url_host
+from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.replica.autoscaling import failure_reason, replica_options
 from serve.replica.lora import adapter_checksum, check_adapters
 from serve.replica.replica import Replica
@@ -117,9 +118,20 @@ def application(
 
 
 def serve_until_interrupted(
-    recipe: Recipe, run: RunFolder, console: Console | None = None, without_keys: bool = False
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console | None = None,
+    without_keys: bool = False,
+    story: StoryTrainer | None = None,
 ) -> None:
     """Serves a run's finished models on the connected Ray until SIGINT or SIGTERM. Runs in the main thread.
+
+    Args:
+        recipe: the whole recipe.
+        run: the run folder.
+        console: for messages.
+        without_keys: whether to admit requests without a key even if the run has keys.
+        story: the actor that trains what the story page's visitors ask for, if there is such a page.
 
     Raises:
         UserError: the run has no finished model or is being served, the port is taken, the cluster serves something
@@ -129,10 +141,12 @@ def serve_until_interrupted(
     anonymous = anonymous_access(recipe.serve.host, without_keys)
     # Two servers would overwrite each other's records of the live versions and of the server's address.
     with run.serving():
-        _serve(recipe, run, console or Console(soft_wrap=True), anonymous)
+        _serve(recipe, run, console or Console(soft_wrap=True), anonymous, story)
 
 
-def _serve(recipe: Recipe, run: RunFolder, console: Console, anonymous: AnonymousAccess) -> None:
+def _serve(
+    recipe: Recipe, run: RunFolder, console: Console, anonymous: AnonymousAccess, story: StoryTrainer | None
+) -> None:
     host, port = recipe.serve.host, recipe.serve.port
     names = finished_models(run)
     aliases = aliases_of(names, recipe.serve.aliases)
@@ -142,14 +156,22 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, anonymous: Anonymou
     # The served version may be older than the finished model, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
+    if story:
+        versions[VISITOR] = start_visitor(run)
+        weights[VISITOR] = versions[VISITOR].live().weights
     weights |= {name: adapter_checksum(folder) for name, folder in adapters.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
-    settings = Settings(run.root, run.feedback_url, anonymous, weights=weights, aliases=aliases, owner=owner)
+    settings = Settings(
+        run.root, run.feedback_url, anonymous, weights=weights, aliases=aliases, owner=owner, story=story
+    )
     address = f"http://{url_host(host)}:{port}"
     if others := serve.status().applications:
         raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
-    server_file = write_server(run, address, token)
+    server_files = [write_server(run, address, token)]
+    if story:
+        # The visitor's run promotes its policy to this server by itself.
+        server_files.append(write_server(visitor_run(run), address, token, {"policy": VISITOR}))
     with _signals_interrupt():
         try:
             with console.status(f"starting {', '.join(models)}"):
@@ -166,6 +188,8 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, anonymous: Anonymou
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
+            if story:
+                console.print(f"the three steps of training, to try out, at {address}/story")
             console.print(f"people rank at {address}/label; `triptych annotator add NAME --run {run.root}` lets one in")
             console.print(access_notice(run, anonymous))
             console.print("Ctrl-C ends it")
@@ -173,7 +197,8 @@ def _serve(recipe: Recipe, run: RunFolder, console: Console, anonymous: Anonymou
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            server_file.unlink(missing_ok=True)
+            for server_file in server_files:
+                server_file.unlink(missing_ok=True)
             serve.delete(APPLICATION)
             # A local cluster ends with this command, and Serve's controller with it.
             if recipe.cluster.address != "local":

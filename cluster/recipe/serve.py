@@ -1,12 +1,16 @@
-"""The recipe's section `serve`: address, number of replicas, aliases and adapters of the served models."""
+"""The recipe's section `serve`: address, number of replicas, aliases and adapters of the served models, and the story
+page."""
 
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import PathKind, Positive, PositiveFloat, Section
+from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section
+from cluster.recipe.rlhf import Stop
 
 ModelName = Literal["base", "sft", "policy", "reward"]
+# The model of the story page: the policy that the last visitor's rankings made.
+VISITOR = "visitor"
 
 
 class Alias(Section):
@@ -30,6 +34,32 @@ class Adapter(Section):
 
     path: Annotated[str, PathKind.SERVED] = Field(description="a folder in PEFT's format, such as runs/my/sft/adapter")
     model: Literal["base", "sft", "policy"] = Field("base", description="the model that the adapter was trained on")
+
+
+class Story(Section):
+    """The story page, which shows the three training steps. A visitor ranks answers, and a reward model and a policy
+    are trained on these rankings alone, beside the run's own models."""
+
+    sentences: Annotated[list[str], Field(min_length=1)] = Field(description="sentences to try, shown as buttons")
+    questions: Annotated[list[str], Field(min_length=1, max_length=8)] = Field(
+        description="questions that the visitor's policy answers again and again while it is trained"
+    )
+    rankings: Annotated[int, Field(ge=4, le=100)] = Field(20, description="prompts that a visitor is asked to rank")
+    epochs: Positive = Field(8, description="passes of the visitor's reward model over the rankings")
+    steps: Positive = Field(16, description="RLHF steps of the visitor's policy")
+    learning_rate: PositiveFloat | None = Field(
+        None, description="learning rate of the visitor's policy; unset: rlhf.learning_rate"
+    )
+    promote_every: Positive = Field(2, description="RLHF steps between two updates of the served visitor's policy")
+    gameable: FunctionName | None = Field(
+        None,
+        description="module:function(question, answer) -> number, a reward that can be gamed, which the page offers in "
+        "place of the visitor's reward model; unset: none",
+    )
+    stop: Stop = Field(
+        Stop(max_kl=2.5, max_repetition=0.3),
+        description="limits on the visitor's policy, beyond which its training ends",
+    )
 
 
 class Serve(Section):
@@ -58,6 +88,9 @@ class Serve(Section):
         description="vLLM's name of the format in which the models write tool calls, such as hermes; unset: tool "
         "calls are not parsed",
     )
+    story: Story | None = Field(
+        None, description="the page /story for people who have never trained a model; unset: none"
+    )
 
     @model_validator(mode="after")
     def _least_to_most(self) -> "Serve":
@@ -67,7 +100,7 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _names_are_given_once(self) -> "Serve":
-        models = set(get_args(ModelName))
+        models = {*get_args(ModelName), VISITOR}
         for section, names in (("adapters", self.adapters.keys()), ("aliases", self.aliases.keys())):
             if taken := names & models:
                 raise ValueError(f"{section}: {', '.join(sorted(taken))} is the name of a model")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ def server_file(run: Path) -> Path:
     return run / "server.json"
 
 
-def write_server(run: RunFolder, url: str, token: str) -> Path:
-    """Writes the address and token of a run's server, readable by the owner of the folder alone."""
+def write_server(run: RunFolder, url: str, token: str, names: Mapping[str, str] | None = None) -> Path:
+    """Writes the address and token of a run's server, readable by the owner of the folder alone.
+
+    Args:
+        run: the run folder.
+        url: the server's address.
+        token: a key with the scope admin.
+        names: the names under which the server serves the run's models, where they differ from the run's.
+    """
     path = server_file(run.root)
+    run.root.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"url": url, "token": token}, file)
+        json.dump({"url": url, "token": token, "names": dict(names or {})}, file)
     return path
 
 
@@ -52,12 +61,14 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
     path = server_file(run)
     try:
         server = json.loads(path.read_text(encoding="utf-8"))
-        url, token = server["url"], server["token"]
+        url, token, names = server["url"], server["token"], server.get("names", {})
     except FileNotFoundError as error:
         raise NotServedError(f"{run} is not being served: run `triptych serve {run}` first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
+    if body and body.get("model") in names:
+        body = body | {"model": names[body["model"]]}
     try:
         method, seconds = ("GET", REPLY_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
         # The server is on this machine or near it: proxies from the environment are not meant for it.

@@ -12,9 +12,6 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
 
 GB = 1e9
-# Replicas of a served run: three language models in an engine, and the reward model, which needs none.
-ENGINES = 3
-REPLICAS = ENGINES + 1
 
 # Allowance for a process before it loads a model: Python, torch, Ray, and vLLM in an engine.
 PROCESS_GB = 0.7
@@ -201,7 +198,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - RLHF: the learner's policy and its reference 4 P bytes each, or 4 P together with LoRA, and 12 bytes for each
       trained parameter; with a limit of `rlhf.stop`, two more copies of the trained weights; PPO's critic 16 P. Every
       reward model 4 P, and every rollout engine 4 P and its cache of 1 GB.
-    - Serving: three engines, and the reward model as in RLHF, for the largest number of replicas.
+    - Serving: three engines, and the reward model as in RLHF, for the largest number of replicas. With a story page
+      one engine more, and a small RLHF beside them.
 
     With GPUs the models are there. The machine holds the processes and, while they start, every model of each worker,
     of the learner and of the rewards; or, if that is more, the copy from which a training checkpoint is written: 12
@@ -215,7 +213,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         the peak by the name of the stage.
     """
     rlhf, whole = recipe.rlhf, whole_model_gb(recipe.model)
-    engines, replicas = rlhf.fleet.rollout_limit, REPLICAS * recipe.serve.max_replicas
+    engines, replicas = rlhf.fleet.rollout_limit, served_models(recipe) * recipe.serve.max_replicas
     ray = RAY_GB + 2 * whole
     critics = 1 if rlhf.algorithm == "ppo" else 0
     models = (1 if rlhf.lora else 2) + critics
@@ -243,8 +241,17 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     engine = PROCESS_GB + CACHE_GB + whole
     reward = PROCESS_GB + members * whole
     needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine
-    needs["serve"] = ray + recipe.serve.max_replicas * (ENGINES * engine + reward)
+    # All served models but the reward model have an engine.
+    needs["serve"] = ray + recipe.serve.max_replicas * ((served_models(recipe) - 1) * engine + reward)
+    if recipe.serve.story:
+        # The visitor's training beside the served models: the process that leads it, a learner, a reward, an engine.
+        needs["serve"] += PROCESS_GB + learner + reward + engine
     return needs
+
+
+def served_models(recipe: Recipe) -> int:
+    """Counts the models that are served: base, fine-tuned, policy and reward model, and the story's visitor's."""
+    return 5 if recipe.serve.story else 4
 
 
 def _checkpoint_gb(recipe: Recipe, section: Training) -> float:

@@ -11,7 +11,15 @@ import psutil
 from cluster.errors import UserError
 from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
-from cluster.runtime.memory import GB, REPLICAS, memory_needs, parameters, training_memory, trainings, whole_model_gb
+from cluster.runtime.memory import (
+    GB,
+    memory_needs,
+    parameters,
+    served_models,
+    training_memory,
+    trainings,
+    whole_model_gb,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,9 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     found, limits = resources or _connected_resources(), recipe.cluster
     found = replace(
         found,
+        # A run may be given a part of a cluster that others use too.
+        cpus=min(found.cpus, limits.cpus or found.cpus),
+        gpus=min(found.gpus, found.gpus if limits.gpus is None else limits.gpus),
         memory_gb=limits.memory_gb or found.memory_gb,
         gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
     )
@@ -90,7 +101,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     rewards, learners = max(1, recipe.rlhf.reward_models), recipe.rlhf.fleet.learner_workers
     # Threads that outnumber the cores wait for each other at every operation.
     sides = 2 if recipe.rlhf.fleet.max_staleness and not found.gpus else 1
-    replicas = REPLICAS * recipe.serve.max_replicas
+    replicas = served_models(recipe) * recipe.serve.max_replicas
     replica_cpus = _round_down(min(found.cpus / (2 * replicas), found.cores))
 
     def threads(processes: int) -> int:

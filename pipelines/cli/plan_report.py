@@ -7,10 +7,10 @@ from rich.table import Table
 
 from cluster.recipe.recipe import Recipe
 from cluster.runtime.memory import (
-    REPLICAS,
     TrainingMemory,
     memory_needs,
     parameters,
+    served_models,
     training_memory,
     trainings,
     whole_model_gb,
@@ -63,5 +63,5 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
     add("rlhf", f"{recipe.rlhf.fleet.rollout_actors} rollout", plan.rollout)
     add("", f"{max(1, recipe.rlhf.reward_models)} reward", plan.reward)
     add("", f"{recipe.rlhf.fleet.learner_workers} learner", plan.learner)
-    add("serve", f"{REPLICAS * recipe.serve.max_replicas} replica", plan.replica)
+    add("serve", f"{served_models(recipe) * recipe.serve.max_replicas} replica", plan.replica)
     return table

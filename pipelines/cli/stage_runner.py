@@ -127,8 +127,10 @@ def serve_run(recipe: Recipe, run: RunFolder, address: tuple[str, int], without_
         address: host and port to listen on.
         without_keys: whether to require no key even if the run has some.
     """
+    from pipelines.story.actor import start_trainer
     from serve.server import serve_until_interrupted
 
     host, port = address
     section = recipe.serve.model_copy(update={"host": host, "port": port})
-    serve_until_interrupted(recipe.model_copy(update={"serve": section}), run, without_keys=without_keys)
+    story = start_trainer(recipe, run)
+    serve_until_interrupted(recipe.model_copy(update={"serve": section}), run, without_keys=without_keys, story=story)

@@ -24,7 +24,7 @@ CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admi
 # Pages hold no data: they request it with a key. /health says only that the server is up. The paths under /label/ and
 # /compare/ authenticate annotators themselves: a judgement carries the name of its person.
 ANNOTATOR_PATHS = ("/compare/*", "/label/*")
-PUBLIC_PATHS = ("/", "/health", "/runs", "/compare", "/label", *ANNOTATOR_PATHS)
+PUBLIC_PATHS = ("/", "/health", "/runs", "/compare", "/label", "/story", *ANNOTATOR_PATHS)
 # One of the scopes is enough. A path that ends with /* stands for all below it.
 REQUIRED_SCOPES = {
     "/v1/chat/completions": CHAT,
@@ -32,6 +32,7 @@ REQUIRED_SCOPES = {
     "/tokenize": CHAT,
     "/detokenize": CHAT,
     "/thumbs": CHAT,
+    "/story/*": CHAT,
     "/v1/score": SCORE,
     "/v1/models": ANY,
     "/v1/models/*": ANY,

@@ -1,0 +1,141 @@
+"""The Ray actor behind the story page: it keeps the latest request, trains in a thread and reports the progress."""
+
+import json
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.errors import UserError, known_failure
+from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import write_json
+from cluster.run.folder import RunFolder
+from pipelines.story.content import Training, describe, story_data
+from pipelines.story.training import MIN_RANKINGS, OWN_STAGES, story_of, train
+from serve.pages.story import StoryTrainer, TrainingRequest, visitor_run
+
+logger = logging.getLogger(__name__)
+
+
+class VisitorTraining:
+    """The Ray actor behind the story page. It trains in a thread, so that it can answer meanwhile.
+
+    Args:
+        recipe: of the run.
+        root: the run folder.
+    """
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self._recipe, self._run = recipe, RunFolder(root)
+        self._branch = visitor_run(self._run)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._work: Future[None] | None = None
+        self._data: dict[str, Any] | None = None
+        self._training = self._read()
+        if self._training and self._training.outcome == "running":
+            self._submit()
+
+    def data(self) -> dict[str, Any]:
+        """Returns the content of the page that does not change while the run is served."""
+        if self._data is None:
+            self._data = story_data(self._recipe, self._run)
+        return self._data
+
+    def state(self, visitor: str) -> dict[str, Any]:
+        """Returns the progress of the latest training, and whether it is this visitor's."""
+        if self._training is None:
+            return {"outcome": None}
+        return describe(self._recipe, self._branch, self._training) | {
+            "mine": self._training.request.visitor == visitor
+        }
+
+    def start(self, request: TrainingRequest) -> str:
+        """Starts a training; returns an empty text, or the reason why it cannot be started now."""
+        if self._training and self._training.outcome == "running":
+            left = describe(self._recipe, self._branch, self._training)["left"]
+            whose = "your" if self._training.request.visitor == request.visitor else "another visitor's"
+            return f"{whose} training is at work, for about {left:.0f} s more: one at a time"
+        if request.gameable and not story_of(self._recipe).gameable:
+            return "the recipe names no serve.story.gameable"
+        if not request.gameable and len(request.rankings) < MIN_RANKINGS:
+            return f"{len(request.rankings)} rankings are too few to train on: rank at least {MIN_RANKINGS} prompts"
+        # What the page shows of a training in progress is read from these folders.
+        for folder in ("preferences", *OWN_STAGES, ".partial"):
+            shutil.rmtree(self._branch.root / folder, ignore_errors=True)
+        self._set(Training(request))
+        self._submit()
+        return ""
+
+    def _submit(self) -> None:
+        self._work = self._thread.submit(self._train)
+        self._work.add_done_callback(self._finish)
+
+    def _train(self) -> None:
+        assert self._training is not None
+        train(self._recipe, self._run, self._branch, self._training.request)
+
+    def _finish(self, work: Future[None]) -> None:
+        assert self._training is not None
+        error = work.exception()
+        if error is None:
+            self._set(Training(self._training.request, "done"))
+            return
+        logger.error("a visitor's training failed", exc_info=error)
+        failure = known_failure(error)
+        reason = " ".join(str(failure).split()) if failure else "it ended unexpectedly; the Ray logs say why"
+        self._set(Training(self._training.request, "failed", reason))
+
+    def _set(self, training: Training) -> None:
+        self._training = training
+        self._branch.root.mkdir(exist_ok=True)
+        request = training.request.model_dump()
+        write_json(_record(self._branch), {"request": request, "outcome": training.outcome, "error": training.error})
+
+    def _read(self) -> Training | None:
+        if not _record(self._branch).exists():
+            return None
+        try:
+            found = json.loads(_record(self._branch).read_text(encoding="utf-8"))
+            return Training(TrainingRequest(**found["request"]), found["outcome"], found["error"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{_record(self._branch)} is damaged: remove {self._branch.root}") from error
+
+
+class RemoteTraining(StoryTrainer):
+    """The `VisitorTraining` in its actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def data(self) -> dict[str, Any]:
+        """See `VisitorTraining`."""
+        found: dict[str, Any] = await self._actor.data.remote()
+        return found
+
+    async def state(self, visitor: str) -> dict[str, Any]:
+        """See `VisitorTraining`."""
+        found: dict[str, Any] = await self._actor.state.remote(visitor)
+        return found
+
+    async def start(self, request: TrainingRequest) -> str:
+        """See `VisitorTraining`."""
+        refusal: str = await self._actor.start.remote(request)
+        return refusal
+
+
+def start_trainer(recipe: Recipe, run: RunFolder) -> StoryTrainer | None:
+    """Starts the story page's actor on the connected Ray; None if the recipe has no such page.
+
+    The actor dies with this process. After a death of its own it is restarted and goes on.
+    """
+    if recipe.serve.story is None:
+        return None
+    kind: Any = ray.remote(VisitorTraining).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    return RemoteTraining(kind.remote(recipe, run.root))
+
+
+def _record(branch: RunFolder) -> Path:
+    return branch.root / "training.json"
