@@ -21,6 +21,7 @@ from cluster.recipe.serve import VISITOR, ModelName, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
+from cluster.runtime.memory import SMALL_BYTES
 from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
 from serve.compat import HEAD_NODE, engine_environment, start_application
@@ -45,8 +46,6 @@ STOP_SECONDS = 5.0
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
 HEALTH_SECONDS = 2.0
-# Below this size, an engine's memory and start-up time are those of its process and not of the model.
-SMALL_BYTES = 100 << 20
 
 
 def deploy(

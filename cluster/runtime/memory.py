@@ -9,6 +9,7 @@ from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model, head_size
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.rlhf import FleetSettings
 from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
 
 GB = 1e9
@@ -17,7 +18,12 @@ GB = 1e9
 PROCESS_GB = 0.7
 # Allowance for Ray's own processes on the head node, without the dashboard.
 RAY_GB = 0.8
-# An engine's KV cache on a CPU, at most (`_MAX_CPU_CACHE_BYTES` of a rollout actor).
+# Below this size an engine's memory and start-up time are those of its process and not of the model: on CPUs served
+# models so small share one.
+SMALL_BYTES = 100 << 20
+# A served engine's KV cache on a CPU (`CPU_CACHE_BYTES` of `serve.replica.vllm_engine`).
+SERVED_CACHE_GB = 0.27
+# A rollout engine's KV cache on a CPU, at most (`_MAX_CPU_CACHE_BYTES` of a rollout actor).
 CACHE_GB = 1.0
 # Bytes of a parameter: float32 weights.
 HELD_BYTES = 4
@@ -198,8 +204,8 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - RLHF: the learner's policy and its reference 4 P bytes each, or 4 P together with LoRA, and 12 bytes for each
       trained parameter; with a limit of `rlhf.stop`, two more copies of the trained weights; PPO's critic 16 P. Every
       reward model 4 P, and every rollout engine 4 P and its cache of 1 GB.
-    - Serving: three engines, and the reward model as in RLHF, for the largest number of replicas. With a story page
-      one engine more, and a small RLHF beside them.
+    - Serving: for the largest number of replicas, three engines, four with a story page, of 4 P and a cache of 0.27 GB
+      each, and the reward model; on CPUs models of at most 100 MB share a process.
 
     With GPUs the models are there. The machine holds the processes and, while they start, every model of each worker,
     of the learner and of the rewards; or, if that is more, the copy from which a training checkpoint is written: 12
@@ -241,12 +247,20 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     engine = PROCESS_GB + CACHE_GB + whole
     reward = PROCESS_GB + members * whole
     needs["rlhf"] = ray + learner + rlhf.reward_models * reward + engines * engine
-    # All served models but the reward model have an engine.
-    needs["serve"] = ray + recipe.serve.max_replicas * ((served_models(recipe) - 1) * engine + reward)
-    if recipe.serve.story:
-        # The visitor's training beside the served models: the process that leads it, a learner, a reward, an engine.
-        needs["serve"] += PROCESS_GB + learner + reward + engine
+    # All served models but the reward model have an engine; small ones share a process.
+    models = served_models(recipe)
+    processes = 1 if whole * GB <= SMALL_BYTES else models
+    served = processes * PROCESS_GB + (models - 1) * (SERVED_CACHE_GB + whole) + members * whole
+    needs["serve"] = ray + recipe.serve.max_replicas * served
     return needs
+
+
+def story_training_gb(recipe: Recipe) -> float:
+    """Estimates the memory of a visitor's training beside the served models, in GB: that of RLHF with one rollout
+    actor, without Ray's own, and the process that leads it."""
+    alone = recipe.rlhf.model_copy(update={"fleet": FleetSettings(rollout_actors=1)})
+    needed = memory_needs(recipe.model_copy(update={"rlhf": alone}))["rlhf"]
+    return needed - RAY_GB + PROCESS_GB
 
 
 def served_models(recipe: Recipe) -> int:

@@ -7,12 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from cluster.errors import UserError, known_failure
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import RunFolder
+from cluster.runtime.memory import GB, story_training_gb
 from pipelines.story.content import Training, describe, story_data
 from pipelines.story.training import MIN_RANKINGS, OWN_STAGES, story_of, train
 from serve.pages.story import StoryTrainer, TrainingRequest, visitor_run
@@ -62,6 +64,9 @@ class VisitorTraining:
             return "the recipe names no serve.story.gameable"
         if not request.gameable and len(request.rankings) < MIN_RANKINGS:
             return f"{len(request.rankings)} rankings are too few to train on: rank at least {MIN_RANKINGS} prompts"
+        needed, free = story_training_gb(self._recipe), psutil.virtual_memory().available / GB
+        if needed > free:
+            return f"a training needs about {needed:.1f} GB of memory, and {free:.1f} GB are free"
         # What the page shows of a training in progress is read from these folders.
         for folder in ("preferences", *OWN_STAGES, ".partial"):
             shutil.rmtree(self._branch.root / folder, ignore_errors=True)
@@ -130,9 +135,14 @@ def start_trainer(recipe: Recipe, run: RunFolder) -> StoryTrainer | None:
     """Starts the story page's actor on the connected Ray; None if the recipe has no such page.
 
     The actor dies with this process. After a death of its own it is restarted and goes on.
+
+    Raises:
+        UserError: the cluster has a single core.
     """
     if recipe.serve.story is None:
         return None
+    if ray.cluster_resources().get("CPU", 1) < 2:
+        raise UserError("serve.story trains beside the served models and needs two cores: leave it out on one")
     kind: Any = ray.remote(VisitorTraining).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
     return RemoteTraining(kind.remote(recipe, run.root))
 

@@ -93,7 +93,8 @@ def held_out_questions(run: RunFolder) -> list[str]:
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))
     first = rows[0]["kind"] if rows else ""
-    return list(dict.fromkeys(row["question"] for row in rows if row["kind"] == first))[:SHOWN_QUESTIONS]
+    questions = list(dict.fromkeys(row["question"] for row in rows if row["kind"] == first))
+    return questions[:: -(-len(questions) // SHOWN_QUESTIONS)] if questions else []
 
 
 def describe(recipe: Recipe, branch: RunFolder, training: Training) -> dict[str, Any]:

@@ -50,8 +50,9 @@ async function loadModels() {
     return option;
   }));
   const chatModels = [...cards.values()].filter((card) => card.chat !== false);
-  // The last of the run's own models is that of the latest stage; adapters come after their models.
-  const latest = chatModels.findLast((card) => !card.parent) ?? chatModels.at(-1);
+  // The last of the run's own models is that of the latest stage; adapters come after their models. A link may name one.
+  const named = cards.get(new URLSearchParams(location.search).get("model") ?? "");
+  const latest = named ?? chatModels.findLast((card) => !card.parent && card.id !== "visitor") ?? chatModels.at(-1);
   if (latest) model.value = latest.id;
   chat = freshChat();
   showMode();
