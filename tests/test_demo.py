@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import psutil
+import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -17,10 +20,12 @@ from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage, stage_named
 from cluster.run.metrics import read_metrics
+from cluster.run.versions import Versions
 from cluster.trace import read_trace
 from pipelines.cli.main import main
 from pipelines.stage_table import run_named_stage
-from tests.helpers import ROOT, wait_until
+from tests.helpers import ROOT, answers, free_port, wait_until
+from tests.serve.browsing import CHROMIUM
 
 RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
 SMALL = [
@@ -94,6 +99,54 @@ def kill_in_the_middle(command: list[str], stage: Stage, run: RunFolder, log: IO
 def has_begun(stage: Stage, run: RunFolder) -> bool:
     """Whether a stage has something to lose."""
     return len(read_metrics(run.partial(stage.folder))) >= KILLED_AFTER[stage.name]
+
+
+def visit_story(url: str) -> None:
+    """Goes through the story page in a browser, from the first click to the last, once its server answers."""
+    wait_until(lambda: answers(url), SECONDS, "the server")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM) as browser:
+        page = browser.new_page()
+        page.set_default_timeout(1000 * SECONDS / 2)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{url}/story")
+        # Three models, each with the chances of five tokens, of which the first is the most probable.
+        page.locator("#models article").nth(2).wait_for()
+        page.locator("#sentences button").nth(1).click()
+        page.locator("#models:not([aria-busy]) article").nth(2).wait_for()
+        chances = [float(bar.get_attribute("value") or 0) for bar in page.locator("#models meter").all()]
+        assert len(chances) == 15
+        assert all(chances[at] >= chances[at + 1] > 0 for at in range(14) if at % 5 < 4)
+        # Trained tokens are those of the answer.
+        trained = page.locator("#conversation b.trained").all_inner_texts()
+        assert trained[-1] == "<|end|>"
+        assert "<|user|>" not in trained
+        page.locator("#held-out button").first.click()
+        page.locator("#held-out-answers article").nth(1).wait_for()
+        # Every prompt is ranked with the keys; a reload in the middle loses none.
+        page.locator("#prompt-title").focus()
+        tasks = 0
+        while page.locator("#task").is_visible():
+            for rank in range(1, page.locator("#answers article").count() + 1):
+                page.keyboard.press(str(rank))
+            page.keyboard.press("Enter")
+            tasks += 1
+            if tasks == 3:
+                page.reload()
+                page.locator("#models article").nth(2).wait_for()
+                page.locator("#prompt-title").focus()
+        assert page.locator("#ranked").inner_text().startswith(f"{tasks} of {tasks} ranked")
+        page.locator("#train").click()
+        page.locator("#answers-now tr").first.wait_for()
+        page.locator("#chat-link").wait_for()
+        assert page.locator("#training-state").inner_text() == "Done: 3 steps of reinforcement learning."
+        assert page.locator("#curves figure").count() == 4
+        assert page.locator("#answers-now tr").count() == 5
+        page.locator("#chat-link a").click()
+        wait_until(lambda: page.locator("#model").input_value() == "visitor", 60, "the chat with the visitor's policy")
+        assert errors == []
 
 
 @pytest.mark.slow
@@ -192,6 +245,30 @@ def test_one_rollout_actor_gives_the_same_policy_bit_by_bit_also_after_a_kill(
     )
     assert rows == expected
     assert file_fingerprint(again.path("policy") / "model.safetensors") == finished.require("policy").weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.timeout(SECONDS)
+def test_a_visitor_of_the_story_page_trains_a_policy_on_their_own_rankings(finished: RunFolder, ray_session: None):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    own = finished.require("policy").weights
+    port = free_port()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        visit = thread.submit(visit_story, f"http://127.0.0.1:{port}")
+        visit.add_done_callback(lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", str(finished.root), "--port", str(port), "serve.story.steps=3", "serve.story.epochs=2"])
+    assert not ended.value.code
+    visit.result()
+    branch = RunFolder(finished.root / "story")
+    rankings = parquet.read_table(branch.path("preferences") / "rankings.parquet").to_pylist()
+    assert {row["annotator"] for row in rankings} == {"visitor"}
+    assert branch.require("reward").metrics["rankings"] == sum(row["split"] == "train" for row in rankings)
+    assert branch.require("policy").metrics["steps"] == 3
+    # What the visitor trained is theirs alone.
+    assert Versions(branch, "policy").live().weights == branch.require("policy").weights
+    assert finished.require("policy").weights == own == file_fingerprint(finished.path("policy") / "model.safetensors")
 
 
 @pytest.mark.slow
