@@ -6,6 +6,7 @@ algorithms/    losses and advantages of reinforcement learning, each algorithm a
 trainer/       the loop of supervised training, its checkpoints and its Ray job
 learner/       the policy in RLHF: one step on a batch of rollouts
 rollout/       vLLM engines that sample completions, and weights on their way to them
+functions/     functions that recipes name, called in processes of their own
 rewards/       reward model, Python functions and HTTP endpoints that score completions
 orchestrator/  the RLHF loop over learner, rollout actors and rewards
 types.py       passes between the rooms of RLHF; compat.py gathers what depends on the versions of libraries

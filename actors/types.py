@@ -47,6 +47,21 @@ class RolloutId:
         return PromptTurn(self.epoch, self.prompt)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A verdict that could not be had, which is never taken for a reward.
+
+    Attributes:
+        reason: one line that names the function, server or model and the answer, and says what went wrong.
+    """
+
+    reason: str
+
+
+# What is known of a completion: its reward, or why there is none.
+Verdict = float | Failure
+
+
 def prompt_id(name: str) -> str:
     """Returns the id of a prompt in RLHF: the first 16 hexadecimal digits of the SHA-256 of its name."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]

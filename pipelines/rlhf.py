@@ -151,10 +151,13 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "reward_first": rows[0]["reward"],
         "reward_last": _mean(last, "reward"),
         **({"kl_sequence": _mean(last, "kl_sequence")} if "kl_sequence" in last[0] else {}),
+        "failed_verdicts": ledger.verdicts.failed,
         "tokens_per_second": sum(row["tokens"] for row in rows) / sum(row["step_seconds"] for row in rows),
         "learner_idle": learner_idle,
         "rollout_idle": rollout_idle,
         "prompts": ledger.outcomes,
+        "verdicts": ledger.verdicts.given,
+        "failures": ledger.verdicts.remark(),
         "stopped": stopped and f"ended at step {len(rows)} of {settings.steps}: {stopped}",
         "advice": advice(learner_idle, rollout_idle, round(actors), settings.fleet.max_staleness),
     }

@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from actors.functions.caller import CallLimits
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import FunctionReward
-from actors.rewards.http import HttpReward
+from actors.rewards.http import HttpReward, http_seconds
 from actors.rewards.model import ModelReward
 from actors.rewards.pool import RewardWorkerPool, restartable
 from actors.rollout.environment import MultiTurnSettings
@@ -33,8 +34,6 @@ from pipelines.data.rankings import all_prompts, select_prompts
 
 # Per run: a machine short of memory kills an actor more than once.
 REWARD_RESTARTS = 3
-# By which an HTTP reward's own timeout, whose error says more, comes before the pool's.
-HTTP_GRACE_SECONDS = 5.0
 # A reward function computes little compared to the models.
 FUNCTION_SHARE = Allocation(cpus=0, gpus=0, threads=1)
 
@@ -135,16 +134,18 @@ def wait_ready(pools: list[RewardWorkerPool], deadline: float) -> None:
 
 
 def _reward_pool(source: Reward, recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> RewardWorkerPool:
-    seconds, share, count = source.timeout_seconds, make_plan(recipe).reward, recipe.rlhf.fleet.reward_actors
+    share, count = make_plan(recipe).reward, recipe.rlhf.fleet.reward_actors
     if source.function:
-        launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function)
-        return RewardWorkerPool(f"the function {source.function}", launch, source.weight, seconds, inputs, count)
+        limits = CallLimits(source.timeout_seconds, source.attempts, source.at_once)
+        launch = partial(_launch, FunctionReward, FUNCTION_SHARE, source.function, limits)
+        return RewardWorkerPool(f"the function {source.function}", launch, source.weight, limits.longest, inputs, count)
     if source.url:
-        launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, seconds)
-        name = f"the endpoint {source.url}"
-        return RewardWorkerPool(name, launch, source.weight, seconds + HTTP_GRACE_SECONDS, inputs, count)
+        longest = http_seconds(source.timeout_seconds, source.attempts)
+        launch = partial(_launch, HttpReward, FUNCTION_SHARE, source.url, source.timeout_seconds, source.attempts)
+        return RewardWorkerPool(f"the endpoint {source.url}", launch, source.weight, longest, inputs, count)
+    deadline = recipe.cluster.deadline_seconds
     launch = partial(_launch, ModelReward, share, run.path("reward"), share.threads)
-    return RewardWorkerPool("the reward model", launch, source.weight, recipe.cluster.deadline_seconds, actors=count)
+    return RewardWorkerPool("the reward model", launch, source.weight, lambda _: deadline, actors=count)
 
 
 def _launch(kind: type, share: Allocation, *arguments: object) -> Any:

@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
+from actors.rewards.verdicts import rewards_of
 from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
@@ -90,7 +91,7 @@ class BatchScorer:
             group = [
                 Sample(nameless, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short
             ]
-            rewards = iter(self.reward.score([Prompt("", prompt)], [group])[0])
+            rewards = iter(rewards_of(self.reward.score([Prompt("", prompt)], [group])[0]))
             column.append(json.dumps([next(rewards) if short else None for short in fits]))
         return {"rewards": column}
 

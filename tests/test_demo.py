@@ -210,7 +210,7 @@ def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFold
     assert leans[0] == pytest.approx([0] * len(leans[0]), abs=1e-3)
     assert max(map(abs, leans[2])) > 0.01
     metrics = finished.require("policy").metrics
-    assert metrics["prompts"] == {"trained": 16, "filtered": 0}
+    assert metrics["prompts"] == {"trained": 16, "filtered": 0, "failed": 0}
     # Held-out judgements are looked at before the third step and after the last.
     assert ["preference_accuracy" in row for row in rows] == [False, False, True, False]
     assert metrics["preference_accuracy"]["low"] < metrics["preference_accuracy"]["value"]

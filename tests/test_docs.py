@@ -18,6 +18,7 @@ import pytest
 import typer
 import yaml
 
+from actors.functions.caller import CallLimits
 from actors.rewards.function import FunctionReward
 from actors.types import NO_EPOCH, Prompt, RewardInput, RolloutId, Sample
 from cluster import feedback
@@ -195,7 +196,9 @@ def _reward(function: str) -> None:
         )
         for index, text in enumerate(("Wheat.", " a" * 20))
     ]
-    assert FunctionReward(function).score([prompt], [samples], [asked]) == [[1.0, 0.0]]
+    reward = FunctionReward(function, CallLimits(seconds=30, attempts=1, at_once=1))
+    assert reward.score([prompt], [samples], [asked]) == [[1.0, 0.0]]
+    reward.close()
 
 
 def _annotator(function: str) -> None:

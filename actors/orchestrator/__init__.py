@@ -2,6 +2,7 @@
 
 loop.py         one step of RLHF and its metrics
 ledger.py       which prompts are next, and how each ended
+verdict_counts.py  how many samples got no reward, and the limit
 scheduler.py    prompts in flight, batches of samples with their rewards, staleness
 fleet.py        the rollout actors as Ray actors, and one thread for their answers
 coordinator.py  what each actor does next; pure, so that tests and benches run it in simulated time

@@ -1,4 +1,4 @@
-"""Records which prompts have been learned from: each ends trained or filtered, once in every epoch."""
+"""Records which prompts have been learned from: each ends trained, filtered or failed, once in every epoch."""
 
 import random
 from collections import Counter, deque
@@ -8,15 +8,22 @@ from typing import Any
 
 import xxhash
 
+from actors.orchestrator.verdict_counts import VerdictCounts
 from actors.types import Prompt, PromptTurn
 from cluster.errors import StageError
 
 
 class Outcome(StrEnum):
-    """How a turn ended: its samples changed the weights, or held nothing to learn because all rewards were equal."""
+    """How a turn ended: its samples changed the weights, or held nothing to learn because all rewards were equal, or
+    too few of them got a reward each time that they were drawn."""
 
     TRAINED = "trained"
     FILTERED = "filtered"
+    FAILED = "failed"
+
+
+# How often the samples of a turn are drawn before it counts as failed.
+MAX_DRAWS = 3
 
 
 class Ledger:
@@ -28,6 +35,9 @@ class Ledger:
     Args:
         prompts: all prompts of the run. Their order does not matter; the names decide the orders of the epochs.
         seed: decides the orders, with the names.
+
+    Attributes:
+        verdicts: counts those that turns of this ledger got.
 
     Raises:
         ValueError: there is no prompt, or two have the same id or name.
@@ -45,6 +55,9 @@ class Ledger:
         self._again: deque[PromptTurn] = deque()
         self._outstanding: dict[PromptTurn, None] = {}
         self._outcomes: Counter[str] = Counter()
+        # Of turns without an outcome: how often their samples were drawn in vain.
+        self._failed_draws: Counter[PromptTurn] = Counter()
+        self.verdicts = VerdictCounts()
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -70,6 +83,28 @@ class Ledger:
         """
         ended = self._remove(turns)
         self._outcomes[outcome.value] += len(ended)
+        for turn in ended:
+            self._failed_draws.pop(turn, None)
+
+    def failed_draws(self, turn: PromptTurn) -> int:
+        """Returns how often a turn's samples were drawn and too few got a reward."""
+        return self._failed_draws[turn]
+
+    def redraw(self, turn: PromptTurn) -> bool:
+        """Puts a turn back of whose samples too few got a reward, or records it as failed after the last of its draws.
+
+        Returns:
+            Whether it is drawn again.
+
+        Raises:
+            ValueError: the turn is not outstanding.
+        """
+        if self._failed_draws[turn] + 1 >= MAX_DRAWS:
+            self.commit([turn], Outcome.FAILED)
+            return False
+        self.requeue([turn])
+        self._failed_draws[turn] += 1
+        return True
 
     def requeue(self, turns: Iterable[PromptTurn]) -> None:
         """Puts turns back that came to nothing; they are handed out again before all others, in this order.
@@ -88,6 +123,8 @@ class Ledger:
             "position": self._position,
             "unsettled": [[turn.epoch, turn.prompt] for turn in [*self._outstanding, *self._again]],
             "outcomes": self.outcomes,
+            "failed_draws": [[turn.epoch, turn.prompt, count] for turn, count in self._failed_draws.items() if count],
+            "verdicts": self.verdicts.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,6 +140,11 @@ class Ledger:
         self._again = deque(PromptTurn(epoch, self._ids.get(prompt, prompt)) for epoch, prompt in state["unsettled"])
         self._outstanding = {}
         self._outcomes = Counter(state["outcomes"])
+        # Checkpoints of earlier versions count no failures: there, one ended the run.
+        draws = state.get("failed_draws", [])
+        self._failed_draws = Counter({PromptTurn(epoch, prompt): count for epoch, prompt, count in draws})
+        if "verdicts" in state:
+            self.verdicts.load_state_dict(state["verdicts"])
 
     def _next(self) -> PromptTurn:
         if self._position == len(self._order):

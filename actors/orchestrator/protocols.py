@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actors.orchestrator.work_queue import GenerateRequest
 from actors.rollout.weights import Weights
-from actors.types import Prompt, Sample
+from actors.types import Prompt, Sample, Verdict
 
 # Is called once: with the result of a call, or with None and the error that it failed with.
 Callback = Callable[[Any, BaseException | None], None]
@@ -52,8 +52,8 @@ class RewardFuture(Protocol):
     def ready(self) -> bool:
         """Returns whether `wait` would return at once."""
 
-    def wait(self) -> list[list[float]]:
-        """Waits, and returns the rewards of each prompt's samples."""
+    def wait(self) -> list[list[Verdict]]:
+        """Waits, and returns the verdicts on each prompt's samples."""
 
 
 class LearnerProtocol(Protocol):

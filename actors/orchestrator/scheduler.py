@@ -1,5 +1,6 @@
 """Turns prompts of the ledger into scored batches, no further ahead of the learner than the staleness allows."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +12,14 @@ from actors.algorithms.normalization import are_equal
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.ledger import Ledger, Outcome
 from actors.orchestrator.protocols import RewardFuture
-from actors.types import Prompt, PromptTurn, Sample, Sampling
+from actors.types import Failure, Prompt, PromptTurn, Sample, Sampling, Verdict
 from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.metrics import Stopwatch
 from cluster.trace import PromptTrace, Span
 
-# With dynamic sampling: the most rounds in which the batch of one step is filled up.
+# The most rounds in which the batch of one step is filled up: for prompts that are filtered, or drawn again because too
+# few of their samples got a reward.
 ROUNDS = 10
 
 
@@ -39,8 +41,8 @@ class PendingRewards:
     end: float | None = None
     in_trace: bool = False
 
-    def wait(self, now: Callable[[], float]) -> list[list[float]]:
-        """Waits, and returns the rewards of each prompt's samples. Raises as `future.wait` does."""
+    def wait(self, now: Callable[[], float]) -> list[list[Verdict]]:
+        """Waits, and returns the verdicts on each prompt's samples. Raises as `future.wait` does."""
         rewards = self.future.wait()
         self.end = self.end or now()
         return rewards
@@ -78,11 +80,14 @@ class TrainBatch:
 
     Attributes:
         turns, prompts: P prompts.
-        groups: the samples of each prompt.
+        groups: the samples of each prompt that got a reward.
         rewards: the reward of every sample.
         traces: where each prompt was, for the run page.
         spans: when rewards were computed, for the run page.
         filtered: prompts that were left out because all their rewards were equal.
+        failed_verdicts: samples that were left out because they got no reward.
+        redrawn: times that a prompt was drawn again because too few of its samples got a reward.
+        failed: prompts that were left out because this happened each time.
         rollout_seconds: waited for samples.
         reward_seconds: waited for rewards when there was nothing else to wait for.
     """
@@ -94,14 +99,17 @@ class TrainBatch:
     traces: list[PromptTrace] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     filtered: int = 0
+    failed_verdicts: int = 0
+    redrawn: int = 0
+    failed: int = 0
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
 
-    def add(self, group: RolloutGroup, rewards: list[float]) -> None:
-        """Adds one prompt with the rewards of its samples."""
+    def add(self, group: RolloutGroup, samples: list[Sample], rewards: list[float]) -> None:
+        """Adds one prompt with its samples and their rewards."""
         self.turns.append(group.turn)
         self.prompts.append(group.prompt)
-        self.groups.append(group.pending.samples)
+        self.groups.append(samples)
         self.rewards.append(rewards)
         self.traces.append(group.trace)
 
@@ -173,30 +181,49 @@ class RolloutScheduler:
                 (dynamic sampling, Yu et al. 2025, section 3.2). Rewards that differ by rounding are the same.
 
         Raises:
-            StageError: after many rounds, every prompt's samples had the same reward.
+            StageError: more verdicts failed than the recipe allows; or after many rounds there is nothing to learn:
+                every prompt's samples had the same reward, or none.
         """
         batch, size = TrainBatch(), self.settings.prompts_per_step
-        for _ in range(ROUNDS if dynamic else 1):
+        for _ in range(ROUNDS):
             clock = Stopwatch(self.now)
             groups = self.next_batch(version, size - len(batch.groups))
             batch.rollout_seconds += clock.lap()
-            scores = [group.pending.rewards.wait(self.now)[group.pending.index] for group in groups]
+            verdicts = [group.pending.rewards.wait(self.now)[group.pending.index] for group in groups]
             batch.reward_seconds += clock.lap()
             batch.spans += self._reward_spans(groups)
-            for group, rewards in zip(groups, scores, strict=True):
-                if dynamic and are_equal(rewards):
-                    self.ledger.commit([group.turn], Outcome.FILTERED)
-                    batch.filtered += 1
-                else:
-                    batch.add(group, rewards)
+            for group, own in zip(groups, verdicts, strict=True):
+                self._add(batch, group, own, dynamic)
+            self.ledger.verdicts.check(self.settings.max_failed_verdicts)
             if len(batch.groups) == size:
                 return batch
         if not batch.groups:
             raise StageError(
                 f"the samples of {batch.filtered} prompts in turn got one reward each: there is nothing to learn; "
                 "the task is too easy or too hard for the model, or rlhf.rewards cannot tell answers apart"
+                + (f"; {batch.failed_verdicts} got none, the last: {self.ledger.verdicts.last}" * bool(batch.redrawn))
             )
         return batch
+
+    def _add(self, batch: TrainBatch, group: RolloutGroup, verdicts: list[Verdict], dynamic: bool) -> None:
+        """Adds a prompt with the samples that got a reward, if they are enough to learn from; else books it."""
+        batch.failed_verdicts += self.ledger.verdicts.add(verdicts)
+        judged = [
+            (sample, verdict)
+            for sample, verdict in zip(group.pending.samples, verdicts, strict=True)
+            if not isinstance(verdict, Failure)
+        ]
+        rewards = [reward for _, reward in judged]
+        # Half of them, and at least two: most algorithms compare samples of one prompt.
+        drawn = len(verdicts)
+        if len(judged) < max(min(2, drawn), math.ceil(drawn / 2)):
+            again = self.ledger.redraw(group.turn)
+            batch.redrawn, batch.failed = batch.redrawn + again, batch.failed + (not again)
+        elif dynamic and are_equal(rewards):
+            self.ledger.commit([group.turn], Outcome.FILTERED)
+            batch.filtered += 1
+        else:
+            batch.add(group, [sample for sample, _ in judged], rewards)
 
     def _note_ready_rewards(self) -> None:
         for rewards in self.pending_rewards:
@@ -214,12 +241,20 @@ class RolloutScheduler:
     def _submit(self, turns: list[PromptTurn], version: int) -> None:
         if not turns:
             return
+        self.inflight.update(dict.fromkeys(turns, self.now()))
+        # Those that are drawn again are drawn by another seed: the same samples would fail again.
+        by_draw: dict[int, list[PromptTurn]] = {}
+        for turn in turns:
+            by_draw.setdefault(self.ledger.failed_draws(turn), []).append(turn)
+        for draw, own in by_draw.items():
+            self._submit_draw(own, [self.seed, version, *([draw] if draw else [])])
+
+    def _submit_draw(self, turns: list[PromptTurn], entropy: list[int]) -> None:
         settings = self.settings
-        seed = int(np.random.SeedSequence([self.seed, version]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sampling = Sampling(
             settings.sampling.samples_per_prompt, settings.sampling.temperature, settings.sampling.max_tokens, seed
         )
-        self.inflight.update(dict.fromkeys(turns, self.now()))
         prompts = [replace(self.prompts[turn.prompt], epoch=turn.epoch) for turn in turns]
         # In parts, so that the first step need not wait until the completions of later ones are drawn too.
         for begin in range(0, len(prompts), settings.prompts_per_step):

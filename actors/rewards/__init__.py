@@ -1,6 +1,7 @@
 """Scores completions: each reward of the recipe has Ray actors of its own, and their weighted sum is what is learned.
 
 pool.py      the actors of one reward, and the sum over all rewards
+verdicts.py  sums of rewards, and of what could not be judged
 model.py     the reward model
 function.py  Python functions, by the name module:function that a recipe gives
 http.py      a server that scores over HTTP

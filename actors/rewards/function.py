@@ -1,31 +1,41 @@
 """Rewards by Python functions of a prompt and an answer, for tasks whose answers can be verified."""
 
-import math
 from collections.abc import Sequence
+from itertools import islice
 
-from actors.rewards.pool import Scores
+from actors.functions.caller import CallLimits, FunctionCaller
+from actors.rewards.verdicts import Scores
 from actors.types import Prompt, RewardInput, Sample
-from cluster.errors import StageError
-from cluster.recipe.functions import load_function
+
+SHOWN_CHARACTERS = 80
 
 
 class FunctionReward:
-    """Calls a function for every answer.
+    """Calls a function for every answer, side by side in processes of its own.
 
     Args:
-        name: module:function; it takes a `RewardInput` and the answer's text, and returns a number.
+        name: module:function; it takes a `RewardInput` and the answer's text, and returns a number. It may be a
+            coroutine function.
+        limits: deadline, attempts and processes of the calls.
 
     Raises:
         UserError: the function cannot be imported.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.function = name, load_function(name)
+    def __init__(self, name: str, limits: CallLimits) -> None:
+        self._caller = FunctionCaller(name, "reward function", limits)
+
+    def close(self) -> None:
+        """Ends the function's processes."""
+        self._caller.close()
 
     def score(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], inputs: Sequence[RewardInput]
     ) -> Scores:
-        """Returns the rewards of the samples of each prompt.
+        """Returns the verdicts of the samples of each prompt.
+
+        One is a `Failure`, which names function, prompt and answer, if every attempt raised, took too long, ended its
+        process or returned something else than a finite number.
 
         Args:
             prompts: P prompts.
@@ -33,20 +43,26 @@ class FunctionReward:
             inputs: what the function sees of each.
 
         Raises:
-            StageError: the function raised, or returned something else than a finite number; function and prompt are
-                named.
+            StageError: the function could be imported before and no longer can.
         """
-        return [
-            [self._reward(prompt, own, sample.text) for sample in group]
+        asked = [
+            (prompt, own, sample)
             for prompt, group, own in zip(prompts, groups, inputs, strict=True)
+            for sample in group
+        ]
+        calls = [
+            {"messages": own.messages, "metadata": dict(own.metadata), "answer": sample.text}
+            for _, own, sample in asked
         ]
 
-    def _reward(self, prompt: Prompt, own: RewardInput, answer: str) -> float:
-        where = f"for prompt {prompt.name!r} and answer {answer!r}"
-        try:
-            reward = self.function(own, answer)
-        except Exception as error:
-            raise StageError(f"reward function {self.name} raised {type(error).__name__} {where}: {error}") from error
-        if not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise StageError(f"reward function {self.name} gave {reward!r} {where}: it must be a finite number")
-        return float(reward)
+        def where(index: int) -> str:
+            prompt, _, sample = asked[index]
+            return f"for prompt {prompt.name!r} and answer {shown(sample.text)}"
+
+        verdicts = iter(self._caller.call_all(calls, where))
+        return [list(islice(verdicts, len(group))) for group in groups]
+
+
+def shown(answer: str) -> str:
+    """Returns an answer in quotes for a message, of a long one the beginning."""
+    return repr(answer if len(answer) <= SHOWN_CHARACTERS else f"{answer[:SHOWN_CHARACTERS]}…")

@@ -1,103 +1,173 @@
 """Rewards from a server, over HTTP."""
 
-import math
-import time
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
 
-from actors.rewards.pool import Scores
-from actors.types import Prompt, RewardInput, Sample
-from cluster.errors import DeadlineError, EngineError, StageError
+from actors.functions.values import ValueRefusedError, as_number
+from actors.rewards.function import shown
+from actors.rewards.verdicts import Scores
+from actors.types import Failure, Prompt, RewardInput, Sample, Verdict
 
-ATTEMPTS = 3
-# The pause before the second attempt; the third comes after twice as long.
+# How often one request is sent while the server is busy or not there, and the pause before the second time; the third
+# comes after twice as long.
+SENDS = 3
 PAUSE_SECONDS = 0.5
 BUSY = 429
+# Requests for single answers that are open at once.
+AT_ONCE = 32
+# By which the timeouts here, whose errors say more, come before that of the caller.
+GRACE_SECONDS = 30.0
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One answer to be judged."""
+
+    prompt: Prompt
+    input: RewardInput
+    text: str
+
+
+class _RequestError(Exception):
+    """A request that came to nothing; `alone` says whether another, for a single answer, may fare better."""
+
+    def __init__(self, how: str, alone: bool = True) -> None:
+        super().__init__(how)
+        self.alone = alone
 
 
 class HttpReward:
-    """Asks a server for the rewards of many answers in one request.
+    """Asks a server for the rewards of many answers in one request, and again for each answer that got none, alone.
 
     The server has to answer `POST url` with the body
     `{"prompts": [{"id", "messages", "metadata", "answers": [text, …]}, …]}` by
-    `{"rewards": [[number, …], …]}`, prompts and answers in the same order.
+    `{"rewards": [[number, …], …]}`, prompts and answers in the same order. null stands for a reward that it cannot
+    give.
 
     Args:
         url: the server's address.
-        timeout: the most seconds for one request, all attempts together.
+        timeout: the most seconds for one request, however often it is sent.
+        attempts: the request for all answers, and so many less one for each answer that it brought no reward.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url, self.timeout = url, timeout
+    def __init__(self, url: str, timeout: float, attempts: int) -> None:
+        self.url, self.timeout, self.attempts = url, timeout, attempts
 
     def score(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], inputs: Sequence[RewardInput]
     ) -> Scores:
-        """Returns the rewards of the samples of each prompt.
+        """Returns the verdicts of the samples of each prompt.
 
-        The request is sent up to three times: again if there is no connection, or the server answers 429 or 5xx.
+        A request is sent up to three times: again if there is no connection, or the server answers 429 or 5xx. A
+        verdict is a `Failure`, which names server, prompt and answer, if no request brought a finite number for it; or,
+        at once, if there is no connection.
 
         Args:
             prompts: P prompts.
             groups: the samples of each.
             inputs: what the server sees of each.
-
-        Raises:
-            DeadlineError: the server did not answer in time.
-            EngineError: all attempts failed.
-            StageError: the server refused the request, or sent something else than a finite number for each answer.
         """
+        asked = [
+            _Asked(prompt, own, sample.text)
+            for prompt, group, own in zip(prompts, groups, inputs, strict=True)
+            for sample in group
+        ]
+        if not asked:
+            return [[] for _ in groups]
+        verdicts = iter(asyncio.run(self._verdicts(asked, [len(group) for group in groups])))
+        return [list(islice(verdicts, len(group))) for group in groups]
+
+    async def _verdicts(self, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
+        async with httpx.AsyncClient() as client:
+            try:
+                found = await self._request(client, asked, sizes)
+            except _RequestError as error:
+                found = [self._failure(one, str(error)) for one in asked]
+                if not error.alone:
+                    return found
+            gate = asyncio.Semaphore(AT_ONCE)
+            for _ in range(self.attempts - 1):
+                missing = [index for index, verdict in enumerate(found) if isinstance(verdict, Failure)]
+                again = await asyncio.gather(*(self._alone(client, gate, asked[index]) for index in missing))
+                for index, verdict in zip(missing, again, strict=True):
+                    found[index] = verdict
+        return found
+
+    async def _alone(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, asked: _Asked) -> Verdict:
+        try:
+            async with gate:
+                (verdict,) = await self._request(client, [asked], [1])
+        except _RequestError as error:
+            return self._failure(asked, str(error))
+        return verdict
+
+    async def _request(self, client: httpx.AsyncClient, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
+        """Asks for the verdicts of answers to prompts, of which each has so many. Raises a _RequestError."""
+        texts = iter(asked)
+        groups = [list(islice(texts, size)) for size in sizes if size]
         rows = [
             {
-                "id": prompt.id,
-                "messages": own.messages,
-                "metadata": dict(own.metadata),
-                "answers": [sample.text for sample in group],
+                "id": group[0].prompt.id,
+                "messages": group[0].input.messages,
+                "metadata": dict(group[0].input.metadata),
+                "answers": [one.text for one in group],
             }
-            for prompt, group, own in zip(prompts, groups, inputs, strict=True)
+            for group in groups
         ]
-        return self._checked(self._post({"prompts": rows}), groups)
-
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        end = time.monotonic() + self.timeout
-        failure = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(min(PAUSE_SECONDS * 2 ** (attempt - 1), max(0.0, end - time.monotonic())))
-            left = end - time.monotonic()
-            if left <= 0:
-                break
-            try:
-                response = httpx.post(self.url, json=body, timeout=left)
-            except httpx.TimeoutException:
-                break
-            except httpx.TransportError as error:
-                failure = str(error) or type(error).__name__
-                continue
-            if response.is_success:
-                return response
-            failure = f"it answered {response.status_code}: {response.text.strip()[:200]}"
-            if response.status_code != BUSY and not response.is_server_error:
-                raise StageError(f"reward endpoint {self.url} refused: {failure}")
-        else:
-            raise EngineError(f"reward endpoint {self.url} failed {ATTEMPTS} times; the last: {failure}")
-        raise DeadlineError(f"waited {self.timeout:g} s for reward endpoint {self.url}" + (failure and f"; {failure}"))
-
-    def _checked(self, response: httpx.Response, groups: Sequence[Sequence[Sample]]) -> Scores:
+        response = await self._post(client, {"prompts": rows})
         try:
             rewards = response.json()["rewards"]
             shape = [len(row) for row in rewards]
         except (ValueError, KeyError, TypeError) as error:
-            raise StageError(f"reward endpoint {self.url} answered without rewards: {response.text[:200]}") from error
+            raise _RequestError(f"answered without rewards: {_shown(response)}") from error
         if shape != [len(group) for group in groups]:
-            raise StageError(f"reward endpoint {self.url} gave rewards for other answers than those it was asked about")
-        broken = [value for row in rewards for value in row if not _is_finite_number(value)]
-        if broken:
-            raise StageError(f"reward endpoint {self.url} gave {broken[0]!r}: a reward must be a finite number")
-        return [[float(value) for value in row] for row in rewards]
+            raise _RequestError("gave rewards for other answers than those it was asked about")
+        values = (value for row in rewards for value in row)
+        return [self._verdict(one, value) for one, value in zip(asked, values, strict=True)]
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        failure = ""
+        try:
+            async with asyncio.timeout(self.timeout):
+                for send in range(SENDS):
+                    if send:
+                        await asyncio.sleep(PAUSE_SECONDS * 2 ** (send - 1))
+                    try:
+                        # The time is bounded here, as a whole; httpx would bound each read.
+                        response = await client.post(self.url, json=body, timeout=None)
+                    except httpx.TransportError as error:
+                        failure, connected = str(error) or type(error).__name__, False
+                        continue
+                    if response.is_success:
+                        return response
+                    failure, connected = f"it answered {response.status_code}: {_shown(response)}", True
+                    if response.status_code != BUSY and not response.is_server_error:
+                        raise _RequestError(f"refused: {failure}")
+        except TimeoutError as error:
+            raise _RequestError(f"took longer than {self.timeout:g} s" + (failure and f"; {failure}")) from error
+        raise _RequestError(f"failed {SENDS} times; the last: {failure}", alone=connected)
+
+    def _verdict(self, asked: _Asked, value: Any) -> Verdict:
+        try:
+            return as_number(value)
+        except ValueRefusedError as error:
+            return self._failure(asked, str(error))
+
+    def _failure(self, asked: _Asked, how: str) -> Failure:
+        where = f"for prompt {asked.prompt.name!r} and answer {shown(asked.text)}"
+        return Failure(f"reward endpoint {self.url} {how}, {where}")
 
 
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def http_seconds(timeout: float, attempts: int) -> Callable[[int], float]:
+    """Returns the most seconds that `HttpReward.score` takes, as a function of the number of answers."""
+    return lambda answers: GRACE_SECONDS + timeout * (1 + (attempts - 1) * -(-answers // AT_ONCE))
+
+
+def _shown(response: httpx.Response) -> str:
+    return " ".join(response.text.split())[:SHOWN_CHARACTERS]

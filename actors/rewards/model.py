@@ -11,9 +11,8 @@ import torch
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_ensemble
 from actors.objectives.bradley_terry import ensemble_rewards
-from actors.rewards.pool import Scores
-from actors.types import Prompt, Sample, reward_scale_file
-from cluster.errors import StageError
+from actors.rewards.verdicts import Scores
+from actors.types import Failure, Prompt, Sample, Verdict, reward_scale_file
 
 # Tokens of a batch, padding included. With a model of 135M parameters, two cores read 679 tokens a second so and 376 in
 # batches of 16,384.
@@ -94,14 +93,11 @@ class ModelReward:
         self.mean, self.deviation = norm["mean"], norm["deviation"]
 
     def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Scores:
-        """Returns the rewards of the samples of each prompt.
+        """Returns the verdicts of the samples of each prompt; one that is not a finite number is a `Failure`.
 
         Args:
             prompts: P prompts.
             groups: the samples of each.
-
-        Raises:
-            StageError: a reward is not a finite number.
         """
         answers = [
             (number, prompt.token_ids, sample.token_ids)
@@ -111,7 +107,12 @@ class ModelReward:
         sequences = [prompt + answer for _, prompt, answer in answers]
         shared = [(number, len(prompt)) for number, prompt, _ in answers]
         rewards = sequence_scores(self.models, sequences, self.device, self.precision, prompts=shared)
-        if not all(math.isfinite(reward) for reward in rewards):
-            raise StageError("the reward model answered with a number that is not finite")
         flat = iter(rewards)
-        return [[(next(flat) - self.mean) / self.deviation for _ in group] for group in groups]
+        return [
+            [self._verdict(prompt, next(flat)) for _ in group] for prompt, group in zip(prompts, groups, strict=True)
+        ]
+
+    def _verdict(self, prompt: Prompt, score: float) -> Verdict:
+        if math.isfinite(score):
+            return (score - self.mean) / self.deviation
+        return Failure(f"the reward model gave {score}, for prompt {prompt.name!r}")

@@ -7,12 +7,10 @@ from typing import Any
 import ray
 
 from actors.compat import started
+from actors.rewards.verdicts import Scores, add
 from actors.types import Prompt, RewardInput, Sample
 from cluster.errors import wait_for
 from cluster.runtime.plan import Allocation
-
-# The rewards of some prompts' samples: [prompts][samples].
-Scores = list[list[float]]
 
 
 def restartable(kind: type, allocation: Allocation, restarts: int) -> Any:
@@ -41,7 +39,8 @@ class RewardWorkerPool:
         name: the reward, for messages.
         launch: makes an actor: a handle of a `ModelReward`, `FunctionReward` or `HttpReward`.
         weight: of the reward in the sum.
-        timeout: the most seconds for one request.
+        timeout: the most seconds for one request for so many samples: by then every verdict has been given or has
+            failed, so that more are a fault of the actor.
         inputs: what actors see of each prompt, by the prompt's id; None for a reward model, which reads token ids. They
             are sent with requests: as an argument of an actor that may be restarted, many would have to stay in Ray's
             object store.
@@ -53,7 +52,7 @@ class RewardWorkerPool:
         name: str,
         launch: Callable[[], Any],
         weight: float,
-        timeout: float,
+        timeout: Callable[[int], float],
         inputs: Mapping[str, RewardInput] | None = None,
         actors: int = 1,
     ) -> None:
@@ -125,7 +124,7 @@ class RewardWorkerPool:
 
 
 class WeightedRewards:
-    """The weighted sum of all rewards, which are requested at once.
+    """The weighted sum of all rewards, which are requested at once; of a sample that one fails to judge, the failure.
 
     Args:
         pools: the rewards.
@@ -137,7 +136,8 @@ class WeightedRewards:
         self, pools: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
     ) -> None:
         self._requests = [(pool, pool.request(prompts, groups)) for pool in pools]
-        self._total = [[0.0] * len(group) for group in groups]
+        self._samples = sum(map(len, groups))
+        self._total: Scores = [[0.0] * len(group) for group in groups]
 
     def ready(self) -> bool:
         """Returns whether all rewards are there."""
@@ -145,18 +145,18 @@ class WeightedRewards:
         return not refs or len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
 
     def wait(self) -> Scores:
-        """Waits, and returns the summed rewards of each prompt's samples.
+        """Waits, and returns the summed rewards of each prompt's samples, or the first `Failure` of each.
 
         Raises:
-            DeadlineError: a reward was not there in its time, which begins when it is waited for.
+            DeadlineError: an actor did not answer in its time, which begins when it is waited for.
             EngineError: an actor died more often than it is restarted.
-            StageError: a reward failed.
+            StageError: a function can no longer be imported.
         """
         while self._requests:
             pool, answers = self._requests[0]
-            scores = chain(*wait_for(answers, pool.timeout, f"the rewards of {pool.name}"))
+            scores = chain(*wait_for(answers, pool.timeout(self._samples), f"the rewards of {pool.name}"))
             self._total = [
-                [old + pool.weight * new for old, new in zip(*rows, strict=True)]
+                [add(old, pool.weight, new) for old, new in zip(*rows, strict=True)]
                 for rows in zip(self._total, scores, strict=True)
             ]
             del self._requests[0]

@@ -41,7 +41,18 @@ class Reward(Section):
     )
     weight: Annotated[float, Field(gt=-1000, lt=1000)] = Field(1.0, description="weight in the sum of all rewards")
     timeout_seconds: PositiveFloat = Field(
-        60, description="for kinds function and http: the most seconds for the rewards of one batch of answers"
+        60,
+        description="for kind function: the most seconds for the reward of one answer; for kind http: for one request",
+    )
+    attempts: Annotated[int, Field(ge=1, le=10)] = Field(
+        2,
+        description="for kinds function and http: how often the reward of an answer is asked for before it counts as "
+        "failed",
+    )
+    at_once: Positive = Field(
+        8,
+        description="for kind function: the most processes of each actor that call a plain function side by side; a "
+        "coroutine function gets 64 answers at once in one process",
     )
 
     @model_validator(mode="after")
@@ -282,6 +293,11 @@ class Rlhf(Section):
     )
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the pre-training loss, mixed in (PPO-ptx, Ouyang et al. 2022); needs corpus.sources"
+    )
+    max_failed_verdicts: Share = Field(
+        0.1,
+        description="largest share of failed rewards among the last 1,000 of answers; the run stops beyond it. An "
+        "answer without a reward is left out, never rewarded with 0",
     )
     accept_probes: list[Probe] = Field(
         [], description="probes of the reward model that it may fail; RLHF refuses to start on any other failure"

@@ -19,7 +19,7 @@ StageRow = tuple[Stage, Outcome, float]
 # The most figures of a stage in the summary.
 MAX_FIGURES = 6
 # Metrics in words, which are printed below the summary.
-REMARKS = ("stopped", "advice")
+REMARKS = ("stopped", "failures", "advice")
 
 
 def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
-from actors.types import Prompt, RewardInput, Sample, Sampling
-from cluster.errors import wait_for
+from actors.types import Failure, Prompt, RewardInput, Sample, Sampling, Verdict
+from cluster.errors import StageError, wait_for
 from pipelines.evaluate.stats import Change, divergence, paired_change
 
 # `kind` of these rows in answers.json; rows of an exam have the kind of their question.
@@ -18,10 +18,15 @@ HELD_OUT = "held out"
 
 @dataclass(frozen=True)
 class RewardedAnswers:
-    """One model's answers to N prompts, a group for each, and their rewards in the same order."""
+    """One model's answers to N prompts, a group for each, and the verdicts on them in the same order."""
 
     groups: list[list[Sample]]
-    rewards: list[list[float]]
+    rewards: list[list[Verdict]]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Why answers got no reward. The measures leave these answers out."""
+        return [verdict for own in self.rewards for verdict in own if isinstance(verdict, Failure)]
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,23 @@ def sample_and_reward(
 
 
 def paired_changes(before: RewardedAnswers, after: RewardedAnswers) -> dict[str, Change]:
-    """Computes the change of every measure, by name, with the prompts' means paired."""
-    return {measure.name: paired_change(_means(measure, before), _means(measure, after)) for measure in MEASURES}
+    """Computes the change of every measure, by name, with the means of prompts paired.
+
+    Prompts of which neither or only one model has answers with a reward are left out.
+
+    Raises:
+        StageError: no prompt is left.
+    """
+    pairs = [(one, other) for one, other in zip(_judged(before), _judged(after), strict=True) if one and other]
+    if not pairs:
+        failures = [*before.failures, *after.failures]
+        raise StageError(
+            f"no held-out prompt has answers of both models with a reward; the last: {failures[-1].reason}"
+        )
+    return {
+        measure.name: paired_change(*([_mean(measure, side) for side in sides] for sides in zip(*pairs, strict=True)))
+        for measure in MEASURES
+    }
 
 
 def divergence_from_loaded(
@@ -108,6 +128,8 @@ def answer_rows(
 ) -> list[dict[str, Any]]:
     """Makes the rows of answers.json: for each prompt, every model's first answer with its reward.
 
+    Prompts of which such an answer got no reward are left out.
+
     Args:
         prompts: N prompts.
         inputs: the prompts as text, by id.
@@ -127,6 +149,7 @@ def answer_rows(
             },
         }
         for index, prompt in enumerate(prompts)
+        if not any(isinstance(model.rewards[index][0], Failure) for model in answers.values())
     ]
 
 
@@ -135,8 +158,13 @@ def _generated(sample: Sample, values: Sequence[float]) -> list[float]:
     return [value for value, generated in zip(values, sample.loss_mask, strict=True) if generated]
 
 
-def _means(measure: Measure, answers: RewardedAnswers) -> list[float]:
+def _judged(answers: RewardedAnswers) -> list[list[tuple[Sample, float]]]:
+    """The answers to each prompt that got a reward, with it."""
     return [
-        float(np.mean([measure.of(sample, reward) for sample, reward in zip(group, rewards, strict=True)]))
+        [(sample, reward) for sample, reward in zip(group, rewards, strict=True) if not isinstance(reward, Failure)]
         for group, rewards in zip(answers.groups, answers.rewards, strict=True)
     ]
+
+
+def _mean(measure: Measure, judged: Sequence[tuple[Sample, float]]) -> float:
+    return float(np.mean([measure.of(sample, reward) for sample, reward in judged]))

@@ -88,7 +88,16 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     rows = answer_rows(list(prompts.rendered.values()), prompts.inputs, rewarded)
     write_report(report, [*exam_rows(outputs.exam_answers), *rows], exam, run.root, out)
     print_report(report, exam, console)
-    in_manifest = ("changes", "rewards", "preference_accuracy", "perplexity", "reward_model", "kl_from_sft", "verdict")
+    in_manifest = (
+        "changes",
+        "rewards",
+        "failed_verdicts",
+        "preference_accuracy",
+        "perplexity",
+        "reward_model",
+        "kl_from_sft",
+        "verdict",
+    )
     return Result(metrics={key: report[key] for key in (*MODELS, *in_manifest)})
 
 
@@ -166,6 +175,7 @@ def _report(
         "changes": {name: {key: asdict(value) for key, value in each.items()} for name, each in shares.items()},
         "perplexity": asdict(text_perplexity) if text_perplexity else None,
         "preference_accuracy": drift,
+        "failed_verdicts": {name: len(rewarded.failures) for name, rewarded in outputs.rewarded.items()},
         "kl_from_sft": outputs.kl,
         "verdict": "\n".join(sentences),
         **feedback,

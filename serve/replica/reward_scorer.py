@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
+from actors.rewards.verdicts import rewards_of
 from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
 from cluster.errors import UserError
 from cluster.run.versions import Version
@@ -98,8 +99,8 @@ class RewardScorer:
         prompts = [Prompt(str(number), ids) for number, ids in enumerate(rows)]
         # The whole conversation goes in as the prompt, with an empty answer: the reward is read at the last token.
         empty = Sample(RolloutId(NO_EPOCH, "", 0), [], [], [], "stop", "")
-        rewards = self.reward.score(prompts, [[empty]] * len(rows))
-        data = [{"index": i, "object": "score", "score": reward} for i, (reward,) in enumerate(rewards)]
+        rewards = rewards_of([verdict for (verdict,) in self.reward.score(prompts, [[empty]] * len(rows))])
+        data = [{"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)]
         tokens = sum(map(len, rows))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})

@@ -67,7 +67,7 @@ def test_turns_without_an_outcome_are_handed_out_first_after_a_crash():
     resumed.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
     assert resumed.outstanding == []
     assert resumed.take(3) == [*turns[2:], *ledger.take(1)]
-    assert resumed.outcomes == {"trained": 0, "filtered": 2}
+    assert resumed.outcomes == {"trained": 0, "filtered": 2, "failed": 0}
 
 
 def test_committing_twice_records_nothing():

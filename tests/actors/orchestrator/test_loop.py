@@ -18,7 +18,7 @@ from actors.orchestrator.loop import Loop
 from actors.orchestrator.members import WORKING, ActorState
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rollout.weights import Weights
-from actors.types import Prompt, PromptTurn, Sample
+from actors.types import Failure, Prompt, PromptTurn, Sample, Verdict
 from cluster.errors import StageError
 from cluster.recipe.rlhf import Rlhf
 from cluster.trace import Span
@@ -69,7 +69,9 @@ class Learner:
             turn = group[0].id.turn
             assert turn.prompt == prompt.id
             assert {sample.id.turn for sample in group} == {turn}
-            assert [sample.id.sample for sample in group] == list(range(self.settings.sampling.samples_per_prompt))
+            # Those whose reward failed are left out, and rewards are of their samples.
+            assert row == [1.0 + sample.id.sample for sample in group]
+            assert 2 <= len(group) <= self.settings.sampling.samples_per_prompt
             assert 0.0 not in row
             lags = [self.version - version for sample in group for version in sample.weight_versions]
             assert 0 <= min(lags) <= max(lags) <= self.settings.fleet.max_staleness
@@ -141,12 +143,16 @@ def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[flo
 
 def survive(seed: int) -> Counter[str]:
     """Trains through one random schedule of faults: actors that die or hang in any call, or take no weights, that join
-    and leave, rewards that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint.
+    and leave, verdicts that fail, and a driver or learner that is killed anywhere and goes on from its checkpoint.
     Returns the faults."""
     choose = random.Random(seed)
     settings = rlhf(
-        prompts_per_step=choose.randint(1, 8), samples_per_prompt=2, max_staleness=choose.choice([0, 0, 1, 2])
+        prompts_per_step=choose.randint(1, 8),
+        samples_per_prompt=choose.choice([2, 3]),
+        max_staleness=choose.choice([0, 0, 1, 2]),
+        max_failed_verdicts=1.0,
     )
+    unjudged = choose.choice([0.0, 0.05, 0.2])
     seen: Counter[str] = Counter()
 
     def fate(call: Call) -> Fate:
@@ -155,10 +161,13 @@ def survive(seed: int) -> Counter[str]:
         seen[f"{found} in {call}"] += 1
         return found
 
-    def score(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:
+    def score(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[Verdict]]:
         if choose.random() < 0.02:
             raise KilledError
-        return rewarded(prompts, groups)
+        return [
+            [Failure("it raised") if choose.random() < unjudged else reward for reward in row]
+            for row in rewarded(prompts, groups)
+        ]
 
     world = World(Latency(spread=0.5), choose, fate)
     learner = Learner(world, settings, choose.uniform(0.1, 2.0), killed=lambda: choose.random() < 0.02)
@@ -210,7 +219,15 @@ def survive(seed: int) -> Counter[str]:
     epochs = 1 + ledger.state_dict()["epoch"]
     while (turn := ledger.take(1)[0]).epoch < epochs:
         trained[turn] += 1
-    assert trained == {PromptTurn(epoch, prompt.id): 1 for epoch in range(epochs) for prompt in PROMPTS}
+    failed = loop.scheduler.ledger.outcomes["failed"]
+    seen["failed prompts"] += failed
+    assert trained.total() + failed == epochs * len(PROMPTS)
+    assert trained.keys() <= {PromptTurn(epoch, prompt.id) for epoch in range(epochs) for prompt in PROMPTS}
+    assert set(trained.values()) == {1}
+    counts = loop.scheduler.ledger.verdicts
+    samples = settings.sampling.samples_per_prompt
+    assert counts.failed == 0 or unjudged
+    assert counts.given >= samples * (len(learner.trained) + 3 * failed)
     assert all(seconds <= DEADLINE + 1 for seconds in world.released)
     return seen + Counter(released=len(world.released), lives=lives)
 
@@ -219,6 +236,7 @@ def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
     found: Counter[str] = sum(map(survive, range(200)), Counter())
     assert all(found[f"{fate} in {call}"] > 50 for fate in ("die", "hang") for call in DEATHS), found
     assert found["forget in pull"] > 50
+    assert found["failed prompts"] > 10
     assert found["released"] > 200
     assert found["lives"] > 400
     # Few runs of bad luck are too long to wait for, or kill actor after actor.

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from actors.rewards.http import HttpReward
-from actors.types import Prompt, RewardInput, RolloutId, Sample
-from cluster.errors import DeadlineError, EngineError, StageError
+from actors.types import Failure, Prompt, RewardInput, RolloutId, Sample, Verdict
 from cluster.recipe.rlhf import Reward
 from tests.helpers import free_port
 
@@ -32,6 +31,8 @@ class Server(ThreadingHTTPServer):
     """Answers as `reply` says and keeps what it was asked."""
 
     reply: Reply
+    # Seconds between two characters of an answer.
+    trickle = 0.0
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -50,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(text.encode())
+            for part in text if self.server.trickle else [text]:
+                self.wfile.write(part.encode())
+                time.sleep(self.server.trickle)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -71,8 +74,17 @@ def lengths(body: dict[str, Any], _: int) -> tuple[int, str]:
     return 200, json.dumps({"rewards": [[len(text) for text in prompt["answers"]] for prompt in body["prompts"]]})
 
 
+def scored(server: Server, timeout: float = 10, attempts: int = 2) -> list[list[Verdict]]:
+    return HttpReward(server.url, timeout, attempts).score(PROMPTS, GROUPS, ASKED)
+
+
+def reasons(verdicts: list[list[Verdict]]) -> list[str]:
+    assert [len(row) for row in verdicts] == [2, 1]
+    return [verdict.reason for row in verdicts for verdict in row if isinstance(verdict, Failure)]
+
+
 def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Server):
-    assert HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED) == [[1.0, 3.0], [2.0]]
+    assert scored(server) == [[1.0, 3.0], [2.0]]
     (asked,) = server.asked
     assert asked["prompts"][0] == {
         "id": "b",
@@ -85,14 +97,29 @@ def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Ser
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_is_busy_is_asked_again(server: Server, status: int):
     server.reply = lambda body, before: lengths(body, before) if before else (status, "later")
-    assert HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED) == [[1.0, 3.0], [2.0]]
+    assert scored(server) == [[1.0, 3.0], [2.0]]
     assert server.asked[0] == server.asked[1]
+
+
+def answers_of(body: dict[str, Any]) -> list[str]:
+    return [answer for prompt in body["prompts"] for answer in prompt["answers"]]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_answer_that_the_server_cannot_judge_takes_no_other_with_it(server: Server, status: int):
+    server.reply = lambda body, _: (status, "no z") if "xyz" in answers_of(body) else lengths(body, 0)
+    (first, failed), (other,) = scored(server)
+    assert (first, other) == (1.0, 2.0)
+    assert "for prompt 'b' and answer 'xyz'" in failed.reason
+    assert f"it answered {status}: no z" in failed.reason
 
 
 def test_a_server_that_fails_three_times_is_not_asked_a_fourth(server: Server):
     server.reply = lambda *_: (500, "out of memory")
-    with pytest.raises(EngineError, match=f"{server.url} failed 3 times; the last: it answered 500: out of memory"):
-        HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED)
+    found = reasons(scored(server, attempts=1))
+    assert len(found) == 3
+    message = f"reward endpoint {server.url} failed 3 times; the last: it answered 500: out of memory, for prompt 'b'"
+    assert found[0].startswith(message)
     assert len(server.asked) == 3
 
 
@@ -100,16 +127,27 @@ def test_a_server_that_does_not_answer_in_time_is_named(server: Server):
     done = threading.Event()
     server.reply = lambda *_: (200, str(done.wait(30)))
     begun = time.monotonic()
-    with pytest.raises(DeadlineError, match=r"waited 0.3 s for reward endpoint http"):
-        HttpReward(server.url, 0.3).score(PROMPTS, GROUPS, ASKED)
+    found = reasons(scored(server, timeout=0.3))
+    assert len(found) == 3
+    assert f"reward endpoint {server.url} took longer than 0.3 s" in found[0]
     assert time.monotonic() - begun < 10
     done.set()
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_an_answer_that_comes_in_trickles_is_late_all_the_same(server: Server):
+    server.trickle = 0.1
+    begun = time.monotonic()
+    assert "took longer than 0.5 s" in reasons(scored(server, timeout=0.5, attempts=1))[0]
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_server_that_is_not_there_is_named_at_once():
     url = f"http://127.0.0.1:{free_port()}/"
-    with pytest.raises(EngineError, match=f"{url} failed 3 times; the last: .*refused"):
-        HttpReward(url, 10).score(PROMPTS, GROUPS, ASKED)
+    begun = time.monotonic()
+    (failed, _), (_,) = HttpReward(url, 10, 3).score(PROMPTS, GROUPS, ASKED)
+    assert f"{url} failed 3 times; the last: " in failed.reason
+    # Three times for all, and not for each.
+    assert time.monotonic() - begun < 3
 
 
 @pytest.mark.parametrize(
@@ -120,15 +158,26 @@ def test_a_server_that_is_not_there_is_named():
         (200, '{"rewards": 3}', "answered without rewards"),
         (200, '{"rewards": [[1.0, 2.0]]}', "rewards for other answers"),
         (200, '{"rewards": [[1.0], [2.0]]}', "rewards for other answers"),
-        (200, '{"rewards": [[1.0, NaN], [2.0]]}', "gave nan: a reward must be a finite number"),
-        (200, '{"rewards": [[1.0, null], [2.0]]}', "gave None: a reward must be a finite number"),
     ],
 )
-def test_what_is_no_reward_is_refused_at_once(server: Server, status: int, text: str, message: str):
+def test_what_is_no_answer_judges_nothing(server: Server, status: int, text: str, message: str):
     server.reply = lambda *_: (status, text)
-    with pytest.raises(StageError, match=message):
-        HttpReward(server.url, 10).score(PROMPTS, GROUPS, ASKED)
+    found = reasons(scored(server, attempts=1))
+    assert len(found) == 3
+    assert all(message in reason for reason in found)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("NaN", "gave nan: it must be a finite number"), ("null", "gave None: it must be a number")]
+)
+def test_a_reward_that_is_none_is_asked_for_again_alone(server: Server, value: str, message: str):
+    server.reply = lambda body, before: lengths(body, 0) if before else (200, f'{{"rewards": [[1.0, {value}], [2.0]]}}')
+    assert scored(server) == [[1.0, 3.0], [2.0]]
+    assert answers_of(server.asked[1]) == ["xyz"]
+    server.asked.clear()
+    (failed,) = reasons(scored(server, attempts=1))
+    assert message in failed
 
 
 def test_the_recipe_wants_a_url_for_http_and_for_nothing_else():

@@ -1,0 +1,101 @@
+"""The process of one function: reads calls from its standard input and answers on its standard output.
+
+Both are lines of JSON. A call is `{"id", "arguments", "seconds"}`; its answer has the id and `value`, or `failure` in
+words. The first line says how the function is to be called: `{"ready": true, "asynchronous": …}`.
+
+A plain function is called in the main thread, one call after the other, as `signal` and `asyncio.run` need it. A
+coroutine function gets all calls at once.
+"""
+
+import asyncio
+import ctypes
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from actors.functions.values import ValueRefusedError, as_number
+from actors.types import RewardInput
+from cluster.errors import UserError
+from cluster.recipe.functions import load_function
+
+# The longest line of a call, in bytes: a conversation of millions of tokens.
+LINE_BYTES = 1 << 28
+# Of Linux' prctl: the signal that a process gets when the thread that started it ends.
+PR_SET_PDEATHSIG = 1
+REASON_CHARACTERS = 300
+
+Function = Callable[..., Any]
+
+
+def main() -> None:
+    """Serves the function whose name and purpose are the arguments."""
+    name, what = sys.argv[1:]
+    if sys.platform == "linux":
+        # A function that hangs would outlive an actor that is killed.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What the function prints is no answer.
+    os.dup2(2, 1)
+    try:
+        function = load_function(name, what)
+    except UserError as error:
+        _write(answers, {"ready": False, "failure": str(error)})
+        return
+    asynchronous = inspect.iscoroutinefunction(function)
+    _write(answers, {"ready": True, "asynchronous": asynchronous})
+    if asynchronous:
+        asyncio.run(_serve_many(function, answers))
+    else:
+        for line in sys.stdin.buffer:
+            call = json.loads(line)
+            _write(answers, {"id": call["id"], **_called(function, call["arguments"])})
+
+
+def _called(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"value": as_number(function(*_arguments(arguments)))}
+    # The function is the user's own, and may fail in any way.
+    except Exception as error:  # noqa: BLE001
+        return {"failure": _reason(error)}
+
+
+async def _serve_many(function: Function, answers: TextIO) -> None:
+    reader = asyncio.StreamReader(limit=LINE_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    tasks: set[asyncio.Task[None]] = set()
+    while line := await reader.readline():
+        task = asyncio.create_task(_answer(function, json.loads(line), answers))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+
+async def _answer(function: Function, call: dict[str, Any], answers: TextIO) -> None:
+    try:
+        async with asyncio.timeout(call["seconds"]) as limit:
+            found: dict[str, Any] = {"value": as_number(await function(*_arguments(call["arguments"])))}
+    # The function is the user's own, and may fail in any way.
+    except Exception as error:  # noqa: BLE001
+        found = {"late": True} if limit.expired() else {"failure": _reason(error)}
+    _write(answers, {"id": call["id"], **found})
+
+
+def _arguments(given: dict[str, Any]) -> tuple[RewardInput, str]:
+    return RewardInput(given["messages"], given["metadata"]), given["answer"]
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, ValueRefusedError) else f"raised {type(error).__name__}: {error}"
+    return " ".join(text.split())[:REASON_CHARACTERS]
+
+
+def _write(answers: TextIO, row: dict[str, Any]) -> None:
+    answers.write(json.dumps(row) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

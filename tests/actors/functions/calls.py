@@ -1,0 +1,75 @@
+"""Functions that are called in processes of their own, which import this file and nothing heavy with it."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from actors.types import RewardInput
+
+COUNT = 3
+
+
+def doubled(question: RewardInput, answer: str) -> float:
+    """Twice the number that the answer is; prints, which must not disturb the protocol."""
+    print("called with", answer)
+    return 2 * float(answer)
+
+
+def length(question: RewardInput, answer: str) -> float:
+    """The number of characters of the answer and of messages before it."""
+    return len(answer) + len(question.messages)
+
+
+def signed(question: RewardInput, answer: str) -> float:
+    """The answer, a number, and behind the point whose process was asked; slow, so that a kill comes in its midst."""
+    time.sleep(0.5)
+    return int(answer) + os.getppid() / 1e9
+
+
+def slow(question: RewardInput, answer: str) -> bool:
+    """Takes a while."""
+    time.sleep(0.05)
+    return True
+
+
+async def waits(question: RewardInput, answer: str) -> float:
+    """Takes a while, in which others are called."""
+    await asyncio.sleep(0.1)
+    return 0.5
+
+
+def unsound(question: RewardInput, answer: str) -> object:
+    """Fails in the way that the answer names, else is well."""
+    if answer == "raise":
+        raise KeyError("no\nsuch key")
+    if answer == "hang":
+        time.sleep(60)
+    if answer == "exit":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"nan": float("nan"), "inf": -float("inf"), "none": None, "text": "1.0"}.get(answer, 1)
+
+
+async def unsound_waits(question: RewardInput, answer: str) -> object:
+    """Fails as `unsound`, and blocks its process, where the answer says so."""
+    if answer == "wait":
+        await asyncio.sleep(60)
+    await asyncio.sleep(0.01)
+    return unsound(question, answer)
+
+
+def once(question: RewardInput, answer: str) -> float:
+    """Fails the first time that it is called with an answer."""
+    mark = Path(question.metadata["folder"]) / answer
+    if mark.exists():
+        return 1.0
+    mark.touch()
+    raise ConnectionError("not yet")
+
+
+def alarmed(question: RewardInput, answer: str) -> float:
+    """Uses what is to be had in a main thread alone."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.alarm(0)
+    return asyncio.run(waits(question, answer))

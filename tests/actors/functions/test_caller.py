@@ -1,0 +1,109 @@
+"""Calls of functions in processes of their own."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors.functions.caller import LATE_IN_A_ROW, CallLimits, FunctionCaller
+from actors.types import Failure
+from cluster.errors import UserError
+from tests.helpers import wait_until
+
+HERE = "tests.actors.functions.calls"
+Called = Callable[..., list[float | Failure]]
+
+
+@pytest.fixture
+def called() -> Iterator[Called]:
+    """Calls a function with every answer."""
+    callers = []
+
+    def call(name: str, answers: list[str], seconds: float = 30, attempts: int = 1, at_once: int = 4, **row: str):
+        callers.append(FunctionCaller(f"{HERE}:{name}", "reward function", CallLimits(seconds, attempts, at_once)))
+        calls = [{"messages": [], "metadata": row, "answer": answer} for answer in answers]
+        return callers[-1].call_all(calls, lambda index: f"for answer {answers[index]}")
+
+    yield call
+    for caller in callers:
+        caller.close()
+    wait_until(lambda: not _children(), 20, "the processes to end")
+
+
+def _children() -> list[str]:
+    lines = []
+    for child in psutil.Process(os.getpid()).children():
+        with suppress(psutil.NoSuchProcess):
+            lines.append(" ".join(child.cmdline()))
+    return [line for line in lines if "actors.functions.child" in line]
+
+
+def test_numbers_come_back_in_order_whatever_the_function_prints(called: Called):
+    assert called("doubled", [str(number) for number in range(50)]) == [2.0 * number for number in range(50)]
+    assert called("doubled", []) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "how"),
+    [
+        ("raise", r"raised KeyError: 'no\nsuch key'"),
+        ("nan", "gave nan: it must be a finite number"),
+        ("inf", "gave -inf: it must be a finite number"),
+        ("none", "gave None: it must be a number, not of type NoneType"),
+        ("text", "gave '1.0': it must be a number, not of type str"),
+        ("exit", "ended its process (signal 9)"),
+        ("hang", "took longer than 0.3 s"),
+    ],
+)
+@pytest.mark.parametrize("name", ["unsound", "unsound_waits"])
+def test_a_call_that_fails_takes_no_other_with_it(called: Called, name: str, answer: str, how: str):
+    how = how.replace("\n", r"\n")
+    found = called(name, ["a", answer, "b", "c"], seconds=0.3)
+    assert found == [1.0, Failure(f"reward function {HERE}:{name} {how}, for answer {answer}"), 1.0, 1.0]
+
+
+def test_a_coroutine_that_hangs_is_canceled(called: Called):
+    found = called("unsound_waits", ["a", "wait", "b"], seconds=0.3)
+    assert found[::2] == [1.0, 1.0]
+    assert "took longer than 0.3 s" in found[1].reason
+
+
+def test_calls_run_side_by_side(called: Called):
+    for name, most in (("slow", 40 * 0.05), ("waits", 40 * 0.1)):
+        begun = time.monotonic()
+        found = called(name, ["x"] * 40, at_once=8)
+        assert len(found) == 40
+        assert not any(isinstance(verdict, Failure) for verdict in found)
+        if name == "waits":
+            assert time.monotonic() - begun < most / 2
+
+
+def test_a_failed_call_is_made_again(called: Called, tmp_path: Path):
+    assert called("once", ["a", "b"], attempts=2, folder=str(tmp_path)) == [1.0, 1.0]
+    (tmp_path / "a").unlink()
+    (found, other) = called("once", ["a", "b"], folder=str(tmp_path))
+    assert "raised ConnectionError: not yet" in found.reason
+    assert other == 1.0
+
+
+def test_a_function_that_always_hangs_is_given_up(called: Called):
+    begun = time.monotonic()
+    found = called("unsound", ["hang"] * 100, seconds=0.2, at_once=4)
+    assert time.monotonic() - begun < 20
+    reasons = [verdict.reason for verdict in found]
+    assert any("took longer than 0.2 s" in reason for reason in reasons)
+    assert f"was not called: the last {LATE_IN_A_ROW} calls all took too long" in reasons[-1]
+
+
+def test_a_plain_function_has_a_main_thread(called: Called):
+    assert called("alarmed", ["x"]) == [0.5]
+
+
+@pytest.mark.parametrize("name", ["no.such.module:f", f"{HERE}:nothing"])
+def test_a_function_that_is_not_there_is_named(name: str):
+    with pytest.raises(UserError, match=f"reward function {name}"):
+        FunctionCaller(name, "reward function", CallLimits(1, 1, 1))
