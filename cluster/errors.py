@@ -27,6 +27,10 @@ class DeadlineError(StageError):
     """A wait that reached its deadline. The message names what was waited for."""
 
 
+class StorageError(StageError):
+    """A storage that does not answer, or not whole. It says nothing about the data; the same command reads it again."""
+
+
 class EngineError(StageError):
     """The death, or an invalid result, of a rollout, reward or learner actor, whose work has been requeued."""
 
@@ -106,6 +110,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _named_in_traceback(text: str) -> UserError | StageError | None:
     """Rebuilds the failure that a traceback names: Ray Data, and an actor that dies as it starts, leave only text."""
-    names = {kind.__name__: kind for kind in (UserError, StageError, DeadlineError, EngineError)}
+    names = {kind.__name__: kind for kind in (UserError, StageError, DeadlineError, StorageError, EngineError)}
     found = re.findall(rf"^{re.escape(__name__)}\.({'|'.join(names)}): (.+)$", text, flags=re.MULTILINE)
     return names[found[-1][0]](found[-1][1]) if found else None

@@ -152,7 +152,9 @@ class Corpus(Section):
     )
     page_seconds: PositiveFloat = Field(10.0, description="processor seconds after which a web page is given up")
     max_bad_share: Share = Field(
-        0.01, description="share of a source's records that may be unreadable; with more, the stage fails"
+        0.01,
+        description="share of a source's records, and of its bytes, that may be unreadable; with more, the stage "
+        "fails. A file that ends early counts whole, since nobody knows how much of it is missing",
     )
     keep_excluded: bool = Field(
         False, description="write the documents that the rules drop to excluded/, each with its reason"

@@ -125,6 +125,7 @@ class PreparePhase:
         return {
             "source": split.source,
             "license": split.license,
+            "stored_bytes": split.stored_bytes,
             "fingerprint": file_fingerprint(self.output(split)),
             "seconds": timer.seconds,
             **counts.report(),
@@ -243,6 +244,11 @@ class _Counts:
             "histograms": {name: bins.tolist() for name, bins in self.histograms.items()},
             "bad": len(self.bad),
             "first_bad": self.bad[0].reason if self.bad else None,
+            "unread": [
+                {"file": bad.file, "unread_bytes": bad.unread_bytes, "bytes": bad.file_bytes, "reason": bad.reason}
+                for bad in self.bad
+                if bad.unread_bytes
+            ],
         }
 
 

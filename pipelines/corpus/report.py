@@ -50,6 +50,7 @@ def statistics(
             source["kept"][key] += before["kept"][key]
         source["license"] = before["license"]
         source["bad"] += before["bad"]
+        source["unread"] += before["unread"]
         for key in ("personal_data", "dropped", "dropped_bytes"):
             source[key] = _added(source[key], before[key])
     for part, after in zip(mixture.parts, tokenized, strict=True):
@@ -152,6 +153,8 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
             f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
         )
+    if lost := [item for source in stats["sources"].values() for item in source["unread"]]:
+        console.print(_unread_table(lost))
     if stats["bad"]:
         console.print(f"{stats['bad']:,} records could not be read; quarantine/ lists them with the reasons")
     console.print(
@@ -159,6 +162,16 @@ def print_summary(stats: Report, console: Console) -> None:
         f"{stats['padding_rate']['train']:.2%} padding, {stats['crop_rate']['train']:.2%} of the documents cut; "
         f"{stats['vocabulary']:,} tokens in the vocabulary; {sum(stats['seconds'].values()):.1f} s"
     )
+
+
+def _unread_table(lost: Sequence[Report]) -> Table:
+    """Lists the files that were not read whole; the bytes of several damaged places are added up."""
+    table = _table("Files not read whole", "file", "bytes not read", "bytes there")
+    files = {item["file"]: item["bytes"] for item in lost}
+    for file, size in files.items():
+        unread = sum(item["unread_bytes"] for item in lost if item["file"] == file)
+        table.add_row(file, f"{min(unread, size):,}", f"{size:,}")
+    return table
 
 
 def _rules_table(stats: Report) -> Table:
@@ -229,6 +242,7 @@ def _empty_source() -> Report:
         "kept": {"documents": 0, "bytes": 0},
         "license": None,
         "bad": 0,
+        "unread": [],
         "personal_data": {},
         "dropped": {},
         "dropped_bytes": {},

@@ -125,12 +125,24 @@ def _require_readable(prepared: Sequence[Report], most: float) -> None:
         reports = [report for report in prepared if report["source"] == source]
         bad = sum(report["bad"] for report in reports)
         records = bad + sum(report["found"]["documents"] for report in reports)
+        _require_bytes(reports, most)
         if bad > most * records:
             first = next(report["first_bad"] for report in reports if report["bad"])
             raise UserError(
                 f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
                 f"and corpus.max_bad_share lets {most:g} of them be left out)"
             )
+
+
+def _require_bytes(reports: Sequence[Report], most: float) -> None:
+    """Raises a UserError if damage makes more of a source's bytes unreadable than the share allowed."""
+    lost = [item for report in reports for item in report["unread"]]
+    there, unread = sum(report["stored_bytes"] for report in reports), sum(item["unread_bytes"] for item in lost)
+    if unread > most * there:
+        raise UserError(
+            f"{lost[0]['reason']} ({unread:,} of {there:,} bytes of this source cannot be read, in {len(lost):,} "
+            f"places, and corpus.max_bad_share lets {most:g} of them be left out)"
+        )
 
 
 def _require_documents(prepared: Sequence[Report], min_words: int) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow
 from rich.progress import Progress
 
-from cluster.errors import DeadlineError, UserError
+from cluster.errors import DeadlineError, StorageError, UserError
 from cluster.run.atomic import write_json
 
 Report = dict[str, Any]
 # Version of the outputs and reports of all phases; markers of other versions are ignored.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def run_tasks(
 
     Raises:
         UserError: the one of the first task, in order, that raised one.
+        StorageError: the storage did not answer some tasks; the other ones are done and stay so.
         DeadlineError: no task finished in time.
     """
     bar = progress.add_task(phase, total=len(tasks))
@@ -64,14 +65,18 @@ def run_tasks(
     if pending:
         folder.mkdir(parents=True, exist_ok=True)
         errors: dict[int, str] = {}
+        unanswered: dict[int, str] = {}
         for row in _execute(phase, pending, partial(_run_task, function, folder, tuple(tasks)), deadline):
             if row["error"]:
-                errors[row["task"]] = row["error"]
+                (errors if row["final"] else unanswered)[row["task"]] = row["error"]
             else:
                 reports[row["task"]] = json.loads(row["report"])
             progress.advance(bar)
         if errors:
             raise UserError(errors[min(errors)])
+        if unanswered:
+            left = f"{len(unanswered):,} of {len(tasks):,} parts of the phase {phase!r} are not done"
+            raise StorageError(f"{unanswered[min(unanswered)]}; {left}")
     return [reports[index] for index in range(len(tasks))]
 
 
@@ -99,14 +104,14 @@ def _run_task(function: Callable[[int], Report], folder: Path, tasks: tuple[Task
     task = tasks[index]
     try:
         report = function(index)
-    except UserError as error:
+    except (UserError, StorageError) as error:
         # A raised error would come back wrapped in the traces of two processes.
-        return {"task": index, "report": "", "error": str(error)}
+        return {"task": index, "report": "", "error": str(error), "final": isinstance(error, UserError)}
     finally:
         # The worker process runs later tasks too, of any phase: memory that Arrow keeps from this one would add up.
         pyarrow.default_memory_pool().release_unused()
     write_json(_marker(folder, task), {"version": VERSION, "key": task.key, "report": report})
-    return {"task": index, "report": json.dumps(report), "error": ""}
+    return {"task": index, "report": json.dumps(report), "error": "", "final": True}
 
 
 def _finished(folder: Path, task: Task) -> Report | None:

@@ -12,7 +12,8 @@ import yaml
 from fsspec.utils import glob_translate
 
 from cluster.errors import UserError
-from cluster.run.files import StoredFile, open_file, relative_name
+from cluster.run.files import open_file, relative_name
+from cluster.run.storage import StoredFile
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -69,7 +70,7 @@ def _configs(folder: str) -> list[dict[str, Any]]:
     try:
         with open_file(f"{folder}/README.md") as file:
             content = file.read().decode("utf-8", "replace")
-    except OSError:
+    except FileNotFoundError:
         return []
     front = re.match(r"---\s*\n(.*?)\n---", content, re.DOTALL)
     try:

@@ -7,7 +7,8 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from cluster.recipe.functions import load_function
-from cluster.run.files import StoredFile, find_files, glob_root, relative_name
+from cluster.run.files import find_files, glob_root, relative_name
+from cluster.run.storage import StoredFile
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
@@ -29,6 +30,7 @@ class InputSplit:
         span: of the only file; None reads all files as a whole.
         page_seconds: processor time after which a web page is given up.
         extractor: library that extracts the main text of web pages.
+        stored_bytes: of the files, or of the span.
         function: module:function of a source of kind function, called with the seed and `arguments`.
 
     The other fields are those of the source in the recipe.
@@ -48,6 +50,7 @@ class InputSplit:
     text_lines: bool = False
     page_seconds: float = 10.0
     extractor: str = "resiliparse"
+    stored_bytes: int = 0
     function: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -70,7 +73,7 @@ def plan_splits(
     """
     splits: list[InputSplit] = []
     for source, name in zip(sources, source_names(sources), strict=True):
-        for files, span in _groups(_files_of(source), source):
+        for files, span, size in _groups(_files_of(source), source):
             splits.append(
                 InputSplit(
                     name=f"part-{len(splits):05d}",
@@ -87,6 +90,7 @@ def plan_splits(
                     text_lines=source.text_lines,
                     page_seconds=page_seconds,
                     extractor=extractor,
+                    stored_bytes=size,
                     function=source.function,
                     arguments=source.arguments,
                 )
@@ -180,19 +184,26 @@ def _files_of(source: Source) -> list[StoredFile]:
     return found
 
 
-def _groups(files: Sequence[StoredFile], source: Source) -> list[tuple[tuple[str, ...], Span | None]]:
-    """Groups small files up to `SPLIT_BYTES`, and cuts large ones into spans where their format allows it."""
-    groups: list[tuple[tuple[str, ...], Span | None]] = []
+def _groups(files: Sequence[StoredFile], source: Source) -> list[tuple[tuple[str, ...], Span | None, int]]:
+    """Groups small files up to `SPLIT_BYTES`, and cuts large ones into spans where their format allows it.
+
+    Returns:
+        (files, span, bytes) of each group; the bytes of a file that is cut are shared among its spans.
+    """
+    groups: list[tuple[tuple[str, ...], Span | None, int]] = []
     held: list[str] = []
     size = 0
     for file in files:
         cut = spans(file, source.text_lines, SPLIT_BYTES) if source.kind == "files" and not source.limit else []
         if held and not source.limit and (cut or size + file.size > SPLIT_BYTES):
-            groups.append((tuple(held), None))
+            groups.append((tuple(held), None, size))
             held, size = [], 0
         if cut:
-            groups += [((file.name,), span) for span in cut]
+            ends = [file.size * number // len(cut) for number in range(len(cut) + 1)]
+            groups += [
+                ((file.name,), span, end - start) for span, start, end in zip(cut, ends[:-1], ends[1:], strict=True)
+            ]
         else:
             held.append(file.name)
             size += file.size
-    return [*groups, (tuple(held), None)] if held or not groups else groups
+    return [*groups, (tuple(held), None, size)] if held or not groups else groups

@@ -15,16 +15,8 @@ import fsspec
 import pytest
 
 from cluster.errors import UserError
-from cluster.run.files import (
-    absolute,
-    file_info,
-    find_files,
-    glob_root,
-    is_remote,
-    local_file,
-    open_file,
-    relative_name,
-)
+from cluster.run.files import file_info, find_files, glob_root, local_file, open_file, relative_name
+from cluster.run.storage import absolute, is_remote
 from tests.helpers import ROOT
 
 

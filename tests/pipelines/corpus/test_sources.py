@@ -149,7 +149,9 @@ def test_a_truncated_file_is_read_up_to_its_end(tmp_path: Path, kind: str) -> No
     assert texts[0].startswith("0 ")
     assert 5_000 < len(texts) < 15_000
     assert content.startswith("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
-    assert f"{path} is damaged {'gzip' if kind == 'gz' else 'zstd'}" in bad[-1].reason
+    assert f"{path} is damaged after byte {bad[-1].offset} of its content ({'gzip' if kind == 'gz' else 'zstd'}" in str(
+        bad
+    )
     assert 0 < bad[-1].offset < len(content)
 
 
@@ -163,7 +165,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert texts == ["one", "three"]
     assert sum("is empty" in item.reason for item in bad) == 6
     for name, complaint in [
-        ("odd.parquet", "is not a readable Parquet file"),
+        ("odd.parquet", "is damaged from its start (Parquet, "),
         ("null.parquet", "row 2: 'text' is NoneType, not text"),
         ("latin.txt", "is not UTF-8 at byte 3"),
     ]:
