@@ -29,7 +29,7 @@ from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
 from pipelines.corpus.filter.rules import WANTED_LANGUAGE, bounds, reasons_to_drop, wanted_language
 from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
-from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit, read_split
 from pipelines.corpus.tables import BATCH, PREPARED
 from pipelines.corpus.tasks import Report, Task, run_tasks
@@ -108,6 +108,9 @@ class PreparePhase:
                 if isinstance(batch, BadRecord):
                     counts.bad.append(batch)
                     continue
+                if isinstance(batch, Skipped):
+                    counts.skipped[batch.kind] += batch.records
+                    continue
                 with timer.step("filter"):
                     counts.add_read(batch, self.settings)
                     judged = list(zip(batch.documents, reasons_to_drop(self._signals(batch), rules), strict=True))
@@ -139,7 +142,7 @@ class PreparePhase:
         folders = [folder for folder in (self.folder, self.signals, self.excluded) if folder]
         return tuple(folder / f"{split.name}.parquet" for folder in folders)
 
-    def _measured(self, split: InputSplit, timer: "StepTimer") -> Iterator[MeasuredBatch | BadRecord]:
+    def _measured(self, split: InputSplit, timer: "StepTimer") -> Iterator[MeasuredBatch | BadRecord | Skipped]:
         if self.signals is None:
             return measured_batches(split, self.settings, timer)
         key, path = cache_key(split, self.settings), self.signals / f"{split.name}.parquet"
@@ -159,14 +162,14 @@ class PreparePhase:
 
 def measured_batches(
     split: InputSplit, settings: MeasureSettings, timer: "StepTimer"
-) -> Iterator[MeasuredBatch | BadRecord]:
-    """Reads, cleans and measures a split's documents, `BATCH` at a time; passes bad records on.
+) -> Iterator[MeasuredBatch | BadRecord | Skipped]:
+    """Reads, cleans and measures a split's documents, `BATCH` at a time; passes bad and skipped records on.
 
     The number of values replaced per kind of personal data is a signal too: personal_email, personal_phone, …
     """
     batch: list[Document] = []
     for item in timer.reading("read", read_split(split)):
-        if isinstance(item, BadRecord):
+        if isinstance(item, BadRecord | Skipped):
             yield item
             continue
         batch.append(item)
@@ -216,6 +219,7 @@ class _Counts:
     personal_data: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     bad: list[BadRecord] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def add_read(self, batch: MeasuredBatch, settings: MeasureSettings) -> None:
         self.found.update(documents=len(batch.documents), bytes=sum(batch.read_bytes))
@@ -242,6 +246,7 @@ class _Counts:
             "drop_examples": self.examples,
             "personal_data": dict(self.personal_data),
             "histograms": {name: bins.tolist() for name, bins in self.histograms.items()},
+            "skipped": dict(sorted(self.skipped.items())),
             "bad": len(self.bad),
             "first_bad": self.bad[0].reason if self.bad else None,
             "unread": [

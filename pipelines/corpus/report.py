@@ -51,7 +51,7 @@ def statistics(
         source["license"] = before["license"]
         source["bad"] += before["bad"]
         source["unread"] += before["unread"]
-        for key in ("personal_data", "dropped", "dropped_bytes"):
+        for key in ("personal_data", "dropped", "dropped_bytes", "skipped"):
             source[key] = _added(source[key], before[key])
     for part, after in zip(mixture.parts, tokenized, strict=True):
         for split in SPLITS:
@@ -78,6 +78,7 @@ def statistics(
         },
         "drop_examples": _examples(prepared),
         "personal_data": _added(*(source["personal_data"] for source in sources.values())),
+        "skipped": _added(*(source["skipped"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(dropped.exact.values()), "near": sum(dropped.near.values())},
         **({"mix": mixture.account} if mixture.account else {}),
@@ -153,6 +154,9 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
             f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
         )
+    if stats["skipped"]:
+        kinds = sorted(stats["skipped"].items(), key=lambda item: -item[1])
+        console.print(f"skipped: {', '.join(f'{count:,} of {kind}' for kind, count in kinds)}")
     if lost := [item for source in stats["sources"].values() for item in source["unread"]]:
         console.print(_unread_table(lost))
     if stats["bad"]:
@@ -244,6 +248,7 @@ def _empty_source() -> Report:
         "bad": 0,
         "unread": [],
         "personal_data": {},
+        "skipped": {},
         "dropped": {},
         "dropped_bytes": {},
         **{split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS},

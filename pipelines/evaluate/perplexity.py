@@ -13,7 +13,7 @@ from actors.trainer.data import shards_in
 from cluster.errors import wait_for
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
-from pipelines.corpus.read.records import BadRecord
+from pipelines.corpus.read.records import Document
 from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
 from pipelines.evaluate.stats import RatioChange, log_ratio_change
@@ -110,7 +110,7 @@ def _documents(recipe: Recipe, run: RunFolder) -> Iterator[list[int]]:
         tokenizer = AutoTokenizer.from_pretrained(run.path("base"))
         for split in plan_splits(recipe.evaluate.text, recipe.seed):
             for document in read_split(split):
-                if not isinstance(document, BadRecord):
+                if isinstance(document, Document):
                     yield tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
     elif recipe.corpus.sources:
         for shard in shards_in(run.path("corpus") / "shards" / "held_out"):

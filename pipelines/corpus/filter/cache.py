@@ -1,10 +1,11 @@
 """Keeps cleaned documents with their signals on disk, so that a build with other thresholds need not read the sources.
 
 signals/part-00000.parquet: id, source, text, language, read_bytes and a column per signal; the file's metadata hold the
-key that it was measured under and the bad records.
+key that it was measured under, the bad records and the numbers of the skipped ones.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -19,7 +20,7 @@ from cluster.run.files import file_info
 from cluster.run.folder import file_fingerprint, fingerprint
 from cluster.run.storage import is_remote
 from pipelines.corpus.filter.signals import VERSION, Signals
-from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit
 from pipelines.corpus.tables import BATCH
 
@@ -69,32 +70,39 @@ def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     return fingerprint([VERSION, given, files, lines, sorted(settings.personal_data), settings.language])
 
 
-def store(items: Iterable[MeasuredBatch | BadRecord], path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord]:
+def store(
+    items: Iterable[MeasuredBatch | BadRecord | Skipped], path: Path, key: str
+) -> Iterator[MeasuredBatch | BadRecord | Skipped]:
     """Passes all items on and writes them to `path`, which appears after the last one."""
     bad: list[BadRecord] = []
+    skipped: Counter[str] = Counter()
     with atomic_write(path) as side:
         writer = None
         for item in items:
             if isinstance(item, BadRecord):
                 bad.append(item)
+            elif isinstance(item, Skipped):
+                skipped[item.kind] += item.records
             else:
                 table = _to_table(item)
                 writer = writer or pq.ParquetWriter(side, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=BATCH)
             yield item
         writer = writer or pq.ParquetWriter(side, pa.schema([(name, pa.string()) for name in _TEXT]))
-        writer.add_key_value_metadata({_KEY: json.dumps({"key": key, "bad": [asdict(item) for item in bad]})})
+        held = {"key": key, "bad": [asdict(item) for item in bad], "skipped": sorted(skipped.items())}
+        writer.add_key_value_metadata({_KEY: json.dumps(held)})
         writer.close()
 
 
-def load(path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord] | None:
-    """Reads what `store` wrote under the same key, bad records first; returns None if there is nothing."""
+def load(path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord | Skipped] | None:
+    """Reads what `store` wrote under the same key, bad and skipped records first; returns None if there is nothing."""
     if not path.exists():
         return None
     found = json.loads((pq.read_metadata(path).metadata or {}).get(_KEY, b"{}"))
     if found.get("key") != key:
         return None
-    return chain([BadRecord(**item) for item in found["bad"]], _read(path))
+    skipped = [Skipped(kind, records) for kind, records in found["skipped"]]
+    return chain([BadRecord(**item) for item in found["bad"]], skipped, _read(path))
 
 
 def _content(file: str) -> str:

@@ -17,7 +17,7 @@ from cluster.recipe.corpus import C4, Rules
 from pipelines.corpus.filter.ngrams import repetition
 
 # Part of the signal cache's key: signals of another version are measured again.
-VERSION = 2
+VERSION = 3
 
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]

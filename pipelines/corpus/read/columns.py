@@ -11,7 +11,7 @@ from cluster.run.files import file_info
 from cluster.run.storage import RemoteFile, is_remote
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.lines import Span
-from pipelines.corpus.read.records import BadRecord, DamageError, unread
+from pipelines.corpus.read.records import BadRecord, DamageError, Item, unread
 
 _ROWS = 1000
 # Arrow reports damage as one of these, an OSError without a number, or, in lengths and offsets, as a MemoryError.
@@ -39,7 +39,7 @@ def row_groups(name: str, size: int) -> list[Span]:
     return [*found, (start, len(sizes))]
 
 
-def read_rows(name: str, text_field: str, encoding: str, span: Span | None) -> Iterator[tuple[int, str | BadRecord]]:
+def read_rows(name: str, text_field: str, encoding: str, span: Span | None) -> Iterator[tuple[int, Item]]:
     """Reads the text of every row of the row groups of a span, with its number.
 
     Raises:
@@ -65,7 +65,7 @@ def read_rows(name: str, text_field: str, encoding: str, span: Span | None) -> I
 
 def _read_group(
     name: str, file: pyarrow.parquet.ParquetFile, group: int, number: int, field: tuple[str, str, str], size: int
-) -> Iterator[tuple[int, str | BadRecord]]:
+) -> Iterator[tuple[int, Item]]:
     text_field, column, encoding = field
     place, end = number, number + file.metadata.row_group(group).num_rows
     try:

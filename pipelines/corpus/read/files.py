@@ -9,10 +9,10 @@ from cluster.run.storage import StoredFile, as_storage_failure, is_remote, witho
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines
-from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, excerpt
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, excerpt
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-WEB = (".html", ".htm", ".warc", ".warc.gz")
+WEB = (".html", ".htm", ".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 SUFFIXES = (".txt", *LINES, ".parquet", *WEB)
 
 
@@ -50,7 +50,7 @@ def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
     return row_groups(file.name, size) if suffix == ".parquet" else []
 
 
-def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, str | BadRecord]]:
+def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, Item]]:
     """Reads the texts of a file or of a span: each line, row or HTTP response, or a whole .txt or .html file.
 
     Yields:
@@ -69,7 +69,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
         raise UserError(f"cannot read {shown}: {error.strerror or error}") from error
 
 
-def _items(name: str, reading: Reading, span: Span | None) -> Iterator[tuple[int, str | BadRecord]]:
+def _items(name: str, reading: Reading, span: Span | None) -> Iterator[tuple[int, Item]]:
     suffix = suffix_of(name) or ""
     if not file_info(name).size:
         yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")

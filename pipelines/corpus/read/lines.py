@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 
 from cluster.run.files import file_info, open_file
 from pipelines.corpus.read.fields import FieldError, text_of
-from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, excerpt, unread
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
 from pipelines.corpus.read.unpack import Unpacked, unpacked
 
 # A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
@@ -18,7 +18,7 @@ _BUFFER = 64 << 10
 
 def read_lines(
     name: str, packing: str | None, text_field: str | None, encoding: str, span: Span | None
-) -> Iterator[tuple[int, str | BadRecord]]:
+) -> Iterator[tuple[int, Item]]:
     """Reads the text of every line that starts in a span, with the byte of the unpacked content where it starts.
 
     Args:

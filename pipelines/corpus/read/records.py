@@ -1,4 +1,4 @@
-"""Defines what reading yields: documents, and bad records in place of those that cannot be read."""
+"""Defines what reading yields: documents, bad records in place of those that cannot be read, and records skipped."""
 
 from dataclasses import dataclass
 
@@ -41,6 +41,23 @@ class BadRecord:
     excerpt: str = ""
     unread_bytes: int = 0
     file_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Records that can be read and hold no document, such as images among web pages.
+
+    Attributes:
+        kind: what they are, such as "status 404".
+        records: number of them.
+    """
+
+    kind: str
+    records: int = 1
+
+
+# What a record gives: a text, or why it gives none.
+Item = str | BadRecord | Skipped
 
 
 class DamageError(Exception):

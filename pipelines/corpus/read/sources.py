@@ -12,7 +12,7 @@ from cluster.run.storage import StoredFile
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
-from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.records import BadRecord, Document, Item, Skipped
 
 # Enough work to outweigh the start of a task, and small enough to distribute a corpus over many.
 SPLIT_BYTES = 8 << 20
@@ -108,15 +108,17 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def read_split(split: InputSplit) -> Iterator[Document | BadRecord]:
+def read_split(split: InputSplit) -> Iterator[Document | BadRecord | Skipped]:
     """Reads the documents of a split in order; records that cannot be read become bad records.
+
+    Records that hold no document, such as images in a capture, are skipped, each with its kind.
 
     Raises:
         UserError: a file cannot be opened, a Parquet file lacks the text field, or a function fails.
     """
     taken = 0
     for place, text in _places(split):
-        if isinstance(text, BadRecord):
+        if isinstance(text, BadRecord | Skipped):
             yield text
             continue
         if taken == split.limit:
@@ -139,7 +141,7 @@ def _surrogate(split: InputSplit, place: str, error: UnicodeEncodeError) -> BadR
     return BadRecord(file or split.source, int(offset) if offset.isdigit() else 0, f"{where} {half}", beginning)
 
 
-def _places(split: InputSplit) -> Iterator[tuple[str, str | BadRecord]]:
+def _places(split: InputSplit) -> Iterator[tuple[str, Item]]:
     if split.kind == "files":
         with Extractor(split.page_seconds, split.extractor) as extract:
             reading = Reading(split.text_field, split.text_lines, extract)

@@ -1,29 +1,40 @@
 """Reads the main text of web pages from HTML files and WARC captures (ISO 28500)."""
 
 import mmap
+import re
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
-from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord
+from pipelines.corpus.read.http import content, is_page, parse_response
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, Skipped
 
-_PAGES = ("text/html", "application/xhtml+xml")
-_GZIP_MAGIC = b"\x1f\x8b\x08"
+# A page whose text the parser has yet to send, or what the record holds instead.
+Found = PageRequest | Item
+
+# What a record starts with, by the suffix of the file.
+_STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _RECORD = b"WARC/1."
+# Media types are the servers' words, and end up in the statistics.
+_SHORT_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
 _LINE_ENDS = b"\r\n\r\n"
 _CHUNK = 1 << 16
 # Pages requested before the text of an earlier one is used; more than the parser buffers has no effect.
 _AHEAD = 16
 
 
-def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | BadRecord]]:
-    """Reads the main text of an HTML file, or of each HTML page with status 200 in a WARC file, with its offset."""
-    if ".warc" in path.name:
+def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, Item]]:
+    """Reads the main text of an HTML file, or of each HTML page with status 200 in a WARC file, with its offset.
+
+    A WARC file's conversion records, of which WET files consist, are texts already.
+    """
+    if not path.name.lower().endswith((".html", ".htm")):
         yield from _in_order(path, _read_warc(path, extract))
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
         yield 0, BadRecord(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
@@ -34,11 +45,9 @@ def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, str | BadRec
             yield 0, BadRecord(str(path), 0, f"{path} {error}; remove the file")
 
 
-def _in_order(
-    path: Path, found: Iterator[tuple[int, PageRequest | BadRecord]]
-) -> Iterator[tuple[int, str | BadRecord]]:
+def _in_order(path: Path, found: Iterator[tuple[int, Found]]) -> Iterator[tuple[int, Item]]:
     """Yields the texts in order, while later pages are already with the parser."""
-    waiting: deque[tuple[int, PageRequest | BadRecord]] = deque()
+    waiting: deque[tuple[int, Found]] = deque()
     for pair in found:
         waiting.append(pair)
         if len(waiting) > _AHEAD:
@@ -47,31 +56,35 @@ def _in_order(
         yield _text_of(path, *waiting.popleft())
 
 
-def _text_of(path: Path, offset: int, page: PageRequest | BadRecord) -> tuple[int, str | BadRecord]:
+def _text_of(path: Path, offset: int, page: Found) -> tuple[int, Item]:
     try:
-        return offset, page if isinstance(page, BadRecord) else page.text()
+        return offset, page.text() if isinstance(page, PageRequest) else page
     except ExtractionError as error:
         return offset, _bad(path, offset, str(error))
 
 
-def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, PageRequest | BadRecord]]:
+def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Found]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start: int | None = 0
         while start is not None:
-            broken = yield from _read_from(path, file, content, start, extract)
-            start = _next_record(path, content, broken) if broken is not None else None
+            bad = yield from _read_from(path, file, content, start, extract)
+            if bad is None:
+                return
+            start = _next_record(path, content, bad.offset)
+            lost = (len(content) if start is None else start) - bad.offset
+            yield bad.offset, replace(bad, unread_bytes=lost, file_bytes=len(content))
 
 
 def _read_from(
     path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
-) -> Generator[tuple[int, PageRequest | BadRecord], None, int | None]:
-    """Reads the pages from an offset on; returns the offset of the record where reading failed, None at the end.
+) -> Generator[tuple[int, Found], None, BadRecord | None]:
+    """Reads the pages from an offset on; returns the record where reading failed, None at the end.
 
     A record counts as intact only when the next one is found where its length implies.
     """
     file.seek(start)
     offset, length = start, 0
-    page: PageRequest | BadRecord | None = None
+    page: Found | None = None
     records = iter(ArchiveIterator(file, parse_http=False))
     while True:
         try:
@@ -81,8 +94,7 @@ def _read_from(
             if end is not None and page is not None:
                 yield offset, page
             broken = offset if end is None else end
-            yield broken, _bad(path, broken, f"is damaged or has the wrong length ({error})")
-            return broken
+            return _bad(path, broken, f"is damaged or has the wrong length ({error})")
         if page is not None:
             yield offset, page
         if record is None:
@@ -91,13 +103,11 @@ def _read_from(
         try:
             found = _load(record)
         except (OSError, ValueError) as error:
-            yield offset, _bad(path, offset, f"is damaged ({error})")
-            return offset
+            return _bad(path, offset, f"is damaged ({error})")
         if found > MAXIMUM_RECORD_BYTES:
             page = _bad(path, offset, f"has {length:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}")
         elif found != length:
-            yield offset, _bad(path, offset, f"says it has {length:,} bytes and has {found:,}")
-            return offset
+            return _bad(path, offset, f"says it has {length:,} bytes and has {found:,}")
         else:
             page = _page(path, record, extract)
 
@@ -113,7 +123,9 @@ def _load(record: WarcRecord) -> int:
 
 def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> int | None:
     """Finds the end of a record, or None if its block is not followed by two line ends: its length is wrong then."""
-    if not path.name.endswith(".gz"):
+    if path.suffix.lower() == ".zst":
+        return None
+    if path.suffix.lower() != ".gz":
         end = content.find(_LINE_ENDS, offset) + len(_LINE_ENDS) + length
         return end + len(_LINE_ENDS) if content[end : end + len(_LINE_ENDS)] == _LINE_ENDS else None
     decompressor = zlib.decompressobj(wbits=31)
@@ -130,27 +142,41 @@ def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> 
     return min(at, len(content)) - len(decompressor.unused_data)
 
 
-def _page(path: Path, record: WarcRecord, extract: Extractor) -> PageRequest | BadRecord | None:
-    """Requests the text of a record that is an HTML page with status 200; returns None for any other record."""
-    if record.record_type != WarcRecordType.response or not record.is_http:
-        return None
+def _page(path: Path, record: WarcRecord, extract: Extractor) -> Found | None:
+    """Requests the text of a response that is an HTML page with status 200, or decodes the text of a conversion.
+
+    Returns:
+        the request or text; why a response holds neither; or None for a record of another type, such as a request.
+    """
     offset = record.stream_pos
+    if record.record_type == WarcRecordType.conversion:
+        # Common Crawl's WET files hold the text of pages, as UTF-8 (ISO 28500, 6.7).
+        try:
+            return _read_at_most(record, MAXIMUM_RECORD_BYTES).decode("utf-8")
+        except UnicodeDecodeError as error:
+            return _bad(path, offset, f"is not UTF-8 at byte {error.start}")
+    if record.record_type != WarcRecordType.response:
+        return None
+    if not record.is_http:
+        return Skipped("another protocol than HTTP")
+    response = parse_response(_read_at_most(record, MAXIMUM_RECORD_BYTES))
+    if response.status != 200:
+        return Skipped(f"status {response.status}" if response.status else "no status line")
     try:
-        record.parse_http(auto_decode="all")
-        headers = record.http_headers
-        if headers is None or headers.status_code != 200 or record.http_content_type not in _PAGES:
-            return None
-        body = _read_at_most(record, MAXIMUM_RECORD_BYTES + 1)
-        if len(body) > MAXIMUM_RECORD_BYTES:
-            return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
-        return extract.request(body, record.http_charset)
-    except (OSError, ValueError) as error:
+        body = content(response, MAXIMUM_RECORD_BYTES)
+    except ValueError as error:
         return _bad(path, offset, f"cannot be decoded ({error})")
+    if not is_page(response.media_type, body):
+        known = _SHORT_TYPE.fullmatch(response.media_type)
+        return Skipped(f"content type {response.media_type}" if known else "another content type")
+    if len(body) > MAXIMUM_RECORD_BYTES:
+        return _bad(path, offset, f"unpacks to more than {MAXIMUM_RECORD_BYTES:,} bytes")
+    return extract.request(body, response.charset)
 
 
 def _next_record(path: Path, content: mmap.mmap, broken: int) -> int | None:
     """Finds the start of the first readable record after a broken one."""
-    mark = _GZIP_MAGIC if path.name.endswith(".gz") else _RECORD
+    mark = _STARTS.get(path.suffix.lower(), _RECORD)
     found = content.find(mark, broken + 1)
     while found >= 0 and not _readable(path, found):
         found = content.find(mark, found + 1)

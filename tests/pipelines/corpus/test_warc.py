@@ -1,8 +1,13 @@
 """Pages from HTML and WARC files: what is read of them, in which encoding, and what happens to damaged ones."""
 
 import gzip
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster.recipe.corpus import Source
@@ -10,7 +15,7 @@ from pipelines.corpus.read import warc
 from pipelines.corpus.read.extract_worker import main_text
 from pipelines.corpus.read.extractor import ExtractionError, Extractor
 from pipelines.corpus.read.files import Reading, read_file
-from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import plan_splits, read_split
 from tests.helpers import SHARED
 
@@ -216,3 +221,94 @@ def test_every_page_of_the_shared_captures_is_read() -> None:
     assert all(texts for texts, _ in found.values())
     assert not any("\ufffd" in text for texts, _ in found.values() for text in texts)
     assert found["sample-0001.warc.gz"][0][-1].startswith("Frequently asked questions")
+
+
+PAGE = HTML.format("first").encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("Content-Type: text/html\r\nContent-Encoding: gzip", PAGE),
+        ("Content-Type: text/html\r\nTransfer-Encoding: chunked", PAGE),
+        ("Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip", gzip.compress(PAGE)),
+        ("Content-Type: text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE)),
+        ("Content-Type: text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE, wbits=-15)),
+        ("Content-Type: text/html\r\nContent-Encoding: x-gzip", gzip.compress(PAGE[:99]) + gzip.compress(PAGE[99:])),
+        ("Content-Type: text/html\r\nContent-Encoding: gzip, br", pa.compress(gzip.compress(PAGE), "brotli", True)),
+        ("Content-Type: text/html\r\nContent-Encoding: zstd", pa.compress(PAGE, "zstd", True)),
+        *((f"Content-Type: text/html\r\nContent-Encoding: {name}", PAGE) for name in ("utf-8", "none", "binary", "br")),
+        ("Content-Type: TEXT/HTML;Charset=UTF-8", PAGE),
+        ("Server: x", b"\n <!doctype html>" + PAGE),
+        ("Content-Type: unknown/unknown", PAGE),
+        ("Content-Type: text/html;\r\n charset=utf-8", PAGE),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_what_headers_say_wrongly_is_ignored_and_the_next_pages_are_read(
+    tmp_path: Path, name: str, headers: str, body: bytes
+) -> None:
+    write(tmp_path / name, record("", headers=headers, body=body), *map(record, ("two", "three", "four")))
+    texts, bad = read(tmp_path / name)
+    assert [text.strip() for text in texts] == ["first", "two", "three", "four"]
+    assert not bad
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("Content-Type: text/html\r\nContent-Encoding: gzip", gzip.compress(PAGE)[:-9]),
+        ("Content-Type: text/html\r\nContent-Encoding: deflate", b"\x01\x02\x03"),
+        ("Content-Type: text/html\r\nTransfer-Encoding: chunked", b"5\r\n<p>on\r\nfff\r\ne"),
+    ],
+)
+def test_a_page_that_is_damaged_is_a_bad_record_of_its_own(tmp_path: Path, headers: str, body: bytes) -> None:
+    starts = write(tmp_path / "a.warc", record("one"), record("", headers=headers, body=body), record("three"))
+    texts, (bad,) = read(tmp_path / "a.warc")
+    assert [text.strip() for text in texts] == ["one", "three"]
+    assert "cannot be decoded" in bad.reason
+    assert (bad.offset, bad.unread_bytes) == (starts[1], 0)
+
+
+def test_headers_may_end_with_bare_line_feeds(tmp_path: Path) -> None:
+    parts = [record(text).split(b"\r\n\r\n", 2) for text in ("one", "two")]
+    bare = []
+    for warc_head, http_head, body in parts:
+        message = http_head.replace(b"\r\n", b"\n") + b"\n\n" + body.removesuffix(b"\r\n\r\n")
+        head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(message), warc_head)
+        bare.append(head + b"\r\n\r\n" + message + b"\r\n\r\n")
+    write(tmp_path / "a.warc.gz", *bare)
+    texts, bad = read(tmp_path / "a.warc.gz")
+    assert [text.strip() for text in texts] == ["one", "two"]
+    assert not bad
+
+
+def test_responses_that_are_no_page_are_counted_by_kind(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.warc",
+        record("a request", kind="request"),
+        *[record("gone", status="404 Not Found")] * 2,
+        record("an image", headers="Content-Type: Image/PNG"),
+        record("", headers="Server: x", body=b"\x89PNG <p>"),
+    )
+    with Extractor(10) as extract:
+        items = [item for _, item in read_file(str(tmp_path / "a.warc"), Reading("text", False, extract))]
+    found = Counter(item.kind for item in items if isinstance(item, Skipped))
+    assert found == {"status 404": 2, "content type image/png": 1, "another content type": 1}
+    assert len(items) == 4
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: pa.compress(data, "zstd", True)])
+def test_extracted_texts_of_a_wet_file_are_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    texts = ["Grüße aus dem Archiv", "second"]
+    records = []
+    for text in texts:
+        data = text.encode()
+        head = (
+            f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:uuid:0>\r\n"
+            f"Content-Type: text/plain\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        records.append(pack(head.encode() + data + b"\r\n\r\n"))
+    path = tmp_path / f"a.warc.wet{'' if pack is bytes else '.gz' if pack is gzip.compress else '.zst'}"
+    path.write_bytes(b"".join(records))
+    assert read(path) == (texts, [])
