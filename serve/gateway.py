@@ -90,7 +90,7 @@ def gateway_app(
     weights = {name: settings.weights.get(name) for name in models}
     metrics = GatewayMetrics(weights)
     routes = Routes(models, settings.aliases, random.Random())
-    router = Router(models, routes, settings.max_concurrent, weights, metrics)
+    router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
     # No redirects of paths with an additional slash: they would repeat the client's own `Host` header.
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.exception_handler(RequestError)(_request_error)

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,6 +27,7 @@ from serve.http.limits import ConcurrencyLimit
 from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
+from serve.http.reservation import most_tokens
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint
 
@@ -106,6 +108,7 @@ class Router:
         max_concurrent: the most requests of one model at once.
         weights: the version of every model's weights; the admin routes update it.
         metrics: count times and tokens.
+        context: the most tokens of a request, prompt and answer together.
     """
 
     def __init__(
@@ -115,8 +118,10 @@ class Router:
         max_concurrent: int,
         weights: Mapping[str, str | None],
         metrics: GatewayMetrics,
+        context: int,
     ) -> None:
         self._models, self._routes, self._weights, self._metrics = models, routes, weights, metrics
+        self._context = context
         self._limit = ConcurrencyLimit(max_concurrent)
         self._shadows: set[asyncio.Task[None]] = set()
 
@@ -150,6 +155,7 @@ class Router:
         body = await json_body(request)
         name, version = _split_version(body.get("model"))
         route = self._routes.find(name)
+        context.reserve(most_tokens(endpoint, body, self._context))
         if route.shadow:
             task = asyncio.create_task(self._shadow(endpoint, body | {"model": route.shadow}))
             self._shadows.add(task)
@@ -168,9 +174,18 @@ class Router:
             RequestError: 503, the model has no free slot or cannot be reached.
         """
         name, read, written = body["model"], 0, 0
+
+        async def count_rest(used: Awaitable[Usage | None]) -> None:
+            if usage := await used:
+                context.prompt_tokens += usage.prompt_tokens - read
+                context.completion_tokens += usage.completion_tokens - written
+
+        def given_up(used: Awaitable[Usage | None]) -> None:
+            context.cleanup.push_async_callback(count_rest, used)
+
         with self._limit.slot(name), self._metrics.running.labels(name).track_inprogress():
             try:
-                async with aclosing(self._models[name].answer(endpoint, body)) as parts:
+                async with aclosing(self._models[name].answer(endpoint, body, given_up)) as parts:
                     async for part in parts:
                         if isinstance(part, Usage):
                             read, written = part.prompt_tokens, part.completion_tokens
@@ -203,7 +218,15 @@ class Router:
         self._set_weights(context, self._weights.get(name))
         context.cleanup.enter_context(self._limit.slot(name))
         context.cleanup.enter_context(self._metrics.running.labels(name).track_inprogress())
-        parts = self._models[name].answer(endpoint, body)
+
+        async def count(used: Awaitable[Usage | None]) -> None:
+            if usage := await used:
+                context.count(usage)
+
+        def given_up(used: Awaitable[Usage | None]) -> None:
+            context.cleanup.push_async_callback(count, used)
+
+        parts = self._models[name].answer(endpoint, body, given_up)
         context.cleanup.push_async_callback(parts.aclose)
         first = await wait(anext(parts))
         while isinstance(first, ResponseStart):
@@ -214,9 +237,7 @@ class Router:
             first = await wait(anext(parts))
         if isinstance(first, Reply):
             self._set_weights(context, first.weights)
-            usage = first.body.get("usage") or {}
-            context.prompt_tokens = usage.get("prompt_tokens") or 0
-            context.completion_tokens = usage.get("completion_tokens") or 0
+            context.count(_usage(endpoint, body, first))
             return JSONResponse(first.body, first.status)
         return StreamingResponse(self._events(first, parts, context), media_type="text/event-stream")
 
@@ -230,13 +251,13 @@ class Router:
         next_token = self._metrics.next_token.labels(*labels)
         last = time.monotonic()
         self._metrics.first_token.labels(*labels).observe(last - context.start)
-        # Until the usage arrives, an event counts as a token: a client that leaves pays for what it was sent.
+        # Until the usage arrives, an event counts as a token: a replica that dies says nothing more.
         context.completion_tokens = 1
         yield str(first)
         try:
             async for part in rest:
                 if isinstance(part, Usage):
-                    context.prompt_tokens, context.completion_tokens = part.prompt_tokens, part.completion_tokens
+                    context.count(part)
                     if part.weights:
                         # The header has been sent already. Clients ignore comments.
                         context.weights = part.weights
@@ -250,6 +271,14 @@ class Router:
         except RequestError as error:
             # The status line has been sent: only an error event can still say that the response is incomplete.
             yield f"data: {json.dumps(error.body)}\n\n"
+
+
+def _usage(endpoint: Endpoint, body: dict[str, Any], reply: Reply) -> Usage:
+    """Returns the tokens of a complete response. Those of `/tokenize` and `/detokenize` count as a prompt's."""
+    if endpoint == "detokenize" and reply.status == HTTPStatus.OK:
+        return Usage(len(body["tokens"]), 0)
+    usage = reply.body.get("usage") or {"prompt_tokens": reply.body.get("count")}
+    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
 async def _wait(work: Awaitable[Part]) -> Part:

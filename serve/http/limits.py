@@ -66,15 +66,33 @@ class KeyLimits:
         tokens = self._bucket(key, "tokens", key.tokens_per_minute)
         for what, bucket in (("requests", requests), ("tokens", tokens)):
             if bucket and (wait := bucket.wait(1, now)):
-                message = f"this key may use {bucket.per_minute} {what} a minute; try again in {math.ceil(wait)} s"
-                raise RequestError(429, message, "RateLimitError", retry_after=math.ceil(wait))
+                raise _too_many(f"this key may use {bucket.per_minute} {what} a minute", wait)
         if requests:
             requests.take(1, now)
 
-    def spend_tokens(self, key: Key, tokens: int) -> None:
-        """Counts the tokens of a finished request."""
+    def reserve_tokens(self, key: Key, tokens: int) -> None:
+        """Takes the most tokens that a request may use, before it starts: requests at the same time see it.
+
+        A request that may use more than a minute's tokens starts when the key has used none of them.
+
+        Raises:
+            RequestError: 429, the key has fewer left; `Retry-After` says for how long.
+        """
+        bucket, now = self._bucket(key, "tokens", key.tokens_per_minute), self._clock()
+        if bucket is None:
+            return
+        if wait := bucket.wait(min(tokens, bucket.per_minute), now):
+            raise _too_many(
+                f"this key may use {bucket.per_minute} tokens a minute, and this request up to {tokens}: give it a "
+                "smaller `max_tokens`",
+                wait,
+            )
+        bucket.take(tokens, now)
+
+    def settle_tokens(self, key: Key, reserved: int, used: int) -> None:
+        """Replaces what was reserved for a request by what it used."""
         if bucket := self._bucket(key, "tokens", key.tokens_per_minute):
-            bucket.take(tokens, self._clock())
+            bucket.take(used - reserved, self._clock())
 
     def _bucket(self, key: Key, what: str, per_minute: int | None) -> TokenBucket | None:
         if per_minute is None:
@@ -84,6 +102,11 @@ class KeyLimits:
         if found is None:
             found = self._buckets[key.digest, what] = TokenBucket(per_minute, self._clock())
         return found
+
+
+def _too_many(message: str, wait: float) -> RequestError:
+    seconds = math.ceil(wait)
+    return RequestError(429, f"{message}; try again in {seconds} s", "RateLimitError", retry_after=seconds)
 
 
 class ConcurrencyLimit:

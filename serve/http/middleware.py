@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import UserError
+from cluster.keys import Key
 from cluster.run.atomic import make_private
 from serve.errors import RequestError
 from serve.http.auth import Authorizer, bearer, path_pattern
@@ -102,16 +104,21 @@ class Middleware:
         context.caller = self._authorizer.admit(
             context.path, bearer(headers.get("authorization", "")), headers.get("host", "")
         )
-        if context.caller.key:
-            self._limits.start_request(context.caller.key)
+        if key := context.caller.key:
+            self._limits.start_request(key)
+            context.reserve = partial(self._reserve, context, key)
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body:
             raise body_too_large(self._max_body)
 
+    def _reserve(self, context: RequestContext, key: Key, tokens: int) -> None:
+        self._limits.reserve_tokens(key, tokens)
+        context.reserved += tokens
+
     def _record(self, context: RequestContext) -> None:
-        tokens = context.prompt_tokens + context.completion_tokens
-        if context.caller.key and tokens:
-            self._limits.spend_tokens(context.caller.key, tokens)
+        if context.caller.key:
+            used = context.prompt_tokens + context.completion_tokens
+            self._limits.settle_tokens(context.caller.key, context.reserved, used)
         seconds = time.monotonic() - context.start
         self._metrics.count(context, path_pattern(context.path))
         # As JSON, which escapes line breaks: no path can add a line of its own.

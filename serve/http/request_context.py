@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,10 +11,15 @@ from fastapi import Request
 
 from serve.errors import RequestError
 from serve.http.auth import ANONYMOUS, Caller
+from serve.transport.messages import Usage
 
 T = TypeVar("T")
 # The status that web servers log for it; no client reads the response.
 CLIENT_GONE = 499
+
+
+def _unlimited(tokens: int) -> None:
+    del tokens
 
 
 @dataclass
@@ -24,6 +29,8 @@ class RequestContext:
     Attributes:
         id: the request id.
         start: the time of its arrival, by `time.monotonic`.
+        reserve: reserves tokens of the caller's key for the request; raises a `RequestError`, 429, if it has too few.
+        reserved: the tokens reserved so far.
         headers: additional headers for the response.
         cleanup: closed when the request has ended, for whatever reason.
     """
@@ -38,8 +45,14 @@ class RequestContext:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
+    reserve: Callable[[int], None] = _unlimited
+    reserved: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def count(self, usage: Usage) -> None:
+        """Records the tokens of the request's only model."""
+        self.prompt_tokens, self.completion_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
 async def json_body(request: Request) -> dict[str, Any]:

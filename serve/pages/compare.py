@@ -22,6 +22,7 @@ from cluster.feedback.bradley_terry import Vote, ratings
 from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
 from serve.http.request_context import RequestContext
+from serve.http.reservation import most_tokens
 from serve.pages.render import page, routes_of
 from serve.transport.messages import Endpoint, Part, Reply
 from serve.transport.pool import ModelEndpoint
@@ -61,11 +62,25 @@ class VoteRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Side:
-    """One of the compared models, whether it is tuned to chat, and the most tokens of its answer."""
+    """One of the compared models.
+
+    Attributes:
+        model: its name.
+        chat: whether it is tuned to chat.
+        max_tokens: the most tokens of its answer.
+        context: the most tokens of the prompt and its answer together.
+    """
 
     model: str
     chat: bool
     max_tokens: int
+    context: int
+
+    def question(self, prompt: str) -> tuple[Endpoint, dict[str, Any]]:
+        """Returns the endpoint and the body of the request for its answer to a prompt."""
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+        options = {"model": self.model, "stream": True, "temperature": TEMPERATURE, "max_tokens": self.max_tokens}
+        return "chat/completions" if self.chat else "completions", options | asked
 
 
 class AnswerError(Exception):
@@ -105,6 +120,7 @@ def compare_router(
     async def answers(request: Request, annotator: Annotator, asked: ComparePrompt) -> StreamingResponse:
         context: RequestContext = request.state.context
         chosen = await _sample_models(models, asked.sides)
+        context.reserve(sum(most_tokens(*side.question(asked.prompt), side.context) for side in chosen))
         events = _events(database, annotator, asked.prompt, chosen, weights, partial(ask, context))
         context.cleanup.push_async_callback(events.aclose)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -173,7 +189,7 @@ async def _sample_models(models: Mapping[str, ModelEndpoint], sides: int) -> lis
     names = secrets.SystemRandom().sample(able, sides)
     # The same for all: a limit of its own would give a model away.
     max_tokens = min(MAX_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
-    return [Side(name, name in chat, max_tokens) for name in names]
+    return [Side(name, name in chat, max_tokens, int(cards[name]["max_model_len"])) for name in names]
 
 
 async def _events(
@@ -251,9 +267,7 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tupl
 
 
 async def _text(ask: Ask, side: Side, prompt: str) -> AsyncGenerator[str]:
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if side.chat else {"prompt": prompt}
-    body = {"model": side.model, "stream": True, "temperature": TEMPERATURE, "max_tokens": side.max_tokens, **asked}
-    async with aclosing(ask("chat/completions" if side.chat else "completions", body)) as parts:
+    async with aclosing(ask(*side.question(prompt))) as parts:
         async for part in parts:
             if isinstance(part, Reply):
                 raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMError, VLLMValidationError
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.compat import whole_prompts
 from cluster.run.versions import Version
@@ -25,6 +24,7 @@ from serve import compat
 from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
 from serve.replica.lora import adapter_rank
+from serve.replica.metered_llm import MeteredLLM
 from serve.replica.request_bounds import RequestBounds, longest_token
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
@@ -177,7 +177,7 @@ class VllmEngine:
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = compat.max_lora_rank(max(map(adapter_rank, adapters.values())))
-        self.engine = AsyncLLM.from_engine_args(arguments) if allocation.gpus else start_in_process(arguments, thread)
+        self.engine = MeteredLLM.from_engine_args(arguments) if allocation.gpus else start_in_process(arguments, thread)
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
         variables = compat.template_variables(tokenizer.chat_template)

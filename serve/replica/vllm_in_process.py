@@ -23,6 +23,7 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
 from serve.compat import core_client
+from serve.replica.metered_llm import MeteredLLM
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ class ThreadedCore(InprocClient):
 
 
 def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> AsyncLLM:
-    """Returns an `AsyncLLM` whose engine core runs in one thread of this process. Needs a running event loop.
+    """Returns an engine whose engine core runs in one thread of this process. Needs a running event loop.
 
     Engines of one process have to share the thread: vLLM keeps the batch that it computes in a global of its module.
     """
@@ -108,4 +109,4 @@ def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> 
         return ThreadedCore(thread, vllm_config, executor_class, log_stats)
 
     with core_client(make):
-        return AsyncLLM.from_engine_args(arguments)
+        return MeteredLLM.from_engine_args(arguments)

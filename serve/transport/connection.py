@@ -14,15 +14,18 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from serve.transport.frames import FrameProtocol, Kind, decode, encode
-from serve.transport.messages import Endpoint, Part
+from serve.transport.messages import TALLY, Endpoint, Part, Tally, Usage
 
 logger = logging.getLogger("ray.serve")
 
+# For a replica to stop working on a request, which the engine does between two steps.
+CANCEL_SECONDS = 5.0
 _SECRET_BYTES = 32
 _ID_BYTES = 16
 
@@ -36,6 +39,21 @@ class RequestFailed(Exception):
 
 
 Item = Part | End | Exception
+
+
+class Response(asyncio.Queue[Item]):
+    """The parts of a response as they come.
+
+    Attributes:
+        number: the number of the request on its connection.
+        cancelled: gives what the replica had computed when the request was cancelled, or None if it does not say so in
+            time; None if the request was not cancelled.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.cancelled: asyncio.Task[Usage | None] | None = None
 
 
 def new_replica_id() -> bytes:
@@ -99,7 +117,7 @@ class GatewayConnection(FrameProtocol):
         self.draining = False
         self._identified, self._trusted = identified, False
         self._numbers = itertools.count()
-        self._responses: dict[int, asyncio.Queue[Item]] = {}
+        self._responses: dict[int, Response] = {}
 
     @property
     def ready(self) -> bool:
@@ -137,27 +155,40 @@ class GatewayConnection(FrameProtocol):
             queue.put_nowait(RequestFailed("the replica's log says why"))
         elif kind is not Kind.END:
             queue.put_nowait(decode(kind, payload))
-        # A `Reply` is complete by itself.
-        if kind in (Kind.END, Kind.FAILED, Kind.REPLY):
+        # A `Reply` is complete by itself, unless what a cancelled request has used is still to come.
+        if kind in (Kind.END, Kind.FAILED) or (kind is Kind.REPLY and not queue.cancelled):
             queue.put_nowait(End())
             del self._responses[number]
 
     @contextmanager
-    def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator["asyncio.Queue[Item]"]:
+    def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[Response]:
         """Sends a request, and gives the queue that receives the parts of its response. Leaving the context before the
         end cancels the request in the replica.
 
         Raises:
             ConnectionError: the connection is closed.
         """
-        number, queue = next(self._numbers), asyncio.Queue[Item]()
-        self.send(number, Kind.REQUEST, json.dumps([model, endpoint, body]).encode())
-        self._responses[number] = queue
+        response = Response(next(self._numbers))
+        self.send(response.number, Kind.REQUEST, json.dumps([model, endpoint, body]).encode())
+        self._responses[response.number] = response
         try:
-            yield queue
+            yield response
         finally:
-            if self._responses.pop(number, None) and not self.lost:
-                self.send(number, Kind.CANCEL)
+            if response.number in self._responses and not self.lost:
+                self.send(response.number, Kind.CANCEL)
+                response.cancelled = asyncio.create_task(self._until_cancelled(response))
+
+    async def _until_cancelled(self, response: Response) -> Usage | None:
+        used = None
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                while not isinstance(item := await response.get(), End | Exception):
+                    used = item if isinstance(item, Usage) else used
+        except TimeoutError:
+            logger.error("a replica went on for %.0f s with a request that was cancelled", CANCEL_SECONDS)
+        finally:
+            self._responses.pop(response.number, None)
+        return used
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -205,8 +236,10 @@ class ReplicaConnection(FrameProtocol):
 
     def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
         if kind is Kind.REQUEST:
-            task = self._tasks[number] = asyncio.create_task(self._answer(number, payload))
-            task.add_done_callback(partial(self._answered, number))
+            tally, context = Tally(), copy_context()
+            context.run(TALLY.set, tally)
+            task = self._tasks[number] = asyncio.create_task(self._answer(number, payload), context=context)
+            task.add_done_callback(partial(self._answered, number, tally))
         elif number in self._tasks:
             self._tasks[number].cancel()
 
@@ -215,13 +248,19 @@ class ReplicaConnection(FrameProtocol):
         async with aclosing(self._handler(model, endpoint, body)) as parts:
             async for part in parts:
                 self.send(number, *encode(part))
-        self.send(number, Kind.END)
 
-    def _answered(self, number: int, task: asyncio.Task[None]) -> None:
+    def _answered(self, number: int, tally: Tally, task: asyncio.Task[None]) -> None:
         del self._tasks[number]
-        if not task.cancelled() and (failure := task.exception()) and not self.lost:
+        if self.lost:
+            return
+        if not task.cancelled() and (failure := task.exception()):
             logger.error("a request failed", exc_info=failure)
             self.send(number, Kind.FAILED)
+            return
+        # vLLM answers a cancelled request with an error of its own: the task itself may have ended well.
+        if task.cancelling():
+            self.send(number, *encode(Usage(tally.prompt_tokens, tally.completion_tokens)))
+        self.send(number, Kind.END)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

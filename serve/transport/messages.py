@@ -1,6 +1,7 @@
 """The parts of a model's response on its way to the gateway, and the protocol of the models that produce them."""
 
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -40,6 +41,18 @@ class Usage:
 
 
 Part = ResponseStart | Reply | Usage | str
+
+
+@dataclass
+class Tally:
+    """The tokens that a model has computed for a request so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+# The tally of the request that a replica's task works on. It passes vLLM's serving classes by, which call the engine.
+TALLY: ContextVar[Tally] = ContextVar("TALLY")
 
 
 @dataclass(frozen=True)

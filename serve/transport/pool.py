@@ -5,7 +5,7 @@ Failures of replicas become `RequestError`s, 503, which clients understand and m
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.compat import call_every_replica
 from serve.errors import RequestError
 from serve.transport.connection import End, GatewayConnection, ReplicaListener, RequestFailed
-from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ResponseStart
+from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ResponseStart, Usage
 
 logger = logging.getLogger("ray.serve")
 
@@ -157,13 +157,26 @@ def unreachable(error: Exception) -> RequestError:
     return RequestError(503, message, "ServiceUnavailableError", retry_after=1)
 
 
+GivenUp = Callable[[Awaitable[Usage | None]], None]
+
+
+def ignore(_: Awaitable[Usage | None]) -> None:
+    """Does nothing."""
+
+
 class ModelEndpoint(Protocol):
     """A model as the gateway uses it."""
 
-    def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    def answer(self, endpoint: Endpoint, body: dict[str, Any], given_up: GivenUp = ignore) -> AsyncGenerator[Part]:
         """Yields the parts of a response, the same as `ServedModel.answer`. Closing it aborts the request.
 
         Another `ResponseStart` may follow the first, when a second replica starts over.
+
+        Args:
+            endpoint: the endpoint.
+            body: the request.
+            given_up: called if it is closed before its end, with what will have been computed when the work stops; None
+                if that is not known.
         """
 
     async def card(self) -> dict[str, Any]:
@@ -193,11 +206,13 @@ class RemoteModel:
         self._card: dict[str, Any] | None = None
         self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    async def answer(
+        self, endpoint: Endpoint, body: dict[str, Any], given_up: GivenUp = ignore
+    ) -> AsyncGenerator[Part]:
         """See `ModelEndpoint`. Another replica is tried if the first one dies before it has sent more than a
         `ResponseStart`."""
         for attempts_left in reversed(range(ATTEMPTS)):
-            begun = False
+            begun, parts = False, None
             connection = await self._pool.least_busy()
             try:
                 with connection.request(self._name, endpoint, body) as parts:
@@ -212,6 +227,9 @@ class RemoteModel:
             except ConnectionError as error:
                 if begun or not attempts_left:
                     raise unreachable(error) from error
+            finally:
+                if parts and parts.cancelled:
+                    given_up(parts.cancelled)
 
     async def card(self) -> dict[str, Any]:
         """See `ModelEndpoint`."""

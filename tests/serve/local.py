@@ -12,23 +12,35 @@ import httpx
 
 from serve.gateway import Settings, gateway_app
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
+from serve.transport.pool import GivenUp, ignore
 
 
 class Parrot:
-    """A model that repeats the prompt word by word; on the prompts "wait" and "fail" it waits or fails."""
+    """A model that repeats the prompt word by word; on the prompts "wait" and "fail" it waits or fails.
+
+    Of a request that is given up while it waits it has computed the prompt and 5 tokens.
+    """
 
     def __init__(self) -> None:
         self.ended = 0
         self.go_on = asyncio.Event()
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    async def answer(
+        self, endpoint: Endpoint, body: dict[str, Any], given_up: GivenUp = ignore
+    ) -> AsyncGenerator[Part]:
         said = body["messages"][-1]["content"] if "messages" in body else body.get("prompt", "")
         words = str(said).split()
         try:
             if words == ["fail"]:
                 raise ZeroDivisionError("secret /etc/passwd")
             if words == ["wait"]:
-                await self.go_on.wait()
+                try:
+                    await self.go_on.wait()
+                except asyncio.CancelledError:
+                    used = asyncio.get_running_loop().create_future()
+                    used.set_result(Usage(len(words), 5))
+                    given_up(used)
+                    raise
             if not body.get("stream"):
                 usage = {"prompt_tokens": len(words), "completion_tokens": len(words)}
                 yield Reply(200, {"endpoint": endpoint, "usage": usage})

@@ -17,6 +17,7 @@ from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
 from serve.router import Router, Routes
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
+from serve.transport.pool import GivenUp, ignore
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Scripted:
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")
 
-    async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    async def answer(self, endpoint: Endpoint, body: dict[str, Any], _: GivenUp = ignore) -> AsyncGenerator[Part]:
         chat = endpoint == "chat/completions"
         assert (body["model"], body["max_tokens"]) == (self.name, 128)
         assert ("messages" in body) == chat == self.chat
@@ -63,7 +64,7 @@ def comparing(database: Feedback, *models: Scripted) -> Middleware:
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
     meters = GatewayMetrics(weights)
-    router = Router(named, Routes(named, {}, random.Random()), 256, weights, meters)
+    router = Router(named, Routes(named, {}, random.Random()), 256, weights, meters, 256)
     app = FastAPI()
     app.include_router(compare_router(database, named, weights, router.response_parts))
     return Middleware(app, Authorizer(None, "always"), meters, None)

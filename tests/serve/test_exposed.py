@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import httpx
 import openai
@@ -96,6 +97,26 @@ def test_what_no_model_can_use_is_refused_at_once(server: Server, name: str) -> 
     reply = httpx.post(server.url + path, json={"model": MODEL, **body}, timeout=60)
     assert reply.status_code in (400, 413)
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stream": True, "stream_interval": 500}, {"n": 20, "temperature": 1}, {"stream": True, "prompt": ["The", "A"]}],
+    ids=["stream interval", "answers", "prompts"],
+)
+def test_a_client_that_hangs_up_pays_for_what_was_computed(server: Server, options: dict[str, Any]) -> None:
+    body = ASK | {"max_tokens": 1500, "ignore_eos": True} | options
+    prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+    tokenizer = AutoTokenizer.from_pretrained(server.folders[MODEL])
+    sent, before = json.dumps(body).encode(), tokens(server)
+    with connection(server, head(len(sent)) + sent):
+        time.sleep(1)
+    end = time.monotonic() + 10
+    while (after := tokens(server)) == before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert after["prompt"] - before["prompt"] == sum(len(tokenizer.encode(prompt)) for prompt in prompts)
+    # The engine makes hundreds a second; at the last event that was read it were two at most.
+    assert 20 < after["completion"] - before["completion"] < 1500 * 20
 
 
 def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:

@@ -96,8 +96,8 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
     class Slow(Parrot):
         """A model that never answers."""
 
-        async def answer(self, endpoint, body):
-            async for part in shadow.answer(endpoint, body | {"prompt": "wait"}):
+        async def answer(self, endpoint, body, given_up):
+            async for part in shadow.answer(endpoint, body | {"prompt": "wait"}, given_up):
                 yield part
 
     settings = Settings(aliases=SHADOWED.aliases, max_concurrent=1)

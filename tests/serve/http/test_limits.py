@@ -51,13 +51,42 @@ def test_tokens_a_minute_are_paid_afterwards() -> None:
     now = [0.0]
     limits = KeyLimits(lambda: now[0])
     limits.start_request(key(tokens=60))
-    limits.spend_tokens(key(tokens=60), 100)
+    limits.settle_tokens(key(tokens=60), 0, 100)
     with pytest.raises(RequestError, match="60 tokens a minute") as refused:
         limits.start_request(key(tokens=60))
     # 40 below zero, and it needs one: 41 tokens at one a second.
     assert refused.value.headers == {"Retry-After": "41"}
     now[0] = 41.0
     limits.start_request(key(tokens=60))
+
+
+def test_tokens_are_reserved_until_it_is_known_how_many_were_used() -> None:
+    now, one = [0.0], key(tokens=60)
+    limits = KeyLimits(lambda: now[0])
+    limits.reserve_tokens(one, 40)
+    with pytest.raises(RequestError, match="up to 40") as refused:
+        limits.reserve_tokens(one, 40)
+    # 20 are left, and 40 are needed.
+    assert (refused.value.status_code, refused.value.headers) == (429, {"Retry-After": "20"})
+    limits.settle_tokens(one, 40, 10)
+    limits.reserve_tokens(one, 40)
+    limits.settle_tokens(one, 40, 50)
+    limits.reserve_tokens(key(), 10**9)
+
+
+def test_a_request_for_more_than_a_minute_holds_starts_from_a_full_one() -> None:
+    now, one = [0.0], key(tokens=60)
+    limits = KeyLimits(lambda: now[0])
+    limits.reserve_tokens(one, 600)
+    for tokens in (1, 600):
+        with pytest.raises(RequestError):
+            limits.reserve_tokens(one, tokens)
+    limits.settle_tokens(one, 600, 90)
+    with pytest.raises(RequestError) as refused:
+        limits.reserve_tokens(one, 600)
+    assert refused.value.headers == {"Retry-After": "90"}
+    now[0] = 90.0
+    limits.reserve_tokens(one, 600)
 
 
 def test_a_slot_is_free_again_afterwards() -> None:

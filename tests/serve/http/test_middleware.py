@@ -154,7 +154,7 @@ async def test_a_body_that_no_context_holds_is_413_announced_or_not(context: int
 async def test_limits_of_a_key(tmp_path: Path) -> None:
     ring = KeyRing(tmp_path)
     few = ring.add("few", ["chat"], 2, None, by="test")
-    short = ring.add("short", ["chat"], None, 12, by="test")
+    short = ring.add("short", ["chat"], None, 40, by="test")
     async with asking(Settings(tmp_path), key=few) as client:
         assert [(await client.post(ASK, json=prompt("a"))).status_code for _ in range(3)] == [200, 200, 429]
         reply = await client.get("/v1/models")
@@ -162,12 +162,32 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
         assert 1 <= int(reply.headers["retry-after"]) <= 30
         assert (await client.get("/health")).status_code == 200
     async with asking(Settings(tmp_path), key=short) as client:
-        # 3 + 3 tokens, then 5 + 7: the stream's own count.
-        assert (await client.post(ASK, json=prompt("a b c"))).status_code == 200
-        assert (await client.post(ASK, json=prompt("a b c d e", stream=True))).status_code == 200
-        reply = await client.post(ASK, json=prompt("a"))
-        assert reply.status_code == 429
-        assert 1 <= int(reply.headers["retry-after"]) <= 35
+        # 3 + 3 tokens, then 5 + 7: the stream's own count. 22 are left.
+        assert (await client.post(ASK, json=prompt("a b c", max_tokens=3))).status_code == 200
+        assert (await client.post(ASK, json=prompt("a b c d e", max_tokens=7, stream=True))).status_code == 200
+        reply = await client.post(ASK, json=prompt("a", max_tokens=30))
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "14")
+        assert (await client.post(ASK, json=prompt("a", max_tokens=20))).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_requests_at_once_share_the_tokens_and_a_given_up_one_pays_for_what_was_computed(
+    tmp_path: Path, stream: bool
+) -> None:
+    token = KeyRing(tmp_path).add("ann", ["chat"], None, 100, by="test")
+    model = Parrot()
+    async with asking(Settings(tmp_path), model, key=token) as client:
+        body = prompt("wait", max_tokens=45, stream=stream)
+        asked = [asyncio.create_task(client.post(ASK, json=body)) for _ in range(30)]
+        done, waiting = await asyncio.wait(asked, timeout=0.5)
+        assert [task.result().status_code for task in done] == [429] * 28
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        # 1 + 5 each.
+        for most, status in ((95, 429), (80, 200)):
+            assert (await client.post(ASK, json=prompt("a", max_tokens=most))).status_code == status
+    assert sum(row["completion_tokens"] for row in logged(tmp_path)[:-1]) == 10
 
 
 async def test_the_api_describes_itself() -> None:

@@ -1,7 +1,7 @@
 """A model behind connections: what the gateway sees when its replicas answer, refuse, die, come, go or sleep."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from serve.errors import RequestError
 from serve.replica.replica import ReplicaServer
 from serve.transport import pool
 from serve.transport.connection import ReplicaListener
-from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
+from serve.transport.messages import TALLY, Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
 from serve.transport.pool import RemoteModel, ReplicaPool
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ class Counting:
 
     def __init__(self, broken: bool = False) -> None:
         self.left, self.begun = asyncio.Event(), asyncio.Event()
-        self.asked, self.open, self.weights, self.broken = 0, 0, "abc", broken
+        self.asked, self.open, self.counted, self.weights, self.broken = 0, 0, 0, "abc", broken
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         self.asked += 1
@@ -59,6 +59,9 @@ class Counting:
                     raise ValueError("no more")
                 if number == 5:
                     await asyncio.sleep(60)
+                TALLY.get().prompt_tokens = 3
+                TALLY.get().completion_tokens += 1
+                self.counted += 1
                 yield f"data: {number}\n\n"
             yield Usage(1, body["to"])
         finally:
@@ -199,14 +202,26 @@ async def test_an_answer_that_fails_is_503_after_what_it_has_sent() -> None:
         assert (failed.value.status_code, failed.value.headers) == (503, {"Retry-After": "1"})
 
 
-async def test_work_ends_when_its_client_goes() -> None:
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_work_ends_when_its_client_goes(waiting: bool) -> None:
     counting = Counting()
     async with served(counting) as (model, _, _):
-        parts = model.answer("completions", {"to": 9})
+        used: list[Awaitable[Usage | None]] = []
+        parts = model.answer("completions", {"to": 9}, used.append)
         assert [await anext(parts) for _ in range(3)][-1] == "data: 1\n\n"
         assert await model.requests() == [1]
+        await until(lambda: counting.counted == 5)
+        if waiting:
+            for _ in range(3):
+                await anext(parts)
+            following = asyncio.ensure_future(anext(parts))
+            await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait((following,))
         await parts.aclose()
-        await asyncio.wait_for(counting.left.wait(), 5)
+        # All that was computed until it stopped, and not what was read.
+        assert [await one for one in used] == [Usage(3, 5)]
+        assert counting.left.is_set()
 
 
 async def test_a_replica_that_is_gone_is_503_and_its_successor_is_found() -> None:
