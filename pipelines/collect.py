@@ -7,48 +7,40 @@ files, without sampling.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
-from cluster.errors import StageError, UserError
-from cluster.feedback import Feedback, Ranking, open_feedback
+from cluster.errors import UserError
+from cluster.feedback import Feedback, open_feedback
 from cluster.recipe.base import Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
+from pipelines.collect_rankings import (
+    CollectedPrompts,
+    answer_variety,
+    progress_bar,
+    rank_synthetically,
+    ranking_rows,
+    stored_completions,
+    wait_for_people,
+)
 from pipelines.data import rankings
-from pipelines.data.annotators import SyntheticAnnotator
+from pipelines.data.annotators import AnnotatorFailures, SyntheticAnnotator
 from pipelines.data.rankings import imported_rankings
 
 # Prompts whose answers are stored at once: an interruption loses at most these, and each store is a write to the disk.
 STORE_BATCH = 32
 QUEUE_BATCH = 2 * STORE_BATCH
-POLL_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class CollectedPrompts:
-    """The prompts of one round of collection, by name.
-
-    Names depend on the weights and the sampling, so that no ranking mixes answers of different ones.
-
-    Attributes:
-        rows: for the database.
-        token_ids: rendered, for the engines.
-    """
-
-    rows: dict[str, feedback.FeedbackPrompt]
-    token_ids: dict[str, list[int]]
+SHOWN_FAILURES = 10
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -68,28 +60,37 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     synthetic = SyntheticAnnotator.of(settings.annotator) if isinstance(settings.annotator, Call) else None
     prompts = plan_round(recipe, chat, weights)
     if synthetic:
-        synthetic.check({name: row.details for name, row in prompts.rows.items()})
+        details = {name: row.details for name, row in prompts.rows.items()}
+        synthetic.check(details, settings.max_failed_rankings)
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
         sample_missing(recipe, run, out, database, prompts, weights)
+        variety = answer_variety(database, prompts, synthetic, chat.end_of_turn_id)
+        console.print(variety.sentence())
+        failures = AnnotatorFailures(len(prompts.rows), settings.max_failed_rankings)
         if synthetic:
             console.print(
                 "[bold]A synthetic annotator ranks the answers, in place of people[/bold]: "
                 f"{synthetic.name.removeprefix(feedback.CODE).removesuffix(')')}"
             )
-            rank_synthetically(synthetic, recipe.seed, chat, database, prompts)
+            rank_synthetically(synthetic, recipe.seed, chat, database, prompts, failures)
         else:
             wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
-        rows = ranking_rows(synthetic, chat, database, prompts)
+        rows = ranking_rows(synthetic, chat, database, prompts, failures)
         counts = stored_completions(database, prompts)
         excluded = database.excluded()
+    if failures.messages:
+        console.print(f"{len(failures.messages)} prompts were left out, the last because {failures.messages[-1]}")
     sampled = read_metrics(out)
     seconds = sum(row["seconds"] for row in sampled)
     return Result(
         metrics={
             "prompts": len(prompts.rows),
             "completions": sum(map(len, counts.values())),
+            "prompts_by_distinct_answers": {str(number): count for number, count in sorted(variety.prompts.items())},
             **_write_rankings(rows, out),
+            "failed_rankings": len(failures.messages),
+            "failures": failures.messages[:SHOWN_FAILURES],
             "excluded": excluded,
             "annotator": settings.annotator.function if isinstance(settings.annotator, Call) else settings.annotator,
             "annotator_arguments": settings.annotator.arguments if isinstance(settings.annotator, Call) else {},
@@ -110,6 +111,7 @@ def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> R
             "prompts": len({row["prompt_id"] for row in imported.rows}),
             **_write_rankings(imported.rows, out),
             "too_long": imported.too_long,
+            "identical": imported.identical,
             "excluded": excluded,
             "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
@@ -160,15 +162,6 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
     return CollectedPrompts(rows, token_ids)
 
 
-def stored_completions(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feedback.Completion]]:
-    """Reads from the database the completions of every prompt of the round, by its name, in order of their index."""
-    return {
-        row.id: sorted(row.completions, key=lambda completion: completion.index)
-        for row in database.prompts()
-        if row.id in prompts.rows
-    }
-
-
 def sample_missing(
     recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: CollectedPrompts, weights: str
 ) -> None:
@@ -192,7 +185,7 @@ def sample_missing(
         recipe.seed,
         recipe.cluster.deadline_seconds,
     )
-    with fleet, _progress() as progress:
+    with fleet, progress_bar() as progress:
         task = progress.add_task("sampling", total=len(prompts.rows), completed=len(prompts.rows) - len(missing))
         clock = time.monotonic()
         for begin in range(0, len(missing), QUEUE_BATCH):
@@ -222,73 +215,3 @@ def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights
         for group in groups
         for answer in group
     ]
-
-
-def rank_synthetically(
-    annotator: SyntheticAnnotator, seed: int, chat: Chat, database: Feedback, prompts: CollectedPrompts
-) -> None:
-    """Adds a synthetic annotator's rankings of all prompts to the database, which ignores those that it has."""
-    database.add_rankings(
-        [
-            rankings.rank_completions(prompts.rows[name], completions, chat.end_of_turn_id, annotator, seed)
-            for name, completions in stored_completions(database, prompts).items()
-        ]
-    )
-
-
-def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int, seconds: float) -> None:
-    """Waits until people have made enough rankings.
-
-    Args:
-        database: where their rankings arrive.
-        prompts: of the round.
-        minimum: rankings to wait for.
-        seconds: the longest wait.
-
-    Raises:
-        StageError: there were fewer at the deadline; the same command continues the wait.
-    """
-    end = time.monotonic() + seconds
-    with _progress() as progress:
-        task = progress.add_task("rankings by people", total=minimum)
-        while (count := len(_rankings(database, prompts, None))) < minimum:
-            progress.update(task, completed=count)
-            if time.monotonic() >= end:
-                raise StageError(
-                    f"after {seconds / 60:.0f} minutes (cluster.deadline_minutes) people have made {count} of "
-                    f"{minimum} rankings; these are kept, and the same command continues the wait"
-                )
-            time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
-        progress.update(task, completed=count)
-
-
-def ranking_rows(
-    annotator: SyntheticAnnotator | None, chat: Chat, database: Feedback, prompts: CollectedPrompts
-) -> list[dict[str, Any]]:
-    """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
-    one."""
-    completions = stored_completions(database, prompts)
-    return [
-        rankings.ranking_row(
-            prompts.rows[ranking.prompt_id],
-            completions[ranking.prompt_id],
-            ranking,
-            prompts.token_ids[ranking.prompt_id],
-            chat.end_of_turn_id,
-            annotator,
-        )
-        for ranking in sorted(
-            _rankings(database, prompts, annotator), key=lambda ranking: (ranking.prompt_id, ranking.annotator)
-        )
-    ]
-
-
-def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None) -> list[Ranking]:
-    rankings_of_round = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
-    if annotator:
-        return [ranking for ranking in rankings_of_round if ranking.annotator == annotator.name]
-    return [ranking for ranking in rankings_of_round if feedback.is_person(ranking.annotator)]
-
-
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -21,6 +21,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
+from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
 
@@ -32,7 +33,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains on every pair that a ranking orders, and measures the share of held-out pairs ordered rightly."""
     settings, sft, plan = recipe.dpo, run.path("sft"), make_plan(recipe)
     assert settings is not None, "a stage whose section the recipe lacks is not run"
-    rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
+    rankings = read_rankings(run.path("preferences") / "rankings.parquet")
     counts = {}
     torch.set_num_threads(plan.learner.threads)
     reference, padding = load(sft).eval(), Chat.of(sft).padding_id

@@ -30,6 +30,7 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import Plan, make_plan
+from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
@@ -41,7 +42,7 @@ ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains on the rankings of the collect stage, and measures the accuracy on pairs of held-out prompts."""
     sft, plan = run.path("sft"), make_plan(recipe)
-    rankings = parquet.read_table(run.path("preferences") / "rankings.parquet").to_pylist()
+    rankings = read_rankings(run.path("preferences") / "rankings.parquet")
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
@@ -61,7 +62,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     ]
     score = partial(scores_by, members)
     scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
-    _write_normalization(scores["train"], out)
+    _write_normalization(scores["train"], parts["train"], out)
     for folder in out.glob(f"{MEMBER_PREFIX}*/{SCRATCH}"):
         shutil.rmtree(folder)
     found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
@@ -179,11 +180,13 @@ def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[lis
     return [[next(flat) for _ in row["answers"]] for row in rankings]
 
 
-def _write_normalization(scores: list[list[float]], out: Path) -> None:
-    """Writes the scale on which the fine-tuned model's own answers have mean 0 and deviation 1.
+def _write_normalization(scores: list[list[float]], rankings: list[dict[str, Any]], out: Path) -> None:
+    """Writes the scale on which the fine-tuned model's own answers, each as often as it was sampled, have mean 0 and
+    deviation 1.
 
     Scores that are equal up to rounding are not scaled, so that rounding does not become a reward.
     """
-    values = np.concatenate([np.array(group, dtype=np.float64) for group in scores])
+    samples = np.concatenate([np.array(row["samples"]) for row in rankings])
+    values = np.repeat(np.concatenate([np.array(group, dtype=np.float64) for group in scores]), samples)
     deviation = 1.0 if are_equal(values.tolist()) else float(values.std())
     write_json(reward_scale_file(out), {"mean": float(values.mean()), "deviation": deviation})

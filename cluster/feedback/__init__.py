@@ -16,6 +16,7 @@ from cluster.feedback.tables import (
     Ranking,
     Repeat,
     Thumb,
+    distinct_completions,
     is_person,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Ranking",
     "Repeat",
     "Thumb",
+    "distinct_completions",
     "is_person",
     "open_feedback",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import selectinload
-from sqlmodel import Session, delete, func, select
+from sqlmodel import Session, delete, distinct, func, select
 
 from cluster.errors import UserError
 from cluster.feedback.store import Store, column, open_engine, query_batches
@@ -107,7 +107,7 @@ class Feedback(Store):
             )
 
     def open_tasks(self, annotator: str, people: int, limit: int | None = None) -> list[tuple[str, int]]:
-        """Lists the prompts that an annotator may judge: with at least two completions, not judged by them yet, and
+        """Lists the prompts that an annotator may judge: with at least two different texts, not judged by them yet, and
         judged by fewer than `people` others. Gold items and prompts of the compare page are left out.
 
         Args:
@@ -134,7 +134,7 @@ class Feedback(Store):
             .where(name.not_in(_judged_by(annotator)), name.not_in(_judged_by(GOLD)), found < people)
             .where(name.not_like(f"{COMPARED}%"))
             .group_by(name, judged.c.people)
-            .having(func.count() >= 2)
+            .having(func.count(distinct(column(Completion.text))) >= 2)
             .order_by(func.max(Completion.id).desc())
             .limit(limit)
         )

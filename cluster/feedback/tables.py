@@ -1,6 +1,7 @@
 """The tables of the feedback database, their validation, and the migration of databases with an older schema."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, inspect, text
@@ -179,6 +180,14 @@ def migrate(connection: Connection, version: int) -> None:
 def is_person(annotator: str) -> bool:
     """Tells whether an annotator is a person: not a synthetic annotator, nor the author of gold rankings."""
     return not annotator.startswith((CODE, GOLD))
+
+
+def distinct_completions(completions: Iterable[Completion]) -> list[Completion]:
+    """Lists the first completion of each text, in the order given. Equal texts are one answer to whoever reads them."""
+    first: dict[str, Completion] = {}
+    for completion in completions:
+        first.setdefault(completion.text, completion)
+    return list(first.values())
 
 
 def ranking_error(ranking: Ranking, known: set[str]) -> str | None:

@@ -42,7 +42,15 @@ class Collect(Section):
         "rankings that `triptych feedback import` added; or a function that stands in for people, "
         "module:function(prompt, answers, chance, **arguments) -> ranks",
     )
-    min_rankings: Positive = Field(100, description="for annotator people: rankings to wait for")
+    min_rankings: Positive = Field(
+        100,
+        description="for annotator people: rankings to wait for. Prompts whose answers are all identical do not count",
+    )
+    max_failed_rankings: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05,
+        description="for a function as annotator: the largest share of prompts that it may fail on, three times each. "
+        "These are left out; above it the stage stops",
+    )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.15, description="share of the prompts whose rankings test the reward model instead of training it"
     )

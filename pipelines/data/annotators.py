@@ -1,9 +1,10 @@
 """Synthetic annotators: functions that rank answers in place of people, which a recipe names as module:function."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from cluster.errors import StageError, UserError
@@ -33,6 +34,18 @@ class GradedRanking:
     grades: Sequence[int] | None = None
 
 
+# How often a function is tried on a prompt before it counts as failed there.
+ATTEMPTS = 3
+
+
+class AnnotatorError(StageError):
+    """A synthetic annotator failed on a prompt."""
+
+
+class _WrongResult(Exception):
+    """What an annotator returned is no ranking."""
+
+
 # The signature of the recipe's function: (prompt, answers, chance, **arguments) -> ranks, or a GradedRanking. `prompt`
 # holds the fields of the prompt's row; `chance` is the only source of randomness to use, so that rankings can be
 # repeated.
@@ -57,50 +70,94 @@ class SyntheticAnnotator:
         function = partial(load_function(call.function, "annotator"), **call.arguments)
         return cls(f"{CODE}{call.function}{arguments})", function)
 
-    def check(self, prompts: Mapping[str, Mapping[str, Any]]) -> None:
+    def check(self, prompts: Mapping[str, Mapping[str, Any]], max_failed: float = 0.0) -> None:
         """Tries the function on two empty answers to every prompt.
 
         Args:
             prompts: the fields of each prompt, by its name.
+            max_failed: the largest share of prompts that it may fail on.
 
         Raises:
-            UserError: it fails on one.
+            UserError: it fails on a larger share.
         """
-        empty = [JudgedAnswer("", False), JudgedAnswer("", True)]
+        empty, failures = [JudgedAnswer("", False), JudgedAnswer("", True)], AnnotatorFailures(len(prompts), max_failed)
         for name, prompt in prompts.items():
             try:
-                self.judge(name, prompt, empty, random.Random(0))
-            except StageError as error:
-                raise UserError(
-                    f"{error}; choose other prompts, another annotator, or collect.annotator=people"
-                ) from error
+                self.judge(name, prompt, empty, "check")
+            except AnnotatorError as error:
+                try:
+                    failures.add(error)
+                except StageError as limit:
+                    raise UserError(
+                        f"{limit}; choose other prompts, another annotator, or collect.annotator=people"
+                    ) from error
 
-    def judge(
-        self, name: str, prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random
-    ) -> GradedRanking:
-        """Ranks answers to one prompt.
+    def judge(self, name: str, prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], seed: str) -> GradedRanking:
+        """Ranks answers to one prompt. A function that fails is tried `ATTEMPTS` times, with the same randomness.
 
         Args:
             name: of the prompt, for messages.
             prompt: its fields.
             answers: K answers.
-            chance: the source of randomness.
+            seed: of the source of randomness.
 
         Raises:
-            StageError: the function raised, or did not return a rank of at least 1 for every answer.
+            AnnotatorError: each time the function raised, or did not return a rank of at least 1 for every answer.
         """
-        where = f"the annotator {self.name.removeprefix(CODE).removesuffix(')')} cannot judge the prompt {name[:80]!r}"
-        try:
-            result = self.function(prompt, answers, chance)
-        # A user's function may raise anything.
-        except Exception as error:
-            raise StageError(f"{where}: it raised {type(error).__name__}: {error}") from error
-        ranking = result if isinstance(result, GradedRanking) else GradedRanking(result)
-        for values in (ranking.ranks, *([ranking.grades] if ranking.grades is not None else [])):
-            if len(values) != len(answers) or not all(isinstance(value, int) for value in values):
-                raise StageError(
-                    f"{where}: it returned {values!r} for {len(answers)} answers; it must return an integer for each"
-                )
-        if min(ranking.ranks) < 1:
-            raise StageError(f"{where}: it returned the ranks {list(ranking.ranks)}; ranks start at 1, the best")
-        return ranking
+        for attempt in range(ATTEMPTS):
+            try:
+                return _checked(self.function(prompt, answers, random.Random(seed)), len(answers))
+            # A user's function may raise anything.
+            except Exception as error:
+                if attempt == ATTEMPTS - 1:
+                    words = (
+                        str(error) if isinstance(error, _WrongResult) else f"it raised {type(error).__name__}: {error}"
+                    )
+                    own = self.name.removeprefix(CODE).removesuffix(")")
+                    raise AnnotatorError(
+                        f"the annotator {own} cannot judge the prompt {name[:80]!r}: {words}"
+                    ) from error
+        raise AssertionError("the last attempt returns or raises")
+
+
+class AnnotatorFailures:
+    """Counts the prompts that a synthetic annotator failed on, and stops above a share of them.
+
+    Args:
+        prompts: how many there are.
+        limit: the largest share of them that may fail.
+    """
+
+    def __init__(self, prompts: int, limit: float) -> None:
+        self.messages: list[str] = []
+        self._prompts, self._limit = prompts, limit
+
+    def add(self, error: AnnotatorError) -> None:
+        """Notes a failure.
+
+        Raises:
+            StageError: it is one too many.
+        """
+        self.messages.append(str(error))
+        if len(self.messages) > self._limit * self._prompts:
+            raise StageError(
+                f"{error} (tried {ATTEMPTS} times; {len(self.messages)} of {self._prompts} prompts failed, and "
+                f"collect.max_failed_rankings allows {self._limit:.0%})"
+            ) from error
+
+
+def _checked(result: Any, answers: int) -> GradedRanking:
+    """Converts what a function returned, in which integers of any type count, such as those of NumPy.
+
+    Raises:
+        _WrongResult: it is no ranking of so many answers.
+    """
+    ranking = result if isinstance(result, GradedRanking) else GradedRanking(result)
+    for values in (ranking.ranks, *([ranking.grades] if ranking.grades is not None else [])):
+        integers = isinstance(values, Iterable) and all(isinstance(value, Integral) for value in values)
+        if not integers or len(values) != answers:
+            raise _WrongResult(f"it returned {values!r} for {answers} answers; it must return an integer for each")
+    ranks = [int(rank) for rank in ranking.ranks]
+    if min(ranks) < 1:
+        raise _WrongResult(f"it returned the ranks {ranks}; ranks start at 1, the best")
+    return GradedRanking(ranks, None if ranking.grades is None else [int(grade) for grade in ranking.grades])

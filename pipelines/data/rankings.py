@@ -1,11 +1,12 @@
 """Chooses the prompts whose answers are ranked, and makes the table of rankings that the reward model learns from."""
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice, zip_longest
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ SCHEMA = pa.schema(
         "prompt_token_ids": pa.list_(pa.int32()),
         "answers": pa.list_(pa.list_(pa.int32())),
         "texts": pa.list_(pa.string()),
+        "samples": pa.list_(pa.int32()),
         "ranks": pa.list_(pa.int32()),
         "grades": pa.list_(pa.int32()),
         "annotator": pa.string(),
@@ -78,6 +80,18 @@ def judged_answers(completions: Sequence[Completion], end_of_turn: int) -> list[
     return [JudgedAnswer(one.text, one.token_ids[-1:] == [end_of_turn]) for one in completions]
 
 
+def distinct_answers(completions: Sequence[Completion], end_of_turn: int, person: bool) -> list[Completion]:
+    """Lists the first of the completions that an annotator cannot tell apart.
+
+    People see texts; a synthetic annotator also sees whether the model ended the answer itself.
+    """
+    seen = judged_answers(completions, end_of_turn)
+    first: dict[object, Completion] = {}
+    for completion, answer in zip(completions, seen, strict=True):
+        first.setdefault(answer.text if person else answer, completion)
+    return list(first.values())
+
+
 def rank_completions(
     prompt: FeedbackPrompt,
     completions: Sequence[Completion],
@@ -85,20 +99,22 @@ def rank_completions(
     annotator: SyntheticAnnotator,
     seed: int,
 ) -> Ranking:
-    """Has a synthetic annotator rank a prompt's completions.
+    """Has a synthetic annotator rank a prompt's different completions.
 
     Its noise, and the order that counts as presented, depend on the seed and the prompt alone.
 
     Raises:
-        StageError: the annotator failed.
+        AnnotatorError: the annotator failed.
     """
-    chance = random.Random(f"labeller {seed} {prompt.id}")
-    presented = [completion.id for completion in completions if completion.id is not None]
-    ranking = annotator.judge(prompt.id, prompt.details, judged_answers(completions, end_of_turn), chance)
+    own_seed = f"labeller {seed} {prompt.id}"
+    shown = distinct_answers(completions, end_of_turn, person=False)
+    presented = [completion.id for completion in shown if completion.id is not None]
+    ranking = annotator.judge(prompt.id, prompt.details, judged_answers(shown, end_of_turn), own_seed)
+    chance = random.Random(f"presented {own_seed}")
     return Ranking(
         prompt_id=prompt.id,
         annotator=annotator.name,
-        ranks={str(completion.id): value for completion, value in zip(completions, ranking.ranks, strict=True)},
+        ranks={str(completion.id): value for completion, value in zip(shown, ranking.ranks, strict=True)},
         presented=chance.sample(presented, len(presented)),
     )
 
@@ -111,33 +127,74 @@ def ranking_row(
     end_of_turn: int,
     annotator: SyntheticAnnotator | None,
 ) -> dict[str, Any]:
-    """Makes a row of rankings.parquet: one annotator's ranking of one prompt.
+    """Makes a row of rankings.parquet: one annotator's ranking of one prompt, with equal answers as one.
 
     Args:
         prompt: as stored.
-        completions: of the prompt; those that the annotator did not rank are left out.
+        completions: of the prompt; those that the annotator did not rank are left out, but for those that equal one
+            that they did: these count as `samples` of it.
         ranking: the annotator's.
         prompt_token_ids: the rendered prompt.
         end_of_turn: the token that ends a finished answer.
         annotator: the synthetic annotator, whose grades are added; None for people.
+
+    Raises:
+        AnnotatorError: the annotator failed.
     """
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
-    grades = None
-    if annotator:
-        answers = judged_answers(ranked, end_of_turn)
-        grades = annotator.judge(prompt.id, prompt.details, answers, random.Random(0)).grades
-    return {
+    row = {
         "prompt_id": prompt.details.get("prompt", prompt.id),
         "kind": prompt.details.get("kind"),
         "prompt_token_ids": prompt_token_ids,
         "answers": [completion.token_ids for completion in ranked],
         "texts": [completion.text for completion in ranked],
         "ranks": [ranking.ranks[str(completion.id)] for completion in ranked],
-        "grades": grades,
+        "grades": None,
         "annotator": ranking.annotator,
         "split": prompt.split,
         "ranking_id": ranking.id,
     }
+    if annotator:
+        answers = judged_answers(ranked, end_of_turn)
+        row["grades"] = annotator.judge(prompt.id, prompt.details, answers, "grades").grades
+    merged, person = merge_identical(row), is_person(ranking.annotator)
+    kinds = [_identity(text, answer, person) for text, answer in zip(merged["texts"], merged["answers"], strict=True)]
+    given = Counter(_identity(completion.text, completion.token_ids, person) for completion in completions)
+    return {**merged, "samples": [given[kind] for kind in kinds]}
+
+
+def merge_identical(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes one answer of those in a row of rankings.parquet that its annotator could not tell apart.
+
+    The others carry no pair, and where they were ranked apart all the same, their mean rank counts. `samples` says how
+    many each answer stands for. Rows of runs that kept identical answers apart become like those of others.
+    """
+    person, answers = is_person(row["annotator"]), list(zip(row["texts"], row["answers"], strict=True))
+    groups: dict[object, list[int]] = defaultdict(list)
+    for place, (text, answer) in enumerate(answers):
+        groups[_identity(text, answer, person)].append(place)
+    means = [mean(row["ranks"][place] for place in places) for places in groups.values()]
+    levels, samples = sorted(set(means)), row.get("samples") or [1] * len(answers)
+    merged = {name: [row[name][places[0]] for places in groups.values()] for name in ("texts", "answers")}
+    return {
+        **row,
+        **merged,
+        "ranks": [1 + levels.index(value) for value in means],
+        "grades": row["grades"] and [row["grades"][places[0]] for places in groups.values()],
+        "samples": [sum(samples[place] for place in places) for places in groups.values()],
+    }
+
+
+def _identity(text: str, answer: Sequence[int], person: bool) -> object:
+    """What an annotator sees of an answer. Its last token says whether the model ended it."""
+    return text if person else (text, *answer[-1:])
+
+
+def read_rankings(path: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Reads the rankings of rankings.parquet that tell two different answers or more, of one split if given."""
+    filters = None if split is None else [("split", "==", split)]
+    rows = (merge_identical(row) for row in parquet.read_table(path, filters=filters).to_pylist())
+    return [row for row in rows if len(row["answers"]) > 1]
 
 
 def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -159,10 +216,13 @@ def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:
 
 @dataclass(frozen=True)
 class ImportedRankings:
-    """Rows of rankings.parquet, and the number of rankings left out because they exceed the model's context."""
+    """Rows of rankings.parquet, and the numbers of rankings left out: those that exceed the model's context, and those
+    whose answers are all identical.
+    """
 
     rows: list[dict[str, Any]]
     too_long: int
+    identical: int
 
 
 def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedRankings:
@@ -177,7 +237,7 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedR
         UserError: there is none that fits.
     """
     prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
-    rows, too_long = [], 0
+    rows, too_long, identical = [], 0, 0
     for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.annotator)):
         prompt = prompts.get(ranking.prompt_id)
         if prompt is None or not is_person(ranking.annotator):
@@ -186,13 +246,15 @@ def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedR
         for completion in completions:
             completion.token_ids = chat.answer(completion.text)
         row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_of_turn_id, None)
-        if len(row["prompt_token_ids"]) + max(map(len, row["answers"])) <= context:
+        if len(row["answers"]) < 2:
+            identical += 1
+        elif len(row["prompt_token_ids"]) + max(map(len, row["answers"])) <= context:
             rows.append(row)
         else:
             too_long += 1
     if not rows:
         raise UserError(
-            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer): import a "
-            "file with `triptych feedback import FORMAT FILE --run RUN`"
+            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer, {identical} "
+            "have identical answers): import a file with `triptych feedback import FORMAT FILE --run RUN`"
         )
-    return ImportedRankings(rows, too_long)
+    return ImportedRankings(rows, too_long, identical)

@@ -9,11 +9,10 @@ as the annotators did.
 import random
 from typing import Any
 
-import pyarrow.parquet as parquet
-
 from cluster.errors import UserError
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.folder import RunFolder
+from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.reward_probes import Row
 from pipelines.evaluate.reward_trust import pair_accuracy
 from pipelines.evaluate.token_ratios import LogprobLearner
@@ -93,7 +92,7 @@ def probe_rankings(run: RunFolder, settings: Rlhf, seed: int) -> list[dict[str, 
         return []
     if not path.exists():
         raise UserError(f"rlhf.stop.min_preference_accuracy is measured on {path}, which is missing: run collect again")
-    rows = parquet.read_table(path, filters=[("split", "==", "held_out")]).to_pylist()
+    rows = read_rankings(path, "held_out")
     rows = [row for row in rows if len(set(row["grades"] or row["ranks"])) > 1 and all(row["answers"])]
     if needed and not rows:
         raise UserError(

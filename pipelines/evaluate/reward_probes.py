@@ -122,7 +122,8 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
 
 def _with_counterexample(row: Row, index: int | None, name: str, other: tuple[Row, int], chat: Chat, room: int) -> Row:
     worse = None if index is None else worsened_answer(name, row, index, other, chat)
-    if worse is None or len(row["prompt_token_ids"] + worse) > room:
+    # An answer that was sampled, too, has its rank from the annotator.
+    if worse is None or worse in row["answers"] or len(row["prompt_token_ids"] + worse) > room:
         return row
     after = max(row["ranks"]) if name in CONTENT_FREE else min(row["ranks"])
     ranks = [rank + (rank > after) for rank in row["ranks"]]

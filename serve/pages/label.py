@@ -20,7 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from cluster.errors import UserError
-from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person, open_feedback
+from cluster.feedback import (
+    COMPARED,
+    GOLD,
+    Completion,
+    Feedback,
+    FeedbackPrompt,
+    Ranking,
+    distinct_completions,
+    is_person,
+    open_feedback,
+)
 from cluster.feedback.agreement import agreement, reliability
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
@@ -224,9 +234,9 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
 
 
 def presented(annotator: str, prompt: FeedbackPrompt, again: bool = False) -> list[Completion]:
-    """Returns at most nine of the prompt's completions, in an order that depends only on annotator and prompt, and is
-    reversed if they get it again."""
-    completions = sorted(prompt.completions, key=lambda row: row.id or 0)
+    """Returns at most nine of the prompt's different completions, in an order that depends only on annotator and
+    prompt, and is reversed if they get it again."""
+    completions = distinct_completions(sorted(prompt.completions, key=lambda row: row.id or 0))
     rng = random.Random(f"presented {annotator} {prompt.id}")
     chosen = rng.sample(completions, min(len(completions), MAX_ANSWERS))
     return chosen[::-1] if again else chosen

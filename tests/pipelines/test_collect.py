@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from tokenizers import Tokenizer
@@ -23,16 +25,17 @@ from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
-from pipelines.collect import (
+from pipelines.collect import plan_round
+from pipelines.collect_rankings import (
     CollectedPrompts,
-    plan_round,
+    answer_variety,
     rank_synthetically,
     ranking_rows,
     stored_completions,
     wait_for_people,
 )
 from pipelines.data import rankings
-from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
+from pipelines.data.annotators import ATTEMPTS, AnnotatorFailures, JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import PromptText, read_prompts
 from pipelines.data.feedback_io import import_file
 from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
@@ -75,6 +78,10 @@ def _recipe(tmp_path: Path, **collect: object) -> Recipe:
 def database(tmp_path: Path) -> Iterator[Feedback]:
     with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
         yield opened
+
+
+def no_failures(prompts: int = 30, limit: float = 0.0) -> AnnotatorFailures:
+    return AnnotatorFailures(prompts, limit)
 
 
 def _fill(database: Feedback, chat: Chat, plan: CollectedPrompts, names: list[str], weights: str = "w") -> None:
@@ -168,8 +175,8 @@ def test_a_users_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database
     own.check({name: row.details for name, row in plan.rows.items()})
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    rank_synthetically(own, 1, chat, database, plan)
-    rows = ranking_rows(own, chat, database, plan)
+    rank_synthetically(own, 1, chat, database, plan, no_failures())
+    rows = ranking_rows(own, chat, database, plan, no_failures())
     assert [row["ranks"] for row in rows] == [[3, 3, 1, 2]] * 2
     assert [row["grades"] for row in rows] == [None, None]
     assert {row["annotator"] for row in rows} == {f"code ({__name__}:by_length)"}
@@ -204,14 +211,14 @@ def test_a_resumed_round_has_the_rankings_of_an_uninterrupted_one(
     _fill(database, chat, plan, names[:10])
     assert [len(found) for found in stored_completions(database, plan).values()] == [4] * 10 + [0] * 20
     _fill(database, chat, plan, names)
-    rank_synthetically(annotator, recipe.seed, chat, database, plan)
-    first = ranking_rows(annotator, chat, database, plan)
+    rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
+    first = ranking_rows(annotator, chat, database, plan, no_failures())
     # The same command after an interruption: a new plan on the same database changes nothing.
     again = plan_round(recipe, chat, "w")
     database.add_prompts(list(again.rows.values()))
     _fill(database, chat, again, names)
-    rank_synthetically(annotator, recipe.seed, chat, database, again)
-    assert ranking_rows(annotator, chat, database, again) == first
+    rank_synthetically(annotator, recipe.seed, chat, database, again, no_failures())
+    assert ranking_rows(annotator, chat, database, again, no_failures()) == first
     counts = database.counts()
     assert (counts.prompts, counts.completions, counts.rankings) == (30, 120, 30)
 
@@ -221,8 +228,8 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    rank_synthetically(annotator, recipe.seed, chat, database, plan)
-    rankings.write_rankings(ranking_rows(annotator, chat, database, plan), tmp_path / "rankings.parquet")
+    rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
+    rankings.write_rankings(ranking_rows(annotator, chat, database, plan, no_failures()), tmp_path / "rankings.parquet")
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
     assert {row["annotator"] for row in rows} == {"code (pipelines.demo.annotator:annotate noise=0.0)"}
@@ -251,8 +258,8 @@ def test_another_noise_ranks_again_and_keeps_the_old_rankings(tmp_path: Path, ch
     _fill(database, chat, plan, list(plan.rows))
     for noise in (0.0, 1.0):
         recipe, annotator = _recipe(tmp_path), demo_annotator_of(noise)
-        rank_synthetically(annotator, recipe.seed, chat, database, plan)
-        rows = ranking_rows(annotator, chat, database, plan)
+        rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
+        rows = ranking_rows(annotator, chat, database, plan, no_failures())
         assert {row["annotator"] for row in rows} == {f"code (pipelines.demo.annotator:annotate noise={noise})"}
         assert len(rows) == 30
     assert database.counts().rankings == 60
@@ -264,7 +271,7 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     # Rankings by code do not count here.
-    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
+    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan, no_failures())
     answers = stored_completions(database, plan)
 
     def rank(name: str, annotator: str) -> None:
@@ -286,19 +293,149 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     thread.start()
     wait_for_people(database, plan, 3, seconds=30)
     thread.join()
-    rows = ranking_rows(None, chat, database, plan)
+    rows = ranking_rows(None, chat, database, plan, no_failures())
     assert sorted(row["annotator"] for row in rows) == ["ada", "grace", "grace"]
-    assert all(row["grades"] is None and row["ranks"] == [1, 1, 2, 3] for row in rows)
+    # Two of the four texts are the same: they are one answer, with their samples.
+    assert all(row["grades"] is None and row["ranks"] == [1, 2, 3] for row in rows)
+    assert all(row["samples"] == [2, 1, 1] for row in rows)
     # The table names every ranking, and the digest changes with any of them.
     assert [row["ranking_id"] for row in rows] == sorted(row["ranking_id"] for row in rows)
     before = rankings.rankings_digest(rows)
     assert rankings.rankings_digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
-    left = ranking_rows(None, chat, database, plan)
+    left = ranking_rows(None, chat, database, plan, no_failures())
     assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.rankings_digest(left) != before
     # Rankings of one prompt by two people are on the same side of the split.
     assert len({row["split"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]}) == 1
+
+
+def _store(database: Feedback, chat: Chat, plan: CollectedPrompts, answers: dict[str, list[str]]) -> None:
+    """Stores prompts with these answers, all ended by the model, and the same answers under all other names."""
+    database.add_prompts(list(plan.rows.values()))
+    database.add_completions(
+        [
+            Completion(prompt_id=name, index=index, text=text, token_ids=chat.answer(text), model="sft", weights="w")
+            for name in plan.rows
+            for index, text in enumerate(answers.get(name, ["Same."] * 4))
+        ]
+    )
+
+
+def test_equal_answers_are_one_and_prompts_with_a_single_one_are_not_ranked(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    plan = plan_round(_recipe(tmp_path), chat, "w")
+    two, three = list(plan.rows)[:2]
+    _store(database, chat, plan, {two: ["aa", "b", "aa", "aa"], three: ["aa", "b", "ccc", "b"]})
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:by_length"))
+    for annotator in (own, None):
+        variety = answer_variety(database, plan, annotator, chat.end_of_turn_id)
+        assert (variety.prompts, variety.informative) == ({1: 28, 2: 1, 3: 1}, {two, three})
+    assert variety.sentence() == (
+        "28 of 30 prompts have identical answers and are not ranked; 1 have two different ones, 2 two or more"
+    )
+    assert [name for name, _ in database.open_tasks("ann", people=1)] == [three, two]
+    rank_synthetically(own, 1, chat, database, plan, no_failures())
+    assert {ranking.prompt_id for ranking in database.rankings()} == {two, three}
+    rows = ranking_rows(own, chat, database, plan, no_failures())
+    assert [row["texts"] for row in rows] == [["aa", "b"], ["aa", "b", "ccc"]]
+    assert [row["ranks"] for row in rows] == [[2, 1], [2, 1, 3]]
+    assert [row["samples"] for row in rows] == [[3, 1], [1, 2, 1]]
+
+
+def test_rankings_of_identical_answers_count_for_nothing(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    plan = plan_round(_recipe(tmp_path, annotator="people"), chat, "w")
+    two, same, *_ = plan.rows
+    _store(database, chat, plan, {two: ["aa", "b", "aa", "aa"]})
+    for name in (two, same):
+        ids = [completion.id for completion in stored_completions(database, plan)[name]]
+        # As an earlier version stored them: identical answers apart.
+        ranks = {str(number): rank for number, rank in zip(ids, (1, 2, 3, 1), strict=True)}
+        database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks, presented=ids))
+    with pytest.raises(StageError, match="people have made 1 of 2 rankings"):
+        wait_for_people(database, plan, 2, seconds=0.1)
+    (row,) = ranking_rows(None, chat, database, plan, no_failures())
+    # The mean rank of 1, 3 and 1 is better than 2.
+    assert (row["texts"], row["ranks"], row["samples"]) == (["aa", "b"], [1, 2], [3, 1])
+
+
+def test_tables_of_earlier_versions_are_read_without_their_identical_answers(tmp_path: Path) -> None:
+    old = {
+        "prompt_id": "p",
+        "kind": None,
+        "prompt_token_ids": [1],
+        "answers": [[5, 2], [6, 2], [5, 2], [7, 7]],
+        "texts": ["a", "b", "a", "a"],
+        "ranks": [1, 2, 3, 3],
+        "grades": [4, 2, 4, 1],
+        "annotator": "code (x:y)",
+        "split": "train",
+        "ranking_id": 1,
+    }
+    same = old | {"answers": [[5, 2]] * 4, "texts": ["a"] * 4, "split": "held_out"}
+    table = pa.Table.from_pylist([old, same], schema=rankings.SCHEMA.remove(5))
+    assert "samples" not in table.column_names
+    parquet.write_table(table, tmp_path / "rankings.parquet")
+    (row,) = rankings.read_rankings(tmp_path / "rankings.parquet")
+    # A cut answer is another answer to a function, which sees that it was cut. The mean of 1 and 3 ties with 2.
+    assert (row["answers"], row["ranks"]) == ([[5, 2], [6, 2], [7, 7]], [1, 1, 2])
+    assert (row["grades"], row["samples"]) == ([4, 2, 1], [2, 1, 1])
+    assert rankings.merge_identical(row) == row
+    assert rankings.read_rankings(tmp_path / "rankings.parquet", "held_out") == []
+
+
+CALLS: Counter[str] = Counter()
+
+
+def unsteady(
+    prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random, often: int, every: int = 1
+) -> list[np.int64]:
+    """Fails the first `often` times on one of `every` prompts."""
+    name = prompt["id"]
+    CALLS[name] += 1
+    if int(name) % every == 0 and CALLS[name] <= often:
+        raise ConnectionError("the annotators' line is busy")
+    return [np.int64(rank) for rank in by_length(prompt, answers, chance)]
+
+
+def _unsteady(tmp_path: Path, chat: Chat, database: Feedback, **arguments: int) -> tuple[SyntheticAnnotator, Any]:
+    CALLS.clear()
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Say {n}.", "id": str(n)}) + "\n" for n in range(20)))
+    plan = plan_round(_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    for row in plan.rows.values():
+        row.details["id"] = row.messages[0]["content"].split()[1].rstrip(".")
+    _store(database, chat, plan, {name: ["a", "bb", "ccc"] for name in plan.rows})
+    return SyntheticAnnotator.of(Call(function=f"{__name__}:unsteady", arguments=arguments)), plan
+
+
+def test_an_annotator_that_fails_at_times_is_asked_again(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    annotator, plan = _unsteady(tmp_path, chat, database, often=ATTEMPTS - 1)
+    annotator.check({name: row.details for name, row in plan.rows.items()})
+    CALLS.clear()
+    failures = no_failures(20)
+    rank_synthetically(annotator, 1, chat, database, plan, failures)
+    rows = ranking_rows(annotator, chat, database, plan, failures)
+    assert [row["ranks"] for row in rows] == [[1, 2, 3]] * 20
+    assert failures.messages == []
+
+
+def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    annotator, plan = _unsteady(tmp_path, chat, database, often=10**6, every=10)
+    details = {name: row.details for name, row in plan.rows.items()}
+    annotator.check(details, max_failed=0.1)
+    with pytest.raises(UserError, match=r"the annotators' line is busy \(tried 3 times; 2 of 20 prompts failed"):
+        annotator.check(details, max_failed=0.05)
+    failures = no_failures(20, 0.1)
+    rank_synthetically(annotator, 1, chat, database, plan, failures)
+    assert len(ranking_rows(annotator, chat, database, plan, failures)) == 18
+    assert len(failures.messages) == 2
+    assert "it raised ConnectionError: the annotators' line is busy" in failures.messages[0]
+    with pytest.raises(StageError, match=r"collect.max_failed_rankings allows 5%"):
+        rank_synthetically(annotator, 1, chat, database, plan, no_failures(20, 0.05))
 
 
 def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, chat: Chat, database: Feedback) -> None:
@@ -313,7 +450,7 @@ def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, ch
     plan = plan_round(recipe, chat, "w")
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
-    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan)
+    rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan, no_failures())
     found = collect.run(recipe, run, tmp_path).metrics
     assert (found["prompts"], found["rankings"], found["too_long"]) == (20, 20, 1)
     assert (found["rankings_by"], found["stands_in_for_people"]) == ({"ann": 20}, False)

@@ -1,13 +1,17 @@
 """The training data of the reward stage: bootstrap samples for an ensemble, and shares for a curve."""
 
+import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
+import pytest
 import torch
 
-from pipelines.reward_model import _point, _resample, _scores
+from actors.types import reward_scale_file
+from pipelines.reward_model import _point, _resample, _scores, _write_normalization
 
 
 def rows(prompts: int) -> list[dict[str, Any]]:
@@ -68,3 +72,10 @@ def test_a_point_of_the_curve_is_measured_once(tmp_path: Path) -> None:
     assert points[0]["pair_accuracy"]["n"] == 30
     assert seen["0.25"] < seen["0.5"]
     assert sorted(path.name for path in (tmp_path / "curve").iterdir()) == ["0.25.json", "0.5.json"]
+
+
+def test_the_scale_counts_an_answer_as_often_as_it_was_sampled(tmp_path: Path) -> None:
+    _write_normalization([[0.0, 4.0], [1.0]], [{"samples": [3, 1]}, {"samples": [2]}], tmp_path)
+    scale = json.loads(reward_scale_file(tmp_path).read_text())
+    values = [0.0, 0.0, 0.0, 4.0, 1.0, 1.0]
+    assert (scale["mean"], scale["deviation"]) == pytest.approx((fmean(values), pstdev(values)))

@@ -38,7 +38,7 @@ def fill(feedback: Feedback, prompts: int = 2) -> list[int]:
     feedback.add_prompts([FeedbackPrompt(id=name, messages=[{"role": "user", "content": name}]) for name in names])
     return feedback.add_completions(
         [
-            Completion(prompt_id=name, index=index, text="hi", token_ids=[5, 4], model="sft", weights="abc")
+            Completion(prompt_id=name, index=index, text=f"hi {index}", token_ids=[5, 4], model="sft", weights="abc")
             for name in names
             for index in range(2)
         ]
@@ -70,6 +70,15 @@ def test_skips_close_a_task_and_are_not_rankings(feedback_url: str) -> None:
         assert feedback.open_tasks("ben", people=1) == [("p1", 0), ("p0", 0)]
         assert feedback.rankings() == []
         assert feedback.counts().skipped == 1
+
+
+def test_a_prompt_whose_completions_are_all_the_same_is_nobodys_task(feedback_url: str) -> None:
+    with open_feedback(feedback_url) as feedback:
+        fill(feedback)
+        same = {"text": "Same.", "token_ids": [], "model": "sft", "weights": "abc"}
+        feedback.add_prompts([FeedbackPrompt(id="same", messages=[])])
+        feedback.add_completions([Completion(prompt_id="same", index=index, **same) for index in range(4)])
+        assert feedback.open_tasks("ann", people=1) == [("p1", 0), ("p0", 0)]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +254,10 @@ def test_gold_items_are_tasks_for_everyone_and_compared_prompts_for_nobody(feedb
         )
         for name in (f"{COMPARED}x", "compared"):
             feedback.add_completions(
-                [Completion(prompt_id=name, index=i, text="", token_ids=[], model="m", weights="") for i in range(2)]
+                [
+                    Completion(prompt_id=name, index=i, text=str(i), token_ids=[], model="m", weights="")
+                    for i in range(2)
+                ]
             )
         assert [name for name, _ in feedback.open_tasks("ann", people=1)] == ["compared", "p1"]
         assert [prompt.id for prompt in feedback.prompts(prefix=COMPARED)] == [f"{COMPARED}x"]

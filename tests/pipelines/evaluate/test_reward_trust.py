@@ -125,6 +125,14 @@ def test_counterexamples_rank_right_after_the_best_answer_or_last(chat: Chat) ->
     assert with_counterexamples(refusing, ["refusal"], chat, ROOM, seed=1) == refusing
 
 
+def test_a_counterexample_that_was_sampled_keeps_the_annotators_rank(chat: Chat) -> None:
+    (given, *_) = rows(chat)
+    thanked = given["texts"][0] + THANKS
+    answers = [*given["answers"][:2], chat.answer(thanked)]
+    sampled = {**given, "texts": [*given["texts"][:2], thanked], "answers": answers}
+    assert with_counterexamples([sampled], ["thanks"], chat, ROOM, seed=1) == [sampled]
+
+
 def test_accuracy_is_split_by_kind_distance_and_length(chat: Chat) -> None:
     given = rows(chat)
     # A model that takes the mediocre answer for the best, and recognizes the bad one.

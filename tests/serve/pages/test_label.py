@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
+from cluster.feedback import GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
 from serve.pages.label import REPEAT_AFTER, label_router
 from serve.pages.render import page
 from tests.helpers import free_port
@@ -61,6 +61,22 @@ def test_people_get_different_prompts_in_orders_of_their_own_and_never_learn_the
         assert {answer["text"] for answer in task["answers"]} == {"a", "b", "c", "d"}
         orders.add(tuple(answer["text"] for answer in task["answers"]))
     assert len(orders) > 1
+
+
+def test_equal_texts_are_shown_once(client: TestClient, database: Feedback) -> None:
+    database.add_prompts([FeedbackPrompt(id="twice", messages=[{"role": "user", "content": "Q"}])])
+    database.add_completions(
+        [
+            Completion(prompt_id="twice", index=index, text=text, token_ids=[], model="m", weights="abc")
+            for index, text in enumerate(["a", "b", "a", "b"])
+        ]
+    )
+    headers = signed_in(database, "ann")
+    task = client.get("/label/next", headers=headers).json()["task"]
+    assert (task["prompt"], sorted(answer["text"] for answer in task["answers"])) == ("twice", ["a", "b"])
+    judgement = {"prompt": "twice", "answers": [answer["id"] for answer in task["answers"]], "ranks": [1, 2]}
+    assert client.post("/label/judgement", json=judgement, headers=headers).status_code == 204
+    assert sorted(database.judgements()[0].ranks.values()) == [1, 2]
 
 
 def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestClient, database: Feedback) -> None:

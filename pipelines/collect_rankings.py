@@ -1,0 +1,184 @@
+"""The rankings of a round of collection: which prompts tell anything, who ranks them, and the rows to learn from."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from actors.model.chat import Chat
+from cluster import feedback
+from cluster.errors import StageError
+from cluster.feedback import Feedback, Ranking
+from pipelines.data import rankings
+from pipelines.data.annotators import AnnotatorError, AnnotatorFailures, SyntheticAnnotator
+
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class CollectedPrompts:
+    """The prompts of one round of collection, by name.
+
+    Names depend on the weights and the sampling, so that no ranking mixes answers of different ones.
+
+    Attributes:
+        rows: for the database.
+        token_ids: rendered, for the engines.
+    """
+
+    rows: dict[str, feedback.FeedbackPrompt]
+    token_ids: dict[str, list[int]]
+
+
+def stored_completions(database: Feedback, prompts: CollectedPrompts) -> dict[str, list[feedback.Completion]]:
+    """Reads from the database the completions of every prompt of the round, by its name, in order of their index."""
+    return {
+        row.id: sorted(row.completions, key=lambda completion: completion.index)
+        for row in database.prompts()
+        if row.id in prompts.rows
+    }
+
+
+@dataclass(frozen=True)
+class AnswerVariety:
+    """How many different answers the prompts of a round have, as the annotators see them.
+
+    Attributes:
+        prompts: the number of prompts with each number of different answers.
+        informative: the names of the prompts with two or more: all others say nothing on what is better.
+    """
+
+    prompts: Mapping[int, int]
+    informative: frozenset[str]
+
+    def sentence(self) -> str:
+        """Says how many prompts are not ranked, and how many have but two answers to choose from."""
+        return (
+            f"{self.prompts.get(1, 0):,} of {sum(self.prompts.values()):,} prompts have identical answers and are not "
+            f"ranked; {self.prompts.get(2, 0):,} have two different ones, {len(self.informative):,} two or more"
+        )
+
+
+def answer_variety(
+    database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None, end_of_turn: int
+) -> AnswerVariety:
+    """Counts the different answers to each prompt of a round.
+
+    Args:
+        database: which holds the answers.
+        prompts: of the round.
+        annotator: who ranks them; None for people, who see no difference in what has the same text.
+        end_of_turn: the token that ends a finished answer.
+    """
+    person = annotator is None
+    different = {
+        name: len(rankings.distinct_answers(completions, end_of_turn, person))
+        for name, completions in stored_completions(database, prompts).items()
+    }
+    return AnswerVariety(
+        Counter(different.values()), frozenset(name for name, number in different.items() if number > 1)
+    )
+
+
+def rank_synthetically(
+    annotator: SyntheticAnnotator,
+    seed: int,
+    chat: Chat,
+    database: Feedback,
+    prompts: CollectedPrompts,
+    failures: AnnotatorFailures,
+) -> None:
+    """Adds a synthetic annotator's rankings to the database, which ignores those that it has. Prompts whose answers are
+    identical, and those that the annotator fails on, are left out.
+
+    Raises:
+        StageError: the annotator failed on too many prompts; the rankings so far are kept.
+    """
+    informative = answer_variety(database, prompts, annotator, chat.end_of_turn_id).informative
+    known = {ranking.prompt_id for ranking in database.rankings() if ranking.annotator == annotator.name}
+    found = list[Ranking]()
+    try:
+        for name, completions in stored_completions(database, prompts).items():
+            if name not in informative - known:
+                continue
+            try:
+                row = prompts.rows[name]
+                found.append(rankings.rank_completions(row, completions, chat.end_of_turn_id, annotator, seed))
+            except AnnotatorError as error:
+                failures.add(error)
+    finally:
+        database.add_rankings(found)
+
+
+def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int, seconds: float) -> None:
+    """Waits until people have made enough rankings of prompts whose answers differ.
+
+    Args:
+        database: where their rankings arrive.
+        prompts: of the round.
+        minimum: rankings to wait for.
+        seconds: the longest wait.
+
+    Raises:
+        StageError: there were fewer at the deadline; the same command continues the wait.
+    """
+    end, completions = time.monotonic() + seconds, stored_completions(database, prompts)
+    texts = {str(one.id): one.text for group in completions.values() for one in group}
+    with progress_bar() as progress:
+        task = progress.add_task("rankings by people", total=minimum)
+        while (count := sum(_tells_apart(row, texts) for row in _rankings(database, prompts, None))) < minimum:
+            progress.update(task, completed=count)
+            if time.monotonic() >= end:
+                raise StageError(
+                    f"after {seconds / 60:.0f} minutes (cluster.deadline_minutes) people have made {count} of "
+                    f"{minimum} rankings; these are kept, and the same command continues the wait"
+                )
+            time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+        progress.update(task, completed=count)
+
+
+def ranking_rows(
+    annotator: SyntheticAnnotator | None,
+    chat: Chat,
+    database: Feedback,
+    prompts: CollectedPrompts,
+    failures: AnnotatorFailures,
+) -> list[dict[str, Any]]:
+    """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
+    one. Rankings of identical answers, of earlier versions, are left out.
+
+    Raises:
+        StageError: the annotator failed on too many prompts.
+    """
+    completions, rows = stored_completions(database, prompts), []
+    for ranking in sorted(_rankings(database, prompts, annotator), key=lambda one: (one.prompt_id, one.annotator)):
+        name = ranking.prompt_id
+        prompt, ids = prompts.rows[name], prompts.token_ids[name]
+        try:
+            row = rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_of_turn_id, annotator)
+        except AnnotatorError as error:
+            failures.add(error)
+            continue
+        if len(row["answers"]) > 1:
+            rows.append(row)
+    return rows
+
+
+def _tells_apart(ranking: Ranking, texts: Mapping[str, str]) -> bool:
+    """Whether a ranking is of two different texts or more; those of earlier versions may not be."""
+    return len({texts[completion] for completion in ranking.ranks}) > 1
+
+
+def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None) -> list[Ranking]:
+    rankings_of_round = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
+    if annotator:
+        return [ranking for ranking in rankings_of_round if ranking.annotator == annotator.name]
+    return [ranking for ranking in rankings_of_round if feedback.is_person(ranking.annotator)]
+
+
+def progress_bar() -> Progress:
+    """Makes a bar that shows how many are done, and for how long it has run."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
