@@ -1,9 +1,6 @@
 """Supervised fine-tuning on conversations: the assistant's turns are the targets."""
 
-import json
 import random
-from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,13 +12,12 @@ from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
-from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import read_conversations
 from pipelines.data.pack_chats import render, write_packed
-from pipelines.data.source_rows import BadRow
+from pipelines.data.source_rows import quarantine
 from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
 # The rows that cannot be used, a JSON line each: place, reason, excerpt.
@@ -74,7 +70,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     found = read_conversations(settings.sources, recipe.seed)
     rendered = render(found.items, base, context)
     bad, total = [*found.bad, *rendered.bad], len(found.items) + len(found.bad)
-    _quarantine(bad, total, settings.max_bad_share, out / QUARANTINE)
+    quarantine(bad, total, settings.max_bad_share, out / QUARANTINE, "sft.sources", "sft.max_bad_share")
     if len(rendered.rows) < 2:
         raise UserError(
             f"of {total} conversations in sft.sources, {len(rendered.rows)} fit into "
@@ -105,22 +101,6 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
         "layouts": found.layouts,
         "ignored_fields": found.ignored,
     }
-
-
-def _quarantine(bad: Sequence[BadRow], total: int, most: float, file: Path) -> None:
-    """Writes down the rows that cannot be used.
-
-    Raises:
-        UserError: their share of all rows is more than `most`.
-    """
-    file.unlink(missing_ok=True)
-    if bad:
-        write_text(file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad))
-    if len(bad) > most * total:
-        raise UserError(
-            f"{bad[0].reason} ({len(bad):,} of {total:,} rows in sft.sources cannot be used, and sft.max_bad_share "
-            f"lets {most:g} of them be left out; {file} has them all)"
-        )
 
 
 def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:

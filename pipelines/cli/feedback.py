@@ -87,14 +87,20 @@ def import_file(
     gold: Annotated[
         bool, typer.Option("--gold", help="the file's rankings are correct: test annotators on them")
     ] = False,
+    max_bad: Annotated[
+        float, typer.Option(help="largest share of rows to leave out because they cannot be read", min=0, max=1)
+    ] = 0.05,
 ) -> None:
     """Add a file of preferences to a run's database. Importing a file twice adds nothing."""
     with _open(run) as database:
         name = name or path.name.partition(".")[0]
         from pipelines.data.feedback_io import import_file as read
 
-        new = read(database, kind, path, name, annotator, held_out, gold)
-        print(f"{new} new prompts from {path}, under the name {name}")
+        rejected = run / "rejected" / f"{name}.jsonl"
+        found = read(database, kind, path, name, annotator, held_out, gold, max_bad, rejected)
+        print(f"{found.new} new prompts from {path}, under the name {name}")
+        if found.bad:
+            print(f"{len(found.bad)} of {found.rows} rows were left out: {rejected} has them with their reasons")
 
 
 @exchange.command("export")
@@ -104,12 +110,16 @@ def export_file(
     run: RunOption,
     name: Annotated[str | None, typer.Option(help="export only the import of this name")] = None,
 ) -> None:
-    """Write people's rankings to a file. FORMAT can also be answers (that annotators wrote) or thumbs."""
+    """Write people's rankings to a file. FORMAT can also be answers (that annotators wrote), thumbs or votes."""
     with _open(run) as database:
         from pipelines.data.feedback_io import export_file
 
-        count = export_file(database, kind, path, name)
-        print(f"{count} rows in {path}")
+        found = export_file(database, kind, path, name)
+        print(f"{found.rows} rows in {path}")
+        if found.votes:
+            print(f"{found.votes} votes of the compare page are not among them: export votes for these")
+        if found.mended:
+            print(f"{found.mended} rows held characters or numbers that JSON cannot: written as \ufffd or null")
 
 
 @exchange.command("count")

@@ -73,11 +73,11 @@ def write_hh(item: PreferenceItem) -> Iterator[Row]:
     prompt = item.details.get("transcript", _transcript(item.messages) + ANSWER)
     endings = item.details.get("endings") or [f" {text}" for text in item.texts]
     for better, worse in item.pairs():
-        yield {"chosen": prompt + endings[better], "rejected": prompt + endings[worse], **item.details.get("row", {})}
+        yield item.row({"chosen": prompt + endings[better], "rejected": prompt + endings[worse]})
 
 
 def read_trl(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
-    """Reads {"prompt", "chosen", "rejected"}, all strings or all messages; messages may instead begin with the prompt.
+    """Reads {"prompt", "chosen", "rejected"}: strings or messages. Messages may instead begin with the prompt.
 
     Raises:
         UserError: a field is missing or has another type, or the answers are not one turn of the assistant each.
@@ -88,7 +88,9 @@ def read_trl(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
         texts = [text_field(row, key, where) for key in ("chosen", "rejected")]
         return [PreferenceItem(messages, texts, {annotator: [1, 2]}, details=details)]
     chosen, rejected = (checked_messages(row.get(key), where) for key in ("chosen", "rejected"))
-    if "prompt" in row:
+    if isinstance(row.get("prompt"), str):
+        messages, details["prompt_string"] = [{"role": "user", "content": row["prompt"]}], True
+    elif "prompt" in row:
         messages = checked_messages(row["prompt"], where)
     else:
         messages, details["prompt_within"] = chosen[:-1], True
@@ -114,7 +116,7 @@ def write_trl(item: PreferenceItem) -> Iterator[Row]:
         raise UserError("a prompt of several turns cannot be written as one string: export as trl-messages")
     for better, worse in item.pairs():
         texts = {"chosen": item.texts[better], "rejected": item.texts[worse]}
-        yield {"prompt": item.messages[0]["content"], **texts, **item.details.get("row", {})}
+        yield item.row({"prompt": item.messages[0]["content"], **texts})
 
 
 def write_trl_messages(item: PreferenceItem) -> Iterator[Row]:
@@ -123,8 +125,10 @@ def write_trl_messages(item: PreferenceItem) -> Iterator[Row]:
     for better, worse in item.pairs():
         turns = [[{"role": "assistant", "content": item.texts[index]}] for index in (better, worse)]
         chosen, rejected = ([*item.messages, *turn] if within else turn for turn in turns)
-        prompt = {} if within else {"prompt": item.messages}
-        yield {**prompt, "chosen": chosen, "rejected": rejected, **item.details.get("row", {})}
+        prompt: Row = {} if within else {"prompt": item.messages}
+        if item.details.get("prompt_string"):
+            prompt = {"prompt": item.messages[0]["content"]}
+        yield item.row({**prompt, "chosen": chosen, "rejected": rejected})
 
 
 def read_lists(row: Row, where: str, annotator: str) -> list[PreferenceItem]:
@@ -158,7 +162,7 @@ def write_lists(item: PreferenceItem) -> Iterator[Row]:
         ranked = [index for index, rank in enumerate(ranks) if rank is not None]
         row = {"prompt": prompt, "completions": [item.texts[i] for i in ranked], "ranks": [ranks[i] for i in ranked]}
         named = {"annotator": annotator} if item.details.get("annotator_given", True) else {}
-        yield {**row, **named, **item.details.get("row", {})}
+        yield item.row({**row, **named})
 
 
 def read_pandalm(row: Row, where: str, annotator: str) -> list[PreferenceItem]:

@@ -1,17 +1,21 @@
 """Imports preference files into a run's feedback database, and exports rankings, answers and thumbs from it."""
 
 import json
+import math
+import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.feedback import GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.run.atomic import write_text
 from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
-from pipelines.data.source_rows import read_rows
+from pipelines.data.source_rows import BadRow, bad_row, file_rows, good_row, quarantine
 
 # Takes the place of the checksum of unknown weights.
 WEIGHTS = "imported"
@@ -19,11 +23,46 @@ WEIGHTS = "imported"
 ANSWERS = "answers"
 # Thumbs up or down on the chat page, in TRL's layout of unpaired preferences; export only.
 THUMBS = "thumbs"
+# Votes between models on the compare page; export only.
+VOTES = "votes"
+SURROGATE = re.compile("[\\ud800-\\udfff]")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The outcome of an import: how many prompts were new, how many rows there were, and those that were left out."""
+
+    new: int
+    rows: int
+    bad: list[BadRow]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The outcome of an export.
+
+    Attributes:
+        rows: how many rows were written.
+        votes: judgements of the compare page that preference formats leave out; `VOTES` writes them.
+        mended: rows in which a character or number that JSON cannot hold was replaced, by U+FFFD or null.
+    """
+
+    rows: int
+    votes: int = 0
+    mended: int = 0
 
 
 def import_file(
-    database: Feedback, kind: str, path: Path, name: str, annotator: str, held_out_share: float, gold: bool = False
-) -> int:
+    database: Feedback,
+    kind: str,
+    path: Path,
+    name: str,
+    annotator: str,
+    held_out_share: float,
+    gold: bool = False,
+    max_bad_share: float = 0.0,
+    quarantine_file: Path | None = None,
+) -> Imported:
     """Adds the rows of a preference file to the database. Importing a file again adds only what is missing.
 
     Args:
@@ -35,20 +74,30 @@ def import_file(
         held_out_share: share of the prompts to hold out; equal prompts are on the same side of the split.
         gold: whether the rankings are reference answers, on which annotators are tested without knowing; of several
             rankings of a prompt the first is used.
-
-    Returns:
-        How many prompts were new.
+        max_bad_share: the largest share of rows that may be left out because they cannot be read.
+        quarantine_file: where to list these rows with their lines and reasons; beside the file if None.
 
     Raises:
-        UserError: a row cannot be read; the message names it, and nothing was added.
+        UserError: too many rows cannot be read; the message names the first, and nothing was added.
     """
-    items, ids = [], []
-    for number, (row, where) in enumerate(_rows(path)):
-        read = FORMATS[_known(kind)].read(row, where, annotator)
+    read = FORMATS[_known(kind)].read
+    items: list[PreferenceItem] = []
+    ids: list[str] = []
+    bad: list[BadRow] = []
+    total = 0
+    for number, (row, where) in enumerate(file_rows(str(path))):
+        total += 1
+        try:
+            found = read(good_row(row), where, annotator)
+        except UserError as error:
+            bad.append(row if isinstance(row, BadRow) else bad_row(where, str(error), row))
+            continue
         # The number keeps the order and distinguishes equal rows; the hash distinguishes another file of that name.
         stem = f"{name} {number:07d} {fingerprint(row)[:8]}"
-        items += read
-        ids += [stem] if len(read) == 1 else [f"{stem} {part:03d}" for part in range(len(read))]
+        items += found
+        ids += [stem] if len(found) == 1 else [f"{stem} {part:03d}" for part in range(len(found))]
+    place = quarantine_file or path.with_name(f"{path.name}.rejected.jsonl")
+    quarantine(bad, total, max_bad_share, place, str(path), "--max-bad")
     if not items:
         raise UserError(f"{path} holds no rows with ranked answers")
     new = database.add_prompts(
@@ -81,58 +130,109 @@ def import_file(
             for who, ranks in ([(GOLD, next(iter(item.ranks.values())))] if gold else item.ranks.items())
         ]
     )
-    return new
+    return Imported(new, total, bad)
 
 
-def export_file(database: Feedback, kind: str, path: Path, name: str | None = None) -> int:
+def export_file(database: Feedback, kind: str, path: Path, name: str | None = None) -> Exported:
     """Writes people's feedback to a file, which appears whole or not at all.
 
     Args:
         database: the run's.
-        kind: a key of `FORMATS`; "answers" for answers that annotators wrote; or "thumbs".
+        kind: a key of `FORMATS`; "answers" for answers that annotators wrote; "thumbs"; or "votes" of the compare page.
         path: ends in .json for a JSON list; JSONL otherwise.
         name: export only what was imported under this name; None for everything.
 
-    Returns:
-        How many rows were written.
-
     Raises:
         UserError: there is nothing to write, the format cannot represent it, the file cannot be written, or a name is
-            given for thumbs, which are never imported.
+            given for thumbs or votes, which are never imported.
     """
-    if kind == THUMBS and name is not None:
-        raise UserError(f"{THUMBS} are not imported and have no name: leave out --name {name}")
+    if kind in (THUMBS, VOTES) and name is not None:
+        raise UserError(f"{kind} are not imported and have no name: leave out --name {name}")
     require_writable(path)
-    exported = _thumbs(database) if kind == THUMBS else _judged(database, kind, name)
+    judgements = _judgements(database)
+    votes = {prompt: rows for prompt, rows in judgements.items() if prompt.startswith(COMPARED)}
+    if kind == THUMBS:
+        exported = _thumbs(database)
+    elif kind == VOTES:
+        exported = _votes(database, votes)
+    else:
+        exported = _judged(database, kind, name, judgements)
     if not exported:
         raise UserError(f"the database holds nothing to export as {kind}" + (f" under the name {name}" if name else ""))
+    written = [storable(row) for row in exported]
     if path.suffix == ".json":
-        write_text(path, json.dumps(exported, ensure_ascii=False, indent=1))
+        write_text(path, json.dumps(written, ensure_ascii=False, allow_nan=False, indent=1))
     else:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported))
-    return len(exported)
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in written))
+    left_out = sum(map(len, votes.values())) if kind in FORMATS and name is None else 0
+    mended = sum(_dumped(before) != _dumped(after) for before, after in zip(exported, written, strict=True))
+    return Exported(len(exported), left_out, mended)
 
 
-def _judged(database: Feedback, kind: str, name: str | None) -> list[Row]:
-    write = None if kind == ANSWERS else FORMATS[_known(kind)].write
-    exported: list[Row] = []
-    judgements: dict[str, list[Ranking]] = defaultdict(list)
+def storable(value: Any) -> Any:
+    """Returns a JSON value without what strict JSON in UTF-8 cannot hold: lone surrogates become U+FFFD, and NaN and
+    infinities null."""
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(key): storable(held) for key, held in value.items()}
+    return [storable(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+def _dumped(row: Row) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+def _judgements(database: Feedback) -> dict[str, list[Ranking]]:
+    """Returns the judgements of people who are not excluded, by prompt."""
     excluded = database.excluded()
+    found: dict[str, list[Ranking]] = defaultdict(list)
     for row in database.judgements():
         if is_person(row.annotator) and row.annotator not in excluded:
-            judgements[row.prompt_id].append(row)
+            found[row.prompt_id].append(row)
+    return found
+
+
+def _judged(database: Feedback, kind: str, name: str | None, judgements: Mapping[str, Sequence[Ranking]]) -> list[Row]:
+    write = None if kind == ANSWERS else FORMATS[_known(kind)].write
+    exported: list[Row] = []
     for prompt in database.prompts():
+        # A vote between models is another task than a ranking of one model's answers.
+        if prompt.id.startswith(COMPARED):
+            continue
         if name is not None and prompt.details.get("import", {}).get("name") != name:
             continue
         if write is None:
-            written = [row.better for row in judgements[prompt.id] if row.better]
+            written = [row.better for row in judgements.get(prompt.id, []) if row.better]
             exported += [{"messages": [*prompt.messages, {"role": "assistant", "content": text}]} for text in written]
-        elif item := _item(prompt, judgements[prompt.id]):
+        elif item := _item(prompt, judgements.get(prompt.id, [])):
             try:
                 exported += write(item)
             except UserError as error:
                 raise UserError(f"prompt {prompt.id[:80]}: {error}") from error
     return exported
+
+
+def _votes(database: Feedback, judgements: Mapping[str, Sequence[Ranking]]) -> list[Row]:
+    """Returns a row for each vote of the compare page: the answers, their models and ranks. "All bad" has no ranks."""
+    prompts = {prompt.id: prompt for prompt in database.prompts(prefix=COMPARED)}
+    rows = []
+    for name, votes in judgements.items():
+        sides = sorted(prompts[name].completions, key=lambda side: side.index)
+        rows += [
+            {
+                "prompt": prompts[name].messages,
+                "completions": [side.text for side in sides],
+                "models": [side.model for side in sides],
+                "weights": [side.weights for side in sides],
+                "ranks": [vote.ranks.get(str(side.id)) for side in sides] if vote.ranks else None,
+                "annotator": vote.annotator,
+            }
+            for vote in votes
+        ]
+    return rows
 
 
 def _thumbs(database: Feedback) -> list[Row]:
@@ -150,7 +250,7 @@ def _thumbs(database: Feedback) -> list[Row]:
     ]
 
 
-def _item(prompt: FeedbackPrompt, judgements: list[Ranking]) -> PreferenceItem | None:
+def _item(prompt: FeedbackPrompt, judgements: Sequence[Ranking]) -> PreferenceItem | None:
     completions = sorted(prompt.completions, key=lambda row: row.id or 0)
     ranks: dict[str, list[int | None]] = {
         row.annotator: [row.ranks.get(str(completion.id)) for completion in completions]
@@ -161,18 +261,6 @@ def _item(prompt: FeedbackPrompt, judgements: list[Ranking]) -> PreferenceItem |
         return None
     models = [row.model for row in completions]
     return PreferenceItem(prompt.messages, [row.text for row in completions], ranks, models, prompt.details)
-
-
-def _rows(path: Path) -> list[tuple[Row, str]]:
-    if path.suffix != ".json":
-        return list(read_rows(str(path)))
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise UserError(f"{path} must hold a list of objects")
-    return [(row, f"{path} row {number}") for number, row in enumerate(content)]
 
 
 def _known(kind: str) -> str:

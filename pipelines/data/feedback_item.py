@@ -29,6 +29,10 @@ class PreferenceItem:
     models: list[str] = field(default_factory=lambda: ["imported", "imported"])
     details: dict[str, Any] = field(default_factory=dict)
 
+    def row(self, columns: Row) -> Row:
+        """Returns an exported row: its columns, and the imported row's other fields that have other names."""
+        return columns | {name: value for name, value in self.details.get("row", {}).items() if name not in columns}
+
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yields the indices of the better and the worse answer of every pair, annotator by annotator, without ties."""
         for ranks in self.ranks.values():

@@ -4,6 +4,7 @@ UltraFeedback (Cui et al. 2023) rates several models' answers one by one; equal 
 (Koepf et al. 2023) branches at every turn; each user turn with two or more ranked answers is a prompt.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,19 +19,21 @@ def read_ultrafeedback(row: Row, where: str, annotator: str) -> list[PreferenceI
     """Reads {"instruction", "completions": [{"model", "response", "fine-grained_score"}]}.
 
     Answers are ranked by the mean of their aspects' ratings, as the published overall score is known to be wrong in
-    places; that is used where the mean is missing.
+    places; that is used where the mean is missing. An answer without a rating, or with "N/A" for one, is kept without
+    a rank.
 
     Raises:
-        UserError: a field is missing or has another type.
+        UserError: a field is missing or has another type, or fewer than two answers are rated.
     """
     answers = row.get("completions")
     if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(answer, dict) for answer in answers):
         raise UserError(f"{where}: completions must be a list of two or more objects")
     texts = [text_field(answer, "response", where) for answer in answers]
-    score = next((name for name in SCORES if all(type(answer.get(name)) in (int, float) for answer in answers)), None)
-    if score is None:
-        raise UserError(f"{where}: every completion needs a number as {' or '.join(SCORES)}")
-    levels = sorted({answer[score] for answer in answers}, reverse=True)
+    ratings = {name: [_rating(answer.get(name)) for answer in answers] for name in SCORES}
+    chosen = max(ratings.values(), key=lambda found: sum(rating is not None for rating in found))
+    levels = sorted({rating for rating in chosen if rating is not None}, reverse=True)
+    if sum(rating is not None for rating in chosen) < 2:
+        raise UserError(f"{where}: two completions at least need a number as {' or '.join(SCORES)}")
     details = {
         "row": other_fields(row, ("instruction", "completions")),
         "answers": [other_fields(answer, ("response",)) for answer in answers],
@@ -39,11 +42,20 @@ def read_ultrafeedback(row: Row, where: str, annotator: str) -> list[PreferenceI
         PreferenceItem(
             messages=[{"role": "user", "content": text_field(row, "instruction", where)}],
             texts=texts,
-            ranks={annotator: [1 + levels.index(answer[score]) for answer in answers]},
+            ranks={annotator: [None if rating is None else 1 + levels.index(rating) for rating in chosen]},
             models=[str(answer.get("model", "imported")) for answer in answers],
             details=details,
         )
     ]
+
+
+def _rating(value: Any) -> float | None:
+    """Returns a rating as a number, also where it is written as text; None for "N/A", NaN and anything else."""
+    try:
+        rating = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
+    return rating if math.isfinite(rating) else None
 
 
 def write_ultrafeedback(item: PreferenceItem) -> Iterator[Row]:

@@ -2,9 +2,10 @@
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from glob import glob
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as parquet
 from cluster.errors import UserError, first_line
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.functions import load_function
+from cluster.run.atomic import write_text
 
 Row = dict[str, Any]
 _EXCERPT_CHARACTERS = 200
@@ -38,6 +40,31 @@ def bad_row(place: str, reason: str, content: Any) -> BadRow:
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     # A lone surrogate, which JSON can spell, could not be written down.
     return BadRow(place, reason, text[:_EXCERPT_CHARACTERS].encode("utf-8", "backslashreplace").decode())
+
+
+def quarantine(bad: Sequence[BadRow], total: int, most: float, file: Path, what: str, key: str) -> None:
+    """Writes down the rows that cannot be used, one JSON object a line.
+
+    Args:
+        bad: the rows.
+        total: how many rows there are in all.
+        most: the largest share of them that may be bad.
+        file: where to write; removed if no row is bad.
+        what: what the rows are of, for the error.
+        key: the setting that `most` comes from, for the error.
+
+    Raises:
+        UserError: more are bad.
+    """
+    file.unlink(missing_ok=True)
+    if bad:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad))
+    if len(bad) > most * total:
+        raise UserError(
+            f"{bad[0].reason} ({len(bad):,} of {total:,} rows in {what} cannot be used, and {key} lets {most:g} of "
+            f"them be left out; {file} has them all)"
+        )
 
 
 def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[Row | BadRow, str]]:
@@ -90,7 +117,8 @@ def file_rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
     Raises:
         UserError: no file matches, or one is damaged.
     """
-    paths = sorted(glob(pattern, recursive=True))
+    # A file may be called gl[ob].jsonl.
+    paths = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
     if not paths:
         raise UserError(f"no file matches {pattern}")
     for path in paths:
@@ -108,7 +136,7 @@ def file_rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
 
 def _json_list(path: str) -> Iterator[tuple[Row | BadRow, str]]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             rows = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from cluster.errors import UserError
-from cluster.feedback import GOLD, Feedback, Ranking, open_feedback
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
 from cluster.feedback.agreement import agreement
 from pipelines.cli.main import main
 from pipelines.data.feedback_io import export_file, import_file
@@ -100,11 +100,11 @@ def test_a_round_trip_loses_nothing_and_a_second_import_adds_nothing(
     kind: str, database: Feedback, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "in.jsonl", ROWS[kind])
-    assert import_file(database, kind, path, "trial", "them", 0.15) == len(ROWS[kind])
+    assert import_file(database, kind, path, "trial", "them", 0.15).new == len(ROWS[kind])
     counts = database.counts()
-    assert import_file(database, kind, path, "trial", "them", 0.15) == 0
+    assert import_file(database, kind, path, "trial", "them", 0.15).new == 0
     assert database.counts() == counts
-    assert export_file(database, kind, tmp_path / "out.jsonl") == len(ROWS[kind])
+    assert export_file(database, kind, tmp_path / "out.jsonl").rows == len(ROWS[kind])
     assert read(tmp_path / "out.jsonl") == ROWS[kind]
 
 
@@ -144,7 +144,7 @@ def test_every_turn_of_a_tree_with_ranked_answers_is_a_prompt(database: Feedback
         message("not ranked", "assistant", rank=None),
     )
     path = write(tmp_path / "in.jsonl", [{"message_tree_id": "t", "prompt": tree}])
-    assert import_file(database, "openassistant", path, "trial", "crowd", 0.15) == 2
+    assert import_file(database, "openassistant", path, "trial", "crowd", 0.15).new == 2
     first, second = database.prompts()
     assert [turn["content"] for turn in first.messages] == ["hi"]
     assert second.messages == [
@@ -154,25 +154,25 @@ def test_every_turn_of_a_tree_with_ranked_answers_is_a_prompt(database: Feedback
     ]
     assert [(row.text, row.model) for row in first.completions] == [("b", "a person"), ("c", "m")]
     assert [list(row.ranks.values()) for row in database.rankings()] == [[2, 1], [2, 1]]
-    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 1
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl").rows == 1
     assert read(tmp_path / "out.jsonl") == read(path)
-    assert export_file(database, "lists", tmp_path / "out.jsonl") == 2
+    assert export_file(database, "lists", tmp_path / "out.jsonl").rows == 2
     assert read(tmp_path / "out.jsonl")[1]["completions"] == ["d", "e"]
 
 
 @pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
 def test_real_trees_are_imported_by_turn_and_exported_whole(database: Feedback, tmp_path: Path) -> None:
     # Counted in the file: 211 turns whose answers are all ranked, and one turn with an answer that is not.
-    assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15) == 212
+    assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15).new == 212
     assert database.counts().rankings == 212
     assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
-    assert export_file(database, "openassistant", tmp_path / "out.jsonl") == 100
+    assert export_file(database, "openassistant", tmp_path / "out.jsonl").rows == 100
     assert read(tmp_path / "out.jsonl") == read(TREES)
 
 
 def test_gold_rankings_are_not_a_persons(database: Feedback, tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", ROWS["lists"])
-    assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True) == 2
+    assert import_file(database, "lists", path, "trial", "them", 0.15, gold=True).new == 2
     assert {row.annotator for row in database.judgements()} == {GOLD}
     assert len(database.gold_tasks("ann")) == 2
     assert database.open_tasks("ann", people=9) == []
@@ -183,12 +183,87 @@ def test_gold_rankings_are_not_a_persons(database: Feedback, tmp_path: Path) -> 
 def test_rankings_of_excluded_annotators_are_not_exported(database: Feedback, tmp_path: Path) -> None:
     import_file(database, "lists", write(tmp_path / "in.jsonl", ROWS["lists"]), "trial", "them", 0.15)
     database.exclude("ann")
-    assert export_file(database, "lists", tmp_path / "out.jsonl") == 1
+    assert export_file(database, "lists", tmp_path / "out.jsonl").rows == 1
     assert len(database.rankings()) == 1
     database.exclude("ann", excluded=False)
     assert len(database.rankings()) == 2
     with pytest.raises(UserError, match="no annotator nobody"):
         database.exclude("nobody")
+
+
+def test_rows_that_cannot_be_read_are_listed_and_the_others_imported(database: Feedback, tmp_path: Path) -> None:
+    path = write(tmp_path / "in[1].jsonl", [*ROWS["lists"], {"prompt": "a"}])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"{not JSON\n\xff\n")
+    rejected = tmp_path / "run" / "rejected.jsonl"
+    with pytest.raises(UserError, match=r"3 of 5 rows in .* cannot be used, and --max-bad lets 0.5"):
+        import_file(database, "lists", path, "trial", "them", 0.15, max_bad_share=0.5, quarantine_file=rejected)
+    assert database.counts().prompts == 0
+    found = import_file(database, "lists", path, "trial", "them", 0.15, max_bad_share=0.6, quarantine_file=rejected)
+    assert (found.new, found.rows, len(found.bad)) == (2, 5, 3)
+    assert [(row["place"], row["excerpt"]) for row in read(rejected)] == [
+        (f"{path} line 3", '{"prompt": "a"}'),
+        (f"{path} line 4", "{not JSON\n"),
+        (f"{path} line 5", "\\xff\n"),
+    ]
+
+
+@pytest.mark.parametrize("missing", ["N/A", None, float("nan"), "Infinity", True])
+def test_an_answer_without_a_rating_is_kept_without_a_rank(missing: Any, database: Feedback, tmp_path: Path) -> None:
+    scores = ["4.5", missing, 2]
+    answers = [{"response": text, "fine-grained_score": score} for text, score in zip("abc", scores, strict=True)]
+    row = {"instruction": "Say", "completions": answers}
+    import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", [row]), "trial", "gpt", 0.15)
+    export_file(database, "trl", tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [{"prompt": "Say", "chosen": "a", "rejected": "c"}]
+
+
+def test_a_prompt_of_text_may_stand_beside_messages(database: Feedback, tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "chosen": [REPLY], "rejected": [REPLY | {"content": "No"}]}
+    import_file(database, "trl", write(tmp_path / "in.jsonl", [row]), "trial", "them", 0.15)
+    export_file(database, "trl-messages", tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [row]
+
+
+def test_a_column_of_the_imported_file_does_not_replace_what_is_exported(database: Feedback, tmp_path: Path) -> None:
+    row = {"prompt": "a", "completions": ["b", "c"], "ranks": [2, 1], "chosen": "b", "note": "kept"}
+    import_file(database, "lists", write(tmp_path / "in.jsonl", [row]), "trial", "them", 0.15)
+    export_file(database, "trl", tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [{"prompt": "a", "chosen": "c", "rejected": "b", "note": "kept"}]
+
+
+def test_votes_between_models_are_no_rankings_of_answers(database: Feedback, tmp_path: Path) -> None:
+    import_file(database, "trl", write(tmp_path / "in.jsonl", ROWS["trl"][:1]), "trial", "them", 0.15)
+    name = f"{COMPARED}abc"
+    database.add_prompts([FeedbackPrompt(id=name, messages=[TURN], details={"compare": "ann"})])
+    keys = database.add_completions(
+        [
+            Completion(prompt_id=name, index=side, text=f"by {model}", token_ids=[], model=model, weights="w")
+            for side, model in enumerate(("sft", "policy"))
+        ]
+    )
+    ranks = {str(key): rank for key, rank in zip(keys, [2, 1], strict=True)}
+    database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks))
+    database.add_ranking(Ranking(prompt_id=name, annotator="bob", all_bad=True))
+    found = export_file(database, "trl", tmp_path / "out.jsonl")
+    assert (found.rows, found.votes) == (1, 2)
+    assert export_file(database, "votes", tmp_path / "votes.jsonl").rows == 2
+    assert [(row["models"], row["ranks"], row["annotator"]) for row in read(tmp_path / "votes.jsonl")] == [
+        (["sft", "policy"], [2, 1], "ann"),
+        (["sft", "policy"], None, "bob"),
+    ]
+
+
+def test_what_json_cannot_hold_is_replaced_and_counted(database: Feedback, tmp_path: Path) -> None:
+    row = {"prompt": "a\ud800", "completions": ["b", "c"], "ranks": [1, 2], "score": float("nan"), "more": [1.5]}
+    rows = [row, row | {"prompt": "a", "score": 1}]
+    import_file(database, "lists", write(tmp_path / "in.jsonl", rows), "trial", "them", 0.15)
+    for name in ("out.jsonl", "out.json"):
+        found = export_file(database, "lists", tmp_path / name)
+        assert (found.rows, found.mended) == (2, 1)
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "NaN" not in text
+    first = read(tmp_path / "out.jsonl")[0]
+    assert (first["prompt"], first["score"], first["more"]) == ("a\ufffd", None, [1.5])
 
 
 def test_a_list_is_exported_as_all_its_pairs_without_ties(database: Feedback, tmp_path: Path) -> None:
@@ -219,7 +294,7 @@ def test_written_answers_are_exported_as_conversations(database: Feedback, tmp_p
         (
             "ultrafeedback",
             {"instruction": "a", "completions": [{"response": "b"}] * 2},
-            "needs a number as fine-grained",
+            "need a number as fine-grained",
         ),
         ("openassistant", {"prompt": {"text": "a", "role": "bot", "replies": []}}, "'bot' is unknown"),
         ("nothing", {}, "not a format"),
@@ -285,7 +360,7 @@ def test_commands_print_their_result(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, tmp_path: Path) -> None:
     path = PREFERENCES / "pandalm-3-annotators.json"
     rows = json.loads(path.read_text())
-    assert import_file(database, "pandalm", path, "pandalm", "", 0.15) == 999
+    assert import_file(database, "pandalm", path, "pandalm", "", 0.15).new == 999
     export_file(database, "pandalm", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == rows
     verdicts = [[row[f"annotator{number}"] for number in (1, 2, 3)] for row in rows]
@@ -313,8 +388,8 @@ def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, t
 @pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
 def test_all_hh_transcripts_survive_a_round_trip(database: Feedback, tmp_path: Path) -> None:
     path = PREFERENCES / "hh-rlhf-harmless.jsonl.gz"
-    assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2) == 2312
-    assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl") == 2312
+    assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2).new == 2312
+    assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl").rows == 2312
     with gzip.open(path, "rt", encoding="utf-8") as file:
         assert read(tmp_path / "out.jsonl") == [json.loads(line) for line in file.read().split("\n") if line]
     sides: dict[str, set[str]] = {}

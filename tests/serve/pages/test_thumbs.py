@@ -34,7 +34,7 @@ async def test_each_key_has_one_thumb_of_an_answer(tmp_path: Path) -> None:
             async with asking(Settings(tmp_path, url), key=tokens[name]) as client:
                 assert (await client.post("/thumbs", json=GIVEN | {"good": good})).status_code == 204
         assert [(one.caller, one.good) for one in database.thumbs()] == [("ann", False)]
-        assert export_file(database, "thumbs", tmp_path / "out.jsonl") == 1
+        assert export_file(database, "thumbs", tmp_path / "out.jsonl").rows == 1
         assert json.loads((tmp_path / "out.jsonl").read_text()) == {
             "prompt": GIVEN["messages"],
             "completion": [{"role": "assistant", "content": "Lima\0."}],
