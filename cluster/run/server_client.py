@@ -42,6 +42,14 @@ def write_server(run: RunFolder, url: str, token: str, names: Mapping[str, str] 
     return path
 
 
+def served_at(run: Path) -> str | None:
+    """The address of a run's server as it last started; None if it is not being served, or its file is damaged."""
+    try:
+        return str(json.loads(server_file(run).read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Sends a request to the run's server.
 

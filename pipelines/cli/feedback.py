@@ -9,6 +9,7 @@ import typer
 
 from cluster.errors import UserError
 from cluster.run.folder import RunFolder
+from cluster.run.server_client import served_at
 
 if TYPE_CHECKING:
     from cluster.feedback import Feedback
@@ -135,6 +136,8 @@ def _print_token(name: str, run: Path, renew: bool) -> None:
     with _open(run) as database:
         token = database.add_annotator(name, renew)
     print(f"{token}\nThis is {name}'s token for the label page. It is shown once: only its hash is stored.")
+    address = served_at(run) or "the page's address, such as http://127.0.0.1:8001"
+    print(f"A link signs in: {address}/label#token={token}")
 
 
 def _open(run: Path) -> "Feedback":

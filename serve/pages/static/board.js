@@ -47,7 +47,12 @@ function card(answer, index) {
   node.tabIndex = -1;
   ranks.setAttribute("role", "group");
   ranks.setAttribute("aria-label", `Rank of answer ${LETTERS[index]}`);
-  ranks.append(...task.answers.map((_, rank) => button("", String(rank + 1), () => { current = index; rankCurrent(rank + 1, false); })));
+  ranks.append(...task.answers.map((_, rank) => button("", String(rank + 1), () => {
+    current = index;
+    rankCurrent(rank + 1, false);
+    // Enter confirms next: on the button it would press it again.
+    byId(`answer-${index}`).focus({ preventScroll: true });
+  })));
   const words = answer.text.split(/\s+/).filter(Boolean).length;
   top.append(chip(index), ranks, element("span", "quiet", `${words} word${words === 1 ? "" : "s"}, ${[...answer.text].length} characters`));
   const body = element("div", "body");
@@ -187,12 +192,12 @@ byId("undo").addEventListener("click", undo);
 byId("all-bad")?.addEventListener("click", () => change(() => { judgement.allBad = !judgement.allBad; judgement.ranks = {}; }));
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || board.isPaused()) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || isComposing(event) || board.isPaused()) return;
   if (event.target.matches("input, textarea, select")) return;
   if (event.key === "u") { undo(); return event.preventDefault(); }
   if (!task) return;
-  const digit = "123456789".indexOf(event.key) + 1;
-  if (digit > 0 && event.key.length === 1 && digit <= task.answers.length) rankCurrent(digit, true);
+  const digit = digitOf(event);
+  if (digit > 0 && digit <= task.answers.length) rankCurrent(digit, true);
   else if (event.key === "ArrowDown" || event.key === "ArrowRight") moveTo(current + 1);
   else if (event.key === "ArrowUp" || event.key === "ArrowLeft") moveTo(current - 1);
   else if (event.key === "b" && byId("all-bad")) byId("all-bad").click();

@@ -215,7 +215,7 @@ byId("form").addEventListener("submit", (event) => {
 });
 input.addEventListener("input", grow);
 input.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); byId("form").requestSubmit(); }
+  if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) { event.preventDefault(); byId("form").requestSubmit(); }
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 stopButton.addEventListener("click", () => running?.abort());

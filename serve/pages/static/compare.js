@@ -180,17 +180,17 @@ byId("ask").addEventListener("submit", (event) => {
   if (prompt.trim()) compare(prompt);
 });
 byId("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); byId("ask").requestSubmit(); }
+  if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) { event.preventDefault(); byId("ask").requestSubmit(); }
 });
 byId("new").addEventListener("click", fresh);
 byId("again").addEventListener("click", () => compare(byId("asked").textContent));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.target.matches("input, textarea, select")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || isComposing(event) || event.target.matches("input, textarea, select")) return;
   if (byId("comparison").hidden || byId("task").hidden) return;
   const keys = byId("after").hidden
     ? Object.fromEntries([...byId("votes").children].map((one) => [one.querySelector("kbd").textContent, one]))
     : { n: byId("new"), a: byId("again") };
-  const pressed = keys[{ ArrowLeft: "←", ArrowRight: "→" }[event.key] ?? event.key];
+  const pressed = keys[{ ArrowLeft: "←", ArrowRight: "→" }[event.key] ?? (digitOf(event) || event.key)];
   if (!pressed) return;
   pressed.click();
   event.preventDefault();

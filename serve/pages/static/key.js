@@ -1,7 +1,8 @@
 "use strict";
 // The key to this server, stored until this tab is closed. `fetchWithKey` is `fetch` with the key; if the server refuses
-// it, one dialog asks for another key on behalf of all waiting requests.
-let keyAsked = null;
+// it, one dialog asks for another key on behalf of all waiting requests. With the option `again`, for requests that a page
+// repeats by itself, nobody is asked who has declined once.
+let keyAsked = null, keyDeclined = false;
 
 function askForKey(reason) {
   keyAsked ??= new Promise((resolve) => {
@@ -22,6 +23,7 @@ function askForKey(reason) {
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue === "enter" ? input.value.trim() : "";
       if (given) sessionStorage.setItem("triptych key", given);
+      keyDeclined = !given;
       dialog.remove();
       keyAsked = null;
       resolve(given !== "");
@@ -31,13 +33,14 @@ function askForKey(reason) {
   return keyAsked;
 }
 
-async function fetchWithKey(path, options = {}) {
+async function fetchWithKey(path, { again = false, ...options } = {}) {
   for (;;) {
     const key = sessionStorage.getItem("triptych key");
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     const response = await fetch(path, { ...options, headers });
     const error = [401, 403].includes(response.status) ? (await response.clone().json().catch(() => ({}))).error : null;
     if (!["AuthenticationError", "PermissionError"].includes(error?.type)) return response;
+    if (again && keyDeclined) return response;
     // The key may have been replaced for another request while this one was on its way.
     if (sessionStorage.getItem("triptych key") === key && !(await askForKey(key ? error.message : "This server asks for a key."))) return response;
   }

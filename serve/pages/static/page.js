@@ -8,3 +8,10 @@ function element(tag, className, text) {
   if (text !== undefined) node.textContent = text;
   return node;
 }
+
+// Whether a key press belongs to an input method, such as the Enter that accepts its suggestion; some browsers say so
+// by the code 229 alone.
+const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
+// The digit of a key, 0 for none. By its place on the keyboard: French layouts have digits with Shift alone.
+const digitOf = (event) => Number(/^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1] ?? (/^[1-9]$/.test(event.key) ? event.key : 0));

@@ -121,7 +121,7 @@ function show(run) {
 
 async function look() {
   try {
-    const response = await fetchWithKey("/runs/data"), text = await response.text();
+    const response = await fetchWithKey("/runs/data", { again: true }), text = await response.text();
     if (!response.ok) throw new Error(JSON.parse(text).error?.message ?? `the server answered ${response.status}`);
     if (text !== shown) show(JSON.parse(text));
     shown = text;

@@ -11,7 +11,7 @@ function complain(text) { byId("trouble").textContent = text; byId("trouble").hi
 
 async function getJson(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetchWithKey(path, options || {});
+  const response = await fetchWithKey(path, { again: path.startsWith("/story/state"), ...options });
   const found = await response.json().catch(() => ({}));
   if (response.ok) return found;
   throw new Error(found.error?.message ?? (typeof found.detail === "string" ? found.detail : `the server answered ${response.status}`));

@@ -340,7 +340,11 @@ def test_commands_print_their_result(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 0, "2 rows"),
         (["feedback", "export", "lists", str(tmp_path / "out.jsonl"), *run, "--name", "other"], 2, "nothing to export"),
         (["feedback", "export", "thumbs", str(tmp_path / "out.jsonl"), *run, "--name", "in"], 2, "leave out --name in"),
-        (["annotator", "add", "ann", *run], 0, "ann's token"),
+        (
+            ["annotator", "add", "ann", *run],
+            0,
+            "A link signs in: the page's address, such as http://127.0.0.1:8001/label#token=",
+        ),
         (["annotator", "add", "ann", *run], 2, "an annotator already"),
         (["annotator", "exclude", "ann", *run], 0, "ann is excluded"),
         (["annotator", "list", *run], 0, "ann\t0 judged\texcluded"),

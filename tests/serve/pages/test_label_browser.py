@@ -91,6 +91,29 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         assert [row.skipped for row in site.said("ann")] == [None, "The question makes no sense"]
 
 
+def type_key(page: "api.Page", code: str, key: str, **more: int) -> None:
+    """A press of a key that the layout of this machine does not have."""
+    event = {"code": code, "key": key, "bubbles": True, "cancelable": True, **more}
+    page.evaluate("event => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', event))", event)
+
+
+def test_keys_rank_on_any_layout_and_input_methods_keep_theirs(browser: "api.Browser", site: Site) -> None:
+    with person(browser, site, "ann") as page:
+        # The digits of a French keyboard, of a Cyrillic one with Caps Lock, and of the number pad.
+        for code, key in (("Digit2", "é"), ("Digit1", "!"), ("Numpad3", "3"), ("Digit4", "'")):
+            type_key(page, code, key)
+        page.get_by_role("article", name="Answer D, rank 4").wait_for()
+        # The Enter that accepts a suggestion of an input method confirms nothing.
+        type_key(page, "Enter", "Enter", keyCode=229)
+        assert page.get_by_role("article", name="Answer A, rank 2").is_visible()
+        # After a click on a rank, Enter confirms.
+        page.get_by_role("group", name="Rank of answer A").get_by_role("button", name="1").click()
+        press(page, "Enter")
+        page.get_by_text("ann: 1 done").wait_for()
+        (row,) = site.said("ann")
+        assert [row.ranks[str(answer)] for answer in row.presented] == [1, 1, 2, 3]
+
+
 def test_a_whole_ranking_by_dragging(browser: "api.Browser", site: Site) -> None:
     with person(browser, site, "ann") as page:
 

@@ -117,6 +117,21 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
             page.get_by_text("6 of 7 stages done; evaluate is at work").wait_for()
 
 
+def test_who_declines_to_give_a_key_is_not_asked_again_by_the_run_page(browser: "api.Browser", site: Site) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.clock.install()
+        page.goto(f"{site.url}/runs")
+        page.get_by_role("dialog").wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("The run could not be read").wait_for()
+        for _ in range(3):
+            with page.expect_response(f"{site.url}/runs/data") as reply:
+                page.clock.fast_forward(6_000)
+            assert reply.value.status == 401
+            assert not page.get_by_role("dialog").is_visible()
+
+
 def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
     with opened(browser, site.url, 1280) as page:
         page.goto(site.url)
