@@ -7,6 +7,7 @@ files, without sampling.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
 from cluster.errors import UserError
-from cluster.feedback import Feedback, open_feedback
-from cluster.recipe.base import Call
+from cluster.feedback import Feedback, distinct_completions, open_feedback
+from cluster.recipe.base import MAX_TEMPERATURE, Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
@@ -41,6 +42,9 @@ from pipelines.data.rankings import imported_rankings
 STORE_BATCH = 32
 QUEUE_BATCH = 2 * STORE_BATCH
 SHOWN_FAILURES = 10
+# By what the temperature rises each time that a prompt is sampled again, and what is added to the seed.
+REDRAW_HEAT = 1.5
+REDRAW_SEED = 1_000_003
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -165,47 +169,73 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
 def sample_missing(
     recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: CollectedPrompts, weights: str
 ) -> None:
-    """Samples the answers that the database lacks.
+    """Samples the answers that the database lacks, and more to prompts whose answers all came out the same.
 
-    An answer depends on the seed and its prompt alone, so that a resumed round has the same answers as an uninterrupted
-    one.
+    These are sampled again up to `collect.redraws` times, each time at a higher temperature. An answer depends on the
+    seed, its prompt and the time alone, so that a resumed round has the same answers as an uninterrupted one.
     """
     settings, plan = recipe.collect, make_plan(recipe)
-    have = stored_completions(database, prompts)
-    missing = [name for name in prompts.rows if len(have[name]) < settings.samples_per_prompt]
-    metrics = MetricsWriter(out, resume_at=len(prompts.rows) - len(missing) + 1)
-    if not missing:
-        return
-    sampling = Sampling(settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed)
-    fleet = Fleet(
-        run.path("sft"),
-        recipe.rlhf.fleet.rollout_actors,
-        plan.rollout,
-        recipe.model.context,
-        recipe.seed,
-        recipe.cluster.deadline_seconds,
-    )
-    with fleet, progress_bar() as progress:
-        task = progress.add_task("sampling", total=len(prompts.rows), completed=len(prompts.rows) - len(missing))
-        clock = time.monotonic()
-        for begin in range(0, len(missing), QUEUE_BATCH):
-            names = missing[begin : begin + QUEUE_BATCH]
-            fleet.submit([Prompt(name, prompts.token_ids[name]) for name in names], sampling)
-        done = len(prompts.rows) - len(missing)
-        while done < len(prompts.rows):
-            groups = fleet.collect(min(STORE_BATCH, len(prompts.rows) - done))
-            database.add_completions(_completions(groups, sampling, weights))
-            done += len(groups)
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            metrics.write(done, seconds=seconds, tokens=sum(len(s.token_ids) for group in groups for s in group))
-            progress.update(task, completed=done)
+    stored = sum(map(len, stored_completions(database, prompts).values())) // settings.samples_per_prompt
+    metrics = MetricsWriter(out, resume_at=stored + 1)
+    with ExitStack() as stack:
+        fleet, progress = None, stack.enter_context(progress_bar())
+        for times in range(settings.redraws + 1):
+            names = prompts_to_sample(recipe, database, prompts, times)
+            if not names:
+                continue
+            fleet = fleet or stack.enter_context(
+                Fleet(
+                    run.path("sft"),
+                    recipe.rlhf.fleet.rollout_actors,
+                    plan.rollout,
+                    recipe.model.context,
+                    recipe.seed,
+                    recipe.cluster.deadline_seconds,
+                )
+            )
+            sampling = sampling_of(recipe, times)
+            task = progress.add_task("sampling again" if times else "sampling", total=len(names))
+            for begin in range(0, len(names), QUEUE_BATCH):
+                batch = names[begin : begin + QUEUE_BATCH]
+                fleet.submit([Prompt(name, prompts.token_ids[name]) for name in batch], sampling)
+            clock, done = time.monotonic(), 0
+            while done < len(names):
+                groups = fleet.collect(min(STORE_BATCH, len(names) - done))
+                database.add_completions(_completions(groups, sampling, weights, times * settings.samples_per_prompt))
+                done += len(groups)
+                stored += len(groups)
+                seconds, clock = time.monotonic() - clock, time.monotonic()
+                tokens = sum(len(sample.token_ids) for group in groups for sample in group)
+                metrics.write(stored, seconds=seconds, tokens=tokens)
+                progress.update(task, completed=done)
 
 
-def _completions(groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str) -> list[feedback.Completion]:
+def prompts_to_sample(recipe: Recipe, database: Feedback, prompts: CollectedPrompts, times: int) -> list[str]:
+    """Lists the prompts that have been sampled fewer than `times` + 1 times; after the first time, of those whose
+    answers so far are all identical.
+    """
+    wanted = recipe.collect.samples_per_prompt * (times + 1)
+    return [
+        name
+        for name, completions in stored_completions(database, prompts).items()
+        if len(completions) < wanted and (times == 0 or len(distinct_completions(completions)) == 1)
+    ]
+
+
+def sampling_of(recipe: Recipe, times: int) -> Sampling:
+    """Returns how answers are sampled after `times` earlier times: with another seed, at a higher temperature."""
+    settings = recipe.collect
+    temperature = min(MAX_TEMPERATURE, settings.temperature * REDRAW_HEAT**times)
+    return Sampling(settings.samples_per_prompt, temperature, settings.max_tokens, recipe.seed + REDRAW_SEED * times)
+
+
+def _completions(
+    groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str, first_index: int
+) -> list[feedback.Completion]:
     return [
         feedback.Completion(
             prompt_id=answer.id.prompt,
-            index=answer.id.sample,
+            index=first_index + answer.id.sample,
             text=answer.text,
             token_ids=answer.token_ids,
             model="sft",

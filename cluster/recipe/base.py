@@ -12,7 +12,8 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]
 # vLLM refuses higher temperatures.
-Temperature = Annotated[float, Field(gt=0, le=2)]
+MAX_TEMPERATURE = 2.0
+Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
 FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 # The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]

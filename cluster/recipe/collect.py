@@ -35,6 +35,11 @@ class Collect(Section):
     )
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="answers sampled to each prompt")
     temperature: Temperature = Field(1.0, description="sampling temperature: divides the logits")
+    redraws: Annotated[int, Field(ge=0, le=5)] = Field(
+        1,
+        description="how often a prompt whose answers are all identical is sampled again, each time at 1.5 times the "
+        "temperature",
+    )
     max_tokens: Positive = Field(32, description="the most tokens of an answer")
     annotator: Literal["people", "imported"] | Call = Field(
         "people",

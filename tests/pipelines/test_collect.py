@@ -25,7 +25,7 @@ from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines import collect
-from pipelines.collect import plan_round
+from pipelines.collect import plan_round, prompts_to_sample, sampling_of
 from pipelines.collect_rankings import (
     CollectedPrompts,
     answer_variety,
@@ -342,6 +342,24 @@ def test_equal_answers_are_one_and_prompts_with_a_single_one_are_not_ranked(
     assert [row["texts"] for row in rows] == [["aa", "b"], ["aa", "b", "ccc"]]
     assert [row["ranks"] for row in rows] == [[2, 1], [2, 1, 3]]
     assert [row["samples"] for row in rows] == [[3, 1], [1, 2, 1]]
+
+
+def test_prompts_with_identical_answers_are_sampled_again_a_few_times(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    recipe = _recipe(tmp_path, redraws=2)
+    plan = plan_round(recipe, chat, "w")
+    first, second, unsampled, *others = plan.rows
+    _store(database, chat, plan, {first: ["a", "b", "a", "a"], unsampled: []})
+    assert prompts_to_sample(recipe, database, plan, 0) == [unsampled]
+    assert prompts_to_sample(recipe, database, plan, 1) == [second, *others]
+    again = {"prompt_id": second, "token_ids": [], "model": "sft", "weights": "w"}
+    database.add_completions([Completion(index=4 + number, text=f"{number}", **again) for number in range(4)])
+    assert prompts_to_sample(recipe, database, plan, 1) == others
+    assert prompts_to_sample(recipe, database, plan, 2) == others
+    drawn = [sampling_of(recipe, times) for times in range(3)]
+    assert [one.temperature for one in drawn] == [1.0, 1.5, 2.0]
+    assert len({one.seed for one in drawn}) == 3
 
 
 def test_rankings_of_identical_answers_count_for_nothing(tmp_path: Path, chat: Chat, database: Feedback) -> None:
