@@ -107,18 +107,20 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """The means of `n` cases before and after, and their difference with the ends of its 95 % interval."""
+    """The means of `n` cases before and after, and their difference with the ends of its 95 % interval, which a single
+    case does not have.
+    """
 
     before: float
     after: float
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
 def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    """Computes the mean change over n paired cases, with Student's t interval; infinite for one case.
+    """Computes the mean change over n paired cases, with Student's t interval.
 
     Args:
         before: [n].
@@ -126,8 +128,9 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
     """
     differences = np.array(after) - np.array(before)
     n, mean = len(differences), float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    half = float(stdtrit(max(1, n - 1), 0.975)) * error
+    if n < 2:
+        return Change(float(np.mean(before)), float(np.mean(after)), mean, None, None, n)
+    half = float(stdtrit(n - 1, 0.975)) * float(differences.std(ddof=1)) / math.sqrt(n)
     return Change(float(np.mean(before)), float(np.mean(after)), mean, mean - half, mean + half, n)
 
 

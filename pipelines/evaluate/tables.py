@@ -48,7 +48,8 @@ def _rewards_table(report: Mapping[str, Any]) -> Table:
     table = _table(title, "", "sft", "policy", "change")
     for measure in MEASURES:
         cell = rewards[measure.name]
-        change = f"{cell['change']:+.2f} ({cell['low']:+.2f} to {cell['high']:+.2f})"
+        interval = "one prompt" if cell["low"] is None else f"{cell['low']:+.2f} to {cell['high']:+.2f}"
+        change = f"{cell['change']:+.2f} ({interval})"
         table.add_row(measure.title, f"{cell['before']:.2f}", f"{cell['after']:.2f}", change)
     return table
 

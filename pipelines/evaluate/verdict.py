@@ -26,18 +26,20 @@ def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool) -
     """
     reward, length = changes["reward"], changes["response_length"]
     prompts = f"{reward.n} prompts that RLHF {'did not train on' if held_out else 'trained on too'}"
-    if reward.low <= 0 <= reward.high:
+    if _within_chance(reward):
         judgment, went = "no better and no worse than", "did not change beyond chance: from"
     else:
-        judgment, went = ("better than", "rose from") if reward.low > 0 else ("worse than", "fell from")
+        judgment, went = ("better than", "rose from") if reward.change > 0 else ("worse than", "fell from")
     begin = f"By its rewards the policy is {judgment} the fine-tuned model: on" if alone else "Its rewards on"
+    interval = "one prompt is too few for an interval of the change"
+    if reward.low is not None and reward.high is not None:
+        interval = f"95% interval of the change {reward.low:+.2f} to {reward.high:+.2f}"
     sentence = (
-        f"{begin} {prompts}{' they' if alone else ''} {went} {reward.before:.2f} to {reward.after:.2f} "
-        f"(95% interval of the change {reward.low:+.2f} to {reward.high:+.2f})."
+        f"{begin} {prompts}{' they' if alone else ''} {went} {reward.before:.2f} to {reward.after:.2f} ({interval})."
     )
-    if length.low <= 0 <= length.high:
+    if _within_chance(length):
         return sentence
-    word = "longer" if length.low > 0 else "shorter"
+    word = "longer" if length.change > 0 else "shorter"
     return f"{sentence} Answers became {word}: {length.before:.0f} tokens before, {length.after:.0f} after."
 
 
@@ -96,6 +98,10 @@ def reward_model_verdict(trust: Mapping[str, Any]) -> str:
         f"{overall}, and is weakest on the kind {name}: {worst['value']:.0%} of {worst['n']} pairs "
         f"({_interval(worst)}){_against_a_coin(worst)}."
     )
+
+
+def _within_chance(change: Change) -> bool:
+    return change.low is None or change.high is None or change.low <= 0 <= change.high
 
 
 def _against_a_coin(share: Mapping[str, float]) -> str:

@@ -30,7 +30,11 @@ def test_paired_change_has_the_interval_of_a_paired_t_test():
     expected = stats.ttest_rel(after, before).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.change == pytest.approx(found.after - found.before)
-    assert math.isinf(paired_change([1.0], [2.0]).high)
+    single = paired_change([1.0], [2.0])
+    assert (single.change, single.low, single.high) == (1.0, None, None)
+    verdict = reward_verdict({"reward": single, "response_length": single}, held_out=True, alone=True)
+    assert "is no better and no worse" in verdict
+    assert "one prompt is too few for an interval of the change" in verdict
 
 
 def test_changes_are_of_prompt_means():
