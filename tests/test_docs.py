@@ -88,6 +88,14 @@ def write_judgements(run: RunFolder) -> None:
         database.add_ranking(feedback.Ranking(prompt_id="p", annotator="bo", ranks=ranks, better="An old wheat."))
         said = {"messages": asked, "answer": "A wheat.", "good": True}
         database.save_thumb(feedback.Thumb(request="1", caller="", model="policy", weights="0", **said))
+        name = f"{feedback.COMPARED}1"
+        database.add_prompts([feedback.FeedbackPrompt(id=name, messages=said["messages"], details={"compare": "ann"})])
+        sides = [
+            feedback.Completion(prompt_id=name, index=side, text=model, token_ids=[], model=model, weights="0")
+            for side, model in enumerate(("sft", "policy"))
+        ]
+        ranks = {str(key): rank for rank, key in enumerate(database.add_completions(sides), start=1)}
+        database.add_ranking(feedback.Ranking(prompt_id=name, annotator="ann", ranks=ranks))
 
 
 def functions_of(value: Any) -> Iterator[str]:
