@@ -126,8 +126,10 @@ def gateway_app(
 
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
-        app.include_router(label_router(database, annotator_of_key=authorizer.annotator))
-        app.include_router(compare_router(database, models, weights, router.response_parts, authorizer.annotator))
+        # A visitor's policy is theirs alone: its votes would be those of many models.
+        own_models = {name: model for name, model in models.items() if name != VISITOR}
+        app.include_router(label_router(database, annotator_of_key=authorizer.annotator, is_admin=authorizer.is_admin))
+        app.include_router(compare_router(database, own_models, weights, router.response_parts, authorizer.annotator))
         app.include_router(thumbs_router(database, models))
     if settings.run:
         run = RunFolder(settings.run)

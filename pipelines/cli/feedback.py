@@ -1,6 +1,7 @@
 """`triptych label`, `annotator` and `feedback`: the label page, its annotators, and import and export of feedback."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +78,27 @@ def names(run: RunOption) -> None:
             print(f"{name}\t{judged[name]} judged" + ("\texcluded" if name in excluded else ""))
 
 
+@annotators.command("agreement")
+def show_agreement(run: RunOption) -> None:
+    """Show how far people agree with each other, with gold items and with themselves; with 95 % intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.feedback.quality import agreement_report
+
+    with _open(run) as database:
+        found = agreement_report(database)
+    table = Table("annotator", "judged", "alpha", "pairs alike", "gold", "consistency")
+    for row in found["agreement"]:
+        own = found["reliability"].get(row["annotator"], {})
+        figures = (row["alpha"], row["pairwise"], own.get("gold"), own.get("consistency"))
+        table.add_row(row["annotator"] or "everybody", str(row["judged"]), *map(_interval, figures))
+    for name in found["excluded"]:
+        own = found["reliability"].get(name, {})
+        table.add_row(f"{name} (excluded)", "", "", "", _interval(own.get("gold")), _interval(own.get("consistency")))
+    Console().print(table)
+
+
 @exchange.command("import")
 def import_file(
     kind: Kind,
@@ -130,6 +152,10 @@ def count(run: RunOption) -> None:
         held = asdict(database.counts())
     for name, number in held.items():
         print(f"{name.replace('_', ' ')}\t{number}")
+
+
+def _interval(estimate: Mapping[str, float] | None) -> str:
+    return f"{estimate['value']:.2f} ({estimate['low']:.2f}–{estimate['high']:.2f})" if estimate else "–"
 
 
 def _print_token(name: str, run: Path, renew: bool) -> None:

@@ -129,6 +129,11 @@ class Authorizer:
         key = self._annotator_key(token)
         return key.name if key else None
 
+    def is_admin(self, token: str) -> bool:
+        """Returns whether a token is a key with the scope admin."""
+        key = self._find_key(token)
+        return key is not None and "admin" in key.scopes
+
     def _find_key(self, token: str) -> Key | None:
         if self._owner and self._owner.fits(token):
             return self._owner

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import uvicorn
@@ -22,19 +22,17 @@ from rich.console import Console
 from cluster.errors import UserError
 from cluster.feedback import (
     COMPARED,
-    GOLD,
     Completion,
     Feedback,
     FeedbackPrompt,
     Ranking,
     distinct_completions,
-    is_person,
     open_feedback,
 )
-from cluster.feedback.agreement import agreement, reliability
+from cluster.feedback.quality import agreement_report
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
-from serve.http.auth import annotator_dependency
+from serve.http.auth import annotator_dependency, bearer
 from serve.http.listener import KEEP_ALIVE_SECONDS
 from serve.pages.render import page, routes_of, url_host
 
@@ -136,7 +134,10 @@ class TaskAssigner:
 
 
 def label_router(
-    database: Feedback, people: int = 1, annotator_of_key: Callable[[str], str | None] = lambda _: None
+    database: Feedback,
+    people: int = 1,
+    annotator_of_key: Callable[[str], str | None] = lambda _: None,
+    is_admin: Callable[[str], bool] = lambda _: False,
 ) -> APIRouter:
     """Returns the page at /label and the routes under it.
 
@@ -144,6 +145,7 @@ def label_router(
         database: the prompts and judgements.
         people: how many annotators shall judge each prompt.
         annotator_of_key: returns the name behind a key that allows judging, or None.
+        is_admin: whether a token is a key with the scope admin, whose holder sees every annotator's figures.
     """
     router = APIRouter(prefix="/label")
     assigner = TaskAssigner(database, people)
@@ -176,6 +178,7 @@ def label_router(
     def judge(annotator: Annotator, judgement: Judgement) -> Response:
         try:
             row = ranking_of(annotator, judgement)
+            _check_shown(database, annotator, judgement)
             if judgement.again:
                 database.save_repeat(row)
             else:
@@ -189,26 +192,9 @@ def label_router(
         return page("quality.html", routes_of(request.app))
 
     @router.get("/agreement")
-    def agreement_figures(annotator: Annotator) -> dict[str, Any]:
-        del annotator
-        excluded = database.excluded()
-        judgements = database.judgements()
-        # The votes of the compare page are another task.
-        ranked = [row for row in judgements if not row.prompt_id.startswith(COMPARED)]
-        people = [row for row in ranked if is_person(row.annotator) and row.annotator not in excluded]
-        counts = {
-            "rankings": sum(bool(row.ranks) for row in people),
-            "all_bad": sum(row.all_bad for row in people),
-            "skipped": sum(row.skipped is not None for row in people),
-        }
-        # Those who are excluded too: their reliability is the reason.
-        persons = [row for row in judgements if is_person(row.annotator) or row.annotator == GOLD]
-        return {
-            "counts": counts,
-            "agreement": [asdict(row) for row in agreement(people)],
-            "reliability": {row.annotator: asdict(row) for row in reliability(persons, database.repeats())},
-            "excluded": excluded,
-        }
+    def agreement_figures(request: Request, annotator: Annotator) -> dict[str, Any]:
+        whole = is_admin(bearer(request.headers.get("authorization", "")) or "")
+        return agreement_report(database, None if whole else annotator)
 
     return router
 
@@ -246,8 +232,10 @@ def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
     """Returns the row to store.
 
     Raises:
-        UserError: the numbers of ranks and answers differ.
+        UserError: the numbers of ranks and answers differ, or a rank is larger than their number.
     """
+    if max(judgement.ranks, default=1) > len(judgement.answers):
+        raise UserError(f"rank {max(judgement.ranks)} is larger than the number of answers, {len(judgement.answers)}")
     if judgement.ranks and len(judgement.ranks) != len(judgement.answers):
         raise UserError(f"{len(judgement.answers)} answers were shown and {len(judgement.ranks)} ranked")
     order = sorted(set(judgement.ranks))
@@ -263,6 +251,22 @@ def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
         presented=judgement.answers,
         seconds=judgement.seconds,
     )
+
+
+def _check_shown(database: Feedback, annotator: str, judgement: Judgement) -> None:
+    """Refuses a judgement of what this page does not show the annotator, such as a comparison whose models they know.
+
+    Raises:
+        UserError: there is no such prompt to rank, it has other answers, or it comes for a second time and was not
+            judged before.
+    """
+    prompt = database.prompt(judgement.prompt)
+    if prompt is None or prompt.id.startswith(COMPARED):
+        raise UserError(f"there is no prompt {judgement.prompt} to rank")
+    if sorted(judgement.answers) != sorted(row.id or 0 for row in presented(annotator, prompt)):
+        raise UserError(f"{judgement.prompt} was shown with other answers: load the page again")
+    if judgement.again and database.judgement(prompt.id, annotator) is None:
+        raise UserError(f"{judgement.prompt} has no first judgement of yours")
 
 
 def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:

@@ -1,6 +1,7 @@
 """The label page's server: which tasks it assigns and what it stores."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from cluster.feedback import GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
 from serve.pages.label import REPEAT_AFTER, label_router
 from serve.pages.render import page
 from tests.helpers import free_port
@@ -113,6 +114,10 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
     [
         {"ranks": [1, 2]},
         {"ranks": [0, 1, 2, 3]},
+        {"ranks": [5, 5, 5, 5]},
+        {"ranks": [1, 2, 3], "answers": [1, 2, 3]},
+        {"ranks": [1, 2, 3, 4], "again": True},
+        {"ranks": [1, 2, 3, 4], "prompt": "p999"},
         {},
         {"ranks": [1, 1, 1, 1], "all_bad": True},
         {"all_bad": True, "answers": [1, 2, 3, 99]},
@@ -128,7 +133,24 @@ def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong
     assert database.judgements() == []
 
 
-def test_agreement_is_shown_with_a_token(client: TestClient, database: Feedback) -> None:
+def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: TestClient, database: Feedback) -> None:
+    headers, name = signed_in(database, "ann"), f"{COMPARED}1"
+    database.add_prompts([FeedbackPrompt(id=name, messages=[], details={"compare": "ann"})])
+    sides = [
+        Completion(prompt_id=name, index=side, text=model, token_ids=[], model=model, weights="0")
+        for side, model in enumerate(("sft", "policy"))
+    ]
+    keys = database.add_completions(sides)
+    database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=dict(zip(map(str, keys), (1, 2), strict=True))))
+    reply = client.post("/label/judgement", json={"prompt": name, "answers": keys, "ranks": [2, 1]}, headers=headers)
+    assert (reply.status_code, "there is no prompt" in reply.text) == (422, True)
+    (vote,) = database.judgements()
+    assert list(vote.ranks.values()) == [1, 2]
+
+
+def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
+    client: TestClient, database: Feedback
+) -> None:
     assert client.get("/label/agreement").status_code == 401
     headers = signed_in(database, "ann")
     empty = client.get("/label/agreement", headers=headers).json()
@@ -136,7 +158,13 @@ def test_agreement_is_shown_with_a_token(client: TestClient, database: Feedback)
     for name, ranks in (("ann", [1, 2, 3, 4]), ("ben", [1, 2, 4, 3]), ("code (noise 0)", [4, 3, 2, 1])):
         keyed = {str(key): rank for key, rank in zip((1, 2, 3, 4), ranks, strict=True)}
         database.add_ranking(Ranking(prompt_id="p000", annotator=name, ranks=keyed, seconds=3.0))
-    everyone, ann, ben = client.get("/label/agreement", headers=headers).json()["agreement"]
+    own = client.get("/label/agreement", headers=headers).json()
+    assert [row["annotator"] for row in own["agreement"]] == [None, "ann"]
+    assert own["reliability"].keys() == {"ann"}
+    assert "ben" not in json.dumps(own)
+    app = FastAPI()
+    app.include_router(label_router(database, is_admin=lambda token: headers["Authorization"].endswith(token)))
+    everyone, ann, ben = TestClient(app).get("/label/agreement", headers=headers).json()["agreement"]
     assert [row["annotator"] for row in (everyone, ann, ben)] == [None, "ann", "ben"]
     assert everyone["pairwise"]["value"] == pytest.approx(5 / 6)
     assert everyone["tau"]["value"] == pytest.approx(2 / 3)
@@ -208,7 +236,7 @@ def test_who_is_excluded_judges_no_more_and_their_prompts_open_again(client: Tes
     assert (task["prompt"], 0) in database.open_tasks("ben", people=1)
     assert (database.rankings(), len(database.judgements())) == ([], 1)
     found = client.get("/label/agreement", headers=others).json()
-    assert (found["excluded"], found["counts"]["rankings"]) == (["ann"], 0)
+    assert (found["excluded"], found["counts"]["rankings"]) == ([], 0)
     database.exclude("ann", excluded=False)
     assert len(database.rankings()) == 1
 
