@@ -1,7 +1,6 @@
 """The gateway: the HTTP application put together from its routers, and the Ray Serve deployment that runs it."""
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import ray
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
@@ -23,7 +21,8 @@ from cluster.recipe.serve import VISITOR, Alias, ModelName
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from serve.admin import admin_router
-from serve.errors import RequestError, error_body
+from serve.errors import RequestError
+from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
 from serve.http.limits import body_limit
 from serve.http.listener import Listener
@@ -41,8 +40,6 @@ from serve.router import Router, Routes
 from serve.transport.connection import ReplicaListener
 from serve.transport.messages import Endpoint
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
-
-logger = logging.getLogger("ray.serve")
 
 READY_SECONDS = 5.0
 
@@ -91,11 +88,7 @@ def gateway_app(
     metrics = GatewayMetrics(weights)
     routes = Routes(models, settings.aliases, random.Random())
     router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
-    # No redirects of paths with an additional slash: they would repeat the client's own `Host` header.
-    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.exception_handler(RequestError)(_request_error)
-    app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(Exception)(_unexpected)
+    app = new_application("Triptych")
     app.include_router(router.api())
 
     @app.get("/")
@@ -195,19 +188,3 @@ async def _readiness(model: ModelEndpoint) -> dict[str, Any]:
         return {"status": "unreachable"}
     # A model without replicas is asleep: the next request starts one.
     return {"status": "ok" if requests else "asleep", "replicas": len(requests), "requests": sum(requests)}
-
-
-async def _request_error(_: Request, error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body, error.status_code, error.headers)
-
-
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    request_id = request.state.context.id
-    logger.error("request %s failed", request_id, exc_info=error)
-    message = f"something went wrong in the server; its log says what, under {request_id}"
-    return JSONResponse(error_body(500, message, "InternalServerError"), 500)

@@ -26,7 +26,7 @@ from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
 from serve.compat import HEAD_NODE, engine_environment, start_application
 from serve.gateway import Gateway, Settings
-from serve.http.auth import AnonymousAccess, is_loopback
+from serve.http.auth import AnonymousAccess, anonymous_access
 from serve.pages.render import url_host
 from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.replica.autoscaling import failure_reason, replica_options
@@ -207,19 +207,6 @@ def _serve(
 def adapters_of(model: str, section: Serve) -> dict[str, Path]:
     """Returns the folders of a model's adapters, by their names."""
     return {name: Path(one.path).absolute() for name, one in section.adapters.items() if one.model == model}
-
-
-def anonymous_access(host: str, without_keys: bool) -> AnonymousAccess:
-    """Returns when a server on an address admits requests without a key.
-
-    Raises:
-        UserError: keys are switched off for an address that other machines reach.
-    """
-    if not is_loopback(host):
-        if without_keys:
-            raise UserError(f"--open is for this machine alone, and others reach {host}: use --host 127.0.0.1")
-        return "never"
-    return "always" if without_keys else "until a key is made"
 
 
 def access_notice(run: RunFolder, anonymous: AnonymousAccess) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fastapi import HTTPException, Request
 
+from cluster.errors import UserError
 from cluster.feedback import Feedback
 from cluster.keys import SCOPES, Key, KeyRing
 from serve.errors import RequestError
@@ -74,6 +75,19 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def anonymous_access(host: str, without_keys: bool = False) -> AnonymousAccess:
+    """Returns when a server on an address admits requests without a key.
+
+    Raises:
+        UserError: keys are switched off for an address that other machines reach.
+    """
+    if not is_loopback(host):
+        if without_keys:
+            raise UserError(f"--open is for this machine alone, and others reach {host}: use --host 127.0.0.1")
+        return "never"
+    return "always" if without_keys else "until a key is made"
 
 
 class Authorizer:

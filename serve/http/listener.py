@@ -1,10 +1,14 @@
-"""The HTTP listener of the gateway: uvicorn on a socket that drops clients which stop reading."""
+"""The HTTP listener of every server: uvicorn on a socket, with limits on what a client may send, and how long it may
+take, before a key is asked for."""
 
 import asyncio
 import socket
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Longer than clients keep an idle connection (httpx 5 s, proxies 60 s): the client has to close first, or a request
 # may arrive on a closing connection and be lost.
@@ -12,6 +16,10 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
 # A client that accepts no byte for so long is disconnected, which ends its request.
 UNREAD_SECONDS = 60.0
+# For a request's line and header fields; nginx allows 32 KB and 60 s.
+MAX_HEAD_BYTES, HEAD_SECONDS = 64 << 10, 10.0
+# Each takes some 20 KB. Above it, the connection that has waited for a request longest is closed.
+MAX_CONNECTIONS = 1000
 
 
 class Listener:
@@ -23,13 +31,27 @@ class Listener:
         port: the port to listen on.
         stop_seconds: how long responses in progress may take when it is closed.
         unread_seconds: after how long a client that does not read is disconnected.
+        head_seconds: how long a client may take to send the head of a request.
+        max_connections: the most connections at once.
     """
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, stop_seconds: float, unread_seconds: float = UNREAD_SECONDS
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        stop_seconds: float,
+        unread_seconds: float = UNREAD_SECONDS,
+        head_seconds: float = HEAD_SECONDS,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
+        waiting: dict[BoundedProtocol, None] = {}
+        protocol: Any = partial(
+            BoundedProtocol, waiting=waiting, head_seconds=head_seconds, max_connections=max_connections
+        )
         config = uvicorn.Config(
             app,
+            http=protocol,
             # uvicorn's set-up of logging would close Ray Serve's log of the gateway; vLLM's would do so in a replica.
             log_config=None,
             log_level="warning",
@@ -48,10 +70,96 @@ class Listener:
         """Returns whether it accepts requests."""
         return not self._serving.done()
 
+    async def wait(self) -> None:
+        """Returns when it has ended. In the main thread, SIGINT and SIGTERM end it, and take effect again then."""
+        await self._serving
+
     async def close(self) -> None:
         """Stops accepting requests, and waits `stop_seconds` for those in progress."""
         self._server.should_exit = True
         await self._serving
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself takes heads of any length, for any time, on any number of connections.
+
+    After an upgrade of uvicorn, look at the callbacks of httptools in `HttpToolsProtocol`.
+
+    Args:
+        waiting: the connections of the listener on which no request is in progress, the longest waiting first.
+        head_seconds: how long a client may take to send the head of a request.
+        max_connections: the most connections at once.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        waiting: "dict[BoundedProtocol, None]",
+        head_seconds: float,
+        max_connections: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._waiting, self._head_seconds, self._max_connections = waiting, head_seconds, max_connections
+        self._head_bytes: int | None = 0
+        self._head_end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waiting[self] = None
+        self._limit_head()
+        if len(self.connections) > self._max_connections:
+            next(iter(self._waiting)).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.pop(self, None)
+        self._head_is_complete()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_bytes is None:
+            self._limit_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_complete()
+        self._waiting.pop(self, None)
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_answering() and not self.transport.is_closing():
+            self._waiting[self] = None
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _limit_head(self) -> None:
+        self._head_bytes = 0
+        self._head_end = self.loop.call_later(self._head_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._is_answering():
+            # A client may send the next head before it has read the answer.
+            self._head_end = self.loop.call_later(self._head_seconds, self._head_is_late)
+        else:
+            self.transport.abort()
+
+    def _head_is_complete(self) -> None:
+        self._head_bytes = None
+        if self._head_end:
+            self._head_end.cancel()
+            self._head_end = None
 
 
 def listening_socket(host: str, port: int, unread_seconds: float) -> socket.socket:

@@ -4,20 +4,22 @@
 rank while a stage samples, trains or waits for them.
 """
 
+import asyncio
 import random
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
+from starlette.types import ASGIApp
 
 from cluster.errors import UserError
 from cluster.feedback import (
@@ -32,8 +34,11 @@ from cluster.feedback import (
 from cluster.feedback.quality import agreement_report
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
-from serve.http.auth import annotator_dependency, bearer
-from serve.http.listener import KEEP_ALIVE_SECONDS
+from serve.http.application import new_application
+from serve.http.auth import Authorizer, annotator_dependency, anonymous_access, bearer
+from serve.http.listener import Listener
+from serve.http.metrics import GatewayMetrics
+from serve.http.middleware import Middleware
 from serve.pages.render import page, routes_of, url_host
 
 STOP_SECONDS = 5
@@ -269,6 +274,22 @@ def _check_shown(database: Feedback, annotator: str, judgement: Judgement) -> No
         raise UserError(f"{judgement.prompt} has no first judgement of yours")
 
 
+def label_app(run: RunFolder, database: Feedback, host: str, people: int) -> ASGIApp:
+    """Returns the application of the label page alone, behind the same `Middleware` as the gateway's.
+
+    Args:
+        run: the run folder, with the keys and the log.
+        database: the prompts and judgements.
+        host: the address that it will be served on.
+        people: how many annotators shall judge each prompt.
+    """
+    authorizer = Authorizer(run.root, anonymous_access(host))
+    app = new_application("Triptych labels")
+    app.include_router(label_router(database, people, authorizer.annotator))
+    app.get("/")(lambda: RedirectResponse("/label"))
+    return Middleware(app, authorizer, GatewayMetrics({}), run.root / "label-access.jsonl")
+
+
 def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
     """Serves the label page of a run until SIGINT or SIGTERM.
 
@@ -282,21 +303,14 @@ def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
         UserError: the port is taken, or the database cannot be opened.
     """
     require_free_port(host, port)
-    app = FastAPI(title="Triptych labels", docs_url=None, redoc_url=None, openapi_url=None)
     with open_feedback(run.feedback_url) as database:
-        app.include_router(label_router(database, people))
-        app.get("/")(lambda: RedirectResponse("/label"))
         console = Console(soft_wrap=True)
         console.print(f"label page at http://{url_host(host)}:{port}/label; Ctrl-C ends it")
         if not database.annotators():
             console.print(f"nobody can sign in yet: `triptych annotator add NAME --run {run.root}` gives a token")
-        config = uvicorn.Config(
-            app,
-            host,
-            port,
-            log_level="warning",
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=STOP_SECONDS,
-        )
-        uvicorn.Server(config).run()
+
+        async def serve() -> None:
+            await Listener(label_app(run, database, host, people), host, port, STOP_SECONDS).wait()
+
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve())

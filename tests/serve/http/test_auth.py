@@ -12,9 +12,9 @@ from cluster.feedback import open_feedback
 from cluster.keys import SCOPES, KeyRing
 from cluster.run.folder import RunFolder
 from serve.gateway import Settings, gateway_app
-from serve.http.auth import AnonymousAccess, is_loopback, scopes_for
+from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback, scopes_for
 from serve.http.middleware import Middleware
-from serve.server import access_notice, anonymous_access
+from serve.server import access_notice
 from tests.serve.local import Parrot, asking
 
 pytestmark = pytest.mark.anyio

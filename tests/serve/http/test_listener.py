@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -91,3 +92,94 @@ async def test_a_client_that_goes_before_the_answer_ends_the_work(tmp_path: Path
     await listener.close()
     rows = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
     assert sorted(row["status"] for row in rows) == [200, 499]
+
+
+def sent_until_closed(client: socket.socket, data: bytes, most: int) -> int:
+    """Sends data again and again until the server closes the connection; returns how much was sent, in bytes."""
+    sent = 0
+    with suppress(OSError):
+        while sent < most:
+            sent += client.send(data)
+    return sent
+
+
+async def test_a_head_without_end_is_refused_before_anything_is_asked() -> None:
+    app, port = Endless(), free_port()
+    listener = Listener(app, "127.0.0.1", port, stop_seconds=1)
+    try:
+        for line in (b"GET /", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ", b"GET / HTTP/1.1\r\n"):
+            with await connection(port) as client:
+                more = b"a: b\r\n" * 1000 if line.endswith(b"\n") else b"x" * 10_000
+                client.sendall(line)
+                sent = await asyncio.to_thread(sent_until_closed, client, more, 50 << 20)
+                assert sent < 10 << 20
+        assert app.writing == 0
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as good:
+            assert (await good.get("/short", headers={"X": "x" * 60_000})).status_code == 200
+            assert (await good.post("/short", content=b"x" * 1_000_000)).status_code == 200
+    finally:
+        await listener.close()
+
+
+async def test_a_head_has_a_deadline_and_the_answer_has_none() -> None:
+    port = free_port()
+    listener = Listener(Endless(), "127.0.0.1", port, stop_seconds=1, head_seconds=0.1)
+    try:
+        silent, half, later, good = [await connection(port) for _ in range(4)]
+        with silent, half, later, good:
+            half.sendall(b"GET /short HT")
+            good.sendall(b"GET /short HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            later.sendall(b"GET /short HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET")
+            assert [await asyncio.to_thread(received, one) for one in (silent, half)] == [b"", b""]
+            assert b"whole" in await asyncio.to_thread(received, good)
+            # The next request on the connection began before the answer, and did not go on.
+            assert b"whole" in await asyncio.to_thread(received, later)
+            assert await asyncio.to_thread(received, later) == b""
+    finally:
+        await listener.close()
+
+
+async def test_the_connection_that_waited_longest_makes_room_and_requests_keep_theirs() -> None:
+    port = free_port()
+    listener = Listener(Endless(), "127.0.0.1", port, stop_seconds=1, max_connections=20)
+    try:
+        with ExitStack() as held:
+            busy = held.enter_context(await connection(port))
+            busy.sendall(b"GET /short HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            idle = [held.enter_context(await connection(port)) for _ in range(60)]
+            await asyncio.sleep(0.05)
+            assert b"whole" in await asyncio.to_thread(received, busy)
+            closed = [await asyncio.to_thread(is_closed, one) for one in idle]
+            assert closed == sorted(closed, reverse=True)
+            assert closed.count(False) in (19, 20)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                assert (await client.get("/short")).text == "whole"
+    finally:
+        await listener.close()
+
+
+async def connection(port: int) -> socket.socket:
+    client = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))
+    client.settimeout(5)
+    # For the server to accept it.
+    await asyncio.sleep(0.01)
+    return client
+
+
+def received(client: socket.socket) -> bytes:
+    """What comes until the answer "whole" or the end of the connection."""
+    data = b""
+    with suppress(ConnectionError):
+        while b"whole" not in data and (part := client.recv(1 << 16)):
+            data += part
+    return data
+
+
+def is_closed(client: socket.socket) -> bool:
+    client.settimeout(0.01)
+    try:
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True

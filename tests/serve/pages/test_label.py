@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -11,7 +11,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
-from serve.pages.label import REPEAT_AFTER, label_router
+from cluster.keys import KeyRing
+from cluster.run.folder import RunFolder
+from serve.http.limits import MIN_BODY_BYTES
+from serve.pages.label import REPEAT_AFTER, label_app, label_router
 from serve.pages.render import page
 from tests.helpers import free_port
 from tests.serve.labeling import fill, label_server
@@ -133,6 +136,7 @@ def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong
     assert database.judgements() == []
 
 
+<<<<<<< HEAD
 def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: TestClient, database: Feedback) -> None:
     headers, name = signed_in(database, "ann"), f"{COMPARED}1"
     database.add_prompts([FeedbackPrompt(id=name, messages=[], details={"compare": "ann"})])
@@ -151,6 +155,35 @@ def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: 
 def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
     client: TestClient, database: Feedback
 ) -> None:
+=======
+@pytest.mark.anyio
+async def test_the_page_alone_has_the_door_of_the_whole_server(tmp_path: Path, database: Feedback) -> None:
+    key = KeyRing(tmp_path).add("ben", ["label"], 2, None, by="test")
+    app = label_app(RunFolder(tmp_path), database, "0.0.0.0", people=1)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://people.example") as http:
+        page = await http.get("/label")
+        assert (page.status_code, page.headers["x-frame-options"]) == (200, "DENY")
+        for body in (b" " * (MIN_BODY_BYTES + 1), pieces(MIN_BODY_BYTES + 1)):
+            large = await http.post("/label/judgement", content=body, headers={"Content-Type": "application/json"})
+            assert (large.status_code, large.json()["error"]["code"]) == (413, 413)
+        signed = {"Authorization": f"Bearer {key}"}
+        assert [(await http.get("/label/next", headers=signed)).status_code for _ in range(3)] == [200, 200, 429]
+    rows = (tmp_path / "label-access.jsonl").read_text().splitlines()
+    assert [json.loads(row)["status"] for row in rows] == [200, 413, 413, 200, 200, 429]
+    # Without keys on this machine alone, a page from elsewhere is not let in.
+    (tmp_path / "other").mkdir()
+    app = label_app(RunFolder(tmp_path / "other"), database, "127.0.0.1", people=1)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://evil.example") as http:
+        assert (await http.get("/label")).status_code == 403
+
+
+async def pieces(count: int) -> AsyncIterator[bytes]:
+    yield b" " * count
+
+
+def test_agreement_is_shown_with_a_token(client: TestClient, database: Feedback) -> None:
+>>>>>>> b0285d0 (Bound heads, their time and connections, and put the label page behind the middleware of the whole server)
     assert client.get("/label/agreement").status_code == 401
     headers = signed_in(database, "ann")
     empty = client.get("/label/agreement", headers=headers).json()

@@ -1,0 +1,47 @@
+"""The FastAPI application of every server of the project, which answers all errors in the format of OpenAI's API."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from serve.errors import RequestError, error_body
+
+logger = logging.getLogger("ray.serve")
+
+
+def new_application(title: str) -> FastAPI:
+    """Returns an application without routes. It belongs into a `Middleware`, which gives every request its context."""
+    # No redirects of paths with an additional slash: they would repeat the client's own `Host` header.
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.exception_handler(RequestError)(_request_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(Exception)(_unexpected)
+    return app
+
+
+async def _request_error(_: Request, error: RequestError) -> JSONResponse:
+    return JSONResponse(error.body, error.status_code, error.headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    # Without the input, which may be what JSON cannot hold: NaN, or half of a surrogate pair.
+    problems = [(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()[:5]]
+    message = "; ".join(f"{where}: {what}" if where else what for where, what in problems)
+    printable = message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse(error_body(422, printable, "UnprocessableEntityError", problems[0][0] or None), 422)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    request_id = request.state.context.id
+    logger.error("request %s failed", request_id, exc_info=error)
+    message = f"something went wrong in the server; its log says what, under {request_id}"
+    return JSONResponse(error_body(500, message, "InternalServerError"), 500)
