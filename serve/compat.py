@@ -101,7 +101,8 @@ def tool_options(parser: str | None) -> dict[str, Any]:
     known = ToolParserManager.list_registered()
     if parser not in known:
         raise UserError(f"serve.tool_parser: vLLM has no parser {parser!r}; it has {', '.join(sorted(known))}")
-    return {"enable_auto_tools": True, "tool_parser": parser}
+    # The arguments of every call follow its schema, also where the client did not set `strict`.
+    return {"enable_auto_tools": True, "tool_parser": parser, "tool_strict_level": "parameter"}
 
 
 def template_variables(template: str | Mapping[str, str] | None) -> set[str]:

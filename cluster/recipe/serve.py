@@ -84,9 +84,9 @@ class Serve(Section):
         {}, description="low-rank adapters to serve, by name; weights of a model that has some cannot be swapped live"
     )
     tool_parser: str | None = Field(
-        None,
-        description="vLLM's name of the format in which the models write tool calls, such as hermes; unset: tool "
-        "calls are not parsed",
+        "hermes",
+        description="vLLM's name of the format in which the models write tool calls, by themselves or forced; null: "
+        "they call no tools",
     )
     story: Story | None = Field(
         None, description="the page /story for people who have never trained a model; unset: none"

@@ -14,8 +14,9 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.exceptions import VLLMError, VLLMValidationError
+from vllm.exceptions import GenerationError, VLLMError, VLLMValidationError
 
 from actors.compat import whole_prompts
 from cluster.run.versions import Version
@@ -37,6 +38,8 @@ logger = logging.getLogger("ray.serve")
 CPU_CACHE_BYTES = 256 << 20
 # vLLM's default on CPUs.
 STEP_TOKENS = 2048
+# Fields of a request that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
+FORMS = ("response_format", "structured_outputs", "tools")
 # How long a change of weights waits for the answers in progress.
 DRAIN_SECONDS = 0.5
 
@@ -123,6 +126,8 @@ def engine_arguments(model: Path, context: int, allocation: Allocation) -> Async
         model=str(model),
         max_model_len=context,
         disable_log_stats=True,
+        # Without it models write white space between the parts of JSON until their tokens are used up.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         worker_extension_cls="serve.replica.weight_swap.WeightReloadExtension",
         **({} if allocation.gpus else whole_prompts(context, STEP_TOKENS)),
     )
@@ -223,6 +228,13 @@ class VllmEngine:
             answer = await handler(request_type.validate_python(body), http)
         except ValidationError as error:
             yield _reply(_explain(error))
+        except GenerationError as error:
+            form = next((field for field in FORMS if body.get(field)), None)
+            yield _reply(
+                compat.error_response(f"{form}: no answer can follow it", form)
+                if form
+                else compat.error_response(error)
+            )
         except (VLLMError, TemplateError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
             yield _reply(compat.error_response(error))
         else:

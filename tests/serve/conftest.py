@@ -105,7 +105,7 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
-        section = Serve(tool_parser="hermes", adapters={"terse": Adapter(path=str(terse), model="base")})
+        section = Serve(adapters={"terse": Adapter(path=str(terse), model="base")})
         deploy(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
         models = {name: run.path(name) for name in folders} | {"terse": terse}
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)

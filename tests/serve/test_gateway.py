@@ -4,13 +4,15 @@ import json
 import random
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import jsonschema
 import openai
 import psutil
 import pytest
 import torch
+from pydantic import BaseModel, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
@@ -23,8 +25,22 @@ pytestmark = pytest.mark.slow
 ASK = [{"role": "user", "content": "What is the capital of Peru?"}]
 MODEL = "policy"
 OTHER_TOOL = {"type": "function", "function": {"name": "clock"}}
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": NOTHING, "strict": True}}]
+# Without `strict`: clients seldom set it.
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"enum": ["Lima", "Quito"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["place", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PLACE}}]
+
+
+class Weather(BaseModel):
+    """What a client asks for as its answer."""
+
+    place: Literal["Lima", "Quito"]
+    sunny: bool
+    hours: list[Literal[1, 2, 3]] = Field(max_length=3)
 
 
 def greedy(client: openai.OpenAI, **options):
@@ -214,25 +230,54 @@ def test_structured_output_is_of_the_schema(client: openai.OpenAI) -> None:
     assert json.loads(said) in ("Lima", "Quito")
 
 
+def test_clients_get_the_class_that_they_ask_for(client: openai.OpenAI) -> None:
+    for seed in range(6):
+        ask = {"model": MODEL, "messages": ASK, "max_tokens": 60, "seed": seed}
+        said = client.chat.completions.parse(**ask, response_format=Weather).choices[0]
+        assert said.finish_reason == "stop"
+        assert isinstance(said.message.parsed, Weather)
+
+
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])
 def test_tools_are_called(client: openai.OpenAI, choice: Any) -> None:
     """The model is untrained: the engine masks everything but a call. With "auto" the parser finds the call."""
-    words = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    words = '<tool_call>\n{"name": "weather", "arguments": {"place": "Lima", "days": 3}}\n</tool_call>'
     form = {"structured_outputs": {"choice": [words]}} if choice == "auto" else {}
-    # JSON allows any number of spaces, which greedy decoding would choose again and again.
     ask = {"model": MODEL, "messages": ASK, "max_tokens": 400, "seed": 1, "tools": TOOLS, "tool_choice": choice}
     ask["parallel_tool_calls"] = False
     said = client.chat.completions.create(**ask, extra_body=form).choices[0]
     (call,) = said.message.tool_calls
     assert call.function.name == "weather"
-    assert json.loads(call.function.arguments) == {}
+    jsonschema.validate(json.loads(call.function.arguments), PLACE)
     pieces = [
         piece.function
         for chunk in client.chat.completions.create(**ask, extra_body=form, stream=True)
         for piece in chunk.choices[0].delta.tool_calls or []
     ]
     assert "".join(piece.name or "" for piece in pieces) == "weather"
-    assert json.loads("".join(piece.arguments or "" for piece in pieces)) == {}
+    jsonschema.validate(json.loads("".join(piece.arguments or "" for piece in pieces)), PLACE)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "array", "items": [{"type": "string"}, {"type": "integer"}]},
+        {"type": "nothing"},
+        {"type": "object", "properties": 5},
+        {"type": "string", "pattern": "("},
+        {"$ref": "#/$defs/absent"},
+        json.loads('{"properties": {"a":' * 200 + "1" + "}}" * 200),
+    ],
+)
+def test_a_schema_that_nothing_can_follow_is_the_clients_mistake(server: Server, schema: dict[str, Any]) -> None:
+    ask = {"model": MODEL, "messages": ASK, "max_tokens": 8}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tools = [{"type": "function", "function": {"name": "x", "parameters": schema}}]
+    for options in ({"response_format": form}, {"tools": tools, "tool_choice": "required"}):
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=ask | options, timeout=60)
+        # An engine may also do without what it cannot express.
+        assert reply.status_code in (200, 400), reply.text
 
 
 @pytest.mark.anyio
