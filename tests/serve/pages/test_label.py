@@ -136,7 +136,6 @@ def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong
     assert database.judgements() == []
 
 
-<<<<<<< HEAD
 def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: TestClient, database: Feedback) -> None:
     headers, name = signed_in(database, "ann"), f"{COMPARED}1"
     database.add_prompts([FeedbackPrompt(id=name, messages=[], details={"compare": "ann"})])
@@ -152,10 +151,6 @@ def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: 
     assert list(vote.ranks.values()) == [1, 2]
 
 
-def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
-    client: TestClient, database: Feedback
-) -> None:
-=======
 @pytest.mark.anyio
 async def test_the_page_alone_has_the_door_of_the_whole_server(tmp_path: Path, database: Feedback) -> None:
     key = KeyRing(tmp_path).add("ben", ["label"], 2, None, by="test")
@@ -182,8 +177,9 @@ async def pieces(count: int) -> AsyncIterator[bytes]:
     yield b" " * count
 
 
-def test_agreement_is_shown_with_a_token(client: TestClient, database: Feedback) -> None:
->>>>>>> b0285d0 (Bound heads, their time and connections, and put the label page behind the middleware of the whole server)
+def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
+    client: TestClient, database: Feedback
+) -> None:
     assert client.get("/label/agreement").status_code == 401
     headers = signed_in(database, "ann")
     empty = client.get("/label/agreement", headers=headers).json()
