@@ -9,13 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import torch
 from transformers import AutoTokenizer
 
 from actors.model.causal_lm import load
-from actors.model.chat import Chat
-from actors.model.completion_logprobs import pad_completions
-from actors.objectives.dpo import DpoObjective, answer_logprobs
+from actors.objectives.dpo import DpoObjective
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, file_fingerprint
@@ -25,9 +22,6 @@ from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
 
-# Even: the two answers of a pair stand together.
-REFERENCE_ROWS = 32
-
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains on every pair that a ranking orders, and measures the share of held-out pairs ordered rightly."""
@@ -35,14 +29,12 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     assert settings is not None, "a stage whose section the recipe lacks is not run"
     rankings = read_rankings(run.path("preferences") / "rankings.parquet")
     counts = {}
-    torch.set_num_threads(plan.learner.threads)
-    reference, padding = load(sft).eval(), Chat.of(sft).padding_id
     for name in ("train", "held_out"):
         pairs = [pair for row in rankings if row["split"] == name for pair in pairs_of(row)]
         if not pairs:
             raise UserError(f"no ranking of the {name} prompts says of two answers which is better: collect more")
         counts[name] = len(pairs)
-        _write_shard(pairs, reference, padding, out / "shards" / name)
+        _write_shard(pairs, out / "shards" / name)
     shards, make = out / "shards", partial(_model, sft, settings.beta)
     job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
     model = best_checkpoint(fit(job, plan, "dpo"), settings)
@@ -67,17 +59,14 @@ def pairs_of(row: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int], lis
 
 def _model(sft: Path, beta: float) -> tuple[Any, Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    return load(sft), DpoObjective(tokenizer.pad_token_id, beta), tokenizer
+    return load(sft), DpoObjective(tokenizer.pad_token_id, beta, load(sft)), tokenizer
 
 
-def _write_shard(
-    pairs: Sequence[tuple[list[int], list[int], list[int]]], reference: Any, padding: int, folder: Path
-) -> None:
-    """Writes one row a pair, with log-probabilities under the reference, which workers then need not load."""
+def _write_shard(pairs: Sequence[tuple[list[int], list[int], list[int]]], folder: Path) -> None:
+    """Writes one row a pair."""
     folder.mkdir(parents=True, exist_ok=True)
     sequences = [prompt + answer for prompt, *answers in pairs for answer in answers]
     prompt_lengths = [len(prompt) for prompt, *answers in pairs for _ in answers]
-    logprobs = _reference_logprobs(reference, sequences, prompt_lengths, padding)
     lengths = [len(sequence) for sequence in sequences]
     table = pa.table(
         {
@@ -87,18 +76,6 @@ def _write_shard(
             ),
             "lengths": pa.array(list(zip(lengths[::2], lengths[1::2], strict=True)), pa.list_(pa.int32())),
             "prompt_length": pa.array(prompt_lengths[::2], pa.int32()),
-            "ref_logprobs": pa.array(list(zip(logprobs[::2], logprobs[1::2], strict=True)), pa.list_(pa.float32())),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
-
-
-@torch.no_grad()
-def _reference_logprobs(
-    reference: Any, sequences: list[list[int]], prompt_lengths: list[int], padding: int
-) -> list[float]:
-    found: list[float] = []
-    for begin in range(0, len(sequences), REFERENCE_ROWS):
-        rows = slice(begin, begin + REFERENCE_ROWS)
-        found += answer_logprobs(reference, *pad_completions(sequences[rows], prompt_lengths[rows], padding)).tolist()
-    return found

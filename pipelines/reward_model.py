@@ -4,7 +4,8 @@ import json
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,16 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import torch
 from rich.progress import track
 from transformers import AutoTokenizer
 
 from actors.algorithms.normalization import are_equal
 from actors.model.chat import Chat
-from actors.model.perf import native_precision
-from actors.model.reward_head import MEMBER_PREFIX, load_reward_model, with_new_head
+from actors.model.reward_head import MEMBER_PREFIX, with_new_head
 from actors.objectives.bradley_terry import BradleyTerryObjective
-from actors.rewards.model import sequence_scores
+from actors.rewards.scorer import Scorer, Scores, remote_scorer
 from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
@@ -35,9 +34,6 @@ from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
 
-# From models and sequences of token ids to a score of each sequence.
-ScoresBy = Callable[[Sequence[Any], Sequence[list[int]]], list[float]]
-
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains on the rankings of the collect stage, and measures the accuracy on pairs of held-out prompts."""
@@ -48,11 +44,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
     _write_shard(parts["held_out"], recipe.reward.annotator_weights, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
-    torch.set_num_threads(plan.learner.threads)
-    scores_by = partial(_scores, recipe.reward.precision or native_precision(torch.device("cpu")))
-    curve = [
-        _point(share, recipe.seed, parts, train, scores_by, out / "curve") for share in sorted(recipe.reward.curve)
-    ]
+    scorer = partial(_scorer, recipe, plan)
+    curve = [_point(share, recipe.seed, parts, train, scorer, out / "curve") for share in sorted(recipe.reward.curve)]
     members = [
         train(parts["train"], out),
         *(
@@ -60,12 +53,14 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             for number in range(2, recipe.reward.members + 1)
         ),
     ]
-    score = partial(scores_by, members)
-    scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
+    with scorer() as scores_by:
+        score = partial(scores_by, members)
+        scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
+        found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
+        accuracies = _accuracies(scores_by, members, parts["held_out"]) if len(members) > 1 else []
     _write_normalization(scores["train"], parts["train"], out)
     for folder in out.glob(f"{MEMBER_PREFIX}*/{SCRATCH}"):
         shutil.rmtree(folder)
-    found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
     return Result(
         metrics={
             "rankings": len(parts["train"]),
@@ -73,34 +68,43 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "train_pair_accuracy": pair_accuracy(parts["train"], scores["train"]),
             "trust": found,
             **({"curve": curve} if curve else {}),
-            **({"member_accuracies": _accuracies(scores_by, members, parts["held_out"])} if len(members) > 1 else {}),
+            **({"member_accuracies": accuracies} if accuracies else {}),
         },
         weights=_weights(out),
     )
 
 
-def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Any:
-    """Trains a reward model, writes it to `out`, and returns it."""
+def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Path:
+    """Trains a reward model, writes it to `out`, and returns that."""
     rows = with_counterexamples(
         rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )
     _write_shard(rows, recipe.reward.annotator_weights, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
-    return load_reward_model(out).eval()
+    return out
 
 
-def _accuracies(scores_by: ScoresBy, members: Sequence[Any], held_out: list[dict[str, Any]]) -> list[float]:
+def _accuracies(scores_by: Scores, members: Sequence[Path], held_out: list[dict[str, Any]]) -> list[float]:
     """Computes the held-out accuracy of each member alone, to compare the ensemble with."""
     return [
         pair_accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members
     ]
 
 
-def _scores(precision: str, members: Sequence[Any], sequences: Sequence[list[int]]) -> list[float]:
-    return sequence_scores(
-        members, sequences, precision=precision, progress=partial(track, description="scoring", transient=True)
-    )
+@contextmanager
+def _scorer(recipe: Recipe, plan: Plan) -> Iterator[Scores]:
+    """Yields scores by the device that trains the reward model: a GPU in an actor, or the CPUs here.
+
+    Nothing is trained meanwhile: there may be one GPU.
+    """
+    share, precision = plan.trainer, recipe.reward.precision
+    if share.gpus:
+        with remote_scorer(share, precision, recipe.cluster.deadline_seconds) as scores:
+            yield scores
+    else:
+        bar = partial(track, description="scoring", transient=True)
+        yield Scorer(precision, plan.learner.threads, bar).scores
 
 
 def _weights(out: Path) -> str:
@@ -126,8 +130,8 @@ def _point(
     share: float,
     seed: int,
     parts: Mapping[str, list[dict[str, Any]]],
-    train: Callable[[list[dict[str, Any]], Path], Any],
-    scores_by: ScoresBy,
+    train: Callable[[list[dict[str, Any]], Path], Path],
+    scorer: Callable[[], AbstractContextManager[Scores]],
     folder: Path,
 ) -> dict[str, Any]:
     """Computes the accuracy of a model that is trained on a share of the prompts: a point of the learning curve.
@@ -142,8 +146,10 @@ def _point(
         chosen = set(prompts[: max(1, round(share * len(prompts)))])
         rankings = [row for row in parts["train"] if row["prompt_id"] in chosen]
         out = folder / f"{share:g}"
-        score = partial(scores_by, [train(rankings, out)])
-        right = pair_accuracy(parts["held_out"], _scores_of_answers(score, parts["held_out"]))
+        trained = train(rankings, out)
+        with scorer() as scores_by:
+            scores = _scores_of_answers(partial(scores_by, [trained]), parts["held_out"])
+        right = pair_accuracy(parts["held_out"], scores)
         write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
         shutil.rmtree(out)
     point: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))

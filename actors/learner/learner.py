@@ -245,7 +245,7 @@ class Learner(LearnerState):
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Computes the value of the state before each token: the critic's output at the token before it. [N, T]."""
-        values = self.sharded["critic"](token_values, batch.input_ids)
+        values = self.sharded["critic"](token_values, batch.input_ids) - self.value_shift
         return torch.nn.functional.pad(values[:, :-1], (1, 0)) * batch.completion_mask
 
 

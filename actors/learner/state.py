@@ -1,5 +1,6 @@
 """The models of RLHF's learner, their optimizers, and the checkpoints and policies written of them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +21,9 @@ from actors.model.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
 from actors.model.microbatch import DataParallelRank
 from actors.model.optim import adamw
 from actors.model.perf import engine_precision
-from actors.model.reward_head import load_reward_model
+from actors.model.reward_head import load_reward_model, scale_head
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
+from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.rlhf import Rlhf
 
@@ -60,7 +62,10 @@ class LearnerState:
         elif settings.needs_reference:
             self.reference = self._load_reference()
         self.tokenizer = AutoTokenizer.from_pretrained(start)
-        self.critic = load_reward_model(critic) if critic else None
+        self.critic: Any = None
+        self.value_shift = 0.0
+        if critic is not None:
+            self.critic, self.value_shift = _load_critic(critic, settings)
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
         for model in (self.policy, self.critic):
             if model is not None:
@@ -193,6 +198,19 @@ class LearnerState:
 
     def _trained_models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}
+
+
+def _load_critic(folder: Path, settings: Rlhf) -> tuple[Any, float]:
+    """Loads the reward model as a critic of the rewards that RLHF gives: (score - mean) / deviation, times its weight.
+
+    Returns:
+        The model, whose head is scaled, and what has to be subtracted from its output.
+    """
+    model = load_reward_model(folder)
+    scale = json.loads(reward_scale_file(folder).read_text(encoding="utf-8"))
+    weight = sum(reward.weight for reward in settings.rewards if reward.kind == "model") or 1.0
+    scale_head(model, weight / scale["deviation"])
+    return model, weight * scale["mean"] / scale["deviation"]
 
 
 def _this_worker(settings: Rlhf) -> DataParallelRank:

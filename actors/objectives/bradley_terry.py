@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from actors.model.microbatch import pad_rows
 from actors.model.prefix_sharing import states_at
+from actors.model.reward_head import scalar_outputs
 
 # The weight of the rewards' mean square.
 CENTERING = 0.01
@@ -129,8 +130,7 @@ def _ends(input_ids: Tensor, lengths: Tensor) -> Tensor:
 
 def _rewards(model: Any, states: Tensor) -> Tensor:
     """Applies the scalar head. [N, H] -> [N], float32."""
-    rewards: Tensor = model.score(states).squeeze(-1).float()
-    return rewards
+    return scalar_outputs(model, states).float()
 
 
 def _common_prefix(answers: Sequence[Tensor]) -> int:

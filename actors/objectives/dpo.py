@@ -4,6 +4,8 @@ The implicit reward of an answer is β log(π(y|x) / π_ref(y|x)), and the loss 
 -log σ(r_chosen - r_rejected) (eq. 7).
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actors.model.attention import set_attention
 from actors.model.completion_logprobs import completion_logprobs, pad_completions
+from actors.model.dropout import without_dropout
+from actors.model.fsdp import FSDPModule
+from actors.model.microbatch import DataParallelRank
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,10 @@ class PairBatch:
     Attributes:
         input_ids: [2N, T], prompt and answer, padded at the right.
         completion_mask: bool [2N, T], the tokens of the answer.
-        ref_logprobs: [2N], the log-probability of every answer under the reference, in nats.
     """
 
     input_ids: Tensor
     completion_mask: Tensor
-    ref_logprobs: Tensor
 
 
 def dpo_losses(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -53,35 +57,54 @@ def answer_logprobs(model: Any, input_ids: Tensor, completion_mask: Tensor) -> T
 
 
 class DpoObjective:
-    """The summed loss of pairs; the caller divides it by the pairs of the global batch."""
+    """The summed loss of pairs; the caller divides it by the pairs of the global batch.
+
+    The reference computes each batch beside the policy, on its device, in its precision and with the same padding:
+    before the first step both give the same numbers, and every margin is 0. Computed at another time or place they
+    would differ by rounding, in bfloat16 by margins of 0.006.
+
+    Args:
+        padding: the token id that rows are filled up with.
+        beta: how strongly the policy is held to the reference.
+        reference: a causal language model, which is not trained.
+    """
 
     unit = "pairs"
     dropout = False
 
-    def __init__(self, padding: int, beta: float) -> None:
+    def __init__(self, padding: int, beta: float, reference: Any) -> None:
         self.padding, self.beta = padding, beta
+        self.reference = reference.requires_grad_(False)
+        without_dropout(self.reference)
+        set_attention(self.reference)
+        self._compute: Callable[..., Tensor] = lambda function, *batch: function(self.reference, *batch)
+
+    def place(self, worker: DataParallelRank) -> None:
+        """Moves the reference to the worker's device, and shards it as the policy is."""
+        self._compute = FSDPModule(self.reference, worker.world_size, worker.device, nullcontext)
 
     def collate(self, rows: pa.Table) -> PairBatch:
         """Makes a batch of pairs.
 
         Args:
             rows: `input_ids` (the chosen answer behind the prompt, then the rejected one behind it), `lengths` of the
-                two, `prompt_length`, the tokens of the prompt, and `ref_logprobs` of the two.
+                two, and `prompt_length`, the tokens of the prompt.
         """
-        sequences, prompt_lengths, ref_logprobs = [], [], []
-        for row in rows.select(["input_ids", "lengths", "prompt_length", "ref_logprobs"]).to_pylist():
+        sequences, prompt_lengths = [], []
+        for row in rows.select(["input_ids", "lengths", "prompt_length"]).to_pylist():
             middle = row["lengths"][0]
             sequences += [row["input_ids"][:middle], row["input_ids"][middle:]]
             prompt_lengths += [row["prompt_length"]] * 2
-            ref_logprobs += row["ref_logprobs"]
-        return PairBatch(*pad_completions(sequences, prompt_lengths, self.padding), torch.tensor(ref_logprobs))
+        return PairBatch(*pad_completions(sequences, prompt_lengths, self.padding))
 
     def count(self, batch: PairBatch) -> int:
         """Returns the number of pairs."""
-        return len(batch.ref_logprobs) // 2
+        return len(batch.input_ids) // 2
 
     def loss(self, model: Any, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """Returns the summed loss; pairs whose chosen answer has the higher reward, and the sum of margins."""
         logprobs = answer_logprobs(model, batch.input_ids, batch.completion_mask)
-        losses, margins = dpo_losses(logprobs.view(-1, 2), batch.ref_logprobs.view(-1, 2), self.beta)
+        with torch.no_grad():
+            ref_logprobs = self._compute(answer_logprobs, batch.input_ids, batch.completion_mask)
+        losses, margins = dpo_losses(logprobs.view(-1, 2), ref_logprobs.view(-1, 2), self.beta)
         return losses.sum(), {"right_pairs": int((margins > 0).sum()), "margins": float(margins.detach().sum())}

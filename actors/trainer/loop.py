@@ -27,6 +27,7 @@ from actors.model.perf import (
     peak_flops,
     peak_memory_gb,
 )
+from actors.objectives.dpo import DpoObjective
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, export, load_training_state, read, training_state
 from actors.trainer.data import Shard, row_batches
@@ -107,6 +108,11 @@ def _train(
     if compiled is None:
         language = isinstance(objective, LanguageObjective)
         compiled = world_size == 1 and language and _compiling_pays(job, unwrapped_model, device)
+    if isinstance(objective, DpoObjective):
+        objective.place(worker)
+        if compiled:
+            # Compiled layers round otherwise.
+            compile_layers(objective.reference)
     if compiled:
         compile_layers(unwrapped_model)
         if isinstance(objective, LanguageObjective):

@@ -136,8 +136,8 @@ class TrainingMemory:
 def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingMemory:
     """Estimates the memory of a training worker, for P parameters in float32 that FSDP2 shards over W workers.
 
-    - Weights: 4 P / W bytes. Gradients: as many. AdamW's moments: twice as many. With LoRA, the last two are those of
-      the adapters alone.
+    - Weights: 4 P / W bytes; for `dpo`, whose reference is held too, 8 P / W. Gradients: 4 P / W. AdamW's moments:
+      twice as many. With LoRA, the last two are those of the adapters alone.
     - Gathered, with several workers: weights of two layers (one computing, the next on its way) and of the embedding,
       and gradients of one layer and of the embedding before they are scattered.
     - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
@@ -171,8 +171,10 @@ def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -
     if section.recompute_activations:
         kept = INPUT_BYTES * shape.layers + RECOMPUTED_LAYER_BYTES[device][precision]
         extra = EMBEDDING_GRADIENTS[device] * embedding
+    # The reference of DPO lies beside the policy.
+    models = 2 if isinstance(section, Dpo) else 1
     return TrainingMemory(
-        weights=HELD_BYTES * size / section.workers / GB,
+        weights=HELD_BYTES * models * size / section.workers / GB,
         gradients=HELD_BYTES * (trained / section.workers + extra) / GB,
         optimizer=2 * HELD_BYTES * trained / section.workers / GB,
         gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if section.workers > 1 else 0.0,
@@ -228,7 +230,9 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         started = rlhf.fleet.learner_workers * models + rlhf.reward_models * members
         return {
             **{
-                name: ray + part.workers * PROCESS_GB + max(part.workers * whole, _checkpoint_gb(recipe, part))
+                name: ray
+                + part.workers * PROCESS_GB
+                + max(part.workers * whole * (2 if isinstance(part, Dpo) else 1), _checkpoint_gb(recipe, part))
                 for name, part in trainings(recipe).items()
             },
             "rlhf": ray + started * whole + (engines + rlhf.reward_models + rlhf.fleet.learner_workers) * PROCESS_GB,

@@ -1,10 +1,12 @@
 """The DPO stage, on rankings whose better answer is decided by its first token."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from cluster.recipe.loading import load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import stage_of
+from cluster.run.metrics import read_metrics
 from pipelines.data.rankings import write_rankings
 from pipelines.dpo import pairs_of
 from pipelines.stage_table import run_named_stage
@@ -87,6 +90,10 @@ def test_dpo_learns_the_preferred_answers_and_reports_the_margin(tmp_path: Path,
     found = manifest.metrics
     assert (found["pairs"], found["pair_accuracy"]["n"]) == (3 * 40, 3 * 10)
     assert found["pair_accuracy"]["value"] == 1.0
+    # Before the first step the policy is the reference, which the training worker computes in the same way.
+    first = read_metrics(run.path("dpo"))[0]
+    assert (first["margins"], first["loss"]) == (0.0, pytest.approx(math.log(2), abs=1e-7))
+    assert "ref_logprobs" not in parquet.read_schema(run.path("dpo") / "shards" / "train" / "shard-00000.parquet").names
 
     # The margin by its definition (Rafailov et al. 2023, equation 7), in float64 from the two models on disk.
     held_out = rows[40:]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from actors.learner.batch import length_correlation
 from actors.learner.learner import Learner
 from actors.model import lora
 from actors.model.causal_lm import build
-from actors.model.reward_head import with_new_head
+from actors.model.reward_head import load_reward_model, with_new_head
+from actors.rewards.model import ModelReward
 from actors.rollout.weights import stored
 from actors.trainer.data import Shard
 from actors.trainer.job import checkpoints_in
@@ -26,7 +28,7 @@ from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import StageError, UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
-from cluster.recipe.rlhf import Importance
+from cluster.recipe.rlhf import Importance, Reward
 from tests.helpers import rlhf
 from tests.tiny import tiny_tokenizer
 
@@ -45,10 +47,15 @@ def model_folders(root: Path) -> Folders:
     model.save_pretrained(root / "sft")
     tiny_tokenizer(300).save_pretrained(root / "sft")
     with_new_head(root / "sft").save_pretrained(root / "reward")
+    write_scale(root / "reward", mean=0.0, deviation=1.0)
     rows = {"input_ids": [[30, 31, 32, 0], [33, 34, 0, 0]], "document_ids": [[0, 0, 0, 0], [0, 0, 0, -1]]}
     table = pa.table({name: pa.array(value, pa.list_(pa.int32())) for name, value in rows.items()})
     parquet.write_table(table, root / "text.parquet")
     return root / "sft", root / "reward", [Shard(str(root / "text.parquet"), 2)]
+
+
+def write_scale(model: Path, mean: float, deviation: float) -> None:
+    (model / "normalization.json").write_text(json.dumps({"mean": mean, "deviation": deviation}))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,7 @@ def test_dropout_is_off(tmp_path: Path, algorithm: str):
     PhiForCausalLM(config).save_pretrained(tmp_path / "sft")
     tiny_tokenizer(300).save_pretrained(tmp_path / "sft")
     with_new_head(tmp_path / "sft").save_pretrained(tmp_path / "reward")
+    write_scale(tmp_path / "reward", mean=0.0, deviation=1.0)
     learner = make((tmp_path / "sft", tmp_path / "reward", []), algorithm=algorithm, learning_rate=1e-9)
     for _ in range(2):
         figures = learner.step(PROMPTS, samples(learner), REWARDS)
@@ -326,6 +334,30 @@ def test_a_checkpoint_of_an_earlier_version_is_named(folders, tmp_path: Path):
     (tmp_path / "checkpoint" / "state.json").write_text("{}")
     with pytest.raises(UserError, match="by an earlier version, whose checkpoint is in another format: remove"):
         make(folders).restore(tmp_path)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_the_critic_starts_from_the_rewards_that_are_given(folders, tmp_path: Path, weight: float):
+    # At an answer's end its value is what the reward model gives: normalized, and times its weight.
+    model = load_reward_model(folders[1])
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path)
+    write_scale(tmp_path, mean=4.0, deviation=3.0)
+    groups = samples(make(folders))
+    scores = ModelReward(tmp_path, threads=1).score(PROMPTS, groups)
+    settings = rlhf(algorithm="ppo", rewards=[Reward(kind="model", weight=weight)])
+    learner = Learner(settings, folders[0], tmp_path, folders[2], seed=0, threads=1)
+    # The value before a further token is that after the answer.
+    padded = [
+        [replace(s, token_ids=[*s.token_ids, 9], loss_mask=[], logprobs=[*s.logprobs, 0.0]) for s in group]
+        for group in groups
+    ]
+    batch = learner.collator.rollouts(PROMPTS, padded, scores)
+    with torch.no_grad():
+        values = learner._values(batch)
+    last = batch.completion_mask.shape[1] - 1 - batch.completion_mask.flip(1).int().argmax(1)
+    found = values.gather(1, last.unsqueeze(1)).squeeze(1)
+    assert torch.allclose(found, weight * batch.rewards, atol=1e-5)
 
 
 def test_the_critic_learns_the_returns(folders):

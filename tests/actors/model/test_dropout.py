@@ -40,7 +40,7 @@ def test_losses_that_compare_are_the_same_at_every_pass(kind: str, recompute: bo
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     expected = loss_of(model.eval(), 0).item()
-    for objective in (DpoObjective(0, 0.1), BradleyTerryObjective(0)):
+    for objective in (DpoObjective(0, 0.1, MODELS[kind]()), BradleyTerryObjective(0)):
         both = WithLoss(model, objective).train()
         calls = []
         hook = model.model.layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

@@ -1,5 +1,6 @@
 """The losses of the reward model and of DPO against independent references in float64."""
 
+import copy
 import itertools
 import math
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from actors.model.causal_lm import build
 from actors.model.completion_logprobs import pad_completions
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import DataParallelRank, accumulate
 from actors.objectives.bradley_terry import CENTERING, BradleyTerryObjective, ranking_losses
 from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses
 from cluster.recipe.model import Model
@@ -153,12 +156,42 @@ def test_dpo_sums_log_probabilities_of_answers_alone_and_starts_without_a_prefer
     with torch.no_grad():
         assert answer_logprobs(model, ids, answer).tolist() == pytest.approx(expected, abs=1e-5)
     row = {"input_ids": [*prompt, *answers[0], *prompt, *answers[1]], "lengths": [6, 5], "prompt_length": 3}
-    objective = DpoObjective(padding=0, beta=0.1)
-    batch = objective.collate(pa.Table.from_pylist([row | {"ref_logprobs": expected}] * 2))
+    objective = DpoObjective(padding=0, beta=0.1, reference=copy.deepcopy(model))
+    batch = objective.collate(pa.Table.from_pylist([row] * 2))
     loss, figures = objective.loss(model, batch)
     assert objective.count(batch) == 2
-    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-5)
-    batch = objective.collate(pa.Table.from_pylist([row | {"ref_logprobs": [expected[0] - 3.0, expected[1]]}]))
-    loss, figures = objective.loss(model, batch)
-    assert (loss.item(), figures["margins"]) == pytest.approx((math.log1p(math.exp(-0.3)), 0.3), abs=1e-5)
-    assert figures["right_pairs"] == 1
+    assert (loss.item(), figures["margins"]) == (pytest.approx(2 * math.log(2), abs=1e-7), 0.0)
+    # A policy that has moved, against the reference's own log-probabilities.
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.1 * torch.randn(model.lm_head.weight.shape, dtype=torch.float64))
+        moved = answer_logprobs(model, ids, answer).tolist()
+    loss, figures = objective.loss(model, objective.collate(pa.Table.from_pylist([row])))
+    margin = 0.1 * ((moved[0] - expected[0]) - (moved[1] - expected[1]))
+    assert abs(margin) > 0.01
+    assert (loss.item(), figures["margins"]) == pytest.approx((math.log1p(math.exp(-margin)), margin), abs=1e-5)
+    assert figures["right_pairs"] == (margin > 0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_margins_are_0_before_the_first_step_in_any_precision(precision: str, recompute: bool):
+    shape = Model(vocabulary=300, hidden=64, layers=3, heads=4, context=64)
+    model = build(shape, 0, end_of_turn=4, padding=0)
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    chance = np.random.default_rng(0)
+    rows = []
+    for _ in range(6):
+        prompt, *answers = (chance.integers(5, 300, n).tolist() for n in chance.integers(2, 20, 3))
+        ids = [*prompt, *answers[0], *prompt, *answers[1]]
+        lengths = [len(prompt) + len(one) for one in answers]
+        rows.append({"input_ids": ids, "lengths": lengths, "prompt_length": len(prompt)})
+    objective = DpoObjective(0, 0.1, build(shape, 0, end_of_turn=4, padding=0))
+    worker = DataParallelRank(0, 1, 2, precision, torch.device("cpu"))
+    objective.place(worker)
+    both = WithLoss(model, objective).train()
+    loss, figures = accumulate(both, objective, pa.Table.from_pylist(rows), 6, worker)
+    assert figures["margins"] == 0.0
+    assert loss == pytest.approx(math.log(2), abs=1e-7)
+    assert all(parameter.grad is None for parameter in objective.reference.parameters())
+    assert model.lm_head.weight.grad.abs().sum() > 0
