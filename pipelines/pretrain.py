@@ -65,10 +65,13 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
 
 def _load_start(recipe: Recipe, tokenizer: Any) -> Any:
     """Loads the model to start from, and refuses one that later stages cannot go on with, before anyone ranks."""
-    from actors.model.causal_lm import load_for_training
+    from actors.model.causal_lm import load_for_training, require_no_experts
     from actors.model.reward_head import require_reward_head
 
     model = load_for_training(recipe.model, tokenizer, recipe.seed)
+    # With DPO there are stages that can use it, and RLHF refuses it by itself.
+    if recipe.dpo is None:
+        require_no_experts(model.config, recipe.model.start_from)
     if recipe.rlhf.needs_reward_model:
         require_reward_head(model.config, recipe.model.start_from)
     return model

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig
 
 from actors.algorithms.guardrails import breach
 from actors.learner.remote import RemoteLearner
+from actors.model.causal_lm import require_no_experts
 from actors.model.chat import Chat
 from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.fleet import Fleet
@@ -129,8 +131,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _check_rewards(recipe: Recipe, run: RunFolder) -> None:
-    """Checks before anything starts that functions can be loaded and that the reward model passes its probes."""
+    """Checks before anything starts that engines can take the policy's weights, that functions can be loaded, and that
+    the reward model passes its probes."""
     settings = recipe.rlhf
+    require_no_experts(AutoConfig.from_pretrained(run.path("sft")), str(run.path("sft")))
     if settings.environment:
         load_function(settings.environment.function, "environment")
     for source in settings.rewards:

@@ -19,6 +19,8 @@ from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
 
 # Kinds of layers that attend to nothing but what the mask of a packed row allows.
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
+# The number of experts in configurations of Qwen and OLMoE, Mixtral, DeepSeek, and others.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:
@@ -123,6 +125,22 @@ def _check_logits(model: Any, name: str) -> None:
         raise UserError(
             f"{kind} does more to its logits than to scale them, such as to cap them, and would be trained on others "
             "than it is served with: start from one of another kind"
+        )
+
+
+def require_no_experts(config: Any, name: str | None) -> None:
+    """Refuses a mixture of experts, whose weights RLHF cannot give to its rollout engines.
+
+    The learner holds all experts of a layer as one tensor, under a name that no engine knows. By their own names vLLM
+    0.32 takes them without an error on CPUs, and then computes with neither the old weights nor the new ones.
+
+    Raises:
+        UserError: the model has experts.
+    """
+    if any((getattr(config, attribute, None) or 0) > 1 for attribute in EXPERTS):
+        raise UserError(
+            f"{_kind(config, name)} is a mixture of experts, whose weights RLHF cannot give to the rollout engines: "
+            "start from a dense model, or train this one by DPO (section dpo)"
         )
 
 

@@ -2,16 +2,17 @@
 
 import json
 from collections import Counter
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
-import torch
 
+from actors.rewards.scorer import Scores
 from actors.types import reward_scale_file
-from pipelines.reward_model import _point, _resample, _scores, _write_normalization
+from pipelines.reward_model import _point, _resample, _write_normalization
 
 
 def rows(prompts: int) -> list[dict[str, Any]]:
@@ -31,19 +32,6 @@ def rows(prompts: int) -> list[dict[str, Any]]:
     ]
 
 
-class ByToken(torch.nn.Module):
-    """A reward model whose reward is the id of the last token."""
-
-    config = type("Config", (), {"pad_token_id": 0})
-
-    def model(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
-        assert not use_cache
-        return type("Output", (), {"last_hidden_state": input_ids[..., None].float()})
-
-    def score(self, states: torch.Tensor) -> torch.Tensor:
-        return states
-
-
 def test_a_bootstrap_sample_has_as_many_prompts_with_all_their_rankings() -> None:
     given = rows(200)
     drawn = _resample(given, seed=1, number=2)
@@ -59,14 +47,18 @@ def test_a_point_of_the_curve_is_measured_once(tmp_path: Path) -> None:
     parts = {"train": rows(40), "held_out": rows(15)}
     seen: dict[str, set[str]] = {}
 
-    def train(rankings: list[dict[str, Any]], out: Path) -> ByToken:
+    def train(rankings: list[dict[str, Any]], out: Path) -> Path:
         out.mkdir(parents=True)
         seen[out.name] = {row["prompt_id"] for row in rankings}
         assert len(rankings) == 2 * len(seen[out.name])
-        return ByToken()
+        return out
 
-    scores = partial(_scores, "float32")
-    points = [_point(share, 1, parts, train, scores, tmp_path / "curve") for share in (0.25, 0.5, 0.25)]
+    @contextmanager
+    def scorer() -> Iterator[Scores]:
+        # The reward is the id of the last token.
+        yield lambda _, sequences: [float(sequence[-1]) for sequence in sequences]
+
+    points = [_point(share, 1, parts, train, scorer, tmp_path / "curve") for share in (0.25, 0.5, 0.25)]
     assert [(point["prompts"], point["rankings"]) for point in points] == [(10, 20), (20, 40), (10, 20)]
     assert points[0]["pair_accuracy"]["value"] == 1.0
     assert points[0]["pair_accuracy"]["n"] == 30

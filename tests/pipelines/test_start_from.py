@@ -15,7 +15,10 @@ from transformers import (
     GraniteConfig,
     Lfm2Config,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
     RecurrentGemmaConfig,
 )
 
@@ -31,6 +34,7 @@ from cluster.run.layout import stages_of
 from cluster.run.stages import stage_state
 from pipelines.corpus.tokens.encode import encode_documents
 from pipelines.corpus.tokens.train import document_end, save_tokenizer_of
+from pipelines.pretrain import _load_start
 from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 
@@ -105,6 +109,28 @@ def test_an_architecture_that_training_does_not_support_is_refused(own: Path, tm
         load_for_training(
             Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1
         )
+
+
+EXPERTS = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 16, "num_experts_per_tok": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3MoeConfig(**EXPERTS, num_experts=2, moe_intermediate_size=16, head_dim=8),
+        OlmoeConfig(**EXPERTS, num_experts=2),
+        MixtralConfig(**EXPERTS, num_local_experts=2),
+    ],
+)
+def test_a_mixture_of_experts_is_refused_before_rlhf_unless_dpo_can_use_it(own: Path, tmp_path: Path, config):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "experts")
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    path = fine_tuning_alone(tmp_path, own)
+    computed = "rlhf.rewards=[{kind: function, function: 'operator:length_hint'}]"
+    start = [f"model.start_from={tmp_path / 'experts'}", computed]
+    with pytest.raises(UserError, match=f"experts: a model of the kind {config.model_type} is a mixture of experts"):
+        _load_start(load_recipe(path, start), tokenizer)
+    assert _load_start(load_recipe(path, [*start, "dpo={}"]), tokenizer).config.model_type == config.model_type
 
 
 ONE_LAYER = {**SMALL, "num_key_value_heads": 2, "sliding_window": 32}
