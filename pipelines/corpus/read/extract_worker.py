@@ -4,13 +4,35 @@ It imports nothing of the project, so that the process starts in a tenth of a se
 """
 
 import codecs
+import re
 import signal
 import socket
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# Browsers read these labels' supersets: https://encoding.spec.whatwg.org/#names-and-labels
+_DECODERS = {
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "iso8859-11": "cp874",
+}
+# Names of the detector that are no labels.
+_DETECTED = {"cp949": "cp949", "iso-2022-kr": "iso2022_kr", "hz-gb-2312": "hz"}
+# What Python's cp932 makes of the bytes A0, FD, FE and FF, which it should lack.
+_PRIVATE = frozenset("\uf8f0\uf8f1\uf8f2\uf8f3")
+_META = re.compile(rb"""<meta\s[^>]{0,500}?charset\s*=\s*["']?\s*([^\s"'/>;]{1,40})""", re.IGNORECASE)
+_PIECES = re.compile(rb"[\n<>.,]")
+_PARTS = 8
+# Characters beyond ASCII for each replacement that speak for an encoding; by chance a pair of bytes is one character of
+# most multi-byte encodings in one case of two to three.
+_GOOD = 4
+_HANDLER = "triptych-replace"
 # A request is the lengths of charset and page, then both; a reply is whether it is a text or an error, its length, then
 # itself.
 REQUEST, REPLY = struct.Struct("!II"), struct.Struct("!?I")
@@ -29,7 +51,7 @@ def main_text(page: bytes, charset: str | None = None, library: str = "resilipar
     Raises:
         ValueError: the page cannot be parsed.
     """
-    content = _decoded(page, charset)
+    content = decoded(page, charset)
     if library == "trafilatura":
         import trafilatura
 
@@ -42,14 +64,108 @@ def main_text(page: bytes, charset: str | None = None, library: str = "resilipar
     return text
 
 
-def _decoded(page: bytes, charset: str | None) -> str:
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+def decoded(page: bytes, charset: str | None) -> str:
+    """Decodes a page as browsers do (WHATWG HTML, 13.2.3.2; WHATWG Encoding), and mends what labels say wrongly.
 
+    Bytes that the encoding lacks become U+FFFD, one by one. The label is given up only if it needs replacements where
+    UTF-8 needs none, or if fewer than `_GOOD` characters a replacement speak for it: then label, UTF-8 or a guess is
+    taken, whichever needs the fewest replacements.
+    """
     known = next((name for mark, name in _MARKS if page.startswith(mark)), None)
-    known = known or (map_encoding_to_html5(charset, fallback_utf8=False) if charset else None)
-    encoding = known or detect_encoding(page, from_html_meta=True) or "utf-8"
-    content: str = bytes_to_str(page, encoding, errors="replace")
-    return content
+    known = known or _codec(charset) or _named_in(page)
+    if known:
+        content, replaced = _replaced(page, known)
+        # Labels of UTF-16 are often wrong, and any text can be read by it.
+        if not replaced and not (known.startswith("utf-16") and b"\0" not in page):
+            return content
+    unicode, broken = _replaced(page, "utf-8")
+    if not broken or (not known and _speaks_for_itself(unicode, broken)):
+        return unicode
+    if known and not known.startswith("utf-16") and _speaks_for_itself(content, replaced):
+        return content
+    guess, wrong = _replaced(page, _guess(page))
+    found = [(replaced, content)] if known else []
+    return min([*found, (broken, unicode), (wrong, guess)], key=lambda pair: pair[0])[1]
+
+
+def _codec(label: str | None) -> str | None:
+    """Returns Python's name of the decoder that a label stands for in browsers; None for an unknown label."""
+    from resiliparse.parse.encoding import map_encoding_to_html5
+
+    name: str | None = map_encoding_to_html5(label, fallback_utf8=False) if label else None
+    return _DECODERS.get(name, name) if name else None
+
+
+def _named_in(page: bytes) -> str | None:
+    """Returns the decoder that a meta element names in the first 1,024 bytes.
+
+    They could be read, so a page that names UTF-16 there is UTF-8.
+    """
+    found = _META.search(page, 0, 1024)
+    name = _codec(found[1].decode("ascii", "ignore")) if found else None
+    return "utf-8" if name and name.startswith("utf-16") else name
+
+
+def _replaced(page: bytes, codec: str) -> tuple[str, int]:
+    """Decodes a page; returns it with the number of bytes replaced."""
+    for mark, name in _MARKS:
+        if name == codec and page.startswith(mark):
+            page = page[len(mark) :]
+    with suppress(UnicodeDecodeError):
+        content = page.decode(codec)
+        if codec != "cp932" or _PRIVATE.isdisjoint(content):
+            return content, 0
+    count = 0
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        nonlocal count
+        assert isinstance(error, UnicodeDecodeError)
+        data = error.object[error.start : error.start + 2]
+        if codec == "euc_jp":
+            # NEC's row 13, such as circled digits, which browsers have and Python's codec lacks.
+            with suppress(UnicodeDecodeError):
+                return data.decode("euc_jis_2004"), error.start + 2
+        if codec.startswith(("cp125", "cp874")) and 0x80 <= data[0] < 0xA0:
+            return chr(data[0]), error.start + 1
+        count += 1
+        return "\ufffd", max(error.end, error.start + 1) if codec == "utf-8" else error.start + 1
+
+    codecs.register_error(_HANDLER, replace)
+    content = page.decode(codec, _HANDLER)
+    if codec == "cp932":
+        count += sum(map(content.count, _PRIVATE))
+        content = content.translate(dict.fromkeys(map(ord, _PRIVATE), "\ufffd"))
+    return content, count
+
+
+def _speaks_for_itself(content: str, replaced: int) -> bool:
+    """Tests that a text has enough characters beyond ASCII for every replacement that its encoding is the right one."""
+    beyond = len(content) - len(content.encode("ascii", "ignore")) - replaced
+    return beyond >= _GOOD * replaced
+
+
+def _guess(page: bytes) -> str:
+    """Guesses the decoder of a page without a usable label.
+
+    The detector gives up, or takes the page for Windows-1252, at one byte that an encoding lacks: then the bytes that
+    no multi-byte encoding has are left out, and the detector judges parts of the page, whose majority decides.
+    """
+    from resiliparse.parse.encoding import detect_encoding
+
+    def detected(data: bytes) -> str | None:
+        name: str | None = detect_encoding(data, html5_compatible=False)
+        return None if name in (None, "ascii", "utf-8") else _DETECTED.get(name) or _codec(name)
+
+    first = detected(page)
+    if first and first != "cp1252":
+        return first
+    lines = [line for line in _PIECES.split(page.translate(None, b"\xff\x80")) if not line.isascii()]
+    size = max(1, -(-len(lines) // _PARTS))
+    parts = [b"\n".join(lines[start : start + size]) for start in range(0, len(lines), size)]
+    votes = Counter(name for part in parts if (name := detected(part)) and name != "cp1252")
+    # The sort makes ties independent of the order of the parts.
+    best = sorted(votes.items(), key=lambda pair: (-pair[1], pair[0]))
+    return best[0][0] if best and 2 * best[0][1] >= len(parts) else "cp1252"
 
 
 def _serve(connection: socket.socket, seconds: float, library: str) -> None:
