@@ -30,8 +30,30 @@ def find_files(pattern: str) -> list[StoredFile]:
     if is_remote(pattern):
         return _find_remote(pattern)
     path = Path(absolute(pattern))
-    names = path.rglob("*") if path.is_dir() else map(Path, glob(str(path), recursive=True))
+    if path.is_file():
+        # Brackets may be part of a name.
+        return [_local_info(path)]
+    if path.is_dir():
+        names: Iterator[Path] = path.rglob("*")
+    else:
+        names = _below(str(path)) if "**" in path.parts else map(Path, glob(str(path)))
     return [_local_info(file) for file in sorted(names) if file.is_file()]
+
+
+def _below(pattern: str) -> Iterator[Path]:
+    """Yields the files that match a pattern with `**`: each once, though a link may lead back to a folder above it."""
+    from fsspec.utils import glob_translate
+
+    wanted, root, seen = re.compile(glob_translate(pattern)), glob_root(pattern), set[str]()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        # Sorted, so that of several ways to a folder the same one is taken every time; like the shell, `**` hides dots.
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names if name[0] != "." and wanted.fullmatch(f"{folder}/{name}"))
 
 
 def require_writable(path: Path) -> None:

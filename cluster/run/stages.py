@@ -19,7 +19,7 @@ from cluster.run.atomic import write_text
 from cluster.run.files import find_files, glob_root, relative_name
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
-from cluster.run.storage import StoredFile, is_remote
+from cluster.run.storage import StoredFile, is_remote, shown_name
 
 # Keys that decide how a stage runs and not its result. They are no part of its fingerprint: a run that loses a machine
 # goes on with fewer workers, not from the start.
@@ -82,9 +82,18 @@ def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
         )
-    config = {name: section.model_dump(exclude=EXECUTION_KEYS) for name, section in sections.items()}
+    # Manifests repeat it, so it names files without their credentials; new ones do not make a stage stale.
+    config = {name: _shown(section.model_dump(exclude=EXECUTION_KEYS)) for name, section in sections.items()}
     paths = [path for section in sections.values() for path in input_files(section)]
-    return {"seed": recipe.seed, **config, "files": {path: _hash_files(path) for path in paths}}
+    return {"seed": recipe.seed, **config, "files": {shown_name(path): _hash_files(path) for path in paths}}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return shown_name(value) if isinstance(value, str) and "://" in value else value
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -234,14 +243,14 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
 def _matching_files(pattern: str) -> list[StoredFile]:
     files = find_files(pattern)
     if not files:
-        raise UserError(f"no file matches {pattern}")
+        raise UserError(f"no file matches {shown_name(pattern)}")
     return files
 
 
 def _hash_files(pattern: str) -> dict[str, str]:
     try:
         root = glob_root(pattern)
-        return {relative_name(root, file.name): _hash_file(file) for file in _matching_files(pattern)}
+        return {shown_name(relative_name(root, file.name)): _hash_file(file) for file in _matching_files(pattern)}
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 

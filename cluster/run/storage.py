@@ -65,6 +65,11 @@ def without_credentials(text: str) -> str:
     )
 
 
+def shown_name(name: str) -> str:
+    """Returns a name that can be shown and stored: without credentials, and with bytes that are not UTF-8 escaped."""
+    return without_credentials(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
 def filesystem_of(name: str) -> "tuple[FileSystem, str]":
     """Finds the file system of a path or URI, and the path in it.
 

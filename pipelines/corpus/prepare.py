@@ -65,7 +65,7 @@ def prepare(
     )
     fields = {"min_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
     filters = [corpus.model_dump(include=fields), phase.quality]
-    tasks = [Task(split.name, fingerprint([asdict(split), filters]), phase.outputs(split)) for split in splits]
+    tasks = [Task(split.name, fingerprint([split.identity(), filters]), phase.outputs(split)) for split in splits]
     done, deadline = out / "work" / "done" / "prepare", recipe.cluster.deadline_seconds
     reports = run_tasks("read, clean and filter", done, tasks, phase, progress, deadline)
     return reports, [phase.output(split) for split in splits]

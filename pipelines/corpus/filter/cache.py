@@ -65,8 +65,8 @@ def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     """
     rules = settings.rules
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
-    files = [asdict(file_info(file)) if split.span or is_remote(file) else _content(file) for file in split.files]
-    given = {**asdict(split), "name": "", "license": None}
+    files = [_state(file) if split.span or is_remote(file) else _content(file) for file in split.files]
+    given = {**split.identity(), "name": "", "license": None}
     return fingerprint([VERSION, given, files, lines, sorted(settings.personal_data), settings.language])
 
 
@@ -103,6 +103,11 @@ def load(path: Path, key: str) -> Iterator[MeasuredBatch | BadRecord | Skipped] 
         return None
     skipped = [Skipped(kind, records) for kind, records in found["skipped"]]
     return chain([BadRecord(**item) for item in found["bad"]], skipped, _read(path))
+
+
+def _state(file: str) -> tuple[int, int]:
+    info = file_info(file)
+    return info.size, info.changed
 
 
 def _content(file: str) -> str:

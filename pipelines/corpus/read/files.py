@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import UserError
 from cluster.run.files import file_info, local_file, open_file
-from cluster.run.storage import StoredFile, as_storage_failure, is_remote, without_credentials
+from cluster.run.storage import StoredFile, as_storage_failure, is_remote, shown_name
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines
@@ -60,7 +60,7 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
         StorageError: the file's storage does not answer.
         UserError: the file cannot be opened, or is Parquet without the text field.
     """
-    shown = without_credentials(name)
+    shown = shown_name(name)
     try:
         with as_storage_failure(shown):
             for place, item in _items(name, reading, span):

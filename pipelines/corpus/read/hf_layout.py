@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 
 from cluster.errors import UserError
 from cluster.run.files import open_file, relative_name
-from cluster.run.storage import StoredFile
+from cluster.run.storage import StoredFile, shown_name
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -45,7 +45,7 @@ def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, 
         found = _by_name(folder, found, split) if split else found
     if not found:
         what = " of ".join([f"split {split!r}"] * bool(split) + [f"subset {subset!r}"] * bool(subset))
-        raise UserError(f"{folder} has no files for {what}; mend split and subset of this corpus source")
+        raise UserError(f"{shown_name(folder)} has no files for {what}; mend split and subset of this corpus source")
     return found
 
 
@@ -76,7 +76,7 @@ def _configs(folder: str) -> list[dict[str, Any]]:
     try:
         card = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError as error:
-        raise UserError(f"the front matter of {folder}/README.md is no YAML: {error}") from error
+        raise UserError(f"the front matter of {shown_name(folder)}/README.md is no YAML: {error}") from error
     configs = card.get("configs") if isinstance(card, dict) else None
     return [config for config in configs or [] if isinstance(config, dict) and config.get("data_files")]
 
@@ -87,7 +87,7 @@ def _config(configs: Sequence[dict[str, Any]], subset: str | None, folder: str) 
         marked = next((config for config in configs if config.get("default")), None)
         return marked or named.get("default") or configs[0]
     if subset not in named:
-        raise UserError(f"{folder} has no subset {subset!r}, only {', '.join(named)}")
+        raise UserError(f"{shown_name(folder)} has no subset {subset!r}, only {', '.join(named)}")
     return named[subset]
 
 

@@ -1,14 +1,15 @@
 """Cuts the recipe's sources into input splits, and reads the documents of a split."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from cluster.recipe.functions import load_function
 from cluster.run.files import find_files, glob_root, relative_name
-from cluster.run.storage import StoredFile
+from cluster.run.storage import StoredFile, shown_name
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
 from pipelines.corpus.read.hf_layout import files_of_split
@@ -53,6 +54,10 @@ class InputSplit:
     stored_bytes: int = 0
     function: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fields, for a fingerprint. New credentials of a URI leave it as it is."""
+        return {**asdict(self), "files": [*map(shown_name, self.files)], "folder": shown_name(self.folder)}
 
 
 def plan_splits(
@@ -99,12 +104,14 @@ def plan_splits(
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:
-    """Names each source for ids and statistics by its name, path or function, and numbers names that are not unique."""
+    """Names each source for ids and statistics by its name, path or function, and numbers names that are not unique.
+
+    Names hold no credentials of a URI."""
     names: list[str] = []
     for source in sources:
-        base = source.name or source.path or source.function or source.kind
-        same = sum(name.split("#")[0] == base for name in names)
-        names.append(f"{base}#{same + 1}" if same else base)
+        base = source.name or shown_name(source.path or source.function or source.kind)
+        numbered = (f"{base}#{number}" for number in count(2))
+        names.append(next(name for name in chain([base], numbered) if name not in names))
     return names
 
 
@@ -147,7 +154,7 @@ def _places(split: InputSplit) -> Iterator[tuple[str, Item]]:
             reading = Reading(split.text_field, split.text_lines, extract)
             for file in split.files:
                 for place, text in read_file(file, reading, split.span):
-                    yield f"{relative_name(split.folder, file)}:{place}", text
+                    yield f"{shown_name(relative_name(split.folder, file))}:{place}", text
     else:
         yield from _function_texts(split)
 
@@ -178,9 +185,13 @@ def _files_of(source: Source) -> list[StoredFile]:
     matching = find_files(source.path)
     found = [file for file in matching if suffix_of(file.name)]
     if matching and not found:
-        raise UserError(f"cannot read {matching[0].name} as text: a corpus source takes {', '.join(SUFFIXES)} files")
+        raise UserError(
+            f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {', '.join(SUFFIXES)} files"
+        )
     if not found:
-        raise UserError(f"no {', '.join(SUFFIXES)} file matches {source.path}; mend the path of this corpus source")
+        raise UserError(
+            f"no {', '.join(SUFFIXES)} file matches {shown_name(source.path)}; mend the path of this corpus source"
+        )
     if source.split or source.subset:
         return files_of_split(glob_root(source.path), found, source.split, source.subset)
     return found

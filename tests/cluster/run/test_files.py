@@ -47,6 +47,22 @@ def test_remote_folders_globs_and_files_are_found(remote: str) -> None:
         file_info(f"{remote}/absent")
 
 
+def test_a_path_comes_before_a_pattern_and_links_lead_to_each_file_once(tmp_path: Path) -> None:
+    for name in ("gl[ob].txt", "globo.txt", "in/a.txt", "in/deep/b.txt", "in/.hidden/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "in" / "deep" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "deep" / "again").symlink_to(tmp_path / "in")
+
+    def found(pattern: str) -> list[str]:
+        return [file.name.removeprefix(f"{tmp_path}/") for file in find_files(str(tmp_path / pattern))]
+
+    assert found("gl[ob].txt") == ["gl[ob].txt"]
+    assert found("glob[o].txt") == ["globo.txt"]
+    assert found("in/**/*.txt") == ["in/a.txt", "in/deep/b.txt"]
+    assert found("**/*.txt") == ["gl[ob].txt", "globo.txt", "in/a.txt", "in/deep/b.txt"]
+
+
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "with space.txt").write_text("x")
     uri = (tmp_path / "with space.txt").as_uri()

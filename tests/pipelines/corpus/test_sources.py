@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -74,6 +75,25 @@ def test_large_sources_are_cut_into_splits(tmp_path: Path, monkeypatch: pytest.M
     assert [split.name for split in planned] == ["part-00000", "part-00001"]
 
 
+def test_sources_have_names_of_their_own_without_credentials() -> None:
+    given = ["a#1.txt", "a#2.txt", "a#2.txt", "s3://key:secret@b/x?secret_key=y", "s3://other:key@b/x"]
+    named = [Source(path=path) for path in given] + [Source(path="x", name=name) for name in ("n", "n", "n#2")]
+    assert source_names(named) == [
+        *("a#1.txt", "a#2.txt", "a#2.txt#2", "s3://b/x", "s3://b/x#2"),
+        *("n", "n#2", "n#2#2"),
+    ]
+
+
+def test_a_file_name_that_is_no_utf8_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "x"}\n{broken\n')
+    document, bad = items_of(files(tmp_path))
+    assert isinstance(document, Document)
+    assert document.id == f"{tmp_path}:caf\\xe9.jsonl:0"
+    assert isinstance(bad, BadRecord)
+    assert bad.file == f"{tmp_path}/caf\\xe9.jsonl"
+    assert bad.reason.startswith(f"{tmp_path}/caf\\xe9.jsonl line 2 ")
+
+
 def test_sources_of_the_same_kind_have_different_names() -> None:
     names = source_names([Source(**RANDOM_FACTS), Source(**COUNTRIES), Source(**RANDOM_FACTS)])
     assert names == [RANDOM_FACTS["function"], "countries", f"{RANDOM_FACTS['function']}#2"]
@@ -86,6 +106,7 @@ def test_sources_of_the_same_kind_have_different_names() -> None:
         (b'["a list"]', "is not an object"),
         (b'{"body": "x", "id": 1}', "has no 'text', only body, id"),
         (b'{"text": 7}', ": 'text' is int, not text"),
+        (b'{"text": "x", "n": %s}' % (b"1" * 5000), "has a number of too many digits"),
         (b'{"text": "\xff"}', "is not UTF-8 at byte 10"),
         (b"[" * 100_000, "is nested too deeply"),
     ],
