@@ -1,8 +1,9 @@
 """The recipe's section `corpus`: sources of text, quality rules, deduplication and the tokenizer."""
 
+import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section, Share, check_origin
 
@@ -18,14 +19,22 @@ class Source(Section):
     name: str | None = Field(None, description="the source's name in ids and statistics; unset: its path or function")
     path: Annotated[str | None, PathKind.FILES] = Field(
         None,
-        description="for kind files: .txt, .jsonl[.gz|.zst], .parquet, .html or .warc[.gz]; a file, folder or glob, on "
-        "this machine or as a URI (s3://, gs://, hf://datasets/…)",
+        description="for kind files: .txt, .jsonl, .json, .csv, .tsv, .warc or .wet, each also as .gz or .zst, "
+        ".parquet or .html; a file, folder or glob, on this machine or as a URI (s3://, gs://, hf://datasets/…)",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(seed, **arguments) -> texts"
     )
     arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")
-    text_field: str = Field("text", description="name of the JSON field or Parquet column that holds the text")
+    text_field: str = Field(
+        "text",
+        description="name of the field or column that holds the text; a.b is the field b of the objects in a, and line "
+        "breaks join the strings of a list",
+    )
+    encoding: str = Field("utf-8", description="encoding of text, JSON and CSV; pages name their own")
+    skip_other_files: bool = Field(
+        False, description="whether most bytes of a folder may be in files of formats that are not read"
+    )
     text_lines: bool = Field(False, description="read every line of a .txt file as a document of its own")
     subset: str | None = Field(
         None, description="for a folder laid out like a Hugging Face dataset: its configuration to read"
@@ -43,6 +52,14 @@ class Source(Section):
     license: str | None = Field(None, description="a tag that the statistics count by, such as CC-BY-4.0")
 
     _one_origin = model_validator(mode="after")(check_origin)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            return codecs.lookup(name).name
+        except LookupError as error:
+            raise ValueError(f"Python knows no encoding {name!r}; one is utf-8, cp1252 or euc-kr") from error
 
     @model_validator(mode="after")
     def _files_have_parts(self) -> "Source":

@@ -129,6 +129,7 @@ class PreparePhase:
             "source": split.source,
             "license": split.license,
             "stored_bytes": split.stored_bytes,
+            "skipped_files": list(split.skipped_files),
             "fingerprint": file_fingerprint(self.output(split)),
             "seconds": timer.seconds,
             **counts.report(),

@@ -51,6 +51,7 @@ def statistics(
         source["license"] = before["license"]
         source["bad"] += before["bad"]
         source["unread"] += before["unread"]
+        source["skipped_files"] += before["skipped_files"]
         for key in ("personal_data", "dropped", "dropped_bytes", "skipped"):
             source[key] = _added(source[key], before[key])
     for part, after in zip(mixture.parts, tokenized, strict=True):
@@ -154,6 +155,9 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
             f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
         )
+    for name, source in stats["sources"].items():
+        if files := source["skipped_files"]:
+            console.print(f"{len(files):,} files of {name} are in no format that is read, such as {files[0]}")
     if stats["skipped"]:
         kinds = sorted(stats["skipped"].items(), key=lambda item: -item[1])
         console.print(f"skipped: {', '.join(f'{count:,} of {kind}' for kind, count in kinds)}")
@@ -247,6 +251,7 @@ def _empty_source() -> Report:
         "license": None,
         "bad": 0,
         "unread": [],
+        "skipped_files": [],
         "personal_data": {},
         "skipped": {},
         "dropped": {},

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from cluster.errors import UserError
 from cluster.run.files import file_info, local_file, open_file
@@ -9,11 +11,34 @@ from cluster.run.storage import StoredFile, as_storage_failure, is_remote, shown
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines
-from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, excerpt
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
+from pipelines.corpus.read.rows import holds_lines, read_csv, read_values
+from pipelines.corpus.read.unpack import unpacked
 
-LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-WEB = (".html", ".htm", ".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
-SUFFIXES = (".txt", *LINES, ".parquet", *WEB)
+# Kinds of files by suffix, in any case; those of `_PACKED` may also end with .gz or .zst.
+_KINDS = {
+    ".txt": "text",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".html": "page",
+    ".htm": "page",
+    ".warc": "capture",
+    ".wet": "capture",
+}
+_PACKED = ("text", "lines", "json", "csv", "capture")
+_PACKINGS = {".gz": "gz", ".zst": "zst"}
+SUFFIXES = (*_KINDS, *_PACKINGS)
+
+
+class Format(NamedTuple):
+    """A file's format: one of the kinds of `_KINDS`, packed as gz or zst or not at all."""
+
+    kind: str
+    packing: str | None
 
 
 @dataclass(frozen=True)
@@ -24,17 +49,22 @@ class Reading:
         text_field: field of JSONL lines or Parquet rows with the text.
         text_lines: whether every line of a .txt file is a document.
         extract: extracts the main text of web pages.
+        encoding: of text, JSON and CSV; pages name their own.
     """
 
     text_field: str
     text_lines: bool
     extract: Extractor
+    encoding: str = "utf-8"
 
 
-def suffix_of(name: str) -> str | None:
-    """Finds the one of `SUFFIXES` that a path or URI ends with."""
-    bare = name.partition("?")[0] if is_remote(name) else name
-    return next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
+def format_of(name: str) -> Format | None:
+    """Finds the format of a path or URI by its suffixes; None if the file cannot be read."""
+    bare = (name.partition("?")[0] if is_remote(name) else name).lower()
+    packing = next((packing for suffix, packing in _PACKINGS.items() if bare.endswith(suffix)), None)
+    suffix = PurePosixPath(bare).with_suffix("").suffix if packing else PurePosixPath(bare).suffix
+    kind = _KINDS.get(suffix)
+    return None if kind is None or (packing and kind not in _PACKED) else Format(kind, packing)
 
 
 def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
@@ -42,12 +72,12 @@ def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
 
     Compressed lines, pages and captures cannot be cut: they have to be read from their start.
     """
-    suffix = suffix_of(file.name)
     if file.size <= size:
         return []
-    if suffix == ".jsonl" or (suffix == ".txt" and text_lines):
+    kind, packing = format_of(file.name) or (None, None)
+    if not packing and (kind == "lines" or (kind == "text" and text_lines)):
         return [(start, min(start + size, file.size)) for start in range(0, file.size, size)]
-    return row_groups(file.name, size) if suffix == ".parquet" else []
+    return row_groups(file.name, size) if kind == "parquet" else []
 
 
 def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, Item]]:
@@ -70,36 +100,46 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
 
 
 def _items(name: str, reading: Reading, span: Span | None) -> Iterator[tuple[int, Item]]:
-    suffix = suffix_of(name) or ""
+    kind, packing = format_of(name) or ("text", None)
+    field, encoding = reading.text_field, reading.encoding
     if not file_info(name).size:
         yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")
-    elif suffix == ".parquet":
-        yield from read_rows(name, reading.text_field, "utf-8", span)
-    elif suffix in WEB:
+    elif kind == "parquet":
+        yield from read_rows(name, field, encoding, span)
+    elif kind in ("page", "capture"):
         # Imported only where there are pages, since the parser of captures takes time to load.
         from pipelines.corpus.read.warc import read_web
 
         with local_file(name) as path:
             for place, item in read_web(path, reading.extract):
                 yield place, _named(item, str(path), name) if isinstance(item, BadRecord) else item
-    elif suffix == ".txt" and not reading.text_lines:
-        yield 0, _read_text(name)
+    elif kind == "csv":
+        yield from read_csv(name, packing, field, encoding, "\t" if ".tsv" in name.lower() else ",")
+    elif kind == "text" and not reading.text_lines:
+        yield 0, _read_text(name, packing, encoding)
+    elif kind == "json" and not holds_lines(name, packing):
+        yield from read_values(name, packing, field, encoding)
     else:
-        packing = {".jsonl.gz": "gz", ".jsonl.zst": "zst"}.get(suffix)
-        yield from read_lines(name, packing, None if suffix == ".txt" else reading.text_field, "utf-8", span)
+        if "\n".encode(encoding) != b"\n":
+            raise UserError(f"cannot cut {shown_name(name)} into lines in {encoding}; convert it to UTF-8")
+        yield from read_lines(name, packing, None if kind == "text" else field, encoding, span)
 
 
 def _named(bad: BadRecord, path: str, name: str) -> BadRecord:
     return replace(bad, file=name, reason=bad.reason.replace(path, name))
 
 
-def _read_text(name: str) -> str | BadRecord:
-    with open_file(name) as file:
-        data = file.read(MAXIMUM_RECORD_BYTES + 1)
+def _read_text(name: str, packing: str | None, encoding: str) -> str | BadRecord:
+    size = file_info(name).size
+    with open_file(name) as stored:
+        try:
+            data = unpacked(packing, stored, size).read(MAXIMUM_RECORD_BYTES + 1)
+        except DamageError as error:
+            return unread(name, 0, "from its start", error, size, None)
     if len(data) > MAXIMUM_RECORD_BYTES:
         return BadRecord(name, 0, f"{name} has more than {MAXIMUM_RECORD_BYTES:,} bytes; split it or set text_lines")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        reason = f"{name} is not UTF-8 at byte {error.start}; convert or remove the file"
+        reason = f"{name} is not {encoding.upper()} at byte {error.start}; set encoding of this source, or convert it"
         return BadRecord(name, error.start, reason, excerpt(data[error.start :]))

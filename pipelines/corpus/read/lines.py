@@ -3,17 +3,15 @@
 import io
 import json
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from cluster.run.files import file_info, open_file
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
-from pipelines.corpus.read.unpack import Unpacked, unpacked
+from pipelines.corpus.read.unpack import BUFFER, unpacker
 
 # A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
 Span = tuple[int, int]
-
-_BUFFER = 64 << 10
 
 
 def read_lines(
@@ -33,10 +31,10 @@ def read_lines(
     """
     size = file_info(name).size
     with open_file(name) as stored:
-        content = unpacked(packing, stored, size)
+        packed = unpacker(packing, stored, size)
         base, damaged = 0, False
         while True:
-            file = io.BufferedReader(content, _BUFFER) if isinstance(content, Unpacked) else cast(BinaryIO, content)
+            file = io.BufferedReader(packed, BUFFER) if packed else stored
             end = base
             try:
                 if damaged and text_field is None:
@@ -50,15 +48,15 @@ def read_lines(
                         yield offset, _parse(name, where, offset, line, length, text_field, encoding)
                 return
             except DamageError as error:
-                assert isinstance(content, Unpacked)
+                assert packed is not None
                 assert isinstance(file, io.BufferedReader)
                 # A reader that is dropped closes what it reads from.
                 file.detach()
-                skipped = content.skip_damage()
+                skipped = packed.skip_damage()
                 yield end, unread(name, end, f"after byte {end} of its content", error, size, skipped)
                 if skipped is None:
                     return
-                base, damaged = content.produced, True
+                base, damaged = packed.produced, True
 
 
 def _lines(file: BinaryIO, span: Span | None, base: int) -> Iterator[tuple[int, bytes, int]]:
@@ -83,7 +81,7 @@ def _lines(file: BinaryIO, span: Span | None, base: int) -> Iterator[tuple[int, 
 def _skip_line(file: BinaryIO) -> int:
     """Skips to the end of a line in bounded memory; returns the number of bytes skipped."""
     size = 0
-    while piece := file.readline(_BUFFER):
+    while piece := file.readline(BUFFER):
         size += len(piece)
         if piece.endswith(b"\n"):
             break

@@ -1,5 +1,6 @@
 """Cuts the recipe's sources into input splits, and reads the documents of a split."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, count
@@ -11,12 +12,15 @@ from cluster.recipe.functions import load_function
 from cluster.run.files import find_files, glob_root, relative_name
 from cluster.run.storage import StoredFile, shown_name
 from pipelines.corpus.read.extractor import Extractor
-from pipelines.corpus.read.files import SUFFIXES, Reading, Span, read_file, spans, suffix_of
+from pipelines.corpus.read.files import SUFFIXES, Reading, format_of, read_file, spans
 from pipelines.corpus.read.hf_layout import files_of_split
+from pipelines.corpus.read.lines import Span
 from pipelines.corpus.read.records import BadRecord, Document, Item, Skipped
 
 # Enough work to outweigh the start of a task, and small enough to distribute a corpus over many.
 SPLIT_BYTES = 8 << 20
+# Hidden files, documentation, and the indexes of Hugging Face's datasets.
+_COMPANION = re.compile(r"\..*|.*\.md|LICENSE|dataset_infos?\.json|dataset_dict\.json|state\.json", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class InputSplit:
         page_seconds: processor time after which a web page is given up.
         extractor: library that extracts the main text of web pages.
         stored_bytes: of the files, or of the span.
+        skipped_files: of the source, which are in no format that is read; with its first split.
         function: module:function of a source of kind function, called with the seed and `arguments`.
 
     The other fields are those of the source in the recipe.
@@ -52,12 +57,15 @@ class InputSplit:
     page_seconds: float = 10.0
     extractor: str = "resiliparse"
     stored_bytes: int = 0
+    encoding: str = "utf-8"
+    skipped_files: tuple[str, ...] = ()
     function: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Returns the fields, for a fingerprint. New credentials of a URI leave it as it is."""
-        return {**asdict(self), "files": [*map(shown_name, self.files)], "folder": shown_name(self.folder)}
+        given = {name: value for name, value in asdict(self).items() if name != "skipped_files"}
+        return {**given, "files": [*map(shown_name, self.files)], "folder": shown_name(self.folder)}
 
 
 def plan_splits(
@@ -78,7 +86,8 @@ def plan_splits(
     """
     splits: list[InputSplit] = []
     for source, name in zip(sources, source_names(sources), strict=True):
-        for files, span, size in _groups(_files_of(source), source):
+        found, skipped = _files_of(source)
+        for files, span, size in _groups(found, source):
             splits.append(
                 InputSplit(
                     name=f"part-{len(splits):05d}",
@@ -96,10 +105,13 @@ def plan_splits(
                     page_seconds=page_seconds,
                     extractor=extractor,
                     stored_bytes=size,
+                    encoding=source.encoding,
+                    skipped_files=tuple(skipped),
                     function=source.function,
                     arguments=source.arguments,
                 )
             )
+            skipped = []
     return splits
 
 
@@ -151,7 +163,7 @@ def _surrogate(split: InputSplit, place: str, error: UnicodeEncodeError) -> BadR
 def _places(split: InputSplit) -> Iterator[tuple[str, Item]]:
     if split.kind == "files":
         with Extractor(split.page_seconds, split.extractor) as extract:
-            reading = Reading(split.text_field, split.text_lines, extract)
+            reading = Reading(split.text_field, split.text_lines, extract, split.encoding)
             for file in split.files:
                 for place, text in read_file(file, reading, split.span):
                     yield f"{shown_name(relative_name(split.folder, file))}:{place}", text
@@ -179,22 +191,38 @@ def _function_texts(split: InputSplit) -> Iterator[tuple[str, str]]:
         raise UserError(f"source {split.function} raised {type(error).__name__}: {error}") from error
 
 
-def _files_of(source: Source) -> list[StoredFile]:
+def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:
+    """Finds the files of a source that can be read, and the names of those beside them that cannot.
+
+    Raises:
+        UserError: there is none, or those that cannot be read are most of the bytes, and the recipe does not skip them.
+    """
     if source.path is None:
-        return []
+        return [], []
     matching = find_files(source.path)
-    found = [file for file in matching if suffix_of(file.name)]
+    found = [file for file in matching if format_of(file.name) and not _is_companion(file.name)]
+    suffixes = ", ".join(SUFFIXES)
     if matching and not found:
-        raise UserError(
-            f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {', '.join(SUFFIXES)} files"
-        )
+        raise UserError(f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {suffixes} files")
     if not found:
-        raise UserError(
-            f"no {', '.join(SUFFIXES)} file matches {shown_name(source.path)}; mend the path of this corpus source"
-        )
+        raise UserError(f"no {suffixes} file matches {shown_name(source.path)}; mend the path of this corpus source")
     if source.split or source.subset:
-        return files_of_split(glob_root(source.path), found, source.split, source.subset)
-    return found
+        return files_of_split(glob_root(source.path), found, source.split, source.subset), []
+    skipped = [file for file in matching if not format_of(file.name) or _is_companion(file.name)]
+    others = [file for file in skipped if not _is_companion(file.name)]
+    left_out = sum(file.size for file in others)
+    if left_out > sum(file.size for file in found) and not source.skip_other_files:
+        raise UserError(
+            f"{len(others):,} of the files of {shown_name(source.path)}, {left_out:,} bytes and most of it, are in no "
+            f"format that is read, such as {shown_name(others[0].name)}: name the files to read in path, or set "
+            f"skip_other_files of this source"
+        )
+    return found, [shown_name(file.name) for file in skipped]
+
+
+def _is_companion(name: str) -> bool:
+    """Tests for files that describe a folder and are none of its data."""
+    return _COMPANION.fullmatch(name.partition("?")[0].rpartition("/")[2]) is not None
 
 
 def _groups(files: Sequence[StoredFile], source: Source) -> list[tuple[tuple[str, ...], Span | None, int]]:

@@ -2,12 +2,13 @@
 
 import io
 import zlib
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow
 
 from pipelines.corpus.read.records import DamageError
 
+BUFFER = 64 << 10
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 # Stored bytes decompressed at once: those before the damage in a piece are lost with it.
 _PIECE = 8 << 10
@@ -145,8 +146,8 @@ class Unzstd(Unpacked):
             raise DamageError(f"zstd, {error}", before, ends_early=ends_early) from error
 
 
-def unpacked(packing: str | None, stored: BinaryIO, size: int) -> io.RawIOBase | BinaryIO:
-    """Opens the content of a file.
+def unpacker(packing: str | None, stored: BinaryIO, size: int) -> Unpacked | None:
+    """Opens the content of a packed file; returns None for a file that is not.
 
     Args:
         packing: gz, zst or None.
@@ -155,4 +156,10 @@ def unpacked(packing: str | None, stored: BinaryIO, size: int) -> io.RawIOBase |
     """
     if packing == "gz":
         return Gunzipped(stored)
-    return Unzstd(stored, size) if packing == "zst" else stored
+    return Unzstd(stored, size) if packing == "zst" else None
+
+
+def unpacked(packing: str | None, stored: BinaryIO, size: int) -> BinaryIO:
+    """Opens the content of a file, packed or not, for buffered reading, which raises a `DamageError`."""
+    raw = unpacker(packing, stored, size)
+    return stored if raw is None else cast(BinaryIO, io.BufferedReader(raw, BUFFER))
