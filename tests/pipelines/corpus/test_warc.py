@@ -231,11 +231,20 @@ PAGE = HTML.format("first").encode()
     [
         ("Content-Type: text/html\r\nContent-Encoding: gzip", PAGE),
         ("Content-Type: text/html\r\nTransfer-Encoding: chunked", PAGE),
-        ("Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip", gzip.compress(PAGE)),
+        (
+            "Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip",
+            gzip.compress(PAGE, mtime=0),
+        ),
         ("Content-Type: text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE)),
         ("Content-Type: text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE, wbits=-15)),
-        ("Content-Type: text/html\r\nContent-Encoding: x-gzip", gzip.compress(PAGE[:99]) + gzip.compress(PAGE[99:])),
-        ("Content-Type: text/html\r\nContent-Encoding: gzip, br", pa.compress(gzip.compress(PAGE), "brotli", True)),
+        (
+            "Content-Type: text/html\r\nContent-Encoding: x-gzip",
+            gzip.compress(PAGE[:99], mtime=0) + gzip.compress(PAGE[99:], mtime=0),
+        ),
+        (
+            "Content-Type: text/html\r\nContent-Encoding: gzip, br",
+            pa.compress(gzip.compress(PAGE, mtime=0), "brotli", True),
+        ),
         ("Content-Type: text/html\r\nContent-Encoding: zstd", pa.compress(PAGE, "zstd", True)),
         *((f"Content-Type: text/html\r\nContent-Encoding: {name}", PAGE) for name in ("utf-8", "none", "binary", "br")),
         ("Content-Type: TEXT/HTML;Charset=UTF-8", PAGE),
@@ -257,7 +266,7 @@ def test_what_headers_say_wrongly_is_ignored_and_the_next_pages_are_read(
 @pytest.mark.parametrize(
     ("headers", "body"),
     [
-        ("Content-Type: text/html\r\nContent-Encoding: gzip", gzip.compress(PAGE)[:-9]),
+        ("Content-Type: text/html\r\nContent-Encoding: gzip", gzip.compress(PAGE, mtime=0)[:-9]),
         ("Content-Type: text/html\r\nContent-Encoding: deflate", b"\x01\x02\x03"),
         ("Content-Type: text/html\r\nTransfer-Encoding: chunked", b"5\r\n<p>on\r\nfff\r\ne"),
     ],
