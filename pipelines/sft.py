@@ -18,6 +18,7 @@ from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import read_conversations
 from pipelines.data.pack_chats import render, write_packed
 from pipelines.data.source_rows import quarantine
+from pipelines.data.text_rows import add_text_rows
 from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
 # The rows that cannot be used, a JSON line each: place, reason, excerpt.
@@ -27,11 +28,14 @@ HELD_OUT_METRICS = ("held_out_loss_before", "held_out_exact_before", "held_out_l
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains the base model on the assistant's tokens of every conversation."""
+    """Trains the base model on the assistant's tokens of every conversation, and on text of the corpus if asked to."""
     base = run.path("base")
     plan = make_plan(recipe)
     data_metrics = _prepare(recipe, base, out)
     shards, settings = out / "shards", recipe.sft
+    if settings.pretrain_share:
+        conversations, text = shards / "train" / "shard-00000.parquet", run.path("corpus") / "shards" / "train"
+        data_metrics["text_rows"] = add_text_rows(conversations, text, settings.pretrain_share, recipe.seed)
     job = training_job(
         recipe,
         settings,

@@ -66,6 +66,8 @@ class Recipe(Section):
     def _something_to_start_from(self) -> "Recipe":
         if not self.corpus.sources and not self.model.start_from:
             raise ValueError("corpus.sources is empty: add sources, or set model.start_from to a model to fine-tune")
+        if not self.corpus.sources and self.sft.pretrain_share:
+            raise ValueError("sft.pretrain_share needs text to mix in: add corpus.sources, or set it to 0")
         if not self.corpus.sources and self.rlhf.pretrain_mix:
             raise ValueError("rlhf.pretrain_mix needs text to mix in: add corpus.sources, or set it to 0")
         return self

@@ -95,6 +95,11 @@ class FineTuning(LanguageTraining):
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.02, description="share of the conversations that are held out of training, to measure the loss on"
     )
+    pretrain_share: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        0.0,
+        description="share of the training rows that are text of the pre-training corpus, without which the model "
+        "forgets how to continue text; needs corpus.sources",
+    )
 
 
 class RewardModel(Training):

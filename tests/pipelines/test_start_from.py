@@ -282,6 +282,8 @@ def test_a_recipe_with_neither_corpus_nor_start_model_is_refused(tmp_path: Path,
         load_recipe(recipe, ["model.hidden=64"])
     with pytest.raises(UserError, match=r"rlhf\.pretrain_mix needs text to mix in"):
         load_recipe(recipe, ["rlhf.pretrain_mix=0.1"])
+    with pytest.raises(UserError, match=r"sft\.pretrain_share needs text to mix in"):
+        load_recipe(recipe, ["sft.pretrain_share=0.1"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"GGUF" + bytes(60)])
