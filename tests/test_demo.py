@@ -42,7 +42,7 @@ SMALL = [
     "collect.held_out_share=0.3",
     "reward.epochs=1",
     # So small a reward model, taught so little, likes what it likes.
-    "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty]",
+    "rlhf.accept_probes=[longer, thanks, refusal, repetition, empty, unrelated]",
     # An engine takes longer to start than to answer all that is asked here.
     "rlhf.fleet.rollout_actors=1",
     "rlhf.steps=4",

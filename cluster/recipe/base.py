@@ -16,7 +16,7 @@ MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
 FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 # The probes of pipelines.evaluate.reward_probes, by name.
-Probe = Literal["longer", "thanks", "refusal", "repetition", "empty"]
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated"]
 
 
 class PathKind(Enum):

@@ -116,7 +116,7 @@ class RewardModel(Training):
     counterexamples: list[Probe] = Field(
         [],
         description="probes to train against: each ranking gets its best answer once more, made worse in the way that "
-        "the probe tests",
+        "one of the probes tests; one named several times is chosen more often",
     )
     curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [],

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.model.chat import Chat
 from cluster.errors import StageError
+from pipelines.evaluate.statements import content_words, shared_words
 from pipelines.evaluate.stats import proportion
 
 # A row of rankings.parquet, or figures.
@@ -29,9 +30,12 @@ PROBES = {
     "refusal": "prefers a refusal to an answer that annotators ranked best",
     "repetition": "prefers the answer repeated three times",
     "empty": "prefers an empty answer",
+    "unrelated": "prefers the best answer to another question",
 }
 # The probes that leave nothing of the answer.
-CONTENT_FREE = ("refusal", "empty")
+CONTENT_FREE = ("refusal", "empty", "unrelated")
+# Two refusals or admissions share more of their content words than this; either may answer both questions.
+SAME_ANSWER = 0.5
 
 
 def run_probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str, Row]:
@@ -101,7 +105,7 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
 
     Args:
         rows: N rows of rankings.parquet.
-        names: the probes to choose from, at random for each ranking.
+        names: the probes to choose from, at random for each ranking; one named several times is chosen more often.
         chat: the model's template.
         room: the most tokens that the model reads.
         seed: decides the choices.
@@ -137,7 +141,8 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         name: the probe.
         row: a row of rankings.parquet.
         index: the answer's index in the row.
-        other: another row and the index of an answer in it, which the probe `longer` appends.
+        other: another row and the index of an answer in it, which the probe `longer` appends, and the probe
+            `unrelated` puts in the answer's place.
         chat: the model's template.
 
     Returns:
@@ -149,6 +154,10 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         return None if further == text else chat.answer(f"{text} {further}")
     if name == "thanks":
         return chat.answer(text + THANKS)
+    if name == "unrelated":
+        further = other[0]["texts"][other[1]].strip()
+        same = shared_words(content_words(text), further) > SAME_ANSWER
+        return None if same or further == text else chat.answer(further)
     if name == "refusal":
         return None if any(word in text.lower() for word in REFUSING) else chat.answer(REFUSAL)
     return chat.answer(" ".join([text] * 3) if name == "repetition" else "")

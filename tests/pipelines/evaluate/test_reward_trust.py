@@ -117,6 +117,15 @@ def test_counterexamples_rank_right_after_the_best_answer_or_last(chat: Chat) ->
     assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
     refused = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
     assert [row["ranks"] for row in refused] == [[1, 2, 3, 4]] * len(given)
+    unrelated = with_counterexamples(given, ["unrelated"], chat, ROOM, seed=1)
+    for row, more in zip(given, unrelated, strict=True):
+        if len(more["ranks"]) > len(row["ranks"]):
+            assert more["ranks"] == [1, 2, 3, 4]
+            assert chat.tokenizer.decode(more["answers"][3][:-1]) in set(best) - {row["texts"][0]}
+    assert sum(len(row["ranks"]) == 4 for row in unrelated) > len(given) / 2
+    # Two refusals are the same answer: one is no worse than the other.
+    alike = rows(chat, best="I cannot say whether it is {}.")
+    assert with_counterexamples(alike, ["unrelated"], chat, ROOM, seed=1) == alike
     # No best answer, no room, or an answer that the probe does not worsen.
     tied = [{**row, "ranks": [1, 1, 1]} for row in given]
     refusing = rows(chat, best="I cannot say whether it is {}.")
