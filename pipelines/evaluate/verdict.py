@@ -169,7 +169,7 @@ def _visible(change: ShareChange) -> str:
 def _alignment_tax(name: str, change: ShareChange) -> str:
     # The tax is what is lost.
     return (
-        f"The alignment tax, the loss of {name.replace('_', ' ')}, is {-change.change:.2f} "
+        f"The alignment tax, the loss of {name.replace('_', ' ')}, is {0.0 - change.change:.2f} "
         f"(from {change.before:.2f} to {change.after:.2f}; 95% interval {-change.high:.2f} to {-change.low:.2f})."
     )
 
