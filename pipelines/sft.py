@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.model.chat import Chat
+from actors.model.chat import Chat, unlearned_tokens
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
@@ -122,5 +122,5 @@ def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     set_end_token(model, end)
     if settings:
-        lora.add(model, settings, seed)
+        lora.add(model, settings, seed, unlearned_tokens(tokenizer))
     return model, LanguageObjective(), tokenizer

@@ -157,14 +157,16 @@ def set_end_token(model: Any, token: int) -> None:
 def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load as it is.
 
-    Adapters are merged into the model, and written a second time on their own, into a folder below it.
+    Adapters are merged into the model, and written a second time on their own, into a folder below it, unless
+    embeddings were trained beside them, without which they are nothing.
 
     Args:
         weights: the model's state dictionary of full tensors, where the model itself does not hold it.
     """
     weights = model.state_dict() if weights is None else weights
     if lora.has_adapters(model):
-        lora.save_adapter(model, weights, path / lora.FOLDER)
+        if not model.trained_rows:
+            lora.save_adapter(model, weights, path / lora.FOLDER)
         weights = lora.merged_weights(model, weights)
     model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)

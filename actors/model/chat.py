@@ -42,6 +42,14 @@ def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     return tokenizer
 
 
+def unlearned_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids of the tokens that only conversations have: those of Triptych's own template, which no base
+    model has seen. A template that a model brings is taken to have been learned."""
+    if tokenizer.chat_template != CHAT_TEMPLATE:
+        return []
+    return [int(id) for id in tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS[1:]))]
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as tokens; `loss_mask[i]` says whether the loss counts `token_ids[i]`."""

@@ -87,10 +87,10 @@ def set_trained(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, own in trained(model).items():
         if name in values:
             value = values[name]
-            own.copy_(value if isinstance(value, DTensor) else _shard_like(value, own))
+            own.copy_(value if isinstance(value, DTensor) else shard_like(value, own))
 
 
-def _shard_like(tensor: Tensor, own: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
     """Returns this worker's part of a full tensor, sharded as `own` is."""
     if not isinstance(own, DTensor):
         return tensor

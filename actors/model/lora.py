@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2022, https://arxiv.org/abs/2106.09685): put beside the linear layers of a model's
 trunk, merged into them, and saved or sent on their own."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actors.compat import adapter_config, adapters_disabled, inject_adapters
+from actors.model.fsdp import shard_like
 from cluster.recipe.base import Lora
 
 # The file that PEFT, transformers and vLLM look for.
@@ -21,16 +22,52 @@ FOLDER = "adapter"
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def add(model: Any, settings: Lora, seed: int) -> None:
+def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None:
     """Puts an adapter beside every linear layer but the output head, and freezes everything else.
 
     The model computes the same as before, since the B matrices begin at zero; the A matrices are drawn from `seed`.
+    Where experts are one tensor, only layers outside the blocks that hold them get adapters, those of the attention:
+    PEFT's adapters of such tensors have no place in a merged model or in vLLM.
+
+    Args:
+        rows: ids of tokens that the model has not learned; their embeddings, and their rows of the head, are trained
+            too (`keep_other_rows`).
     """
     head = model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    targets = sorted({name.rpartition(".")[2] for name in linear})
+    blocks = _expert_blocks(model)
+    inside = {name for name in linear if blocks.intersection(name.split("."))}
+    targets = {name.rpartition(".")[2] for name in linear - inside} - {name.rpartition(".")[2] for name in inside}
     torch.manual_seed(seed)
-    inject_adapters(model, settings.rank, settings.alpha, targets)
+    inject_adapters(model, settings.rank, settings.alpha, sorted(targets))
+    model.trained_rows = tuple(rows)
+    if rows:
+        for weight in _token_weights(model):
+            weight.requires_grad_(True)
+
+
+def _expert_blocks(model: Any) -> set[str]:
+    """Returns the names within a layer, such as mlp, of the modules that hold experts as one tensor."""
+    experts = [name.split(".")[:-1] for name, parameter in model.named_parameters() if parameter.ndim == 3]
+    return {path[-2] for path in experts}
+
+
+def _token_weights(model: Any) -> list[nn.Parameter]:
+    """Returns the weights [V, H] of the embeddings and of the head, or the one of both where they are tied."""
+    both = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return [both[0]] if both[0] is both[1] else list(both)
+
+
+@torch.no_grad()
+def keep_other_rows(model: Any) -> None:
+    """Sets the gradients of the embeddings and of the head to zero but in the rows that `add` was told to train."""
+    rows = getattr(model, "trained_rows", ())
+    for weight in _token_weights(model) if rows else ():
+        if weight.grad is None:
+            continue
+        mask = torch.zeros(weight.shape[0], 1, device=weight.device)
+        mask[list(rows)] = 1
+        weight.grad.mul_(shard_like(mask, weight))
 
 
 def has_adapters(model: Any) -> bool:

@@ -1,23 +1,30 @@
 """The optimizers, AdamW alone or with Muon for the hidden matrices, and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from actors.model.lora import is_adapter
 from actors.model.perf import native_precision
 
 BETAS = (0.9, 0.95)
 
 
-def adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> Optimizer:
-    """Makes AdamW (Loshchilov and Hutter 2019) for the trained parameters; vectors (norms, biases) do not decay."""
-    trained = [p for p in parameters if p.requires_grad]
+def adamw(
+    parameters: list[nn.Parameter], learning_rate: float, weight_decay: float, constant: Collection[nn.Parameter] = ()
+) -> Optimizer:
+    """Makes AdamW (Loshchilov and Hutter 2019) for the trained parameters.
+
+    Vectors (norms, biases) do not decay, nor do those in `constant`.
+    """
+    trained, constant = [p for p in parameters if p.requires_grad], set(constant)
+    decaying = [p for p in trained if p.ndim >= 2 and p not in constant]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": [p for p in trained if p not in set(decaying)], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
 
@@ -34,7 +41,7 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     kind = Muon if native_precision(inside[0].device) == "bfloat16" else MuonInFloat32
     return [
         kind(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        adamw(others, learning_rate, weight_decay),
+        adamw(others, learning_rate, weight_decay, _beside_adapters(model)),
     ]
 
 
@@ -42,7 +49,13 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
     """Makes the optimizers of a recipe's `optimizer`: adamw or muon."""
     if name == "muon":
         return muon_and_adamw(model, learning_rate, weight_decay)
-    return [adamw(list(model.parameters()), learning_rate, weight_decay)]
+    return [adamw(list(model.parameters()), learning_rate, weight_decay, _beside_adapters(model))]
+
+
+def _beside_adapters(model: nn.Module) -> set[nn.Parameter]:
+    """Returns what is trained beside adapters: embeddings of which only some rows are, so that none may decay."""
+    named = dict(model.named_parameters())
+    return {p for name, p in named.items() if not is_adapter(name)} if any(map(is_adapter, named)) else set()
 
 
 def learning_rate_factor(

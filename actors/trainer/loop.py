@@ -14,6 +14,7 @@ import ray.train
 import torch
 from torch.optim import Optimizer
 
+from actors.model import lora
 from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
@@ -137,6 +138,7 @@ def _train(
         total = objective.count(batch)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, metrics = accumulate(model, objective, rows, total, worker)
+        lora.keep_other_rows(unwrapped_model)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
         # Summed too, so that all workers query for notices at the same step.
         loss, metrics = sum_over_workers(loss, {**metrics, "since": time.monotonic() - queried_at}, worker)

@@ -42,7 +42,8 @@ class Call(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters beside every linear layer, trained in place of the layer's weights (Hu et al. 2022)."""
+    """Low-rank adapters beside every linear layer, trained in place of its weights (Hu et al. 2022); in a mixture of
+    experts beside the attention's alone."""
 
     rank: Positive = Field(16, description="rank of the two matrices whose product is added to a layer's weight")
     alpha: Positive = Field(32, description="scale of the adapter's output, which is multiplied by alpha / rank")

@@ -278,7 +278,20 @@ def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
 
 
 def _trained_in(recipe: Recipe, section: Training) -> int:
-    return trained_parameters(recipe.model, section.lora if isinstance(section, FineTuning) else None)
+    lora = section.lora if isinstance(section, FineTuning) else None
+    # Beside adapters, embeddings of tokens that the model has not learned are trained (actors/model/lora.py).
+    embeddings = vocabulary(recipe.model) * trained_shape(recipe.model).hidden
+    return trained_parameters(recipe.model, lora) + (embeddings if lora and _lacks_template(recipe.model) else 0)
+
+
+def _lacks_template(model: Model) -> bool:
+    """Says whether a model gets Triptych's chat template: a new one, or a folder without one."""
+    folder = Path(model.start_from or "")
+    settings = folder / "tokenizer_config.json"
+    if not model.start_from or not settings.is_file():
+        return not model.start_from
+    inside = '"chat_template"' in settings.read_text(encoding="utf-8")
+    return not (inside or (folder / "chat_template.jinja").exists())
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:

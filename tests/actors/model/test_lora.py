@@ -1,5 +1,6 @@
 """Low-rank adapters: what is trained, what is kept, and what the merged model computes."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
 
 from actors.model import lora
 from actors.model.causal_lm import build, load
+from actors.model.chat import unlearned_tokens
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import make_optimizers
+from actors.model.tokenizer import CHAT_TEMPLATE
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
 from actors.trainer import checkpoint
@@ -22,7 +25,7 @@ from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
 from cluster.runtime.memory import trained_parameters
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_tokenizer, write_tiny_model
 
 IDS = torch.tensor([[2, 20, 30, 40, 4, 3, 50, 60]])
 ROWS = pa.table({"input_ids": [[2, 20, 30, 40, 4, 3, 50, 60]], "document_ids": [[0] * 8]})
@@ -40,9 +43,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Trained:
     """A model with adapters and what trains it."""
 
-    def __init__(self, base: Path, seed: int = 7) -> None:
+    def __init__(self, base: Path, seed: int = 7, rows: Sequence[int] = ()) -> None:
         self.base = load(base)
-        lora.add(self.base, Lora(rank=4, alpha=8), seed)
+        lora.add(self.base, Lora(rank=4, alpha=8), seed, rows)
         self.model = WithLoss(self.base, LanguageObjective()).train()
         self.optimizers = make_optimizers(self.model, "adamw", 1e-2, 0.1)
 
@@ -53,6 +56,7 @@ class Trained:
                 self.model, self.model.objective, ROWS, 7, DataParallelRank(0, 1, 1, "float32", torch.device("cpu"))
             )
             losses.append(loss)
+            lora.keep_other_rows(self.base)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -94,6 +98,87 @@ def test_only_adapters_are_trained(base: Path):
     assert losses[-1] < losses[0]
     changed = {name for name, value in trained.weights().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if ".lora_" in name}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tokens_that_the_model_has_not_learned_are_trained_beside_adapters(
+    base: Path, tmp_path: Path, tied: bool
+):
+    start = load(base)
+    start.config.tie_word_embeddings = tied
+    start.lm_head.weight = start.lm_head.weight if tied else torch.nn.Parameter(start.lm_head.weight.detach().clone())
+    start.save_pretrained(tmp_path / "start")
+    new = [2, 3, 4]
+    trained = Trained(tmp_path / "start", rows=new)
+    before = trained.weights()
+    trained.step(4)
+    after = trained.weights()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        changed = (after[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
+        assert changed == new, name
+    expected = logits(trained.base)
+    checkpoint.export(trained.model, trained.base, AutoTokenizer.from_pretrained(base), tmp_path / "out", rank=0)
+    torch.testing.assert_close(
+        logits(load(tmp_path / "out")), expected, rtol=0, atol=5e-6 * float(expected.abs().max())
+    )
+    assert not (tmp_path / "out" / lora.FOLDER).exists()
+
+
+def test_tokens_of_triptychs_template_are_the_ones_to_learn():
+    tokenizer = tiny_tokenizer()
+    assert unlearned_tokens(tokenizer) == []
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert unlearned_tokens(tokenizer) == [1, 2, 3, 4]
+
+
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "eos_token_id": 4,
+}
+MIXTURES = {
+    "deepseek": DeepseekV3Config(
+        **SMALL,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+    ),
+    "qwen": Qwen3MoeConfig(**SMALL, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, head_dim=16),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_the_export_of_a_mixture_of_experts_computes_what_was_trained(base: Path, tmp_path: Path, kind: str):
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(MIXTURES[kind]).save_pretrained(tmp_path / "start")
+    trained = Trained(tmp_path / "start")
+    trained.step(4)
+    adapted = {name.split(".")[3] for name in trained.weights() if lora.is_adapter(name)}
+    assert adapted == {"self_attn"}
+    expected = logits(trained.base)
+    assert float((expected - logits(load(tmp_path / "start"))).abs().max()) > 0.02
+    checkpoint.export(trained.model, trained.base, AutoTokenizer.from_pretrained(base), tmp_path / "out", rank=0)
+    rounding = 5e-6 * float(expected.abs().max())
+    torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=rounding)
+    # vLLM and PEFT read the adapter on its own in the same way.
+    from peft import PeftModel
+
+    beside = PeftModel.from_pretrained(load(tmp_path / "start"), tmp_path / "out" / lora.FOLDER)
+    torch.testing.assert_close(logits(beside), expected, rtol=0, atol=rounding)
 
 
 def test_scaled_adapters_are_small_and_merge_into_the_same_model(base: Path):
