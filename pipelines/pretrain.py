@@ -53,6 +53,7 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
     """Writes the model to start from as the base, where there is no corpus, with the tokens that conversations need."""
     from actors.model.causal_lm import save
     from actors.model.tokenizer import load_tokenizer
+    from actors.trainer.proof import prove_copy
     from pipelines.corpus.tokens.train import save_tokenizer_of
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -60,7 +61,9 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
         tokenizer = load_tokenizer(folder)
     model = _load_start(recipe, tokenizer)
     save(model, tokenizer, out)
-    return Result(metrics={"parameters": model.num_parameters()}, weights=file_fingerprint(out / "model.safetensors"))
+    difference = prove_copy(model, out)
+    metrics = {"parameters": model.num_parameters(), "export_difference": difference}
+    return Result(metrics=metrics, weights=file_fingerprint(out / "model.safetensors"))
 
 
 def _load_start(recipe: Recipe, tokenizer: Any) -> Any:

@@ -161,10 +161,11 @@ def speed_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarizes how a stage's steps went, for its manifest.
 
     Returns:
-        Rates of the last step; the number of steps that were skipped, if any; and for every resume the steps that were
-        done again and the seconds between the last step before and the first after.
+        Rates of the last step, and how far the loss of the exported model is from the trainer's; the number of steps
+        that were skipped, if any; and for every resume the steps that were done again and the seconds between the last
+        step before and the first after.
     """
-    names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb")
+    names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb", "export_difference")
     skipped = sum(row.get("skipped", 0) for row in rows)
     resumes = [{name: row[name] for name in RESUME} for row in rows if "lost_steps" in row]
     return {

@@ -47,7 +47,7 @@ def unlearned_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     model has seen. A template that a model brings is taken to have been learned."""
     if tokenizer.chat_template != CHAT_TEMPLATE:
         return []
-    return [int(id) for id in tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS[1:]))]
+    return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS[1:]]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, export, load_training_state, read, training_state
 from actors.trainer.data import Shard, row_batches
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
+from actors.trainer.proof import note_export, proof_rows, prove_export
 from actors.trainer.watchdog import Watchdog
 from cluster.errors import StageError, UserError
 from cluster.recipe.training import Training
@@ -123,6 +124,7 @@ def _train(
     start = _restore(checkpoints, model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
+    proven = proof_rows(job.held_out)
     prompts = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     evaluate_first = start == 0 and bool(prompts) and prompts[0].is_prompt
@@ -172,10 +174,13 @@ def _train(
                 lowest = min(lowest, held_out_loss(values))
                 if last and lowest == math.inf:
                     raise NotFiniteError("the held-out loss was never finite: there is no best model to keep")
-        if writer:
-            writer.write(step, **values)
         if exported:
             export(model, unwrapped_model, tokenizer, job.out, rank)
+            note_export(model, proven, job.out, worker)
+        if last:
+            values["export_difference"] = prove_export(objective, proven, job.out, worker)
+        if writer:
+            writer.write(step, **values)
         notice = last_notice
         if since > NOTICE_SECONDS:
             notice, queried_at = ray.train.get_preemption_info(), time.monotonic()

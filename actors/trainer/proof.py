@@ -1,0 +1,129 @@
+"""The proof of an export: the written folder, loaded afresh, has the loss of the model in memory on held-out rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import DataParallelRank, evaluate, sum_over_workers
+from actors.model.reward_head import load_reward_model
+from actors.objectives.bradley_terry import BradleyTerryObjective
+from actors.objectives.lm import LanguageObjective, PackedBatch
+from actors.trainer.data import Shard
+from cluster.errors import StageError
+from cluster.run.atomic import write_json
+from cluster.run.folder import SCRATCH
+
+# Held-out rows that are computed twice. A wrong weight changes the loss of every token.
+PROOF_ROWS = 2
+# Tokens of the row that takes the place of held-out rows where there are none.
+PROOF_TOKENS = 64
+# Both losses are computed in float32, in which sums in another order differ by some 1e-6 of them; a GPU has other
+# kernels than the CPU on which the folder is loaded.
+TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
+# In the scratch folder: the loss of the model in memory when it was exported, which may be long before the last step.
+EXPORTED = "exported.json"
+
+
+def proof_rows(shards: Sequence[Shard]) -> pa.Table:
+    """Reads the first held-out rows."""
+    return next(parquet.ParquetFile(shards[0].path).iter_batches(PROOF_ROWS))
+
+
+def note_export(model: WithLoss, rows: pa.Table, out: Path, worker: DataParallelRank) -> None:
+    """Writes down the loss of the model that is exported; every worker has to call it."""
+    loss = _loss_in_memory(model, rows, worker)
+    if worker.rank == 0:
+        (out / SCRATCH).mkdir(exist_ok=True)
+        write_json(out / SCRATCH / EXPORTED, loss)
+
+
+def prove_export(objective: Any, rows: pa.Table, out: Path, worker: DataParallelRank) -> float:
+    """Loads an exported model afresh on the CPU, and compares its loss with the one in memory.
+
+    A language model is called as anyone would: by transformers, one document at a time, without packing, and its loss
+    is computed from its logits. Every worker has to call it.
+
+    Returns:
+        The absolute difference of the losses.
+
+    Raises:
+        StageError: they differ.
+    """
+    expected = found = 0.0
+    if worker.rank == 0:
+        expected, found = (
+            json.loads((out / SCRATCH / EXPORTED).read_text(encoding="utf-8")),
+            _loss_afresh(objective, rows, out),
+        )
+    expected, others = sum_over_workers(expected, {"found": found}, worker)
+    found = others["found"]
+    return _require_equal(out, expected, found, TOLERANCE[worker.device.type])
+
+
+@torch.no_grad()
+def prove_copy(model: Any, out: Path) -> float:
+    """Compares a model that was saved as it is with its folder, on a row of the vocabulary's first tokens.
+
+    Raises:
+        StageError: their losses differ.
+    """
+    ids = torch.arange(min(PROOF_TOKENS, model.get_input_embeddings().num_embeddings)).unsqueeze(0)
+    batch = PackedBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+    fresh = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    expected, found = (float(language_loss(one, batch)) / ids.numel() for one in (model.eval(), fresh))
+    return _require_equal(out, expected, found, TOLERANCE["cpu"])
+
+
+def _require_equal(out: Path, expected: float, found: float, tolerance: float) -> float:
+    if not abs(found - expected) <= tolerance * max(1.0, abs(expected)):
+        raise StageError(
+            f"the model in {out} is not the one that was trained: loaded afresh its loss on held-out rows is "
+            f"{found:.6f}, and that of the model in memory is {expected:.6f}; do not use it, and report its "
+            "kind (model_type in its config.json)"
+        )
+    return abs(found - expected)
+
+
+def _loss_in_memory(model: WithLoss, rows: pa.Table, worker: DataParallelRank) -> float:
+    with torch.compiler.set_stance("force_eager"):
+        found = evaluate(model, model.objective, [rows], replace(worker, precision="float32"))
+    return float(found.get("loss", 0.0))
+
+
+@torch.no_grad()
+def _loss_afresh(objective: Any, rows: pa.Table, out: Path) -> float:
+    batch = objective.collate(rows)
+    total = objective.count(batch)
+    if isinstance(objective, LanguageObjective):
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        loss = language_loss(model, batch)
+    else:
+        reward = isinstance(objective, BradleyTerryObjective)
+        loader = load_reward_model if reward else AutoModelForCausalLM.from_pretrained
+        loss, _ = objective.loss(loader(out).float().eval(), batch)
+    return float(loss) / total if total else 0.0
+
+
+def language_loss(model: Any, batch: PackedBatch) -> Tensor:
+    """Computes the summed loss of packed rows by the model's own logits, each document alone."""
+    loss = torch.zeros(())
+    for ids, documents, mask in zip(batch.input_ids, batch.document_ids, batch.loss_mask, strict=True):
+        for document in documents.unique():
+            own = documents == document
+            targets = mask[own][1:]
+            if document == PAD_DOCUMENT_ID or not targets.any():
+                continue
+            logits = model(input_ids=ids[own].unsqueeze(0)).logits[0, :-1]
+            loss += functional.cross_entropy(logits[targets].float(), ids[own][1:][targets], reduction="sum")
+    return loss

@@ -1,0 +1,91 @@
+"""The proof that an exported model is the one that was trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, CohereConfig
+
+from actors.model import lora
+from actors.model.causal_lm import load, save
+from actors.model.fsdp import WithLoss
+from actors.model.microbatch import DataParallelRank
+from actors.model.reward_head import load_reward_model
+from actors.objectives.bradley_terry import BradleyTerryObjective
+from actors.objectives.lm import LanguageObjective
+from actors.trainer.proof import note_export, prove_copy, prove_export
+from cluster.errors import StageError
+from cluster.recipe.base import Lora
+from tests.tiny import tiny_tokenizer, write_tiny_model, write_tiny_reward_model
+
+WORKER = DataParallelRank(0, 1, 2, "bfloat16", torch.device("cpu"))
+CHANCE = np.random.default_rng(1)
+# Two documents and padding in each row.
+ROWS = pa.table(
+    {
+        "input_ids": [CHANCE.integers(5, 300, 24).tolist() for _ in range(2)],
+        "document_ids": [[0] * 9 + [1] * 11 + [-1] * 4] * 2,
+        "loss_mask": [[False] * 4 + [True] * 20] * 2,
+    }
+)
+
+
+def proven(base: Any, out: Path, objective: Any, rows: pa.Table) -> float:
+    model = WithLoss(base, objective)
+    save(base, tiny_tokenizer(), out)
+    note_export(model, rows, out, WORKER)
+    return prove_export(objective, rows, out, WORKER)
+
+
+def spoil(out: Path, ending: str) -> None:
+    file = out / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith(ending))
+    weights[name] = weights[name] * 1.01
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["full", "adapters", "scaled logits"])
+def test_an_export_has_the_loss_of_the_model_in_memory_until_a_weight_changes(tmp_path: Path, kind: str):
+    write_tiny_model(tmp_path / "base", seed=1, end_id=4)
+    if kind == "scaled logits":
+        sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = CohereConfig(vocab_size=400, num_key_value_heads=2, logit_scale=0.3, initializer_range=0.3, **sizes)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    base = load(tmp_path / "base")
+    if kind == "adapters":
+        lora.add(base, Lora(rank=4), 1)
+        with torch.no_grad():
+            for name, parameter in base.named_parameters():
+                if name.endswith(lora.UP):
+                    parameter.normal_(0, 0.1)
+    assert proven(base, tmp_path / "out", LanguageObjective(), ROWS) < 1e-5
+    spoil(tmp_path / "out", "down_proj.weight")
+    with pytest.raises(StageError, match=r"out is not the one that was trained: .* is [\d.]+, and that of"):
+        prove_export(LanguageObjective(), ROWS, tmp_path / "out", WORKER)
+
+
+def test_a_reward_model_is_proved_by_its_own_objective(tmp_path: Path):
+    write_tiny_reward_model(tmp_path / "base", mean=0, deviation=1)
+    ids = CHANCE.integers(5, 300, 24).tolist()
+    rows = pa.table(
+        {"input_ids": [ids], "lengths": [[10, 14]], "ranks": [[1, 2]], "weight": pa.array([1.0], pa.float32())}
+    )
+    objective = BradleyTerryObjective(0)
+    assert proven(load_reward_model(tmp_path / "base"), tmp_path / "out", objective, rows) < 1e-5
+    spoil(tmp_path / "out", "score.weight")
+    with pytest.raises(StageError, match="is not the one that was trained"):
+        prove_export(objective, rows, tmp_path / "out", WORKER)
+
+
+def test_a_model_that_is_taken_over_is_compared_with_its_copy(tmp_path: Path):
+    write_tiny_model(tmp_path, seed=1, end_id=4)
+    assert prove_copy(load(tmp_path), tmp_path) < 1e-5
+    model = load(tmp_path)
+    spoil(tmp_path, "q_proj.weight")
+    with pytest.raises(StageError, match="is not the one that was trained"):
+        prove_copy(model, tmp_path)
