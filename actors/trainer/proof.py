@@ -37,7 +37,8 @@ EXPORTED = "exported.json"
 
 def proof_rows(shards: Sequence[Shard]) -> pa.Table:
     """Reads the first held-out rows."""
-    return next(parquet.ParquetFile(shards[0].path).iter_batches(PROOF_ROWS))
+    with parquet.ParquetFile(shards[0].path) as file:
+        return pa.Table.from_batches([next(file.iter_batches(PROOF_ROWS))])
 
 
 def note_export(model: WithLoss, rows: pa.Table, out: Path, worker: DataParallelRank) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,21 +18,28 @@ from actors.model.microbatch import DataParallelRank
 from actors.model.reward_head import load_reward_model
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective
-from actors.trainer.proof import note_export, prove_copy, prove_export
+from actors.trainer.data import shards_in
+from actors.trainer.proof import note_export, proof_rows, prove_copy, prove_export
 from cluster.errors import StageError
 from cluster.recipe.base import Lora
 from tests.tiny import tiny_tokenizer, write_tiny_model, write_tiny_reward_model
 
 WORKER = DataParallelRank(0, 1, 2, "bfloat16", torch.device("cpu"))
 CHANCE = np.random.default_rng(1)
-# Two documents and padding in each row.
-ROWS = pa.table(
-    {
-        "input_ids": [CHANCE.integers(5, 300, 24).tolist() for _ in range(2)],
-        "document_ids": [[0] * 9 + [1] * 11 + [-1] * 4] * 2,
-        "loss_mask": [[False] * 4 + [True] * 20] * 2,
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> pa.Table:
+    """The first rows of a shard: two documents and padding in each, as `sft` writes them."""
+    columns = {
+        "input_ids": [CHANCE.integers(5, 300, 24).tolist() for _ in range(4)],
+        "document_ids": [[0] * 9 + [1] * 11 + [-1] * 4] * 4,
+        "loss_mask": [[False] * 4 + [True] * 20] * 4,
     }
-)
+    parquet.write_table(pa.table(columns), tmp_path / "shard-00000.parquet")
+    found = proof_rows(shards_in(tmp_path))
+    assert found.num_rows == 2
+    return found
 
 
 def proven(base: Any, out: Path, objective: Any, rows: pa.Table) -> float:
@@ -50,7 +58,7 @@ def spoil(out: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "adapters", "scaled logits"])
-def test_an_export_has_the_loss_of_the_model_in_memory_until_a_weight_changes(tmp_path: Path, kind: str):
+def test_an_export_has_the_loss_of_the_model_in_memory(tmp_path: Path, rows: pa.Table, kind: str):
     write_tiny_model(tmp_path / "base", seed=1, end_id=4)
     if kind == "scaled logits":
         sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -63,10 +71,10 @@ def test_an_export_has_the_loss_of_the_model_in_memory_until_a_weight_changes(tm
             for name, parameter in base.named_parameters():
                 if name.endswith(lora.UP):
                     parameter.normal_(0, 0.1)
-    assert proven(base, tmp_path / "out", LanguageObjective(), ROWS) < 1e-5
+    assert proven(base, tmp_path / "out", LanguageObjective(), rows) < 1e-5
     spoil(tmp_path / "out", "down_proj.weight")
     with pytest.raises(StageError, match=r"out is not the one that was trained: .* is [\d.]+, and that of"):
-        prove_export(LanguageObjective(), ROWS, tmp_path / "out", WORKER)
+        prove_export(LanguageObjective(), rows, tmp_path / "out", WORKER)
 
 
 def test_a_reward_model_is_proved_by_its_own_objective(tmp_path: Path):
