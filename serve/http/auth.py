@@ -1,10 +1,11 @@
 """Authentication and authorization: whose key a request carries, and whether its scopes allow the path.
 
-Every path needs a scope; a path that is not listed here needs the scope admin. People who judge answers authenticate
-with an annotator's token, or with a key that has the scope label.
+Every path needs a scope; a path that is not listed here is 404, also if there is a route. People who judge answers
+authenticate with an annotator's token, or with a key that has the scope label.
 """
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,11 @@ REQUIRED_SCOPES = {
     "/ready": ANY,
     "/metrics": ADMIN,
     "/runs/*": ADMIN,
+    "/admin/*": ADMIN,
 }
+# Changing what is served needs a key, or the token that the server leaves in the run folder, also where nothing else
+# does: another user of the machine is not whoever started the server.
+ALWAYS_KEYED = ("/admin/*",)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Caller:
 
 
 ANONYMOUS = Caller("")
+HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]*))(:\d+)?")
 
 
 def path_pattern(path: str) -> str:
@@ -64,15 +70,23 @@ def path_pattern(path: str) -> str:
 
 
 def scopes_for(path: str) -> frozenset[str] | None:
-    """Returns the scopes of which a key needs one, or None if no key is needed."""
+    """Returns the scopes of which a key needs one, or None if no key is needed.
+
+    Raises:
+        RequestError: 404, the path is not listed.
+    """
     pattern = path_pattern(path)
-    return None if pattern in PUBLIC_PATHS else REQUIRED_SCOPES.get(pattern, ADMIN)
+    if pattern in PUBLIC_PATHS:
+        return None
+    if pattern not in REQUIRED_SCOPES:
+        raise RequestError(404, f"{path[:80]} is no path of this server", "NotFoundError")
+    return REQUIRED_SCOPES[pattern]
 
 
 def is_loopback(host: str) -> bool:
     """Returns whether only programs on this machine reach an address."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -117,9 +131,10 @@ class Authorizer:
             host: its `Host` header.
 
         Raises:
-            RequestError: 401 without a valid key, 403 with a key of another scope or under a foreign host name.
+            RequestError: 401 without a valid key, 403 with a key of another scope or under a foreign host name, 404 for
+                a path that is not listed.
         """
-        if self.is_open():
+        if self.is_open() and path_pattern(path) not in ALWAYS_KEYED:
             # A page from elsewhere can resolve its own name to this machine (DNS rebinding); the header shows it.
             if not is_loopback(_without_port(host)):
                 raise RequestError(403, "without keys, this server answers to localhost only; make a key to change it")
@@ -186,6 +201,6 @@ def bearer(authorization: str) -> str | None:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0] if host.count(":") <= 1 else host
+    """Returns the host of a `Host` header, or an empty text if it is none."""
+    found = HOST.fullmatch(host)
+    return (found["v6"] or found["name"]) if found else ""

@@ -71,18 +71,22 @@ class Middleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        # The routes know GET alone. The server that sends the response leaves out the body.
+        inner: Scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         context = RequestContext(_request_id(headers), scope["method"], scope["path"], time.monotonic())
-        scope.setdefault("state", {})["context"] = context
+        inner.setdefault("state", {})["context"] = context
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 _add_headers(message, context)
+            elif context.method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             async with context.cleanup:
-                await self._respond(context, headers, scope, receive, send_safely)
+                await self._respond(context, headers, inner, receive, send_safely)
         finally:
             self._record(context)
 
@@ -107,6 +111,8 @@ class Middleware:
         if key := context.caller.key:
             self._limits.start_request(key)
             context.reserve = partial(self._reserve, context, key)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(415, "send the request without Content-Encoding", "UnsupportedMediaTypeError")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body:
             raise body_too_large(self._max_body)

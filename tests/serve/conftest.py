@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from actors.model import lora
 from actors.model.causal_lm import load
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TURN
+from cluster.keys import new_key
 from cluster.recipe.base import Lora
 from cluster.recipe.serve import Adapter, Serve
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
@@ -33,6 +34,8 @@ from tests.tiny import write_tiny_model
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+OWNER, TOKEN = new_key("(owner)", ("admin",))
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 # Long enough that an abandoned request would run for seconds.
 CONTEXT = 2048
 # The template and the token that ends a turn.
@@ -102,7 +105,7 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write_adapter(run.path("base"), terse)
     weights["terse"] = adapter_checksum(terse)
     folders = {name: one.folder for name, one in versions.items()}
-    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}))
+    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}), owner=OWNER)
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
         section = Serve(adapters={"terse": Adapter(path=str(terse), model="base")})

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.model.chat import Chat
 from serve.replica.lora import adapter_checksum
 from serve.server import is_healthy
-from tests.serve.conftest import CONTEXT, STYLES, Server, connection, head
+from tests.serve.conftest import ADMIN, CONTEXT, STYLES, Server, connection, head
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None
 
 
 def test_admins_see_how_the_replicas_are(server: Server) -> None:
-    states = httpx.get(f"{server.url}/admin/replicas").json()
+    states = httpx.get(f"{server.url}/admin/replicas", headers=ADMIN).json()
     assert {name: state["status"] for name, state in states.items()} == {"gateway": "HEALTHY", "base-policy": "HEALTHY"}
 
 
@@ -71,7 +71,7 @@ def test_models_answer_while_the_controller_is_dead(server: Server, client: open
         time.sleep(0.5)
         states.append(is_healthy())
     assert states[-1]
-    assert httpx.get(f"{server.url}/admin/replicas").status_code == 200
+    assert httpx.get(f"{server.url}/admin/replicas", headers=ADMIN).status_code == 200
 
 
 def test_readiness_reports_every_model(server: Server) -> None:
@@ -154,7 +154,7 @@ def test_an_adapter_answers_as_the_model_with_it_merged(client: openai.OpenAI, s
         if name == "terse":
             assert answer.headers["x-triptych-weights"] == adapter_checksum(server.folders["terse"])
     assert client.models.retrieve("terse").model_dump()["parent"] == "base"
-    refused = httpx.post(f"{server.url}/admin/promote", json={"model": "terse"}, timeout=60)
+    refused = httpx.post(f"{server.url}/admin/promote", headers=ADMIN, json={"model": "terse"}, timeout=60)
     assert refused.status_code == 409
     assert "terse is an adapter" in refused.json()["error"]["message"]
 

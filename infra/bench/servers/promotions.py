@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 
 from cluster.recipe.loading import load_recipe
+from cluster.run.server_client import ask_server
 from infra.bench.servers.start import MODEL, RECIPE, free_port, own, write_run
 
 PROMPTS = ("The capital of", "Water is", "Once there was", "A good doctor", "Two and two", "Why does the sun")
@@ -120,25 +120,21 @@ async def ask_each(url: str) -> dict[Question, str]:
     return {question: text for question, _, _, text in traffic.answers}
 
 
-async def promote(url: str, versions: list[str], times: int, seconds: float) -> list[float]:
+async def promote(run: Path, versions: list[str], times: int, seconds: float) -> list[float]:
     """Has the versions take turns, so many times in so many seconds. Returns the pauses, in seconds."""
     pauses = []
-    async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
-        for number in range(times):
-            await asyncio.sleep(seconds / (times + 1))
-            wanted = {"model": MODEL, "version": versions[(number + 1) % len(versions)]}
-            reply = await client.post(f"{url}/admin/promote", json=wanted)
-            if reply.status_code != 200:
-                raise SystemExit(f"promotion {number + 1} failed: {reply.text}")
-            pauses.append(reply.json()["seconds"])
+    for number in range(times):
+        await asyncio.sleep(seconds / (times + 1))
+        wanted = {"model": MODEL, "version": versions[(number + 1) % len(versions)]}
+        pauses.append((await asyncio.to_thread(ask_server, run, "promote", wanted))["seconds"])
     return pauses
 
 
-async def both(url: str, versions: list[str], arguments: argparse.Namespace) -> tuple[Traffic, list[float]]:
+async def both(url: str, run: Path, versions: list[str], arguments: argparse.Namespace) -> tuple[Traffic, list[float]]:
     """The traffic, and the pauses of the promotions in its midst."""
     end = time.monotonic() + arguments.seconds
     return await asyncio.gather(
-        load(url, arguments.clients, end), promote(url, versions, arguments.promotions, arguments.seconds)
+        load(url, arguments.clients, end), promote(run, versions, arguments.promotions, arguments.seconds)
     )
 
 
@@ -152,8 +148,8 @@ def served(folder: Path, seeds: tuple[int, ...]) -> Iterator[tuple[str, list[str
         url = f"http://127.0.0.1:{port}"
         for seed in seeds[1:]:
             write_run(folder, recipe, seed)
-            httpx.post(f"{url}/admin/promote", json={"model": MODEL}, timeout=WAIT_SECONDS).raise_for_status()
-        names = httpx.get(f"{url}/admin/versions", timeout=WAIT_SECONDS).json()[MODEL]["kept"]
+            ask_server(folder, "promote", {"model": MODEL})
+        names = ask_server(folder, "versions")[MODEL]["kept"]
         yield url, names
 
 
@@ -171,8 +167,9 @@ def measure(arguments: argparse.Namespace) -> None:
         for seed in (1, 2):
             with served(Path(name) / f"fresh-{seed}", (seed,)) as (url, (version,)):
                 expected[version] = asyncio.run(ask_each(url))
-        with served(Path(name) / "changing", (1, 2)) as (url, versions):
-            traffic, pauses = asyncio.run(both(url, versions, arguments))
+        changing = Path(name) / "changing"
+        with served(changing, (1, 2)) as (url, versions):
+            traffic, pauses = asyncio.run(both(url, changing, versions, arguments))
             live = versions[arguments.promotions % len(versions)]
             after = asyncio.run(ask_each(url))
     whole = [(question, weights, text) for question, weights, mixed, text in traffic.answers if not mixed]

@@ -1,6 +1,7 @@
 """Authorization: every route with every scope, without a key, with a revoked key, and where no key is needed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from fastapi.routing import APIRoute
 
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
-from cluster.keys import SCOPES, KeyRing
+from cluster.keys import SCOPES, KeyRing, new_key
 from cluster.run.folder import RunFolder
+from serve.errors import RequestError
 from serve.gateway import Settings, gateway_app
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback, scopes_for
 from serve.http.middleware import Middleware
@@ -47,7 +49,6 @@ TABLE = {
     ("GET", "/label/task"): {"label"},
     ("POST", "/label/judgement"): {"label"},
     ("GET", "/label/agreement"): {"label"},
-    ("GET", "/no/such/path"): ADMIN,
 }
 
 
@@ -70,8 +71,7 @@ def test_the_table_has_every_route(tmp_path: Path) -> None:
     app = middleware.app
     assert isinstance(app, FastAPI)
     routes = {(method, route.path) for route in all_routes(app) for method in route.methods}
-    listed = set(TABLE) - {("GET", "/no/such/path")}
-    assert {route for route in routes if not route[1].startswith("/compare")} == listed
+    assert {route for route in routes if not route[1].startswith("/compare")} == set(TABLE)
 
 
 def all_routes(app: FastAPI) -> list[APIRoute]:
@@ -116,7 +116,9 @@ async def test_one_person_on_a_laptop_needs_no_key_until_one_is_made(tmp_path: P
         # A page whose own name resolves to this machine.
         foreign = await client.get("/v1/models", headers={"Host": "evil.example:8000"})
         assert foreign.status_code == 403
-        for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        for host in ("[::1].evil", "[::1].evil:80", "localhost.evil", "127.0.0.1:evil", "localhost:80:80", "[::1", ""):
+            assert (await client.get("/v1/models", headers={"Host": host})).status_code == 403, host
+        for host in ("localhost:8000", "LocalHost", "127.0.0.1", "[::1]:8000"):
             assert (await client.get("/v1/models", headers={"Host": host})).status_code == 200
         token = make(ring, "ann", "chat")
         assert (await client.get("/v1/models")).status_code == 401
@@ -134,6 +136,25 @@ async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:
     async with asking(settings(tmp_path, "always")) as client:
         assert (await client.get("/v1/models")).status_code == 200
         assert (await client.get("/runs/data")).status_code == 200
+
+
+async def test_what_is_served_is_changed_with_a_key_alone(tmp_path: Path, ring: KeyRing) -> None:
+    owner, token = new_key("(owner)", ("admin",))
+    for anonymous in ("until a key is made", "always", "never"):
+        async with asking(replace(settings(tmp_path, anonymous), owner=owner)) as client:
+            for method, path in (("GET", "/admin/versions"), ("POST", "/admin/promote"), ("POST", "/admin/nothing")):
+                assert (await client.request(method, path, json={})).status_code == 401, (anonymous, path)
+            headers = {"Authorization": f"Bearer {token}"}
+            assert (await client.get("/admin/versions", headers=headers)).status_code == 200
+
+
+async def test_an_unknown_path_is_404_with_and_without_a_key(tmp_path: Path, ring: KeyRing) -> None:
+    for key in (None, make(ring, "ann", "chat")):
+        for anonymous in ("until a key is made", "always", "never"):
+            async with asking(settings(tmp_path, anonymous), key=key) as client:
+                for path in ("/no/such/path", "/v1/embeddings", "/healthx"):
+                    reply = await client.post(path, json={})
+                    assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFoundError")
 
 
 async def test_annotators_judge_with_their_tokens_and_with_keys(tmp_path: Path, ring: KeyRing) -> None:
@@ -188,6 +209,8 @@ def test_only_the_loopback_may_be_open(tmp_path: Path) -> None:
 
 def test_paths_that_look_like_open_ones_are_not() -> None:
     for path in ("/healthx", "/health/", "/label-all", "/v1/models2", "//", "/V1/models", "/runsx", "/metrics/"):
-        assert scopes_for(path) == {"admin"}, path
+        with pytest.raises(RequestError) as unknown:
+            scopes_for(path)
+        assert unknown.value.status_code == 404
     assert not is_loopback("127.0.0.1.evil.example")
     assert not is_loopback("localhost.evil.example")

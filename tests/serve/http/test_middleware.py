@@ -1,6 +1,7 @@
 """The middleware: headers, access log and metrics of every response, and hostile requests."""
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
 from serve.gateway import Settings
 from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
@@ -64,6 +66,37 @@ async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> Non
     async with asking(Settings()) as client:
         reply = await client.options(ASK, headers=preflight)
     assert (reply.status_code, "access-control-allow-origin" in reply.headers) == (405, False)
+
+
+async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
+    async with asking(Settings(tmp_path)) as client:
+        for path in ("/health", "/v1/models", "/", "/nothing"):
+            full, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (full.status_code, b"")
+            assert head.headers["content-length"] == full.headers["content-length"]
+    assert [row["method"] for row in logged(tmp_path)] == ["GET", "HEAD"] * 4
+
+
+async def test_a_compressed_body_is_415() -> None:
+    async with asking(Settings()) as client:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        reply = await client.post(ASK, content=gzip.compress(json.dumps(prompt("a")).encode()), headers=headers)
+        plain = await client.post(ASK, json=prompt("a"), headers={"Content-Encoding": "identity"})
+    assert (reply.status_code, reply.json()["error"]["code"], plain.status_code) == (415, 415, 200)
+
+
+@pytest.mark.parametrize("path", ["/thumbs", "/label/judgement", "/compare/vote"])
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b'"\\ud800"', b'{"a": NaN}', b"[" * 5_000])
+async def test_what_json_cannot_hold_is_the_clients_mistake(tmp_path: Path, path: str, value: bytes) -> None:
+    settings = Settings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}")
+    with open_feedback(settings.feedback_url or "") as database:
+        token = database.add_annotator("ann")
+    fields = [b"request", b"model", b"messages", b"answer", b"good", b"prompt", b"answers", b"seconds", b"comparison"]
+    async with asking(settings, key=token) as client:
+        for body in (value, b"{" + b", ".join(b'"%b": %b' % (field, value) for field in fields) + b"}"):
+            reply = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert reply.status_code in (400, 422)
+            assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path: Path) -> None:
@@ -241,7 +274,7 @@ async def test_metrics_count_by_key_model_and_version(tmp_path: Path) -> None:
     assert found["triptych_tokens_total", "ann", "completion", "parrot", "abc"] == 9
     assert found["triptych_requests_total", "ann", "parrot", ASK, "200", "abc"] == 2
     assert found["triptych_requests_total", "ann", "", ASK, "404", ""] == 1
-    assert found["triptych_requests_total", "ann", "", "other", "404", ""] == 1
+    assert found["triptych_requests_total", "", "", "other", "404", ""] == 1
     assert found["triptych_time_to_first_token_seconds_count", "ann", "parrot", "abc"] == 1
     assert found["triptych_inter_token_seconds_count", "ann", "parrot", "abc"] == 2
     assert found["triptych_model_info", "parrot", "abc"] == 1

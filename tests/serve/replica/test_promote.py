@@ -20,7 +20,7 @@ from serve.gateway import Settings
 from serve.transport.messages import PromotionResult
 from tests.cluster.run.test_versions import make
 from tests.helpers import free_port, wait_until
-from tests.serve.conftest import CONTEXT, Server, finish_model
+from tests.serve.conftest import ADMIN, CONTEXT, TOKEN, Server, finish_model
 from tests.serve.local import Parrot, asking, prompt
 from tests.tiny import write_tiny_model
 
@@ -94,7 +94,7 @@ def test_weights_change_under_load_and_back(server: Server) -> None:
         client.start()
     assert long.begun.wait(60)
     for action in ("promote", "rollback", "promote", "rollback"):
-        done = httpx.post(f"{server.url}/admin/{action}", json={"model": MODEL}, timeout=60).json()
+        done = httpx.post(f"{server.url}/admin/{action}", headers=ADMIN, json={"model": MODEL}, timeout=60).json()
         assert done["seconds"] < 1
         seen = len(answers.whole())
         # Up to one answer of each client may have been generated before.
@@ -127,10 +127,10 @@ def test_the_only_answer_goes_on_when_weights_change_under_it(server: Server) ->
     client = threading.Thread(target=stream, args=(server.url, long), kwargs={"max_tokens": 800})
     client.start()
     assert long.begun.wait(60)
-    done = httpx.post(f"{server.url}/admin/promote", json={"model": MODEL}, timeout=60).json()
+    done = httpx.post(f"{server.url}/admin/promote", headers=ADMIN, json={"model": MODEL}, timeout=60).json()
     client.join()
     finish_model(run, MODEL, seed=2, end_id=4)
-    httpx.post(f"{server.url}/admin/rollback", json={"model": MODEL}, timeout=60).raise_for_status()
+    httpx.post(f"{server.url}/admin/rollback", headers=ADMIN, json={"model": MODEL}, timeout=60).raise_for_status()
     assert done["mixed_answers"] == 1
     assert (long.failed, [weights for weights, _, _ in long.got]) == ([], [before])
 
@@ -138,7 +138,7 @@ def test_the_only_answer_goes_on_when_weights_change_under_it(server: Server) ->
 @pytest.mark.slow
 def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     run, before = server.run, server.run.require(MODEL).weights
-    where = write_server(run, server.url, "none")
+    where = write_server(run, server.url, TOKEN)
 
     def weights() -> str:
         return httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=60).headers["x-triptych-weights"]
@@ -151,7 +151,7 @@ def test_training_promotes_by_itself(server: Server, caplog: pytest.LogCaptureFi
         promote_unfinished(run, 9, lambda folder: write_tiny_model(folder, 6, 4, context=CONTEXT // 2))
         assert "the policy of step 9 was not promoted: config.json changed too" in caplog.text
         assert len(list(Versions(run, MODEL).folder.glob("*/"))) == len(Versions(run, MODEL).kept())
-        httpx.post(f"{server.url}/admin/promote", json={"model": MODEL, "version": before}, timeout=60)
+        httpx.post(f"{server.url}/admin/promote", headers=ADMIN, json={"model": MODEL, "version": before}, timeout=60)
         assert weights() == before
     finally:
         where.unlink()
@@ -229,7 +229,8 @@ async def test_what_admins_change_is_recorded_and_shown(served: RunFolder) -> No
 @pytest.mark.anyio
 async def test_weights_that_did_not_arrive_are_not_live(served: RunFolder) -> None:
     make(served, "bbb")
-    async with asking(Settings(served.root), Changeable("mlp differed"), name="policy") as client:
+    owner, token = new_key("owner", ("admin",))
+    async with asking(Settings(served.root, owner=owner), Changeable("mlp differed"), token, name="policy") as client:
         done = await client.post("/admin/promote", json={"model": "policy"})
     assert (done.status_code, done.json()["error"]["type"]) == (500, "PromotionError")
     assert Versions(served, "policy").live().weights == "aaa"
