@@ -1,9 +1,10 @@
 """Defines what passes between rollout actors, rewards and the learner: prompts, samples and their identities."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import xxhash
 
@@ -107,12 +108,15 @@ class RewardInput:
     """What a reward function or an environment sees of a prompt.
 
     Attributes:
-        messages: the conversation up to the answer, each with `role` and `content`.
+        messages: the conversation up to the answer, each with `role` and `content`; with an environment, its earlier
+            turns too.
         metadata: the other fields of the prompt's row, such as the right answer.
+        raw_answer: the answer with its special tokens, such as [TOOL_CALLS]; empty where there is no answer yet.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     metadata: Mapping[str, str]
+    raw_answer: str = ""
 
     @property
     def text(self) -> str:
@@ -152,6 +156,10 @@ class Sample:
         text: the last turn, decoded without special tokens.
         loss_mask: whether the policy drew each token, by default all. Others, between the turns of a conversation,
             have the log-probability 0.
+        raw_text: the last turn with its special tokens, but for the one that ends it.
+        history: the turns between the prompt and the last one, as messages.
+        reward: what the environment gave for the conversation; None if it gives none.
+        failure: why the environment could not go on with the conversation, which therefore gets no reward; or empty.
     """
 
     id: RolloutId
@@ -161,6 +169,10 @@ class Sample:
     finish_reason: str
     text: str
     loss_mask: list[bool] = field(default_factory=list)
+    raw_text: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    reward: float | None = None
+    failure: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss_mask", self.loss_mask or [True] * len(self.token_ids))
@@ -176,6 +188,72 @@ class Sample:
         ids, mask = self.token_ids, self.loss_mask
         runs = [tuple(ids[end - 3 : end]) for end in range(3, len(ids) + 1) if all(mask[end - 3 : end])]
         return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One turn of the policy in a conversation.
+
+    Attributes:
+        text: decoded without special tokens.
+        raw_text: with them, such as [TOOL_CALLS], but for the one that ends the turn.
+        finished: whether the policy ended the turn; else it was cut.
+    """
+
+    text: str
+    raw_text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A conversation as an environment sees it after each answer.
+
+    Attributes:
+        question: the prompt.
+        messages: all turns, from the prompt's first to the last answer.
+        answers: the policy's turns, at least one.
+        token_ids: all tokens after the prompt.
+        loss_mask: which of them the policy drew.
+    """
+
+    question: RewardInput
+    messages: list[dict[str, Any]]
+    answers: list[Answer]
+    token_ids: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an environment says to an answer.
+
+    Attributes:
+        messages: the next turns, each with `role` and `content`; none ends the conversation.
+        reward: is added to the conversation's own reward; None for none.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    reward: float | None = None
+
+
+class Environment(Protocol):
+    """The other side of one conversation: a user, or tools. One object is made for each, without arguments.
+
+    Many conversations go on at once in one process: what takes long has to be awaited.
+
+    Attributes:
+        tools: declarations of tools as JSON schema, which the chat template shows to the policy.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    async def reset(self, question: RewardInput) -> None:
+        """Begins the conversation."""
+
+    async def step(self, trajectory: Trajectory) -> Reply:
+        """Answers the policy's last turn. To the last answer that there may be, and to one that was cut, only the
+        reward of the reply counts."""
 
 
 def reward_scale_file(model: Path) -> Path:

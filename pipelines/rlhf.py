@@ -13,7 +13,6 @@ from transformers import AutoConfig
 from actors.algorithms.guardrails import breach
 from actors.learner.remote import RemoteLearner
 from actors.model.causal_lm import require_no_experts
-from actors.model.chat import Chat
 from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.ledger import Ledger
@@ -37,7 +36,14 @@ from cluster.trace import TraceWriter
 from pipelines.evaluate.preference_drift import PreferenceProbe, drift_metrics, probe_rankings
 from pipelines.evaluate.reward_probes import require_probes_pass
 from pipelines.evaluate.token_ratios import token_ratios
-from pipelines.rlhf_setup import promote_unfinished, reward_pools, rollout_fleet, training_prompts, wait_ready
+from pipelines.rlhf_setup import (
+    promote_unfinished,
+    prompt_chat,
+    reward_pools,
+    rollout_fleet,
+    training_prompts,
+    wait_ready,
+)
 
 PARITY_PROMPTS = 8
 # The summary averages the last reward over these steps: that of a single step is noisy.
@@ -54,7 +60,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         StageError: the reward model fails a probe, the engines and the learner disagree, or training diverged.
     """
     settings = recipe.rlhf
-    chat = Chat.of(run.path("sft"))
+    chat = prompt_chat(recipe, run.path("sft"))
     prompts = training_prompts(recipe, chat)
     _check_rewards(recipe, run)
     rankings = probe_rankings(run, settings, recipe.seed)
@@ -68,7 +74,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
-        rewards = partial(WeightedRewards, pools)
+        rewards = partial(WeightedRewards, pools, own_weight=settings.own_weight)
         scheduler = RolloutScheduler(fleet, ledger, prompts.rendered, settings, recipe.seed, rewards)
         loop = Loop(fleet, learner, scheduler, settings)
         probe = (
@@ -98,9 +104,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 if settings.fleet.max_rollout_actors:
                     states = fleet.states()
                     _resize(run, fleet, rollout_scaler.wanted(figures, len(states), WORKING.issuperset(states)))
-                if settings.fleet.max_reward_actors:
+                if settings.fleet.max_reward_actors and pools:
                     _resize_rewards(pools, reward_scaler, figures)
-                figures["reward_actors"] = pools[0].size
+                figures["reward_actors"] = pools[0].size if pools else 0
                 checkpoint = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
                 if checkpoint or step == 0:
                     figures["rollouts"] = token_ratios(

@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.functions.caller import CallLimits
 from actors.model.chat import Chat
+from actors.model.tokenizer import load_tokenizer
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.function import FunctionReward
 from actors.rewards.http import HttpReward, http_seconds
@@ -23,6 +24,7 @@ from actors.rewards.pool import RewardWorkerPool, restartable
 from actors.rollout.environment import MultiTurnSettings
 from actors.types import Prompt, RewardInput, prompt_id
 from cluster.errors import StageError, UserError
+from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Reward
 from cluster.run.folder import RunFolder
@@ -107,15 +109,32 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, inputs: Mapping[str,
         recipe.model.context,
         recipe.seed,
         recipe.cluster.deadline_seconds,
-        multi_turn=MultiTurnSettings(environment.function, inputs, environment.turns) if environment else None,
+        multi_turn=MultiTurnSettings(environment.function, inputs, environment.turns, environment.timeout_seconds)
+        if environment
+        else None,
         swap_in_flight=settings.fleet.swap_in_flight,
     )
 
 
+def prompt_chat(recipe: Recipe, model: Path) -> Chat:
+    """Loads a model's template, whose prompts show the tools of `rlhf.environment`, if it declares any.
+
+    Raises:
+        UserError: the environment cannot be imported.
+    """
+    environment = recipe.rlhf.environment
+    found = load_function(environment.function, "environment") if environment else None
+    return Chat(load_tokenizer(model), getattr(found, "tools", ()))
+
+
 @contextmanager
 def reward_pools(recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> Iterator[list[RewardWorkerPool]]:
-    """Starts a pool of actors for each of `rlhf.rewards`, without waiting for them, and closes the pools at the end."""
-    pools = [_reward_pool(source, recipe, run, inputs) for source in recipe.rlhf.rewards]
+    """Starts a pool of actors for each of `rlhf.rewards` but the environment's, and closes the pools at the end.
+
+    Nobody waits for the actors to start.
+    """
+    sources = [source for source in recipe.rlhf.rewards if source.kind != "environment"]
+    pools = [_reward_pool(source, recipe, run, inputs) for source in sources]
     try:
         yield pools
     finally:

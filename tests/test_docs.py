@@ -1,5 +1,6 @@
 """The documents hold: what they show is read, called and run as it stands there."""
 
+import asyncio
 import gzip
 import importlib
 import importlib.util
@@ -20,7 +21,7 @@ import yaml
 
 from actors.functions.caller import CallLimits
 from actors.rewards.function import FunctionReward
-from actors.types import NO_EPOCH, Prompt, RewardInput, RolloutId, Sample
+from actors.types import NO_EPOCH, Answer, Prompt, Reply, RewardInput, RolloutId, Sample, Trajectory
 from cluster import feedback
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
@@ -217,9 +218,17 @@ def _annotator(function: str) -> None:
 
 
 def _environment(function: str) -> None:
-    reply, asked = load_function(function, "environment"), RewardInput([{"role": "user", "content": "Hi"}], {})
-    assert isinstance(reply(asked, ["one"]), str)
-    assert reply(asked, ["one", "two"]) is None
+    asked = RewardInput([{"role": "user", "content": "Hi"}], {"answer": "5"})
+
+    async def converse() -> list[Reply]:
+        environment = load_function(function, "environment")()
+        await environment.reset(asked)
+        answers = [Answer(text, text, finished=True) for text in ("3", "9", "5")]
+        return [await environment.step(Trajectory(asked, [], [answer], [], [])) for answer in answers]
+
+    low, high, right = asyncio.run(converse())
+    assert (low.messages[0]["content"], high.messages[0]["content"]) == ("higher", "lower")
+    assert (low.reward, right.reward, right.messages) == (0.0, 1.0, [])
 
 
 def _exam(function: str) -> None:

@@ -115,7 +115,7 @@ class FunctionCaller:
 
     def _started(self, process: FunctionProcess) -> bool:
         try:
-            asynchronous = process.ready.result(START_SECONDS)
+            asynchronous = process.ready.result(START_SECONDS)["asynchronous"]
         except TimeoutError as error:
             process.kill()
             raise DeadlineError(f"waited {START_SECONDS:.0f} s for {self.title} to be imported") from error
@@ -144,7 +144,7 @@ class FunctionCaller:
             self._processes.append(self._make())
         return None
 
-    def starting(self) -> list[Future[bool]]:
+    def starting(self) -> list[Future[dict[str, bool]]]:
         """Returns what tells that the processes that are starting have started."""
         return [process.ready for process in self._processes if not process.ready.done()]
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from actors.functions.conversations import ENVIRONMENT, environment_handler, is_environment
 from actors.functions.values import ValueRefusedError, as_number
 from actors.types import RewardInput
 from cluster.errors import UserError
@@ -28,7 +29,8 @@ LINE_BYTES = 1 << 28
 PR_SET_PDEATHSIG = 1
 REASON_CHARACTERS = 300
 
-Function = Callable[..., Any]
+# Answers a call of these arguments by a JSON value, or raises; or a coroutine function that does.
+Handler = Callable[[dict[str, Any]], Any]
 
 
 def main() -> None:
@@ -45,46 +47,58 @@ def main() -> None:
     except UserError as error:
         _write(answers, {"ready": False, "failure": str(error)})
         return
-    asynchronous = inspect.iscoroutinefunction(function)
-    _write(answers, {"ready": True, "asynchronous": asynchronous})
+    handle = environment_handler(function) if what == ENVIRONMENT else reward_handler(function)
+    asynchronous = inspect.iscoroutinefunction(handle)
+    _write(answers, {"ready": True, "asynchronous": asynchronous, "objects": is_environment(function)})
     if asynchronous:
-        asyncio.run(_serve_many(function, answers))
+        asyncio.run(_serve_many(handle, answers))
     else:
         for line in sys.stdin.buffer:
             call = json.loads(line)
-            _write(answers, {"id": call["id"], **_called(function, call["arguments"])})
+            _write(answers, {"id": call["id"], **_called(handle, call["arguments"])})
 
 
-def _called(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+def reward_handler(function: Callable[..., Any]) -> Handler:
+    """Returns what answers calls of a reward function."""
+
+    def judged(given: dict[str, Any]) -> tuple[RewardInput, str]:
+        return RewardInput(given["messages"], given["metadata"], given["raw_answer"]), given["answer"]
+
+    def plain(given: dict[str, Any]) -> float:
+        return as_number(function(*judged(given)))
+
+    async def coroutine(given: dict[str, Any]) -> float:
+        return as_number(await function(*judged(given)))
+
+    return coroutine if inspect.iscoroutinefunction(function) else plain
+
+
+def _called(handle: Handler, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"value": as_number(function(*_arguments(arguments)))}
+        return {"value": handle(arguments)}
     # The function is the user's own, and may fail in any way.
     except Exception as error:  # noqa: BLE001
         return {"failure": _reason(error)}
 
 
-async def _serve_many(function: Function, answers: TextIO) -> None:
+async def _serve_many(handle: Handler, answers: TextIO) -> None:
     reader = asyncio.StreamReader(limit=LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     tasks: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
-        task = asyncio.create_task(_answer(function, json.loads(line), answers))
+        task = asyncio.create_task(_answer(handle, json.loads(line), answers))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
 
-async def _answer(function: Function, call: dict[str, Any], answers: TextIO) -> None:
+async def _answer(handle: Handler, call: dict[str, Any], answers: TextIO) -> None:
     try:
         async with asyncio.timeout(call["seconds"]) as limit:
-            found: dict[str, Any] = {"value": as_number(await function(*_arguments(call["arguments"])))}
+            found: dict[str, Any] = {"value": await handle(call["arguments"])}
     # The function is the user's own, and may fail in any way.
     except Exception as error:  # noqa: BLE001
         found = {"late": True} if limit.expired() else {"failure": _reason(error)}
     _write(answers, {"id": call["id"], **found})
-
-
-def _arguments(given: dict[str, Any]) -> tuple[RewardInput, str]:
-    return RewardInput(given["messages"], given["metadata"]), given["answer"]
 
 
 def _reason(error: Exception) -> str:

@@ -22,15 +22,15 @@ class FunctionProcess:
         what: the function's purpose, for messages.
 
     Attributes:
-        ready: whether the function is asynchronous, once it has been imported; or a UserError that says why it cannot
-            be, or an EngineError.
+        ready: once the function has been imported, whether it is `asynchronous` and makes `objects`; or a UserError
+            that says why it cannot be, or an EngineError.
         in_flight: the calls that have not been answered.
         exclusive: whether the call in flight is to have the process alone.
         ended: whether the process has ended, or never came up.
     """
 
     def __init__(self, name: str, what: str) -> None:
-        self.ready: Future[bool] = Future()
+        self.ready: Future[dict[str, bool]] = Future()
         self.in_flight: dict[int, Future[dict[str, Any]]] = {}
         self.exclusive = False
         self._command = [sys.executable, "-m", "actors.functions.child", name, what]
@@ -92,7 +92,7 @@ class FunctionProcess:
                     answer = self.in_flight.pop(row.pop("id"))
                 answer.set_result(row)
             elif row["ready"]:
-                self.ready.set_result(row["asynchronous"])
+                self.ready.set_result(row)
             else:
                 self.ready.set_exception(UserError(row["failure"]))
         process.stdout.close()

@@ -16,16 +16,17 @@ def as_number(value: Any) -> float:
     """
     shape = getattr(value, "shape", ())
     if not hasattr(type(value), "__float__") or tuple(shape) != ():
-        raise ValueRefusedError(f"gave {_shown(value)}: it must be a number, not of type {type(value).__name__}")
+        raise ValueRefusedError(f"gave {quoted(value)}: it must be a number, not of type {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueRefusedError(f"gave {_shown(value)}: it must be a finite number")
+        raise ValueRefusedError(f"gave {quoted(value)}: it must be a finite number")
     return number
 
 
-def _shown(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """Returns a value as code on one line, of a long one the beginning."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}…"

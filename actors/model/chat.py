@@ -59,12 +59,16 @@ class Rendered:
 
 
 class Chat:
-    """Renders conversations with a tokenizer's own chat template."""
+    """Renders conversations with a tokenizer's own chat template.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Attributes:
+        tools: declarations of tools that prompts show unless they have their own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] = ()) -> None:
         if not tokenizer.chat_template:
             raise UserError(f"{tokenizer.name_or_path} has no chat template, so it cannot be taught to answer")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.tools = tokenizer, list(tools)
         # The text of the token that ends the assistant's turn, by template.
         self._ends: dict[str, str] = {}
 
@@ -105,13 +109,16 @@ class Chat:
 
     def prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
         """Renders a conversation up to where the assistant's next turn begins."""
+        tools = tools or self.tools
+        if tools:
+            self._check_places(messages, tools, [])
         return self._encoded(self._text(self._prepared(messages), tools, add_generation_prompt=True))
 
-    def between(self, message: dict[str, Any]) -> list[int]:
-        """Renders what stands between two turns of the assistant when one message is between them."""
+    def between(self, messages: Messages) -> list[int]:
+        """Renders what stands between two turns of the assistant when these messages are between them."""
         before: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
         start = len(self.prompt(before))
-        conversation = [*before, {"role": "assistant", "content": "a"}, message]
+        conversation = [*before, {"role": "assistant", "content": "a"}, *messages]
         self._check_places(conversation, None, [])
         ids = self.prompt(conversation)
         return ids[start + ids[start:].index(self.end_of_turn_id) + 1 :]

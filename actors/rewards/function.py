@@ -51,7 +51,12 @@ class FunctionReward:
             for sample in group
         ]
         calls = [
-            {"messages": own.messages, "metadata": dict(own.metadata), "answer": sample.text}
+            {
+                "messages": [*own.messages, *sample.history],
+                "metadata": dict(own.metadata),
+                "answer": sample.text,
+                "raw_answer": sample.raw_text,
+            }
             for _, own, sample in asked
         ]
 

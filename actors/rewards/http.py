@@ -32,6 +32,7 @@ class _Asked:
     prompt: Prompt
     input: RewardInput
     text: str
+    history: list[dict[str, Any]]
 
 
 class _RequestError(Exception):
@@ -74,13 +75,13 @@ class HttpReward:
             inputs: what the server sees of each.
         """
         asked = [
-            _Asked(prompt, own, sample.text)
+            _Asked(prompt, own, sample.text, sample.history)
             for prompt, group, own in zip(prompts, groups, inputs, strict=True)
             for sample in group
         ]
         if not asked:
             return [[] for _ in groups]
-        verdicts = iter(asyncio.run(self._verdicts(asked, [len(group) for group in groups])))
+        verdicts = iter(asyncio.run(self._verdicts(asked, _row_sizes(groups))))
         return [list(islice(verdicts, len(group))) for group in groups]
 
     async def _verdicts(self, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
@@ -114,7 +115,7 @@ class HttpReward:
         rows = [
             {
                 "id": group[0].prompt.id,
-                "messages": group[0].input.messages,
+                "messages": [*group[0].input.messages, *group[0].history],
                 "metadata": dict(group[0].input.metadata),
                 "answers": [one.text for one in group],
             }
@@ -162,6 +163,14 @@ class HttpReward:
     def _failure(self, asked: _Asked, how: str) -> Failure:
         where = f"for prompt {asked.prompt.name!r} and answer {shown(asked.text)}"
         return Failure(f"reward endpoint {self.url} {how}, {where}")
+
+
+def _row_sizes(groups: Sequence[Sequence[Sample]]) -> list[int]:
+    """Returns how many answers share a row of the request: those to a prompt, unless they have turns before them."""
+    sizes: list[int] = []
+    for group in groups:
+        sizes += [1] * len(group) if any(sample.history for sample in group) else [len(group)]
+    return sizes
 
 
 def http_seconds(timeout: float, attempts: int) -> Callable[[int], float]:

@@ -8,7 +8,7 @@ import ray
 
 from actors.compat import started
 from actors.rewards.verdicts import Scores, add
-from actors.types import Prompt, RewardInput, Sample
+from actors.types import Failure, Prompt, RewardInput, Sample, Verdict
 from cluster.errors import wait_for
 from cluster.runtime.plan import Allocation
 
@@ -126,18 +126,29 @@ class RewardWorkerPool:
 class WeightedRewards:
     """The weighted sum of all rewards, which are requested at once; of a sample that one fails to judge, the failure.
 
+    Nothing is asked about a sample with which its environment could not go on: its verdict is that failure.
+
     Args:
         pools: the rewards.
         prompts: P prompts.
         groups: the samples of each.
+        own_weight: the weight of the environment's own reward; None to leave it out.
     """
 
     def __init__(
-        self, pools: Sequence[RewardWorkerPool], prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]
+        self,
+        pools: Sequence[RewardWorkerPool],
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        own_weight: float | None = None,
     ) -> None:
-        self._requests = [(pool, pool.request(prompts, groups)) for pool in pools]
+        self._groups = groups
+        whole = [[sample for sample in group if not sample.failure] for group in groups]
+        self._requests = [(pool, pool.request(prompts, whole)) for pool in pools]
         self._samples = sum(map(len, groups))
-        self._total: Scores = [[0.0] * len(group) for group in groups]
+        self._total: Scores = [
+            [_own(prompt, sample, own_weight) for sample in group] for prompt, group in zip(prompts, whole, strict=True)
+        ]
 
     def ready(self) -> bool:
         """Returns whether all rewards are there."""
@@ -160,4 +171,17 @@ class WeightedRewards:
                 for rows in zip(self._total, scores, strict=True)
             ]
             del self._requests[0]
-        return self._total
+        totals = [iter(own) for own in self._total]
+        return [
+            [Failure(sample.failure) if sample.failure else next(own) for sample in group]
+            for group, own in zip(self._groups, totals, strict=True)
+        ]
+
+
+def _own(prompt: Prompt, sample: Sample, weight: float | None) -> Verdict:
+    """Returns the weighted reward of the sample's environment."""
+    if weight is None:
+        return 0.0
+    if sample.reward is None:
+        return Failure(f"the environment gave no reward, for prompt {prompt.name!r}")
+    return weight * sample.reward

@@ -1,5 +1,6 @@
 """Runs a vLLM engine in a process of its own, which draws completions and scores tokens."""
 
+import asyncio
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -114,20 +115,36 @@ class RolloutActor:
 
         Raises:
             ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
-                is above 2, which vLLM refuses; or the environment's function failed.
+                is above 2, which vLLM refuses.
         """
-        groups = self._completions(prompts, [sampling] * len(prompts))
         if self._multi_turn is None:
-            return groups
-        return self._multi_turn.run(prompts, groups, sampling, self._completions)
+            return self._completions(prompts, sampling)
+        return self._conversations(self._multi_turn, prompts, sampling)
 
-    def _completions(self, prompts: list[Prompt], samplings: list[Sampling]) -> list[list[Sample]]:
+    def _completions(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
         from vllm import TokensPrompt
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
-        params = [self._sampling_params(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        params = [self._sampling_params(prompt, sampling) for prompt in prompts]
         outputs = self._shared.generate(requests, params)
         return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def _conversations(self, runner: MultiTurnRunner, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
+        """Draws all turns; each conversation goes on as soon as it has its reply."""
+        from vllm import TokensPrompt
+
+        # No method is a coroutine function: it would make the class an asynchronous actor for Ray, without threads.
+        async def draw(prompt: Prompt, own: Sampling) -> list[Sample]:
+            request = TokensPrompt(prompt_token_ids=prompt.token_ids)
+            output = await self._shared.generate_one(request, self._sampling_params(prompt, own))
+            return self._samples(prompt, output.outputs)
+
+        async def draw_next(prompt: Prompt, own: Sampling) -> Sample:
+            (sample,) = await draw(prompt, own)
+            return sample
+
+        first = [draw(prompt, sampling) for prompt in prompts]
+        return asyncio.run(runner.run(prompts, first, sampling, draw_next))
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
         """Returns the log-probabilities, at temperature 1, of the tokens of each row from its start to its end.
@@ -210,6 +227,9 @@ class RolloutActor:
 
     def _samples(self, prompt: Prompt, completions: list[Any]) -> list[Sample]:
         texts = self._tokenizer.batch_decode([list(done.token_ids) for done in completions], skip_special_tokens=True)
+        raw = self._tokenizer.batch_decode(
+            [_without_end(done) for done in completions], clean_up_tokenization_spaces=False
+        )
         return [
             Sample(
                 id=RolloutId(prompt.epoch, prompt.id, done.index),
@@ -220,9 +240,16 @@ class RolloutActor:
                 ],
                 finish_reason=done.finish_reason,
                 text=text,
+                raw_text=raw_text,
             )
-            for done, text in zip(completions, texts, strict=True)
+            for done, text, raw_text in zip(completions, texts, raw, strict=True)
         ]
+
+
+def _without_end(done: Any) -> list[int]:
+    """The tokens of a completion but for the one that ended it."""
+    ids = list(done.token_ids)
+    return ids[:-1] if done.finish_reason == "stop" else ids
 
 
 def element_type(allocation: Allocation) -> torch.dtype:

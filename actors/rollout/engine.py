@@ -1,5 +1,6 @@
 """Shares one vLLM engine among threads: requests of a later call are decoded together with those of earlier calls."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,16 @@ class SharedEngine:
             ValueError: the engine refuses one; none has been begun then.
         """
         return [output.result() for output in self.run(self._add, requests, params)]
+
+    async def generate_one(self, request: Any, params: Any) -> Any:
+        """Returns vLLM's finished output of a request, without keeping the caller's event loop waiting.
+
+        Raises:
+            ValueError: the engine refuses it.
+        """
+        added = self._thread.submit(self._add, [request], [params])
+        (output,) = await asyncio.wrap_future(added)
+        return await asyncio.wrap_future(output)
 
     def _add(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Future[Any]]:
         names: list[str] = []

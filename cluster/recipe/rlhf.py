@@ -28,10 +28,12 @@ Url = Annotated[str, AfterValidator(_http_url)]
 
 
 class Reward(Section):
-    """A source of rewards: the reward model, a Python function, or an HTTP server."""
+    """A source of rewards: the reward model, a Python function, an HTTP server, or rlhf.environment."""
 
-    kind: Literal["model", "function", "http"] = Field(
-        "model", description="the run's reward model, a Python function, or an HTTP server"
+    kind: Literal["model", "function", "http", "environment"] = Field(
+        "model",
+        description="the run's reward model, a Python function, an HTTP server, or what the class of rlhf.environment "
+        "gives itself",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(question, answer) -> number"
@@ -65,13 +67,14 @@ class Reward(Section):
 
 
 class Environment(Section):
-    """A function that plays the user or a tool, for conversations of several turns."""
+    """A class or function that plays the user or a tool, for conversations of several turns."""
 
     function: FunctionName = Field(
-        description="module:function(question, answers) -> the next message (a text, or role and content), or None to "
-        "end"
+        description="module:name of a class with reset and step, actors/types.py has its methods; or of a "
+        "function(question, answers) -> the next message (a text, or role and content), or None to end"
     )
     turns: Annotated[int, Field(ge=2)] = Field(4, description="the most answers of the policy in a conversation")
+    timeout_seconds: PositiveFloat = Field(60, description="the most seconds for one reply")
 
 
 class RolloutSampling(Section):
@@ -327,6 +330,20 @@ class Rlhf(Section):
         if self.kl.target and not self.resolved.kl_coefficient:
             raise ValueError("kl.target adapts kl.coefficient, whose first value must be above 0: set it")
         return self
+
+    @model_validator(mode="after")
+    def _environment_is_there(self) -> "Rlhf":
+        own = [reward for reward in self.rewards if reward.kind == "environment"]
+        if own and not self.environment:
+            raise ValueError("a reward of kind environment needs rlhf.environment")
+        if len(own) > 1:
+            raise ValueError("rewards has more than one of kind environment: it gives one reward")
+        return self
+
+    @property
+    def own_weight(self) -> float | None:
+        """The weight of the environment's own reward; None if it is not one of the rewards."""
+        return next((reward.weight for reward in self.rewards if reward.kind == "environment"), None)
 
     @model_validator(mode="after")
     def _judged(self) -> "Rlhf":

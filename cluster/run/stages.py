@@ -38,6 +38,7 @@ EXECUTION_KEYS: dict[str, Any] = {
         ),
         True,
     ),
+    "environment": {"timeout_seconds"},
     "rewards": {"__all__": {"timeout_seconds", "attempts", "at_once"}},
     "fleet": {
         "rollout_actors",

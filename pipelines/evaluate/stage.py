@@ -43,6 +43,7 @@ from pipelines.evaluate.verdict import (
 from pipelines.rlhf_setup import (
     RlhfPrompts,
     held_out_prompts,
+    prompt_chat,
     reward_pools,
     rollout_fleet,
     training_prompts,
@@ -77,7 +78,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Runs the stage: writes `report.json`, `answers.json` and `index.html` to `out`."""
     clock, console = time.monotonic(), Console()
     exam = load_exam(recipe)
-    prompts, held_out = _prompts(recipe, Chat.of(run.path("sft")))
+    prompts, held_out = _prompts(recipe, prompt_chat(recipe, run.path("sft")))
     text = text_rows(recipe, run)
     outputs = _run_models(recipe, run, exam, prompts, text, console)
     drift = run.require("policy").metrics.get("preference_accuracy")
@@ -126,7 +127,7 @@ def _run_models(
                     outputs.nats[name] = negative_log_likelihoods(fleet, text, deadline)
                 if name != "base":
                     outputs.rewarded[name] = sample_and_reward(
-                        fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step
+                        fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step, recipe.rlhf.own_weight
                     )
         outputs.kl = divergence_from_loaded(fleet, rendered, outputs.rewarded["policy"], deadline)
     return outputs

@@ -22,6 +22,11 @@ def length(question: RewardInput, answer: str) -> float:
     return len(answer) + len(question.messages)
 
 
+def calls_a_tool(question: RewardInput, answer: str) -> bool:
+    """Whether the answer has the special token that begins calls of tools."""
+    return "[TOOL_CALLS]" in question.raw_answer
+
+
 def signed(question: RewardInput, answer: str) -> float:
     """The answer, a number, and behind the point whose process was asked; slow, so that a kill comes in its midst."""
     time.sleep(0.5)

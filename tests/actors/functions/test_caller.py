@@ -25,7 +25,7 @@ def called() -> Iterator[Called]:
 
     def call(name: str, answers: list[str], seconds: float = 30, attempts: int = 1, at_once: int = 4, **row: str):
         callers.append(FunctionCaller(f"{HERE}:{name}", "reward function", CallLimits(seconds, attempts, at_once)))
-        calls = [{"messages": [], "metadata": row, "answer": answer} for answer in answers]
+        calls = [{"messages": [], "metadata": row, "answer": answer, "raw_answer": ""} for answer in answers]
         return callers[-1].call_all(calls, lambda index: f"for answer {answers[index]}")
 
     yield call

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Ser
         "metadata": {"answer": "4"},
         "answers": ["x", "xyz"],
     }
+
+
+def test_answers_with_turns_before_them_are_asked_about_with_their_own_conversations(server: Server):
+    turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "sure?"}]
+    groups = [[GROUPS[0][0], replace(GROUPS[0][1], history=turns)], GROUPS[1]]
+    assert HttpReward(server.url, 10, 1).score(PROMPTS, groups, ASKED) == [[1.0, 3.0], [2.0]]
+    (asked,) = server.asked
+    assert [len(row["messages"]) for row in asked["prompts"]] == [1, 3, 1]
+    assert [row["answers"] for row in asked["prompts"]] == [["x"], ["xyz"], ["xy"]]
 
 
 @pytest.mark.parametrize("status", [429, 503])

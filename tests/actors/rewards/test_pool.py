@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,22 @@ def function_reward(name: str) -> Iterator[FunctionReward]:
     reward.close()
 
 
-def test_a_function_sees_question_and_answer():
+def test_a_function_sees_question_and_answer_with_all_turns_and_special_tokens():
+    turns = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
+    later = replace(sample("abc"), history=turns, raw_text="[TOOL_CALLS]abc")
     with function_reward(f"{CALLS}:length") as reward:
-        assert reward.score(PROMPTS, [[sample("abc"), sample("")]], ASKED) == [[4.0, 1.0]]
+        assert reward.score(PROMPTS, [[sample("abc"), later, sample("")]], ASKED) == [[4.0, 6.0, 1.0]]
+    with function_reward(f"{CALLS}:calls_a_tool") as reward:
+        assert reward.score(PROMPTS, [[sample("abc"), later]], ASKED) == [[0.0, 1.0]]
+
+
+def test_the_reward_of_an_environment_counts_by_its_weight_and_its_failure_for_all():
+    failed = replace(sample("a"), failure="environment e raised")
+    group = [replace(sample("a"), reward=2.0), failed, sample("b")]
+    ((first, second, third),) = WeightedRewards([], PROMPTS, [group], own_weight=0.5).wait()
+    assert (first, second) == (1.0, Failure("environment e raised"))
+    assert third == Failure("the environment gave no reward, for prompt 'a'")
+    assert WeightedRewards([], PROMPTS, [group]).wait() == [[0.0, Failure("environment e raised"), 0.0]]
 
 
 def test_a_verdict_that_cannot_be_had_names_prompt_and_answer():
@@ -188,7 +201,7 @@ def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_se
         assert answers == list(range(7))
         assert processes == [processes[0]] * 3 + [processes[-1]] * 4
         assert processes[0] != processes[-1]
-        threading.Timer(0.7, os.kill, (processes[0], signal.SIGKILL)).start()
+        threading.Timer(0.2, os.kill, (processes[0], signal.SIGKILL)).start()
         answers, others = scored()
         assert answers == list(range(7))
         assert processes[0] not in others

@@ -1,6 +1,9 @@
 """Conversations of several turns, drawn by a real engine and learned from."""
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +15,16 @@ from actors.learner.learner import Learner
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
-from actors.types import Prompt, RolloutId, Sample, Sampling
+from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling
 from cluster.errors import UserError
 from cluster.recipe.functions import load_function
 from tests.actors.conftest import CONTEXT, QUESTIONS, prompts, reference_logprobs
+from tests.actors.functions.talk import Unsound
 from tests.actors.replies import again, broken, number, tool
 from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
+Converse = Callable[..., list[Sample]]
 Tiny = tuple[Path, LlamaForCausalLM]
 
 
@@ -55,7 +60,7 @@ def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(tal
     groups = talkative.generate(asked, Sampling(16, 1.0, 12, seed=2))
     turns = []
     for index, prompt in enumerate(asked):
-        replies = [chat.between({"role": "user", "content": text}) for text in (f"and n{index}?", "sure?")]
+        replies = [chat.between([{"role": "user", "content": text}]) for text in (f"and n{index}?", "sure?")]
         for sample in groups[prompt.id]:
             assert len(sample.loss_mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
             assert sample.length <= 12
@@ -98,24 +103,106 @@ def test_the_learner_learns_from_drawn_tokens_alone(
     assert figures["tokens"] == sum(sum(sample.loss_mask) for sample in samples)
 
 
+@contextmanager
+def runner(
+    tiny: Tiny,
+    name: str,
+    inputs: dict[str, RewardInput],
+    turns: int = 2,
+    seconds: float = 30.0,
+    context: int = CONTEXT,
+) -> Iterator[Converse]:
+    """Converses with an environment: draws are all the same short answer."""
+    running = MultiTurnRunner(MultiTurnSettings(name, inputs, turns, seconds), Chat.of(tiny[0]), context)
+
+    async def first(prompt: Prompt) -> list[Sample]:
+        return [Sample(RolloutId(3, prompt.id, 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a", raw_text="[A]a")]
+
+    async def draw(prompt: Prompt, sampling: Sampling) -> Sample:
+        return Sample(RolloutId(3, prompt.id, 0), [21, 4], [-2.0, -2.0], [1, 1], "stop", "b", raw_text="b")
+
+    def converse(most: int = 200) -> list[Sample]:
+        asked = [Prompt(name, [2, 20, 4, 3], epoch=3) for name in inputs]
+        groups = asyncio.run(running.run(asked, [first(prompt) for prompt in asked], Sampling(1, 1.0, most), draw))
+        return [sample for group in groups for sample in group]
+
+    yield converse
+    running.close()
+
+
+TALK = "tests.actors.functions.talk"
+
+
+def test_conversations_have_state_and_rewards_of_their_own_and_go_on_side_by_side(tiny: Tiny) -> None:
+    inputs = {f"p{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {}) for i in range(64)}
+    with runner(tiny, f"{TALK}:Counting", inputs, turns=4, seconds=10.0) as converse:
+        begun = time.monotonic()
+        samples = converse()
+        seconds = time.monotonic() - begun
+    # One after the other, 64 times 3 replies of 0.05 s would take 9.6 s.
+    assert seconds < 1.5
+    for sample in samples:
+        assert (sample.failure, sample.reward, sample.text) == ("", 1.0 + 2.0 + 3.0, "b")
+        assert [turn["content"] for turn in sample.history] == ["a", "[1, 2, 2]", "b", "[2, 4, 4]"]
+        assert sample.length == 6
+
+
+@pytest.mark.parametrize(
+    ("fate", "how"),
+    [
+        ("raise", "raised KeyError: 'no such tool'"),
+        ("hang", "took longer than 0.5 s"),
+        ("block", "took longer than 0.5 s"),
+        ("number", "gave 3: it must be a text, a message, a Reply or None"),
+        ("nan", "gave nan: it must be a finite number"),
+    ],
+)
+def test_an_environment_that_fails_fails_its_conversation_and_the_next_ones_are_well(
+    tiny: Tiny, fate: str, how: str
+) -> None:
+    inputs = {"talk-1": RewardInput([], {"fate": fate})}
+    with runner(tiny, f"{TALK}:Unsound", inputs, seconds=0.5) as converse:
+        (failed,) = converse()
+        assert failed.failure == f"environment {TALK}:Unsound {how}, for prompt '3:talk-1' after answer 1"
+        assert (failed.reward, failed.token_ids) == (None, [20, 4])
+        inputs["talk-1"] = RewardInput([], {"fate": "well"})
+        (sample,) = converse()
+        assert (sample.failure, sample.reward) == ("", 1.0)
+
+
 @pytest.mark.parametrize(
     ("function", "wrong"),
-    [(broken, "raised KeyError for prompt '3:talk-1'"), (number, "must be a text"), (tool, "no place for it")],
+    [(broken, "raised KeyError"), (number, "must be a text"), (tool, "no place for it")],
 )
-def test_an_environment_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
-    runner = MultiTurnRunner(MultiTurnSettings(named(function), QUESTIONS, turns=2), Chat.of(tiny[0]), CONTEXT)
-    sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
-    with pytest.raises(ValueError, match=wrong):
-        runner.run([Prompt("talk-1", [2, 20, 4, 3], epoch=3)], [[sample]], Sampling(1, 1.0, 60), lambda *_: [])
+def test_a_function_that_fails_is_named(tiny: Tiny, function: object, wrong: str) -> None:
+    with runner(tiny, named(function), {"talk-1": QUESTIONS["talk-1"]}) as converse:
+        (sample,) = converse()
+    assert wrong in sample.failure
+    assert sample.failure.endswith("for prompt '3:talk-1' after answer 1")
+
+
+def test_a_function_without_state_is_asked_again(tiny: Tiny) -> None:
+    with runner(tiny, f"{TALK}:fails_once", {"talk-1": QUESTIONS["talk-1"]}, turns=3) as converse:
+        (sample,) = converse()
+    assert sample.failure == ""
+    assert [turn["content"] for turn in sample.history] == ["a", "sure?"]
 
 
 @pytest.mark.parametrize(("context", "most"), [(CONTEXT, 2), (8, 60)])
 def test_a_conversation_for_which_there_is_no_room_is_cut(tiny: Tiny, context: int, most: int) -> None:
-    runner = MultiTurnRunner(MultiTurnSettings(named(again), QUESTIONS, turns=2), Chat.of(tiny[0]), context)
-    sample = Sample(RolloutId(3, "talk-1", 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a")
-    asked = [Prompt("talk-1", [2, 20, 4, 3], epoch=3)]
-    ((found,),) = runner.run(asked, [[sample]], Sampling(1, 1.0, most), lambda *_: pytest.fail("it was drawn"))
-    assert found == replace(sample, finish_reason="length")
+    with runner(tiny, named(again), {"talk-1": QUESTIONS["talk-1"]}, context=context) as converse:
+        (found,) = converse(most)
+    assert (found.token_ids, found.finish_reason, found.history) == ([20, 4], "length", [])
+
+
+def test_prompts_show_the_tools_of_the_environment(tiny: Tiny) -> None:
+    chat = Chat(AutoTokenizer.from_pretrained(tiny[0]), Unsound.tools)
+    chat.tokenizer.chat_template = "{% for t in tools %}{{ t.function.name }}{% endfor %}<|im_start|>"
+    asked = [{"role": "user", "content": "a"}]
+    assert chat.tokenizer.decode(chat.prompt(asked)).startswith("add")
+    chat.tokenizer.chat_template = "<|im_start|>"
+    with pytest.raises(UserError, match="has no place for it"):
+        chat.prompt(asked)
 
 
 def test_a_function_that_is_not_there_is_named() -> None:
