@@ -41,7 +41,7 @@ def slow(question: RewardInput, answer: str) -> bool:
 
 async def waits(question: RewardInput, answer: str) -> float:
     """Takes a while, in which others are called."""
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.25)
     return 0.5
 
 

@@ -188,10 +188,10 @@ def test_every_token_in_the_style_of_other_models(folder: Path, style: str):
 def test_the_text_between_two_turns_continues_the_conversation(folder: Path, style: str):
     chat = Chat.of(folder) if style == "own" else styled(folder, style)
     drawn = chat.prompt(CONVERSATION[:2]) + chat.answer("hello")
-    assert drawn + chat.between(CONVERSATION[3]) == chat.prompt(CONVERSATION[:4])
+    assert drawn + chat.between(CONVERSATION[3:4]) == chat.prompt(CONVERSATION[:4])
     if style == "own":
         with pytest.raises(UserError, match="no place for it"):
-            chat.between({"role": "tool", "content": "12:00"})
+            chat.between([{"role": "tool", "content": "12:00"}])
 
 
 def test_a_tools_turn_is_read_and_not_trained_where_the_template_has_it(folder: Path):
