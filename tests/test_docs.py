@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import pkgutil
-import random
 import re
 import subprocess
 import sys
@@ -214,7 +213,7 @@ def _annotator(function: str) -> None:
     annotator = SyntheticAnnotator.of(Call(function=function, arguments={"noise": 0.0}))
     annotator.check({"p": {}})
     answers = [JudgedAnswer("long answer", True), JudgedAnswer("short", True), JudgedAnswer("short", True)]
-    assert list(annotator.judge("p", {}, answers, random.Random(1)).ranks) == [3, 1, 1]
+    assert list(annotator.judge("p", {}, answers, "1").ranks) == [3, 1, 1]
 
 
 def _environment(function: str) -> None:
