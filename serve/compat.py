@@ -7,8 +7,9 @@ look at. Two classes depend on vLLM's private parts as a whole and have files of
 Importing this file does not import vLLM, which costs 15 s of CPU time: the gateway needs the part on Ray Serve only.
 """
 
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingContext, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
@@ -46,6 +49,28 @@ def start_application(app: serve.Application, name: str) -> None:
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
     target = serve.RunTarget(app, name, None, logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def stop_application(name: str, seconds: float) -> bool:
+    """Has Ray Serve end an application, and returns whether it has ended within so many seconds.
+
+    Look at `ServeControllerClient.delete_apps`, which waits for the controller without a deadline, and then for 60 s.
+    """
+
+    def delete() -> None:
+        # A controller or a cluster that is gone has ended the application too.
+        with suppress(RayError, RayServeException, TimeoutError):
+            serve.delete(name)
+
+    return done_within(delete, seconds)
+
+
+def done_within(work: Callable[[], None], seconds: float) -> bool:
+    """Runs some work in a thread, and returns whether it was done within so many seconds; if not, it goes on alone."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: Any, seconds: float) -> list[Any]:

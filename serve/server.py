@@ -24,7 +24,7 @@ from cluster.run.versions import Versions, live_version
 from cluster.runtime.memory import SMALL_BYTES
 from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
-from serve.compat import HEAD_NODE, engine_environment, start_application
+from serve.compat import HEAD_NODE, engine_environment, start_application, stop_application
 from serve.gateway import Gateway, Settings
 from serve.http.auth import AnonymousAccess, anonymous_access
 from serve.pages.render import url_host
@@ -42,6 +42,8 @@ WATCH_SECONDS = 5.0
 # For Ray to restart Serve's controller, which takes some 5 s.
 CONTROLLER_SECONDS = 60.0
 STOP_SECONDS = 5.0
+# For the gateway and the replicas to end, before their processes are.
+END_SECONDS = 15.0
 # For a replica that is no longer needed to finish its requests.
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
@@ -198,7 +200,8 @@ def _serve(
         finally:
             for server_file in server_files:
                 server_file.unlink(missing_ok=True)
-            serve.delete(APPLICATION)
+            if not stop_application(APPLICATION, END_SECONDS):
+                console.print(f"the server did not stop within {END_SECONDS:.0f} s; its processes are ended")
             # A local cluster ends with this command, and Serve's controller with it.
             if recipe.cluster.address != "local":
                 serve.shutdown()

@@ -1,7 +1,7 @@
 """The connection between a gateway and a replica, shared by all requests and responses between the two.
 
-Ray Serve keeps track of the replicas. A Ray Serve handle could carry requests and streams too, but costs some 2 ms of
-CPU for a request and 1 ms for every token in each process; a frame here costs a hundredth of that.
+Ray Serve keeps track of the replicas. A Ray Serve handle could carry requests and streams too, but a token costs the
+gateway 0.364 ms of CPU by a handle, 0.141 ms by Serve's gRPC, and 0.015 ms by a frame here.
 
 The replica connects to the gateway and identifies itself with the deployment's secret. From then on the gateway sends
 requests, and the replica sends the parts of the responses.
@@ -26,6 +26,9 @@ logger = logging.getLogger("ray.serve")
 
 # For a replica to stop working on a request, which the engine does between two steps.
 CANCEL_SECONDS = 5.0
+# For a replica to send its secret after it has connected, and how many connections may be without one at a time.
+GREETING_SECONDS = 5.0
+MAX_GREETINGS = 64
 _SECRET_BYTES = 32
 _ID_BYTES = 16
 
@@ -75,11 +78,14 @@ class ReplicaListener:
 
     def __init__(self) -> None:
         self._callbacks: dict[bytes, Callable[[GatewayConnection], None]] = {}
+        self._greeting: set[GatewayConnection] = set()
         self._connections: set[GatewayConnection] = set()
 
     async def open(self, host: str) -> None:
         """Starts to listen on an address of this machine, on a free port."""
-        server = await asyncio.get_running_loop().create_server(lambda: GatewayConnection(self._identified), host, 0)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: GatewayConnection(self._identified, self._greeting), host, 0
+        )
         self._host, self._port = host, server.sockets[0].getsockname()[1]
 
     def address(self, on_connect: Callable[["GatewayConnection"], None]) -> Address:
@@ -112,8 +118,11 @@ class GatewayConnection(FrameProtocol):
 
     replica_id: bytes
 
-    def __init__(self, identified: Callable[[bytes, "GatewayConnection"], None]) -> None:
+    def __init__(
+        self, identified: Callable[[bytes, "GatewayConnection"], None], greeting: "set[GatewayConnection]"
+    ) -> None:
         super().__init__()
+        self._greeting = greeting
         self.draining = False
         self._identified, self._trusted = identified, False
         self._numbers = itertools.count()
@@ -129,6 +138,13 @@ class GatewayConnection(FrameProtocol):
         """How many requests have not been answered completely."""
         return len(self._responses)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._greeting.add(self)
+        self._late = self._loop.call_later(GREETING_SECONDS, self.transport.abort)
+        if len(self._greeting) > MAX_GREETINGS:
+            self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         if self._trusted:
             super().data_received(data)
@@ -139,10 +155,15 @@ class GatewayConnection(FrameProtocol):
             secret, rest = bytes(self._received[:_SECRET_BYTES]), bytes(self._received[hello:])
             self.replica_id = bytes(self._received[_SECRET_BYTES:hello])
             self._received.clear()
+            self._greeted()
             self._identified(secret, self)
             self._trusted = not self.transport.is_closing()
             if self._trusted:
                 super().data_received(rest)
+
+    def _greeted(self) -> None:
+        self._greeting.discard(self)
+        self._late.cancel()
 
     def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
         if kind is Kind.DRAINING:
@@ -192,6 +213,7 @@ class GatewayConnection(FrameProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._greeted()
         for queue in self._responses.values():
             queue.put_nowait(ConnectionError("the replica's connection broke"))
         self._responses.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import struct
 from abc import abstractmethod
@@ -11,9 +12,14 @@ from typing import cast
 
 from serve.transport.messages import Part, Reply, ResponseStart, Usage
 
+logger = logging.getLogger("ray.serve")
+
 # A machine that fails does not close its connections: the kernel does, after so many seconds of silence. It probes
 # every few seconds.
 _DEAD_PEER_SECONDS, _PROBE_SECONDS = 15, 5
+
+# The largest are the text of a request, of 10 MB at most before JSON escapes it, and a complete response.
+MAX_FRAME_BYTES = 64 << 20
 
 # Length of the payload in bytes, number of the request, kind of the frame.
 _HEADER = struct.Struct("!IQB")
@@ -74,9 +80,14 @@ class FrameProtocol(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         connection = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
-            connection.setsockopt(socket.IPPROTO_TCP, option, _PROBE_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_PEER_SECONDS)
+        # Not every system has all of them.
+        for name, value in (
+            ("TCP_KEEPIDLE", _PROBE_SECONDS),
+            ("TCP_KEEPINTVL", _PROBE_SECONDS),
+            ("TCP_USER_TIMEOUT", 1000 * _DEAD_PEER_SECONDS),
+        ):
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -87,6 +98,10 @@ class FrameProtocol(asyncio.Protocol):
         start = 0
         while len(self._received) - start >= _HEADER.size:
             size, number, kind = _HEADER.unpack_from(self._received, start)
+            if size > MAX_FRAME_BYTES:
+                logger.error("a frame of %d bytes was refused, and its connection closed", size)
+                self.transport.abort()
+                return
             end = start + _HEADER.size + size
             if len(self._received) < end:
                 break

@@ -1,6 +1,8 @@
 """The checks and decisions before anything starts."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
+from serve.compat import done_within
 from serve.server import SMALL_BYTES, finished_models, group_models, serve_until_interrupted, url_host
 from tests.helpers import free_port
 from tests.world import DEMO
@@ -49,6 +52,14 @@ def test_a_run_that_is_being_served_is_not_served_again(tmp_path: Path) -> None:
     finish(tmp_path, "sft", {})
     with run.serving(), pytest.raises(UserError, match=f"{tmp_path} is being served by process"):
         serve_until_interrupted(recipe, run)
+
+
+def test_an_end_that_hangs_is_waited_for_no_longer_than_its_deadline() -> None:
+    hangs, began = threading.Event(), time.monotonic()
+    assert not done_within(lambda: hangs.wait() and None, 0.2)
+    assert time.monotonic() - began < 2
+    hangs.set()
+    assert done_within(lambda: None, 5)
 
 
 def test_addresses_are_written_as_browsers_read_them() -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
+from serve.transport import connection
 from serve.transport.connection import (
     Address,
     End,
@@ -18,6 +20,7 @@ from serve.transport.connection import (
     connect,
     new_replica_id,
 )
+from serve.transport.frames import Kind
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 
 pytestmark = pytest.mark.anyio
@@ -150,10 +153,10 @@ async def test_a_draining_replica_answers_its_pending_requests() -> None:
 async def test_a_machine_that_is_gone_is_noticed() -> None:
     async with connected() as (gateway, _, replica):
         for end in (gateway, replica):
-            connection = end.transport.get_extra_info("socket")
-            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+            opened = end.transport.get_extra_info("socket")
+            assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+            assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
 
 
 async def test_a_connection_without_the_secret_is_closed() -> None:
@@ -170,3 +173,33 @@ async def test_a_connection_without_the_secret_is_closed() -> None:
         await connect(address, name, Answers())
     assert [(await asyncio.wait_for(connections.get(), 5)).replica_id for _ in names] == names
     listener.close()
+
+
+async def test_a_connection_without_a_greeting_is_closed_in_time_and_few_may_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "MAX_GREETINGS", 3)
+    listener, address, connections = await listening()
+    begun = [await asyncio.open_connection(address.host, address.port) for _ in range(5)]
+    begun[0][1].write(address.secret[:20])
+    # Those above the limit end at once, and the others when their time is over.
+    async with asyncio.timeout(5):
+        for reader, _ in begun[::-1]:
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+    for _, writer in begun:
+        writer.close()
+    await connect(address, new_replica_id(), Answers())
+    gateway = await asyncio.wait_for(connections.get(), 5)
+    await asyncio.sleep(0.3)
+    assert gateway.ready
+    listener.close()
+
+
+async def test_a_frame_of_gigabytes_closes_the_connection_before_it_is_read() -> None:
+    async with connected() as (gateway, _, replica):
+        replica.transport.write(struct.pack("!IQB", (1 << 32) - 1, 0, Kind.EVENT) + bytes(100_000))
+        async with asyncio.timeout(5):
+            while not gateway.lost:
+                await asyncio.sleep(0.01)
