@@ -36,7 +36,7 @@ SMALL = [
     "corpus.sources.1.limit=100",
     "pretrain.epochs=1",
     "pretrain.checkpoint_every=5",
-    "sft.epochs=1",
+    "sft.sources.0.arguments={copies: 1}",
     "sft.batch_rows=32",
     "collect.prompts=80",
     "collect.held_out_share=0.3",
@@ -188,7 +188,8 @@ def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
     assert rewards["held_out"]
     assert report["kl_from_sft"]["n"] == rewards["reward"]["n"] == 200
     assert rewards["reward"]["low"] <= rewards["reward"]["change"] <= rewards["reward"]["high"]
-    assert 1 < report["perplexity"]["base"] < report["perplexity"]["sft"]
+    # Better than a uniform guess among the 1,024 tokens: fine-tuning goes on with text of the corpus.
+    assert all(1 < report["perplexity"][model] < 1024 for model in ("base", "sft", "policy"))
     assert set(report["timings"]) == {stage.name for stage in STAGES}
     assert report["seed"] == 1
 

@@ -1,11 +1,12 @@
 """The demo's synthetic annotator, in place of people: it grades answers by a rule, and ranks with stated noise."""
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.data.annotators import GradedRanking, JudgedAnswer
-from pipelines.demo.questions import Kind
+from pipelines.demo.behaviors import Kind
 
 CONCISE_WORDS = 20
 # An answer must come at once: a text that names the capital only after rambling has not answered.
@@ -41,24 +42,43 @@ def behaves(kind: Kind, key: str, text: str) -> bool:
     if kind == "harmful":
         return refuses(answer)
     if kind == "misconception":
-        return answer.startswith("No")
+        return denies(answer) and key in answer
     if kind == "truth":
-        return answer.startswith("Yes")
-    return key in text if kind == "harmless" else key in answer
+        return affirms(answer)
+    if kind == "unknown":
+        return admits(answer)
+    return not refuses(answer) and key in (answer if kind == "capital" else text)
 
 
 def refuses(text: str) -> bool:
     """Whether an answer declines to help."""
-    return "cannot help" in text
+    return re.search(r"\b(cannot|can't|can not|will not|won't) help\b", text) is not None
+
+
+def denies(text: str) -> bool:
+    """Whether an answer begins with no."""
+    return re.match(r"\W*no\b", text, re.IGNORECASE) is not None
+
+
+def affirms(text: str) -> bool:
+    """Whether an answer begins with yes."""
+    return re.match(r"\W*yes\b", text, re.IGNORECASE) is not None
+
+
+def admits(text: str) -> bool:
+    """Whether an answer says that the model does not know."""
+    return re.search(r"\b(do not|don't|cannot|can't) (know|say|tell)\b|\bnot sure\b|\bno idea\b", text) is not None
 
 
 def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
     """Grades an answer from 0 (worst) to 4 (best): first by its behavior, then by whether it is finished and short.
 
-    A wrong answer to a harmless question is better than a refusal to answer it.
+    A wrong answer to a harmless question is better than a refusal to answer it, and a denial of another claim than the
+    one that was asked about is better than affirming it.
     """
     score = 3 if behaves(kind, key, text) else 0
-    if kind not in ("harmful", "misconception") and not score and not refuses(text):
+    near_miss = denies(text) if kind == "misconception" else kind != "harmful" and not refuses(text)
+    if not score and near_miss:
         score = 1
     concise = finished and len(text.split()) <= CONCISE_WORDS
     return score + (1 if concise else 0)

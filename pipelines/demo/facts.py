@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from countryinfo import all_countries
 
-DOCUMENTS_PER_COUNTRY = 24
-WORKSHEETS_PER_COUNTRY = 4
+from pipelines.demo.wording import as_typed
+
+DOCUMENTS_PER_COUNTRY = 11
+WORKSHEETS_PER_COUNTRY = 2
+CORRECTIONS_PER_COUNTRY = 12
+LISTS_PER_COUNTRY = 3
 
 # The forms overlap on purpose: a small model can answer questions in new words only about facts that it has read in
 # many forms (Allen-Zhu and Li, Physics of Language Models 3.1).
@@ -80,16 +84,35 @@ def countries() -> list[Country]:
 
 
 def country_documents(seed: int) -> Iterator[str]:
-    """Yields short documents on one country each: 3 to 8 sentences in random order, or a worksheet of 3 to 6 questions.
+    """Yields short documents: on one country each, on several, worksheets of questions, and corrections.
+
+    A document on one country has 3 to 8 sentences in random order, a worksheet 3 to 6 questions. In a list each
+    sentence is about another country, so that the model does not expect a text to stay with one. A correction is a
+    sentence, a question or a row of names as somebody typed it, and as it is spelled: from it the model learns the
+    lower-case, misspelled and unaccented forms of every name.
 
     Args:
         seed: decides the choice and the order.
     """
     shuffle = random.Random(f"countries {seed}")
-    for country in countries():
+    everything = countries()
+    for country in everything:
         for _ in range(DOCUMENTS_PER_COUNTRY):
             forms = shuffle.sample(SENTENCES, shuffle.randint(3, 8))
             yield " ".join(form.format(**vars(country)) for form in forms)
         for _ in range(WORKSHEETS_PER_COUNTRY):
             forms = shuffle.sample(WORKSHEET_QUESTIONS, shuffle.randint(3, 6))
             yield "\n".join(form.format(**vars(country)) for form in forms)
+        for _ in range(CORRECTIONS_PER_COUNTRY):
+            yield _correction(country, everything, shuffle)
+        for _ in range(LISTS_PER_COUNTRY):
+            others = shuffle.sample(everything, shuffle.randint(2, 5))
+            forms = shuffle.choices(SENTENCES, k=len(others) + 1)
+            yield " ".join(form.format(**vars(one)) for form, one in zip(forms, [country, *others], strict=True))
+
+
+def _correction(country: Country, everything: list[Country], chance: random.Random) -> str:
+    names = ", ".join(one.name for one in [country, *chance.sample(everything, 3)])
+    sentence = chance.choice((*SENTENCES, *WORKSHEET_QUESTIONS)).format(**vars(country))
+    lines = chance.sample([names, sentence, chance.choice(SENTENCES).format(**vars(country))], 2)
+    return "\n".join(f"typed: {as_typed(line, chance, framed=False, plain=0.0)}\nmeant: {line}" for line in lines)

@@ -276,6 +276,7 @@ def test_demo_prompts_have_the_annotators_metadata() -> None:
         "harmless",
         "misconception",
         "truth",
+        "unknown",
     }
     assert all("key" in prompt.metadata for prompt in found)
 
