@@ -17,6 +17,8 @@ from actors.model.tokenizer import (
     REASONING,
     REASONING_FIELDS,
     SPECIAL_TOKENS,
+    begin_of_text,
+    end_of_text,
     load_tokenizer,
 )
 from cluster.errors import UserError
@@ -31,21 +33,26 @@ Messages = Sequence[dict[str, Any]]
 
 
 def ready_for_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Adds to a tokenizer, where it lacks them, a chat template with its special tokens, and a padding token."""
+    """Adds to a tokenizer, where it lacks them, a chat template with its special tokens, and a padding token.
+
+    The padding token becomes the one that ends texts: documents are packed with it.
+    """
+    end = end_of_text(tokenizer) if tokenizer.eos_token else END_OF_TEXT
     if not tokenizer.chat_template:
+        begin = "{{ bos_token }}" if begin_of_text(tokenizer) else ""
         tokenizer.add_special_tokens(
-            {"eos_token": END_OF_TURN, "pad_token": END_OF_TEXT, "additional_special_tokens": list(SPECIAL_TOKENS[1:4])}
+            {"eos_token": END_OF_TURN, "pad_token": end, "additional_special_tokens": list(SPECIAL_TOKENS[1:4])}
         )
-        tokenizer.chat_template = CHAT_TEMPLATE
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.chat_template = begin + CHAT_TEMPLATE
+    tokenizer.pad_token = end
     return tokenizer
 
 
 def unlearned_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the ids of the tokens that only conversations have: those of Triptych's own template, which no base
     model has seen. A template that a model brings is taken to have been learned."""
-    if tokenizer.chat_template != CHAT_TEMPLATE:
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not template.endswith(CHAT_TEMPLATE):
         return []
     return [cast(int, tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS[1:]]
 
@@ -172,7 +179,7 @@ class Chat:
         for number, start, end in zip(everyone, starts, ends, strict=True):
             if number not in turns:
                 mask[start:end] = [False] * (end - start)
-            elif self._template != CHAT_TEMPLATE:
+            elif not self._template.endswith(CHAT_TEMPLATE):
                 text = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
                 if lost := _lost(messages[number], str(text)):
                     raise UserError(self._leaves_out(messages, lost))

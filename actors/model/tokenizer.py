@@ -37,6 +37,25 @@ CHAT_TEMPLATE = (
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
+# Tokens that end a text, by model family. The eos_token of a model that was tuned to chat often ends a turn instead.
+ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "<｜end▁of▁sentence｜>")
+
+
+def begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Returns the token that the tokenizer puts before every text (Llama 3, Gemma, Mistral), as a list of its id;
+    empty where it puts none."""
+    begin = tokenizer.bos_token_id
+    return [int(begin)] if begin is not None and tokenizer.encode("a", verbose=False)[:1] == [begin] else []
+
+
+def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Returns the token that ended texts when the model was trained: its family's, or else the eos_token."""
+    if tokenizer.eos_token in ENDS_OF_TEXT:
+        return str(tokenizer.eos_token)
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    return next((token for token in ENDS_OF_TEXT if token in known), None) or str(tokenizer.eos_token)
+
+
 def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
     """Loads the tokenizer of a Hugging Face directory, or of a model by its name at the Hub.
 

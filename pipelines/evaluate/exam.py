@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat import Chat
+from actors.model.tokenizer import begin_of_text
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import UserError
@@ -235,7 +236,7 @@ class ExamRunner:
         return proportion(hits, len(sentences))
 
     def _bare(self, text: str) -> list[int]:
-        return self.base.encode(text, add_special_tokens=False)
+        return begin_of_text(self.base) + self.base.encode(text, add_special_tokens=False)
 
 
 def continues_right(wanted: str, text: str) -> bool:

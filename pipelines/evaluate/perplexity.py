@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 from transformers import AutoTokenizer
 
+from actors.model.tokenizer import begin_of_text
 from actors.orchestrator.fleet import Fleet
 from actors.trainer.data import shards_in
 from cluster.errors import wait_for
@@ -108,10 +109,11 @@ def perplexity(rows: Sequence[list[int]], nats: Mapping[str, Sequence[float]]) -
 def _documents(recipe: Recipe, run: RunFolder) -> Iterator[list[int]]:
     if recipe.evaluate.text:
         tokenizer = AutoTokenizer.from_pretrained(run.path("base"))
+        begin = begin_of_text(tokenizer)
         for split in plan_splits(recipe.evaluate.text, recipe.seed):
             for document in read_split(split):
                 if isinstance(document, Document):
-                    yield tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
+                    yield begin + tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
     elif recipe.corpus.sources:
         for shard in shards_in(run.path("corpus") / "shards" / "held_out"):
             for row in parquet.read_table(shard.path).to_pylist():

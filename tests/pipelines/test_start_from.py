@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
+from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,15 +19,16 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     OlmoeConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3MoeConfig,
     RecurrentGemmaConfig,
 )
 
 from actors.model.causal_lm import load, load_for_training
-from actors.model.chat import Chat
+from actors.model.chat import Chat, unlearned_tokens
 from actors.model.reward_head import load_reward_model
-from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, begin_of_text, end_of_text
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
@@ -33,7 +36,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.stages import stage_state
 from pipelines.corpus.tokens.encode import encode_documents
-from pipelines.corpus.tokens.train import document_end, save_tokenizer_of
+from pipelines.corpus.tokens.train import document_frame, save_tokenizer_of
 from pipelines.pretrain import _load_start
 from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
@@ -63,7 +66,46 @@ def test_the_corpus_is_tokenized_with_the_models_own_tokenizer(own: Path, tmp_pa
     text = "The capital of Peru is Lima."
     (encoded,) = encode_documents(tmp_path / "tokenizer" / "tokenizer.json", [text])
     assert encoded.tolist() == theirs.encode(text, add_special_tokens=False)
-    assert document_end(tmp_path / "tokenizer") == theirs.pad_token_id
+    assert document_frame(tmp_path / "tokenizer") == ([], theirs.pad_token_id)
+
+
+def test_the_begin_and_the_end_of_text_of_a_model_are_kept(own: Path, tmp_path: Path):
+    model = without_template(own)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # As Llama 3's base model has it.
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})
+    tokenizer.pad_token = None
+    begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    tokenizer.save_pretrained(tmp_path / "base")
+    save_tokenizer_of(str(tmp_path / "base"), tmp_path / "tokenizer", CONTEXT)
+    assert document_frame(tmp_path / "tokenizer") == ([begin], end)
+    chat = Chat.of(tmp_path / "tokenizer")
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rendered = chat.conversation(talk)
+    assert rendered.token_ids[0] == begin == chat.prompt(talk[:1])[0]
+    assert rendered.token_ids.count(begin) == 1
+    assert rendered.loss_mask[0] is False
+    assert rendered.token_ids[-1] == chat.end_of_turn_id != end
+    assert unlearned_tokens(chat.tokenizer) == chat.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS[1:]))
+
+
+@pytest.mark.parametrize(
+    ("eos", "others", "expected"),
+    [
+        ("<|eot_id|>", ["<|end_of_text|>"], "<|end_of_text|>"),
+        ("<end_of_turn>", ["<eos>", "<pad>"], "<eos>"),
+        ("<|im_end|>", [], "<|im_end|>"),
+    ],
+)
+def test_the_end_of_text_is_not_that_of_a_turn(eos: str, others: list[str], expected: str):
+    core = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
+    tokenizer.add_special_tokens({"additional_special_tokens": others})
+    assert end_of_text(tokenizer) == expected
+    assert begin_of_text(tokenizer) == []
 
 
 def test_a_base_model_gets_a_chat_template_and_embeddings_for_its_tokens(own: Path, tmp_path: Path):

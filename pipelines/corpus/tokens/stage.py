@@ -19,7 +19,7 @@ from pipelines.corpus.tasks import Report, Task, run_tasks
 from pipelines.corpus.tokens.cache import CachedTokens, TokenCache
 from pipelines.corpus.tokens.mix import Mixture
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
-from pipelines.corpus.tokens.train import document_end
+from pipelines.corpus.tokens.train import document_frame
 
 # Documents packed together: 1.4 % of padding on the demo corpus, in bounded memory.
 WINDOW_DOCUMENTS = 4096
@@ -36,6 +36,7 @@ def tokenize(
     Raises:
         DeadlineError: no part finished within the recipe's deadline.
     """
+    begin, end = document_frame(out / "tokenizer")
     phase = TokenizePhase(
         parts=tuple(part.file for part in mixture.parts),
         assignments=mixture.assignments,
@@ -43,7 +44,8 @@ def tokenize(
         rows=out / "work" / "rows",
         documents=out / "documents",
         context=recipe.model.context,
-        end=document_end(out / "tokenizer"),
+        begin=tuple(begin),
+        end=end,
     )
     tasks = [
         Task(
@@ -68,6 +70,7 @@ class TokenizePhase:
         rows: folder for the packed rows.
         documents: folder for the documents' text.
         context: tokens of a row.
+        begin: tokens before every document, of models that have one.
         end: token after every document.
     """
 
@@ -77,6 +80,7 @@ class TokenizePhase:
     rows: Path
     documents: Path
     context: int
+    begin: tuple[int, ...]
     end: int
 
     def __call__(self, index: int) -> Report:
@@ -107,7 +111,8 @@ class TokenizePhase:
         with atomic_write(path) as side, side.open("wb") as file:
             for window in _windows(batches):
                 ids = stored.ids(window["digest"].combine_chunks())
-                packed = pack([np.append(document, np.int32(self.end)) for document in ids], self.context)
+                begin, end = np.array(self.begin, np.int32), np.array([self.end], np.int32)
+                packed = pack([np.concatenate([begin, document, end]) for document in ids], self.context)
                 np.stack([packed.input_ids, packed.document_ids], axis=1).tofile(file)
                 columns = [window["id"], window["source"], pa.array([split] * len(ids)), window["text"]]
                 writer.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS), row_group_size=BATCH)
@@ -116,7 +121,7 @@ class TokenizePhase:
                 count["tokens"] += sum(map(len, ids))
                 count["rows"] += len(packed.input_ids)
                 count["padding"] += int((packed.document_ids == PAD_DOCUMENT_ID).sum())
-                count["cut"] += sum(len(document) + 1 > self.context for document in ids)
+                count["cut"] += sum(len(begin) + len(document) + 1 > self.context for document in ids)
         return count
 
 

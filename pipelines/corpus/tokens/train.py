@@ -153,8 +153,10 @@ def save_tokenizer_of(model: str, folder: Path, context: int) -> None:
     ready_for_chat(tokenizer).save_pretrained(str(folder))
 
 
-def document_end(folder: Path) -> int:
-    """Returns the id of the token that ends a document, which is the padding token."""
-    from actors.model.tokenizer import load_tokenizer
+def document_frame(folder: Path) -> tuple[list[int], int]:
+    """Returns the ids of the tokens before a document, at most one, and of the one that ends it, which is the padding
+    token."""
+    from actors.model.tokenizer import begin_of_text, load_tokenizer
 
-    return int(load_tokenizer(folder).pad_token_id)
+    tokenizer = load_tokenizer(folder)
+    return begin_of_text(tokenizer), int(tokenizer.pad_token_id)
