@@ -27,7 +27,7 @@ from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean, without_license
 from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
-from pipelines.corpus.filter.rules import WANTED_LANGUAGE, bounds, reasons_to_drop, wanted_language
+from pipelines.corpus.filter.rules import WANTED_LANGUAGE, Bound, bounds, reasons_to_drop, wanted_language
 from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit, read_split
@@ -113,7 +113,9 @@ class PreparePhase:
                     continue
                 with timer.step("filter"):
                     counts.add_read(batch, self.settings)
-                    judged = list(zip(batch.documents, reasons_to_drop(self._signals(batch), rules), strict=True))
+                    signals = self._signals(batch)
+                    counts.add_not_judged(signals, rules)
+                    judged = list(zip(batch.documents, reasons_to_drop(signals, rules), strict=True))
                     dropped = [(document, reason) for document, reason in judged if reason]
                     counts.add_dropped(dropped)
                 with timer.step("hash"):
@@ -221,6 +223,7 @@ class _Counts:
     histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     bad: list[BadRecord] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    not_judged: Counter[str] = field(default_factory=Counter)
 
     def add_read(self, batch: MeasuredBatch, settings: MeasureSettings) -> None:
         self.found.update(documents=len(batch.documents), bytes=sum(batch.read_bytes))
@@ -228,6 +231,11 @@ class _Counts:
         self.personal_data.update(found)
         for name, bins in histograms.count(batch.signals).items():
             self.histograms[name] = self.histograms.get(name, 0) + bins
+
+    def add_not_judged(self, signals: Signals, rules: Sequence[Bound]) -> None:
+        for rule in rules:
+            if without := int(np.isnan(signals[rule.signal]).sum()):
+                self.not_judged[rule.reason] += without
 
     def add_dropped(self, dropped: Sequence[tuple[Document, str]]) -> None:
         for document, reason in dropped:
@@ -248,6 +256,7 @@ class _Counts:
             "personal_data": dict(self.personal_data),
             "histograms": {name: bins.tolist() for name, bins in self.histograms.items()},
             "skipped": dict(sorted(self.skipped.items())),
+            "not_judged": dict(sorted(self.not_judged.items())),
             "bad": len(self.bad),
             "first_bad": self.bad[0].reason if self.bad else None,
             "unread": [
@@ -272,6 +281,8 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
         texts, signals = measure([text for text, _ in replaced], settings.rules)
     if probabilities is not None:
         signals["language_probability"] = probabilities
+        # Gopher's stop words are English.
+        signals["stop_words"][np.array(languages) != "en"] = np.nan
     for kind in settings.personal_data:
         signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in replaced])
     documents = [Document(old.id, old.source, text) for old, text in zip(batch, texts, strict=True)]

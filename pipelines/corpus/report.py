@@ -52,7 +52,7 @@ def statistics(
         source["bad"] += before["bad"]
         source["unread"] += before["unread"]
         source["skipped_files"] += before["skipped_files"]
-        for key in ("personal_data", "dropped", "dropped_bytes", "skipped"):
+        for key in ("personal_data", "dropped", "dropped_bytes", "skipped", "not_judged"):
             source[key] = _added(source[key], before[key])
     for part, after in zip(mixture.parts, tokenized, strict=True):
         for split in SPLITS:
@@ -80,6 +80,7 @@ def statistics(
         "drop_examples": _examples(prepared),
         "personal_data": _added(*(source["personal_data"] for source in sources.values())),
         "skipped": _added(*(source["skipped"] for source in sources.values())),
+        "not_judged": _added(*(source["not_judged"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
         "duplicates": {"exact": sum(dropped.exact.values()), "near": sum(dropped.near.values())},
         **({"mix": mixture.account} if mixture.account else {}),
@@ -158,6 +159,12 @@ def print_summary(stats: Report, console: Console) -> None:
     for name, source in stats["sources"].items():
         if files := source["skipped_files"]:
             console.print(f"{len(files):,} files of {name} are in no format that is read, such as {files[0]}")
+    if stats["not_judged"]:
+        most, count = max(stats["not_judged"].items(), key=lambda item: item[1])
+        console.print(
+            f"{count:,} documents were not judged by the rule {most!r}, among others: no thresholds are published for "
+            "their scripts or languages"
+        )
     if stats["skipped"]:
         kinds = sorted(stats["skipped"].items(), key=lambda item: -item[1])
         console.print(f"skipped: {', '.join(f'{count:,} of {kind}' for kind, count in kinds)}")
@@ -254,6 +261,7 @@ def _empty_source() -> Report:
         "skipped_files": [],
         "personal_data": {},
         "skipped": {},
+        "not_judged": {},
         "dropped": {},
         "dropped_bytes": {},
         **{split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS},

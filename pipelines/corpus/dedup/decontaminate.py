@@ -1,12 +1,12 @@
 """Finds documents contaminated with evaluation data: n-grams of words that they share with an evaluation file.
 
-N-grams match exactly, without case and punctuation, and have 13 words by default (Brown et al. 2020,
+N-grams match exactly, without case and punctuation, and have 13 words by default, or 13 letters in scripts
+without spaces (Brown et al. 2020,
 https://arxiv.org/abs/2005.14165, appendix C).
 """
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
+from pipelines.corpus.clean.words import word_spans, words
 from pipelines.corpus.tables import BATCH, save_array
 from pipelines.corpus.tasks import Report
 
@@ -35,7 +36,6 @@ FOUND = pa.schema(
         ("span", pa.string()),
     ]
 )
-_WORD = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -94,7 +94,7 @@ class NGrams:
                     mine.append((start, start + self._n))
         if not passages:
             return []
-        places = [match.span() for match in _WORD.finditer(text)]
+        places = word_spans(text)
         matches = [
             Match(item, places[start][0], places[end - 1][1]) for item, mine in passages.items() for start, end in mine
         ]
@@ -208,7 +208,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
+    return [word.lower() for word in words(text)]
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,10 @@
 """Measures the signals that the quality rules bound, for a batch of documents at once.
 
-Words are separated by white space. Lines and paragraphs are stripped of surrounding white space; blank ones do not
-count.
+Words are separated by white space, or single letters in scripts without it. Lines and paragraphs are stripped of
+surrounding white space; blank ones do not count.
+
+A signal is NaN, which no bound rejects, where no threshold is published: for English stop words in other languages, and
+for lengths and n-grams of words and lengths of lines in scripts without spaces.
 """
 
 import re
@@ -14,10 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster.recipe.corpus import C4, Rules
-from pipelines.corpus.filter.ngrams import repetition
+from pipelines.corpus.clean.words import ends_no_sentences, is_latin, is_unspaced, words
+from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition
 
 # Part of the signal cache's key: signals of another version are measured again.
-VERSION = 3
+VERSION = 4
 
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]
@@ -26,9 +30,18 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 SHORT_LINE = 30
 _BULLETS = ("•", "‣", "◦", "▪", "●", "■", "*", "-")
 _ELLIPSES = ("...", "…")
-_C4_LINE_ENDS = (".", "!", "?", '"', "”")
-_LINE_ENDS = (*_C4_LINE_ENDS, "'", "’", "»", "…", "。", "！", "？", "؟", "।")
-_SENTENCE_END = re.compile(r"""[.!?。！？]["'”’)\]]*(?=\s|$)""")
+_NATIVE_ENDS = ("。", "！", "？", "｡", "؟", "۔", "।", "॥", "።", "။", "។", "」", "』")
+_C4_LINE_ENDS = (".", "!", "?", '"', "”", *_NATIVE_ENDS)
+_LINE_ENDS = (*_C4_LINE_ENDS, "'", "’", "»", "…")
+_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s|$)|[。！？｡؟۔।॥።။។]+""")
+# Signals whose thresholds are of languages with spaces.
+_OF_SPACED_WORDS = (
+    "mean_word_length",
+    "stop_words",
+    "short_lines",
+    *(f"top_{n}_gram" for n in TOP),
+    *(f"duplicate_{n}_gram" for n in DUPLICATE),
+)
 _BOILERPLATE = (
     "javascript",
     "terms of use",
@@ -53,8 +66,24 @@ def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signa
     Returns:
         (texts, signals): the texts without the lines removed; each signal is (texts,).
     """
+    texts, signals = _measured(texts, rules)
+    unspaced = np.fromiter(map(is_unspaced, texts), dtype=bool, count=len(texts))
+    for name in _OF_SPACED_WORDS if unspaced.any() else ():
+        if name in signals:
+            signals[name][unspaced] = np.nan
+    unended = [place for place in np.flatnonzero(unspaced) if ends_no_sentences(texts[place])]
+    for name in ("sentences", "punctuated_lines") if unended else ():
+        if name in signals:
+            signals[name][unended] = np.nan
+    foreign = [place for place, text in enumerate(texts) if not text.isascii() and not is_latin(text)]
+    signals["stop_words"][foreign] = np.nan
+    return texts, signals
+
+
+def _measured(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signals]:
     lines = [_lines(text) for text in texts]
-    signals = {**_of_words(texts, rules is not None), **_of_lines(lines)}
+    spaced = [" ".join(words(text)) if is_unspaced(text) else text for text in texts]
+    signals = {**_of_words(spaced, rules is not None), **_of_lines(lines)}
     symbols = _each(lambda text: max(text.count("#"), text.count("...") + text.count("…")), texts)
     signals["symbols_per_word"] = _share(symbols, signals["words"])
     if rules is None:
@@ -65,7 +94,7 @@ def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signa
         return list(texts), signals | _of_what_is_left(texts, lines, signals["words"])
     lines = [_c4_lines(document, rules.c4) for document in lines]
     left = ["\n".join(document) for document in lines]
-    return left, signals | _of_what_is_left(left, lines, _each(lambda text: len(text.split()), left))
+    return left, signals | _of_what_is_left(left, lines, _each(_count_words, left))
 
 
 def punctuated_lines(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -134,14 +163,26 @@ def _punctuated(documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
 def _c4_lines(lines: Sequence[str], c4: C4) -> list[str]:
     kept = list(lines)
     if c4.terminal_punctuation:
-        kept = [line for line in kept if line.endswith(_C4_LINE_ENDS) and not line.endswith(_ELLIPSES)]
-    kept = [line for line in kept if len(line.split()) >= c4.words_per_line]
-    kept = [line for line in kept if len(line) <= c4.longest_word or max(map(len, line.split())) <= c4.longest_word]
+        kept = [line for line in kept if _ends_line(line) and not line.endswith(_ELLIPSES)]
+    kept = [line for line in kept if _count_words(line) >= c4.words_per_line]
+    kept = [line for line in kept if len(line) <= c4.longest_word or _longest_word(line) <= c4.longest_word]
     # Most documents have no such line.
     whole = "\n".join(kept).lower() if c4.boilerplate_lines else ""
     if any(phrase in whole for phrase in _BOILERPLATE):
         kept = [line for line in kept if not any(phrase in line.lower() for phrase in _BOILERPLATE)]
     return kept
+
+
+def _ends_line(line: str) -> bool:
+    return line.endswith(_C4_LINE_ENDS) or (not line.isascii() and ends_no_sentences(line))
+
+
+def _count_words(text: str) -> int:
+    return len(words(text)) if is_unspaced(text) else len(text.split())
+
+
+def _longest_word(line: str) -> int:
+    return 1 if is_unspaced(line) else max(map(len, line.split()))
 
 
 def _duplicates(documents: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -117,7 +117,7 @@ def test_languages_are_identified_and_kept_with_the_document(tmp_path: Path) -> 
     source = Source(kind="files", path=str(path))
     (report,), documents = prepare(source, tmp_path / "out", languages=("en", "fr"), **given)
     assert [row["text"] for row in documents] == [SENTENCES["en"], SENTENCES["fr"]]
-    assert report["dropped"] == {LANGUAGE: 2, TOO_FEW_WORDS: 1}
+    assert report["dropped"] == {LANGUAGE: 3}
     (measured,) = (tmp_path / "signals").iterdir()
     table = pq.read_table(measured)
     assert table["language"].to_pylist() == list(SENTENCES)
