@@ -8,7 +8,7 @@ for lengths and n-grams of words and lengths of lines in scripts without spaces.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import TypeVar
 
 import numpy as np
@@ -66,12 +66,12 @@ def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signa
     Returns:
         (texts, signals): the texts without the lines removed; each signal is (texts,).
     """
-    texts, signals = _measured(texts, rules)
-    unspaced = np.fromiter(map(is_unspaced, texts), dtype=bool, count=len(texts))
-    for name in _OF_SPACED_WORDS if unspaced.any() else ():
+    unspaced = [is_unspaced(text) for text in texts]
+    unended = [place for place, alone in enumerate(unspaced) if alone and ends_no_sentences(texts[place])]
+    texts, signals = _measured(texts, rules, unspaced, frozenset(unended))
+    for name in _OF_SPACED_WORDS if any(unspaced) else ():
         if name in signals:
             signals[name][unspaced] = np.nan
-    unended = [place for place in np.flatnonzero(unspaced) if ends_no_sentences(texts[place])]
     for name in ("sentences", "punctuated_lines") if unended else ():
         if name in signals:
             signals[name][unended] = np.nan
@@ -80,9 +80,11 @@ def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signa
     return texts, signals
 
 
-def _measured(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signals]:
+def _measured(
+    texts: Sequence[str], rules: Rules | None, unspaced: Sequence[bool], unended: Set[int]
+) -> tuple[list[str], Signals]:
     lines = [_lines(text) for text in texts]
-    spaced = [" ".join(words(text)) if is_unspaced(text) else text for text in texts]
+    spaced = [" ".join(words(text)) if alone else text for text, alone in zip(texts, unspaced, strict=True)]
     signals = {**_of_words(spaced, rules is not None), **_of_lines(lines)}
     symbols = _each(lambda text: max(text.count("#"), text.count("...") + text.count("…")), texts)
     signals["symbols_per_word"] = _share(symbols, signals["words"])
@@ -92,9 +94,11 @@ def _measured(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Sig
     signals["duplicate_paragraphs"], signals["duplicate_paragraph_characters"] = _duplicates(paragraphs)
     if rules.c4 is None:
         return list(texts), signals | _of_what_is_left(texts, lines, signals["words"])
-    lines = [_c4_lines(document, rules.c4) for document in lines]
+    lines = [
+        _c4_lines(document, rules.c4, unspaced[place], place not in unended) for place, document in enumerate(lines)
+    ]
     left = ["\n".join(document) for document in lines]
-    return left, signals | _of_what_is_left(left, lines, _each(_count_words, left))
+    return left, signals | _of_what_is_left(left, lines, _counts(left, unspaced))
 
 
 def punctuated_lines(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -160,12 +164,15 @@ def _punctuated(documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
     return _share(_each(lambda lines: _ending(lines, _LINE_ENDS), documents), _each(len, documents))
 
 
-def _c4_lines(lines: Sequence[str], c4: C4) -> list[str]:
+def _c4_lines(lines: Sequence[str], c4: C4, unspaced: bool, ended: bool) -> list[str]:
     kept = list(lines)
-    if c4.terminal_punctuation:
-        kept = [line for line in kept if _ends_line(line) and not line.endswith(_ELLIPSES)]
-    kept = [line for line in kept if _count_words(line) >= c4.words_per_line]
-    kept = [line for line in kept if len(line) <= c4.longest_word or _longest_word(line) <= c4.longest_word]
+    if c4.terminal_punctuation and ended:
+        kept = [line for line in kept if line.endswith(_C4_LINE_ENDS) and not line.endswith(_ELLIPSES)]
+    if unspaced:
+        kept = [line for line in kept if len(words(line)) >= c4.words_per_line]
+    else:
+        kept = [line for line in kept if len(line.split()) >= c4.words_per_line]
+        kept = [line for line in kept if len(line) <= c4.longest_word or max(map(len, line.split())) <= c4.longest_word]
     # Most documents have no such line.
     whole = "\n".join(kept).lower() if c4.boilerplate_lines else ""
     if any(phrase in whole for phrase in _BOILERPLATE):
@@ -173,16 +180,9 @@ def _c4_lines(lines: Sequence[str], c4: C4) -> list[str]:
     return kept
 
 
-def _ends_line(line: str) -> bool:
-    return line.endswith(_C4_LINE_ENDS) or (not line.isascii() and ends_no_sentences(line))
-
-
-def _count_words(text: str) -> int:
-    return len(words(text)) if is_unspaced(text) else len(text.split())
-
-
-def _longest_word(line: str) -> int:
-    return 1 if is_unspaced(line) else max(map(len, line.split()))
+def _counts(texts: Sequence[str], unspaced: Sequence[bool]) -> NDArray[np.float64]:
+    counted = [len(words(text) if alone else text.split()) for text, alone in zip(texts, unspaced, strict=True)]
+    return np.array(counted, dtype=np.float64)
 
 
 def _duplicates(documents: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
