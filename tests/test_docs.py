@@ -136,7 +136,7 @@ def test_the_readme_is_short() -> None:
 def test_a_page_is_read_in_minutes_and_has_an_example(page: Page) -> None:
     if page.path.name == "recipe.md":
         return
-    assert 60 <= len(page.text.splitlines()) <= 150
+    assert 40 <= len(page.text.splitlines()) <= 150
     examples = page.blocks("yaml", "python", "sh", "console")
     assert examples or page.path.name == "glossary.md"
 

@@ -38,7 +38,7 @@ def write_server(run: RunFolder, url: str, token: str, names: Mapping[str, str] 
     run.root.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"url": url, "token": token, "names": dict(names or {})}, file)
+        json.dump({"url": url, "token": token} | ({"names": dict(names)} if names else {}), file)
     return path
 
 
