@@ -88,17 +88,47 @@ class Checkpoints:
         self._pending = None
 
     def newest(self) -> tuple[int, Path] | None:
-        """Removes half-written checkpoints; returns the newest whole one and its next step to do, on every worker."""
-        found: list[tuple[int, Path] | None] = [None]
+        """Returns the newest of `whole`, if there is one."""
+        return next(iter(self.whole()), None)
+
+    def whole(self) -> list[tuple[int, Path]]:
+        """Removes half-written checkpoints; returns the whole ones and their next steps to do, the newest first, on
+        every worker."""
+        found: list[list[tuple[int, Path]]] = [[]]
         if self.rank == 0:
             # A checkpoint of fewer workers would leave parts of what a kill left.
             for half in (self.out / SCRATCH).glob("side_*"):
                 shutil.rmtree(half)
-            found = [max(checkpoints_in(self.out), default=None)]
+            found = [checkpoints_in(self.out)[::-1]]
         # The others wait until the rest is gone; on a file system of another machine they may not see the same yet.
         if self.world_size > 1:
             dist.broadcast_object_list(found, src=0)
         return found[0]
+
+    def read_newest(self, state: State) -> int | None:
+        """Reads the newest checkpoint that is not damaged into `state`, and removes those that are.
+
+        Returns:
+            Its next step to do; None if there is no checkpoint.
+
+        Raises:
+            UserError: all are damaged, or of tensors of other names or shapes. None is removed then.
+        """
+        failures: list[UserError] = []
+        found = self.whole()
+        for step, folder in found:
+            try:
+                read(state, folder)
+            except UserError as error:
+                failures.append(error)
+                continue
+            for _, damaged in found[: len(failures)] if self.rank == 0 else ():
+                print(f"{damaged} is damaged and removed: training goes on from step {step}", flush=True)
+                shutil.rmtree(damaged)
+            return step
+        if failures:
+            raise failures[0]
+        return None
 
     def _finish(self, written: Future[Any], side: Path, step: int, extra: dict[str, Any] | None) -> None:
         try:

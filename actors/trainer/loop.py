@@ -30,7 +30,7 @@ from actors.model.perf import (
 )
 from actors.objectives.dpo import DpoObjective
 from actors.objectives.lm import LanguageObjective
-from actors.trainer.checkpoint import Checkpoints, export, load_training_state, read, training_state
+from actors.trainer.checkpoint import Checkpoints, export, load_training_state, training_state
 from actors.trainer.data import Shard, row_batches
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
 from actors.trainer.proof import note_export, proof_rows, prove_export
@@ -196,15 +196,13 @@ def _compiling_pays(job: TrainingJob, unwrapped_model: Any, device: torch.device
 
 
 def _restore(checkpoints: Checkpoints, model: WithLoss, optimizers: list[Optimizer]) -> int:
-    """Loads the newest checkpoint, of any number of workers, if there is one; returns the next step to do."""
-    newest = checkpoints.newest()
-    if newest is None:
+    """Loads the newest checkpoint that can be read, of any number of workers; returns the next step to do."""
+    if checkpoints.newest() is None:
         return 0
-    step, folder = newest
     state = training_state(model, optimizers)
-    read(state, folder)
+    step = checkpoints.read_newest(state)
     load_training_state(model, optimizers, state)
-    return step
+    return step or 0
 
 
 class Throughput:

@@ -13,8 +13,9 @@ from actors.model.optim import make_optimizers
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, training_state
 from actors.trainer.job import checkpoints_in
-from cluster.errors import StageError
+from cluster.errors import StageError, UserError
 from cluster.recipe.model import Model
+from cluster.run.folder import SCRATCH
 
 
 def made() -> tuple[WithLoss, list[Optimizer]]:
@@ -64,3 +65,25 @@ def test_a_checkpoint_that_is_written_beside_training_has_the_state_of_its_step(
         load_training_state(other, others, state)
         assert all(torch.equal(one, two) for one, two in zip(saved[step], other.parameters(), strict=True))
         assert {int(own["step"]) for own in others[0].state.values()} == {step}
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoints = Checkpoints(tmp_path, rank=0, world_size=1, asynchronous=False)
+    for step in (2, 4):
+        checkpoints.save({"weight": torch.full((3,), float(step))}, step)
+    newest, older = (tmp_path / SCRATCH / f"checkpoint_{step}" for step in (4, 2))
+
+    def damage(folder: Path) -> None:
+        for file in folder.glob("*.distcp"):
+            file.write_bytes(file.read_bytes()[:20])
+
+    damage(newest)
+    state = {"weight": torch.zeros(3)}
+    assert checkpoints.read_newest(state) == 2
+    assert state["weight"].tolist() == [2, 2, 2]
+    assert not newest.exists()
+    assert f"{newest} is damaged and removed: training goes on from step 2" in capsys.readouterr().out
+    damage(older)
+    with pytest.raises(UserError, match=r"checkpoint_2 is damaged"):
+        checkpoints.read_newest(state)
+    assert older.exists()
