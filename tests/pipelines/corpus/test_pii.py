@@ -155,3 +155,15 @@ def test_no_text_is_slow() -> None:
         ":" * 200_000,
     ):
         assert replace(text, KINDS)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("联系邮箱foo@example.com请回复", "联系邮箱<EMAIL_1>请回复"),
+        ("メールはfoo@example.co.jpまで", "メールは<EMAIL_1>まで"),
+        ("пишите:foo@example.comили", "пишите:<EMAIL_1>или"),
+    ],
+)
+def test_addresses_beside_letters_of_other_scripts_are_found(text: str, left: str) -> None:
+    assert replace(text, ["email"]) == (left, {"email": 1})

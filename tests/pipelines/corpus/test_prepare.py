@@ -12,9 +12,9 @@ from cluster.errors import UserError
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules, Source
 from pipelines.corpus.clean.language import identify, known_languages
 from pipelines.corpus.clean.text import without_license
-from pipelines.corpus.filter.cache import MeasureSettings
+from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings
 from pipelines.corpus.filter.rules import LANGUAGE, TOO_FEW_WORDS
-from pipelines.corpus.prepare import PreparePhase
+from pipelines.corpus.prepare import PreparePhase, StepTimer, measured_batches
 from pipelines.corpus.read.sources import plan_splits
 from pipelines.corpus.stage import _require_known
 from tests.helpers import SHARED
@@ -207,3 +207,12 @@ def test_the_shared_captures_are_judged_by_the_published_rules(tmp_path: Path) -
         "gopher repetition: duplicate lines": 1,
     }
     assert len(documents) == 37 - 4
+
+
+def test_batches_are_bounded_by_their_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.corpus.prepare._BATCH_CHARACTERS", 1000)
+    texts = [f"number {number} {'word ' * 60}" for number in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (split,) = plan_splits([Source(path=str(tmp_path / "a.jsonl"))], 1)
+    batches = list(measured_batches(split, MeasureSettings(), StepTimer()))
+    assert [len(batch.documents) for batch in batches if isinstance(batch, MeasuredBatch)] == [4] * 5
