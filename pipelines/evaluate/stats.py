@@ -40,7 +40,8 @@ def proportion(hits: int, n: int) -> Proportion:
     value, square = hits / n, QUANTILE**2
     center = (value + square / (2 * n)) / (1 + square / n)
     half = QUANTILE / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
-    return Proportion(value, n, max(0.0, center - half), min(1.0, center + half))
+    # Of 0 and of all cases the interval ends at the share itself, but for rounding.
+    return Proportion(value, n, max(0.0, min(value, center - half)), min(1.0, max(value, center + half)))
 
 
 @dataclass(frozen=True)

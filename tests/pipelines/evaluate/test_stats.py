@@ -16,6 +16,12 @@ def test_proportion_has_wilsons_interval(hits: int, n: int) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
+def test_an_interval_holds_its_share_whatever_the_rounding() -> None:
+    for n in range(1, 2000):
+        for found in (proportion(0, n), proportion(n, n)):
+            assert 0 <= found.low <= found.value <= found.high <= 1
+
+
 def test_proportion_of_newcombes_published_example() -> None:
     # Newcombe 1998, Statistics in Medicine 17, 857-872, table I: 81 of 263, score method.
     found = proportion(81, 263)
