@@ -15,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+import ray
 from pydantic import BaseModel, TypeAdapter
 from ray import serve
 from ray.exceptions import RayError
@@ -49,6 +50,18 @@ def start_application(app: serve.Application, name: str) -> None:
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
     target = serve.RunTarget(app, name, None, logging_config=quiet)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def listen_on_node_address() -> None:
+    """Has this replica's gRPC server, which Ray Serve starts after the constructor, listen on the node's address alone.
+
+    Look at `add_port_to_grpc_server` in `ray.serve._private.replica`: it is given all interfaces, without a setting.
+    """
+    from ray.serve._private import replica
+
+    address = ray.util.get_node_ip_address()
+    original = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, place: original(server, place.replace("[::]", address))
 
 
 def stop_application(name: str, seconds: float) -> bool:

@@ -21,6 +21,7 @@ from cluster.recipe.serve import VISITOR, Alias, ModelName
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from serve.admin import admin_router
+from serve.compat import listen_on_node_address
 from serve.errors import RequestError
 from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
@@ -157,6 +158,7 @@ class Gateway:
         stop_seconds: float,
         scales_to_zero: bool,
     ) -> None:
+        listen_on_node_address()
         self._replicas = ReplicaListener()
         await self._replicas.open(ray.util.get_node_ip_address())
         models: dict[str, ModelEndpoint] = {}

@@ -13,7 +13,7 @@ from typing import Any
 from actors.types import reward_scale_file
 from cluster.run.versions import live_version
 from cluster.runtime.plan import Allocation
-from serve.compat import CACHE_VARIABLE
+from serve.compat import CACHE_VARIABLE, listen_on_node_address
 from serve.replica.autoscaling import REQUESTS
 from serve.replica.lora import LoraModel
 from serve.transport.connection import Address, ReplicaConnection, connect, new_replica_id
@@ -97,6 +97,7 @@ class Replica(ReplicaServer):
         tool_parser: str | None,
         adapters: Mapping[str, Mapping[str, Path]],
     ) -> None:
+        listen_on_node_address()
         os.environ.pop(CACHE_VARIABLE, None)
         # vLLM keeps the batch that it computes in its module: the engines of one process take turns in one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")

@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
+from ray.serve._private import replica
 from transformers import AutoTokenizer
 
+from serve.compat import listen_on_node_address
 from serve.http.limits import MIN_BODY_BYTES
 from tests.serve.conftest import Server, connection, head
 
@@ -117,6 +120,15 @@ def test_a_client_that_hangs_up_pays_for_what_was_computed(server: Server, optio
     assert after["prompt"] - before["prompt"] == sum(len(tokenizer.encode(prompt)) for prompt in prompts)
     # The engine makes hundreds a second; at the last event that was read it were two at most.
     assert 20 < after["completion"] - before["completion"] < 1500 * 20
+
+
+def test_a_replicas_grpc_server_has_the_nodes_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve itself gives it all interfaces."""
+    places: list[str] = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda _, place: places.append(place))
+    listen_on_node_address()
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    assert places == [f"{ray.util.get_node_ip_address()}:0"]
 
 
 def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:
