@@ -338,4 +338,4 @@ def test_the_example_runs_from_its_text_to_its_report(tmp_path: Path) -> None:
     assert report["rewards"]["reward"]["n"] == 10
     assert 0 <= report["rewards"]["reward"]["before"] <= 1
     manifest = json.loads((run / "policy" / "manifest.json").read_text())
-    assert manifest["metrics"]["prompts"] == {"trained": 8, "filtered": 0}
+    assert manifest["metrics"]["prompts"] == {"trained": 8, "filtered": 0, "failed": 0}

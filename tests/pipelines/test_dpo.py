@@ -33,7 +33,7 @@ def ranking(number: int, split: str, answers: list[list[int]], ranks: list[int])
         "kind": None,
         "prompt_token_ids": [2, *(chance.randrange(20, 300) for _ in range(4)), 3],
         "answers": answers,
-        "texts": ["" for _ in answers],
+        "texts": [" ".join(map(str, answer)) for answer in answers],
         "ranks": ranks,
         "grades": None,
         "annotator": "ann",

@@ -15,7 +15,7 @@ from actors.learner.learner import Learner
 from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
-from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling
+from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling, reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.functions import load_function
 from tests.actors.conftest import CONTEXT, QUESTIONS, prompts, reference_logprobs
@@ -92,6 +92,7 @@ def test_the_learner_learns_from_drawn_tokens_alone(
 ) -> None:
     ending(tiny[1]).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny[0]).save_pretrained(tmp_path)
+    reward_scale_file(tmp_path).write_text('{"mean": 0.0, "deviation": 1.0}')
     asked = in_epoch(1)
     groups = list(talkative.generate(asked, Sampling(4, 1.0, 60, seed=3)).values())
     samples = [sample for group in groups for sample in group]
