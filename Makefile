@@ -17,7 +17,7 @@ demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 S
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
 
 # Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
-TESTS := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TESTS := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## run the tests
 	@$(TESTS)

@@ -28,7 +28,7 @@ reward: *training
 
 # Fixtures that start Ray, an engine, a server or a browser: tests that ask for one are slow without saying so.
 HEAVY = frozenset({"ray_session", "fleet", "server", "browser", "head"})
-# Fixtures that several files share, and that take longest to start: one process has all tests of each.
+# Fixtures that several files share, and that take longest to start.
 SHARED = ("fleet", "server")
 # Files whose tests take longest, the longest first.
 LONG = ("test_demo.py", "trainer/test_loop.py", "test_docs.py", "runtime/test_memory.py", "runtime/test_session.py")
@@ -50,9 +50,12 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as slow by their fixtures, and has what takes longest begin first and shared fixtures start once.
+    """Marks tests as slow by their fixtures, and has the files that take longest, and those that share a fixture, begin
+    first.
 
-    Processes that share the tests take whole groups of them: those that use a shared fixture, or else those of a file.
+    Processes that share the tests take whole files of them. Groups of files would start each shared fixture once, but
+    pytest-xdist 3.8 marks groups in a field that pytest 9.2 no longer reads: with `--dist loadgroup` each process ran
+    single tests, and made the fixtures of every file.
     """
     fixtures: dict[Path, set[str]] = {}
     for item in items:
@@ -60,9 +63,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             fixtures.setdefault(item.path, set()).update(item.fixturenames)
             if HEAVY.intersection(item.fixturenames):
                 item.add_marker(pytest.mark.slow)
-    for item in items:
-        shared = [name for name in SHARED if name in fixtures.get(item.path, ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else "/".join(item.path.parts[-2:])))
 
     def place(item: pytest.Item) -> int:
         long = [number for number, name in enumerate(LONG) if item.path.as_posix().endswith(name)]
