@@ -165,7 +165,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     else:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in written))
     left_out = sum(map(len, votes.values())) if kind in FORMATS and name is None else 0
-    mended = sum(_dumped(before) != _dumped(after) for before, after in zip(exported, written, strict=True))
+    mended = sum(before != after for before, after in zip(exported, written, strict=True))
     return Exported(len(exported), left_out, mended)
 
 
@@ -179,10 +179,6 @@ def storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {storable(key): storable(held) for key, held in value.items()}
     return [storable(held) for held in value] if isinstance(value, list | tuple) else value
-
-
-def _dumped(row: Row) -> str:
-    return json.dumps(row, sort_keys=True)
 
 
 def _judgements(database: Feedback) -> dict[str, list[Ranking]]:

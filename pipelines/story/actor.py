@@ -1,8 +1,10 @@
 """The Ray actor behind the story page: it keeps the latest request, trains in a thread and reports the progress."""
 
+import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from cluster.run.folder import RunFolder
 from cluster.runtime.memory import GB, story_training_gb
 from pipelines.story.content import Training, describe, story_data
 from pipelines.story.training import MIN_RANKINGS, OWN_STAGES, story_of, train
+from serve.errors import RequestError
 from serve.pages.story import StoryTrainer, TrainingRequest, visitor_run
 
 logger = logging.getLogger(__name__)
+
+# The longest wait of a page for the actor, whose first reply reads the conversations of fine-tuning.
+REPLY_SECONDS = 60.0
 
 
 class VisitorTraining:
@@ -34,7 +40,6 @@ class VisitorTraining:
         self._recipe, self._run = recipe, RunFolder(root)
         self._branch = visitor_run(self._run)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
-        self._work: Future[None] | None = None
         self._data: dict[str, Any] | None = None
         self._training = self._read()
         if self._training and self._training.outcome == "running":
@@ -75,8 +80,7 @@ class VisitorTraining:
         return ""
 
     def _submit(self) -> None:
-        self._work = self._thread.submit(self._train)
-        self._work.add_done_callback(self._finish)
+        self._thread.submit(self._train).add_done_callback(self._finish)
 
     def _train(self) -> None:
         assert self._training is not None
@@ -117,18 +121,21 @@ class RemoteTraining(StoryTrainer):
 
     async def data(self) -> dict[str, Any]:
         """See `VisitorTraining`."""
-        found: dict[str, Any] = await self._actor.data.remote()
-        return found
+        return await self._asked(self._actor.data.remote())
 
     async def state(self, visitor: str) -> dict[str, Any]:
         """See `VisitorTraining`."""
-        found: dict[str, Any] = await self._actor.state.remote(visitor)
-        return found
+        return await self._asked(self._actor.state.remote(visitor))
 
     async def start(self, request: TrainingRequest) -> str:
         """See `VisitorTraining`."""
-        refusal: str = await self._actor.start.remote(request)
-        return refusal
+        return await self._asked(self._actor.start.remote(request))
+
+    async def _asked(self, reply: Awaitable[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(reply, REPLY_SECONDS)
+        except TimeoutError as error:
+            raise RequestError(503, "the trainer of the story page does not answer; try again in a minute") from error
 
 
 def start_trainer(recipe: Recipe, run: RunFolder) -> StoryTrainer | None:

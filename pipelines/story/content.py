@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.model.chat import Chat
-from cluster.feedback import Completion, Feedback, FeedbackPrompt, open_feedback
+from cluster.feedback import Feedback, distinct_completions, open_feedback
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import Story
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
 from pipelines.data.chat_formats import read_conversations
 from pipelines.story.training import MIN_RANKINGS, story_of
+from serve.pages.label import MAX_ANSWERS
 from serve.pages.story import TrainingRequest
 
 # Conversations that the page shows with their trained tokens, and held-out questions that it offers.
@@ -19,9 +20,6 @@ SHOWN_CONVERSATIONS, SHOWN_QUESTIONS = 8, 8
 # Seconds of the reward model's stage, until the first step of RLHF, and of a step, measured on two cores: for the
 # estimate of a training that has just begun.
 REWARD_SECONDS, START_SECONDS, STEP_SECONDS = 20.0, 35.0, 2.0
-
-# Figures of a step of RLHF that the page draws.
-POLICY_FIGURES = {"reward": "reward", "kl": "kl_sequence", "length": "response_length"}
 
 Outcome = Literal["running", "done", "failed"]
 
@@ -57,7 +55,7 @@ def tasks_to_rank(database: Feedback, count: int) -> list[dict[str, Any]]:
     """Chooses prompts of the run whose sampled answers differ, of all kinds in turn, each answer text once."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for prompt in database.prompts():
-        distinct = _distinct(prompt)
+        distinct = distinct_completions(sorted(prompt.completions, key=lambda one: one.index))[:MAX_ANSWERS]
         if "import" not in prompt.details and len(distinct) >= 2:
             answers = [{"id": one.id, "text": one.text} for one in distinct]
             task = {"prompt": prompt.id, "messages": prompt.messages, "answers": answers}
@@ -66,13 +64,6 @@ def tasks_to_rank(database: Feedback, count: int) -> list[dict[str, Any]]:
     turns = sorted(kinds.values(), key=len, reverse=True)
     rounds = [tasks[number] for number in range(count) for tasks in turns if number < len(tasks)]
     return rounds[:count]
-
-
-def _distinct(prompt: FeedbackPrompt) -> list[Completion]:
-    first: dict[str, Completion] = {}
-    for completion in sorted(prompt.completions, key=lambda one: one.index):
-        first.setdefault(completion.text, completion)
-    return list(first.values())
 
 
 def trained_conversations(recipe: Recipe, chat: Chat) -> list[list[tuple[str, bool]]]:
@@ -125,7 +116,8 @@ def describe(recipe: Recipe, branch: RunFolder, training: Training) -> dict[str,
             {
                 "step": row["step"] + 1,
                 "reward": row["reward"],
-                "kl": row["kl_sequence"],
+                # Not measured where nothing depends on it.
+                "kl": row.get("kl_sequence"),
                 "length": row["response_length"],
             }
             for row in policy

@@ -41,7 +41,8 @@ def train(recipe: Recipe, run: RunFolder, branch: RunFolder, request: TrainingRe
     own = visitor_recipe(recipe, branch, ray.cluster_resources().get("CPU", 1), request.gameable)
     link_stages(run, branch)
     stages = [stage for stage in stages_of(own) if stage.folder in OWN_STAGES]
-    if not request.gameable:
+    # PPO's critic starts from a reward model whatever the reward is.
+    if any(stage.folder == "reward" for stage in stages):
         write_preferences(recipe, run, branch, request)
     for stage in stages:
         run_named_stage(stage, own, branch)

@@ -60,6 +60,12 @@ class TrainingRequest(BaseModel):
     rankings: Annotated[list[VisitorRanking], Field(max_length=MAX_RANKINGS)]
     gameable: bool = False
 
+    @model_validator(mode="after")
+    def _every_prompt_is_ranked_once(self) -> "TrainingRequest":
+        if len({ranking.prompt for ranking in self.rankings}) < len(self.rankings):
+            raise ValueError("a prompt is ranked twice")
+        return self
+
 
 class StoryTrainer(Protocol):
     """Trains what visitors ask for, one at a time."""

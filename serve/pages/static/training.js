@@ -91,7 +91,7 @@ function agreement({ agreement, trained_agreement: trained }) {
 }
 
 function drawCurves(state) {
-  const steps = (name) => state.policy.map((row) => [row.step, row[name]]);
+  const steps = (name) => state.policy.filter((row) => row[name] !== null).map((row) => [row.step, row[name]]);
   const curves = [["reward model's loss", state.reward.losses]];
   if (state.policy.length) curves.push(["reward", steps("reward")], ["KL from the fine-tuned model", steps("kl")], ["tokens an answer", steps("length")]);
   byId("curves").replaceChildren(...agreement(state.reward), ...curves.filter(([, points]) => points.length).map(curve));

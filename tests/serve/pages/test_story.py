@@ -43,7 +43,8 @@ async def test_a_training_is_accepted_or_refused_with_the_reason():
             {"visitor": "ann-12345", "rankings": [RANKING | {"ranks": [1]}]},
             {"visitor": "ann-12345", "rankings": [RANKING | {"answers": [1, 1]}]},
             {"visitor": "ann-12345", "rankings": [RANKING | {"ranks": [0, 1]}]},
-            {"visitor": "ann-12345", "rankings": [RANKING] * 201},
+            {"visitor": "ann-12345", "rankings": [RANKING, RANKING]},
+            {"visitor": "ann-12345", "rankings": [RANKING | {"prompt": f"p{number}"} for number in range(201)]},
             {"visitor": "ann-12345", "rankings": [], "steps": 10_000},
         ):
             assert (await client.post("/story/training", json=wrong)).status_code == 422, wrong
