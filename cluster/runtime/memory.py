@@ -7,9 +7,9 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
+from cluster.recipe.fleet import FleetSettings
 from cluster.recipe.model import Model, head_size
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf import FleetSettings
 from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
 
 GB = 1e9

@@ -12,7 +12,8 @@ import time
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.types import Prompt
-from cluster.recipe.rlhf import FleetSettings, Rlhf, RolloutSampling
+from cluster.recipe.fleet import FleetSettings
+from cluster.recipe.rlhf import Rlhf, RolloutSampling
 from infra.bench.simulation import Latency, World, weights_of
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from abc import abstractmethod
 from typing import BinaryIO, cast
 
 import pyarrow
@@ -41,8 +42,9 @@ class Unpacked(io.RawIOBase):
         self.produced += len(data)
         return len(data)
 
+    @abstractmethod
     def _next(self, size: int) -> bytes:
-        raise NotImplementedError
+        """Reads at most `size` bytes of content; none at its end."""
 
     def skip_damage(self) -> int | None:
         """Goes to the next place from which the file can be read.
