@@ -38,7 +38,7 @@ from serve.pages.story import StoryTrainer, story_router, visitor_versions
 from serve.pages.thumbs import thumbs_router
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router, Routes
-from serve.transport.connection import ReplicaListener
+from serve.transport.gateway_end import ReplicaListener
 from serve.transport.messages import Endpoint
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
 

@@ -16,8 +16,9 @@ from cluster.runtime.plan import Allocation
 from serve.compat import CACHE_VARIABLE, listen_on_node_address
 from serve.replica.autoscaling import REQUESTS
 from serve.replica.lora import LoraModel
-from serve.transport.connection import Address, ReplicaConnection, connect, new_replica_id
+from serve.transport.gateway_end import Address, new_replica_id
 from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ServedModel
+from serve.transport.replica_end import ReplicaConnection, connect
 
 
 class ReplicaServer:

@@ -20,6 +20,8 @@ _DEAD_PEER_SECONDS, _PROBE_SECONDS = 15, 5
 
 # The largest are the text of a request, of 10 MB at most before JSON escapes it, and a complete response.
 MAX_FRAME_BYTES = 64 << 20
+# What a connection holds that its other end does not read yet; more has to wait.
+WRITE_BUFFER_BYTES = 1 << 20
 
 # Length of the payload in bytes, number of the request, kind of the frame.
 _HEADER = struct.Struct("!IQB")
@@ -37,6 +39,8 @@ class Kind(IntEnum):
     REQUEST = 6
     CANCEL = 7
     DRAINING = 8
+    PAUSE = 9
+    RESUME = 10
 
 
 _PARTS: dict[Kind, type[Reply] | type[Usage] | type[ResponseStart]] = {
@@ -70,6 +74,8 @@ class FrameProtocol(asyncio.Protocol):
         self.lost = False
         self._loop = asyncio.get_running_loop()
         self._received, self._unsent = bytearray(), bytearray()
+        self._writable = asyncio.Event()
+        self._writable.set()
 
     @abstractmethod
     def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
@@ -78,6 +84,7 @@ class FrameProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         connection = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # Not every system has all of them.
@@ -92,6 +99,17 @@ class FrameProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.lost = True
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def writable(self) -> None:
+        """Returns when the other end has read most of what was sent, or the connection is closed."""
+        await self._writable.wait()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -114,9 +132,12 @@ class FrameProtocol(asyncio.Protocol):
 
         Raises:
             ConnectionError: the connection is closed.
+            ValueError: the payload is too large for a frame, which would end the connection.
         """
         if self.lost:
             raise ConnectionError("the connection broke")
+        if len(payload) > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame holds {MAX_FRAME_BYTES >> 20} MB at most, and not {len(payload) >> 20}")
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent += _HEADER.pack(len(payload), number, kind)

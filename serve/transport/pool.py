@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.compat import call_every_replica
 from serve.errors import RequestError
-from serve.transport.connection import End, GatewayConnection, ReplicaListener, RequestFailed
+from serve.transport.gateway_end import End, GatewayConnection, ReplicaListener, RequestFailed
 from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ResponseStart, Usage
 
 logger = logging.getLogger("ray.serve")
@@ -214,6 +214,8 @@ class RemoteModel:
         for attempts_left in reversed(range(ATTEMPTS)):
             begun, parts = False, None
             connection = await self._pool.least_busy()
+            # A replica that reads nothing for a while would pile up requests here; one that is gone ends the wait.
+            await connection.writable()
             try:
                 with connection.request(self._name, endpoint, body) as parts:
                     while not isinstance(part := await parts.get(), End):

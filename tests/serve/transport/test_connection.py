@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from serve.transport import connection
-from serve.transport.connection import (
+from serve.transport import frames, gateway_end
+from serve.transport.frames import WRITE_BUFFER_BYTES, Kind
+from serve.transport.gateway_end import (
+    PAUSE_BYTES,
     Address,
     End,
     GatewayConnection,
-    ReplicaConnection,
     ReplicaListener,
     RequestFailed,
-    connect,
     new_replica_id,
 )
-from serve.transport.frames import Kind
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
+from serve.transport.replica_end import ReplicaConnection, connect
 
 pytestmark = pytest.mark.anyio
 
@@ -41,11 +41,18 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.left = asyncio.Event()
+        self.made = 0
 
     async def __call__(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         self.asked.append((model, endpoint, body))
         if endpoint == "score":
             yield Reply(400, body)
+            return
+        if events := body.get("events"):
+            for number in range(events):
+                self.made = number + 1
+                yield f"{number}:" + "x" * 1000
+                await asyncio.sleep(0)
             return
         try:
             for part in PARTS:
@@ -178,8 +185,8 @@ async def test_a_connection_without_the_secret_is_closed() -> None:
 async def test_a_connection_without_a_greeting_is_closed_in_time_and_few_may_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "GREETING_SECONDS", 0.2)
-    monkeypatch.setattr(connection, "MAX_GREETINGS", 3)
+    monkeypatch.setattr(gateway_end, "GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(gateway_end, "MAX_GREETINGS", 3)
     listener, address, connections = await listening()
     begun = [await asyncio.open_connection(address.host, address.port) for _ in range(5)]
     begun[0][1].write(address.secret[:20])
@@ -203,3 +210,54 @@ async def test_a_frame_of_gigabytes_closes_the_connection_before_it_is_read() ->
         async with asyncio.timeout(5):
             while not gateway.lost:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_response_that_nobody_reads_is_held_up_in_the_replica_alone() -> None:
+    async with connected() as (gateway, answers, _):
+        count = 20 * PAUSE_BYTES // 1000
+        with gateway.request("a", "completions", {"events": count}) as unread:
+            async with asyncio.timeout(5):
+                while answers.made < PAUSE_BYTES // 1200:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            held = answers.made
+            assert held * 1000 < PAUSE_BYTES + 2 * WRITE_BUFFER_BYTES
+            with gateway.request("b", "completions", {}) as read:
+                assert await taken(read) == PARTS
+            assert answers.made == held
+            assert [item.partition(":")[0] for item in await taken(unread)] == [str(one) for one in range(count)]
+
+
+async def test_a_response_that_is_held_up_can_be_cancelled() -> None:
+    async with connected() as (gateway, answers, _):
+        with gateway.request("a", "completions", {"events": 10_000}) as unread:
+            await asyncio.sleep(0.1)
+        assert unread.cancelled
+        assert await asyncio.wait_for(unread.cancelled, 2) == Usage(0, 0)
+        assert answers.made < 10_000
+        assert gateway.pending == 0
+
+
+async def test_a_gateway_that_reads_nothing_holds_the_replica_up() -> None:
+    async with connected() as (gateway, answers, replica):
+        gateway.transport.pause_reading()
+        with gateway.request("a", "completions", {"events": 100_000}) as parts:
+            made = -1
+            async with asyncio.timeout(5):
+                while made != answers.made:
+                    made = answers.made
+                    await asyncio.sleep(0.2)
+            assert 0 < made < 50_000
+            assert replica.transport.get_write_buffer_size() < 2 * WRITE_BUFFER_BYTES
+            gateway.transport.resume_reading()
+            for number in range(10_000):
+                assert (await asyncio.wait_for(parts.get(), 5)).startswith(f"{number}:")
+
+
+async def test_a_part_that_no_frame_holds_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 200_000)
+    async with connected() as (gateway, _, _):
+        with gateway.request("a", "completions", {}) as large, gateway.request("a", "score", {}) as small:
+            assert (await taken(large))[-1] is RequestFailed
+            assert await taken(small) == [Reply(400, {})]
+        assert gateway.ready

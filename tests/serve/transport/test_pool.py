@@ -14,7 +14,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from serve.errors import RequestError
 from serve.replica.replica import ReplicaServer
 from serve.transport import pool
-from serve.transport.connection import ReplicaListener
+from serve.transport.gateway_end import ReplicaListener
 from serve.transport.messages import TALLY, Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
 from serve.transport.pool import RemoteModel, ReplicaPool
 
