@@ -1,6 +1,7 @@
 """The stage `rlhf`: rollout actors sample, reward actors score, a learner updates the policy, rollout actors reload
 it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,12 +28,14 @@ from actors.types import RewardInput
 from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
+from cluster.run.atomic import write_json
 from cluster.run.fleet_control import fleet_control, take_resize_request, write_fleet_state
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
+from pipelines.evaluate.gaming.cases import require_sound_rewards
 from pipelines.evaluate.preference_drift import PreferenceProbe, drift_metrics, probe_rankings
 from pipelines.evaluate.reward_probes import require_probes_pass
 from pipelines.evaluate.token_ratios import token_ratios
@@ -46,6 +49,8 @@ from pipelines.rlhf_setup import (
 )
 
 PARITY_PROMPTS = 8
+# Which hacks each reward likes as well as honest answers, by the audit before the first step.
+REWARD_AUDIT = "reward_audit.json"
 # The summary averages the last reward over these steps: that of a single step is noisy.
 SUMMARY_STEPS = 5
 
@@ -56,7 +61,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     Every prompt taken from the ledger ends trained, filtered or failed, exactly once, across crashes and resumes.
 
     Raises:
-        UserError: no prompt fits, or a function of the recipe cannot be loaded.
+        UserError: no prompt fits, a function of the recipe cannot be loaded, or an empty or echoed answer satisfies a
+            reward.
         StageError: the reward model fails a probe, the engines and the learner disagree, or training diverged.
     """
     settings = recipe.rlhf
@@ -74,6 +80,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
+        else:
+            # The engines still hold the fine-tuned model.
+            write_json(out / REWARD_AUDIT, require_sound_rewards(recipe, fleet, prompts))
         rewards = partial(WeightedRewards, pools, own_weight=settings.own_weight)
         scheduler = RolloutScheduler(fleet, ledger, prompts.rendered, settings, recipe.seed, rewards)
         loop = Loop(fleet, learner, scheduler, settings)
@@ -133,6 +142,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
     reason = stopped and f"{stopped}; {kept} is kept"
     summary = _summary(read_metrics(out), ledger, settings, reason) | ({"preference_accuracy": drift} if drift else {})
+    summary["reward_audit"] = json.loads((out / REWARD_AUDIT).read_text(encoding="utf-8"))
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
 
 

@@ -11,3 +11,13 @@ def length(question: RewardInput, answer: str) -> float:
 def hush(question: RewardInput, answers: list[str]) -> str | None:
     """A user who speaks once more."""
     return "Go on." if len(answers) == 1 else None
+
+
+def polite(question: RewardInput, answer: str) -> float:
+    """A checker that an answer satisfies by not being rude."""
+    return float("rude" not in answer)
+
+
+def quotes(question: RewardInput, answer: str) -> float:
+    """A checker of words that are in its code."""
+    return float(sum(word in answer for word in ("because", "therefore")))

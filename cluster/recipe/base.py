@@ -17,6 +17,8 @@ Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
 FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 # The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated"]
+# The hacks of pipelines.evaluate.gaming.hacks, by name.
+Hack = Literal["empty", "echo", "repeated", "long", "keywords", "several"]
 
 
 class PathKind(Enum):

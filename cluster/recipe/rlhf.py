@@ -7,6 +7,7 @@ from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_valid
 
 from cluster.recipe.base import (
     FunctionName,
+    Hack,
     Lora,
     Positive,
     PositiveFloat,
@@ -56,6 +57,12 @@ class Reward(Section):
         8,
         description="for kind function: the most processes of each actor that call a plain function side by side; a "
         "coroutine function gets 64 answers at once in one process",
+    )
+    accept_hacks: list[Hack] = Field(
+        [],
+        description="for kinds function and http: answers without effort that the reward may like as well as honest "
+        "ones; RLHF refuses to start where an empty answer or the prompt itself is one that is not named here. "
+        "`triptych doctor --rewards RECIPE` tries them all",
     )
 
     @model_validator(mode="after")

@@ -47,7 +47,9 @@ from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied
 from pipelines.demo.questions import training_questions
 from pipelines.rlhf_setup import training_prompts
 
-REWARD = f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}'}}"
+REWARD = (
+    f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}', accept_hacks: [empty, echo, repeated]}}"
+)
 MODES: dict[str, dict[str, Any]] = {
     "in turn": {"fleet.max_staleness": 0},
     "beside each other": {"fleet.max_staleness": 1},

@@ -180,10 +180,26 @@ def recipe_reference(
 
 
 @app.command(rich_help_panel=OTHER)
-def doctor(runs: Annotated[Path, typer.Option(help="the folder of the run folders")] = Path("runs")) -> None:
+def doctor(
+    runs: Annotated[Path, typer.Option(help="the folder of the run folders")] = Path("runs"),
+    rewards: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="instead, try cheap hacks on each reward of a recipe, and say which ones pay"
+        ),
+    ] = None,
+) -> None:
     """Check the installation, this machine and each run, and say what to do. Exit code 1 on a problem."""
     from rich.console import Console
 
+    if rewards:
+        loaded = load_recipe(rewards)
+        # Imported late: it brings torch.
+        from pipelines.cli.reward_doctor import examine_rewards
+
+        if examine_rewards(Console(soft_wrap=True), loaded):
+            raise typer.Exit(1)
+        return
     from pipelines.cli.doctor import examine
 
     if examine(Console(soft_wrap=True), runs):

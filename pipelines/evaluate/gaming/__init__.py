@@ -1,0 +1,1 @@
+"""Tests of rewards against answers that game them, and detection of a policy that has begun to game one."""
