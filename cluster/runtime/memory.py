@@ -1,9 +1,7 @@
 """The shape of a model and the memory of every stage, estimated from the recipe before anything starts."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
@@ -11,6 +9,7 @@ from cluster.recipe.fleet import FleetSettings
 from cluster.recipe.model import Model, head_size
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo, FineTuning, RewardModel, Training
+from cluster.runtime.start_model import lacks_template, parameters_in, start_config
 
 GB = 1e9
 
@@ -91,7 +90,7 @@ def parameters(model: Model) -> int:
         # GGUF files of four bits hold about 0.56 bytes a parameter; wider ones are overestimated, on the safe side.
         return round(start.stat().st_size / 0.56)
     if start is not None and start.is_dir():
-        return sum(file.stat().st_size for file in start.glob("*.safetensors")) // 2
+        return parameters_in(start)
     if start is not None and not {"size", "vocabulary"} <= model.model_fields_set:
         raise UserError(
             f"model.start_from: {start} is no folder or file here, and the size of a model on the Hub is not known to "
@@ -102,12 +101,12 @@ def parameters(model: Model) -> int:
 
 def vocabulary(model: Model) -> int:
     """Returns the size of the vocabulary, from the folder that the model starts from, else from the recipe."""
-    return int(_config(model).get("vocab_size", model.vocabulary))
+    return int(start_config(model).get("vocab_size", model.vocabulary))
 
 
 def trained_shape(model: Model) -> Shape:
     """Returns the shape of the folder that the model starts from, else one with as many parameters."""
-    config = _config(model)
+    config = start_config(model)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     if all(isinstance(config.get(name), int) for name in names):
         return Shape(*(config[name] for name in names))
@@ -281,17 +280,7 @@ def _trained_in(recipe: Recipe, section: Training) -> int:
     lora = section.lora if isinstance(section, FineTuning) else None
     # Beside adapters, embeddings of tokens that the model has not learned are trained (actors/model/lora.py).
     embeddings = vocabulary(recipe.model) * trained_shape(recipe.model).hidden
-    return trained_parameters(recipe.model, lora) + (embeddings if lora and _lacks_template(recipe.model) else 0)
-
-
-def _lacks_template(model: Model) -> bool:
-    """Says whether a model gets Triptych's chat template: a new one, or a folder without one."""
-    folder = Path(model.start_from or "")
-    settings = folder / "tokenizer_config.json"
-    if not model.start_from or not settings.is_file():
-        return not model.start_from
-    inside = '"chat_template"' in settings.read_text(encoding="utf-8")
-    return not (inside or (folder / "chat_template.jinja").exists())
+    return trained_parameters(recipe.model, lora) + (embeddings if lora and lacks_template(recipe.model) else 0)
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:
@@ -325,18 +314,6 @@ def _logits_gb(model: Model, precision: str, tokens: int, device: str) -> float:
     if logits <= LOGITS_AT_ONCE[device]:
         return logits * LOGIT_BYTES / GB
     return min(logits * KEPT_LOGIT_BYTES[precision], LOGITS_AT_ONCE[device] * LOGIT_BYTES) / GB
-
-
-def _config(model: Model) -> dict[str, Any]:
-    """Reads config.json of the folder that the model starts from; empty if that is no folder on this machine."""
-    path = Path(model.start_from or "") / "config.json"
-    if not model.start_from or not path.is_file():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"model.start_from: {path} is not valid JSON: {error}") from error
-    return found
 
 
 def _shape(hidden: int, layers: int, heads: int | None) -> Shape:

@@ -82,15 +82,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     Raises:
         UserError: the run does not fit; the message says what is short and what to do.
     """
-    found, limits = resources or _connected_resources(), recipe.cluster
-    found = replace(
-        found,
-        # A run may be given a part of a cluster that others use too.
-        cpus=min(found.cpus, limits.cpus or found.cpus),
-        gpus=min(found.gpus, found.gpus if limits.gpus is None else limits.gpus),
-        memory_gb=limits.memory_gb or found.memory_gb,
-        gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
-    )
+    found = within_limits(resources or _connected_resources(), recipe.cluster)
     workers = max(section.workers for section in trainings(recipe).values())
     actors = recipe.rlhf.fleet.rollout_limit
     _check_counts(recipe, found)
@@ -119,13 +111,25 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     )
 
 
+def within_limits(found: Resources, limits: Cluster) -> Resources:
+    """Returns the part of the resources that a run may use: others may use the machine or cluster too."""
+    return replace(
+        found,
+        cpus=min(found.cpus, limits.cpus or found.cpus),
+        gpus=min(found.gpus, found.gpus if limits.gpus is None else limits.gpus),
+        memory_gb=limits.memory_gb or found.memory_gb,
+        gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
+    )
+
+
 def resources_here(settings: Cluster) -> Resources:
-    """Reads the resources of this machine without starting Ray, within the limits of the recipe's cluster section."""
+    """Reads the resources of this machine without starting Ray: those that the recipe's cluster section sets are taken
+    to be there, so that one machine can plan for another."""
     gpu_memory = _gpu_memory_gb()
     gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
     cores = settings.cpus or len(os.sched_getaffinity(0))
-    available = psutil.virtual_memory().available / GB
-    return Resources(cores, cores, gpus, available, settings.gpu_memory_gb or min(gpu_memory, default=None))
+    memory = settings.memory_gb or psutil.virtual_memory().available / GB
+    return Resources(cores, cores, gpus, memory, settings.gpu_memory_gb or min(gpu_memory, default=None))
 
 
 def _check_counts(recipe: Recipe, found: Resources) -> None:

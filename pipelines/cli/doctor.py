@@ -85,9 +85,8 @@ def serving_hindrances(recipe: Recipe, run: RunFolder) -> list[str]:
         return []
     found, resources = [], resources_here(recipe.cluster)
     needed = memory_needs(recipe, on_gpu=resources.gpus > 0)["serve"]
-    free = recipe.cluster.memory_gb or resources.memory_gb
-    if needed > free:
-        found.append(f"serving needs about {needed:.1f} GB of memory and {free:.1f} GB are free")
+    if needed > resources.memory_gb:
+        found.append(f"serving needs about {needed:.1f} GB of memory and {resources.memory_gb:.1f} GB are free")
     try:
         require_free_port(recipe.serve.host, recipe.serve.port)
     except UserError as error:

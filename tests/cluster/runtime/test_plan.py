@@ -4,6 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
@@ -141,7 +143,7 @@ def test_a_hub_model_needs_its_size_in_the_recipe(recipe_path: Path) -> None:
 def test_the_shape_is_read_from_the_folder_to_start_from(recipe_path: Path, tmp_path: Path) -> None:
     shape = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 300}
     (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 60_000}))
-    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
+    save_file({"weight": torch.zeros(1024, 1024)}, tmp_path / "model.safetensors")
     recipe = load_recipe(
         recipe_path, [f"model.start_from={tmp_path}", "sft.micro_batch_rows=1", "sft.precision=bfloat16"]
     )
@@ -152,6 +154,22 @@ def test_the_shape_is_read_from_the_folder_to_start_from(recipe_path: Path, tmp_
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         make_plan(recipe, LAPTOP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_counted_whatever_their_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    parts = {"a.safetensors": ("one", 300), "b.safetensors": ("two", 700)}
+    for file, (name, size) in parts.items():
+        save_file({name: torch.zeros(size, dtype=dtype)}, tmp_path / file)
+    # The same weights once more, in the layout of another program.
+    save_file({"all": torch.zeros(1000, dtype=dtype)}, tmp_path / "consolidated.safetensors")
+    index = {"weight_map": {name: file for file, (name, _) in parts.items()}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    start = Model(start_from=str(tmp_path))
+    assert parameters(start) == 1000
+    (tmp_path / "a.safetensors").write_bytes(bytes(50))
+    with pytest.raises(UserError, match=r"a\.safetensors is no safetensors file, or damaged"):
+        parameters(start)
 
 
 @pytest.mark.parametrize("fields", [{"hidden": 64, "layers": 2}, {"hidden": 64}, {"layers": 3}])
@@ -225,7 +243,7 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     machine = ["cluster.cpus=64", "cluster.gpus=8", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
     done = triptych("run", recipe_path, *EIGHT_B, *machine, "--plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "8 GPUs of 80.0 GB" in done.stdout
+    assert "64 CPU cores, 8 GPUs of 80.0 GB, 900.0 GB of memory" in done.stdout
     assert "8,000.0M parameters" in done.stdout
     (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
     assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"

@@ -1,0 +1,82 @@
+"""Facts about the model that a recipe starts from, read from its files without loading it."""
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.recipe.model import Model
+
+INDEX = "model.safetensors.index.json"
+# Bytes of the length that a safetensors file begins with, and the longest header that the format allows.
+LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
+# Parameters of an element of a type that no weight is trained in: packed ones have four bits each.
+PACKED = {"I32": 8, "U32": 8, "I8": 2, "U8": 2}
+
+
+def start_config(model: Model) -> dict[str, Any]:
+    """Reads config.json of the folder that the model starts from; empty if that is no folder on this machine.
+
+    Raises:
+        UserError: it is not valid JSON.
+    """
+    path = Path(model.start_from or "") / "config.json"
+    if not model.start_from or not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.start_from: {path} is not valid JSON: {error}") from error
+    return found
+
+
+def lacks_template(model: Model) -> bool:
+    """Says whether a model gets Triptych's chat template: a new one, or a folder without one."""
+    folder = Path(model.start_from or "")
+    settings = folder / "tokenizer_config.json"
+    if not model.start_from or not settings.is_file():
+        return not model.start_from
+    inside = '"chat_template"' in settings.read_text(encoding="utf-8")
+    return not (inside or (folder / "chat_template.jinja").exists())
+
+
+def parameters_in(folder: Path) -> int:
+    """Counts the parameters of a Hugging Face folder by the shapes in the headers of its safetensors files.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    return sum(_elements(file, file.stat().st_mtime_ns) for file in _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Lists the files that transformers would load: beside them may lie the same weights in another layout."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted({folder / name for name in index["weight_map"].values()})
+    except FileNotFoundError:
+        return sorted(folder.glob("*.safetensors"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.start_from: {folder / INDEX} is damaged: {error}") from error
+
+
+@cache
+def _elements(file: Path, changed: int) -> int:  # noqa: ARG001 (a part of the cache's key)
+    """Counts the parameters of a file, whose header is JSON of the tensors' types and shapes."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
+            if length > LONGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            tensors = json.loads(opened.read(length))
+        return sum(
+            PACKED.get(tensor["dtype"], 1) * math.prod(tensor["shape"])
+            for name, tensor in tensors.items()
+            if name != "__metadata__"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.start_from: {file} is no safetensors file, or damaged: {error}") from error
