@@ -60,8 +60,9 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
         tokenizer = load_tokenizer(folder)
     model = _load_start(recipe, tokenizer)
-    save(model, tokenizer, out)
-    difference = prove_copy(model, out)
+    precision = recipe.pretrain.export_precision
+    save(model, tokenizer, out, precision=precision)
+    difference = prove_copy(model, out, precision)
     metrics = {"parameters": model.num_parameters(), "export_difference": difference}
     return Result(metrics=metrics, weights=file_fingerprint(out / "model.safetensors"))
 

@@ -21,6 +21,9 @@ from cluster.runtime.plan import Allocation, Plan, make_plan
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
 RETRIES = 3
+# What may lie between two lines of metrics: the checkpoint, rows, a step, the loss on held-out rows, and the export; at
+# the start, the model and its loss in place of the checkpoint.
+WAITS = 6
 RESUME = ("lost_steps", "recovery_seconds")
 
 
@@ -64,6 +67,10 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
     for purpose, shards in (("train on", job.shards), ("hold out", job.held_out)):
         if not shards:
             raise UserError(f"{title}: there is not one row to {purpose}: add sources, or change held_out_share")
+    held_out, measured = sum(shard.rows for shard in job.held_out), job.settings.evaluation_rows
+    if measured < held_out:
+        chosen = f"a random {measured:,} of {held_out:,} held-out rows (evaluation_rows)"
+        Console().print(f"{title}: the loss is measured on {chosen}", markup=False, highlight=False)
     failure = job.out / SCRATCH / FAILURE
     failure.unlink(missing_ok=True)
     # The last checkpoint is saved after the model.
@@ -132,14 +139,14 @@ def _train_alone(job: TrainingJob, share: Allocation, console: Console) -> None:
 def wait_for_training(worker: Any, job: TrainingJob) -> None:
     """Waits until the worker has trained.
 
-    The worker has deadlines of its own, for the model, for rows and for a step, and Ray notices when its node is gone.
-    Neither helps where its whole process stands still, and writes no step for longer than all three together.
+    The worker has deadlines of its own, for each of `WAITS`, and Ray notices when its node is gone. Neither helps where
+    its whole process stands still, and writes no step for longer than all of them together.
 
     Raises:
         EngineError: the worker stood still, and was killed.
         RayError: it died, or it raised.
     """
-    ended, longest = worker.train.remote(job), 3 * job.deadline
+    ended, longest = worker.train.remote(job), WAITS * job.deadline
     # The row itself, which holds its time: steps that are done again add no rows.
     newest = read_metrics(job.out)[-1:]
     while not ray.wait([ended], timeout=longest)[0]:
@@ -161,11 +168,18 @@ def speed_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarizes how a stage's steps went, for its manifest.
 
     Returns:
-        Rates of the last step, and how far the loss of the exported model is from the trainer's; the number of steps
-        that were skipped, if any; and for every resume the steps that were done again and the seconds between the last
-        step before and the first after.
+        Rates of the last step, how far the loss of the exported model is from the trainer's, and the number of held-out
+        rows that were measured; the number of steps that were skipped, if any; and for every resume the steps that were
+        done again and the seconds between the last step before and the first after.
     """
-    names = ("tokens_per_second", "mfu", "data_wait_share", "peak_memory_gb", "export_difference")
+    names = (
+        "tokens_per_second",
+        "mfu",
+        "data_wait_share",
+        "peak_memory_gb",
+        "export_difference",
+        "held_out_rows",
+    )
     skipped = sum(row.get("skipped", 0) for row in rows)
     resumes = [{name: row[name] for name in RESUME} for row in rows if "lost_steps" in row]
     return {

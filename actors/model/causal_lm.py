@@ -1,6 +1,8 @@
 """The causal language model: built, loaded, checked and saved, its hidden states and its losses over packed rows."""
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from actors.model import lora
 from actors.model.attention import attention_mask_for, has_one_document_per_row, position_ids_within_documents
 from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
 from cluster.errors import UserError, first_line
+from cluster.recipe.base import Precision
 from cluster.recipe.model import Model
+from cluster.run.atomic import write_json
 from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
 
 # Kinds of layers that attend to nothing but what the mask of a packed row allows.
@@ -154,7 +158,13 @@ def set_end_token(model: Any, token: int) -> None:
     model.generation_config.eos_token_id = token
 
 
-def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | None = None) -> None:
+def save(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    weights: dict[str, Tensor] | None = None,
+    precision: Precision = "float32",
+) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load as it is.
 
     Adapters are merged into the model, and written a second time on their own, into a folder below it, unless
@@ -162,14 +172,28 @@ def save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Tensor] | No
 
     Args:
         weights: the model's state dictionary of full tensors, where the model itself does not hold it.
+        precision: of the weights in the folder; adapters on their own stay in float32.
     """
     weights = model.state_dict() if weights is None else weights
     if lora.has_adapters(model):
         if not model.trained_rows:
             lora.save_adapter(model, weights, path / lora.FOLDER)
         weights = lora.merged_weights(model, weights)
-    model.save_pretrained(path, state_dict=weights)
+    model.save_pretrained(path, state_dict=weights if precision == "float32" else _rounded(weights))
+    if precision != "float32":
+        # transformers writes the precision of the model in memory.
+        config = path / "config.json"
+        write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": precision})
     tokenizer.save_pretrained(path)
+
+
+def _rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rounds weights to bfloat16. Tied ones stay one tensor."""
+    rounded: dict[int, Tensor] = {}
+    for value in weights.values():
+        if value.data_ptr() not in rounded:
+            rounded[value.data_ptr()] = value.to(torch.bfloat16) if value.is_floating_point() else value
+    return {name: rounded[value.data_ptr()] for name, value in weights.items()}
 
 
 def last_hidden_states(
@@ -248,6 +272,6 @@ def _predictors(
     return scaled_states(model, states[:, :-1][targets]), input_ids[:, 1:][targets]
 
 
-def bits_per_byte(loss: float, tokens: float, text_bytes: int) -> float:
+def bits_per_byte(loss: float, tokens: float, text_bytes: float) -> float:
     """Converts a loss in nats a token over so many tokens to bits a byte of UTF-8, comparable between tokenizers."""
     return loss * tokens / math.log(2) / text_bytes

@@ -23,6 +23,7 @@ from actors.model import causal_lm
 from actors.model.fsdp import WithLoss
 from actors.trainer.job import STEP, checkpoints_in
 from cluster.errors import StageError, UserError, first_line
+from cluster.recipe.base import Precision
 from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH
 
@@ -199,14 +200,16 @@ def read_extra(folder: Path) -> dict[str, Any]:
     return extra
 
 
-def export(model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, rank: int) -> None:
+def export(
+    model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, rank: int, precision: Precision = "float32"
+) -> None:
     """Writes a model that is sharded over the workers as `causal_lm.save` writes it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = {
         name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
     }
     if rank == 0:
-        causal_lm.save(unwrapped_model, tokenizer, out, weights)
+        causal_lm.save(unwrapped_model, tokenizer, out, weights, precision)
 
 
 def _write_error(error: CheckpointException, folder: Path) -> StageError:

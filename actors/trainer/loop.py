@@ -3,22 +3,18 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import ray.train
 import torch
 from torch.optim import Optimizer
 
 from actors.model import lora
-from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss, full_tensor, shard
-from actors.model.generation import Opening, continuation_metrics, continuations, openings
-from actors.model.microbatch import DataParallelRank, accumulate, evaluate, sum_over_workers
+from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.perf import (
     compile_layers,
@@ -31,7 +27,8 @@ from actors.model.perf import (
 from actors.objectives.dpo import DpoObjective
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, export, load_training_state, training_state
-from actors.trainer.data import Shard, row_batches
+from actors.trainer.data import row_batches
+from actors.trainer.held_out import HeldOut, check_ids
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
 from actors.trainer.proof import note_export, proof_rows, prove_export
 from actors.trainer.watchdog import Watchdog
@@ -45,8 +42,6 @@ MAXIMUM_GRADIENT_NORM = 1.0
 # Seconds between two queries for nodes that will be taken away. All workers query at the same step, which took two on
 # two cores 5 ms.
 NOTICE_SECONDS = 5.0
-# The continuations at a checkpoint that are kept to be read.
-SHOWN_SAMPLES = 8
 
 
 class NotFiniteError(StageError):
@@ -125,10 +120,11 @@ def _train(
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
     proven = proof_rows(job.held_out)
-    prompts = openings(_held_out_rows(job.held_out, vocabulary), job.samples)
+    watchdog.begin("the held-out rows and the loss on them before training")
+    held_out = HeldOut.of(job, objective, vocabulary)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
-    evaluate_first = start == 0 and bool(prompts) and prompts[0].is_prompt
-    untrained = _held_out_metrics(job, model, tokenizer, prompts, worker, compiled) if evaluate_first else {}
+    evaluate_first = start == 0 and bool(held_out.openings) and held_out.openings[0].is_prompt
+    untrained = held_out.measure(job, model, tokenizer, worker, compiled) if evaluate_first else {}
     writer = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
     throughput = Throughput(unwrapped_model, worker) if rank == 0 else None
     skipped = 0
@@ -168,23 +164,26 @@ def _train(
         due = last or (step + 1) % settings.checkpoint_every == 0
         exported = last
         if due:
-            values |= _held_out_metrics(job, model, tokenizer, prompts, worker, compiled)
+            watchdog.begin(f"the held-out loss after step {step}")
+            values |= held_out.measure(job, model, tokenizer, worker, compiled)
             if settings.keep == "best":
                 exported = held_out_loss(values) < lowest
                 lowest = min(lowest, held_out_loss(values))
                 if last and lowest == math.inf:
                     raise NotFiniteError("the held-out loss was never finite: there is no best model to keep")
         if exported:
-            export(model, unwrapped_model, tokenizer, job.out, rank)
+            watchdog.begin(f"the export of the model after step {step}")
+            export(model, unwrapped_model, tokenizer, job.out, rank, settings.export_precision)
             note_export(model, proven, job.out, worker)
         if last:
-            values["export_difference"] = prove_export(objective, proven, job.out, worker)
+            values["export_difference"] = prove_export(objective, proven, job.out, worker, settings.export_precision)
         if writer:
             writer.write(step, **values)
         notice = last_notice
         if since > NOTICE_SECONDS:
             notice, queried_at = ray.train.get_preemption_info(), time.monotonic()
         if due or notice != last_notice:
+            watchdog.begin(f"the checkpoint after step {step}")
             checkpoints.save(training_state(model, optimizers), step + 1)
         last_notice = notice
 
@@ -245,45 +244,6 @@ def _global_batches(job: TrainingJob, start: int, watchdog: Watchdog) -> Iterato
         rows = next(batches)
         watchdog.begin(f"step {step} of training")
         yield step, rows, time.monotonic() - asked
-
-
-def check_ids(rows: pa.Table, vocabulary: int, where: str) -> None:
-    """Checks that every token id has an embedding: a GPU would stop with an error that names nothing.
-
-    Raises:
-        UserError: a token id is not in the vocabulary.
-    """
-    limits = compute.min_max(compute.list_flatten(rows["input_ids"])).as_py()
-    for found in (limits["min"], limits["max"]):
-        if found is not None and not 0 <= found < vocabulary:
-            raise UserError(
-                f"{where} holds the token id {found}, and the model has {vocabulary} embeddings: it was tokenized for "
-                "another model; run the stage that wrote it again"
-            )
-
-
-def _held_out_rows(shards: list[Shard], vocabulary: int) -> Iterator[pa.Table]:
-    for one in shards:
-        table = parquet.read_table(one.path)
-        check_ids(table, vocabulary, f"a row of {one.path}")
-        yield table
-
-
-def _held_out_metrics(
-    job: TrainingJob, model: WithLoss, tokenizer: Any, prompts: list[Opening], worker: DataParallelRank, compiled: bool
-) -> dict[str, Any]:
-    """Computes the loss on held-out rows, and the model's continuations of a few held-out texts."""
-    objective, unwrapped_model = model.objective, model.model
-    vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
-    end = unwrapped_model.config.eos_token_id
-    # Compiled layers would be compiled again for rows of other lengths.
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        found = evaluate(model, objective, _held_out_rows(job.held_out, vocabulary), worker)
-        written = continuations(model, prompts, job.sample_tokens, end, worker) if prompts else []
-    values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
-    if job.held_out_bytes and found:
-        values["held_out_bits_per_byte"] = bits_per_byte(found["loss"], found[objective.unit], job.held_out_bytes)
-    return values | continuation_metrics(tokenizer, prompts, written, SHOWN_SAMPLES) if prompts else values
 
 
 def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:

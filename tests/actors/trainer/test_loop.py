@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -30,8 +30,9 @@ from actors.model.microbatch import DataParallelRank, evaluate
 from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard
+from actors.trainer.held_out import check_ids
 from actors.trainer.job import FAILURE, LoneWorker, TrainingJob, checkpoints_in
-from actors.trainer.loop import check_ids
+from actors.trainer.watchdog import Watchdog
 from cluster.errors import EngineError, StageError, UserError
 from cluster.recipe.model import Model
 from cluster.recipe.training import Training
@@ -81,7 +82,7 @@ class DiesOnce(LanguageObjective):
 
     def count(self, batch: Any) -> int:
         self.seen += 1
-        if self.seen == 7 and not self.marker.exists():
+        if self.seen == 8 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().count(batch)
@@ -218,6 +219,32 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
     assert 0 < resume["recovery_seconds"] < 120
 
 
+class Waits(Watchdog):
+    """A watchdog that remembers what was waited for."""
+
+    found: ClassVar[list[str]] = []
+
+    def begin(self, what: str) -> None:
+        self.found.append(what)
+        super().begin(what)
+
+
+@pytest.mark.slow
+def test_measuring_exporting_and_saving_have_deadlines_of_their_own(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "Watchdog", Waits)
+    train_here(tmp_path, "waits", checkpoint_every=8)
+    last = Waits.found.index("step 7 of training")
+    assert Waits.found[0] == "a model to train"
+    assert Waits.found[1] == "the held-out rows and the loss on them before training"
+    assert Waits.found[last + 1 :] == [
+        "the held-out loss after step 7",
+        "the export of the model after step 7",
+        "the checkpoint after step 7",
+    ]
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
     # Tokens by chance: all that can be learned by heart is of no use for other rows.
@@ -255,7 +282,7 @@ class Frozen:
 def test_a_frozen_worker_is_killed(tmp_path: Path, ray_session: None):
     worker = Frozen.remote()
     process = ray.get(worker.process.remote(), timeout=60)
-    with pytest.raises(EngineError, match=r"^the training worker finished no step in 3 s$"):
+    with pytest.raises(EngineError, match=r"^the training worker finished no step in 6 s$"):
         wait_for_training(worker, replace(training_job(tmp_path, "still"), deadline=1))
     wait_until(lambda: not psutil.pid_exists(process), 60, "the worker's process to end")
 

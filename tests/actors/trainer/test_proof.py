@@ -77,6 +77,34 @@ def test_an_export_has_the_loss_of_the_model_in_memory(tmp_path: Path, rows: pa.
         prove_export(LanguageObjective(), rows, tmp_path / "out", WORKER)
 
 
+@pytest.mark.parametrize("adapters", [False, True])
+def test_an_export_in_bfloat16_is_half_as_large_and_proved_to_a_thousandth(
+    tmp_path: Path, rows: pa.Table, adapters: bool
+):
+    write_tiny_model(tmp_path / "base", seed=1, end_id=4)
+    base = load(tmp_path / "base")
+    with torch.no_grad():
+        # As wide as those of a new model; the tiny one's are chosen for its samples.
+        for parameter in base.parameters():
+            parameter.mul_(0.1 if parameter.ndim > 1 else 1)
+    if adapters:
+        lora.add(base, Lora(rank=4), 1)
+    save(base, tiny_tokenizer(), tmp_path / "out", precision="bfloat16")
+    note_export(WithLoss(base, LanguageObjective()), rows, tmp_path / "out", WORKER)
+    difference = prove_export(LanguageObjective(), rows, tmp_path / "out", WORKER, "bfloat16")
+    assert 0 < difference < 1e-3
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("base", "out")]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
+    assert set(load_file(tmp_path / "base" / "model.safetensors")) == set(
+        load_file(tmp_path / "out" / "model.safetensors")
+    ), "tied weights are there once"
+    assert prove_copy(load(tmp_path / "out"), tmp_path / "out") < 1e-6
+    spoil(tmp_path / "out", "down_proj.weight")
+    with pytest.raises(StageError, match="is not the one that was trained"):
+        prove_export(LanguageObjective(), rows, tmp_path / "out", WORKER)
+
+
 def test_a_reward_model_is_proved_by_its_own_objective(tmp_path: Path):
     write_tiny_reward_model(tmp_path / "base", mean=0, deviation=1)
     ids = CHANCE.integers(5, 300, 24).tolist()
