@@ -36,9 +36,26 @@ if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# The resource that Ray gives the head node, by which an actor is placed there. Look at `HEAD_NODE_RESOURCE_NAME` in
-# `ray._common.constants`.
-HEAD_NODE = "node:__internal_head__"
+
+def is_serve_running() -> bool:
+    """Tells whether the cluster has a controller of Ray Serve, without starting one.
+
+    Look at `SERVE_CONTROLLER_NAME` and `SERVE_NAMESPACE` in `ray.serve._private.constants`.
+    """
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def is_client_connection() -> bool:
+    """Tells whether this process uses a cluster from outside, by Ray's client (`ray.util.client`)."""
+    from ray.util.client import ray as client
+
+    return bool(client.is_connected())
 
 
 def start_application(app: serve.Application, name: str) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 from rich.console import Console
 
-from cluster.errors import DeadlineError, StageError, UserError
+from cluster.errors import UserError
 from cluster.keys import KeyRing, new_key
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import VISITOR, ModelName, Serve
@@ -24,12 +21,24 @@ from cluster.run.versions import Versions, live_version
 from cluster.runtime.memory import SMALL_BYTES
 from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
-from serve.compat import HEAD_NODE, engine_environment, start_application, stop_application
+from serve.application import (
+    END_SECONDS,
+    POLL_SECONDS,
+    GatewayNode,
+    actor_environment,
+    application_name,
+    end_leftover,
+    gateway_node,
+    serve_instance,
+    wait_until_running,
+    watch,
+)
+from serve.compat import engine_environment, start_application, stop_application
 from serve.gateway import Gateway, Settings
-from serve.http.auth import AnonymousAccess, anonymous_access
-from serve.pages.render import url_host
+from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
+from serve.pages.render import is_wildcard, url_host
 from serve.pages.story import StoryTrainer, start_visitor, visitor_run
-from serve.replica.autoscaling import failure_reason, replica_options
+from serve.replica.autoscaling import replica_options
 from serve.replica.lora import adapter_checksum, check_adapters
 from serve.replica.replica import Replica
 from serve.router import aliases_of
@@ -37,13 +46,7 @@ from serve.router import aliases_of
 APPLICATION = "triptych"
 
 MAX_ONGOING_REQUESTS = 1024
-POLL_SECONDS = 0.2
-WATCH_SECONDS = 5.0
-# For Ray to restart Serve's controller, which takes some 5 s.
-CONTROLLER_SECONDS = 60.0
 STOP_SECONDS = 5.0
-# For the gateway and the replicas to end, before their processes are.
-END_SECONDS = 15.0
 # For a replica that is no longer needed to finish its requests.
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
@@ -59,6 +62,7 @@ def deploy(
     deadline: float,
     settings: Settings = Settings(),
     section: Serve = Serve(),
+    name: str = APPLICATION,
 ) -> None:
     """Deploys the models and the gateway on the connected Ray, all at once, and returns when all are ready.
 
@@ -71,13 +75,14 @@ def deploy(
         deadline: seconds to wait until all models answer.
         settings: the gateway's settings.
         section: the recipe's section, for the number of replicas, the adapters and the tool parser.
+        name: the application's name in Ray Serve.
 
     Raises:
         DeadlineError: some model was not ready in time; the message names it.
         StageError: some model could not be loaded.
     """
-    start_application(application(models, allocation, context, settings, host, port, section), APPLICATION)
-    _wait_until_running(deadline)
+    start_application(application(models, allocation, context, settings, host, port, section), name)
+    wait_until_running(name, deadline)
 
 
 def application(
@@ -98,14 +103,18 @@ def application(
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
         **replica_options(section),
     )
-    environment = {"env_vars": engine_environment(allocation)}
+    environment = actor_environment(engine_environment(allocation))
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=MAX_ONGOING_REQUESTS * len(models),
         graceful_shutdown_timeout_s=STOP_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
         # It only passes text on, and reserves no CPU, which the models would lack. It listens where the command runs.
-        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": {gateway_node().resource: 0.001},
+            "runtime_env": actor_environment({}),
+        },
     )(Gateway)
     deployments: list[tuple[serve.Application, list[str]]] = []
     for group in group_models(models, allocation):
@@ -135,8 +144,8 @@ def serve_until_interrupted(
         story: the actor that trains what the story page's visitors ask for, if there is such a page.
 
     Raises:
-        UserError: the run has no finished model or is being served, the port is taken, the cluster serves something
-            else, or access without keys is requested on an address that other machines reach.
+        UserError: the run has no finished model or is being served, the port is taken, or access without keys is
+            requested on an address that other machines reach.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     anonymous = anonymous_access(recipe.serve.host, without_keys)
@@ -153,7 +162,10 @@ def _serve(
     aliases = aliases_of(names, recipe.serve.aliases)
     adapters = {name: folder for model in names for name, folder in adapters_of(model, recipe.serve).items()}
     check_adapters(recipe.serve, adapters)
-    require_free_port(host, port)
+    end_leftover(run)
+    node = gateway_node()
+    if node.is_here:
+        require_free_port(host, port)
     # The served version may be older than the finished model, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
@@ -166,14 +178,15 @@ def _serve(
     settings = Settings(
         run.root, run.feedback_url, anonymous, weights=weights, aliases=aliases, owner=owner, story=story
     )
-    address = f"http://{url_host(host)}:{port}"
-    if others := serve.status().applications:
-        raise UserError(f"this Ray cluster serves {', '.join(others)} already; end that with `serve shutdown` first")
-    server_files = [write_server(run, address, token)]
+    local = recipe.cluster.address == "local"
+    # On a cluster a server on all addresses is reached by its node's.
+    address = f"http://{url_host(node.address if is_wildcard(host) and not local else host)}:{port}"
+    application_id = application_name(run)
+    server_files = [write_server(run, address, token, application=application_id)]
     if story:
         # The visitor's run promotes its policy to this server by itself.
         server_files.append(write_server(visitor_run(run), address, token, {"policy": VISITOR}))
-    with _signals_interrupt():
+    with _signals_interrupt(), serve_instance(local):
         try:
             with console.status(f"starting {', '.join(models)}"):
                 deploy(
@@ -185,26 +198,40 @@ def _serve(
                     recipe.cluster.deadline_seconds,
                     settings,
                     recipe.serve,
+                    application_id,
                 )
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
+            if not local:
+                console.print(listening_notice(node, host, port), soft_wrap=True)
             if story:
                 console.print(f"the three steps of training, to try out, at {address}/story")
             console.print(f"people rank at {address}/label; `triptych annotator add NAME --run {run.root}` lets one in")
             console.print(access_notice(run, anonymous))
             console.print("Ctrl-C ends it")
-            _watch()
+            watch(application_id)
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            for server_file in server_files:
+            stopped = stop_application(application_id, END_SECONDS)
+            # Where it goes on, the file names the application, and the next `triptych serve` of this run ends it.
+            for server_file in server_files if stopped or local else []:
                 server_file.unlink(missing_ok=True)
-            if not stop_application(APPLICATION, END_SECONDS):
-                console.print(f"the server did not stop within {END_SECONDS:.0f} s; its processes are ended")
-            # A local cluster ends with this command, and Serve's controller with it.
-            if recipe.cluster.address != "local":
-                serve.shutdown()
+            if not stopped:
+                what = "its processes are ended" if local else f"it is {application_id} in `serve status`"
+                console.print(f"the server did not stop within {END_SECONDS:.0f} s; {what}")
+
+
+def listening_notice(node: GatewayNode, host: str, port: int) -> str:
+    """Returns one line that says on which node of a cluster the server listens, and who reaches it."""
+    if not is_loopback(host):
+        return f"it listens on node {node.address}"
+    tunnel = f"ssh -N -L {port}:{host}:{port} {node.address}"
+    return (
+        f"it listens on node {node.address} for programs of that node alone: `{tunnel}` brings it to another machine, "
+        "or --host 0.0.0.0 opens it to all who have a key"
+    )
 
 
 def adapters_of(model: str, section: Serve) -> dict[str, Path]:
@@ -245,53 +272,6 @@ def finished_models(run: RunFolder) -> list[ModelName]:
     if not names:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
     return names
-
-
-def _status() -> ApplicationStatusOverview:
-    return serve.status().applications[APPLICATION]
-
-
-def _wait_until_running(deadline: float) -> None:
-    end = time.monotonic() + deadline
-    while (status := _status()).status != ApplicationStatus.RUNNING:
-        pending = {name: one for name, one in status.deployments.items() if one.status.value != "HEALTHY"}
-        if status.status == ApplicationStatus.DEPLOY_FAILED:
-            raise StageError(_failures(pending))
-        if time.monotonic() > end:
-            raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; see the Ray logs")
-        time.sleep(POLL_SECONDS)
-
-
-def _failures(pending: dict[str, DeploymentStatusOverview]) -> str:
-    reasons = {name: failure_reason(one) for name, one in pending.items()}
-    return "; ".join(f"{name} could not be started: {why}" for name, why in reasons.items() if why)
-
-
-def _watch() -> None:
-    silent = 0.0
-    while True:
-        silent = 0.0 if is_healthy() else silent + WATCH_SECONDS
-        if silent > CONTROLLER_SECONDS:
-            raise StageError(f"Ray Serve's controller has said nothing for {silent:.0f} s; see the Ray logs")
-        time.sleep(WATCH_SECONDS)
-
-
-def is_healthy() -> bool:
-    """Returns whether Ray Serve's controller answers and knows the application.
-
-    The controller restarts replicas that die, and Ray restarts the controller. Until it has read its state again it
-    knows no application, while the models go on answering.
-
-    Raises:
-        StageError: the controller has given up on a model.
-    """
-    try:
-        status = _status()
-    except (KeyError, RayActorError):
-        return False
-    if status.status == ApplicationStatus.DEPLOY_FAILED:
-        raise StageError(status.message)
-    return True
 
 
 @contextmanager

@@ -30,6 +30,11 @@ class Cluster(Section):
     def deadline_seconds(self) -> float:
         return self.deadline_minutes * 60
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether Ray's client connects to a cluster that this machine is no part of."""
+        return self.address.startswith("ray://")
+
 
 def head_size(hidden: int) -> int:
     """The default width of an attention head in a model of that hidden width."""

@@ -25,7 +25,9 @@ def server_file(run: Path) -> Path:
     return run / "server.json"
 
 
-def write_server(run: RunFolder, url: str, token: str, names: Mapping[str, str] | None = None) -> Path:
+def write_server(
+    run: RunFolder, url: str, token: str, names: Mapping[str, str] | None = None, application: str = ""
+) -> Path:
     """Writes the address and token of a run's server, readable by the owner of the folder alone.
 
     Args:
@@ -33,19 +35,30 @@ def write_server(run: RunFolder, url: str, token: str, names: Mapping[str, str] 
         url: the server's address.
         token: a key with the scope admin.
         names: the names under which the server serves the run's models, where they differ from the run's.
+        application: the server's name in Ray Serve, if it has one.
     """
     path = server_file(run.root)
     run.root.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"url": url, "token": token} | ({"names": dict(names)} if names else {}), file)
+        optional = {"names": dict(names or {}), "application": application}
+        json.dump({"url": url, "token": token} | {name: value for name, value in optional.items() if value}, file)
     return path
 
 
 def served_at(run: Path) -> str | None:
     """The address of a run's server as it last started; None if it is not being served, or its file is damaged."""
+    return _written(run, "url")
+
+
+def application_of(run: Path) -> str | None:
+    """The name in Ray Serve of a run's server as it last started; None if it is not being served."""
+    return _written(run, "application")
+
+
+def _written(run: Path, name: str) -> str | None:
     try:
-        return str(json.loads(server_file(run).read_text(encoding="utf-8"))["url"])
+        return str(json.loads(server_file(run).read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -14,6 +14,7 @@ from cluster.recipe.reference import reference
 from cluster.run.fleet_control import request_resize
 from cluster.run.folder import RunFolder
 from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_of
+from cluster.run.server_client import server_file
 from cluster.run.stages import check_sources
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
@@ -73,7 +74,7 @@ def run(
         print_resource_plan(loaded)
         return
     address = (host or loaded.serve.host, port or loaded.serve.port)
-    if serve:
+    if serve and not loaded.cluster.is_elsewhere:
         require_free_port(*address)
     run_stages(loaded, stages_of(loaded), address if serve else None)
 
@@ -111,7 +112,9 @@ def serve_models(
     folder = RunFolder(target.absolute() if target.is_dir() else loaded.folder)
     folder.require("sft")
     address = (host or loaded.serve.host, port or loaded.serve.port)
-    require_free_port(*address)
+    # A killed command may have left a server on a cluster, which is ended first; a client's server runs elsewhere.
+    if not server_file(folder.root).exists() and not loaded.cluster.is_elsewhere:
+        require_free_port(*address)
     check_address(loaded.cluster)
     if loaded.cluster.address == "local":
         make_plan(loaded, resources_here(loaded.cluster))

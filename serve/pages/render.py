@@ -66,8 +66,13 @@ def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
     return HTMLResponse(html, headers=headers)
 
 
+def is_wildcard(host: str) -> bool:
+    """Tells whether an address to listen on stands for all addresses of the machine."""
+    return host in ("0.0.0.0", "::", "")
+
+
 def url_host(host: str) -> str:
     """Returns the host to write in a URL: a server on all addresses is reached by the name localhost."""
-    if host in ("0.0.0.0", "::", ""):
+    if is_wildcard(host):
         return "localhost"
     return f"[{host}]" if ":" in host else host

@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model.chat import Chat
+from serve.application import is_healthy
 from serve.replica.lora import adapter_checksum
-from serve.server import is_healthy
+from serve.server import APPLICATION
 from tests.serve.conftest import ADMIN, CONTEXT, STYLES, Server, connection, head
 
 pytestmark = pytest.mark.slow
@@ -65,11 +66,11 @@ def test_models_answer_while_the_controller_is_dead(server: Server, client: open
     (controller,) = (process for process in family if "ServeController" in " ".join(process.cmdline()))
     before = greedy(client).choices[0].message.content
     controller.kill()
-    states, end = [is_healthy()], time.monotonic() + 60
+    states, end = [is_healthy(APPLICATION)], time.monotonic() + 60
     while time.monotonic() < end and not (len(states) > 1 and states[-1]):
         assert greedy(client).choices[0].message.content == before
         time.sleep(0.5)
-        states.append(is_healthy())
+        states.append(is_healthy(APPLICATION))
     assert states[-1]
     assert httpx.get(f"{server.url}/admin/replicas", headers=ADMIN).status_code == 200
 

@@ -1,0 +1,154 @@
+"""One application of Ray Serve among those of others on a cluster: its name, node, environment, health and end."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
+
+from cluster.errors import DeadlineError, StageError
+from cluster.run.folder import RunFolder
+from cluster.run.server_client import application_of
+from serve.compat import is_client_connection, is_serve_running, stop_application
+from serve.replica.autoscaling import failure_reason
+
+POLL_SECONDS = 0.2
+WATCH_SECONDS = 5.0
+# For Ray to restart Serve's controller, which takes some 5 s.
+CONTROLLER_SECONDS = 60.0
+# For the gateway and the replicas to end, before their processes are.
+END_SECONDS = 15.0
+# The parts of a driver's runtime environment that its actors need too: code, and environment variables.
+SHIPPED = ("py_modules", "working_dir", "env_vars")
+
+
+def application_name(run: RunFolder) -> str:
+    """Returns a name that no other application of the cluster has."""
+    return f"triptych-{run.root.name}-{uuid.uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class GatewayNode:
+    """The node on which the gateway runs.
+
+    Attributes:
+        resource: the resource of Ray that places an actor there.
+        address: the node's IP address.
+        is_here: whether the command runs on it too.
+    """
+
+    resource: str
+    address: str
+    is_here: bool
+
+
+def gateway_node() -> GatewayNode:
+    """Returns the node of this command, or the cluster's node that acts for it if it is connected by Ray's client."""
+    own = ray.get_runtime_context().get_node_id()
+    node = next(one for one in ray.nodes() if one["NodeID"] == own)
+    address = node["NodeManagerAddress"]
+    return GatewayNode(f"node:{address}", address, not is_client_connection())
+
+
+def actor_environment(variables: dict[str, str]) -> dict[str, Any]:
+    """Returns the runtime environment of a deployment's actors: this driver's, with more environment variables.
+
+    Serve's controller makes the actors, which get the controller's environment and not the driver's, unless they name
+    it: another driver may have started the controller.
+    """
+    own = {name: value for name, value in dict(ray.get_runtime_context().runtime_env).items() if name in SHIPPED}
+    return own | {"env_vars": own.get("env_vars", {}) | variables}
+
+
+@contextmanager
+def serve_instance(local: bool) -> Iterator[None]:
+    """Leaves Ray Serve at the end as it was found: its other applications go on, and without any it ends.
+
+    Args:
+        local: whether the cluster ends with this command, and Serve with it.
+    """
+    was_running = is_serve_running()
+    try:
+        yield
+    finally:
+        if not local and not was_running and not serve.status().applications:
+            serve.shutdown()
+
+
+def end_leftover(run: RunFolder) -> None:
+    """Ends the application of a `triptych serve` of this run that was killed, if it is still deployed.
+
+    The caller holds the lock `RunFolder.serving`: no command watches over that application any more.
+
+    Raises:
+        DeadlineError: it does not end.
+    """
+    name = application_of(run.root)
+    if name is None or not is_serve_running() or name not in serve.status().applications:
+        return
+    if not stop_application(name, END_SECONDS):
+        raise DeadlineError(f"waited {END_SECONDS:.0f} s for {name} to end, which a killed command left behind")
+
+
+def wait_until_running(name: str, deadline: float) -> None:
+    """Waits until every deployment of an application is healthy.
+
+    Raises:
+        DeadlineError: some deployment was not after `deadline` seconds; the message names it.
+        StageError: some deployment could not be started.
+    """
+    end = time.monotonic() + deadline
+    while (status := _status(name)).status != ApplicationStatus.RUNNING:
+        pending = {one: state for one, state in status.deployments.items() if state.status.value != "HEALTHY"}
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            raise StageError(_failures(pending))
+        if time.monotonic() > end:
+            raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; see the Ray logs")
+        time.sleep(POLL_SECONDS)
+
+
+def watch(name: str) -> None:
+    """Returns never, as long as Serve's controller answers.
+
+    Raises:
+        StageError: the controller has been silent for too long, or has given up on a deployment.
+    """
+    silent = 0.0
+    while True:
+        silent = 0.0 if is_healthy(name) else silent + WATCH_SECONDS
+        if silent > CONTROLLER_SECONDS:
+            raise StageError(f"Ray Serve's controller has said nothing for {silent:.0f} s; see the Ray logs")
+        time.sleep(WATCH_SECONDS)
+
+
+def is_healthy(name: str) -> bool:
+    """Returns whether Ray Serve's controller answers and knows the application.
+
+    The controller restarts replicas that die, and Ray restarts the controller. Until it has read its state again it
+    knows no application, while the models go on answering.
+
+    Raises:
+        StageError: the controller has given up on a model.
+    """
+    try:
+        status = _status(name)
+    except (KeyError, RayActorError):
+        return False
+    if status.status == ApplicationStatus.DEPLOY_FAILED:
+        raise StageError(status.message)
+    return True
+
+
+def _status(name: str) -> ApplicationStatusOverview:
+    return serve.status().applications[name]
+
+
+def _failures(pending: dict[str, DeploymentStatusOverview]) -> str:
+    reasons = {name: failure_reason(one) for name, one in pending.items()}
+    return "; ".join(f"{name} could not be started: {why}" for name, why in reasons.items() if why)
