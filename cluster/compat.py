@@ -1,12 +1,18 @@
 """Uses of what Ray does not document, in one place. Written against Ray 2.60: check each when that version changes."""
 
 import logging
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+# How often a connection that carries a log asks whether the other side is there.
+HEARTBEAT_SECONDS = 15.0
 # Environment of a cluster on this machine alone. Look at `RAY_CONFIG(…, prestart_worker_first_driver` in Ray's
 # ray_config_def.h, and at `ENABLE_PREEMPTION_WATCHER_ENV_VAR` in ray/train/v2/_internal/constants.py.
 LOCAL_CLUSTER_ENV = {
@@ -84,6 +90,37 @@ def is_starting_cluster(error: BaseException) -> bool:
     """Tells whether a job server failed because its cluster has just started: its agents are not up yet, or it drops
     connections."""
     return "No available agent" in str(error) or isinstance(error, OSError)
+
+
+def job_connection_errors() -> tuple[type[Exception], ...]:
+    """Returns what Ray's job client raises when its connection is lost: its log comes by aiohttp, the rest by requests,
+    whose errors are OSErrors (ray/dashboard/modules/job/sdk.py)."""
+    from ray.dashboard.modules.job import sdk
+    from ray.exceptions import RayError
+
+    # A part of `ray[default]`, which this project does not require by itself.
+    aiohttp: Any = sdk.aiohttp
+    return (OSError, RuntimeError, RayError, aiohttp.ClientError)
+
+
+async def job_log(client: "JobSubmissionClient", job: str) -> AsyncIterator[str]:
+    """Yields the log of a job from its beginning, until the job or the connection ends.
+
+    `JobSubmissionClient.tail_job_logs` reads on for ever, without letting anything else run, when a proxy ends the
+    connection, and says nothing by itself for the proxy to see: look there for the address and the headers.
+    """
+    from ray.dashboard.modules.job import sdk
+
+    aiohttp: Any = sdk.aiohttp
+    address = f"{client._address}/api/jobs/{job}/logs/tail"
+    async with (
+        aiohttp.ClientSession(cookies=client._cookies, headers=client._headers) as session,
+        session.ws_connect(address, ssl=client._ssl_context, heartbeat=HEARTBEAT_SECONDS) as socket,
+    ):
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                return
+            yield message.data
 
 
 def session_folder_option(folder: Path) -> dict[str, Any]:

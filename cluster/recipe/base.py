@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,8 @@ Precision = Literal["bfloat16", "float32"]
 # vLLM refuses higher temperatures.
 MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
-FunctionName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+FUNCTION_PATTERN = r"^[\w.]+:\w+$"
+FunctionName = Annotated[str, Field(pattern=FUNCTION_PATTERN)]
 # The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated"]
 # The hacks of pipelines.evaluate.gaming.hacks, by name.
@@ -95,9 +96,21 @@ def named_functions(section: Any) -> list[str]:
         return [name for item in section for name in named_functions(item)]
     if not isinstance(section, BaseModel):
         return []
-    named = getattr(section, "function", None)
-    inner = [getattr(section, name) for name in type(section).model_fields]
-    return ([named] if named else []) + named_functions(inner)
+    found: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, str) and _is_function(field.annotation, field.metadata):
+            found.append(value)
+        found += named_functions(value)
+    return found
+
+
+def _is_function(annotation: Any, metadata: list[Any]) -> bool:
+    """Tells whether a field is a FunctionName, or one or None: by the pattern, which no other type has."""
+    if any(getattr(mark, "pattern", None) == FUNCTION_PATTERN for mark in metadata):
+        return True
+    inner = [part for part in get_args(annotation) if hasattr(part, "__metadata__")]
+    return any(_is_function(None, [*mark.metadata]) for part in inner for mark in part.__metadata__)
 
 
 def check_origin(source: Any) -> Any:

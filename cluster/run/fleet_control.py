@@ -60,7 +60,7 @@ def request_resize(run: RunFolder, change: int) -> int:
     # A state file left by a killed loop names a process that no longer holds the run.
     holder = run.holder()
     now = _read(_state_file(run), "actors")
-    if now is None or holder is None or holder != _read(_state_file(run), "process"):
+    if now is None or holder is None or holder.process != _read(_state_file(run), "process"):
         raise UserError(f"no rlhf stage is running in {run.root}: start one, then change its fleet")
     requested = _read(_request_file(run), "target")
     target = (now if requested is None else requested) + change

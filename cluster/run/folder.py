@@ -7,7 +7,6 @@ runs/demo/
     feedback.db          human feedback; no stage ever removes it
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import xxhash
 from cluster.errors import UserError
 from cluster.run.atomic import write_json, write_text
 from cluster.run.layout import command_of
+from cluster.run.lock import Holder, exclusive, holder_of
 
 # The subfolder for files that a stage needs only while it is built, such as checkpoints: removed when it is whole.
 SCRATCH = "scratch"
@@ -120,9 +120,9 @@ class RunFolder:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"cannot write to the run folder {self.root}: permission denied in {place}")
 
-    def holder(self) -> int | None:
-        """The id of the process that works on this run now, or None."""
-        return _holder(self.root / "lock")
+    def holder(self) -> Holder | None:
+        """The process that works on this run now, or None."""
+        return holder_of(self.root / "lock")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -148,16 +148,7 @@ class RunFolder:
     def _exclusive(self, name: str, doing: str) -> Iterator[None]:
         self.check_writable()
         self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / name
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                message = f"{self.root} is {doing} by process {_holder(path)}: wait for it, or stop it"
-                raise UserError(message) from error
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+        with exclusive(self.root / name, doing):
             yield
 
     def begin(self, folder: str, digest: str) -> Path:
@@ -210,16 +201,3 @@ class RunFolder:
         self.partial(folder).rename(self.path(folder))
         (self.path(folder) / "fingerprint").unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _holder(lock: Path) -> int | None:
-    """Reads the id of the process that holds a lock file, or None."""
-    try:
-        with lock.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read().strip() or 0)
-    except FileNotFoundError:
-        pass
-    return None

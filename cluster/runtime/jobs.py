@@ -5,38 +5,51 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.compat import is_duplicate_job, is_starting_cluster, quiet_job_loggers
+from cluster.compat import is_duplicate_job, is_starting_cluster, job_connection_errors, job_log, quiet_job_loggers
 from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import PathKind, map_paths
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.files import absolute
+from cluster.run.lock import JOB, JOB_SERVER
 from cluster.runtime.session import CONNECT_SECONDS, PACKAGES, ROOT, auth_token
+from cluster.runtime.shipping import modules_of, stage_files, stage_modules
 
-# The longest wait for a job server that is starting, and for the end of a job whose log has ended.
+# The longest wait for a job server that is starting.
 STATUS_SECONDS = 60.0
+# How long a job server may be away while a job is followed.
+LOST_SECONDS = 300.0
+POLL_SECONDS = 0.5
+# The first command of a job with a recipe, in its working directory.
+RECEIVE = "python -m cluster.runtime.shipping"
 NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "requirements")
 
 
-def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool = True) -> int:
+def submit(
+    address: str, command: list[str], recipe: Recipe | None, wait: bool = True, env: Mapping[str, str] | None = None
+) -> int:
     """Runs `triptych COMMAND RECIPE` as a Ray job.
 
-    The run folder and the sources must be on storage that the cluster's nodes see under the same path.
+    The run folder must be on storage that the cluster's nodes see under the same path, and so must input files that are
+    too large to travel. Modules that the recipe names travel.
 
     Args:
         address: the job server, such as http://HOST:8265.
         command: the command and its own arguments.
         recipe: the recipe, with overrides applied; None for a command without one.
         wait: whether to print the job's log until it ends, or to return once it is accepted.
+        env: environment variables of the job and of its processes.
 
     Returns:
         the exit code of the job, or 0 without waiting.
@@ -48,19 +61,41 @@ def submit(address: str, command: list[str], recipe: Recipe | None, wait: bool =
     quiet_job_loggers()
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="triptych-job-") as staging:
-        _stage(Path(staging), recipe)
-        words = ["python", "-m", "pipelines", *command, *(["recipe.yaml"] if recipe else [])]
-        job = _submit(client, address, shlex.join(words), staging)
+        for note in _stage(Path(staging), recipe):
+            print(f"triptych: {note}", file=sys.stderr)
+        words = shlex.join(["python", "-m", "pipelines", *command, *(["recipe.yaml"] if recipe else [])])
+        job = _submit(client, address, f"{RECEIVE} && {words}" if recipe else words, staging, env or {})
     print(f"triptych: job {job} is submitted to {address}", flush=True)
-    return _follow(client, job) if wait else 0
+    if not wait:
+        print(f"triptych: `triptych attach {job} --address {address}` follows it", flush=True)
+    return JobFollower(client, address, job).follow() if wait else 0
 
 
-def _submit(client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str) -> str:
+def attach(address: str, job: str) -> int:
+    """Prints the log of a job from its beginning until the job ends, and returns its exit code.
+
+    Raises:
+        UserError: no job server answers at the address, or it knows no such job.
+        StageError: the job server is lost while the job runs, or the job ended without an exit code.
+    """
+    quiet_job_loggers()
+    client = _client(address)
+    try:
+        client.get_job_info(job)
+    except RuntimeError as error:
+        raise UserError(f"the job server at {address} has no job {job}: {first_line(error)}") from error
+    return JobFollower(client, address, job).follow()
+
+
+def _submit(
+    client: JobSubmissionClient, address: str, entrypoint: str, working_dir: str, env: Mapping[str, str]
+) -> str:
     """Submits a job under an id of our own, so that the request can be repeated when its reply was lost."""
     job, deadline = f"triptych-{uuid.uuid4().hex[:12]}", time.monotonic() + STATUS_SECONDS
+    runtime_env = {"working_dir": working_dir, "env_vars": {**env, JOB: job, JOB_SERVER: address}}
     while True:
         try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir}, submission_id=job)
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=job)
         except (RuntimeError, OSError, RayError) as error:
             if is_duplicate_job(error, job):
                 return job
@@ -100,35 +135,70 @@ def _client(address: str) -> JobSubmissionClient:
         raise UserError(f"no Ray job server answers at {address}: {first_line(error)}") from error
 
 
-def _stage(folder: Path, recipe: Recipe | None) -> None:
+def _stage(folder: Path, recipe: Recipe | None) -> list[str]:
+    """Fills the working directory of a job, and returns a line for everything that does not travel."""
     for name in PACKAGES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=NOT_STAGED)
     if (ROOT / "pyproject.toml").exists():
         shutil.copy(ROOT / "pyproject.toml", folder)
-    if recipe:
-        (folder / "recipe.yaml").write_text(dump_recipe(resolved(recipe)), encoding="utf-8")
+    if recipe is None:
+        return []
+    placed = resolved(recipe)
+    (folder / "recipe.yaml").write_text(dump_recipe(placed), encoding="utf-8")
+    return [*stage_modules(modules_of(recipe), folder), *stage_files(placed, folder)]
 
 
-def _follow(client: JobSubmissionClient, job: str) -> int:
-    try:
-        asyncio.run(_print_logs(client, job))
-        deadline = time.monotonic() + STATUS_SECONDS
-        while time.monotonic() < deadline:
-            details = client.get_job_info(job)
-            if details.status.is_terminal():
-                if details.driver_exit_code is None and details.status != JobStatus.SUCCEEDED:
-                    raise StageError(f"job {job} ended {details.status}: {first_line(details.message or '')}")
-                return details.driver_exit_code or 0
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        print(f"triptych: job {job} goes on; `ray job stop {job}` ends it", flush=True)
-        raise
-    except (OSError, RuntimeError, RayError) as error:
-        raise StageError(f"lost the job server while job {job} ran: {first_line(error)}") from error
-    raise StageError(f"waited {STATUS_SECONDS:.0f} s for the state of job {job} after its log ended")
+class JobFollower:
+    """Prints the log of a job until the job ends, over as many connections as it takes.
 
+    Proxies end connections on which nothing is said for a while.
+    """
 
-async def _print_logs(client: JobSubmissionClient, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+    def __init__(self, client: JobSubmissionClient, address: str, job: str) -> None:
+        self._client, self._address, self._job = client, address, job
+        self._printed = 0
+
+    def follow(self) -> int:
+        """Returns the exit code of the job.
+
+        Raises:
+            StageError: the job server has not answered for `LOST_SECONDS`, or the job ended without an exit code.
+        """
+        again = f"`triptych attach {self._job} --address {self._address}`"
+        answered = time.monotonic()
+        while True:
+            try:
+                asyncio.run(self._print_log())
+                details = self._client.get_job_info(self._job)
+                if details.status.is_terminal():
+                    # What was written between the end of the last connection and that of the job.
+                    self._print(self._client.get_job_logs(self._job)[self._printed :])
+                    break
+                answered = time.monotonic()
+            except KeyboardInterrupt:
+                stop = f"`ray job stop {self._job} --address {self._address}`"
+                print(f"triptych: job {self._job} goes on: {again} follows it, {stop} ends it", flush=True)
+                raise
+            except job_connection_errors() as error:
+                if time.monotonic() - answered > LOST_SECONDS:
+                    raise StageError(
+                        f"the job server at {self._address} has not answered for {LOST_SECONDS:.0f} s "
+                        f"({first_line(error)}); job {self._job} may go on: {again} follows it"
+                    ) from error
+            time.sleep(POLL_SECONDS)
+        if details.driver_exit_code is None and details.status != JobStatus.SUCCEEDED:
+            raise StageError(f"job {self._job} ended {details.status}: {first_line(details.message or '')}")
+        return details.driver_exit_code or 0
+
+    async def _print_log(self) -> None:
+        """Prints what is new in the log until the connection ends."""
+        seen = 0
+        async for text in job_log(self._client, self._job):
+            # Every connection begins with the beginning of the log.
+            self._print(text[max(0, self._printed - seen) :])
+            seen += len(text)
+
+    def _print(self, text: str) -> None:
+        print(text, end="", flush=True)
+        self._printed += len(text)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -65,7 +65,7 @@ TRAINING_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1
 
 
 @contextmanager
-def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
+def connect(settings: Cluster, object_store_gb: float = 1.0, modules: Sequence[Path] = ()) -> Iterator[None]:
     """Connects to Ray until the block ends. A local cluster ends with it, also on SIGTERM and SIGINT.
 
     A process that is connected already keeps its connection. Inside a Ray job (`RAY_ADDRESS` is set) the job's cluster
@@ -74,6 +74,7 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
     Args:
         settings: the recipe's cluster section.
         object_store_gb: the shared memory of a local cluster, allocated as it fills; objects beyond it spill to disk.
+        modules: files and folders of Python modules to send to a cluster that is running already, beside the project's.
 
     Raises:
         UserError: no cluster answers at the address, or it refuses.
@@ -97,7 +98,7 @@ def connect(settings: Cluster, object_store_gb: float = 1.0) -> Iterator[None]:
         if address == "local":
             _start_local(settings, object_store_gb)
         else:
-            _join(address, ship_code=not inside_job)
+            _join(address, None if inside_job else modules)
         # Ray has set a handler of its own, which ends the process with the signal's number.
         _set_sigterm_handler(_exit_on_signal)
         yield
@@ -198,15 +199,17 @@ def _start_local(settings: Cluster, object_store_gb: float) -> None:
         raise UserError(f"cannot start Ray on this machine: {first_line(error)}") from error
 
 
-def _join(address: str, ship_code: bool) -> None:
-    """Joins a running cluster. A driver sends the project's code; a job has it already, as its working directory."""
+def _join(address: str, modules: Sequence[Path] | None) -> None:
+    """Joins a running cluster. A driver sends the project's code and modules of its own; a job (None) has both already,
+    in its working directory."""
     import ray
 
-    where = os.environ["RAY_ADDRESS"] if not ship_code else address
+    where = os.environ["RAY_ADDRESS"] if modules is None else address
     _check_answers(where)
     runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-    if ship_code:
-        runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES if (ROOT / name).is_dir()]
+    if modules is not None:
+        packages = [ROOT / name for name in PACKAGES if (ROOT / name).is_dir()]
+        runtime_env["py_modules"] = [str(path) for path in (*packages, *modules)]
     try:
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

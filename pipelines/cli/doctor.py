@@ -116,7 +116,7 @@ def _report_run(console: Console, run: RunFolder) -> int:
         console.print(f"{run.root}: {error}")
         return 1
     holder = run.holder()
-    table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by process {holder})" if holder else ""))
+    table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by {holder})" if holder else ""))
     problems = 0
     pending = []
     for stage in stages_of(recipe):

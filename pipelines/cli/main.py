@@ -1,6 +1,7 @@
 """Defines the commands of `triptych`. Each checks its input first and reports an error in one line."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +16,10 @@ from cluster.run.fleet_control import request_resize
 from cluster.run.folder import RunFolder
 from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_of
 from cluster.run.server_client import server_file
-from cluster.run.stages import check_sources
-from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
-from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
+from cluster.runtime.session import check_address, collect_garbage_rarely, require_free_port
 from pipelines.cli import feedback, keys, score, versions
-from pipelines.cli.stage_runner import print_resource_plan, run_stages, serve_run
+from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,34 +117,59 @@ def serve_models(
     check_address(loaded.cluster)
     if loaded.cluster.address == "local":
         make_plan(loaded, resources_here(loaded.cluster))
-    with connect(loaded.cluster, object_store_gb(loaded)):
+    with connect_for(loaded):
         serve_run(loaded, folder, address, without_keys)
+
+
+JobServer = Annotated[str, typer.Option(help="address of Ray's job server, such as http://head:8265")]
 
 
 @app.command(rich_help_panel=RUNNING)
 def submit(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a single stage, doctor or version")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a single stage, serve, doctor or version")],
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")] = None,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="address of Ray's job server, such as http://head:8265")] = "",
+    address: JobServer = "",
     wait: Annotated[bool, typer.Option(help="print the job's log, and end with its exit code")] = True,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="environment variable of this shell to give to the job; may be repeated"),
+    ] = None,
 ) -> None:
-    """Run a command as a job on a Ray cluster whose nodes share the run folder and the source files."""
-    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES))]
+    """Run a command as a job on a Ray cluster whose nodes share the run folder. Modules that the recipe names, and
+    small input files, travel with it."""
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES)), "serve"]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
         raise UserError(f"{command} needs a recipe" if recipe is None else f"{command} takes no recipe")
-    if not address:
-        raise UserError("--address is missing: give the address of Ray's job server, such as http://127.0.0.1:8265")
+    _require_address(address)
+    if missing := [name for name in env or [] if name not in os.environ]:
+        raise UserError(f"--env {missing[0]}: this shell has no such variable; export it first")
     loaded = load_recipe(recipe, overrides) if recipe else None
-    if loaded:
-        check_sources(loaded)
     from cluster.runtime import jobs
 
-    code = jobs.submit(address, [command], loaded, wait)
+    code = jobs.submit(address, [command], loaded, wait, {name: os.environ[name] for name in env or []})
     if code:
         raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=RUNNING)
+def attach(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="the job's id, as `triptych submit` printed it")],
+    address: JobServer = "",
+) -> None:
+    """Follow a submitted job: print its log from the beginning, and end with its exit code."""
+    _require_address(address)
+    from cluster.runtime import jobs
+
+    if code := jobs.attach(address, job):
+        raise typer.Exit(code)
+
+
+def _require_address(address: str) -> None:
+    if not address:
+        raise UserError("--address is missing: give the address of Ray's job server, such as http://127.0.0.1:8265")
 
 
 @app.command(rich_help_panel=RUNNING)

@@ -13,6 +13,7 @@ from cluster.run.stages import Outcome, check_functions, check_sources, is_done
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, connect
+from cluster.runtime.shipping import modules_of
 from pipelines.stage_table import run_named_stage
 
 StageRow = tuple[Stage, Outcome, float]
@@ -39,9 +40,10 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
     check_sources(recipe)
     run.check_writable()
     check_address(recipe.cluster)
-    if recipe.cluster.address == "local":
-        # A cluster's nodes may have modules that this machine lacks.
+    if not recipe.cluster.is_elsewhere:
+        # The nodes of a cluster elsewhere may have modules that this machine lacks.
         check_functions(recipe)
+    if recipe.cluster.address == "local":
         make_plan(recipe, resources_here(recipe.cluster))
     if len(stages) == 1:
         for folder in stages[0].after:
@@ -53,7 +55,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
             rows: list[StageRow] = []
             for stage in stages:
                 if not connected and not is_done(stage, recipe, run):
-                    session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+                    session.enter_context(connect_for(recipe))
                     make_plan(recipe)
                     connected = True
                 rows.append(_run_one(stage, recipe, run))
@@ -61,8 +63,14 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
         # The server runs without the lock, so that a stage can be run again and its model promoted.
         if serve_at:
             if not connected:
-                session.enter_context(connect(recipe.cluster, object_store_gb(recipe)))
+                session.enter_context(connect_for(recipe))
             serve_run(recipe, run, serve_at)
+
+
+def connect_for(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """Connects to the recipe's cluster, with an object store of the size that its model needs, and its own modules."""
+    modules = [] if recipe.cluster.address == "local" else modules_of(recipe)
+    return connect(recipe.cluster, object_store_gb(recipe), modules)
 
 
 def print_resource_plan(recipe: Recipe) -> None:

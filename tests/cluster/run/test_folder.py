@@ -1,5 +1,9 @@
+import errno
+import fcntl
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +13,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write, write_json
 from cluster.run.folder import RunFolder, fingerprint
+from cluster.run.lock import JOB, JOB_SERVER, Holder
 from cluster.run.metrics import MetricsWriter, read_metrics
 
 KILLED_WRITER = """
@@ -61,20 +66,20 @@ def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
-    assert run.holder() == holder.pid
+    assert run.holder() == Holder(holder.pid, socket.gethostname())
     with pytest.raises(UserError, match=f"in use by process {holder.pid}"), run.lock():
         pass
     holder.kill()
     holder.wait(10)
     assert run.holder() is None
     with run.lock():
-        assert run.holder() == os.getpid()
+        assert run.holder() == Holder.here()
 
 
 def test_one_server_at_a_time_while_stages_are_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with run.serving(), run.lock():
-        assert run.holder() == os.getpid()
+        assert run.holder() == Holder.here()
         with pytest.raises(UserError, match=f"being served by process {os.getpid()}"), run.serving():
             pass
     with run.serving():
@@ -108,3 +113,25 @@ def test_metrics_of_repeated_steps_are_removed_and_cut_lines_left_out(tmp_path: 
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
     MetricsWriter(tmp_path, resume_at=2).write(2, loss=9.0)
     assert [row["loss"] for row in read_metrics(tmp_path)] == [0.0, 1.0, 9.0]
+
+
+def test_a_run_in_use_by_a_job_names_host_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setenv(JOB, "triptych-7")
+    monkeypatch.setenv(JOB_SERVER, "http://head:8265")
+    where = f"job triptych-7 on host {socket.gethostname()}: `triptych attach triptych-7 --address http://head:8265`"
+    with run.lock(), pytest.raises(UserError, match=re.escape(where)), run.lock():
+        pass
+    assert str(Holder(7, "elsewhere")) == "process 7 of host elsewhere"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"has no locks .*Lustre with `-o flock`"), run.lock():
+        pass
+    with pytest.raises(UserError, match="has no locks"):
+        run.holder()

@@ -1,10 +1,14 @@
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +65,79 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def short_connections(port: int, seconds: float = 1.0) -> Iterator[int]:
+    """A proxy that ends every connection after a while; yields its port."""
+
+    async def serve(proxy: asyncio.Future[int], ended: asyncio.Event) -> None:
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await reader.read(1 << 16):
+                    writer.write(data)
+                    await writer.drain()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            answer, request = await asyncio.open_connection("127.0.0.1", port)
+            ways = [asyncio.ensure_future(forward(reader, request)), asyncio.ensure_future(forward(answer, writer))]
+            await asyncio.wait(ways, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            request.close()
+            writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        proxy.get_loop().call_soon(proxy.set_result, server.sockets[0].getsockname()[1])
+        async with server:
+            await ended.wait()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    found, ended = loop.create_future(), asyncio.Event()
+    asyncio.run_coroutine_threadsafe(serve(found, ended), loop)
+
+    async def known() -> int:
+        return await found
+
+    try:
+        yield asyncio.run_coroutine_threadsafe(known(), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        time.sleep(0.1)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(head: Head, recipe_path: Path) -> None:
+def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(
+    head: Head, recipe_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = triptych("submit", "version", "--address", head.jobs, cwd=recipe_path.parent)
     assert version.stderr == ""
     assert version.returncode == 0
     assert f"triptych {__version__}" in version.stdout.splitlines()
-    # The recipe's only text has two words: the job reads it on the cluster and says so.
-    corpus = triptych("submit", "corpus", recipe_path, "--address", head.jobs, cwd=recipe_path.parent)
-    assert corpus.returncode == 2
-    assert "the corpus has no documents left: 1 were read" in corpus.stdout
+    # The recipe's only text has two words, and comes from a module beside the recipe: the job reads it on the cluster
+    # and says so, over connections that end after a second.
+    (recipe_path.parent / "own_source.py").write_text(
+        "import os\ndef documents(seed): yield os.environ['TEXT_OF_TEST'] + ' text'"
+    )
+    monkeypatch.setenv("TEXT_OF_TEST", "some")
+    source = "corpus.sources=[{kind: function, function: 'own_source:documents'}]"
+    with short_connections(int(head.jobs.rpartition(":")[2])) as port:
+        address = f"http://127.0.0.1:{port}"
+        corpus = triptych(
+            *("submit", "corpus", recipe_path, source, "--address", address, "--env", "TEXT_OF_TEST"),
+            cwd=recipe_path.parent,
+        )
+    assert corpus.returncode == 2, corpus.stderr
+    assert corpus.stdout.count("the corpus has no documents left: 1 were read") == 1
+    job = corpus.stdout.split()[2]
+    again = triptych("attach", job, "--address", head.jobs, cwd=recipe_path.parent)
+    assert (again.returncode, again.stdout) == (2, corpus.stdout.partition("\n")[2])
+    unknown = triptych("attach", "triptych-0", "--address", head.jobs, cwd=recipe_path.parent)
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "has no job triptych-0" in unknown.stderr
     # So does a command that joins the cluster itself.
     joined = triptych("corpus", recipe_path, f"cluster.address={head.address}", cwd=recipe_path.parent)
     assert joined.returncode == 2

@@ -101,8 +101,8 @@ def test_a_locked_run_is_reported(recipe_path: Path) -> None:
 
 def test_a_run_is_not_locked_while_it_is_served(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(recipe_path)
-    holders: list[int | None] = []
-    monkeypatch.setattr(stage_runner, "connect", lambda *_: contextlib.nullcontext())
+    holders: list[object] = []
+    monkeypatch.setattr(stage_runner, "connect", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(stage_runner, "serve_run", lambda *given: holders.append(given[1].holder()))
     stage_runner.run_stages(recipe, (), ("127.0.0.1", 1))
     assert holders == [None]
