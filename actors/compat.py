@@ -192,3 +192,29 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+# Ray Train: what its workers do before they meet
+def interface_config() -> Any:
+    """Returns a configuration of PyTorch on Ray Train with which every worker first chooses its network interface.
+
+    `TorchConfig.backend_cls` and `Backend.on_start` are developers' interfaces: with another version, see whether
+    `on_start` still calls `torch.distributed.init_process_group` on the workers, and `worker_group.execute` still runs
+    a function on each.
+    """
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    from cluster.runtime.network import use_node_interface
+
+    class InterfaceBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(use_node_interface)
+            super().on_start(worker_group, backend_config)
+
+    class InterfaceConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> type[_TorchBackend]:
+            return InterfaceBackend
+
+    return InterfaceConfig()

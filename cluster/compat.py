@@ -76,6 +76,12 @@ def is_data_stall(error: BaseException) -> bool:
     return type(error).__name__ == "ExecutionTimeoutError"
 
 
+def is_start_timeout(error: BaseException) -> bool:
+    """Tells whether Ray Train ended because its workers found no room (WorkerGroupStartupTimeoutError in
+    ray/train/v2/_internal/exceptions.py, by name: its import takes seconds)."""
+    return any(type(each).__name__ == "WorkerGroupStartupTimeoutError" for each in (error, *wrapped_errors(error)))
+
+
 def is_from_ray(error: BaseException) -> bool:
     """Tells whether an exception's class is Ray's own."""
     return type(error).__module__.startswith("ray")
@@ -121,6 +127,13 @@ async def job_log(client: "JobSubmissionClient", job: str) -> AsyncIterator[str]
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return
             yield message.data
+
+
+def free_per_node() -> dict[str, dict[str, float]]:
+    """Returns what every node of the cluster has left, by the node's id (ray/_private/state.py)."""
+    from ray._private.state import available_resources_per_node
+
+    return dict(available_resources_per_node())
 
 
 def session_folder_option(folder: Path) -> dict[str, Any]:

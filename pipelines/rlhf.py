@@ -33,6 +33,7 @@ from cluster.run.fleet_control import fleet_control, take_resize_request, write_
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
 from cluster.run.stages import Result
+from cluster.runtime.placement import wait_for_room
 from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
 from pipelines.evaluate.gaming.cases import require_sound_rewards
@@ -211,6 +212,13 @@ def _actors(
     text = shards_in(run.path("corpus") / "shards" / "train") if recipe.rlhf.pretrain_mix else []
     arguments = (recipe.rlhf, sft, run.path("reward"), text, recipe.seed, plan.learner.threads)
     workers, dtype = recipe.rlhf.fleet.learner_workers, element_type(plan.rollout)
+    reward_actors = recipe.rlhf.fleet.reward_actors
+    kinds = {
+        "worker of the learner": (plan.learner, workers),
+        "rollout actor": (plan.rollout, recipe.rlhf.fleet.rollout_actors),
+        "reward actor": (plan.reward, sum(pool.kind == "model" for pool in recipe.rlhf.rewards) * reward_actors),
+    }
+    wait_for_room(kinds, deadline)
     learner = RemoteLearner(plan.learner, workers, out, dtype, deadline, *arguments)
     try:
         with (

@@ -1,22 +1,26 @@
 """The driver's side of training: hands a job to workers that run `actors.trainer.loop`, and waits for them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
+from actors.compat import interface_config
 from actors.trainer.data import shards_in
 from actors.trainer.job import FAILURE, LoneWorker, Make, TrainingJob, checkpoints_in, held_out_loss
-from cluster.errors import EngineError, StageError, UserError, first_line, known_failure, wait_for
+from cluster.compat import is_start_timeout
+from cluster.errors import DeadlineError, EngineError, StageError, UserError, first_line, known_failure, wait_for
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Training
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import metrics_progress, read_metrics
+from cluster.runtime.placement import current_shortage, wait_for_room
 from cluster.runtime.plan import Allocation, Plan, make_plan
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
@@ -24,6 +28,8 @@ RETRIES = 3
 # What may lie between two lines of metrics: the checkpoint, rows, a step, the loss on held-out rows, and the export; at
 # the start, the model and its loss in place of the checkpoint.
 WAITS = 6
+# How long Ray Train waits for room in one attempt (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S).
+START_SECONDS = 60.0
 RESUME = ("lost_steps", "recovery_seconds")
 
 
@@ -76,11 +82,19 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
     # The last checkpoint is saved after the model.
     if job.steps not in (step for step, _ in checkpoints_in(job.out)):
         alone = job.settings.workers == 1 and not plan.trainer.gpus
+        wanted = {f"worker of {title}": (plan.trainer, job.settings.workers)}
+        wait_for_room(wanted, job.deadline)
         with metrics_progress(job.out, job.steps, title) as console:
             if alone:
                 _train_alone(job, plan.trainer, console)
             else:
-                _train_together(job, plan.trainer)
+                try:
+                    _train_together(job, plan.trainer)
+                except TrainingFailedError as error:
+                    if not is_start_timeout(error):
+                        raise
+                    # After a node has gone.
+                    raise DeadlineError(f"waited {job.deadline:.0f} s for room: {current_shortage(wanted)}") from error
     if failure.exists():
         _raise(json.loads(failure.read_text()))
     return read_metrics(job.out)
@@ -97,6 +111,7 @@ def _train_together(job: TrainingJob, share: Allocation) -> None:
 
     TorchTrainer(
         train,
+        torch_config=interface_config(),
         scaling_config=ScalingConfig(
             num_workers=job.settings.workers,
             use_gpu=share.gpus > 0,
@@ -105,11 +120,17 @@ def _train_together(job: TrainingJob, share: Allocation) -> None:
         run_config=RunConfig(
             name=SCRATCH,
             storage_path=str(job.out),
-            failure_config=FailureConfig(max_failures=RETRIES),
+            # Ray Train waits for room again and again; the limit, of type v2 alone, is that of its deadlines.
+            failure_config=FailureConfig(max_failures=RETRIES, **start_limit(job.deadline)),
             # The type is that of Ray Train v1, which has no such field.
             worker_runtime_env={"env_vars": TRAINING_ENVIRONMENT},  # type: ignore[call-arg]
         ),
     ).fit()
+
+
+def start_limit(seconds: float) -> dict[str, Any]:
+    """Returns the field of a FailureConfig that bounds how long Ray Train waits for room, as a number of attempts."""
+    return {"controller_failure_limit": max(0, math.ceil(seconds / START_SECONDS) - 1)}
 
 
 def _train_alone(job: TrainingJob, share: Allocation, console: Console) -> None:

@@ -109,7 +109,9 @@ def wait_until_running(name: str, deadline: float) -> None:
         if status.status == ApplicationStatus.DEPLOY_FAILED:
             raise StageError(_failures(pending))
         if time.monotonic() > end:
-            raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; see the Ray logs")
+            # Ray Serve says which resources a replica waits for.
+            why = "; ".join(filter(None, map(failure_reason, pending.values()))) or "see the Ray logs"
+            raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; {why}")
         time.sleep(POLL_SECONDS)
 
 

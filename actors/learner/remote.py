@@ -16,6 +16,7 @@ from actors.learner.learner import Learner
 from actors.rollout.weights import Weights, pack, publish, unpack
 from actors.types import Prompt, Sample
 from cluster.errors import EngineError, known_failure, wait_for
+from cluster.runtime.network import use_node_interface
 from cluster.runtime.plan import Allocation
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
@@ -39,6 +40,7 @@ class LearnerActor:
     def start(self, address: str | None, deadline: float, *arguments: Any) -> None:
         """Makes the `Learner` with these arguments; several workers first meet at the address."""
         if address is not None:
+            use_node_interface()
             dist.init_process_group(
                 "nccl" if torch.cuda.is_available() else "gloo",
                 init_method=f"tcp://{address}",

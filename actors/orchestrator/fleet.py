@@ -29,6 +29,7 @@ from actors.rollout.weights import Weights, digest, publish, stored
 from actors.types import Prompt, Sampling
 from cluster.errors import DeadlineError, EngineError, UserError
 from cluster.recipe.base import Precision
+from cluster.runtime.placement import wait_for_room
 from cluster.runtime.plan import Allocation
 
 # How often, in seconds, late actors are looked for while nobody reports or waits.
@@ -109,7 +110,13 @@ class Fleet(Coordinator):
         return self._engine.precision
 
     def start(self) -> None:
-        """Starts the actors as `Coordinator.start` does; if that fails, ends them."""
+        """Starts the actors as `Coordinator.start` does, once one has room; if that fails, ends them.
+
+        Raises:
+            DeadlineError: not one actor has room within the deadline, or is ready.
+            EngineError: as `Coordinator.start`.
+        """
+        wait_for_room({"rollout actor": (self._engine.allocation, 1)}, self._deadline)
         self._thread.start()
         try:
             super().start()

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import psutil
@@ -11,6 +12,7 @@ import psutil
 from cluster.errors import UserError
 from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
+from cluster.runtime.cgroup import cpu_limit, free_memory
 from cluster.runtime.memory import (
     GB,
     memory_needs,
@@ -20,6 +22,9 @@ from cluster.runtime.memory import (
     trainings,
     whole_model_gb,
 )
+
+# More processes than any machine has room for.
+MANY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Node:
+    """One machine of a cluster: its cores and GPUs. A process runs on one of them and cannot be divided."""
+
+    cpus: float
+    gpus: float = 0
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """Counts the processes with these shares that it has room for at once."""
+        by_cpus = math.floor(self.cpus / cpus + 1e-9) if cpus else MANY
+        if not gpus:
+            return by_cpus
+        # A share of less than one GPU lies on a single one.
+        by_gpus = self.gpus * math.floor(1 / gpus + 1e-9) if gpus <= 1 else self.gpus / gpus
+        return min(by_cpus, math.floor(by_gpus + 1e-9))
+
+
+@dataclass(frozen=True)
 class Resources:
     """The resources of a machine or cluster.
 
@@ -58,6 +80,7 @@ class Resources:
         gpus: GPUs of all machines together.
         memory_gb: free memory, in 1e9 bytes.
         gpu_memory_gb: memory of the smallest GPU, in 1e9 bytes, or None if unknown.
+        nodes: the machines; empty for a single one with all the cores and GPUs, or where they are not known.
     """
 
     cpus: float
@@ -65,6 +88,7 @@ class Resources:
     gpus: float
     memory_gb: float
     gpu_memory_gb: float | None = None
+    nodes: tuple[Node, ...] = ()
 
 
 def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
@@ -87,14 +111,23 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     actors = recipe.rlhf.fleet.rollout_limit
     _check_counts(recipe, found)
     _check_memory(recipe, found)
-    trainer_cpus = _round_down(min(found.cpus / workers, found.cores))
-    actor_cpus = _round_down(min(found.cpus / (2 * recipe.rlhf.actors), found.cores))
+    trainer_gpus = min(1.0, found.gpus)
     actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
+    trainer_cpus = _cpu_share(found, workers, trainer_gpus)
+    actor_cpus = _cpu_share(found, recipe.rlhf.actors, actor_gpus, part=0.5)
+    if not trainer_cpus or not actor_cpus:
+        name, count = ("pretrain.workers", workers) if not trainer_cpus else ("rlhf.fleet", recipe.rlhf.actors)
+        raise UserError(
+            f"{name}: {count} processes, each with its share of GPUs and cores on one node, do not fit on "
+            f"{_shown(found.nodes)}: set fewer"
+        )
     rewards, learners = max(1, recipe.rlhf.reward_models), recipe.rlhf.fleet.learner_workers
     # Threads that outnumber the cores wait for each other at every operation.
     sides = 2 if recipe.rlhf.fleet.max_staleness and not found.gpus else 1
     replicas = served_models(recipe) * recipe.serve.max_replicas
-    replica_cpus = _round_down(min(found.cpus / (2 * replicas), found.cores))
+    replica_gpus = _gpu_share(found.gpus, replicas)
+    # Where GPUs are few, replicas that do not fit wait for others to end.
+    replica_cpus = _cpu_share(found, replicas, replica_gpus, part=0.5) or _cpu_share(found, replicas, 0, part=0.5)
 
     def threads(processes: int) -> int:
         return max(1, min(found.cores, int(found.cpus // processes)))
@@ -103,22 +136,11 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         cpus=found.cpus,
         gpus=found.gpus,
         memory_gb=found.memory_gb,
-        trainer=Allocation(trainer_cpus, min(1.0, found.gpus), threads(workers)),
+        trainer=Allocation(trainer_cpus, trainer_gpus, min(threads(workers), max(1, math.ceil(trainer_cpus)))),
         rollout=Allocation(actor_cpus, actor_gpus, threads(sides * actors)),
         reward=Allocation(actor_cpus, actor_gpus, threads(rewards)),
         learner=Allocation(actor_cpus, actor_gpus, max(1, threads(learners) // sides)),
-        replica=Allocation(replica_cpus, _gpu_share(found.gpus, replicas), max(1, found.cores // replicas)),
-    )
-
-
-def within_limits(found: Resources, limits: Cluster) -> Resources:
-    """Returns the part of the resources that a run may use: others may use the machine or cluster too."""
-    return replace(
-        found,
-        cpus=min(found.cpus, limits.cpus or found.cpus),
-        gpus=min(found.gpus, found.gpus if limits.gpus is None else limits.gpus),
-        memory_gb=limits.memory_gb or found.memory_gb,
-        gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
+        replica=Allocation(replica_cpus, replica_gpus, max(1, found.cores // replicas)),
     )
 
 
@@ -127,8 +149,11 @@ def resources_here(settings: Cluster) -> Resources:
     to be there, so that one machine can plan for another."""
     gpu_memory = _gpu_memory_gb()
     gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
-    cores = settings.cpus or len(os.sched_getaffinity(0))
-    memory = settings.memory_gb or psutil.virtual_memory().available / GB
+    # In a container the machine has more than this process may use.
+    limit, free = cpu_limit(), free_memory()
+    cores = settings.cpus or max(1, min(len(os.sched_getaffinity(0)), math.floor(limit or MANY)))
+    available = psutil.virtual_memory().available
+    memory = settings.memory_gb or min(available, available if free is None else free) / GB
     return Resources(cores, cores, gpus, memory, settings.gpu_memory_gb or min(gpu_memory, default=None))
 
 
@@ -178,6 +203,52 @@ def _gpu_share(gpus: float, processes: int) -> float:
     return _round_down(1 / math.ceil(processes / gpus)) if processes > gpus else 1.0
 
 
+def _cpu_share(found: Resources, processes: int, gpus: float, part: float = 1.0) -> float:
+    """Returns the most CPUs with which so many processes fit on the nodes at once, each on one node.
+
+    Args:
+        found: the resources.
+        processes: how many run at once.
+        gpus: the GPUs of each.
+        part: the part of every node's CPUs that they may take in all.
+
+    Returns:
+        the share, rounded down; 0 if no share is small enough, for want of GPUs beside the cores.
+    """
+    nodes = [Node(node.cpus * part, node.gpus) for node in found.nodes or (Node(found.cpus, found.gpus),)]
+    most = min(found.cpus * part / processes, found.cores)
+    # The largest share is one with which some node is full, or all of the quota is used.
+    shares = {min(most, node.cpus / count) for node in nodes for count in range(1, processes + 1) if node.cpus}
+    for share in sorted(shares, reverse=True):
+        rounded = _round_down(share)
+        if rounded and sum(node.places(rounded, gpus) for node in nodes) >= processes:
+            return rounded
+    return 0.0
+
+
+def _shown(nodes: tuple[Node, ...]) -> str:
+    kinds = Counter(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
+    return "nodes of " + ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
+
+
+def within_limits(found: Resources, limits: Cluster) -> Resources:
+    """Applies the recipe's quota: a part of a cluster that others use too, or more than it has now.
+
+    An autoscaler starts nodes that are asked for; what they are like is not known before. The stages wait for them.
+    """
+    cpus, gpus = limits.cpus or found.cpus, found.gpus if limits.gpus is None else limits.gpus
+    wanted = cpus > found.cpus or gpus > found.gpus
+    return replace(
+        found,
+        cpus=cpus,
+        gpus=gpus,
+        # Memory that comes with nodes to be started is not known, and not short.
+        memory_gb=limits.memory_gb or (math.inf if wanted else found.memory_gb),
+        gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
+        nodes=() if wanted else found.nodes,
+    )
+
+
 def _round_down(share: float) -> float:
     """Rounds down to hundredths, so that shares never add up to more than the whole."""
     return math.floor(share * 100 + 1e-9) / 100
@@ -189,12 +260,13 @@ def _connected_resources() -> Resources:
     if not ray.is_initialized():
         raise RuntimeError("make_plan without resources needs a Ray connection")
     total = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = int(max(node.get("CPU", 1) for node in nodes))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(Node(node.get("CPU", 0), node.get("GPU", 0)) for node in alive)
+    cores = int(max((node.cpus for node in nodes), default=0)) or 1
     # Ray divides the memory that was free when it started between its heap and its object store. Their sum, unlike the
     # memory that is free now, stays the same throughout the run.
     memory = (total.get("memory", 0) + total.get("object_store_memory", 0)) / GB
-    return Resources(total.get("CPU", 1), cores, total.get("GPU", 0), memory)
+    return Resources(total.get("CPU", 0) or 1, cores, total.get("GPU", 0), memory, nodes=nodes)
 
 
 def _gpu_memory_gb() -> list[float]:
