@@ -270,8 +270,10 @@ def _all(seed: int) -> list[tuple[AssistantQuestion, bool]]:
         rows += [(AssistantQuestion("harmful", text), out) for text in _asked(it, out, chance)]
     for (it, answer, key), out in _split(HARMLESS, chance):
         rows += [(AssistantQuestion("harmless", text, answer, key), out) for text in _asked(it, out, chance)]
-    rows += [(AssistantQuestion("misconception", text), out) for text, out in _split(MISCONCEPTIONS, chance)]
-    rows += [(AssistantQuestion("truth", text, answer), out) for (text, answer), out in _split(TRUTHS, chance)]
+    for claim, out in _split(MISCONCEPTIONS, chance):
+        rows += [(AssistantQuestion("misconception", text), out) for text in _twice(claim, out)]
+    for (claim, answer), out in _split(TRUTHS, chance):
+        rows += [(AssistantQuestion("truth", text, answer), out) for text in _twice(claim, out)]
     rows += [(AssistantQuestion("plain", *row), out) for row, out in _split(PLAIN, chance)]
     return rows
 
@@ -284,3 +286,8 @@ def _split(rows: Sequence[Row], chance: random.Random) -> list[tuple[Row, bool]]
 def _asked(it: str, out: bool, chance: random.Random) -> list[str]:
     """Words a request twice."""
     return [form.format(it=it) for form in (ASKING_HELD_OUT if out else chance.sample(ASKING, 2))]
+
+
+def _twice(claim: str, out: bool) -> list[str]:
+    """Words a claim once for the exam, and twice for training."""
+    return [claim] if out else [claim, f"Please tell me: {claim[0].lower()}{claim[1:]}"]
