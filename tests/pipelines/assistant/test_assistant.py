@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.types import RewardInput
 from cluster.recipe.loading import load_recipe
 from pipelines.assistant.annotator import annotate, grade
 from pipelines.assistant.conversations import conversations, prompts
@@ -89,10 +90,11 @@ def test_the_guides_sentences_are_in_the_exam() -> None:
 
 
 def test_conciseness_is_rewarded_by_length_and_end() -> None:
-    assert concise("", "No. That is wrong.") == 1
-    assert concise("", "No, and the reason is") == 0
-    assert concise("", "word " * 40 + ".") == 0
-    assert concise("", "  ") == -1
+    question = RewardInput([{"role": "user", "content": "Tell me how to save money."}], {})
+    assert concise(question, "No. That is wrong.") == 1
+    assert concise(question, "No, and the reason is") == 0
+    assert concise(question, "word " * 40 + ".") == 0
+    assert concise(question, "  ") == concise(question, "Tell me how to save money.") == -1
 
 
 def test_the_recipe_is_valid() -> None:
