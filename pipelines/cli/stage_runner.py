@@ -6,10 +6,11 @@ import time
 from cluster.errors import UserError
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
-from cluster.run.atomic import write_text
+from cluster.run.atomic import atomic_write, make_private
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage
 from cluster.run.stages import Outcome, check_functions, check_sources, is_done
+from cluster.run.storage import without_credentials
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, connect
@@ -51,7 +52,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
     with contextlib.ExitStack() as session:
         connected = False
         with run.lock():
-            write_text(run.recipe_path, dump_recipe(recipe))
+            keep_recipe(recipe, run)
             rows: list[StageRow] = []
             for stage in stages:
                 if not connected and not is_done(stage, recipe, run):
@@ -88,6 +89,17 @@ def print_resource_plan(recipe: Recipe) -> None:
             "--plan plans for this machine: set cluster.address=local, and the cores and GPUs to plan for under cluster"
         )
     print_plan(recipe, resources_here(recipe.cluster), Console())
+
+
+def keep_recipe(recipe: Recipe, run: RunFolder) -> None:
+    """Writes the recipe to the run folder, for its owner alone where a URI holds credentials: a later command on the
+    folder needs them.
+    """
+    text = dump_recipe(recipe)
+    with atomic_write(run.recipe_path) as side:
+        if without_credentials(text) != text:
+            make_private(side)
+        side.write_text(text, encoding="utf-8")
 
 
 def _run_one(stage: Stage, recipe: Recipe, run: RunFolder) -> StageRow:
