@@ -8,11 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.model.chat import Chat, unlearned_tokens
+from actors.model.chat import Chat
+from actors.model.templates import new_tokens, set_template
+from actors.model.tokenizer import load_tokenizer
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.recipe.training import FineTuning
+from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.data.chat_formats import read_conversations
@@ -31,7 +34,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Trains the base model on the assistant's tokens of every conversation, and on text of the corpus if asked to."""
     base = run.path("base")
     plan = make_plan(recipe)
-    data_metrics = _prepare(recipe, base, out)
+    tokenizer = _tokenizer(recipe.sft, base, out)
+    data_metrics = _prepare(recipe, tokenizer, out)
     shards, settings = out / "shards", recipe.sft
     if settings.pretrain_share:
         conversations, text = shards / "train" / "shard-00000.parquet", run.path("corpus") / "shards" / "train"
@@ -39,7 +43,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     job = training_job(
         recipe,
         settings,
-        partial(_model, base, settings.lora, recipe.seed),
+        partial(_model, base, tokenizer, settings.lora, recipe.seed),
         shards / "train",
         shards / "held_out",
         out,
@@ -60,7 +64,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
 
 
-def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
+def _tokenizer(settings: FineTuning, base: Path, out: Path) -> Path:
+    """Returns the folder of the tokenizer to train with: the base's, or one with the recipe's template and end."""
+    if not (settings.chat_template or settings.end_token):
+        return base
+    tokenizer = load_tokenizer(base)
+    set_template(tokenizer, settings.chat_template, settings.end_token)
+    tokenizer.save_pretrained(out / SCRATCH / "tokenizer")
+    return out / SCRATCH / "tokenizer"
+
+
+def _prepare(recipe: Recipe, tokenizer: Path, out: Path) -> dict[str, Any]:
     """Writes the shards, with whole conversations held out, and the quarantine.
 
     Returns:
@@ -72,7 +86,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     """
     settings, context = recipe.sft, recipe.model.context
     found = read_conversations(settings.sources, recipe.seed)
-    rendered = render(found.items, base, context)
+    rendered = render(found.items, tokenizer, context)
     bad, total = [*found.bad, *rendered.bad], len(found.items) + len(found.bad)
     quarantine(bad, total, settings.max_bad_share, out / QUARANTINE, "sft.sources", "sft.max_bad_share")
     if len(rendered.rows) < 2:
@@ -82,7 +96,7 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
         )
     random.Random(f"sft {recipe.seed}").shuffle(rendered.rows)
     held_out = max(1, round(len(rendered.rows) * settings.held_out_share))
-    padding = Chat.of(base).padding_id
+    padding = Chat.of(tokenizer).padding_id
     parts = {"held_out": rendered.rows[:held_out], "train": rendered.rows[held_out:]}
     rows = {
         name: write_packed(list(chain.from_iterable(part)), context, padding, out / "shards" / name)
@@ -107,20 +121,21 @@ def _prepare(recipe: Recipe, base: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _model(base: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:
+def _model(base: Path, tokenizer_folder: Path, settings: Lora | None, seed: int) -> tuple[Any, Any, Any]:
     # Imported by the worker alone: the driver waits 10 s less.
     from transformers import AutoTokenizer
 
     from actors.model import lora
-    from actors.model.causal_lm import load, set_end_token
+    from actors.model.causal_lm import grow_embeddings, load, set_end_token
     from actors.objectives.lm import LanguageObjective
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     model = load(base)
+    grow_embeddings(model, tokenizer, seed)
     # From here on the model ends its turn, where the base model ended a document.
     end = Chat(tokenizer).end_of_turn_id
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     set_end_token(model, end)
     if settings:
-        lora.add(model, settings, seed, unlearned_tokens(tokenizer))
+        lora.add(model, settings, seed, new_tokens(tokenizer, AutoTokenizer.from_pretrained(base)))
     return model, LanguageObjective(), tokenizer

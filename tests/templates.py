@@ -55,3 +55,85 @@ GPT_OSS = (
     "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
+# Of the shape of Gemma 3's: what the system says stands in the user's first turn.
+GEMMA_3 = (
+    "{{ bos_token }}{% set first = '' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') + message['content'] | trim "
+    "+ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# Of the shape of Qwen 2.5's: a system's turn of its own where there is none.
+QWEN_2_5 = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% elif messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}{% if message.role == 'assistant' and message.tool_calls %}<|im_start|>assistant\n"
+    "{{ message.content }}{% for call in message.tool_calls %}"
+    "{{ '<tool_call>' + (call.function | tojson) + '</tool_call>' }}{% endfor %}<|im_end|>\n"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Of the shape of Llama 2's: every exchange has a beginning and an end, and the answer has spaces around it.
+LLAMA_2 = (
+    "{% set first = '' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = '<<SYS>>' + messages[0]['content'] + '<</SYS>>' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + (first if loop.first else '') + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}{% endfor %}"
+)
+# Of the shape of Mistral's: what the system says moves to the last question.
+MISTRAL = (
+    "{% set said = '' %}{% if messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}{% set ns = namespace(last=0) %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + (said if loop.index0 == ns.last else '') + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + '</s>' }}{% endif %}{% endfor %}"
+)
+# Of the shape of Phi 3's: a second token, which ends texts, behind the last turn.
+PHI_3 = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+# Of the shape of GLM's: nothing ends a turn but the next one.
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# Of the shape of Nemotron's: a thought inside the content is taken out of earlier turns.
+NEMOTRON = (
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'assistant' and not loop.last and '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] | trim %}{% endif %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + content | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# Of the shape of DeepSeek-V3's: the system's turn has no token, the assistant's begins with no line of its own.
+DEEPSEEK_V3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<|User|>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|Assistant|>' + message['content'] + '<|eos|>' }}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+# Of the shape of Command R's.
+COMMAND_R = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|START|><|' + message['role'] | upper + '|>' "
+    "+ message['content'] | trim + '<|STOP|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START|><|ASSISTANT|>' }}{% endif %}"
+)
+# Of plain text, with a token at the end of each answer (Vicuna).
+VICUNA = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + '</s>' }}"
+    "{% else %}{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# Marks what is trained, but not the token that ends it.
+MARKED_WITHOUT_END = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)

@@ -80,8 +80,6 @@ def from_pretrained_kwargs(model: str | Path) -> dict[str, str]:
 def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
     """Loads the model that `model.start_from` names, and gives it an embedding for every token of the tokenizer.
 
-    Embeddings of new tokens are drawn from `seed`, around the mean of the others (Hewitt 2021).
-
     Raises:
         UserError: it cannot be loaded, is made for shorter texts than `model.context`, does not keep the texts of a
             packed row apart, or has another output than `output_logits` gives.
@@ -92,9 +90,7 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
     _check_logits(loaded, str(model.start_from))
-    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
-        torch.manual_seed(seed)
-        loaded.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    grow_embeddings(loaded, tokenizer, seed)
     return loaded
 
 
@@ -153,9 +149,19 @@ def _kind(config: Any, name: str | None) -> str:
 
 
 def set_end_token(model: Any, token: int) -> None:
-    """Sets the token with which the model ends its output."""
+    """Sets the token with which the model ends its output. Where it ended with one of several, the others still do."""
+    before = model.generation_config.eos_token_id
+    others = [other for other in before if other != token] if isinstance(before, list) else []
     model.config.eos_token_id = token
-    model.generation_config.eos_token_id = token
+    model.generation_config.eos_token_id = [token, *others] if others else token
+
+
+def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    """Gives a model an embedding for every token of the tokenizer. New ones are drawn from `seed`, around the mean of
+    the others (Hewitt 2021)."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
 
 
 def save(

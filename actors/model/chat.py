@@ -76,8 +76,8 @@ class Chat:
         if not tokenizer.chat_template:
             raise UserError(f"{tokenizer.name_or_path} has no chat template, so it cannot be taught to answer")
         self.tokenizer, self.tools = tokenizer, list(tools)
-        # The text of the token that ends the assistant's turn, by template.
-        self._ends: dict[str, str] = {}
+        # The text of the token that the template ends the assistant's turn with, by template and eos_token.
+        self._ends: dict[tuple[str, str], str | None] = {}
 
     @classmethod
     def of(cls, model: str | Path) -> "Chat":
@@ -128,6 +128,11 @@ class Chat:
         conversation = [*before, {"role": "assistant", "content": "a"}, *messages]
         self._check_places(conversation, None, [])
         ids = self.prompt(conversation)
+        if self.end_of_turn_id not in ids[start:]:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turns: "
+                "environments of several turns cannot be played with it"
+            )
         return ids[start + ids[start:].index(self.end_of_turn_id) + 1 :]
 
     def answer(self, text: str) -> list[int]:
@@ -179,6 +184,11 @@ class Chat:
         for number, start, end in zip(everyone, starts, ends, strict=True):
             if number not in turns:
                 mask[start:end] = [False] * (end - start)
+            elif self.end_of_turn_id not in ids[start:end]:
+                raise UserError(
+                    f"the chat template of {self.tokenizer.name_or_path} marks the assistant's turn without the token "
+                    f"that ends it, {self._end_of_turn}: the model would never learn to stop"
+                )
             elif not self._template.endswith(CHAT_TEMPLATE):
                 text = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
                 if lost := _lost(messages[number], str(text)):
@@ -218,10 +228,13 @@ class Chat:
         if end in written:
             written = written[: written.rindex(end) + len(end)]
         elif text.startswith(prompt):
-            raise UserError(
-                f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn of "
-                f"{_named(messages)} with {end}"
-            )
+            if self._writes_end:
+                raise UserError(
+                    f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn of "
+                    f"{_named(messages)} with {end}"
+                )
+            # What comes next ends the turn for whoever reads it; the model, which writes no such thing, has to stop.
+            written = written.rstrip() + end
         lost = _lost(message, written)
         if text.startswith(prompt) and not lost:
             return written
@@ -278,15 +291,22 @@ class Chat:
     @property
     def _end_of_turn(self) -> str:
         """The text of the token that ends the assistant's turn: the first special one that the template writes behind
-        an answer. The tokenizer's eos_token may be another, which ends documents (Gemma, Llama 3 base)."""
-        template = self._template
+        an answer, since eos_token may end documents (Gemma, Llama 3 base); the eos_token where it writes none (GLM)."""
+        return self._written_end or str(self.tokenizer.eos_token)
+
+    @property
+    def _writes_end(self) -> bool:
+        return self._written_end is not None
+
+    @property
+    def _written_end(self) -> str | None:
+        template = (self._template, str(self.tokenizer.eos_token))
         if template not in self._ends:
-            end = str(self.tokenizer.eos_token)
             turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
-            behind = self._text(turns).rpartition(_PROBE)[2]
+            behind = self._encoded(self._text(turns).rpartition(_PROBE)[2])
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-            found = next((token for token in self._encoded(behind) if token in special), None)
-            self._ends[template] = end if found is None else str(self.tokenizer.convert_ids_to_tokens(found))
+            found = next((token for token in behind if token in special), None)
+            self._ends[template] = None if found is None else str(self.tokenizer.convert_ids_to_tokens(found))
         return self._ends[template]
 
     @property

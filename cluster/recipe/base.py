@@ -16,6 +16,8 @@ MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
 FUNCTION_PATTERN = r"^[\w.]+:\w+$"
 FunctionName = Annotated[str, Field(pattern=FUNCTION_PATTERN)]
+# The chat templates that are built in (actors/model/templates.py).
+TEMPLATES = ("triptych", "chatml")
 # The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated"]
 # The hacks of pipelines.evaluate.gaming.hacks, by name.
@@ -28,6 +30,7 @@ class PathKind(Enum):
     FILES = "files to read: a path, a URI or a glob"
     STAGE = "the folder of a finished stage, which its manifest identifies"
     MODEL = "a model on this machine, or the name of one on the Hugging Face Hub"
+    TEMPLATE = "a file with a chat template, or the name of one that is built in"
     SERVED = "a folder that need not exist before it is served"
 
 
@@ -35,6 +38,15 @@ class Section(BaseModel):
     """A section of the recipe: unknown keys, values of another type, infinity and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# Kinds whose value may be a name instead of a path.
+NAMED = (PathKind.MODEL, PathKind.TEMPLATE)
+
+
+def is_name(kind: PathKind, value: str) -> bool:
+    """Says whether a value is the name of something that does not lie on this machine."""
+    return value in TEMPLATES if kind is PathKind.TEMPLATE else not Path(value).exists()
 
 
 class Call(Section):
@@ -80,7 +92,7 @@ def input_files(section: BaseModel) -> list[str]:
     def collect(kind: PathKind, path: str) -> str:
         if kind is PathKind.STAGE:
             paths.append(str(Path(path) / "manifest.json"))
-        elif kind is PathKind.FILES or (kind is PathKind.MODEL and Path(path).exists()):
+        elif kind is PathKind.FILES or (kind in NAMED and not is_name(kind, path)):
             paths.append(path)
         return path
 

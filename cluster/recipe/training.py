@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Lora, Positive, PositiveFloat, Precision, Probe, Section, Share
+from cluster.recipe.base import Lora, PathKind, Positive, PositiveFloat, Precision, Probe, Section, Share
 from cluster.recipe.collect import ChatSource
 
 
@@ -97,6 +97,17 @@ class FineTuning(LanguageTraining):
 
     sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="conversations to learn from")
     lora: Lora | None = Field(None, description="train low-rank adapters only; unset: train all weights")
+    chat_template: Annotated[str | None, PathKind.TEMPLATE] = Field(
+        None,
+        description="the chat template to train with and to leave in sft/: a Jinja file, or triptych or chatml, which "
+        "are built in; unset: the base model's own, or triptych where it has none",
+    )
+    end_token: str | None = Field(
+        None,
+        min_length=1,
+        description="the token that ends the assistant's turn; unset: the one that the template writes behind an "
+        "answer, or eos_token where it writes none",
+    )
     max_bad_share: Share = Field(
         0.01,
         description="share of the sources' rows that cannot be read, or not be written by the chat template, and are "

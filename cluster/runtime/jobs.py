@@ -18,7 +18,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.compat import is_duplicate_job, is_starting_cluster, job_connection_errors, job_log, quiet_job_loggers
 from cluster.errors import StageError, UserError, first_line
-from cluster.recipe.base import PathKind, map_paths
+from cluster.recipe.base import NAMED, PathKind, is_name, map_paths
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.files import absolute
@@ -113,8 +113,7 @@ def resolved(recipe: Recipe) -> Recipe:
 
 
 def _anywhere(place: PathKind, name: str) -> str:
-    on_the_hub = place is PathKind.MODEL and not Path(name).exists()
-    return name if on_the_hub else absolute(name)
+    return name if place in NAMED and is_name(place, name) else absolute(name)
 
 
 def _client(address: str) -> JobSubmissionClient:

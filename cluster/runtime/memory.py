@@ -280,7 +280,8 @@ def _trained_in(recipe: Recipe, section: Training) -> int:
     lora = section.lora if isinstance(section, FineTuning) else None
     # Beside adapters, embeddings of tokens that the model has not learned are trained (actors/model/lora.py).
     embeddings = vocabulary(recipe.model) * trained_shape(recipe.model).hidden
-    return trained_parameters(recipe.model, lora) + (embeddings if lora and lacks_template(recipe.model) else 0)
+    unlearned = lora and (lacks_template(recipe.model) or recipe.sft.chat_template)
+    return trained_parameters(recipe.model, lora) + (embeddings if unlearned else 0)
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:

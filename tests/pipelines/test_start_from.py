@@ -30,11 +30,15 @@ from actors.model.chat import Chat, unlearned_tokens
 from actors.model.reward_head import load_reward_model
 from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, begin_of_text, end_of_text
 from cluster.errors import UserError
+from cluster.recipe.base import Lora
+from cluster.recipe.collect import ChatSource
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
+from cluster.recipe.training import FineTuning
 from cluster.run.folder import RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.stages import stage_state
+from pipelines import sft
 from pipelines.corpus.tokens.encode import encode_documents
 from pipelines.corpus.tokens.train import document_frame, save_tokenizer_of
 from pipelines.pretrain import _load_start
@@ -213,6 +217,23 @@ def test_a_model_that_cannot_be_a_reward_model_is_refused_where_one_is_needed(ow
     assert run_named_stage(stages_of(recipe)[0], recipe, RunFolder(recipe.folder)) == "done"
     with pytest.raises(UserError, match=r"cannot load a reward model from .*granite"):
         load_reward_model(granite)
+
+
+@pytest.mark.parametrize("adapters", [None, Lora(rank=2)])
+def test_fine_tuning_takes_another_template_and_keeps_the_other_ends(own: Path, tmp_path: Path, adapters: Lora | None):
+    base = load(own)
+    base.generation_config.eos_token_id = [4, 0]
+    base.save_pretrained(own)
+    sources = [ChatSource(kind="files", path="chats.jsonl")]
+    folder = sft._tokenizer(FineTuning(sources=sources, chat_template="chatml"), own, tmp_path / "sft")
+    assert sft._tokenizer(FineTuning(sources=sources), own, tmp_path / "sft") == own
+    model, _, tokenizer = sft._model(own, folder, adapters, seed=1)
+    begin, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (begin, end) == (len(AutoTokenizer.from_pretrained(own)), len(tokenizer) - 1)
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert tokenizer.eos_token_id == model.config.eos_token_id == end
+    assert model.generation_config.eos_token_id == [end, 4, 0]
+    assert getattr(model, "trained_rows", None) == ((begin, end) if adapters else None)
 
 
 def test_pickled_weights_are_refused(own: Path):

@@ -218,9 +218,10 @@ def test_a_turn_ends_with_the_token_that_the_template_writes_and_not_with_the_en
     assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids(end)
 
 
-def test_a_template_that_ends_no_turn_is_refused(folder: Path):
+def test_a_template_that_ends_some_turns_alone_is_refused(folder: Path):
     chat = styled(folder, "chatml")
-    chat.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}"
+    ends = "{% for m in messages %}{{ m['content'] }}{% if m['content'] != 'hello' %}<|im_end|>{% endif %}{% endfor %}"
+    chat.tokenizer.chat_template = ends
     with pytest.raises(UserError, match=r"does not end the assistant's turn .* with <\|im_end\|>"):
         chat.conversation(CONVERSATION[:3])
 
