@@ -12,6 +12,8 @@ from actors.model.block_attention import block_attention
 
 PAD_DOCUMENT_ID = -1
 ATTENTION_NAME = "triptych"
+# The kind, in a configuration's layer_types, of layers that attend to a window.
+WINDOWED = "sliding_attention"
 
 
 def set_attention(model: Any) -> None:
@@ -24,13 +26,35 @@ def set_attention(model: Any) -> None:
     model.set_attn_implementation(ATTENTION_NAME)
 
 
-def attention_mask_for(model: Any, document_ids: Tensor) -> Tensor:
+def attention_mask_for(model: Any, document_ids: Tensor) -> Tensor | dict[str, Tensor]:
     """Returns the mask of packed rows in the form that the model's attention takes: `document_bounds` in bfloat16 on a
-    GPU, else `document_mask`."""
-    if not (document_ids.is_cuda and torch.is_autocast_enabled("cuda")):
-        return document_mask(document_ids)
-    set_attention(model)
-    return document_bounds(document_ids)
+    GPU, else `document_mask`. Where some layers have a window that is shorter than the rows, a mask for each kind."""
+    if document_ids.is_cuda and torch.is_autocast_enabled("cuda"):
+        set_attention(model)
+        # The kernel is told of a layer's window by the layer.
+        mask = windowed = document_bounds(document_ids)
+    else:
+        mask = windowed = document_mask(document_ids)
+    window = attention_window(model.config)
+    if window is None or window >= document_ids.shape[1]:
+        return mask
+    if mask.dtype == torch.bool:
+        windowed = mask & within_window(document_ids.shape[1], window, document_ids.device)
+    kinds = set(getattr(model.config, "layer_types", None) or [WINDOWED])
+    return windowed if kinds == {WINDOWED} else dict.fromkeys(kinds, mask) | {WINDOWED: windowed}
+
+
+def attention_window(config: Any) -> int | None:
+    """Returns the number of tokens that a layer attends to, its own included, if any layer is limited so."""
+    kinds = getattr(config, "layer_types", None)
+    if getattr(config, "use_sliding_window", None) is False or (kinds and WINDOWED not in kinds):
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def within_window(length: int, window: int, device: torch.device) -> Tensor:
+    """Returns which keys are less than a window before their query. -> bool [length, length]."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1 - window)
 
 
 def document_mask(document_ids: Tensor) -> Tensor:
@@ -94,7 +118,11 @@ def _attention(
     bounds, (rows, heads, length, size) = attention_mask.flatten(), query.shape
     # Rotary positions leave float32 under autocast, which does not know this operation.
     queries, keys, values = (x.transpose(1, 2).flatten(0, 1).to(torch.bfloat16) for x in (query, key, value))
-    grouped, causal = heads != key.shape[1], (-1, 0)
+    # The kernel takes heads of one size: those of the values are narrower in multi-head latent attention (DeepSeek).
+    narrower = size - value.shape[-1]
+    if narrower:
+        values = functional.pad(values, (0, narrower))
+    grouped, window = heads != key.shape[1], settings.get("sliding_window")
     attended = varlen_attn(
         queries,
         keys,
@@ -104,11 +132,11 @@ def _attention(
         length,
         length,
         scale=settings["scaling"],
-        window_size=causal,
+        window_size=(window - 1 if window else -1, 0),
         enable_gqa=grouped,
     )
     assert isinstance(attended, Tensor)
-    return attended.view(rows, length, heads, size), None
+    return attended.view(rows, length, heads, size)[..., : size - narrower], None
 
 
 def _can_use_blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:

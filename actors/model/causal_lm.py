@@ -13,7 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from actors.compat import forget_quantization
 from actors.model import lora
-from actors.model.attention import attention_mask_for, has_one_document_per_row, position_ids_within_documents
+from actors.model.attention import (
+    attention_mask_for,
+    attention_window,
+    has_one_document_per_row,
+    position_ids_within_documents,
+)
 from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
 from cluster.errors import UserError, first_line
 from cluster.recipe.base import Precision
@@ -23,6 +28,10 @@ from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
 
 # Kinds of layers that attend to nothing but what the mask of a packed row allows.
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
+# The number of positions in most configurations, and of GPT-2's kind, MPT, and CodeGen.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+# Tokens of the shorter text of a row in which a model's window is tried.
+PROBED = 8
 # The number of experts in configurations of Qwen and OLMoE, Mixtral, DeepSeek, and others.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -86,17 +95,19 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
     """
     loaded = load(str(model.start_from))
     _check_layers(loaded.config, model)
-    positions = loaded.config.max_position_embeddings
+    # A model without a limit, such as one with ALiBi, names none.
+    positions = next((limit for name in POSITIONS if (limit := getattr(loaded.config, name, None))), model.context)
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
     _check_logits(loaded, str(model.start_from))
+    _check_window(loaded, model)
     grow_embeddings(loaded, tokenizer, seed)
     return loaded
 
 
 def _check_layers(config: Any, model: Model) -> None:
-    """Refuses layers that do not obey the mask of a packed row: one that has a state would carry it from text to text,
-    and one that has a window would see beyond it."""
+    """Refuses layers that do not obey the mask of a packed row: one that has a state would carry it from text to
+    text."""
     # RecurrentGemma's are called block_types.
     layers = set(getattr(config, "layer_types", None) or getattr(config, "block_types", None) or ())
     if others := sorted(layers - MASKED_LAYERS):
@@ -104,12 +115,29 @@ def _check_layers(config: Any, model: Model) -> None:
             f"{_kind(config, model.start_from)} has layers of the kind {', '.join(others)}, which do not keep the "
             "texts of a row apart: start from one that has attention alone"
         )
-    window = getattr(config, "sliding_window", None)
-    uses_window = getattr(config, "use_sliding_window", None) is not False
-    if window and uses_window and (not layers or "sliding_attention" in layers) and window < model.context:
+
+
+@torch.no_grad()
+def _check_window(model: Any, settings: Model) -> None:
+    """Refuses rows longer than the window of some layers, unless these keep to it in a packed row too."""
+    window = attention_window(model.config)
+    if window is None or window >= settings.context:
+        return
+    ids = torch.arange(window + PROBED).remainder(model.get_input_embeddings().num_embeddings).unsqueeze(0)
+    documents = torch.zeros_like(ids)
+    documents[:, :PROBED] = 1
+    longer = torch.cat([ids[:, :PROBED], ids], 1), torch.cat([documents[:, :PROBED], 2 * torch.ones_like(ids)], 1)
+    try:
+        packed = last_hidden_states(model, *longer)[:, PROBED:]
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        packed, reason = torch.zeros(()), first_line(error)
+    else:
+        reason = "they attend to more in a row of several texts"
+    alone = last_hidden_states(model, ids)
+    if packed.shape != alone.shape or not torch.allclose(packed, alone, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"model.context {model.context} is more than the {window} tokens that layers of {model.start_from} attend "
-            f"to: set it to {window} or less"
+            f"model.context {settings.context} is more than the {window} tokens that layers of {settings.start_from} "
+            f"attend to, and rows cannot be longer than that ({reason}): set it to {window} or less"
         )
 
 
@@ -146,6 +174,17 @@ def require_no_experts(config: Any, name: str | None) -> None:
 
 def _kind(config: Any, name: str | None) -> str:
     return f"{name}: a model of the kind {config.model_type}"
+
+
+def unused_auxiliary_loss(config: Any) -> str:
+    """Says that the loss which balances a mixture of experts is not trained on; empty where there is none.
+
+    It is no sum over tokens: with it, the loss of a batch would depend on how it is split into micro-batches.
+    """
+    weight = getattr(config, "router_aux_loss_coef", None)
+    if not weight or not any((getattr(config, attribute, None) or 0) > 1 for attribute in EXPERTS):
+        return ""
+    return f"the auxiliary loss that balances the experts (router_aux_loss_coef {weight}) is not trained on"
 
 
 def set_end_token(model: Any, token: int) -> None:

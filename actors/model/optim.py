@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +33,20 @@ def adamw(
 def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> list[Optimizer]:
     """Makes Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for embeddings, heads and vectors.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate. Of
+    experts that are one tensor [experts, n, m], each is a matrix of its own.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
-    chosen = set(inside)
+    layers = [(name, p) for name, p in trained if ".layers." in name and not name.endswith("bias")]
+    inside = [p for _, p in layers if p.ndim == 2]
+    experts = [p for name, p in layers if p.ndim == 3 and ".experts." in name]
+    chosen = {*inside, *experts}
     others = [p for _, p in trained if p not in chosen]
     kind = Muon if native_precision(inside[0].device) == "bfloat16" else MuonInFloat32
+    settings: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
     return [
-        kind(inside, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        kind(inside, **settings),
+        *([MuonOfExperts(experts, **settings)] if experts else []),
         adamw(others, learning_rate, weight_decay, _beside_adapters(model)),
     ]
 
@@ -101,17 +107,26 @@ class MuonInFloat32(Muon):
                 update = parameter.grad.lerp(momentum, group["momentum"])
                 direction = _orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
         return loss
 
 
+class MuonOfExperts(MuonInFloat32):
+    """Muon for stacks of matrices [experts, n, m], which PyTorch's refuses; the iteration is in float32."""
+
+    def __init__(self, stacks: list[nn.Parameter], **settings: Any) -> None:
+        # PyTorch's settings, by way of a matrix that it takes.
+        Optimizer.__init__(self, stacks, Muon([nn.Parameter(torch.zeros(1, 1))], **settings).defaults)
+
+
 def _orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Brings singular values to about 1 by the quintic Newton-Schulz iteration. [n, m] -> [n, m]."""
+    """Brings singular values to about 1 by the quintic Newton-Schulz iteration. [..., n, m] -> [..., n, m]."""
     a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -25,6 +25,8 @@ KNOWN_GPUS = {
 COMPILERS = ("g++", "clang++")
 # Operations of a training job: about five minutes of two cores, one of an H100. Compiling takes 10 to 30 s.
 COMPILING_PAYS = {"cpu": 1e14, "cuda": 1e16}
+# The number of experts that a token is given to, in configurations of most models, of Ernie, and of Llama 4's kind.
+CHOSEN_EXPERTS = ("num_experts_per_tok", "moe_k", "num_experts_per_token", "top_k_experts")
 # The side of the square matrices whose product is timed.
 SIDES = {"cpu": 1024, "cuda": 8192}
 REPETITIONS = 5
@@ -59,14 +61,26 @@ def flops_per_token(model: Any, length: int) -> float:
     """Counts operations of one token's forward and backward pass: 6 N + 12 L H T (Chowdhery et al. 2022, appendix B).
 
     N are the parameters that multiply: all but the embedding, which is looked up, unless it is the output head as well.
-    A frozen parameter has no gradient of its own and counts 4. L layers, hidden width H, T tokens a row.
+    A frozen parameter has no gradient of its own and counts 4. Of a mixture of experts, those that a token is given to
+    count. L layers, hidden width H, T tokens a row.
     """
     head = model.get_output_embeddings()
     looked_up = model.get_input_embeddings().weight
     tied = head is not None and head.weight is looked_up
-    used = [parameter for parameter in model.parameters() if tied or parameter is not looked_up]
-    matrices = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in used)
+    used = [(name, parameter) for name, parameter in model.named_parameters() if tied or parameter is not looked_up]
+    matrices = sum(
+        (6 if parameter.requires_grad else 4) * parameter.numel() * _used_share(model.config, name, parameter)
+        for name, parameter in used
+    )
     return matrices + 12.0 * model.config.num_hidden_layers * model.config.hidden_size * length
+
+
+def _used_share(config: Any, name: str, parameter: torch.Tensor) -> float:
+    """Returns the share of a parameter that multiplies one token: of experts, which are one tensor, those chosen."""
+    if ".experts." not in name or parameter.ndim < 2:
+        return 1.0
+    chosen = next((count for key in CHOSEN_EXPERTS if (count := getattr(config, key, None))), parameter.shape[0])
+    return min(1.0, chosen / parameter.shape[0])
 
 
 def engine_precision(device: str) -> Precision:

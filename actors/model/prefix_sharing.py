@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention import PAD_DOCUMENT_ID, attention_window
 from actors.model.causal_lm import last_hidden_states
 from actors.model.microbatch import pad_rows
 
@@ -59,7 +59,9 @@ def states_at(model: Any, input_ids: Tensor, selected: Tensor, prompt_lengths: T
     """
     if len(groups.unique()) < len(groups):
         rows = share_prompts(input_ids, selected, prompt_lengths, groups)
-        if pays(rows, input_ids, model.config.hidden_size):
+        # An answer's window would have to begin in the prompt, which another answer's tokens stand behind.
+        windowed = (attention_window(model.config) or input_ids.shape[1]) < input_ids.shape[1]
+        if not windowed and pays(rows, input_ids, model.config.hidden_size):
             states = model.model(
                 input_ids=rows.input_ids, attention_mask=rows.mask(), position_ids=rows.positions, use_cache=False
             ).last_hidden_state

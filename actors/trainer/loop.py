@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from actors.model import lora
+from actors.model.causal_lm import unused_auxiliary_loss
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
 from actors.model.optim import learning_rate_factor, make_optimizers
@@ -99,6 +100,8 @@ def _train(
     precision = settings.precision or native_precision(device)
     worker = DataParallelRank(rank, world_size, settings.micro_batch_rows, precision, device)
     vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
+    if rank == 0 and (unused := unused_auxiliary_loss(unwrapped_model.config)):
+        print(unused, flush=True)
     if settings.recompute_activations:
         unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = settings.compile_layers

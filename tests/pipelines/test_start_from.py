@@ -12,12 +12,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     Lfm2Config,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
+    Olmo3Config,
     OlmoeConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -25,7 +29,8 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from actors.model.causal_lm import load, load_for_training
+from actors.model.attention import attention_window
+from actors.model.causal_lm import _check_window, last_hidden_states, load, load_for_training
 from actors.model.chat import Chat, unlearned_tokens
 from actors.model.reward_head import load_reward_model
 from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, begin_of_text, end_of_text
@@ -179,28 +184,58 @@ def test_a_mixture_of_experts_is_refused_before_rlhf_unless_dpo_can_use_it(own: 
     assert _load_start(load_recipe(path, [*start, "dpo={}"]), tokenizer).config.model_type == config.model_type
 
 
-ONE_LAYER = {**SMALL, "num_key_value_heads": 2, "sliding_window": 32}
+WINDOWED = {**SMALL, "num_key_value_heads": 2, "sliding_window": 12, "initializer_range": 0.3, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
-    ("config", "uses_window"),
+    "config",
     [
-        (MistralConfig(**ONE_LAYER), True),
-        (Gemma2Config(**ONE_LAYER, final_logit_softcapping=None), True),
-        (Gemma2Config(**ONE_LAYER, final_logit_softcapping=None, layer_types=["full_attention"]), False),
-        (Qwen2Config(**ONE_LAYER, use_sliding_window=False), False),
+        MistralConfig(**WINDOWED),
+        Gemma2Config(**WINDOWED, final_logit_softcapping=None, attn_logit_softcapping=None),
+        Gemma3TextConfig(**WINDOWED, layer_types=["sliding_attention", "full_attention"], head_dim=8),
+        Olmo3Config(**WINDOWED, layer_types=["sliding_attention", "full_attention"]),
+        Qwen2Config(**WINDOWED, use_sliding_window=True, max_window_layers=1),
+        Qwen2Config(**WINDOWED, use_sliding_window=False),
     ],
 )
-def test_rows_longer_than_the_attention_window_are_refused(own: Path, tmp_path: Path, config, uses_window: bool):
+def test_rows_may_be_longer_than_the_attention_window(own: Path, tmp_path: Path, config):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
     tokenizer = AutoTokenizer.from_pretrained(own)
     settings = Model(start_from=str(tmp_path / "windowed"), context=CONTEXT)
-    if uses_window:
-        with pytest.raises(UserError, match=r"context 64 is more than the 32 tokens that layers of .*windowed attend"):
-            load_for_training(settings, tokenizer, seed=1)
-    else:
-        assert load_for_training(settings, tokenizer, seed=1)
-    assert load_for_training(settings.model_copy(update={"context": 32}), tokenizer, seed=1)
+    model = load_for_training(settings, tokenizer, seed=1)
+    ids = torch.randint(5, 300, (1, 50), generator=torch.Generator().manual_seed(2))
+    documents = torch.tensor([[0] * 20 + [1] * 30])
+    with torch.no_grad():
+        alone = [model.model(input_ids=part).last_hidden_state for part in (ids[:, :20], ids[:, 20:])]
+        packed = last_hidden_states(model, ids, documents)
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=1e-3, atol=1e-4)
+    if attention_window(model.config):
+        changed = ids.clone()
+        changed[0, 20] = 5
+        with torch.no_grad():
+            assert not torch.equal(last_hidden_states(model, changed, documents)[:, 20], packed[:, 20])
+
+
+def test_a_window_that_a_model_does_not_keep_in_packed_rows_is_refused(own: Path, tmp_path: Path):
+    AutoModelForCausalLM.from_config(MistralConfig(**WINDOWED)).save_pretrained(tmp_path / "windowed")
+    model = load(tmp_path / "windowed")
+    # It attends to everything, whatever its configuration says.
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError, match=r"context 64 is more than the 12 tokens that layers of .*windowed attend"):
+        _check_window(model, Model(start_from=str(tmp_path / "windowed"), context=CONTEXT))
+    _check_window(model, Model(start_from=str(tmp_path / "windowed"), context=32).model_copy(update={"context": 12}))
+
+
+SIZES_OF_OTHERS = {"hidden_size": 16, "d_model": 16, "n_layer": 1, "n_layers": 1, "n_head": 2, "n_heads": 2}
+
+
+@pytest.mark.parametrize("kind", [BloomConfig, MptConfig])
+def test_models_with_an_attention_of_their_own_are_refused(own: Path, tmp_path: Path, kind: type):
+    AutoModelForCausalLM.from_config(kind(**SIZES_OF_OTHERS, vocab_size=300)).save_pretrained(tmp_path / "odd")
+    with pytest.raises(UserError, match=r"cannot load a model from .*odd: \w+ does not support an attention"):
+        load_for_training(
+            Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1
+        )
 
 
 def test_a_model_that_cannot_be_a_reward_model_is_refused_where_one_is_needed(own: Path, tmp_path: Path):

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from transformers import AutoModelForCausalLM, GptOssConfig
 
-from actors.model.optim import BETAS, adamw, learning_rate_factor, muon_and_adamw
+from actors.model.optim import (
+    BETAS,
+    MuonInFloat32,
+    MuonOfExperts,
+    adamw,
+    learning_rate_factor,
+    muon_and_adamw,
+)
 
 
 def tensor(values) -> torch.Tensor:
@@ -98,3 +106,46 @@ def test_muon_goes_on_from_the_state_of_either_precision(first: str, monkeypatch
     momentum = before.state[weight]["momentum_buffer"]
     assert momentum.any()
     assert torch.equal(after.state[weight]["momentum_buffer"], momentum)
+
+
+def test_each_expert_of_a_stack_is_a_matrix_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(3, 4, 6, generator=generator), torch.randn(2, 3, 4, 6, generator=generator)
+    stack = torch.nn.Parameter(start.clone())
+    alone = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    settings = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    together, each = MuonOfExperts([stack], **settings), MuonInFloat32(alone, **settings)
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for matrix, own in zip(alone, gradient, strict=True):
+            matrix.grad = own.clone()
+        together.step()
+        each.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in alone]))
+
+
+def test_muon_takes_experts_and_leaves_their_biases_to_adamw():
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    config = GptOssConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    kinds = {
+        name: type(optimizer)
+        for optimizer in muon_and_adamw(model, 0.1, 0.1)
+        for group in optimizer.param_groups
+        for taken in group["params"]
+        for name, parameter in model.named_parameters()
+        if parameter is taken
+    }
+    assert len(kinds) == len(list(model.named_parameters()))
+    assert kinds["model.layers.0.mlp.experts.gate_up_proj"] is MuonOfExperts
+    assert kinds["model.layers.0.mlp.experts.gate_up_proj_bias"] is torch.optim.AdamW
+    assert issubclass(kinds["model.layers.0.self_attn.q_proj.weight"], torch.optim.Muon)
+    # Its state is saved and loaded as that of any other.
+    model(input_ids=torch.arange(8).unsqueeze(0), labels=torch.arange(8).unsqueeze(0)).loss.backward()
+    optimizers = muon_and_adamw(model, 0.1, 0.1)
+    for optimizer in optimizers:
+        optimizer.step()
+    state = get_optimizer_state_dict(model, optimizers)
+    set_optimizer_state_dict(model, muon_and_adamw(model, 0.1, 0.1), state)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from actors.model.causal_lm import build
 from actors.model.perf import (
@@ -53,6 +54,16 @@ def test_the_operations_of_a_token_are_counted_by_hand():
     for parameter in model.model.layers.parameters():
         parameter.requires_grad_(False)
     assert flops_per_token(model, 10) == 6 * (300 * 64 + 64) + 4 * 2 * layer + 12 * 2 * 64 * 10
+
+
+def test_of_a_mixture_of_experts_those_that_a_token_is_given_to_are_counted():
+    config = MixtralConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    layer = 4 * 16 * 16 + 8 * 16 + 2 * 16 + 2 * 3 * 16 * 24
+    assert flops_per_token(model, 10) == pytest.approx(6 * (300 * 16 + 2 * layer + 16) + 12 * 2 * 16 * 10)
 
 
 def test_the_precision_that_the_machine_has_instructions_for_is_the_faster_one() -> None:

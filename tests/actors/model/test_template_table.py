@@ -95,7 +95,7 @@ TABLE: dict[str, tuple[str, list[str], Expected]] = {
     "nemotron": (
         templates.NEMOTRON,
         ["<|eot_id|>", "<|start_header_id|>"],
-        plain("<|eot_id|>", reasoning="leaves out"),
+        plain("<|eot_id|>", reasoning=["<think>\nA greeting.\n</think>\n\nhello<|eot_id|>", "so<|eot_id|>"]),
     ),
     "deepseek v3": (templates.DEEPSEEK_V3, ["<|eos|>", "<|User|>", "<|Assistant|>"], plain("<|eos|>")),
     "deepseek r1": (
