@@ -18,7 +18,8 @@ from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
 from cluster.errors import UserError
-from cluster.feedback import Feedback, distinct_completions, open_feedback
+from cluster.feedback import Feedback, distinct_completions, is_person, open_feedback
+from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_named
 from cluster.recipe.base import MAX_TEMPERATURE, Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, fingerprint
@@ -80,7 +81,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             rank_synthetically(synthetic, recipe.seed, chat, database, prompts, failures)
         else:
             wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
-        rows = ranking_rows(synthetic, chat, database, prompts, failures)
+        # Read once: judgements that arrive from now on are those of the next round.
+        judged = read_judgements(database)
+        rows = ranking_rows(synthetic, chat, database, prompts, failures, judged.rankings)
         counts = stored_completions(database, prompts)
         excluded = database.excluded()
     if failures.messages:
@@ -101,14 +104,16 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "stands_in_for_people": synthetic is not None,
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in sampled) / seconds if seconds else 0.0,
-        }
+        },
+        judgements=_name_judgements(judged, rows, out),
     )
 
 
 def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
     """Runs the stage with rankings imported from files, without sampling."""
     with open_feedback(run.feedback_url) as database:
-        imported = imported_rankings(database, chat, recipe.model.context)
+        judged = read_judgements(database)
+        imported = imported_rankings(database, chat, recipe.model.context, judged.rankings)
         excluded = database.excluded()
     return Result(
         metrics={
@@ -119,8 +124,17 @@ def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> R
             "excluded": excluded,
             "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
-        }
+        },
+        judgements=_name_judgements(judged, imported.rows, out),
     )
+
+
+def _name_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], out: Path) -> str:
+    """Names every judgement that was there, with the rows that it became, and returns the digest of the names."""
+    used: Counter[tuple[Source, int]] = Counter(
+        ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
+    )
+    return write_named(judged.named(used), out)
 
 
 def _write_rankings(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,15 +146,29 @@ def ranking_rows(
     database: Feedback,
     prompts: CollectedPrompts,
     failures: AnnotatorFailures,
+    peoples: Sequence[Ranking],
 ) -> list[dict[str, Any]]:
     """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
     one. Rankings of identical answers, of earlier versions, are left out.
+
+    Args:
+        annotator: the synthetic one, or None.
+        chat: the model's template.
+        database: with the answers, and the synthetic annotator's rankings.
+        prompts: of the round.
+        failures: counts the prompts that the annotator failed on.
+        peoples: the judgements of people.
 
     Raises:
         StageError: the annotator failed on too many prompts.
     """
     completions, rows = stored_completions(database, prompts), []
-    for ranking in sorted(_rankings(database, prompts, annotator), key=lambda one: (one.prompt_id, one.annotator)):
+    given = (
+        _rankings(database, prompts, annotator)
+        if annotator
+        else [one for one in peoples if one.ranks and one.prompt_id in prompts.rows]
+    )
+    for ranking in sorted(given, key=lambda one: (one.prompt_id, one.annotator)):
         name = ranking.prompt_id
         prompt, ids = prompts.rows[name], prompts.token_ids[name]
         try:

@@ -8,6 +8,7 @@ have a rule of their own for the old folder, and `recover` of their own for a ki
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,19 @@ def make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with suppress(PermissionError):
         path.chmod(0o600)
+
+
+def link_file(source: Path | str, target: Path | str) -> None:
+    """Makes a hard link to a file that nobody will change, or a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Makes a folder with the files of another, in the same subfolders, by `link_file`; the target must not exist."""
+    shutil.copytree(source, target, copy_function=link_file)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ runs/demo/
     recipe.yaml          the recipe of the last command, every default written out
     sft/                 a finished stage: its artifact, metrics.jsonl, manifest.json
     .partial/rlhf/       a stage in progress, resumed by the same command
+    rounds/1/            earlier preferences, reward model, policy and report; see `cluster.run.rounds`
     feedback.db          human feedback; no stage ever removes it
 """
 
@@ -12,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ import xxhash
 
 from cluster.errors import UserError
 from cluster.run.atomic import write_json, write_text
-from cluster.run.layout import command_of
+from cluster.run.layout import ROUND_FOLDERS, command_of
 from cluster.run.lock import Holder, exclusive, holder_of
+from cluster.run.rounds import finish_restore, keep_round, next_round, replace_folder
 
 # The subfolder for files that a stage needs only while it is built, such as checkpoints: removed when it is whole.
 SCRATCH = "scratch"
+# The entry of a manifest's inputs for the judgements that the stage took in; all others are subfolders.
+JUDGEMENTS = "judgements"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of a finished stage: its configuration and inputs, the time it took, its metrics and its weights."""
+    """The record of a finished stage: its configuration and inputs, the time it took, its metrics and its weights.
+
+    A stage of a round also has the number of the `round` in which it was made, and of the round whose result it
+    replaced, `round_before`. Both are None elsewhere, and where the stage was made before there were rounds.
+    """
 
     stage: str
     fingerprint: str
@@ -39,6 +47,13 @@ class Manifest:
     seconds: float
     metrics: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    round: int | None = None
+    round_before: int | None = None
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """The fingerprints of the stages that it was made from, by their subfolders."""
+        return {name: made for name, made in self.inputs.items() if name != JUDGEMENTS}
 
 
 def fingerprint(value: Any) -> str:
@@ -128,10 +143,13 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keeps other processes from working on this run. The kernel releases the lock when its holder dies.
 
+        A `restore_round` that was interrupted is completed first.
+
         Raises:
             UserError: another process works on this run, or the folder cannot be written.
         """
         with self._exclusive("lock", "in use"):
+            finish_restore(self.root)
             yield
 
     @contextmanager
@@ -182,8 +200,14 @@ class RunFolder:
             return None
 
     def commit(self, folder: str, manifest: Manifest) -> None:
-        """Writes the manifest and moves the stage to its place. After a kill in between, `recover` completes it."""
+        """Writes the manifest and moves the stage to its place. After a kill in between, `recover` completes it.
+
+        What was in its place is kept first, if it is of a round.
+        """
         partial = self.partial(folder)
+        if folder in ROUND_FOLDERS:
+            before = keep_round(self.root, folder)
+            manifest = replace(manifest, round=next_round(self.root), round_before=before)
         write_json(partial / "manifest.json", asdict(manifest))
         self._replace(folder)
 
@@ -194,10 +218,5 @@ class RunFolder:
 
     def _replace(self, folder: str) -> None:
         shutil.rmtree(self.partial(folder) / SCRATCH, ignore_errors=True)
-        old = self.root / ".partial" / f"{folder}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path(folder).exists():
-            self.path(folder).rename(old)
-        self.partial(folder).rename(self.path(folder))
+        replace_folder(self.partial(folder), self.path(folder), self.root / ".partial" / f"{folder}.old")
         (self.path(folder) / "fingerprint").unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)

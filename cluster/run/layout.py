@@ -15,6 +15,7 @@ class Stage:
         sections: the recipe's sections that decide its result.
         after: the subfolders that it builds on.
         purpose: a short description.
+        judged: whether people's judgements are among its inputs.
     """
 
     name: str
@@ -22,13 +23,14 @@ class Stage:
     sections: tuple[str, ...]
     after: tuple[str, ...]
     purpose: str
+    judged: bool = False
 
 
 STAGES = (
     Stage("corpus", "corpus", ("model", "corpus"), (), "gather, clean, tokenize and pack text"),
     Stage("pretrain", "base", ("model", "pretrain"), ("corpus",), "pre-train the base model on the corpus"),
     Stage("sft", "sft", ("model", "sft"), ("base",), "fine-tune the base model on conversations"),
-    Stage("collect", "preferences", ("collect",), ("sft",), "sample answers and have them ranked"),
+    Stage("collect", "preferences", ("collect",), ("sft",), "sample answers and have them ranked", judged=True),
     Stage("reward", "reward", ("reward",), ("sft", "preferences"), "train the reward model on the rankings"),
     Stage(
         "rlhf",
@@ -45,6 +47,8 @@ STAGES = (
         "compare the models and write the report",
     ),
 )
+# The subfolders that a round of judgements makes anew. A later one builds on those before it.
+ROUND_FOLDERS = ("preferences", "reward", "policy", "report")
 # Stages that `triptych run` leaves out, because no later stage needs them.
 OPTIONAL_STAGES = (
     Stage("dpo", "dpo", ("dpo",), ("sft", "preferences"), "train on the rankings without a reward model"),

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from cluster import __version__
 from cluster.errors import UserError
-from cluster.recipe.base import input_files, named_functions
+from cluster.recipe.base import Call, input_files, named_functions
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
 from cluster.run.files import find_files, glob_root, relative_name
-from cluster.run.folder import Manifest, RunFolder, file_fingerprint, fingerprint
+from cluster.run.folder import JUDGEMENTS, Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
 from cluster.run.storage import StoredFile, is_remote, shown_name
 
@@ -55,10 +55,17 @@ Outcome = Literal["skipped", "resumed", "done"]
 
 @dataclass(frozen=True)
 class Result:
-    """A stage's entries for its manifest: metrics, and the checksum of the weights if it made a model."""
+    """A stage's entries for its manifest.
+
+    Attributes:
+        metrics: its figures.
+        weights: the checksum of the weights if it made a model.
+        judgements: the digest of the judgements that it took in; None for a stage that takes none.
+    """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    judgements: str | None = None
 
 
 StageFunction = Callable[[Recipe, RunFolder, Path], Result]
@@ -131,13 +138,16 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
         return State("pending" if manifest is None else "stale", f"needs {names}")
     config = stage_config(stage, recipe)
     digest = _stage_fingerprint(stage, config, run)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, digest):
-        return State("done", f"{manifest.seconds:.0f} s")
+    news = ""
+    if manifest is not None and _is_made_from(manifest, stage, recipe, config, run):
+        news = _news(stage, recipe, run)
+        if not news:
+            return State("done", f"{manifest.seconds:.0f} s")
     if run.partial_fingerprint(stage.folder) == digest:
         return State("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return State("pending", "not run yet")
-    return State("stale", _difference(manifest, config, run))
+    return State("stale", news or _difference(manifest, config, run))
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
@@ -168,7 +178,7 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, digest):
+    if manifest is not None and _is_made_from(manifest, stage, recipe, config, run) and not _news(stage, recipe, run):
         return "skipped"
     out = run.begin(stage.folder, digest)
     clock = out / "seconds"
@@ -181,13 +191,14 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
         if out.exists():
             write_text(clock, str(seconds))
     clock.unlink()
+    inputs = _inputs(stage, run) | ({JUDGEMENTS: result.judgements} if result.judgements else {})
     run.commit(
         stage.folder,
         Manifest(
             stage=stage.name,
-            fingerprint=digest,
+            fingerprint=_fingerprint(stage, config, inputs),
             config=config,
-            inputs=_inputs(stage, run),
+            inputs=inputs,
             version=__version__,
             seconds=round(seconds, 1),
             metrics=result.metrics,
@@ -202,30 +213,45 @@ def _inputs(stage: Stage, run: RunFolder) -> dict[str, str]:
 
 
 def _stage_fingerprint(stage: Stage, config: dict[str, Any], run: RunFolder) -> str:
-    return fingerprint({"stage": stage.name, "config": config, "inputs": _inputs(stage, run)})
+    return _fingerprint(stage, config, _inputs(stage, run))
 
 
-def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, digest: str) -> bool:
-    """Tells whether a finished stage has this fingerprint, or would with the names of today in its configuration."""
-    if manifest.fingerprint == digest:
+def _fingerprint(stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -> str:
+    return fingerprint({"stage": stage.name, "config": config, "inputs": inputs})
+
+
+def _news(stage: Stage, recipe: Recipe, run: RunFolder) -> str:
+    """Says which judgements are newer than a finished stage, or gone since; empty where there are none."""
+    if not stage.judged or isinstance(recipe.collect.annotator, Call):
+        return ""
+    # Imported late: the database's libraries take a second, and most stages have nothing to do with it.
+    from cluster.feedback.judged import judgement_news
+
+    return judgement_news(run, stage.folder).sentence()
+
+
+def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, config: dict[str, Any], run: RunFolder) -> bool:
+    """Tells whether a finished stage has this configuration and these inputs, whatever judgements it took in.
+
+    Names of keys are those of today, and keys that are new since then have their defaults.
+    """
+    taken = {name: made for name, made in manifest.inputs.items() if name == JUDGEMENTS}
+    if manifest.fingerprint == (digest := _fingerprint(stage, config, _inputs(stage, run) | taken)):
         return True
-    config, renamed = with_new_names(manifest.config)
-    if not renamed:
-        return False
+    found, _ = with_new_names(manifest.config)
     try:
-        # Fields that are new since then get their defaults.
         sections = {
-            name: type(getattr(recipe, name)).model_validate(config[name]).model_dump(exclude=EXECUTION_KEYS)
+            name: type(getattr(recipe, name)).model_validate(found[name]).model_dump(exclude=EXECUTION_KEYS)
             for name in stage.sections
         }
     except (ValidationError, KeyError):
         return False
-    current = {name: sections.get(name, config[name]) for name in manifest.config}
-    return digest == fingerprint({"stage": stage.name, "config": current, "inputs": manifest.inputs})
+    current = {name: sections.get(name, found[name]) for name in manifest.config}
+    return digest == _fingerprint(stage, current, manifest.inputs)
 
 
 def _difference(manifest: Manifest, config: dict[str, Any], run: RunFolder) -> str:
-    for folder, made_from in manifest.inputs.items():
+    for folder, made_from in manifest.made_from.items():
         found = run.manifest(folder)
         if found is None or found.fingerprint != made_from:
             return f"{folder} was made again since"

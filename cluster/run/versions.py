@@ -6,14 +6,13 @@ runs/demo/served/policy/
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.run.atomic import write_json
+from cluster.run.atomic import link_file, write_json
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 
 # Versions that are kept for a rollback.
@@ -78,7 +77,7 @@ class Versions:
             side.mkdir(parents=True)
             for file in sorted(self._run.path(self._model).iterdir()):
                 if file.is_file():
-                    _link(file, side / file.name)
+                    link_file(file, side / file.name)
             if self._manifest() != manifest:
                 raise UserError(f"{self._run.path(self._model)} is being made again just now: try again")
             side.rename(target)
@@ -173,14 +172,6 @@ def _checksum(folder: Path) -> str:
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # The file system has no hard links.
-        shutil.copy2(source, target)
 
 
 def _read(folder: Path) -> tuple[list[str], str]:

@@ -57,7 +57,7 @@ def exclude(name: Name, run: RunOption) -> None:
     """Leave an annotator's judgements out of training, and refuse new ones; nothing is deleted."""
     with _open(run) as database:
         database.exclude(name)
-    print(f"{name} is excluded from the next `collect` on. Remove {run / 'preferences'} to run it again.")
+    print(f"{name} is excluded: the next `triptych run` makes a round without their judgements")
 
 
 @annotators.command("include")

@@ -8,8 +8,9 @@ from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, make_private
 from cluster.run.folder import RunFolder
-from cluster.run.layout import Stage
-from cluster.run.stages import Outcome, check_functions, check_sources, is_done
+from cluster.run.layout import ROUND_FOLDERS, Stage
+from cluster.run.rounds import round_in_the_making
+from cluster.run.stages import Outcome, check_functions, check_sources, is_done, stage_state
 from cluster.run.storage import without_credentials
 from cluster.runtime.memory import object_store_gb
 from cluster.runtime.plan import make_plan, resources_here
@@ -104,6 +105,10 @@ def keep_recipe(recipe: Recipe, run: RunFolder) -> None:
 
 def _run_one(stage: Stage, recipe: Recipe, run: RunFolder) -> StageRow:
     start = time.monotonic()
+    state = stage_state(stage, recipe, run)
+    if state.name == "stale" and stage.folder in ROUND_FOLDERS:
+        # The round that is in the run folder now is kept before the first of its stages is replaced.
+        print(f"{stage.name:<9} {state.why}: made again as round {round_in_the_making(run.root, stage.folder)}")
     outcome = run_named_stage(stage, recipe, run)
     seconds = time.monotonic() - start
     print(f"{stage.name:<9} {outcome:<8} {seconds:7.1f} s   {run.path(stage.folder)}", flush=True)

@@ -225,22 +225,23 @@ class ImportedRankings:
     identical: int
 
 
-def imported_rankings(database: Feedback, chat: Chat, context: int) -> ImportedRankings:
+def imported_rankings(database: Feedback, chat: Chat, context: int, peoples: Sequence[Ranking]) -> ImportedRankings:
     """Reads the rankings by people of all prompts that `triptych feedback import` added.
 
     Args:
         database: the run's.
         chat: renders prompts and answers.
         context: the most tokens of a prompt with any of its answers.
+        peoples: the judgements of people.
 
     Raises:
         UserError: there is none that fits.
     """
     prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
     rows, too_long, identical = [], 0, 0
-    for ranking in sorted(database.rankings(), key=lambda row: (row.prompt_id, row.annotator)):
+    for ranking in sorted(peoples, key=lambda row: (row.prompt_id, row.annotator)):
         prompt = prompts.get(ranking.prompt_id)
-        if prompt is None or not is_person(ranking.annotator):
+        if prompt is None or not ranking.ranks:
             continue
         completions = sorted(prompt.completions, key=lambda row: row.index)
         for completion in completions:

@@ -76,6 +76,7 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
     return described | {
         "seconds": manifest.seconds,
         "version": manifest.version,
+        "round": manifest.round,
         "fingerprint": manifest.fingerprint,
         "inputs": manifest.inputs,
         "weights": manifest.weights,
@@ -89,7 +90,7 @@ def _state(manifest: Manifest | None, begun: bool, working: bool, run: RunFolder
         return ("working", "in progress") if working else ("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return "pending", "not run yet"
-    for folder, made_from in manifest.inputs.items():
+    for folder, made_from in manifest.made_from.items():
         found = run.manifest(folder)
         if found is None or found.fingerprint != made_from:
             return "stale", f"{folder} was made again since"

@@ -20,10 +20,14 @@ from actors.model.chat import Chat
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
+from cluster.feedback.judged import judgement_news, read_judgements, read_named
 from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.layout import stage_named
+from cluster.run.rounds import kept_rounds, restore_round
+from cluster.run.stages import run_stage, stage_state
 from pipelines import collect
 from pipelines.collect import plan_round, prompts_to_sample, sampling_of
 from pipelines.collect_rankings import (
@@ -177,7 +181,7 @@ def test_a_users_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     rank_synthetically(own, 1, chat, database, plan, no_failures())
-    rows = ranking_rows(own, chat, database, plan, no_failures())
+    rows = ranking_rows(own, chat, database, plan, no_failures(), [])
     assert [row["ranks"] for row in rows] == [[3, 3, 1, 2]] * 2
     assert [row["grades"] for row in rows] == [None, None]
     assert {row["annotator"] for row in rows} == {f"code ({__name__}:by_length)"}
@@ -213,13 +217,13 @@ def test_a_resumed_round_has_the_rankings_of_an_uninterrupted_one(
     assert [len(found) for found in stored_completions(database, plan).values()] == [4] * 10 + [0] * 20
     _fill(database, chat, plan, names)
     rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
-    first = ranking_rows(annotator, chat, database, plan, no_failures())
+    first = ranking_rows(annotator, chat, database, plan, no_failures(), [])
     # The same command after an interruption: a new plan on the same database changes nothing.
     again = plan_round(recipe, chat, "w")
     database.add_prompts(list(again.rows.values()))
     _fill(database, chat, again, names)
     rank_synthetically(annotator, recipe.seed, chat, database, again, no_failures())
-    assert ranking_rows(annotator, chat, database, again, no_failures()) == first
+    assert ranking_rows(annotator, chat, database, again, no_failures(), []) == first
     counts = database.counts()
     assert (counts.prompts, counts.completions, counts.rankings) == (30, 120, 30)
 
@@ -230,7 +234,9 @@ def test_rows_hold_ids_ranks_and_noiseless_grades(tmp_path: Path, chat: Chat, da
     database.add_prompts(list(plan.rows.values()))
     _fill(database, chat, plan, list(plan.rows))
     rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
-    rankings.write_rankings(ranking_rows(annotator, chat, database, plan, no_failures()), tmp_path / "rankings.parquet")
+    rankings.write_rankings(
+        ranking_rows(annotator, chat, database, plan, no_failures(), []), tmp_path / "rankings.parquet"
+    )
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert len(rows) == len({row["prompt_id"] for row in rows}) == 30
     assert {row["annotator"] for row in rows} == {"code (pipelines.demo.annotator:annotate noise=0.0)"}
@@ -260,7 +266,7 @@ def test_another_noise_ranks_again_and_keeps_the_old_rankings(tmp_path: Path, ch
     for noise in (0.0, 1.0):
         recipe, annotator = _recipe(tmp_path), demo_annotator_of(noise)
         rank_synthetically(annotator, recipe.seed, chat, database, plan, no_failures())
-        rows = ranking_rows(annotator, chat, database, plan, no_failures())
+        rows = ranking_rows(annotator, chat, database, plan, no_failures(), [])
         assert {row["annotator"] for row in rows} == {f"code (pipelines.demo.annotator:annotate noise={noise})"}
         assert len(rows) == 30
     assert database.counts().rankings == 60
@@ -294,7 +300,7 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     thread.start()
     wait_for_people(database, plan, 3, seconds=30)
     thread.join()
-    rows = ranking_rows(None, chat, database, plan, no_failures())
+    rows = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
     assert sorted(row["annotator"] for row in rows) == ["ada", "grace", "grace"]
     # Two of the four texts are the same: they are one answer, with their samples.
     assert all(row["grades"] is None and row["ranks"] == [1, 2, 3] for row in rows)
@@ -304,7 +310,7 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     before = rankings.rankings_digest(rows)
     assert rankings.rankings_digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
-    left = ranking_rows(None, chat, database, plan, no_failures())
+    left = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
     assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.rankings_digest(left) != before
     # Rankings of one prompt by two people are on the same side of the split.
@@ -339,7 +345,7 @@ def test_equal_answers_are_one_and_prompts_with_a_single_one_are_not_ranked(
     assert [name for name, _ in database.open_tasks("ann", people=1)] == [three, two]
     rank_synthetically(own, 1, chat, database, plan, no_failures())
     assert {ranking.prompt_id for ranking in database.rankings()} == {two, three}
-    rows = ranking_rows(own, chat, database, plan, no_failures())
+    rows = ranking_rows(own, chat, database, plan, no_failures(), [])
     assert [row["texts"] for row in rows] == [["aa", "b"], ["aa", "b", "ccc"]]
     assert [row["ranks"] for row in rows] == [[2, 1], [2, 1, 3]]
     assert [row["samples"] for row in rows] == [[3, 1], [1, 2, 1]]
@@ -374,7 +380,7 @@ def test_rankings_of_identical_answers_count_for_nothing(tmp_path: Path, chat: C
         database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks, presented=ids))
     with pytest.raises(StageError, match="people have made 1 of 2 rankings"):
         wait_for_people(database, plan, 2, seconds=0.1)
-    (row,) = ranking_rows(None, chat, database, plan, no_failures())
+    (row,) = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
     # The mean rank of 1, 3 and 1 is better than 2.
     assert (row["texts"], row["ranks"], row["samples"]) == (["aa", "b"], [1, 2], [3, 1])
 
@@ -435,7 +441,7 @@ def test_an_annotator_that_fails_at_times_is_asked_again(tmp_path: Path, chat: C
     CALLS.clear()
     failures = no_failures(20)
     rank_synthetically(annotator, 1, chat, database, plan, failures)
-    rows = ranking_rows(annotator, chat, database, plan, failures)
+    rows = ranking_rows(annotator, chat, database, plan, failures, [])
     assert [row["ranks"] for row in rows] == [[1, 2, 3]] * 20
     assert failures.messages == []
 
@@ -450,7 +456,7 @@ def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
         annotator.check(details, max_failed=0.05)
     failures = no_failures(20, 0.1)
     rank_synthetically(annotator, 1, chat, database, plan, failures)
-    assert len(ranking_rows(annotator, chat, database, plan, failures)) == 18
+    assert len(ranking_rows(annotator, chat, database, plan, failures, [])) == 18
     assert len(failures.messages) == 2
     assert "it raised ConnectionError: the annotators' line is busy" in failures.messages[0]
     with pytest.raises(StageError, match=r"collect.max_failed_rankings allows 5%"):
@@ -484,3 +490,58 @@ def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, ch
         for text, answer in zip(row["texts"], row["answers"], strict=True):
             whole = chat.conversation([asked, {"role": "assistant", "content": text}]).token_ids
             assert row["prompt_token_ids"] + answer == whole[: len(row["prompt_token_ids"] + answer)]
+
+
+def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    run, recipe, stage = RunFolder(tmp_path), _recipe(tmp_path, annotator="imported"), stage_named("collect")
+    out = run.begin("sft", "x")
+    chat.tokenizer.save_pretrained(out)
+    run.commit("sft", Manifest("sft", "x", {}, {}, "1", 1.0, {}, "w"))
+    lists = [{"prompt": f"Why {n}?", "completions": ["no", "b", "Yes!"], "ranks": [2, 3, 1]} for n in range(6)]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lists))
+    import_file(database, "lists", tmp_path / "in.jsonl", "in", "ann", 0.3)
+    assert run_stage(stage, collect.run, recipe, run) == "done"
+    assert run_stage(stage, collect.run, recipe, run) == "skipped"
+    first = run.require("preferences")
+
+    def rank(prompt: str, annotator: str) -> None:
+        ids = [str(row.id) for row in database.prompt(prompt).completions]  # type: ignore[union-attr]
+        ranks = dict(zip(ids, [1, 2, 3], strict=True))
+        database.save_ranking(Ranking(prompt_id=prompt, annotator=annotator, ranks=ranks))
+
+    names = [prompt.id for prompt in database.prompts()]
+    for name in names[:2]:
+        rank(name, "ben")
+    # A skip tells nothing.
+    database.save_ranking(Ranking(prompt_id=names[3], annotator="ben", skipped="unclear"))
+    state = stage_state(stage, recipe, run)
+    assert (state.name, state.why) == ("stale", "2 rankings are newer")
+    assert run_stage(stage, collect.run, recipe, run) == "done"
+    second = run.require("preferences")
+    assert (second.round, second.round_before) == (2, 1)
+    assert second.fingerprint != first.fingerprint
+    assert second.inputs["judgements"] != first.inputs["judgements"]
+    named = read_named(run.path("preferences"))
+    assert len(named) == 8
+    assert {row.id for row in named if row.used} == {ranking.id for ranking in database.rankings()}
+    assert len(read_named(tmp_path / "rounds" / "1" / "preferences")) == 6
+    # An earlier round that was brought back by choice stays, until somebody judges again.
+    with run.lock():
+        restore_round(tmp_path, 1)
+    assert stage_state(stage, recipe, run).name == "done"
+    # A judgement that is changed is another one; what is excluded goes out of the next round.
+    rank(names[0], "ann")
+    state = stage_state(stage, recipe, run)
+    assert state.why == "1 ranking is newer; 1 that went in is gone, changed or excluded"
+    database.exclude("ann")
+    assert judgement_news(run, "preferences").gone == 6
+    assert run_stage(stage, collect.run, recipe, run) == "done"
+    assert run.require("preferences").metrics["rankings_by"] == {"ben": 2}
+    assert kept_rounds(tmp_path) == [1, 2]
+    # A run from before there were rounds has seen what was given until then.
+    (run.path("preferences") / "judgements.jsonl").unlink()
+    assert stage_state(stage, recipe, run).name == "done"
+    rank(names[4], "ben")
+    assert stage_state(stage, recipe, run).why == "1 ranking is newer"

@@ -1,0 +1,184 @@
+"""The judgements that a round took in, by which newer and deleted ones are told.
+
+`preferences/judgements.jsonl` names every judgement of people that was there when the round was made: its table and
+number there, who gave it, a digest of what it says, and what it was used for.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.feedback.queries import Feedback, open_feedback
+from cluster.feedback.tables import COMPARED, Ranking, Thumb, is_person
+from cluster.run.atomic import write_text
+from cluster.run.folder import RunFolder, fingerprint
+from cluster.run.rounds import kept_rounds, round_folder
+
+FILE = "judgements.jsonl"
+Source = Literal["rankings", "votes", "thumbs"]
+# The sources that a round takes in.
+TAKEN_IN: tuple[Source, ...] = ("rankings",)
+# A vote of the compare page is a row of the table of rankings too, which numbers them together.
+JudgementKey = tuple[Source, int, str]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judgement of a person.
+
+    Attributes:
+        source: where it was given.
+        id: its number in the database.
+        digest: of what it says: a judgement that was changed has another one.
+        annotator: who gave it.
+        created: when it was given, in seconds since 1970.
+        used: the number of training and test rows that it became; 0 for one that tells nothing or was left out.
+    """
+
+    source: Source
+    id: int
+    digest: str
+    annotator: str
+    created: float
+    used: int = 0
+
+    @property
+    def key(self) -> JudgementKey:
+        """What it is recognized by."""
+        return self.source, self.id, self.digest
+
+
+@dataclass(frozen=True)
+class PeoplesJudgements:
+    """All judgements of people who are not excluded, as of one moment, in the order given; no skips.
+
+    Attributes:
+        rankings: of prompts, with those that call every answer bad.
+        votes: of the compare page.
+        thumbs: up and down, for answers of served models.
+    """
+
+    rankings: list[Ranking]
+    votes: list[Ranking]
+    thumbs: list[Thumb]
+
+    def named(self, used: Mapping[tuple[Source, int], int] | None = None) -> list[Judgement]:
+        """Names every judgement, with the number of rows that it became by its source and number."""
+        rows: list[tuple[Source, Any]] = [
+            *(("rankings", row) for row in self.rankings),
+            *(("votes", row) for row in self.votes),
+            *(("thumbs", row) for row in self.thumbs),
+        ]
+        return [
+            Judgement(source, row.id, _digest(row), _who(row), row.created, (used or {}).get((source, row.id), 0))
+            for source, row in rows
+        ]
+
+
+def read_judgements(database: Feedback) -> PeoplesJudgements:
+    """Reads the judgements of people from the database."""
+    excluded = set(database.excluded())
+    given = [
+        row
+        for row in database.judgements()
+        if row.skipped is None and is_person(row.annotator) and row.annotator not in excluded
+    ]
+    return PeoplesJudgements(
+        rankings=[row for row in given if not row.prompt_id.startswith(COMPARED)],
+        votes=[row for row in given if row.prompt_id.startswith(COMPARED)],
+        thumbs=[row for row in database.thumbs() if row.caller not in excluded],
+    )
+
+
+def write_named(judgements: Iterable[Judgement], folder: Path) -> str:
+    """Writes judgements.jsonl to a folder, and returns its digest for the manifest."""
+    rows = [asdict(row) for row in judgements]
+    write_text(folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    return judgements_digest(rows)
+
+
+def judgements_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hashes the names of judgements."""
+    return fingerprint([[row["source"], row["id"], row["digest"]] for row in rows])
+
+
+def read_named(folder: Path) -> list[Judgement]:
+    """Reads judgements.jsonl of a folder; there is none in runs that were made before there were rounds."""
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [Judgement(**json.loads(line)) for line in lines]
+
+
+@dataclass(frozen=True)
+class News:
+    """How a run's judgements differ from those that its rounds have seen.
+
+    Attributes:
+        new: given or changed since, by source.
+        gone: used by the present round, and deleted, changed or excluded since.
+    """
+
+    new: Mapping[Source, int]
+    gone: int
+
+    def sentence(self) -> str:
+        """Says what is new or gone; empty if nothing is."""
+        parts = [f"{count} {_words(name, count)}" for name, count in self.new.items() if count]
+        count = sum(self.new.values())
+        said = [f"{', '.join(parts)} {'is' if count == 1 else 'are'} newer"] if parts else []
+        if self.gone:
+            said.append(f"{self.gone} that went in {'is' if self.gone == 1 else 'are'} gone, changed or excluded")
+        return "; ".join(said)
+
+
+def judgement_news(run: RunFolder, preferences: str) -> News:
+    """Compares the judgements of a run's database with those that its rounds have seen.
+
+    A judgement is new until one round has seen it, kept or present: what a round made of it, and whether that round was
+    set aside, is then known.
+
+    Args:
+        run: the run folder.
+        preferences: the subfolder in which each round names them.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
+    if run.feedback_url.startswith("sqlite:") and not (run.root / "feedback.db").exists():
+        return News({}, 0)
+    with open_feedback(run.feedback_url) as database:
+        now = read_judgements(database).named()
+    present = run.path(preferences)
+    earlier = [round_folder(run.root, number) / preferences for number in kept_rounds(run.root)]
+    seen = {row.key for folder in (present, *earlier) for row in read_named(folder)}
+    # A round without names saw what had been given when it was written.
+    unnamed = [_written(folder) for folder in (present, *earlier) if not (folder / FILE).exists()]
+    new = [row for row in now if row.key not in seen and row.created > max(unnamed, default=0.0)]
+    keys = {row.key for row in now}
+    return News(
+        {name: sum(row.source == name for row in new) for name in TAKEN_IN},
+        sum(row.used > 0 and row.key not in keys for row in read_named(present)),
+    )
+
+
+def _written(folder: Path) -> float:
+    path = folder / "manifest.json"
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def _digest(row: Ranking | Thumb) -> str:
+    if isinstance(row, Thumb):
+        return fingerprint([row.messages, row.answer, row.good])[:16]
+    return fingerprint([row.prompt_id, row.ranks, row.all_bad, row.better])[:16]
+
+
+def _who(row: Ranking | Thumb) -> str:
+    return row.caller if isinstance(row, Thumb) else row.annotator
+
+
+def _words(source: Source, count: int) -> str:
+    return source.removesuffix("s") if count == 1 else source
