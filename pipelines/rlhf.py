@@ -2,7 +2,8 @@
 it."""
 
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from actors.algorithms.guardrails import breach
-from actors.learner.remote import RemoteLearner
+from actors.learner.remote import LearnerLostError, RemoteLearner
 from actors.model.causal_lm import require_no_experts
 from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.fleet import Fleet
@@ -50,6 +51,8 @@ from pipelines.rlhf_setup import (
 )
 
 PARITY_PROMPTS = 8
+# Of one command, as many as training restarts its workers.
+LEARNER_RESTARTS = 3
 # Which hacks each reward likes as well as honest answers, by the audit before the first step.
 REWARD_AUDIT = "reward_audit.json"
 # The summary averages the last reward over these steps: that of a single step is noisy.
@@ -64,8 +67,25 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     Raises:
         UserError: no prompt fits, a function of the recipe cannot be loaded, or an empty or echoed answer satisfies a
             reward.
-        StageError: the reward model fails a probe, the engines and the learner disagree, or training diverged.
+        StageError: the reward model fails a probe, the engines and the learner disagree, training diverged, or the
+            learner died more than `LEARNER_RESTARTS` times.
     """
+    return with_restarts(lambda: _run(recipe, run, out), LEARNER_RESTARTS)
+
+
+def with_restarts(work: Callable[[], Result], restarts: int) -> Result:
+    """Does some work again, up to so many times, when the learner dies in it: it resumes from the last checkpoint."""
+    for left in reversed(range(restarts + 1)):
+        try:
+            return work()
+        except LearnerLostError as error:
+            if not left:
+                raise LearnerLostError(f"the learner died {restarts + 1} times; the last: {error}") from error
+            print(f"triptych: the learner is started again from its last checkpoint: {error}", file=sys.stderr)
+    raise AssertionError("unreachable")
+
+
+def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     settings = recipe.rlhf
     chat = prompt_chat(recipe, run.path("sft"))
     prompts = training_prompts(recipe, chat)

@@ -146,7 +146,7 @@ class Gateway:
         host: the address to listen on.
         port: the port to listen on.
         stop_seconds: how long responses in progress may take at shutdown.
-        scales_to_zero: whether deployments may have no replica for a while.
+        start_seconds: where deployments may have no replica for a while, how long one may take to load its model.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -156,7 +156,7 @@ class Gateway:
         host: str,
         port: int,
         stop_seconds: float,
-        scales_to_zero: bool,
+        start_seconds: float | None,
     ) -> None:
         listen_on_node_address()
         self._replicas = ReplicaListener()
@@ -164,7 +164,7 @@ class Gateway:
         models: dict[str, ModelEndpoint] = {}
         self._maintenance = []
         for handle, names in deployments:
-            pool = ReplicaPool(handle, self._replicas, scales_to_zero)
+            pool = ReplicaPool(handle, self._replicas, start_seconds)
             models |= {name: RemoteModel(pool, name) for name in names}
             self._maintenance.append(asyncio.create_task(pool.maintain()))
         read_states = state_reader(serve.get_replica_context().app_name)

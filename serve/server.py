@@ -81,7 +81,8 @@ def deploy(
         DeadlineError: some model was not ready in time; the message names it.
         StageError: some model could not be loaded.
     """
-    start_application(application(models, allocation, context, settings, host, port, section), name)
+    app = application(models, allocation, context, settings, host, port, section, deadline)
+    start_application(app, name)
     wait_until_running(name, deadline)
 
 
@@ -93,6 +94,7 @@ def application(
     host: str,
     port: int,
     section: Serve,
+    deadline: float,
 ) -> serve.Application:
     """Returns the Ray Serve application: the models' deployments, and the gateway's, which holds their handles."""
     deployed = serve.deployment(
@@ -124,7 +126,8 @@ def application(
         names = [*group, *(name for found in adapters.values() for name in found)]
         deployments.append((placed.bind(group, context, allocation, section.tool_parser, adapters), names))
     settings = replace(settings, context=context)
-    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, section.min_replicas == 0)
+    start_seconds = None if section.min_replicas else deadline
+    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, start_seconds)
 
 
 def serve_until_interrupted(

@@ -24,6 +24,10 @@ from cluster.runtime.session import TRAINING_ENVIRONMENT
 DEATH_SECONDS = 10.0
 
 
+class LearnerLostError(EngineError):
+    """The death of the learner or of one of its workers. What it learned since its last checkpoint is lost."""
+
+
 class LearnerActor:
     """One worker of the learner: a `Learner` that computes its part of a joint computation."""
 
@@ -84,7 +88,7 @@ class RemoteLearner:
 
     Raises:
         DeadlineError: from every method: the learner did not answer in time.
-        EngineError: from every method: the learner has died.
+        LearnerLostError: from every method: the learner has died.
     """
 
     def __init__(
@@ -164,9 +168,12 @@ class RemoteLearner:
         try:
             found: list[Any] = wait_for(refs, self._deadline, what, meanwhile)
             return found
+        except EngineError as error:
+            # The only kind that a call of an actor raises when the actor is dead.
+            raise LearnerLostError(str(error)) from error
         except RayTaskError as error:
             if known_failure(error) is None and _one_has_died(refs):
-                raise EngineError(
+                raise LearnerLostError(
                     f"a worker of the learner died before it gave {what}; the same command goes on from the last "
                     "checkpoint"
                 ) from error

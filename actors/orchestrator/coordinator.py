@@ -5,7 +5,7 @@ actors that exist only in simulated time. The cost of a decision does not grow w
 """
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +20,11 @@ from actors.rollout.weights import Weights, mismatch
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError
 from cluster.trace import ActorStatus, Span
+
+# Engines that start, answer and die again and again are replaced up to so many times for each, within so long. Machines
+# that are taken away go less often.
+DEATHS_OF_EACH = 10
+DEATHS_SECONDS = 3600.0
 
 Value = TypeVar("Value")
 Arguments = ParamSpec("Arguments")
@@ -94,6 +99,7 @@ class Coordinator:
         self._weights: Weights | None = None
         self._stats = FleetStats(clock)
         self._deaths_since_ready = 0
+        self._deaths: deque[float] = deque()
         self._failure: EngineError | None = None
 
     @locked
@@ -368,8 +374,8 @@ class Coordinator:
         """Ends the member of a call, puts its requests back and starts another.
 
         Raises:
-            EngineError: more members in a row died while they started than the fleet has, or a prompt has been in too
-                many deaths.
+            EngineError: more members in a row died while they started than the fleet has, a prompt has been in too many
+                deaths, or there were more than `DEATHS_OF_EACH` deaths for each member within `DEATHS_SECONDS`.
         """
         member, cause = call.member, f"{call.what}: {why}"
         if member.state is ActorState.DEAD:
@@ -380,6 +386,15 @@ class Coordinator:
         self._deaths_since_ready += starting
         if self._deaths_since_ready > self._target:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
+        now = self._clock.now()
+        self._deaths.append(now)
+        while self._deaths[0] < now - DEATHS_SECONDS:
+            self._deaths.popleft()
+        if len(self._deaths) > DEATHS_OF_EACH * self._target:
+            raise EngineError(
+                f"{len(self._deaths)} rollout actors of a fleet of {self._target} died within "
+                f"{DEATHS_SECONDS / 60:g} minutes; the last: {cause}"
+            )
         for request in requests:
             self._queue.requeue(request, cause)
         self._grow()

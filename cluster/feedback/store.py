@@ -1,7 +1,7 @@
 """The connection to the feedback database, and transactions under which many processes may write at once.
 
-SQLite by default, in write-ahead mode, so that the web pages, a stage and the command line can write at the same time;
-PostgreSQL by URL.
+SQLite by default, in write-ahead mode, so that the web pages, a stage and the command line can write at the same time,
+but on network file systems, which write-ahead mode does not work on; PostgreSQL by URL.
 """
 
 import threading
@@ -18,6 +18,7 @@ from sqlmodel import Session, SQLModel, create_engine
 from cluster.errors import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, FeedbackPrompt, Meta, migrate
 from cluster.run.atomic import make_private
+from cluster.run.mounts import is_network
 
 # The longest wait for another writer, or for a server that does not answer.
 BUSY_SECONDS = 30.0
@@ -162,7 +163,10 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
     # `_begin` begins the transactions: the driver's own, late BEGIN would let two writers deadlock.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    (file,) = (name for _, place, name in connection.execute("PRAGMA database_list") if place == "main")
+    # In write-ahead mode all that open the database share memory, which processes of several machines cannot
+    # (sqlite.org/wal.html): on a network file system writers keep a journal beside it, and readers wait for them.
+    connection.execute(f"PRAGMA journal_mode = {'DELETE' if file and is_network(Path(file)) else 'WAL'}")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -41,11 +41,13 @@ class ReplicaPool:
     Args:
         handle: the deployment's handle.
         listener: the server socket that its replicas connect to.
-        scales_to_zero: whether the deployment may have no replica: the next request then starts one.
+        start_seconds: for a deployment that may have no replica, the longest wait for one that the next request starts,
+            which loads its model first; None for one that always has some.
     """
 
-    def __init__(self, handle: DeploymentHandle, listener: ReplicaListener, scales_to_zero: bool = False) -> None:
-        self._handle, self._scales_to_zero = handle, scales_to_zero
+    def __init__(self, handle: DeploymentHandle, listener: ReplicaListener, start_seconds: float | None = None) -> None:
+        self._handle, self._scales_to_zero = handle, start_seconds is not None
+        self._connect_seconds = max(start_seconds or 0.0, CONNECT_SECONDS)
         self._address = listener.address(self._add)
         self._connections: dict[bytes, GatewayConnection] = {}
         self._added = asyncio.Event()
@@ -127,9 +129,9 @@ class ReplicaPool:
 
     async def _connect(self) -> None:
         """Waits for a replica, which may have to start first, and for its connection."""
-        failure: Exception = TimeoutError(f"waited {CONNECT_SECONDS:.0f} s for a replica")
+        failure: Exception = TimeoutError(f"waited {self._connect_seconds:.0f} s for a replica")
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(self._connect_seconds):
                 while not any(one.ready for one in self._connections.values()):
                     self._added.clear()
                     try:

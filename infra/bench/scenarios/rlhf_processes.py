@@ -83,11 +83,9 @@ FAULTS = (
     Fault("rollout actor stopped as it draws", "ray::RolloutActor.generate", sent=signal.SIGSTOP),
     Fault("all rollout actors killed", "ray::RolloutActor", number=2),
     Fault("reward actor killed", "ray::ModelReward"),
-    Fault("learner killed as it learns", "ray::Learner.step", again=True),
-    Fault("learner killed as it saves", "ray::Learner.save", again=True),
-    Fault(
-        "one of two learner workers killed", "ray::Learner.step", again=True, settings=("rlhf.fleet.learner_workers=2",)
-    ),
+    Fault("learner killed as it learns", "ray::Learner.step"),
+    Fault("learner killed as it saves", "ray::Learner.save"),
+    Fault("one of two learner workers killed", "ray::Learner.step", settings=("rlhf.fleet.learner_workers=2",)),
     Fault("driver killed", "", again=True),
     Fault("driver told to end", "", sent=signal.SIGTERM, again=True),
 )

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.learner.learner import Learner
-from actors.learner.remote import RemoteLearner
+from actors.learner.remote import LearnerLostError, RemoteLearner
 from actors.rollout.weights import unpack
 from actors.types import Prompt, RolloutId, Sample
-from cluster.errors import EngineError, StageError
+from cluster.errors import StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.rlhf import Rlhf
 from cluster.runtime.plan import Allocation
@@ -132,7 +132,7 @@ def assert_nothing_is_learned_from_nan(learner: RemoteLearner) -> None:
 
 def assert_no_other_waits_for_one_that_died(learner: RemoteLearner) -> None:
     ray.kill(learner.actors[1])
-    with pytest.raises(EngineError, match="died before it gave the learner's"):
+    with pytest.raises(LearnerLostError, match="died before it gave the learner's"):
         step(learner)
 
 

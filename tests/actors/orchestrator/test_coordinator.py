@@ -1,5 +1,6 @@
 """The coordinator, on actors that exist only in time."""
 
+import itertools
 import random
 
 import pytest
@@ -127,3 +128,26 @@ def test_a_closed_fleet_says_so_to_whoever_waits():
     with pytest.raises(EngineError, match="has been closed"):
         coordinator.generate(listed(1), SAMPLING)
     assert coordinator.states() == []
+
+
+def synced(versions: int, seconds_each: float) -> int:
+    """Has one actor take so many versions, each of which its first engine dies over; returns the number of deaths."""
+    pulls = itertools.count()
+    world = World(
+        Latency(), random.Random(1), lambda call: "die" if call == "pull" and next(pulls) % 2 == 0 else "well"
+    )
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    for version in range(1, versions + 1):
+        coordinator.sync(weights_of(version), wait=True)
+        world.timeline.run(seconds_each)
+    return coordinator.counters().deaths
+
+
+def test_engines_that_come_up_and_die_again_and_again_are_not_replaced_for_ever():
+    with pytest.raises(
+        EngineError, match="11 rollout actors of a fleet of 1 died within 60 minutes; the last: weights 11"
+    ):
+        synced(20, seconds_each=1.0)
+    # As many over a longer time is a cluster whose machines are taken away.
+    assert synced(20, seconds_each=600.0) == 20

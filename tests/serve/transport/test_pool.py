@@ -152,12 +152,12 @@ class Broadcast:
 
 @asynccontextmanager
 async def served(
-    *models: Counting, scales_to_zero: bool = False
+    *models: Counting, start_seconds: float | None = None
 ) -> AsyncIterator[tuple[RemoteModel, Handle, ReplicaPool]]:
     listener = ReplicaListener()
     await listener.open("127.0.0.1")
     handle: Any = Handle(*map(Replica, models))
-    found = ReplicaPool(handle, listener, scales_to_zero)
+    found = ReplicaPool(handle, listener, start_seconds)
     maintenance = asyncio.create_task(found.maintain())
     yield RemoteModel(found, MODEL), handle, found
     maintenance.cancel()
@@ -313,9 +313,9 @@ async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
         assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"
 
 
-@pytest.mark.parametrize("scales_to_zero", [False, True])
-async def test_a_dead_replica_is_not_one_that_sleeps(scales_to_zero: bool) -> None:
-    async with served(Counting(), scales_to_zero=scales_to_zero) as (model, handle, _):
+@pytest.mark.parametrize("start_seconds", [None, 0.5])
+async def test_a_dead_replica_is_not_one_that_sleeps(start_seconds: float | None) -> None:
+    async with served(Counting(), start_seconds=start_seconds) as (model, handle, _):
         handle.replicas.append(Dead(Counting()))
         assert await model.requests() == [0]
         del handle.replicas[0]
@@ -324,8 +324,18 @@ async def test_a_dead_replica_is_not_one_that_sleeps(scales_to_zero: bool) -> No
         assert failed.value.status_code == 503
 
 
+async def test_a_model_that_sleeps_has_the_time_that_loading_takes() -> None:
+    # Longer than a replica that is there already has to connect.
+    async with served(start_seconds=5.0) as (model, handle, _):
+        asked = asyncio.create_task(ask(model, 2))
+        await asyncio.sleep(2 * pool.CONNECT_SECONDS)
+        assert not asked.done()
+        handle.replicas.append(Replica(Counting()))
+        assert (await asked)[1:] == counted(2)[1:]
+
+
 async def test_a_model_may_sleep_until_it_is_asked() -> None:
-    async with served(scales_to_zero=True) as (model, handle, _):
+    async with served(start_seconds=0.5) as (model, handle, _):
         assert await model.requests() == []
         assert await model.promote(Path("folder"), "def") == PromotionResult(0.0)
         asked = asyncio.create_task(ask(model, 2))
