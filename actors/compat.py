@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cluster.recipe.base import Lora, TrainingLora
+
 if TYPE_CHECKING:
     import ray
     from torch import Tensor, nn
@@ -159,15 +161,20 @@ def forget_quantization(model: Any) -> None:
 
 
 # PEFT
-def inject_adapters(model: nn.Module, rank: int, alpha: int, targets: list[str]) -> None:
+def inject_adapters(model: nn.Module, settings: Lora, targets: list[str]) -> None:
     """Puts adapters beside the layers whose names end in `targets`, and freezes everything else.
 
-    With another version, see whether their tensors are still named `<layer>.lora_A.default.weight` and `lora_B`, and
-    the layer's own `<layer>.base_layer.weight` (actors/model/lora.py).
+    With another version, see whether their tensors are still named `<layer>.lora_A.default.weight`, `lora_B` and, with
+    DoRA, `lora_magnitude_vector`, and the layer's own `<layer>.base_layer.weight` (actors/model/lora.py).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, use_rslora=settings.rank_stabilized
+    )
+    if isinstance(settings, TrainingLora):
+        config.lora_dropout, config.use_dora = settings.dropout, settings.dora
+    inject_adapter_in_model(config, model)
 
 
 def adapter_config(model: Any) -> Any:

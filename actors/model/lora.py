@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from actors.compat import adapter_config, adapters_disabled, inject_adapters
 from actors.model.fsdp import shard_like
+from cluster.errors import UserError
 from cluster.recipe.base import Lora
 
 # The file that PEFT, transformers and vLLM look for.
@@ -20,6 +21,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 FOLDER = "adapter"
 # How the names of an adapter's two matrices end: A [rank, inputs] and B [outputs, rank].
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
+# And, with DoRA, that of the lengths of the weight's rows [outputs].
+LENGTHS = ".lora_magnitude_vector.default.weight"
 
 
 def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None:
@@ -32,14 +35,22 @@ def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None
     Args:
         rows: ids of tokens that the model has not learned; their embeddings, and their rows of the head, are trained
             too (`keep_other_rows`).
+
+    Raises:
+        UserError: the settings name a layer that the model does not have, or that cannot have an adapter.
     """
     head = model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
     blocks = _expert_blocks(model)
     inside = {name for name in linear if blocks.intersection(name.split("."))}
     targets = {name.rpartition(".")[2] for name in linear - inside} - {name.rpartition(".")[2] for name in inside}
+    if missing := sorted(set(settings.targets or ()) - targets):
+        raise UserError(
+            f"lora.targets: the model has no linear layer {', '.join(missing)} that can have an adapter; it has "
+            f"{', '.join(sorted(targets))}"
+        )
     torch.manual_seed(seed)
-    inject_adapters(model, settings.rank, settings.alpha, sorted(targets))
+    inject_adapters(model, settings, sorted(settings.targets or targets))
     model.trained_rows = tuple(rows)
     if rows:
         for weight in _token_weights(model):
@@ -76,7 +87,8 @@ def has_adapters(model: Any) -> bool:
 
 
 def merged_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of a model without adapters that computes the same: W + alpha / rank · B A (equation 3).
+    """Returns the weights of a model without adapters that computes the same: W + alpha / rank · B A (equation 3), with
+    DoRA its rows scaled to the lengths that were trained (Liu et al. 2024, equation 5).
 
     Args:
         model: one that `add` was called on.
@@ -87,14 +99,15 @@ def merged_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def scaled_adapters(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the adapters alone, with B times alpha / rank: what `merge_into` needs beside the base weights.
+    """Returns the adapters alone, with B times alpha / rank, or alpha / √rank where that is stabilized
+    (Kalajdzievski 2023): what `merge_into` needs beside the base weights.
 
     Args:
         model: one that `add` was called on.
         weights: its state dictionary, or the adapters' part of it.
     """
     config = adapter_config(model)
-    scale = config.lora_alpha / config.r
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     return {name: scale * value if name.endswith(UP) else value for name, value in weights.items() if is_adapter(name)}
 
 
@@ -105,7 +118,10 @@ def merge_into(
     for name, weight in base_weights:
         layer = name.removesuffix(".weight")
         if layer + UP in adapters:
-            yield name, weight.float() + adapters[layer + UP] @ adapters[layer + DOWN]
+            merged = weight.float() + adapters[layer + UP] @ adapters[layer + DOWN]
+            if layer + LENGTHS in adapters:
+                merged *= (adapters[layer + LENGTHS] / merged.norm(dim=1)).unsqueeze(1)
+            yield name, merged
         else:
             yield name, weight
 
@@ -134,6 +150,7 @@ def save_adapter(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     config.base_model_name_or_path = str(model.name_or_path)
     config.task_type = "CAUSAL_LM"
     config.save_pretrained(folder)
-    own = {name.replace(".default.", "."): value for name, value in weights.items() if is_adapter(name)}
+    names = {name: name.replace(LENGTHS, ".lora_magnitude_vector") for name in weights if is_adapter(name)}
+    own = {name.replace(".default.", "."): weights[given] for given, name in names.items()}
     contiguous = {f"base_model.model.{name}": value.contiguous() for name, value in own.items()}
     save_file(contiguous, folder / ADAPTER_FILE, metadata={"format": "pt"})

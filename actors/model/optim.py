@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +11,52 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from actors.model.lora import is_adapter
 from actors.model.perf import native_precision
+from cluster.recipe.base import Decayed
 
 BETAS = (0.9, 0.95)
 
 
+@dataclass(frozen=True)
+class AdamSettings:
+    """The dials of AdamW.
+
+    Attributes:
+        betas: decay rates of the two moments.
+        epsilon: is added to the root of the second moment.
+        decayed: the parameters that weight decay applies to: all matrices, those inside layers, or everything.
+    """
+
+    betas: tuple[float, float] = BETAS
+    epsilon: float = 1e-8
+    decayed: Decayed = "matrices"
+
+
 def adamw(
-    parameters: list[nn.Parameter], learning_rate: float, weight_decay: float, constant: Collection[nn.Parameter] = ()
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    constant: Collection[nn.Parameter] = (),
+    settings: AdamSettings = AdamSettings(),
 ) -> Optimizer:
     """Makes AdamW (Loshchilov and Hutter 2019) for the trained parameters.
 
-    Vectors (norms, biases) do not decay, nor do those in `constant`.
+    Vectors (norms, biases) do not decay unless everything does, and those in `constant` never do.
     """
     trained, constant = [p for p in parameters if p.requires_grad], set(constant)
-    decaying = [p for p in trained if p.ndim >= 2 and p not in constant]
+    decaying = [p for p in trained if (p.ndim >= 2 or settings.decayed == "all") and p not in constant]
     groups = [
         {"params": decaying, "weight_decay": weight_decay},
         {"params": [p for p in trained if p not in set(decaying)], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+    return AdamW(groups, lr=learning_rate, betas=settings.betas, eps=settings.epsilon, fused=True)
 
 
-def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+def muon_and_adamw(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    adam: AdamSettings = AdamSettings(),
+) -> list[Optimizer]:
     """Makes Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for embeddings, heads and vectors.
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, eq. 4), so that both take one learning rate. Of
@@ -47,38 +73,48 @@ def muon_and_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     return [
         kind(inside, **settings),
         *([MuonOfExperts(experts, **settings)] if experts else []),
-        adamw(others, learning_rate, weight_decay, _beside_adapters(model)),
+        adamw(others, learning_rate, weight_decay, _constant(model, adam), adam),
     ]
 
 
-def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list[Optimizer]:
+def make_optimizers(
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    adam: AdamSettings = AdamSettings(),
+) -> list[Optimizer]:
     """Makes the optimizers of a recipe's `optimizer`: adamw or muon."""
     if name == "muon":
-        return muon_and_adamw(model, learning_rate, weight_decay)
-    return [adamw(list(model.parameters()), learning_rate, weight_decay, _beside_adapters(model))]
+        return muon_and_adamw(model, learning_rate, weight_decay, adam)
+    return [adamw(list(model.parameters()), learning_rate, weight_decay, _constant(model, adam), adam)]
 
 
-def _beside_adapters(model: nn.Module) -> set[nn.Parameter]:
-    """Returns what is trained beside adapters: embeddings of which only some rows are, so that none may decay."""
+def _constant(model: nn.Module, adam: AdamSettings) -> set[nn.Parameter]:
+    """Returns what must not decay: embeddings beside adapters, of which only some rows are trained; and, if matrices
+    inside layers alone decay, those outside."""
     named = dict(model.named_parameters())
-    return {p for name, p in named.items() if not is_adapter(name)} if any(map(is_adapter, named)) else set()
+    beside = {p for name, p in named.items() if not is_adapter(name)} if any(map(is_adapter, named)) else set()
+    return beside | {p for name, p in named.items() if adam.decayed == "layers" and ".layers." not in name}
 
 
 def learning_rate_factor(
-    step: int, steps: int, warmup_share: float, decay_share: float, schedule: str = "wsd"
+    step: int, steps: int, warmup_share: float, decay_share: float, schedule: str = "wsd", minimum: float = 0.0
 ) -> float:
     """Computes the factor on the learning rate for step 0 to steps - 1, in (0, 1], after a linear warm-up.
 
     wsd stays at 1 and falls linearly over the last `decay_share` of the steps (warm-up, stable, decay: Hu et al. 2024).
     cosine falls from the warm-up on (Loshchilov and Hutter 2017, eq. 5, without restarts) and ignores `decay_share`.
-    Both would reach 0 at the step after the last.
+    Both would reach `minimum` at the step after the last.
     """
     warmup = max(1, round(steps * warmup_share))
     rising = (step + 1) / warmup
     if schedule == "cosine":
         progress = max(0, step - warmup + 1) / max(1, steps - warmup + 1)
-        return min(rising, 0.5 * (1 + math.cos(math.pi * progress)))
-    return min(1.0, rising, (steps - step) / max(1, round(steps * decay_share)))
+        falling = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        falling = min(1.0, (steps - step) / max(1, round(steps * decay_share)))
+    return min(rising, minimum + (1 - minimum) * falling)
 
 
 class MuonInFloat32(Muon):

@@ -16,7 +16,7 @@ from actors.model import lora
 from actors.model.causal_lm import unused_auxiliary_loss
 from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
-from actors.model.optim import learning_rate_factor, make_optimizers
+from actors.model.optim import AdamSettings, learning_rate_factor, make_optimizers
 from actors.model.perf import (
     compile_layers,
     compiling_pays,
@@ -39,7 +39,6 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import MetricsWriter, read_metrics
 
-MAXIMUM_GRADIENT_NORM = 1.0
 # Seconds between two queries for nodes that will be taken away. All workers query at the same step, which took two on
 # two cores 5 ms.
 NOTICE_SECONDS = 5.0
@@ -118,7 +117,9 @@ def _train(
         if isinstance(objective, LanguageObjective):
             objective.compiled = True
     model = shard(WithLoss(unwrapped_model.to(device), objective), world_size, device).train()
-    optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    adam = AdamSettings(betas, settings.adam_epsilon, settings.weight_decay_on)
+    optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay, adam)
     start = _restore(checkpoints, model, optimizers)
     earlier = read_metrics(job.out)
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
@@ -140,7 +141,7 @@ def _train(
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, metrics = accumulate(model, objective, rows, total, worker)
         lora.keep_other_rows(unwrapped_model)
-        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), MAXIMUM_GRADIENT_NORM)))
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.maximum_gradient_norm)))
         # Summed too, so that all workers query for notices at the same step.
         loss, metrics = sum_over_workers(loss, {**metrics, "since": time.monotonic() - queried_at}, worker)
         since = metrics.pop("since") / world_size
@@ -250,7 +251,9 @@ def _global_batches(job: TrainingJob, start: int, watchdog: Watchdog) -> Iterato
 
 
 def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
-    factor = learning_rate_factor(step, steps, settings.warmup_share, settings.decay_share, settings.schedule)
+    factor = learning_rate_factor(
+        step, steps, settings.warmup_share, settings.decay_share, settings.schedule, settings.minimum_rate_share
+    )
     rate = settings.learning_rate * factor
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate

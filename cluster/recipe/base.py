@@ -11,6 +11,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]
+# What weight decay applies to.
+Decayed = Literal["matrices", "layers", "all"]
 # vLLM refuses higher temperatures.
 MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
@@ -62,6 +64,21 @@ class Lora(Section):
 
     rank: Positive = Field(16, description="rank of the two matrices whose product is added to a layer's weight")
     alpha: Positive = Field(32, description="scale of the adapter's output, which is multiplied by alpha / rank")
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="names of the linear layers that get adapters, such as q_proj; unset: all but the output head"
+    )
+    rank_stabilized: bool = Field(
+        False, description="multiply by alpha / √rank instead, for high ranks (Kalajdzievski 2023)"
+    )
+
+
+class TrainingLora(Lora):
+    """Adapters with what RLHF, which compares a model with itself and sends adapters to its engines, does not have."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout of the adapters' inputs")
+    dora: bool = Field(
+        False, description="train the length of each weight's rows apart from their direction (DoRA, Liu et al. 2024)"
+    )
 
 
 def map_paths(value: Any, change: Callable[[PathKind, str], str]) -> Any:

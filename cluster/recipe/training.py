@@ -4,7 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Lora, PathKind, Positive, PositiveFloat, Precision, Probe, Section, Share
+from cluster.recipe.base import (
+    Decayed,
+    PathKind,
+    Positive,
+    PositiveFloat,
+    Precision,
+    Probe,
+    Section,
+    Share,
+    TrainingLora,
+)
 from cluster.recipe.collect import ChatSource
 
 
@@ -34,7 +44,19 @@ class Training(Section):
     decay_share: Share = Field(
         0.3, description="for schedule wsd: share of the steps, at the end, over which the rate falls to 0"
     )
+    minimum_rate_share: Share = Field(0.0, description="share of the peak rate that the schedule falls to")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled weight decay of the matrices")
+    weight_decay_on: Decayed = Field(
+        "matrices",
+        description="what decays. matrices: all of them; layers: those inside layers, and neither embeddings nor head; "
+        "all: norms and biases too",
+    )
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay rate of AdamW's first moment")
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay rate of AdamW's second moment")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="number added to the root of AdamW's second moment")
+    maximum_gradient_norm: PositiveFloat = Field(
+        1.0, description="norm that longer gradients are scaled down to; all weights together"
+    )
     checkpoint_every: Positive = Field(
         50, description="steps between checkpoints, which is the most work that an interruption loses"
     )
@@ -96,7 +118,7 @@ class FineTuning(LanguageTraining):
     """Supervised fine-tuning: the base model learns the assistant's turns of conversations."""
 
     sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(description="conversations to learn from")
-    lora: Lora | None = Field(None, description="train low-rank adapters only; unset: train all weights")
+    lora: TrainingLora | None = Field(None, description="train low-rank adapters only; unset: train all weights")
     chat_template: Annotated[str | None, PathKind.TEMPLATE] = Field(
         None,
         description="the chat template to train with and to leave in sft/: a Jinja file, or triptych or chatml, which "

@@ -22,7 +22,7 @@ from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
 from actors.trainer import checkpoint
 from cluster.errors import UserError
-from cluster.recipe.base import Lora
+from cluster.recipe.base import Lora, TrainingLora
 from cluster.recipe.model import Model
 from cluster.runtime.memory import trained_parameters
 from tests.tiny import tiny_tokenizer, write_tiny_model
@@ -43,9 +43,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Trained:
     """A model with adapters and what trains it."""
 
-    def __init__(self, base: Path, seed: int = 7, rows: Sequence[int] = ()) -> None:
+    def __init__(
+        self, base: Path, seed: int = 7, rows: Sequence[int] = (), settings: Lora = Lora(rank=4, alpha=8)
+    ) -> None:
         self.base = load(base)
-        lora.add(self.base, Lora(rank=4, alpha=8), seed, rows)
+        lora.add(self.base, settings, seed, rows)
         self.model = WithLoss(self.base, LanguageObjective()).train()
         self.optimizers = make_optimizers(self.model, "adamw", 1e-2, 0.1)
 
@@ -194,6 +196,11 @@ def test_scaled_adapters_are_small_and_merge_into_the_same_model(base: Path):
     assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
 
 
+def test_a_layer_that_cannot_have_an_adapter_is_named(base: Path):
+    with pytest.raises(UserError, match=r"no linear layer lm_head, qkv that can .*; it has down_proj, gate_"):
+        lora.add(load(base), Lora(targets=["q_proj", "qkv", "lm_head"]), 1)
+
+
 def test_disabled_adapters_leave_the_base_model(base: Path):
     trained = Trained(base)
     trained.step(4)
@@ -205,11 +212,27 @@ def test_disabled_adapters_leave_the_base_model(base: Path):
     assert losses[-1] < losses[0]
 
 
-def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(base: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Lora(rank=4, alpha=8),
+        Lora(rank=4, alpha=8, rank_stabilized=True, targets=["q_proj", "down_proj"]),
+        TrainingLora(rank=4, alpha=8, dora=True, dropout=0.1),
+    ],
+)
+def test_the_exported_model_and_the_adapter_on_its_own_compute_what_was_trained(
+    base: Path, tmp_path: Path, settings: Lora
+):
     from peft import PeftModel
 
-    trained = Trained(base)
+    trained = Trained(base, settings=settings)
+    torch.testing.assert_close(logits(trained.base.eval()), logits(load(base)))
+    trained.model.train()
     trained.step(4)
+    trained.model.eval()
+    targets = {name.split(".lora_")[0].rpartition(".")[2] for name in trained.weights() if ".lora_" in name}
+    assert targets == set(settings.targets or targets)
+    assert any(name.endswith(lora.LENGTHS) for name in trained.weights()) == getattr(settings, "dora", False)
     expected = logits(trained.base)
     assert float((expected - logits(load(base))).abs().max()) > 0.1
     checkpoint.export(trained.model, trained.base, AutoTokenizer.from_pretrained(base), tmp_path, rank=0)

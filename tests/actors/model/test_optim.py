@@ -9,14 +9,19 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from transformers import AutoModelForCausalLM, GptOssConfig
 
+from actors.model.causal_lm import build
 from actors.model.optim import (
     BETAS,
+    AdamSettings,
     MuonInFloat32,
     MuonOfExperts,
     adamw,
     learning_rate_factor,
+    make_optimizers,
     muon_and_adamw,
 )
+from cluster.recipe.base import Decayed
+from cluster.recipe.model import Model
 
 
 def tensor(values) -> torch.Tensor:
@@ -38,6 +43,37 @@ def test_cosine_falls_from_the_warm_up_on():
     assert factors[9:] == pytest.approx([(1 + math.cos(math.pi * (step - 9) / 91)) / 2 for step in range(9, 100)])
     assert 0 < factors[-1] < 0.001
     assert learning_rate_factor(0, 1, 0.0, 0.0, "cosine") == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_the_rate_falls_to_the_least_that_is_asked_for(schedule: str):
+    to_zero, to_tenth = (
+        [learning_rate_factor(step, 100, 0.1, 0.2, schedule, minimum) for step in range(100)] for minimum in (0.0, 0.1)
+    )
+    assert to_tenth[:10] == to_zero[:10]
+    assert to_tenth[10:] == pytest.approx([0.1 + 0.9 * factor for factor in to_zero[10:]])
+
+
+@pytest.mark.parametrize(
+    ("decayed", "expected"),
+    [
+        ("matrices", {"embed_tokens.weight", "down_proj.weight"}),
+        ("layers", {"down_proj.weight"}),
+        ("all", {"embed_tokens.weight", "down_proj.weight", "input_layernorm.weight"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_decays_is_chosen_by_the_recipe(kind: str, decayed: Decayed, expected: set[str]):
+    shape = Model(vocabulary=300, hidden=64, layers=1, heads=2, context=32)
+    model = build(shape, 0, end_of_turn=4, padding=0)
+    found = make_optimizers(model, kind, 0.1, 0.2, AdamSettings((0.8, 0.9), 1e-6, decayed))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [group for one in found for group in one.param_groups]
+    decaying = {names[p] for group in groups if group["weight_decay"] for p in group["params"]}
+    kept = {"embed_tokens.weight", "down_proj.weight", "input_layernorm.weight"}
+    assert {name for name in kept if any(other.endswith(name) for other in decaying)} == expected
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-6 for group in found[-1].param_groups)
 
 
 def test_adamw_steps_equal_the_paper():
