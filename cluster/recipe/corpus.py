@@ -145,7 +145,13 @@ class Decontaminate(Section):
     """Removal of documents that share n consecutive words with evaluation files (Brown et al. 2020, appendix C)."""
 
     files: Annotated[
-        list[str], PathKind.FILES, Field(min_length=1, description="evaluation files: .json, .jsonl or .csv")
+        list[str],
+        PathKind.FILES,
+        Field(
+            min_length=1,
+            description="evaluation files: .json, .jsonl, .csv, .tsv or .parquet, or globs; those of evaluate.tasks "
+            "are added",
+        ),
     ]
     n: Positive = Field(13, description="how many consecutive words must match, ignoring case and punctuation")
     action: Literal["drop", "count"] = Field("drop", description="drop such documents, or only count them")

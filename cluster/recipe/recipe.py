@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.recipe.base import Section
 from cluster.recipe.collect import Collect
 from cluster.recipe.corpus import Corpus
-from cluster.recipe.evaluate import Evaluate
+from cluster.recipe.evaluate import Evaluate, add_task_files
 from cluster.recipe.model import Cluster, Model
 from cluster.recipe.rlhf import Rlhf
 from cluster.recipe.serve import Serve
@@ -44,8 +44,8 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _share_training(cls, given: Any) -> Any:
-        return merge_shared_training(given) if isinstance(given, dict) else given
+    def _fill_in(cls, given: Any) -> Any:
+        return add_task_files(merge_shared_training(given)) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _vocabulary_has_room(self) -> "Recipe":

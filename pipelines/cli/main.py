@@ -18,7 +18,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, collect_garbage_rarely, require_free_port
-from pipelines.cli import feedback, keys, rounds, score, versions
+from pipelines.cli import evaluate, feedback, keys, rounds, score, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
@@ -91,7 +91,10 @@ def _add_stage_command(stage: Stage) -> None:
 
 
 for _stage in (*STAGES, *OPTIONAL_STAGES):
-    _add_stage_command(_stage)
+    if _stage.name == "evaluate":
+        app.command("evaluate", rich_help_panel=ONE_STAGE)(evaluate.evaluate)
+    else:
+        _add_stage_command(_stage)
 
 
 @app.command("serve", rich_help_panel=SERVING)

@@ -7,6 +7,7 @@ names one, and writes the report.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from pipelines.evaluate.perplexity import negative_log_likelihoods, perplexity, 
 from pipelines.evaluate.report import MODELS, render
 from pipelines.evaluate.stats import Proportion
 from pipelines.evaluate.tables import print_report
+from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.loading import load_tasks
+from pipelines.evaluate.tasks.measure import TaskAnswers, run_task
+from pipelines.evaluate.tasks.models import EngineModel
+from pipelines.evaluate.tasks.results import task_figures, task_sentences
+from pipelines.evaluate.tasks.run import write_task_files
 from pipelines.evaluate.verdict import (
     OTHERS,
     exam_verdict,
@@ -65,6 +72,7 @@ class ModelOutputs:
         rewarded: rewarded answers to prompts, of all models but the base model.
         nats: negative log-likelihoods of the rows of text; empty without text.
         kl: divergence of the policy from the fine-tuned model.
+        tasks: results of tasks, by task and model; empty without tasks.
     """
 
     exam_answers: dict[str, list[GradedAnswer]] = field(default_factory=dict)
@@ -72,6 +80,7 @@ class ModelOutputs:
     rewarded: dict[str, RewardedAnswers] = field(default_factory=dict)
     nats: dict[str, list[float]] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, dict[str, TaskAnswers]] = field(default_factory=dict)
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -79,14 +88,23 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     clock, console = time.monotonic(), Console()
     exam = load_exam(recipe)
     prompts, held_out = _prompts(recipe, prompt_chat(recipe, run.path("sft")))
-    text = text_rows(recipe, run)
-    outputs = _run_models(recipe, run, exam, prompts, text, console)
+    text, tasks = text_rows(recipe, run), load_tasks(recipe.evaluate.tasks)
+    if recipe.rlhf.environment and any(task.metric == "checked" for task in tasks):
+        console.print("tasks that are answered are left out: the policy expects the turns of rlhf.environment")
+        tasks = [task for task in tasks if task.metric != "checked"]
+    outputs = _run_models(recipe, run, exam, prompts, text, tasks, console)
     drift = run.require("policy").metrics.get("preference_accuracy")
     report = _report(exam, outputs, held_out, text, drift, _feedback_figures(recipe, run))
-    report |= {"seed": recipe.seed, "name": recipe.name}
+    report |= {"seed": recipe.seed, "name": recipe.name, "tasks": task_figures(tasks, outputs.tasks)}
+    comparisons = pairwise(MODELS) if tasks else ()
+    report["verdict"] = "\n".join(
+        [report["verdict"], *(line for pair in comparisons for line in task_sentences(report["tasks"], *pair))]
+    )
     report["timings"] = _timings(run) | {"evaluate": round(time.monotonic() - clock, 1)}
     rewarded = {name: outputs.rewarded[name] for name in ("sft", "policy")}
     rows = answer_rows(list(prompts.rendered.values()), prompts.inputs, rewarded)
+    if tasks:
+        write_task_files(tasks, outputs.tasks, report["tasks"], recipe.seed, out)
     write_report(report, [*exam_rows(outputs.exam_answers), *rows], exam, run.root, out)
     print_report(report, exam, console)
     in_manifest = (
@@ -97,15 +115,23 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         "perplexity",
         "reward_model",
         "kl_from_sft",
+        "tasks",
         "verdict",
     )
     return Result(metrics={key: report[key] for key in (*MODELS, *in_manifest)})
 
 
 def _run_models(
-    recipe: Recipe, run: RunFolder, exam: Exam | None, prompts: RlhfPrompts, text: list[list[int]], console: Console
+    recipe: Recipe,
+    run: RunFolder,
+    exam: Exam | None,
+    prompts: RlhfPrompts,
+    text: list[list[int]],
+    tasks: Sequence[Task],
+    console: Console,
 ) -> ModelOutputs:
     """Loads one model after the other into the same engines, and collects its answers and scores."""
+    context = recipe.model.context
     outputs, deadline, rendered = ModelOutputs(), recipe.cluster.deadline_seconds, list(prompts.rendered.values())
     exam_runner = ExamRunner.of(exam, recipe, run) if exam else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
@@ -125,11 +151,15 @@ def _run_models(
                     outputs.completion = exam_runner.completion(fleet)
                 if text:
                     outputs.nats[name] = negative_log_likelihoods(fleet, text, deadline)
+                evaluated = EngineModel.of(fleet, run.path(name), context, deadline, chats=name != "base")
+                for task in tasks:
+                    outputs.tasks.setdefault(task.name, {})[name] = run_task(task, evaluated)
                 if name != "base":
                     outputs.rewarded[name] = sample_and_reward(
                         fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step, recipe.rlhf.own_weight
                     )
         outputs.kl = divergence_from_loaded(fleet, rendered, outputs.rewarded["policy"], deadline)
+    outputs.tasks = {task: {name: found[name] for name in MODELS} for task, found in outputs.tasks.items()}
     return outputs
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import MEASURES
 from pipelines.evaluate.report import MODELS
+from pipelines.evaluate.tasks.tables import print_tasks
 
 
 def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console) -> None:
@@ -28,6 +29,7 @@ def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console)
     console.print(_rewards_table(report))
     if report["perplexity"]:
         console.print(_perplexity_table(report["perplexity"]))
+    print_tasks(report.get("tasks", {}), console)
     console.print("; ".join([*remarks, f"KL from sft: {report['kl_from_sft']['value']:.1f} nats per answer"]))
     console.print(report["verdict"], highlight=False, markup=False)
 

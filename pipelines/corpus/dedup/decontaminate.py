@@ -166,7 +166,7 @@ class DecontaminatePhase:
 
 
 def read_items(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Reads the items of a JSON, JSONL or CSV file: a name "FILE:ID", and every text in the item.
+    """Reads the items of a JSON, JSONL, CSV, TSV or Parquet file: a name "FILE:ID", and every text in the item.
 
     The id is the field `id`, or else the position. A JSON file is a list of items or an object that contains one.
 
@@ -177,20 +177,23 @@ def read_items(file: Path) -> Iterator[tuple[str, list[str]]]:
         for place, record in enumerate(_records(file)):
             name = record.get("id", place) if isinstance(record, dict) else place
             yield f"{file.name}:{name}", list(_texts(record))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(
             f"corpus.decontaminate: cannot read {file}: {error}; mend it or take it off the list"
         ) from error
 
 
 def _records(file: Path) -> Iterator[Any]:
-    if file.suffix not in (".json", ".jsonl", ".csv"):
-        raise ValueError("only .json, .jsonl and .csv files are read")
+    if file.suffix == ".parquet":
+        yield from pq.read_table(file).to_pylist()
+        return
+    if file.suffix not in (".json", ".jsonl", ".csv", ".tsv"):
+        raise ValueError("only .json, .jsonl, .csv, .tsv and .parquet files are read")
     with file.open(encoding="utf-8-sig", newline="") as stream:
         if file.suffix == ".jsonl":
             yield from (json.loads(line) for line in stream if line.strip())
-        elif file.suffix == ".csv":
-            yield from csv.DictReader(stream)
+        elif file.suffix in (".csv", ".tsv"):
+            yield from csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
         else:
             content = json.load(stream)
             lists = (

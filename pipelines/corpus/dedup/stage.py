@@ -7,6 +7,7 @@ pairs, assignments.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,7 +171,9 @@ class _Phases:
 
 
 def _evaluation_files(given: Decontaminate) -> tuple[Path, ...]:
-    files = tuple(Path(name).absolute() for name in given.files)
+    # A file may be called gl[ob].jsonl.
+    named = [[name] if Path(name).is_file() else sorted(glob(name, recursive=True)) or [name] for name in given.files]
+    files = tuple(Path(name).absolute() for names in named for name in names)
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
         raise UserError(f"corpus.decontaminate: there is no file {missing}; mend the path")

@@ -1,0 +1,76 @@
+"""`triptych evaluate`: the stage of a run, or tasks on any model folder or address."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.errors import UserError
+from cluster.recipe.loading import load_recipe
+from cluster.run.layout import stage_named, stages_of
+from pipelines.cli.stage_runner import run_stages
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL|ADDRESS",
+            help="a recipe; a folder with a model; or the http address of an OpenAI-compatible server",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="for a model or address: built-in tasks and files as KIND:PATH, with commas between; default: built_in"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="for a model or address: the folder to write to")] = None,
+    model: Annotated[str | None, typer.Option(help="for an address: the name of the model")] = None,
+    actors: Annotated[int, typer.Option(help="for a model: engines side by side", min=1)] = 1,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="for a model: do not use its chat template, as for a base model")
+    ] = False,
+) -> None:
+    """Compare the models of a run and write the report; or run tasks on one model, and go on where they ended."""
+    remote = target.startswith(("http://", "https://"))
+    if not remote and not (Path(target) / "config.json").exists():
+        if tasks or out or model:
+            raise UserError(
+                f"--tasks, --out and --model are for a model: {target} is no folder with a config.json and no http "
+                "address; a recipe names its tasks in evaluate.tasks"
+            )
+        if Path(target).is_dir():
+            raise UserError(f"{target} holds no model: it has no config.json")
+        recipe = load_recipe(target, overrides)
+        stage = stage_named("evaluate")
+        run_stages(recipe, (next((own for own in stages_of(recipe) if own.name == stage.name), stage),), None)
+        return
+    if overrides:
+        raise UserError(f"{overrides[0]} sets a key of a recipe, and {target} is a model")
+    # Imported late: they bring torch, and every command of the console script imports this module.
+    from rich.console import Console
+
+    from pipelines.evaluate.tasks.loading import load_tasks, parse_tasks
+    from pipelines.evaluate.tasks.run import evaluate_alone
+
+    chosen = load_tasks(parse_tasks(tasks or "built_in"))
+    if not chosen:
+        raise UserError("--tasks names no task")
+    named = model or target.rstrip("/").rpartition("/")[2].replace(":", "-")
+    folder = out or Path("runs") / "tasks" / named
+    chats = not plain and _has_template(Path(target), remote)
+    evaluate_alone(target, chosen, folder, actors, chats, model, Console())
+    print(f"figures, answers and lm-eval's layout are in {folder}")
+
+
+def _has_template(folder: Path, remote: bool) -> bool:
+    if remote:
+        return True
+    from actors.model.tokenizer import load_tokenizer
+
+    return bool(load_tokenizer(folder).chat_template)

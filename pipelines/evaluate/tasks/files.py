@@ -1,0 +1,79 @@
+"""Reads benchmarks from files, in the layouts that they are published in."""
+
+import csv
+import json
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.recipe.evaluate import TaskFile
+from pipelines.data.source_rows import Row, read_rows
+from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.layouts import LAYOUTS, Place
+
+# The names under which a JSON object keeps its list of rows (BIG-bench, SQuAD, lm-eval's samples).
+LISTS = ("examples", "data", "rows", "samples")
+
+
+def file_tasks(settings: TaskFile) -> list[Task]:
+    """Reads the tasks of a file or glob: one, or two where the layout has two measures (TruthfulQA's mc1 and mc2).
+
+    Raises:
+        UserError: no file matches, a file cannot be read, or a row is in none of the layouts of its kind; the message
+            names file, row and the fields that layouts of this kind have.
+    """
+    name = settings.name or Path(settings.path).name.split(".")[0]
+    rows = [(row, place) for row, place in _rows(settings.path)]
+    if not rows:
+        raise UserError(f"evaluate.tasks: {settings.path} has no rows")
+    layouts = LAYOUTS[settings.kind]
+    for layout in layouts:
+        if layout.fits(rows[0][0]):
+            chosen = rows[: settings.limit] if settings.limit else rows
+            return layout.tasks([Place(row, place, str(n)) for n, (row, place) in enumerate(chosen)], name, settings)
+    known = "; ".join(f"{layout.name}: {', '.join(layout.fields)}" for layout in layouts)
+    raise UserError(
+        f"evaluate.tasks: {rows[0][1]} has the fields {', '.join(rows[0][0])}, which are in no layout of kind "
+        f"{settings.kind} ({known})"
+    )
+
+
+def _rows(pattern: str) -> Iterator[tuple[Row, str]]:
+    paths = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
+    if not paths:
+        raise UserError(f"evaluate.tasks: no file matches {pattern}")
+    for path in paths:
+        if path.endswith((".csv", ".tsv")):
+            yield from _table(path)
+        elif (rows := _nested(path)) is not None:
+            yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
+        else:
+            yield from read_rows(path)
+
+
+def _table(path: str) -> Iterator[tuple[Row, str]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            delimiter = "\t" if path.endswith(".tsv") else ","
+            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter)):
+                yield {str(key): value for key, value in row.items()}, f"{path} row {number}"
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as CSV: {error}") from error
+
+
+def _nested(path: str) -> list[dict[str, Any]] | None:
+    """The rows of a JSON file that is one object with a list of rows in it; None for every other file."""
+    if not path.endswith(".json"):
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as JSON: {error}") from error
+    if not isinstance(content, dict):
+        return None
+    found = next((content[name] for name in LISTS if isinstance(content.get(name), list)), None)
+    if found is None or not all(isinstance(row, dict) for row in found):
+        raise UserError(f"{path} is an object without a list of rows named {', '.join(LISTS)}")
+    return found

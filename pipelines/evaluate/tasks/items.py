@@ -1,0 +1,81 @@
+"""The items of evaluation tasks, and what a task measures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+# accuracy: the right option has the largest log-probability; normalized: per character, as lm-eval's acc_norm; mass:
+# the right options' share of all options' probability, as TruthfulQA's mc2; checked: a function accepts the greedy
+# answer; bits: bits per byte of text, of which less is better.
+Metric = Literal["accuracy", "normalized", "mass", "checked", "bits"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question or text.
+
+    Attributes:
+        id: unique in its task.
+        prompt: what the model sees: the user's message, or the beginning of a text; may be empty.
+        options: continuations to compare, with the space that joins them to a bare prompt; of a text, the text alone.
+        right: the indices of the right options.
+        check: accepts an answer; for the metric `checked` alone.
+        expected: what a right answer looks like, for people.
+        group: the part of the task that it belongs to, such as a phenomenon.
+        twin: the id of a pair of items of which both must be right; empty for none.
+    """
+
+    id: str
+    prompt: str
+    options: tuple[str, ...] = ()
+    right: tuple[int, ...] = (0,)
+    check: Callable[[str], bool] | None = None
+    expected: str = ""
+    group: str = ""
+    twin: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items that are measured alike.
+
+    Attributes:
+        name: letters, digits, dots, dashes and underscores.
+        title: for people.
+        metric: what is measured.
+        items: at least one.
+        chat: whether a model with a chat template sees the prompt as a user's message.
+        bare: how a model without one sees it; `{}` stands for the prompt.
+        max_tokens: of an answer.
+    """
+
+    name: str
+    title: str
+    metric: Metric
+    items: Sequence[Item]
+    chat: bool = False
+    bare: str = "{}"
+    max_tokens: int = 32
+
+    @property
+    def chance(self) -> float | None:
+        """The value that guessing reaches; None where there is none."""
+        if self.metric in ("bits", "checked"):
+            return None
+        shares = [len(item.right) / len(item.options) for item in self.items]
+        if not self.twins:
+            return sum(shares) / len(shares)
+        products: dict[str, float] = {}
+        for item, share in zip(self.items, shares, strict=True):
+            products[item.twin] = products.get(item.twin, 1.0) * share
+        return sum(products.values()) / len(products)
+
+    @property
+    def twins(self) -> bool:
+        """Whether items count in pairs, of which both must be right."""
+        return any(item.twin for item in self.items)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is better."""
+        return self.metric != "bits"

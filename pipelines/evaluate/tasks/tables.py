@@ -1,0 +1,55 @@
+"""Prints the figures of tasks in a table that fits a terminal of 80 columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+MARKS = {"better": "+", "worse": "−", "within chance": ""}
+
+
+def print_tasks(figures: Mapping[str, Any], console: Console) -> None:
+    """Prints a row for every task: chance, cases, and each model's value with its interval.
+
+    A mark stands where a model differs from the one before it beyond chance, after Holm's correction.
+
+    Args:
+        figures: the value of `task_figures`.
+        console: where to print.
+    """
+    if not figures:
+        return
+    models = list(next(iter(figures.values()))["models"])
+    table = Table(
+        title="tasks, with 95 % intervals; + and − differ from the model before beyond chance (Holm)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    for number, heading in enumerate(["", "chance", "n", *models]):
+        table.add_column(heading, justify="right" if number else "left")
+    for name, figure in figures.items():
+        chance = "" if figure["chance"] is None else f"{figure['chance']:.2f}"
+        verdicts = ["", *(MARKS[change["verdict"]] for change in figure["changes"].values())]
+        cells = [_cell(figure["models"][model], mark) for model, mark in zip(models, verdicts, strict=True)]
+        table.add_row(name, chance, str(figure["models"][models[0]]["n"]), *cells)
+    console.print(table)
+    if left_out := {
+        name: figure["models"][models[0]]["too_long"]
+        for name, figure in figures.items()
+        if figure["models"][models[0]]["too_long"]
+    }:
+        listed = ", ".join(f"{count} of {name}" for name, count in left_out.items())
+        console.print(f"items that did not fit the context, and were left out: {listed}")
+
+
+def _cell(found: Mapping[str, Any], mark: str) -> str:
+    if found["low"] is None:
+        return f"{found['value']:.2f}{mark}"
+    return f"{found['value']:.2f}{mark} {_short(found['low'])}–{_short(found['high'])}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
