@@ -31,7 +31,9 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="for a model or address: the folder to write to")] = None,
     model: Annotated[str | None, typer.Option(help="for an address: the name of the model")] = None,
-    actors: Annotated[int, typer.Option(help="for a model: engines side by side", min=1)] = 1,
+    actors: Annotated[
+        int | None, typer.Option(help="for a model: engines side by side; default: one a core or GPU, at most 2", min=1)
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="for a model: do not use its chat template, as for a base model")
     ] = False,

@@ -6,8 +6,9 @@ from typing import Literal
 
 # accuracy: the right option has the largest log-probability; normalized: per character, as lm-eval's acc_norm; mass:
 # the right options' share of all options' probability, as TruthfulQA's mc2; checked: a function accepts the greedy
-# answer; bits: bits per byte of text, of which less is better.
-Metric = Literal["accuracy", "normalized", "mass", "checked", "bits"]
+# answer; contrast: the first option leads the second by more, per character, at the first of two twins than at the
+# second, whatever the model thinks of their wording; bits: bits per byte of text, of which less is better.
+Metric = Literal["accuracy", "normalized", "mass", "checked", "contrast", "bits"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Item:
         check: accepts an answer; for the metric `checked` alone.
         expected: what a right answer looks like, for people.
         group: the part of the task that it belongs to, such as a phenomenon.
-        twin: the id of a pair of items of which both must be right; empty for none.
+        twin: the id of a pair of items that count as one case; empty for none. Both must be right, but for the metric
+            `contrast`.
     """
 
     id: str
@@ -62,6 +64,8 @@ class Task:
         """The value that guessing reaches; None where there is none."""
         if self.metric in ("bits", "checked"):
             return None
+        if self.metric == "contrast":
+            return 0.5
         shares = [len(item.right) / len(item.options) for item in self.items]
         if not self.twins:
             return sum(shares) / len(shares)
@@ -72,7 +76,7 @@ class Task:
 
     @property
     def twins(self) -> bool:
-        """Whether items count in pairs, of which both must be right."""
+        """Whether items count in pairs."""
         return any(item.twin for item in self.items)
 
     @property

@@ -12,6 +12,7 @@ NAMES = {
     "normalized": "acc_norm",
     "mass": "acc",
     "checked": "exact_match",
+    "contrast": "acc",
     "bits": "bits_per_byte",
 }
 

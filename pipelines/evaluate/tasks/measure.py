@@ -19,6 +19,7 @@ class ItemResult:
         said: the greedy answer, or the option that the model prefers.
         nats: the options' log-probabilities; empty for answers.
         size: the bytes of a text; 1 for every other item.
+        lead: by how much the first option leads the second; None for answers and texts.
     """
 
     id: str
@@ -26,6 +27,7 @@ class ItemResult:
     said: str
     nats: list[float]
     size: int = 1
+    lead: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,12 @@ def _result(task: Task, item: Item, nats: Sequence[float | None]) -> ItemResult 
         value = sum(shares[index] for index in item.right) / sum(shares)
         return ItemResult(item.id, value, item.options[_largest(values)].strip(), values)
     scores = values
-    if task.metric == "normalized":
+    if task.metric in ("normalized", "contrast"):
         # lm-eval counts characters, without the space that joins the option to the prompt.
         scores = [value / max(1, len(option.lstrip())) for value, option in zip(values, item.options, strict=True)]
     chosen = _largest(scores)
-    return ItemResult(item.id, float(chosen in item.right), item.options[chosen].strip(), values)
+    lead = scores[0] - scores[1] if len(scores) > 1 else None
+    return ItemResult(item.id, float(chosen in item.right), item.options[chosen].strip(), values, lead=lead)
 
 
 def _largest(values: Sequence[float]) -> int:

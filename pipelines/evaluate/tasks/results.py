@@ -123,17 +123,21 @@ def _of_model(task: Task, answers: TaskAnswers) -> dict[str, Any]:
 
 
 def _cases(task: Task, results: Sequence[ItemResult]) -> dict[str, tuple[float, int]]:
-    """The cases that count, by id: items with their sizes, or twins, which are right if both of their items are."""
+    """The cases that count, by id: items with their sizes, or pairs of twins."""
     if not task.twins:
         return {result.id: (result.value, result.size) for result in results}
     twins = {item.id: item.twin or item.id for item in task.items}
     needed: dict[str, int] = {}
     for name in twins.values():
         needed[name] = needed.get(name, 0) + 1
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[ItemResult]] = {}
     for result in results:
-        found.setdefault(twins[result.id], []).append(result.value)
-    return {name: (min(values), 1) for name, values in found.items() if len(values) == needed[name]}
+        found.setdefault(twins[result.id], []).append(result)
+    whole = {name: pair for name, pair in found.items() if len(pair) == needed[name]}
+    if task.metric != "contrast":
+        return {name: (min(result.value for result in pair), 1) for name, pair in whole.items()}
+    leads = {name: [result.lead or 0.0 for result in pair] for name, pair in whole.items()}
+    return {name: (float(first > second), 1) for name, (first, second) in leads.items()}
 
 
 def _expected(task: Task, item: Item) -> str:

@@ -28,10 +28,11 @@ from pipelines.evaluate.tasks.tables import print_tasks
 SEED, DEADLINE, OBJECT_STORE_GB = 1, 600.0, 0.3
 # Beyond it the key-value cache of a long context would take the memory of the model.
 MAX_CONTEXT = 2048
+MAX_ACTORS = 2
 
 
 def evaluate_alone(
-    target: str, tasks: Sequence[Task], out: Path, actors: int, chats: bool, model: str | None, console: Console
+    target: str, tasks: Sequence[Task], out: Path, actors: int | None, chats: bool, model: str | None, console: Console
 ) -> None:
     """Runs tasks on a model folder or an address, prints the figures, and writes them to `out`.
 
@@ -42,7 +43,7 @@ def evaluate_alone(
         target: a Hugging Face model directory, or the address of an OpenAI-compatible server.
         tasks: at least one.
         out: a folder, made if it is missing.
-        actors: the engines to run side by side; for a folder.
+        actors: the engines to run side by side, for a folder; None for one a core or GPU, up to `MAX_ACTORS`.
         chats: whether prompts are rendered with the model's chat template; for a folder.
         model: the model's name at an address; None where there is one.
         console: where to print.
@@ -107,6 +108,7 @@ def _model(target: str, remote: bool, actors: int, chats: bool, model: str | Non
     folder, cluster = Path(target), Cluster()
     resources = resources_here(cluster)
     context = _context(folder)
+    actors = actors or max(1, min(MAX_ACTORS, int(resources.gpus) or resources.cores))
     gpus = min(1.0, resources.gpus / actors)
     allocation = Allocation(cpus=1, gpus=gpus, threads=max(1, resources.cores // actors))
     with (
