@@ -50,6 +50,7 @@ SMALL = [
     "rlhf.sampling.samples_per_prompt=4",
     "rlhf.checkpoint_every=1",
     "rlhf.stop.probe_every=2",
+    "evaluate.tasks=[cloze, refusal, instructions]",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Rows of metrics that a stage has written when everything is killed: after its first checkpoint, two steps and more

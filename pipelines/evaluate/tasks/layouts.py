@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -223,7 +224,10 @@ def _index(own: Place, field: str, count: int) -> int:
 
 
 def _listed(value: Any) -> list[str]:
-    """An answer, or several: RewardBench 2 has lists."""
+    """An answer, or several: RewardBench 2 has lists, which CSV keeps as their text."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
     return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 

@@ -101,7 +101,9 @@ def write_task_files(
 
 
 @contextmanager
-def _model(target: str, remote: bool, actors: int, chats: bool, model: str | None) -> Iterator[EngineModel | HttpModel]:
+def _model(
+    target: str, remote: bool, actors: int | None, chats: bool, model: str | None
+) -> Iterator[EngineModel | HttpModel]:
     if remote:
         yield HttpModel.of(target, model)
         return

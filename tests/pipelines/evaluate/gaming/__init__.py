@@ -1,1 +1,0 @@
-"""Tests of pipelines.evaluate.gaming."""
