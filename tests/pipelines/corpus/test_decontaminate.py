@@ -55,7 +55,7 @@ def test_a_broken_evaluation_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("[")
     with pytest.raises(UserError, match=r"cannot read .*t\.json"):
         list(read_items(tmp_path / "t.json"))
-    with pytest.raises(UserError, match=r"only \.json, \.jsonl and \.csv"):
+    with pytest.raises(UserError, match=r"only \.json, \.jsonl, \.csv, \.tsv and \.parquet"):
         list(read_items(tmp_path / "t.txt"))
 
 
