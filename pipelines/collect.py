@@ -4,6 +4,7 @@ Annotators are people, who rank on the label page, or a function that stands in 
 files, without sampling.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from cluster.feedback import Feedback, distinct_completions, is_person, open_fee
 from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_named
 from cluster.recipe.base import MAX_TEMPERATURE, Call
 from cluster.recipe.recipe import Recipe
+from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter, read_metrics
 from cluster.run.stages import Result
@@ -37,6 +39,8 @@ from pipelines.collect_rankings import (
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import AnnotatorFailures, SyntheticAnnotator
+from pipelines.data.feedback_io import storable
+from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.rankings import imported_rankings
 
 # Prompts whose answers are stored at once: an interruption loses at most these, and each store is a write to the disk.
@@ -84,6 +88,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         # Read once: judgements that arrive from now on are those of the next round.
         judged = read_judgements(database)
         rows = ranking_rows(synthetic, chat, database, prompts, failures, judged.rankings)
+        if synthetic:
+            # People's rankings count beside the function's.
+            rows += ranking_rows(None, chat, database, prompts, failures, judged.rankings)
+        others = people_rows(database, judged, set(prompts.rows), chat, recipe.model.context, settings.held_out_share)
         counts = stored_completions(database, prompts)
         excluded = database.excluded()
     if failures.messages:
@@ -95,7 +103,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "prompts": len(prompts.rows),
             "completions": sum(map(len, counts.values())),
             "prompts_by_distinct_answers": {str(number): count for number, count in sorted(variety.prompts.items())},
-            **_write_rankings(rows, out),
+            **_write_rankings(rows, others, out),
             "failed_rankings": len(failures.messages),
             "failures": failures.messages[:SHOWN_FAILURES],
             "excluded": excluded,
@@ -105,7 +113,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in sampled) / seconds if seconds else 0.0,
         },
-        judgements=_name_judgements(judged, rows, out),
+        judgements=_name_judgements(judged, rows, others, out),
     )
 
 
@@ -114,35 +122,43 @@ def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> R
     with open_feedback(run.feedback_url) as database:
         judged = read_judgements(database)
         imported = imported_rankings(database, chat, recipe.model.context, judged.rankings)
+        names = {prompt.id for prompt in database.prompts() if "import" in prompt.details}
+        others = people_rows(database, judged, names, chat, recipe.model.context, recipe.collect.held_out_share)
         excluded = database.excluded()
     return Result(
         metrics={
             "prompts": len({row["prompt_id"] for row in imported.rows}),
-            **_write_rankings(imported.rows, out),
+            **_write_rankings(imported.rows, others, out),
             "too_long": imported.too_long,
             "identical": imported.identical,
             "excluded": excluded,
             "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
         },
-        judgements=_name_judgements(judged, imported.rows, out),
+        judgements=_name_judgements(judged, imported.rows, others, out),
     )
 
 
-def _name_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], out: Path) -> str:
+def _name_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> str:
     """Names every judgement that was there, with the rows that it became, and returns the digest of the names."""
     used: Counter[tuple[Source, int]] = Counter(
         ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
     )
-    return write_named(judged.named(used), out)
+    return write_named(judged.named(used + others.used), out)
 
 
-def _write_rankings(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Writes rankings.parquet, and returns the figures on it for the manifest."""
-    rankings.write_rankings(rows, out / "rankings.parquet")
+def _write_rankings(rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> dict[str, Any]:
+    """Writes rankings.parquet and better.jsonl, answers that people wrote, and returns the figures for the manifest."""
+    everything = [*rows, *others.rows]
+    rankings.write_rankings(everything, out / "rankings.parquet")
+    if others.better:
+        lines = (json.dumps(storable(row), ensure_ascii=False) + "\n" for row in others.better)
+        write_text(out / "better.jsonl", "".join(lines))
     return {
         "rankings": len(rows),
-        "rankings_digest": rankings.rankings_digest(rows),
+        "sources": source_figures(everything),
+        "better_answers": len(others.better),
+        "rankings_digest": rankings.rankings_digest(everything),
         "rankings_by": dict(sorted(Counter(row["annotator"] for row in rows).items())),
         "tie_share": rankings.tie_share(rows),
     }

@@ -24,12 +24,14 @@ from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.rewards.scorer import Scorer, Scores, remote_scorer
 from actors.types import reward_scale_file
 from cluster.errors import UserError
+from cluster.feedback import is_person
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import RewardModel
 from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
 from cluster.run.stages import Result
 from cluster.runtime.plan import Plan, make_plan
-from pipelines.data.rankings import read_rankings
+from pipelines.data.rankings import read_rankings, read_unpaired
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
@@ -42,14 +44,15 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
-    _write_shard(parts["held_out"], recipe.reward.annotator_weights, out / "shards" / "held_out")
+    unpaired = read_unpaired(run.path("preferences") / "rankings.parquet", "train")
+    _write_shard(parts["held_out"], recipe.reward, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     scorer = partial(_scorer, recipe, plan)
     curve = [_point(share, recipe.seed, parts, train, scorer, out / "curve") for share in sorted(recipe.reward.curve)]
     members = [
-        train(parts["train"], out),
+        train(parts["train"], out, unpaired),
         *(
-            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER_PREFIX}{number}")
+            train(_resample(parts["train"], recipe.seed, number), out / f"{MEMBER_PREFIX}{number}", unpaired)
             for number in range(2, recipe.reward.members + 1)
         ),
     ]
@@ -64,6 +67,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(
         metrics={
             "rankings": len(parts["train"]),
+            "unpaired": len(unpaired),
+            "by_source": _by_source(parts["held_out"], scores["held_out"]),
             "pair_accuracy": found["accuracy"],
             "train_pair_accuracy": pair_accuracy(parts["train"], scores["train"]),
             "trust": found,
@@ -74,15 +79,32 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
 
 
-def _train(recipe: Recipe, plan: Plan, sft: Path, held_out: Path, rankings: list[dict[str, Any]], out: Path) -> Path:
-    """Trains a reward model, writes it to `out`, and returns that."""
+def _train(
+    recipe: Recipe,
+    plan: Plan,
+    sft: Path,
+    held_out: Path,
+    rankings: list[dict[str, Any]],
+    out: Path,
+    unpaired: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns that."""
     rows = with_counterexamples(
         rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )
-    _write_shard(rows, recipe.reward.annotator_weights, out / "shards" / "train")
+    _write_shard([*rows, *unpaired], recipe.reward, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
     return out
+
+
+def _by_source(rows: Sequence[dict[str, Any]], scores: Sequence[list[float]]) -> dict[str, Any]:
+    """Computes the held-out accuracy on the pairs of each source that orders any."""
+    parts: dict[str, list[tuple[dict[str, Any], list[float]]]] = defaultdict(list)
+    for row, own in zip(rows, scores, strict=True):
+        if len(set(row["ranks"])) > 1:
+            parts[row.get("source") or "rankings"].append((row, own))
+    return {name: pair_accuracy(*zip(*parts[name], strict=True)) for name in sorted(parts)}
 
 
 def _accuracies(scores_by: Scores, members: Sequence[Path], held_out: list[dict[str, Any]]) -> list[float]:
@@ -161,13 +183,21 @@ def _model(sft: Path) -> tuple[Any, Any, Any]:
     return with_new_head(sft), BradleyTerryObjective(tokenizer.pad_token_id), tokenizer
 
 
-def _write_shard(rankings: Sequence[Row], annotator_weights: Mapping[str, float], folder: Path) -> None:
-    """Writes one row a ranking: its answers end to end, each behind the prompt, and its annotator's weight.
+def _write_shard(rows: Sequence[Row], settings: RewardModel, folder: Path) -> None:
+    """Writes one row a judgement: its answers end to end, each behind the prompt, and its weight, which is its
+    annotator's times its source's. Of an unpaired answer, `good` is 1 or -1; of a ranking, 0.
 
     The mean weight is 1, so that weights do not change the learning rate.
+
+    Raises:
+        UserError: all rows have sources of weight 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = np.array([annotator_weights.get(row["annotator"], 1.0) for row in rankings])
+    weighted = [(row, _weight(row, settings)) for row in rows]
+    rankings = [row for row, weight in weighted if weight > 0]
+    weights = np.array([weight for _, weight in weighted if weight > 0])
+    if not rankings:
+        raise UserError("reward.source_weights leaves no judgement: give a source that has some a weight above 0")
     answers = [[row["prompt_token_ids"] + answer for answer in row["answers"]] for row in rankings]
     table = pa.table(
         {
@@ -176,9 +206,21 @@ def _write_shard(rankings: Sequence[Row], annotator_weights: Mapping[str, float]
             "lengths": pa.array([[len(answer) for answer in group] for group in answers], pa.list_(pa.int32())),
             "ranks": pa.array([row["ranks"] for row in rankings], pa.list_(pa.int32())),
             "weight": pa.array(weights / weights.mean(), pa.float32()),
+            "good": pa.array([_sign(row.get("good")) for row in rankings], pa.int8()),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
+
+
+def _weight(row: Row, settings: RewardModel) -> float:
+    source = row.get("source") or ("rankings" if is_person(row["annotator"]) else "function")
+    own = settings.annotator_weights.get(row["annotator"], 1.0) * float(getattr(settings.source_weights, source))
+    share = row.get("share")
+    return own if share is None else own * share
+
+
+def _sign(good: bool | None) -> int:
+    return 0 if good is None else 1 if good else -1
 
 
 def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[list[float]]:

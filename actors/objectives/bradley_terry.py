@@ -28,7 +28,8 @@ class RankedBatch:
         prompt_lengths: [N], the tokens with which all answers of the ranking begin.
         ranks: [N], 1 is best and ties are equal.
         prompts: [N], the number of the row's ranking, of the batch's P.
-        weights: [P], the weight of each ranking's annotator.
+        weights: [P], the weight of each ranking.
+        good: [P], 0 for a ranking; of a single, unpaired answer 1 if it is good and -1 if it is bad.
     """
 
     input_ids: Tensor
@@ -37,6 +38,7 @@ class RankedBatch:
     ranks: Tensor
     prompts: Tensor
     weights: Tensor
+    good: Tensor
 
 
 def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
@@ -55,8 +57,26 @@ def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(difference, wins, reduction="none")
 
 
+def unpaired_losses(rewards: Tensor, good: Tensor) -> Tensor:
+    """Computes 1 - σ(r) of good answers and 1 - σ(-r) of bad ones: KTO (Ethayarajh et al. 2024, eq. 7 and 8) with
+    λ and β of 1, where the reward is the model's own and not a log-ratio of policies.
+
+    KTO's reference point, a KL divergence of the policy, is 0 here: the centering penalty keeps the mean reward there,
+    and no answer's loss depends on the others of its batch.
+
+    Args:
+        rewards: [N].
+        good: [N], 1 or -1.
+
+    Returns:
+        [N].
+    """
+    return torch.sigmoid(-good.to(rewards.dtype) * rewards)
+
+
 class BradleyTerryObjective:
-    """The mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers.
+    """The mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers. That of
+    an unpaired answer is `unpaired_losses`.
 
     A small penalty on the rewards' mean square (Eisenstein et al. 2023) fixes the constant that pairs leave free.
     """
@@ -83,6 +103,7 @@ class BradleyTerryObjective:
             ranks=torch.tensor(ranks),
             prompts=torch.tensor(prompts),
             weights=torch.tensor(rows["weight"].to_pylist()),
+            good=torch.tensor(rows["good"].to_pylist() if "good" in rows.column_names else [0] * len(rows)),
         )
 
     def count(self, batch: RankedBatch) -> int:
@@ -97,7 +118,9 @@ class BradleyTerryObjective:
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
             r, k = rewards[own], batch.ranks[own]
-            total = total + batch.weights[prompt] * (ranking_losses(r, k).mean() + CENTERING * r.square().mean())
+            good = batch.good[prompt]
+            losses = unpaired_losses(r, good) if good else ranking_losses(r, k)
+            total = total + batch.weights[prompt] * (losses.mean() + CENTERING * r.square().mean())
             better = k[:, None] < k[None, :]
             ordered += int(better.sum())
             right += int((better & (r[:, None] > r[None, :])).sum())

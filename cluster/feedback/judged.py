@@ -18,8 +18,7 @@ from cluster.run.rounds import kept_rounds, round_folder
 
 FILE = "judgements.jsonl"
 Source = Literal["rankings", "votes", "thumbs"]
-# The sources that a round takes in.
-TAKEN_IN: tuple[Source, ...] = ("rankings",)
+SOURCES: tuple[Source, ...] = ("rankings", "votes", "thumbs")
 # A vote of the compare page is a row of the table of rankings too, which numbers them together.
 JudgementKey = tuple[Source, int, str]
 
@@ -160,7 +159,7 @@ def judgement_news(run: RunFolder, preferences: str) -> News:
     new = [row for row in now if row.key not in seen and row.created > max(unnamed, default=0.0)]
     keys = {row.key for row in now}
     return News(
-        {name: sum(row.source == name for row in new) for name in TAKEN_IN},
+        {name: sum(row.source == name for row in new) for name in SOURCES},
         sum(row.used > 0 and row.key not in keys for row in read_named(present)),
     )
 

@@ -17,6 +17,8 @@ from cluster.recipe.base import (
 )
 from cluster.recipe.collect import ChatSource
 
+Weight = Annotated[float, Field(ge=0)]
+
 
 class Training(Section):
     """Settings that pretrain, sft, reward and dpo share. A value in one of those sections overrides the value here."""
@@ -145,6 +147,17 @@ class FineTuning(LanguageTraining):
     )
 
 
+class SourceWeights(Section):
+    """Weights of the sources of judgements in the loss of the reward model; 0 leaves one out."""
+
+    rankings: Weight = Field(1.0, description="rankings by people")
+    function: Weight = Field(1.0, description="rankings by a function in people's place")
+    votes: Weight = Field(1.0, description="votes of the compare page; of one that finds all bad, each answer is bad")
+    better: Weight = Field(1.0, description="answers that people wrote, each paired with the best that was shown")
+    thumbs: Weight = Field(0.5, description="thumbs up and down in the chat, each for one answer")
+    all_bad: Weight = Field(0.5, description="judgements that all answers are bad: each of the answers is")
+
+
 class RewardModel(Training):
     """The reward model, trained on rankings; a row is one annotator's ranking of one prompt's answers."""
 
@@ -154,6 +167,7 @@ class RewardModel(Training):
     annotator_weights: dict[str, PositiveFloat] = Field(
         {}, description="weight of an annotator's rankings in the loss, by the annotator's name; 1 for those not named"
     )
+    source_weights: SourceWeights = Field(SourceWeights(), description="weights of the sources of judgements")
     members: Annotated[int, Field(ge=1, le=9)] = Field(
         1,
         description="reward models in an ensemble, whose mean is the reward; all but the first are trained on a "

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster import __version__
 from cluster.errors import UserError
-from cluster.recipe.base import Call, input_files, named_functions
+from cluster.recipe.base import input_files, named_functions
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
@@ -140,7 +140,7 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
     digest = _stage_fingerprint(stage, config, run)
     news = ""
     if manifest is not None and _is_made_from(manifest, stage, recipe, config, run):
-        news = _news(stage, recipe, run)
+        news = _news(stage, run)
         if not news:
             return State("done", f"{manifest.seconds:.0f} s")
     if run.partial_fingerprint(stage.folder) == digest:
@@ -178,7 +178,7 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, config, run) and not _news(stage, recipe, run):
+    if manifest is not None and _is_made_from(manifest, stage, recipe, config, run) and not _news(stage, run):
         return "skipped"
     out = run.begin(stage.folder, digest)
     clock = out / "seconds"
@@ -220,9 +220,9 @@ def _fingerprint(stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -
     return fingerprint({"stage": stage.name, "config": config, "inputs": inputs})
 
 
-def _news(stage: Stage, recipe: Recipe, run: RunFolder) -> str:
+def _news(stage: Stage, run: RunFolder) -> str:
     """Says which judgements are newer than a finished stage, or gone since; empty where there are none."""
-    if not stage.judged or isinstance(recipe.collect.annotator, Call):
+    if not stage.judged:
         return ""
     # Imported late: the database's libraries take a second, and most stages have nothing to do with it.
     from cluster.feedback.judged import judgement_news

@@ -34,6 +34,9 @@ SCHEMA = pa.schema(
         "annotator": pa.string(),
         "split": pa.string(),
         "ranking_id": pa.int64(),
+        "source": pa.string(),
+        "good": pa.bool_(),
+        "share": pa.float32(),
     }
 )
 
@@ -153,6 +156,9 @@ def ranking_row(
         "annotator": ranking.annotator,
         "split": prompt.split,
         "ranking_id": ranking.id,
+        "source": "function" if annotator else "rankings",
+        "good": None,
+        "share": 1.0,
     }
     if annotator:
         answers = judged_answers(ranked, end_of_turn)
@@ -197,6 +203,12 @@ def read_rankings(path: Path, split: str | None = None) -> list[dict[str, Any]]:
     return [row for row in rows if len(row["answers"]) > 1]
 
 
+def read_unpaired(path: Path, split: str) -> list[dict[str, Any]]:
+    """Reads the rows of rankings.parquet of one answer that is good or not; tables of earlier versions have none."""
+    rows = parquet.read_table(path, filters=[("split", "==", split)]).to_pylist()
+    return [row for row in rows if row.get("good") is not None]
+
+
 def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes the table of rankings, atomically."""
     with atomic_write(path) as side:
@@ -205,7 +217,8 @@ def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def rankings_digest(rows: Sequence[Mapping[str, Any]]) -> str:
     """Hashes the ranks of all rows with their ids, annotators and prompts."""
-    return fingerprint([[row[name] for name in ("ranking_id", "prompt_id", "annotator", "ranks")] for row in rows])
+    names = ("ranking_id", "prompt_id", "annotator", "ranks", "good")
+    return fingerprint([[row.get(name) for name in names] for row in rows])
 
 
 def tie_share(rows: Sequence[Mapping[str, Any]]) -> float:

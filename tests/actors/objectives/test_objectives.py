@@ -15,7 +15,7 @@ from actors.model.causal_lm import build
 from actors.model.completion_logprobs import pad_completions
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
-from actors.objectives.bradley_terry import CENTERING, BradleyTerryObjective, ranking_losses
+from actors.objectives.bradley_terry import CENTERING, BradleyTerryObjective, ranking_losses, unpaired_losses
 from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses
 from cluster.recipe.model import Model
 
@@ -43,6 +43,19 @@ def test_with_two_answers_the_loss_is_that_of_trls_reward_trainer():
     gap = (pairs[:, 0].double() - pairs[:, 1].double()).numpy()
     assert np.allclose(found.numpy(), np.log1p(np.exp(-gap)), rtol=0, atol=1e-6)
     assert np.allclose(swapped.numpy(), found.numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_unpaired_loss_is_ktos_with_its_reference_point_at_zero():
+    # Ethayarajh et al. 2024, eq. 7 and 8: λ - v, where v = λ σ(β (r - z0)) of a good answer, λ σ(β (z0 - r)) of a bad.
+    rewards, good = [0.7, -2.5, 0.0, 30.0, -30.0], [1, -1, 1, -1, 1]
+    expected = [1 - 1 / (1 + math.exp(-sign * reward)) for reward, sign in zip(rewards, good, strict=True)]
+    given = tensor(rewards).requires_grad_()
+    found = unpaired_losses(given, torch.tensor(good))
+    assert found.tolist() == pytest.approx(expected, abs=1e-15)
+    found.sum().backward()
+    # dσ(-s r)/dr = -s σ(1 - σ).
+    slopes = [-sign * loss * (1 - loss) for sign, loss in zip(good, expected, strict=True)]
+    assert given.grad.tolist() == pytest.approx(slopes, abs=1e-12)
 
 
 class Headed(torch.nn.Module):
@@ -78,6 +91,13 @@ def test_an_annotators_weight_multiplies_the_loss_of_their_rankings():
 
     expected = 1.5 * loss([0.7, 0.3], [1, 2]) + 0.5 * loss([0.2, 0.2, 0.4], [2, 1, 1])
     assert total.item() == pytest.approx(expected, abs=1e-6)
+    # Unpaired answers among rankings.
+    thumbs = [{"input_ids": [1, 4], "lengths": [2], "ranks": [1], "weight": 2.0}] * 2
+    mixed = pa.Table.from_pylist([*rows, *thumbs]).append_column("good", pa.array([0, 0, 1, -1], pa.int8()))
+    with_thumbs, counted = objective.loss(Headed(), objective.collate(mixed))
+    unpaired = 2 * (1 / (1 + math.exp(0.4)) + 1 / (1 + math.exp(-0.4)) + 2 * CENTERING * 0.4**2)
+    assert with_thumbs.item() == pytest.approx(expected + unpaired, abs=1e-6)
+    assert counted == figures
     assert objective.count(objective.collate(pa.Table.from_pylist(rows))) == 2
     assert figures == {"right_pairs": 2, "ordered_pairs": 3}
 
