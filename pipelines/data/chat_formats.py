@@ -2,8 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from cluster.errors import UserError
@@ -103,23 +105,42 @@ def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
                 bad.append(row)
                 continue
             try:
-                layout = _layout(row, place)
-                turns, fields = _turns(row, layout, place)
-                tools = read_tools(row["tools"], place) if row.get("tools") else None
-                if not any(turn["role"] == "assistant" for turn in turns.messages):
-                    raise UserError(f"{place} has no assistant turn to learn from")
-                items.append(Conversation(turns.messages, place, tools, turns.untrained))
+                item, layout, fields, unread = _conversation(row, place)
             except UserError as error:
                 bad.append(bad_row(place, str(error), row))
                 continue
+            items.append(item)
             layouts[layout] += 1
             given = {name for name, value in row.items() if value is not None}
             ignored.update(given - fields - {"tools"})
-            ignored.update(f"turn.{name}" for name in turns.ignored)
+            ignored.update(f"turn.{name}" for name in unread)
     if not items and not bad:
         names = ", ".join(str(source.path or source.function) for source in sources)
         raise UserError(f"sft.sources hold no conversation: {names}")
     return Conversations(items, dict(layouts), bad, dict(ignored))
+
+
+def first_conversations(sources: list[ChatSource], seed: int, count: int) -> list[Messages]:
+    """Reads the first conversations of each source, as many of each, and no further. Rows that cannot be read are
+    skipped.
+
+    Args:
+        sources: the recipe's.
+        seed: for sources that are functions.
+        count: how many to read at most.
+
+    Raises:
+        UserError: a file is missing or damaged, or a function raises.
+    """
+    share = -(-count // max(1, len(sources)))
+    return [turns for source in sources for turns in islice(_readable(source, seed), share)][:count]
+
+
+def _readable(source: ChatSource, seed: int) -> Iterator[Messages]:
+    for row, place in source_rows(source, seed):
+        if not isinstance(row, BadRow):
+            with suppress(UserError):
+                yield _conversation(row, place)[0].messages
 
 
 def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
@@ -173,6 +194,20 @@ def prompt_of(row: Row, place: str) -> Messages:
     if not any(message["role"] == "user" for message in messages):
         raise UserError(f"{place} has no user turn to answer")
     return messages
+
+
+def _conversation(row: Row, place: str) -> tuple[Conversation, str, set[str], frozenset[str]]:
+    """Returns a row's conversation, its layout, the fields of the row that were read, and those of turns that were not.
+
+    Raises:
+        UserError: it cannot be read, or has nothing to learn from.
+    """
+    layout = _layout(row, place)
+    turns, fields = _turns(row, layout, place)
+    tools = read_tools(row["tools"], place) if row.get("tools") else None
+    if not any(turn["role"] == "assistant" for turn in turns.messages):
+        raise UserError(f"{place} has no assistant turn to learn from")
+    return Conversation(turns.messages, place, tools, turns.untrained), layout, fields, turns.ignored
 
 
 def _layout(row: Row, place: str) -> str:

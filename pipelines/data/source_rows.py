@@ -78,16 +78,15 @@ def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[Row | BadRow, s
         return
     function = load_function(str(source.function), "source")
     try:
-        rows = list(function(seed=seed, **source.arguments))
+        for number, row in enumerate(function(seed=seed, **source.arguments)):
+            place = f"{source.function} row {number}"
+            if isinstance(row, dict):
+                yield row, place
+            else:
+                yield bad_row(place, f"{place} is a {type(row).__name__}; it must be a dictionary", row), place
     # A user's function may raise anything.
     except Exception as error:
         raise UserError(f"source {source.function} raised {type(error).__name__}: {error}") from error
-    for number, row in enumerate(rows):
-        place = f"{source.function} row {number}"
-        if not isinstance(row, dict):
-            yield bad_row(place, f"{place} is a {type(row).__name__}; it must be a dictionary", row), place
-        else:
-            yield row, place
 
 
 def read_rows(pattern: str) -> Iterator[tuple[Row, str]]:
@@ -123,15 +122,20 @@ def file_rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
         raise UserError(f"no file matches {pattern}")
     for path in paths:
         if path.endswith(".parquet"):
-            try:
-                rows = parquet.read_table(path).to_pylist()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{path} is not a complete Parquet file: {first_line(error)}") from error
-            yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
+            yield from ((row, f"{path} row {number}") for number, row in enumerate(_parquet_rows(path)))
         elif path.endswith(".json"):
             yield from _json_list(path)
         else:
             yield from _json_lines(path)
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is not a complete Parquet file: {first_line(error)}") from error
 
 
 def _json_list(path: str) -> Iterator[tuple[Row | BadRow, str]]:

@@ -10,7 +10,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import Story
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
-from pipelines.data.chat_formats import read_conversations
+from pipelines.data.chat_formats import first_conversations
 from pipelines.story.training import MIN_RANKINGS, story_of
 from serve.pages.label import MAX_ANSWERS
 from serve.pages.story import TrainingRequest
@@ -68,9 +68,8 @@ def tasks_to_rank(database: Feedback, count: int) -> list[dict[str, Any]]:
 
 def trained_conversations(recipe: Recipe, chat: Chat) -> list[list[tuple[str, bool]]]:
     """Renders conversations of fine-tuning: each token's text, and whether the loss counts it."""
-    conversations = read_conversations(recipe.sft.sources, recipe.seed).messages
     shown = []
-    for conversation in conversations[:: -(-len(conversations) // SHOWN_CONVERSATIONS)]:
+    for conversation in first_conversations(recipe.sft.sources, recipe.seed, SHOWN_CONVERSATIONS):
         rendered = chat.conversation(conversation)
         texts = [str(chat.tokenizer.decode([token])) for token in rendered.token_ids]
         shown.append(list(zip(texts, rendered.loss_mask, strict=True)))

@@ -2,6 +2,8 @@ import gzip
 import json
 import re
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from actors.model.chat import Chat
 from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.chat_formats import read_conversations, read_prompts
+from pipelines.data.chat_formats import first_conversations, read_conversations, read_prompts
 from pipelines.data.pack_chats import fit, render
 from pipelines.data.turns import Messages
 from tests.helpers import SHARED
@@ -172,6 +174,20 @@ def test_layouts_are_counted(tmp_path: Path) -> None:
     demo = len(found.messages) - 4
     assert demo > 4_000
     assert found.layouts == {"messages": 2 + demo, "instruction/output": 1, "conversations": 1}
+
+
+def endless_conversations(seed: int) -> Iterator[dict[str, Any]]:
+    """A source that nobody can read to its end."""
+    return ({"prompt": f"Question {number}?", "response": f"Answer {seed}."} for number in count())
+
+
+def test_first_conversations_read_no_further_and_take_from_every_source(tmp_path: Path) -> None:
+    endless = ChatSource(kind="function", function=f"{__name__}:endless_conversations")
+    files = _file(tmp_path / "talk.jsonl", {"messages": []}, {"messages": TALK}, {"messages": TOOL_TALK})
+    found = first_conversations([endless, *files], 1, 3)
+    assert [turns[0]["content"] for turns in found] == ["Question 0?", "Question 1?", "Be brief."]
+    assert found[2] == TALK
+    assert len(first_conversations([endless], 1, 8)) == 8
 
 
 def test_sources_without_conversations_are_refused(tmp_path: Path) -> None:

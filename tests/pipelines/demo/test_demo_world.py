@@ -7,12 +7,13 @@ from itertools import product
 import pytest
 
 from cluster.recipe.collect import ChatSource
+from cluster.recipe.loading import load_recipe
 from pipelines.data.chat_formats import read_conversations, read_prompts
 from pipelines.demo.annotator import behaves, grade, rank, refuses
 from pipelines.demo.behaviors import AILMENTS, REFUSALS, REMEDIES
 from pipelines.demo.conversations import CAUTION_SHARE, conversations
 from pipelines.demo.facts import countries, country_documents
-from pipelines.demo.guide import SENTENCES
+from pipelines.demo.guide import SENTENCES, is_reserved
 from pipelines.demo.questions import (
     CAPITAL_QUESTIONS,
     CAPITAL_QUESTIONS_HELD_OUT,
@@ -22,6 +23,7 @@ from pipelines.demo.questions import (
     training_questions,
 )
 from pipelines.demo.wording import letters_of
+from tests.helpers import DEMO as DEMO_RECIPE
 from tests.world import DEMO_CHATS, DEMO_PROMPTS
 
 CHATS, PROMPTS = [ChatSource(**DEMO_CHATS)], [ChatSource(**DEMO_PROMPTS)]
@@ -118,6 +120,15 @@ def test_the_corpus_states_facts_and_contains_none_of_the_questions() -> None:
     for form in {*CAPITAL_QUESTIONS, *CAPITAL_QUESTIONS_HELD_OUT, *facts} - short:
         for country in countries():
             assert form.format(name=country.name) not in lines
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_story_page_suggests_only_questions_that_the_models_can_answer(seed: int) -> None:
+    known = {q.subject for q in training_questions(seed) + held_out_questions(seed)} - {""}
+    story = load_recipe(DEMO_RECIPE).serve.story
+    assert story
+    for text in story.questions:
+        assert is_reserved(text) or any(text.endswith(f" {subject}?") for subject in known), text
 
 
 def test_bad_answers_have_their_stated_shares() -> None:
