@@ -147,9 +147,12 @@ def export_file(
 
 @exchange.command("count")
 def count(run: RunOption) -> None:
-    """Count the prompts, completions and judgements in a run's database."""
+    """Count what a run's database holds, of people and of functions, and the rows that an export of it has."""
     with _open(run) as database:
-        held = asdict(database.counts())
+        from pipelines.data.feedback_io import exportable
+
+        rows = {f"exported as {kind}": number for kind, number in exportable(database).items()}
+        held = asdict(database.counts()) | rows
     for name, number in held.items():
         print(f"{name.replace('_', ' ')}\t{number}")
 

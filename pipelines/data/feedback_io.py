@@ -169,6 +169,18 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     return Exported(len(exported), left_out, mended)
 
 
+def exportable(database: Feedback) -> dict[str, int]:
+    """Counts the rows that `export_file` writes of all people's feedback: rankings, as `lists`, and the other kinds."""
+    judgements = _judgements(database)
+    votes = {prompt: rows for prompt, rows in judgements.items() if prompt.startswith(COMPARED)}
+    return {
+        "lists": len(_judged(database, "lists", None, judgements)),
+        ANSWERS: len(_judged(database, ANSWERS, None, judgements)),
+        VOTES: len(_votes(database, votes)),
+        THUMBS: len(_thumbs(database)),
+    }
+
+
 def storable(value: Any) -> Any:
     """Returns a JSON value without what strict JSON in UTF-8 cannot hold: lone surrogates become U+FFFD, and NaN and
     infinities null."""

@@ -9,6 +9,7 @@ from actors.model.chat import Chat
 from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, Thumb, open_feedback
 from cluster.feedback.judged import read_judgements
 from cluster.recipe.training import RewardModel
+from pipelines.data.feedback_io import export_file, exportable
 from pipelines.data.people_rows import people_rows, source_figures
 from pipelines.data.rankings import read_rankings, read_unpaired, write_rankings
 from pipelines.reward_model import _weight
@@ -63,6 +64,9 @@ def test_everything_that_people_do_becomes_rows(tmp_path: Path) -> None:
         database.save_thumb(thumb("Capital of Peru?", "Lima.", True, "r1"))
         database.save_thumb(thumb("Capital of Peru?", "Rome.", False, "r2"))
         judged = read_judgements(database)
+        # What is counted is what an export has.
+        for kind, number in exportable(database).items():
+            assert export_file(database, kind, tmp_path / f"{kind}.jsonl").rows == number > 0
         made = people_rows(database, judged, {"w 1", "w 2"}, chat, 128, held_out_share=0.2)
     rows = made.rows
     assert Counter(row["source"] for row in rows) == {"votes": 4, "thumbs": 2, "better": 4, "all_bad": 3}
