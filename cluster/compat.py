@@ -141,6 +141,15 @@ def session_folder_option(folder: Path) -> dict[str, Any]:
     return {"_temp_dir": str(folder)}
 
 
+def joined_session_folder() -> Path | None:
+    """Returns the folder of the cluster that this process has joined as one of its nodes; None over Ray's client
+    (`Node.get_session_dir_path` in ray/_private/node.py)."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return Path(node.get_session_dir_path()) if node is not None else None
+
+
 def local_cluster_processes() -> list[psutil.Process]:
     """Lists the worker processes of the local cluster that this process started: children of its child `raylet`."""
     with suppress(psutil.NoSuchProcess):

@@ -101,11 +101,12 @@ def gateway_app(
         return {"status": "ok"}
 
     @app.get("/ready")
-    async def ready() -> JSONResponse:
+    async def ready(request: Request) -> JSONResponse:
         states = dict(zip(models, await asyncio.gather(*map(_readiness, models.values())), strict=True))
         all_reachable = all(state["status"] != "unreachable" for state in states.values())
         status = "ok" if all_reachable else "unhealthy"
-        return JSONResponse({"status": status, "models": states}, 200 if all_reachable else 503)
+        known = authorizer.is_open() or request.state.context.caller.key is not None
+        return JSONResponse({"status": status} | ({"models": states} if known else {}), 200 if all_reachable else 503)
 
     @app.get("/metrics")
     async def prometheus() -> Response:

@@ -14,8 +14,12 @@ class Cluster(Section):
         "local",
         description="local: this machine; auto: the Ray cluster that this machine belongs to; or ray://HOST:PORT",
     )
-    cpus: Positive | None = Field(None, description="CPU cores to use at most; unset: all")
-    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs to use at most; unset: all")
+    cpus: Positive | None = Field(
+        None, description="CPU cores to use at most; on a cluster, more than it has are waited for; unset: all"
+    )
+    gpus: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="GPUs to use at most; on a cluster, more than it has are waited for; unset: all"
+    )
     memory_gb: PositiveFloat | None = Field(
         None, description="for address local: main memory to plan with, in GB; unset: what is available"
     )

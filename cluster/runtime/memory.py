@@ -114,6 +114,14 @@ def trained_shape(model: Model) -> Shape:
     return shape_of(model.model_copy(update=size))
 
 
+def kv_bytes(model: Model) -> int:
+    """Returns the bytes that one token takes in a cache of keys and values in 16 bits."""
+    shape, config = trained_shape(model), start_config(model)
+    # With grouped queries (Ainslie et al. 2023) keys and values have fewer heads.
+    kept = int(config.get("num_key_value_heads", shape.heads)) / int(config.get("num_attention_heads", shape.heads))
+    return round(2 * 2 * shape.layers * shape.hidden * kept)
+
+
 @dataclass(frozen=True)
 class TrainingMemory:
     """The memory of one training worker on the device of its model, in GB."""

@@ -2,8 +2,6 @@
 
 import math
 import os
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -13,6 +11,7 @@ from cluster.errors import UserError
 from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
 from cluster.runtime.cgroup import cpu_limit, free_memory
+from cluster.runtime.gpus import gpu_memory_gb
 from cluster.runtime.memory import (
     GB,
     memory_needs,
@@ -22,6 +21,7 @@ from cluster.runtime.memory import (
     trainings,
     whole_model_gb,
 )
+from cluster.runtime.rlhf_memory import shortage
 
 # More processes than any machine has room for.
 MANY = 1 << 20
@@ -106,7 +106,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     Raises:
         UserError: the run does not fit; the message says what is short and what to do.
     """
-    found = within_limits(resources or _connected_resources(), recipe.cluster)
+    found = within_limits(resources or connected_resources(), recipe.cluster)
     workers = max(section.workers for section in trainings(recipe).values())
     actors = recipe.rlhf.fleet.rollout_limit
     _check_counts(recipe, found)
@@ -147,7 +147,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
 def resources_here(settings: Cluster) -> Resources:
     """Reads the resources of this machine without starting Ray: those that the recipe's cluster section sets are taken
     to be there, so that one machine can plan for another."""
-    gpu_memory = _gpu_memory_gb()
+    gpu_memory = gpu_memory_gb()
     gpus = len(gpu_memory) if settings.gpus is None else settings.gpus
     # In a container the machine has more than this process may use.
     limit, free = cpu_limit(), free_memory()
@@ -186,14 +186,26 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
         )
     if not found.gpus or found.gpu_memory_gb is None:
         return
+    whole = whole_model_gb(recipe.model)
     for name, section in trainings(recipe).items():
-        on_each = max(training_memory(recipe, section, "cuda").total, whole_model_gb(recipe.model))
+        sharded = training_memory(recipe, section, "cuda").total
+        on_each = max(sharded, whole)
         if on_each > found.gpu_memory_gb:
+            advice = (
+                f"set more {name}.workers, fewer {name}.micro_batch_rows, {name}.recompute_activations=true or a "
+                "smaller model.size"
+                if whole <= found.gpu_memory_gb
+                else "more workers do not help, as each holds the whole model before it is sharded: choose GPUs with "
+                "more memory or a smaller model.size"
+            )
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
-                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there; set more {name}.workers, fewer "
-                f"{name}.micro_batch_rows, {name}.recompute_activations=true or a smaller model.size"
+                f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there, "
+                f"{on_each - found.gpu_memory_gb:.1f} GB too few; {advice}"
             )
+    short = shortage(recipe, found.gpus, _gpu_share(found.gpus, recipe.rlhf.actors), found.gpu_memory_gb)
+    if short:
+        raise UserError(f"too little GPU memory: rlhf with {size}: {short}")
 
 
 def _gpu_share(gpus: float, processes: int) -> float:
@@ -254,7 +266,7 @@ def _round_down(share: float) -> float:
     return math.floor(share * 100 + 1e-9) / 100
 
 
-def _connected_resources() -> Resources:
+def connected_resources() -> Resources:
     import ray
 
     if not ray.is_initialized():
@@ -267,17 +279,3 @@ def _connected_resources() -> Resources:
     # memory that is free now, stays the same throughout the run.
     memory = (total.get("memory", 0) + total.get("object_store_memory", 0)) / GB
     return Resources(total.get("CPU", 0) or 1, cores, total.get("GPU", 0), memory, nodes=nodes)
-
-
-def _gpu_memory_gb() -> list[float]:
-    """Lists the memory, in 1e9 bytes, of every NVIDIA GPU that this process may use."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (subprocess.SubprocessError, OSError):
-        return []
-    found = [float(line) * 2**20 / GB for line in lines if line.replace(".", "").isdigit()]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if allowed is None else found[: len([name for name in allowed.split(",") if name.strip()])]

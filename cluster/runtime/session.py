@@ -21,6 +21,7 @@ import cluster
 from cluster.compat import (
     LOCAL_CLUSTER_ENV,
     LOOPBACK_ENV,
+    joined_session_folder,
     local_cluster_processes,
     quiet_session_loggers,
     session_folder_option,
@@ -214,6 +215,39 @@ def _join(address: str, modules: Sequence[Path] | None) -> None:
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(f"cannot use the Ray cluster at {where}: {first_line(error)}") from error
+    if modules is not None:
+        _introduce(address)
+
+
+def _introduce(address: str) -> None:
+    """Says which cluster has been joined.
+
+    Raises:
+        UserError: another run of this program started it, and ends it when it ends.
+    """
+    import ray
+
+    folder = joined_session_folder()
+    if folder is not None and folder.is_relative_to(_sessions()):
+        process = folder.relative_to(_sessions()).parts[0]
+        ray.shutdown()
+        raise UserError(
+            f"cluster.address={address}: the Ray cluster of this machine is that of another run (process {process}), "
+            "and ends with it: start one with `ray start --head`, or leave cluster.address=local"
+        )
+    total = ray.cluster_resources()
+    nodes = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    where = ray.get_runtime_context().gcs_address if folder is not None else address
+    print(
+        f"triptych: using the Ray cluster at {where}: {len(nodes)} nodes, {total.get('CPU', 0):g} CPUs, "
+        f"{total.get('GPU', 0):g} GPUs",
+        file=sys.stderr,
+    )
+
+
+def _sessions() -> Path:
+    """Returns the folder of the local clusters of this user."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"triptych-{os.getuid()}"
 
 
 def _is_cluster_address(address: str) -> bool:
@@ -248,7 +282,7 @@ def _session_folder() -> Path:
 
     Its path is short, because that of a socket may have 107 characters. It outlives the session, for its logs.
     """
-    home = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"triptych-{os.getuid()}"
+    home = _sessions()
     home.mkdir(mode=0o700, exist_ok=True)
     for folder in home.iterdir():
         if folder.name.isdigit() and not psutil.pid_exists(int(folder.name)):

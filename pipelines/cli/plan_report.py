@@ -1,6 +1,6 @@
 """`triptych run --plan`: the resource plan as tables."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,7 @@ from cluster.runtime.memory import (
     whole_model_gb,
 )
 from cluster.runtime.plan import Allocation, Resources, make_plan
+from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, learner_memory, reward_memory
 
 
 def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
@@ -35,7 +36,12 @@ def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
     console.print(f"resources: {resources.cpus:g} CPU cores, {gpus}, {resources.memory_gb:.1f} GB of memory free")
     console.print(f"model: {parameters(recipe.model) / 1e6:,.1f}M parameters, rows of {recipe.model.context} tokens")
     console.print(_memory(recipe, on_gpu=resources.gpus > 0))
+    if resources.gpus:
+        console.print(_rlhf_memory(recipe))
     console.print(_shares(recipe, resources))
+    if resources.gpus and resources.gpu_memory_gb:
+        share = make_plan(recipe, resources).rollout.gpus
+        console.print(_layout(recipe, resources.gpus, share, resources.gpu_memory_gb))
 
 
 def _memory(recipe: Recipe, on_gpu: bool) -> Table:
@@ -47,6 +53,28 @@ def _memory(recipe: Recipe, on_gpu: bool) -> Table:
     table.add_row("total", *(f"{memory.total:.2f}" for memory in found))
     if on_gpu:
         table.add_row("before it is sharded", *[f"{whole_model_gb(recipe.model):.2f}"] * len(sections))
+    return table
+
+
+def _rlhf_memory(recipe: Recipe) -> Table:
+    table = Table("rlhf, GB on a GPU", "part", "each", title="each process of RLHF")
+    learner = learner_memory(recipe)
+    for name, value in asdict(learner).items():
+        table.add_row("learner", name, f"{value:.2f}")
+    table.add_row("learner", "total", f"{learner.total:.2f}")
+    for name, value in engine_memory(recipe).items():
+        table.add_row("rollout", name, f"{value:.2f}")
+    if recipe.rlhf.reward_models:
+        table.add_row("reward", "total", f"{reward_memory(recipe):.2f}")
+    return table
+
+
+def _layout(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) -> Table:
+    table = Table("GPU", "processes of rlhf", "GB", f"of {gpu_memory_gb:.1f}", title="layout")
+    for number, processes in enumerate(gpu_layout(recipe, gpus, share, gpu_memory_gb)):
+        used = sum(process.memory_gb for process in processes)
+        names = ", ".join(f"{process.name} ({process.memory_gb:.1f})" for process in processes)
+        table.add_row(str(number), names, f"{used:.1f}", f"{used / gpu_memory_gb:.0%}")
     return table
 
 

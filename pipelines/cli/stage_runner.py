@@ -1,19 +1,25 @@
 """Runs stages for the command line: checks, the Ray session, a line for each stage, and a summary."""
 
 import contextlib
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.recipe.base import input_files
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, make_private
+from cluster.run.files import glob_root
 from cluster.run.folder import RunFolder
 from cluster.run.layout import ROUND_FOLDERS, Stage
 from cluster.run.rounds import round_in_the_making
 from cluster.run.stages import Outcome, check_functions, check_sources, is_done, stage_state
-from cluster.run.storage import without_credentials
+from cluster.run.storage import is_remote, without_credentials
 from cluster.runtime.memory import object_store_gb
-from cluster.runtime.plan import make_plan, resources_here
+from cluster.runtime.nodes import ask_nodes, check_nodes, differences
+from cluster.runtime.plan import connected_resources, make_plan, resources_here
 from cluster.runtime.session import check_address, connect
 from cluster.runtime.shipping import modules_of
 from pipelines.stage_table import run_named_stage
@@ -58,7 +64,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
             for stage in stages:
                 if not connected and not is_done(stage, recipe, run):
                     session.enter_context(connect_for(recipe))
-                    make_plan(recipe)
+                    _check_cluster(recipe, run)
                     connected = True
                 rows.append(_run_one(stage, recipe, run))
             _summarize(rows, run)
@@ -73,6 +79,24 @@ def connect_for(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
     """Connects to the recipe's cluster, with an object store of the size that its model needs, and its own modules."""
     modules = [] if recipe.cluster.address == "local" else modules_of(recipe)
     return connect(recipe.cluster, object_store_gb(recipe), modules)
+
+
+def _check_cluster(recipe: Recipe, run: RunFolder) -> None:
+    """Plans for the connected cluster, whose nodes are asked first what they see, and how much memory their GPUs have.
+
+    Raises:
+        UserError: a node does not see the run folder or an input, or the run does not fit.
+    """
+    if recipe.cluster.address == "local":
+        make_plan(recipe)
+        return
+    local = (glob_root(path) for path in input_files(recipe) if not is_remote(path))
+    reports = ask_nodes([path for path in local if Path(path).exists()], run.root)
+    check_nodes(reports, run.root)
+    for line in differences(reports):
+        print(f"triptych: {line}", file=sys.stderr)
+    smallest = min((memory for node in reports for memory in node.gpus), default=None)
+    make_plan(recipe, replace(connected_resources(), gpu_memory_gb=smallest))
 
 
 def print_resource_plan(recipe: Recipe) -> None:

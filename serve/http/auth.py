@@ -23,10 +23,12 @@ AnonymousAccess = Literal["never", "until a key is made", "always"]
 ANY = frozenset(SCOPES)
 CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admin"})
 
-# Pages hold no data: they request it with a key. /health says only that the server is up. The paths under /label/ and
+# Pages hold no data: they request it with a key. /health says only that the server is up, and /ready without a key only
+# whether every model answers: probes of orchestrators, such as Kubernetes', have no key. The paths under /label/ and
 # /compare/ authenticate annotators themselves: a judgement carries the name of its person.
 ANNOTATOR_PATHS = ("/compare/*", "/label/*")
-PUBLIC_PATHS = ("/", "/health", "/runs", "/compare", "/label", "/story", *ANNOTATOR_PATHS)
+READY = "/ready"
+PUBLIC_PATHS = ("/", "/health", READY, "/runs", "/compare", "/label", "/story", *ANNOTATOR_PATHS)
 # One of the scopes is enough. A path that ends with /* stands for all below it.
 REQUIRED_SCOPES = {
     "/v1/chat/completions": CHAT,
@@ -39,7 +41,6 @@ REQUIRED_SCOPES = {
     "/v1/models": ANY,
     "/v1/models/*": ANY,
     "/openapi.json": ANY,
-    "/ready": ANY,
     "/metrics": ADMIN,
     "/runs/*": ADMIN,
     "/admin/*": ADMIN,
@@ -143,6 +144,8 @@ class Authorizer:
         if needed is None:
             # Annotators with a key, as opposed to a token, have the limits of their key.
             key = self._annotator_key(token) if token and path_pattern(path) in ANNOTATOR_PATHS else None
+            if token and path == READY:
+                key = self._find_key(token)
             return Caller(key.name, key) if key else ANONYMOUS
         key = self._find_key(token) if token else None
         if key is None:

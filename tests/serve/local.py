@@ -57,8 +57,8 @@ class Parrot:
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         return {"completions": {"type": "object", "$defs": {"Stop": {"type": "string"}}}}
 
-    async def requests(self) -> int:
-        return 0
+    async def requests(self) -> list[int]:
+        return [0]
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")

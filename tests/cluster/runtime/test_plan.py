@@ -183,6 +183,7 @@ EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=4096", "pr
     for stage in ("pretrain", "sft", "reward")
     for field in ("workers=8", "micro_batch_rows=1", "recompute_activations=true")
 ]
+EIGHT_B += ["rlhf.fleet.learner_workers=4", "rlhf.lora={rank: 16}", "rlhf.micro_batch_rows=1"]
 EIGHT_GPUS = Resources(cpus=64, cores=64, gpus=8, memory_gb=900, gpu_memory_gb=80)
 
 

@@ -29,7 +29,7 @@ TABLE = {
     ("GET", "/label"): None,
     ("GET", "/label/quality"): None,
     ("GET", "/runs"): None,
-    ("GET", "/ready"): ANY,
+    ("GET", "/ready"): None,
     ("GET", "/openapi.json"): ANY,
     ("GET", "/metrics"): ADMIN,
     ("GET", "/v1/models"): ANY,
@@ -93,6 +93,17 @@ async def test_every_route_with_every_scope(tmp_path: Path, ring: KeyRing) -> No
             for scope, token in keys.items():
                 refused = await status(method, path, token) in (401, 403)
                 assert refused == (allowed is not None and scope not in allowed), (path, scope)
+
+
+async def test_readiness_without_a_key_names_no_model(tmp_path: Path, ring: KeyRing) -> None:
+    async with asking(settings(tmp_path)) as client:
+        assert "parrot" in (await client.get("/ready")).json()["models"]
+        token = make(ring, "ann", "chat")
+        # As a probe of an orchestrator asks, which has no key.
+        probe = await client.get("/ready")
+        assert (probe.status_code, probe.json()) == (200, {"status": "ok"})
+        keyed = await client.get("/ready", headers={"Authorization": f"Bearer {token}"})
+        assert keyed.json()["models"]["parrot"]["status"] == "ok"
 
 
 async def test_refusals_say_what_is_needed_and_no_more(tmp_path: Path, ring: KeyRing) -> None:

@@ -1,0 +1,87 @@
+"""The GPU memory of RLHF, planned before anything starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.recipe.loading import load_recipe
+from cluster.runtime.plan import Resources, make_plan
+from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, learner_memory, shortage
+from tests.helpers import triptych
+
+EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=1024"]
+TRAINED = [
+    f"{stage}.{field}"
+    for stage in ("pretrain", "sft", "reward")
+    for field in ("workers=8", "micro_batch_rows=1", "recompute_activations=true")
+]
+
+
+def eighty(gpus: int) -> Resources:
+    return Resources(cpus=512, cores=512, gpus=gpus, memory_gb=4000, gpu_memory_gb=80)
+
+
+def test_one_learner_of_eight_billion_parameters_needs_two_gpus_worth(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, [*EIGHT_B, "rlhf.micro_batch_rows=1", "rlhf.precision=float32"])
+    found = learner_memory(recipe)
+    # By hand, for 8e9 parameters: float32 policy, reference, gradients, and two moments.
+    assert (found.weights, found.reference, found.gradients, found.optimizer) == pytest.approx((32, 32, 32, 64))
+    assert found.logits == pytest.approx(12 * 1024 * 128256 / 1e9)
+    assert (found.critic, found.copies, found.casts, found.gathered) == (0, 0, 0, 0)
+    four = learner_memory(load_recipe(recipe_path, [*EIGHT_B, "rlhf.fleet.learner_workers=4", "rlhf.algorithm=ppo"]))
+    assert (four.weights, four.reference, four.critic) == pytest.approx((8, 8, 32))
+    assert four.casts == pytest.approx(16)
+    lora = learner_memory(load_recipe(recipe_path, [*EIGHT_B, "rlhf.lora={rank: 16}"]))
+    assert (lora.reference, lora.weights) == (0, 32)
+    assert lora.optimizer < 1
+
+
+def test_an_engine_holds_weights_in_sixteen_bits_and_one_context(recipe_path: Path) -> None:
+    found = engine_memory(load_recipe(recipe_path, ["model.hidden=4096", "model.layers=32", "model.context=1000"]))
+    assert found["KV cache of one context"] == pytest.approx(1000 * 2 * 2 * 32 * 4096 / 1e9)
+
+
+def test_rlhf_that_does_not_fit_is_refused_with_what_is_short_and_a_change_that_helps(recipe_path: Path) -> None:
+    overrides = [*EIGHT_B, *TRAINED]
+    with pytest.raises(
+        UserError, match=r"too little GPU memory: rlhf .* GB too few; of the learner's: weights 32\.0"
+    ) as no:
+        make_plan(load_recipe(recipe_path, overrides), eighty(8))
+    said = str(no.value)
+    needed, short = (
+        float(re.findall(pattern, said)[0]) for pattern in (r": ([\d.]+) GB, and 80", r"([\d.]+) GB too few")
+    )
+    assert needed - 80 == pytest.approx(short, abs=0.11)
+    assert needed > 160
+    changes = re.findall(r"rlhf\.[\w.]+=(?:\{[^}]*\}|\w+)", said)
+    gpus = max([8, *(int(count) for count in re.findall(r"(\d+) GPUs, one", said))])
+    assert changes, said
+    assert make_plan(load_recipe(recipe_path, [*overrides, *changes]), eighty(gpus))
+
+
+def test_more_workers_are_not_advised_where_they_cannot_help(recipe_path: Path) -> None:
+    seventy = ["model.size=70B", "model.vocabulary=128256", *TRAINED]
+    with pytest.raises(UserError, match=r"pretrain .* 200\.0 GB too few; more workers do not help"):
+        make_plan(load_recipe(recipe_path, seventy), eighty(64))
+
+
+def test_processes_that_share_a_gpu_have_to_fit_together(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, ["model.size=1B", "rlhf.micro_batch_rows=1", "rlhf.precision=float32"])
+    (one,) = gpu_layout(recipe, 1, 0.25, 80)
+    assert [process.name for process in one] == ["learner 0", "reward 0", "rollout 0", "rollout 1"]
+    # vLLM takes 0.9 of each engine's share: 36 GB; the learner holds 20 bytes a parameter, the reward model 4.
+    assert sum(process.memory_gb for process in one) == pytest.approx(36 + 20 + 4, rel=0.05)
+    assert shortage(recipe, 1, 0.25, 80) is None
+    assert "GPUs, one for each process" in str(shortage(recipe, 1, 0.25, 40))
+    apart = gpu_layout(recipe, 8, 1.0, 80)
+    assert [len(processes) for processes in apart] == [1, 1, 1, 1]
+
+
+def test_the_plan_prints_the_layout(recipe_path: Path, tmp_path: Path) -> None:
+    machine = ["cluster.cpus=64", "cluster.gpus=4", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
+    done = triptych("run", recipe_path, "model.size=1B", *machine, "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "KV cache of one context" in done.stdout
+    assert "learner 0" in done.stdout.partition("layout")[2]
