@@ -246,7 +246,8 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "64 CPU cores, 8 GPUs of 80.0 GB, 900.0 GB of memory" in done.stdout
     assert "8,000.0M parameters" in done.stdout
-    (row,) = [line for line in done.stdout.splitlines() if "weights" in line]
+    # The first table is that of the trainings; RLHF's processes follow.
+    row = next(line for line in done.stdout.splitlines() if "weights" in line)
     assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
     (row,) = [line for line in done.stdout.splitlines() if "before it is sharded" in line]
     assert row.count("32.00") == 3
