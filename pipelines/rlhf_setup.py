@@ -109,6 +109,7 @@ def rollout_fleet(recipe: Recipe, model: Path, actors: int, inputs: Mapping[str,
         recipe.model.context,
         recipe.seed,
         recipe.cluster.deadline_seconds,
+        settings.fleet.stall_seconds,
         multi_turn=MultiTurnSettings(environment.function, inputs, environment.turns, environment.timeout_seconds)
         if environment
         else None,

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from actors.orchestrator.protocols import Clock
-from actors.orchestrator.work_queue import GenerateRequest
-from actors.types import Sample
+from actors.types import Prompt
 from cluster.trace import Span
 
 # The newest spans that are kept until they are taken.
@@ -43,23 +42,23 @@ class FleetStats:
         """Records that an actor has started, or taken weights."""
         self._spans.append(Span(who, kind, begin, self._clock.now()))
 
-    def add_samples(
-        self, who: str, begin: float, busy: float, request: GenerateRequest, groups: Sequence[Sequence[Sample]]
-    ) -> None:
-        """Records that an actor has answered a request.
+    def add_tokens(self, tokens: int, busy: float) -> None:
+        """Records that an actor has handed samples over.
 
         Args:
+            tokens: of the samples.
             busy: the seconds in which the actor had any request since its last entry.
         """
-        end, tokens = self._clock.now(), sum(sample.length for group in groups for sample in group)
-        self._spans.append(Span(who, "draw", begin, end, _names(request), tokens))
         before = self.counters
         self.counters = replace(before, tokens=before.tokens + tokens, busy_seconds=before.busy_seconds + busy)
 
-    def add_death(self, who: str, kind: Kind, begin: float, requests: Sequence[GenerateRequest]) -> None:
-        """Records that an actor has died or is given up, with the requests that it was answering."""
-        names = tuple(name for request in requests for name in _names(request))
-        self._spans.append(Span(who, kind, begin, self._clock.now(), names, lost=True))
+    def add_request(self, who: str, begin: float, prompts: Sequence[Prompt], tokens: int) -> None:
+        """Records that an actor has handed over all samples of a request."""
+        self._spans.append(Span(who, "draw", begin, self._clock.now(), _names(prompts), tokens))
+
+    def add_death(self, who: str, kind: Kind, begin: float, prompts: Sequence[Prompt]) -> None:
+        """Records that an actor has died or is given up, with the prompts that it had not answered."""
+        self._spans.append(Span(who, kind, begin, self._clock.now(), _names(prompts), lost=True))
         self.counters = replace(self.counters, deaths=self.counters.deaths + 1)
 
     def take_spans(self) -> list[Span]:
@@ -69,5 +68,5 @@ class FleetStats:
         return taken
 
 
-def _names(request: GenerateRequest) -> tuple[str, ...]:
-    return tuple(str(prompt.turn) for prompt in request.prompts)
+def _names(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    return tuple(str(prompt.turn) for prompt in prompts)

@@ -1,30 +1,30 @@
 """Decides what every rollout actor does next: start, pull weights, answer prompts, be replaced or end.
 
 There is no Ray here, no thread and no clock of its own: `fleet` runs this on real actors, `infra.bench.simulation` on
-actors that exist only in simulated time. The cost of a decision does not grow with the number of actors.
+actors that exist only in simulated time. The cost of a decision grows at most with the logarithm of the number of
+actors. What users of a fleet call and wait for is here, the life of actors in `lifecycle`, their work in `dispatcher`.
 """
 
 import math
-from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from actors.orchestrator.accounting import Counters, FleetStats, Kind
-from actors.orchestrator.members import REQUESTS_AT_ONCE, WORKING, ActorState, Member, Members
-from actors.orchestrator.protocols import Callback, Clock, Worker
-from actors.orchestrator.work_queue import GenerateRequest, WorkQueue
-from actors.rollout.weights import Weights, mismatch
+from actors.orchestrator.accounting import Counters, FleetStats
+from actors.orchestrator.calls import Call, Calls
+from actors.orchestrator.dispatcher import Dispatcher
+from actors.orchestrator.lifecycle import Lifecycle
+from actors.orchestrator.members import ActorState, Members
+from actors.orchestrator.protocols import Clock, Worker
+from actors.orchestrator.work_queue import WorkQueue
+from actors.rollout.weights import Weights
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import DeadlineError, EngineError
 from cluster.trace import ActorStatus, Span
 
-# Engines that start, answer and die again and again are replaced up to so many times for each, within so long. Machines
-# that are taken away go less often.
-DEATHS_OF_EACH = 10
-DEATHS_SECONDS = 3600.0
+# Requests that the prompts of one submission make for each actor, so that the faster one takes more of them.
+REQUESTS_AN_ACTOR = 3
 
 Value = TypeVar("Value")
 Arguments = ParamSpec("Arguments")
@@ -43,22 +43,6 @@ def locked(method: Method[Owner, Arguments, Value]) -> Method[Owner, Arguments, 
     return call
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of an actor that has not been answered.
-
-    Attributes:
-        what: the call in words, for messages.
-        due: the time after which the actor is given up.
-    """
-
-    member: Member
-    kind: Kind
-    what: str
-    begin: float
-    due: float
-
-
 class Coordinator:
     """A fleet of rollout actors that share prompts.
 
@@ -68,8 +52,9 @@ class Coordinator:
         launch: makes the actor of that number.
         clock: tells the time and waits.
         actors: the number of actors to keep.
-        deadline: the most seconds that a start, a request or a weight transfer may take.
-        sequences: the most completions that one request asks for, where there are several actors.
+        deadline: the most seconds that a start or a weight transfer may take.
+        stall: the most seconds without progress of an actor that draws.
+        sequences: the completions that an engine decodes at once.
         swap_in_flight: whether actors take new weights in the midst of completions, and not only after them.
         lock: reentrant; needed where several threads use the fleet, and let go by the clock while it sleeps.
     """
@@ -80,26 +65,32 @@ class Coordinator:
         clock: Clock,
         actors: int,
         deadline: float,
+        stall: float,
         sequences: int,
         swap_in_flight: bool = False,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.lock = nullcontext() if lock is None else lock
-        self._launch = launch
-        self._sequences = sequences
-        self._swap_in_flight = swap_in_flight
         self._clock = clock
-        self._target = actors
         self._deadline = deadline
+        self._sequences = sequences
         self._members = Members()
-        # All calls have the same time to answer, so that the oldest is the first that can be late.
-        self._calls: OrderedDict[int, _Call] = OrderedDict()
-        self._call_count = 0
         self._queue = WorkQueue()
-        self._weights: Weights | None = None
         self._stats = FleetStats(clock)
-        self._deaths_since_ready = 0
-        self._deaths: deque[float] = deque()
+        self._calls = Calls(clock, deadline, stall, self._settle, self._on_error)
+        self._lives = Lifecycle(
+            launch, clock, self._members, self._calls, self._queue, self._stats, actors, swap_in_flight
+        )
+        self._dispatcher = Dispatcher(
+            self._members,
+            self._calls,
+            self._queue,
+            self._stats,
+            clock,
+            sequences,
+            self._settle,
+            self._lives.on_request_done,
+        )
         self._failure: EngineError | None = None
 
     @locked
@@ -110,15 +101,15 @@ class Coordinator:
             DeadlineError: they are not ready in time.
             EngineError: too many died; the message names the cause.
         """
-        self._grow()
-        self._wait(lambda: self._members.count(ActorState.READY) >= self._target or None, "the rollout actors to start")
+        self._lives.grow()
+        self._wait(
+            lambda: self._members.count(ActorState.READY) >= self._lives.target or None, "the rollout actors to start"
+        )
 
     @locked
     def close(self) -> None:
         """Ends all actors and drops their requests; every wait raises an EngineError."""
-        self._target = 0
-        for member in self._members:
-            self._members.remove(member)
+        self._lives.close()
         self.fail(EngineError("the rollout fleet has been closed"))
 
     @locked
@@ -158,15 +149,15 @@ class Coordinator:
         Raises:
             ValueError: a prompt of that id and epoch is in work.
         """
-        if self._target == 1:
+        if self._lives.target == 1:
             # In one request, whatever their number, completions do not depend on when the next one comes, bit by bit.
             size = len(prompts)
         else:
-            share = math.ceil(len(prompts) / (REQUESTS_AT_ONCE * max(1, self._target)))
+            share = math.ceil(len(prompts) / (REQUESTS_AN_ACTOR * max(1, self._lives.target)))
             # Of very many prompts, the faster actor takes more.
             size = min(share, max(1, self._sequences // sampling.count))
         self._queue.add(prompts, sampling, max(1, size))
-        self._assign()
+        self._dispatcher.assign()
 
     @locked
     def collect(self, count: int, deadline: float | None = None) -> list[list[Sample]]:
@@ -185,6 +176,12 @@ class Coordinator:
     def collect_all(self, at_least: int = 0) -> list[list[Sample]]:
         """Waits for `at_least` prompts and returns the samples of all that are finished. Raises as `collect` does."""
         return self._wait(lambda: self._queue.collect_all(at_least), f"samples of {at_least} prompts")
+
+    @locked
+    def begun(self) -> dict[int, int]:
+        """For each version of the weights, the number of prompts that an actor began with it and that have not been
+        collected."""
+        return self._queue.begun
 
     @locked
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, list[Sample]]:
@@ -209,13 +206,9 @@ class Coordinator:
             ValueError: the version is not newer than the current one.
             EngineError: the weights do not arrive on any actor.
         """
-        if weights.version <= (self._weights.version if self._weights else 0):
+        if weights.version <= self._version:
             raise ValueError(f"weights of version {weights.version} are not newer than what the fleet has")
-        self._weights = weights
-        for member in self._members:
-            if member.state is ActorState.READY:
-                self._members.move(member, ActorState.STALE)
-            self._pull_if_stale(member)
+        self._lives.update(weights)
         if wait:
             self.wait_synced()
 
@@ -224,29 +217,23 @@ class Coordinator:
         """Waits until all actors that have started hold the current weights. Raises as `sync` does."""
         self._wait(
             lambda: (self._members.count(ActorState.READY) > 0 and not self._members.count(ActorState.STALE)) or None,
-            f"the rollout actors to take weights of version {self._weights.version if self._weights else 0}",
+            f"the rollout actors to take weights of version {self._version}",
         )
 
     @locked
     def resize(self, actors: int) -> None:
         """Changes the number of actors and returns: new ones join when ready, others finish their requests and end."""
-        self._target = actors
-        order = [ActorState.STARTING, ActorState.STALE, ActorState.READY]
-        staying = sorted((m for m in self._members if m.state in order), key=lambda m: order.index(m.state))
-        for member in staying[: max(0, len(staying) - actors)]:
-            if member.requests:
-                self._members.move(member, ActorState.DRAINING)
-            else:
-                self._members.remove(member)
-        self._grow()
+        self._lives.resize(actors)
 
     @locked
     def expire(self) -> None:
-        """Replaces the actors that have not answered in time. To be called every second or so."""
-        now = self._clock.now()
-        while self._calls and (call := next(iter(self._calls.values()))).due <= now:
-            self._calls.popitem(last=False)
-            self._and_assign(partial(self._replace_dead, call, f"no answer within {self._deadline:.0f} s"))
+        """Replaces the actors that are late or have stopped. To be called every second or so."""
+        for member, kind, cause, begin in self._calls.take_late():
+            self._settle(partial(self._lives.replace, member, kind, begin, cause))
+
+    @property
+    def _version(self) -> int:
+        return self._lives.weights.version if self._lives.weights else 0
 
     def _wait(self, take: Callable[[], Value | None], what: str, seconds: float | None = None) -> Value:
         """Waits until `take` returns something else than None, and returns that."""
@@ -263,138 +250,20 @@ class Coordinator:
             now = self._clock.now()
             if now >= end:
                 raise DeadlineError(f"waited {seconds:.0f} s for {what}; actors: {', '.join(self.states())}")
-            due = next(iter(self._calls.values())).due if self._calls else end
-            self._clock.sleep(min(end, due) - now)
+            self._clock.sleep(self._calls.next_due(end) - now)
 
-    def _call(
-        self,
-        member: Member,
-        kind: Kind,
-        what: str,
-        send: Callable[[Callback], None],
-        on_success: Callable[[_Call, Any], None],
-    ) -> None:
-        """Sends a call to an actor; its answer is dropped if the actor is given up before."""
-        number, self._call_count = self._call_count, self._call_count + 1
-        now = self._clock.now()
-        self._calls[number] = _Call(member, kind, what, now, now + self._deadline)
-        send(partial(self._on_answer, number, on_success))
-
-    def _on_answer(
-        self, number: int, on_success: Callable[[_Call, Any], None], value: Any, error: BaseException | None
-    ) -> None:
-        call = self._calls.pop(number, None)
-        if call is None or call.member.state is ActorState.DEAD:
-            return
-        if error is None:
-            self._and_assign(partial(on_success, call, value))
-        elif isinstance(error, ValueError):
+    def _on_error(self, call: Call, error: BaseException) -> None:
+        cause = f"{call.what}: {error}"
+        if isinstance(error, ValueError):
             # The engine is well and refuses the request, as any other would.
-            self.fail(EngineError(f"{call.what}: {error}"))
+            self.fail(EngineError(cause))
         else:
-            self._and_assign(partial(self._replace_dead, call, str(error)))
+            self._settle(partial(self._lives.replace, call.member, call.kind, call.begin, cause))
 
-    def _and_assign(self, action: Callable[[], None]) -> None:
+    def _settle(self, action: Callable[[], None]) -> None:
         """Does something that may free actors or add requests, and assigns what waits. A failure goes to every wait."""
         try:
             action()
         except EngineError as error:
             self.fail(error)
-        self._assign()
-
-    def _grow(self) -> None:
-        while self._members.count(ActorState.STARTING, *WORKING) < self._target:
-            member = self._members.add(self._launch(self._members.next_number))
-            self._call(member, "start", "start", member.worker.start, self._on_started)
-
-    def _on_started(self, call: _Call, _: None) -> None:
-        member = call.member
-        self._stats.add_call(member.name, call.kind, call.begin)
-        self._members.move(member, ActorState.STALE)
-        if self._weights is None:
-            self._set_ready(member)
-        else:
-            self._pull(member, self._weights)
-
-    def _pull_if_stale(self, member: Member) -> None:
-        """Has a stale member pull the current weights, unless it has to finish requests or a pull first."""
-        free = self._swap_in_flight or not member.requests
-        if member.state is ActorState.STALE and free and not member.pulling and self._weights:
-            self._pull(member, self._weights)
-
-    def _pull(self, member: Member, weights: Weights) -> None:
-        member.pulling = True
-        send = partial(member.worker.pull, weights)
-        self._call(member, "weights", f"weights {weights.version}", send, partial(self._on_pulled, weights))
-
-    def _on_pulled(self, weights: Weights, call: _Call, found: dict[str, int]) -> None:
-        differing = mismatch(weights.digests, found)
-        if differing is not None:
-            self._replace_dead(call, f"the engine computes with others in {differing}")
-            return
-        member = call.member
-        self._stats.add_call(member.name, call.kind, call.begin)
-        member.version, member.pulling = weights.version, False
-        if member.state is not ActorState.STALE:
-            return
-        if weights is self._weights:
-            self._set_ready(member)
-        else:
-            # Newer ones have come meanwhile; those between would be loaded for nothing.
-            self._pull_if_stale(member)
-
-    def _set_ready(self, member: Member) -> None:
-        self._members.move(member, ActorState.READY)
-        self._deaths_since_ready = 0
-
-    def _assign(self) -> None:
-        """Gives the requests that wait to the members that take any."""
-        idle = self._members.idle
-        while (member := idle.first()) and (request := self._queue.take(concurrent=bool(member.requests))):
-            if not member.requests:
-                member.busy_since = self._clock.now()
-            member.requests.append(request)
-            idle.update(member)
-            send = partial(member.worker.generate, request)
-            self._call(member, "draw", str(request), send, partial(self._on_samples, request))
-
-    def _on_samples(self, request: GenerateRequest, call: _Call, groups: list[list[Sample]]) -> None:
-        member, now = call.member, self._clock.now()
-        member.requests.remove(request)
-        self._queue.finish(request, groups)
-        self._stats.add_samples(member.name, call.begin, now - member.busy_since, request, groups)
-        member.busy_since = now
-        if member.state is ActorState.DRAINING and not member.requests:
-            self._members.remove(member)
-        else:
-            self._pull_if_stale(member)
-            self._members.idle.update(member)
-
-    def _replace_dead(self, call: _Call, why: str) -> None:
-        """Ends the member of a call, puts its requests back and starts another.
-
-        Raises:
-            EngineError: more members in a row died while they started than the fleet has, a prompt has been in too many
-                deaths, or there were more than `DEATHS_OF_EACH` deaths for each member within `DEATHS_SECONDS`.
-        """
-        member, cause = call.member, f"{call.what}: {why}"
-        if member.state is ActorState.DEAD:
-            return
-        starting = member.state in (ActorState.STARTING, ActorState.STALE)
-        requests = self._members.remove(member)
-        self._stats.add_death(member.name, call.kind, call.begin, requests)
-        self._deaths_since_ready += starting
-        if self._deaths_since_ready > self._target:
-            raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
-        now = self._clock.now()
-        self._deaths.append(now)
-        while self._deaths[0] < now - DEATHS_SECONDS:
-            self._deaths.popleft()
-        if len(self._deaths) > DEATHS_OF_EACH * self._target:
-            raise EngineError(
-                f"{len(self._deaths)} rollout actors of a fleet of {self._target} died within "
-                f"{DEATHS_SECONDS / 60:g} minutes; the last: {cause}"
-            )
-        for request in requests:
-            self._queue.requeue(request, cause)
-        self._grow()
+        self._dispatcher.assign()

@@ -4,24 +4,26 @@ A thread passes what they report to the coordinator, so that a replacement or a 
 waits for it.
 """
 
+import asyncio
 import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from actors.model.lora import is_adapter, merge_into
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.members import REQUESTS_AT_ONCE
-from actors.orchestrator.protocols import Callback
+from actors.orchestrator.members import MAX_OPEN_REQUESTS
+from actors.orchestrator.protocols import Callback, Report
 from actors.orchestrator.work_queue import GenerateRequest
 from actors.rollout.actor import EngineSettings, RolloutActor, engine_env_vars
 from actors.rollout.environment import MultiTurnSettings
@@ -34,10 +36,14 @@ from cluster.runtime.plan import Allocation
 
 # How often, in seconds, late actors are looked for while nobody reports or waits.
 PERIOD = 1.0
+# Outside of RLHF, which has a recipe key for it. A step of an engine takes less than a second, and the first, which
+# reads prompts, a few.
+STALL_SECONDS = 30.0
 # The concurrency group of an actor's calls of `generate`, so that weight transfers need not wait for them.
 GENERATING = "generating"
 
-Report = Callable[[], None]
+# Passes one report of an actor on.
+Pass = Callable[[], None]
 
 
 class Fleet(Coordinator):
@@ -49,7 +55,8 @@ class Fleet(Coordinator):
         allocation: the resources of one actor.
         context: the most tokens of a prompt and its completion.
         seed: of draws that have no seed of their own.
-        deadline: the most seconds that a start, a request or a weight transfer may take.
+        deadline: the most seconds that a start or a weight transfer may take.
+        stall: the most seconds in which an engine that has requests may draw no token.
         multi_turn: continues completions as conversations of several turns.
         swap_in_flight: whether actors take new weights in the midst of completions.
 
@@ -65,6 +72,7 @@ class Fleet(Coordinator):
         context: int,
         seed: int,
         deadline: float,
+        stall: float = STALL_SECONDS,
         multi_turn: MultiTurnSettings | None = None,
         swap_in_flight: bool = False,
     ) -> None:
@@ -79,10 +87,12 @@ class Fleet(Coordinator):
             "num_gpus": allocation.gpus,
             "max_restarts": 0,
             "runtime_env": {"env_vars": engine_env_vars(allocation)},
-            "concurrency_groups": {GENERATING: REQUESTS_AT_ONCE},
+            "concurrency_groups": {GENERATING: MAX_OPEN_REQUESTS},
         }
         self._actor = ray.remote(**options)(RolloutActor)
-        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._streams = asyncio.new_event_loop()
+        self._stream_thread = threading.Thread(target=self._streams.run_forever, name="fleet streams", daemon=True)
+        self._reports: queue.SimpleQueue[Pass | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._pass_reports, name="fleet", daemon=True)
         super().__init__(
@@ -90,6 +100,7 @@ class Fleet(Coordinator):
             _Clock(self._changed),
             actors,
             deadline,
+            stall,
             self._engine.sequences,
             swap_in_flight,
             lock=self._changed,
@@ -118,6 +129,7 @@ class Fleet(Coordinator):
         """
         wait_for_room({"rollout actor": (self._engine.allocation, 1)}, self._deadline)
         self._thread.start()
+        self._stream_thread.start()
         try:
             super().start()
         except (EngineError, DeadlineError):
@@ -132,6 +144,9 @@ class Fleet(Coordinator):
         self._reports.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=self._deadline)
+        self._streams.call_soon_threadsafe(self._streams.stop)
+        if self._stream_thread.is_alive():
+            self._stream_thread.join(timeout=self._deadline)
 
     def handles(self) -> list[Any]:
         """Returns the Ray handles of the actors that hold the current weights."""
@@ -169,7 +184,7 @@ class Fleet(Coordinator):
         return {name: tensor for name, tensor in state.items() if not (self._tied and name == "lm_head.weight")}
 
     def _launch_actor(self, number: int) -> "_RayWorker":
-        return _RayWorker(self._actor.remote(self._engine, number), self._reports.put)
+        return _RayWorker(self._actor.remote(self._engine, number), self._reports.put, self._streams)
 
     def _pass_reports(self) -> None:
         try:
@@ -183,7 +198,7 @@ class Fleet(Coordinator):
                 self.fail(EngineError("the rollout fleet has been closed"))
                 self._changed.notify_all()
 
-    def _next_report(self) -> Report | None:
+    def _next_report(self) -> Pass | None:
         try:
             return self._reports.get(timeout=PERIOD)
         except queue.Empty:
@@ -208,12 +223,13 @@ class _RayWorker:
 
     Args:
         report: is given a function for each answer, for the fleet's thread to call.
+        streams: the event loop that waits for samples.
     """
 
-    def __init__(self, handle: Any, report: Callable[[Report], None]) -> None:
+    def __init__(self, handle: Any, report: Callable[[Pass], None], streams: asyncio.AbstractEventLoop) -> None:
         self.handle = handle
         self._generate = handle.generate.options(concurrency_group=GENERATING)
-        self._report = report
+        self._report, self._streams = report, streams
 
     def start(self, callback: Callback) -> None:
         self._send(self.handle.ready.remote(), callback)
@@ -223,11 +239,22 @@ class _RayWorker:
         ref = self.handle.pull_weights.remote(weights.version, [weights.ref], weights.dtype, weights.adapters)
         self._send(ref, callback)
 
-    def generate(self, request: GenerateRequest, callback: Callback) -> None:
-        self._send(self._generate.remote(list(request.prompts), request.sampling), callback)
+    def generate(self, request: GenerateRequest, report: Report, callback: Callback) -> None:
+        stream = self._generate.remote(list(request.prompts), request.sampling)
+        asyncio.run_coroutine_threadsafe(self._follow(stream, report, callback), self._streams)
 
     def kill(self) -> None:
         ray.kill(self.handle)
+
+    async def _follow(self, stream: Any, report: Report, callback: Callback) -> None:
+        """Passes on what a call of `RolloutActor.generate` yields, until it ends or fails."""
+        error: BaseException | None = None
+        try:
+            async for ref in stream:
+                self._report(partial(report, await ref))
+        except RayError as failure:
+            error = _reduced(failure)
+        self._report(partial(callback, None, error))
 
     def _send(self, ref: ray.ObjectRef, callback: Callback) -> None:
         def done(future: Future[Any]) -> None:
@@ -238,11 +265,14 @@ class _RayWorker:
 
 
 def _outcome(future: Future[Any]) -> tuple[Any, BaseException | None]:
-    """Returns the result or the error of a call, reduced to the kinds that the coordinator tells apart."""
+    """Returns the result or the error of a call."""
     error = future.exception()
-    if error is None:
-        return future.result(), None
+    return (future.result(), None) if error is None else (None, _reduced(error))
+
+
+def _reduced(error: BaseException) -> BaseException:
+    """Returns one of the kinds of error that the coordinator tells apart."""
     line = str(error).strip().splitlines()[-1]
     if isinstance(error, RayTaskError) and isinstance(error.cause, ValueError):
-        return None, ValueError(line)
-    return None, EngineError(line)
+        return ValueError(line)
+    return EngineError(line)

@@ -1,16 +1,17 @@
 """Keeps the rollout actors of a fleet: the states of their lives, what each is doing, and which takes prompts next."""
 
-from collections import Counter, OrderedDict
+import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from actors.orchestrator.protocols import Worker
 from actors.orchestrator.work_queue import GenerateRequest
+from actors.types import Prompt
 
-# An engine decodes a second request together with the last long completions of the first: with one at a time, most of
-# its places would be empty then.
-REQUESTS_AT_ONCE = 2
+# Requests that an actor may have open. Few are whole: most have one or two long completions left.
+MAX_OPEN_REQUESTS = 32
 
 
 class ActorState(StrEnum):
@@ -48,6 +49,25 @@ def advance(state: ActorState, to: ActorState) -> ActorState:
     return to
 
 
+@dataclass(eq=False)
+class OpenRequest:
+    """A request that an actor is answering.
+
+    Attributes:
+        begin: when the actor got it.
+        left: the prompts whose samples it has not handed over, by their place in the request.
+        tokens: of the samples that it has handed over.
+    """
+
+    request: GenerateRequest
+    begin: float
+    left: dict[int, Prompt] = field(default_factory=dict)
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = dict(enumerate(self.request.prompts))
+
+
 @dataclass
 class Member:
     """One rollout actor of the fleet.
@@ -55,7 +75,8 @@ class Member:
     Attributes:
         number: counts the actors that were started, from 0.
         version: of its weights.
-        requests: the requests that it is answering.
+        requests: those that it is answering, oldest first.
+        open_samples: completions that it was asked for and has not handed over.
         busy_since: while it answers requests, the time up to which this has been counted in the fleet's statistics.
         pulling: whether it has been asked to pull weights and has not answered.
     """
@@ -64,7 +85,8 @@ class Member:
     worker: Worker
     state: ActorState = ActorState.STARTING
     version: int = 0
-    requests: list[GenerateRequest] = field(default_factory=list)
+    requests: list[OpenRequest] = field(default_factory=list)
+    open_samples: int = 0
     busy_since: float = 0.0
     pulling: bool = False
 
@@ -75,28 +97,39 @@ class Member:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether it can be given another request."""
-        exclusive = any(request.exclusive for request in self.requests)
-        return self.state is ActorState.READY and len(self.requests) < REQUESTS_AT_ONCE and not exclusive
+        """Whether it can be given another request, if it is not too large."""
+        exclusive = any(open_request.request.exclusive for open_request in self.requests)
+        return self.state is ActorState.READY and len(self.requests) < MAX_OPEN_REQUESTS and not exclusive
 
 
 class IdleQueue:
-    """Orders the members that take requests: those without any first, and each in its turn."""
+    """Orders the members that take requests by the completions that they have open; of like ones, each in its turn."""
 
     def __init__(self) -> None:
-        self._idle: OrderedDict[int, Member] = OrderedDict()
-        self._busy: OrderedDict[int, Member] = OrderedDict()
+        # The newest entry of a member counts; it has earlier ones until they come up.
+        self._heap: list[tuple[int, int, Member]] = []
+        self._entries: dict[int, int] = {}
+        self._count = 0
 
     def update(self, member: Member) -> None:
-        """Moves a member that has changed to the end of the queue that it now belongs to, or out of both."""
-        self._idle.pop(member.number, None)
-        self._busy.pop(member.number, None)
+        """Puts a member that has changed behind those with as many open completions, or takes it out."""
+        self._entries.pop(member.number, None)
         if member.takes_requests:
-            (self._busy if member.requests else self._idle)[member.number] = member
+            self._count += 1
+            self._entries[member.number] = self._count
+            heapq.heappush(self._heap, (member.open_samples, self._count, member))
+        if len(self._heap) > 4 * len(self._entries) + 64:
+            self._heap = [entry for entry in self._heap if self._is_newest(entry)]
+            heapq.heapify(self._heap)
 
     def first(self) -> Member | None:
         """Returns the member that is to be given the next request, or None."""
-        return next(iter((self._idle or self._busy).values()), None)
+        while self._heap and not self._is_newest(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def _is_newest(self, entry: tuple[int, int, Member]) -> bool:
+        return self._entries.get(entry[2].number) == entry[1]
 
 
 class Members:
@@ -136,10 +169,10 @@ class Members:
             self._counts[to] += 1
         self.idle.update(member)
 
-    def remove(self, member: Member) -> list[GenerateRequest]:
+    def remove(self, member: Member) -> list[OpenRequest]:
         """Kills a member and returns the requests that it was answering."""
         self.move(member, ActorState.DEAD)
         del self._members[member.number]
         member.worker.kill()
-        requests, member.requests = member.requests, []
+        requests, member.requests, member.open_samples = member.requests, [], 0
         return requests

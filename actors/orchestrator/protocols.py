@@ -14,6 +14,9 @@ from actors.types import Prompt, Sample, Verdict
 
 # Is called once: with the result of a call, or with None and the error that it failed with.
 Callback = Callable[[Any, BaseException | None], None]
+# Is called with the samples of prompts that have been finished since the last call, each with the prompt's place in the
+# request; with none as a sign of progress.
+Report = Callable[[Sequence[tuple[int, list[Sample]]]], None]
 
 
 class Worker(Protocol):
@@ -29,8 +32,9 @@ class Worker(Protocol):
     def pull(self, weights: Weights, callback: Callback) -> None:
         """Answers with the digests of the weights that the engine then computes with."""
 
-    def generate(self, request: GenerateRequest, callback: Callback) -> None:
-        """Answers with the samples of each prompt."""
+    def generate(self, request: GenerateRequest, report: Report, callback: Callback) -> None:
+        """Reports the samples of each prompt as soon as they are finished, and progress every second or so; answers
+        with None after the last."""
 
     def kill(self) -> None:
         """Ends the actor, whatever it is doing."""

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from actors.algorithms.normalization import are_equal
+from actors.orchestrator.admission import Finished
 from actors.orchestrator.coordinator import Coordinator
 from actors.orchestrator.ledger import Ledger, Outcome
 from actors.orchestrator.protocols import RewardFuture
@@ -62,6 +63,16 @@ class PendingGroup:
     collected: float
     rewards: PendingRewards
     index: int
+
+    @property
+    def turn(self) -> PromptTurn:
+        """The prompt."""
+        return self.samples[0].id.turn
+
+    @cached_property
+    def version(self) -> int:
+        """The oldest version of the weights that drew any token."""
+        return min(version for sample in self.samples for version in sample.weight_versions)
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,15 @@ class RolloutScheduler:
     """Keeps the fleet busy and makes batches; rewards are requested as soon as samples are drawn.
 
     With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n more batches are in
-    flight meanwhile (capacity as in AReaL, Fu et al. 2025); samples that are older all the same are drawn again.
+    flight meanwhile (capacity as in AReaL, Fu et al. 2025). What has been drawn is learned from: a batch waits for
+    answers that the next would be too late for, and takes the oldest first (`admission`).
 
     Attributes:
         prompts: all prompts of the ledger, by id.
         seed: of the run; the seeds of draws come from it, the weight version and the prompt.
         request_rewards: requests the rewards of each prompt's samples.
         inflight: turns that no batch has had yet, and when each was submitted to the fleet.
-        collected: the groups of those of them that the fleet is done with.
+        finished: the groups of those of them that the fleet is done with.
         pending_rewards: rewards that have not been seen to be ready.
     """
 
@@ -138,7 +150,7 @@ class RolloutScheduler:
     request_rewards: Callable[[list[Prompt], list[list[Sample]]], RewardFuture]
     now: Callable[[], float] = time.monotonic
     inflight: dict[PromptTurn, float] = field(default_factory=dict)
-    collected: deque[PendingGroup] = field(default_factory=deque)
+    finished: Finished[PendingGroup] = field(default_factory=Finished)
     pending_rewards: list[PendingRewards] = field(default_factory=list)
 
     def collect(self, at_least: int = 0) -> None:
@@ -150,28 +162,34 @@ class RolloutScheduler:
             prompts = [self.prompts[turn.prompt] for turn in turns]
             rewards = PendingRewards(turns, now, self.request_rewards(prompts, groups))
             self.pending_rewards.append(rewards)
-            self.collected.extend(PendingGroup(group, now, rewards, index) for index, group in enumerate(groups))
+            for index, group in enumerate(groups):
+                self.finished.add(PendingGroup(group, now, rewards, index))
 
     def next_batch(self, version: int, count: int) -> list[RolloutGroup]:
         """Returns samples of `count` prompts for the step that makes `version + 1`; rewards may still be pending."""
-        batch: list[RolloutGroup] = []
-        ahead = self.settings.fleet.max_staleness * self.settings.prompts_per_step
-        while len(batch) < count:
-            wanted = ahead + count - len(self.inflight) - len(batch)
-            self._submit(self.ledger.take(max(0, wanted)), version)
-            if not self.collected:
-                self.collect(at_least=1)
-            pending = self.collected.popleft()
-            turn = pending.samples[0].id.turn
-            submitted = self.inflight.pop(turn)
-            staleness = version - min(v for sample in pending.samples for v in sample.weight_versions)
-            if staleness > self.settings.fleet.max_staleness:
-                self.ledger.requeue([turn])
-                continue
-            prompt, tokens = self.prompts[turn.prompt], sum(sample.length for sample in pending.samples)
-            trace = PromptTrace(str(turn), submitted, pending.collected, tokens, staleness, prompt.name)
-            batch.append(RolloutGroup(turn, prompt, pending, trace))
-        return batch
+        # In the last steps, fewer: no prompt is drawn that no step is left for.
+        ahead = min(self.settings.fleet.max_staleness, max(0, self.settings.steps - 1 - version))
+        self._submit(
+            self.ledger.take(max(0, ahead * self.settings.prompts_per_step + count - len(self.inflight))), version
+        )
+        self.collect()
+        while not self._may_train(version, count):
+            # Synchronous with one actor: rewards are requested together, and are the same, bit by bit, in every run.
+            whole = not self.settings.fleet.max_staleness and self.settings.fleet.rollout_limit == 1
+            self.collect(at_least=len(self.inflight) - len(self.finished) if whole else 1)
+        return [self._hand_over(group, version) for group in self.finished.take(count)]
+
+    def _may_train(self, version: int, count: int) -> bool:
+        return self.finished.may_train(
+            count, version, self.settings.fleet.max_staleness, self.settings.prompts_per_step, self.fleet.begun()
+        )
+
+    def _hand_over(self, pending: PendingGroup, version: int) -> RolloutGroup:
+        turn = pending.turn
+        submitted, prompt = self.inflight.pop(turn), self.prompts[turn.prompt]
+        tokens = sum(sample.length for sample in pending.samples)
+        trace = PromptTrace(str(turn), submitted, pending.collected, tokens, version - pending.version, prompt.name)
+        return RolloutGroup(turn, prompt, pending, trace)
 
     def scored_batch(self, version: int, dynamic: bool) -> TrainBatch:
         """Returns the batch of the step that makes `version + 1`, with rewards.

@@ -58,6 +58,7 @@ class RewardWorkerPool:
     ) -> None:
         self.name, self.weight, self.timeout = name, weight, timeout
         self._launch, self._inputs = launch, inputs
+        self._next = 0
         self._actors: list[Any] = []
         self._starting: dict[ray.ObjectRef, Any] = {}
         self.resize(actors)
@@ -97,8 +98,12 @@ class RewardWorkerPool:
     def request(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> list[ray.ObjectRef]:
         """Requests the rewards of each prompt's samples; returns references, each of the next few prompts' `Scores`."""
         self._add_started()
-        # Before any has started, all of them: calls wait in an actor that starts.
-        actors = self._actors or list(self._starting.values())
+        # Before any has started, all of them: calls wait in an actor that starts. A request of few prompts begins with
+        # the actors that the last one left out.
+        waiting = self._actors or list(self._starting.values())
+        first = self._next % len(waiting)
+        actors = [*waiting[first:], *waiting[:first]][: max(1, len(prompts))]
+        self._next = first + len(actors)
         bounds = [len(prompts) * number // len(actors) for number in range(len(actors) + 1)]
         return [
             self._request_one(actor, prompts[begin:end], groups[begin:end])

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from cluster.runtime.plan import Allocation
 _MAX_CPU_CACHE_BYTES = 1 << 30
 # The most tokens that a step reads on CPUs: vLLM's own default.
 _STEP_TOKENS = 4096
+# How often an actor that draws reports progress.
+BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class EngineSettings:
 
     @property
     def sequences(self) -> int:
-        """The most completions that one call should ask for, of the two that an engine answers at once."""
+        """The completions that an engine decodes at once."""
         return GPU_SEQUENCES if self.allocation.gpus else CPU_SEQUENCES
 
     @property
@@ -61,7 +65,7 @@ class EngineSettings:
 
 
 class RolloutActor:
-    """One engine. `Fleet` runs it as a Ray actor that answers two calls of `generate` at once.
+    """One engine. `Fleet` runs it as a Ray actor that answers several calls of `generate` at once.
 
     `pull_weights` in the midst of them changes the weights between two tokens (PipelineRL, Piché et al. 2025): every
     token carries the version that drew it, and the tokens before the change are read again with the new weights.
@@ -108,43 +112,51 @@ class RolloutActor:
         """Returns the version of the weights in the engine; 0 is that of the model's folder."""
         return int(self._shared.run(self._shared.llm.get_weight_version))
 
-    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[list[tuple[int, list[Sample]]]]:
         """Draws `sampling.count` completions of every prompt; with an environment, all turns of their conversations.
 
         With `sampling.seed`, draws depend on it and on the prompt's name and epoch, not on the actor or the batch.
+
+        Yields:
+            The samples of the prompts that have been finished since, each with the prompt's place in `prompts`; every
+            `BEAT_SECONDS`, perhaps none. Nothing, while the engine has requests and does no step.
 
         Raises:
             ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
                 is above 2, which vLLM refuses.
         """
-        if self._multi_turn is None:
-            return self._completions(prompts, sampling)
-        return self._conversations(self._multi_turn, prompts, sampling)
-
-    def _completions(self, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
         from vllm import TokensPrompt
 
         requests = [TokensPrompt(prompt_token_ids=prompt.token_ids) for prompt in prompts]
-        params = [self._sampling_params(prompt, sampling) for prompt in prompts]
-        outputs = self._shared.generate(requests, params)
-        return [self._samples(prompt, output.outputs) for prompt, output in zip(prompts, outputs, strict=True)]
-
-    def _conversations(self, runner: MultiTurnRunner, prompts: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
-        """Draws all turns; each conversation goes on as soon as it has its reply."""
-        from vllm import TokensPrompt
+        outputs = self._shared.begin(requests, [self._sampling_params(prompt, sampling) for prompt in prompts])
 
         # No method is a coroutine function: it would make the class an asynchronous actor for Ray, without threads.
-        async def draw(prompt: Prompt, own: Sampling) -> list[Sample]:
+        async def draw_next(prompt: Prompt, own: Sampling) -> Sample:
             request = TokensPrompt(prompt_token_ids=prompt.token_ids)
             output = await self._shared.generate_one(request, self._sampling_params(prompt, own))
-            return self._samples(prompt, output.outputs)
-
-        async def draw_next(prompt: Prompt, own: Sampling) -> Sample:
-            (sample,) = await draw(prompt, own)
+            (sample,) = self._samples(prompt, output.outputs)
             return sample
 
-        first = [draw(prompt, sampling) for prompt in prompts]
-        return asyncio.run(runner.run(prompts, first, sampling, draw_next))
+        async def draw(prompt: Prompt, output: Future[Any]) -> list[Sample]:
+            samples = self._samples(prompt, (await asyncio.wrap_future(output)).outputs)
+            if self._multi_turn is None:
+                return samples
+            # Each conversation goes on as soon as it has its reply.
+            return await self._multi_turn.run(prompt, samples, sampling, draw_next)
+
+        async def start() -> dict[asyncio.Task[list[Sample]], int]:
+            pairs = enumerate(zip(prompts, outputs, strict=True))
+            return {asyncio.create_task(draw(prompt, output)): index for index, (prompt, output) in pairs}
+
+        with asyncio.Runner() as loop:
+            pending, seen = loop.run(start()), self._shared.progress()
+            while pending:
+                waiting = asyncio.wait(pending, timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = loop.run(waiting)
+                progress = self._shared.progress()
+                if done or progress != seen:
+                    yield sorted((pending.pop(task), task.result()) for task in done)
+                seen = progress
 
     def score(self, token_ids: list[list[int]], starts: list[int]) -> list[list[float]]:
         """Returns the log-probabilities, at temperature 1, of the tokens of each row from its start to its end.
@@ -184,7 +196,7 @@ class RolloutActor:
         """
         base = self._model if adapters else None
         update = {"refs": refs, "version": version, "dtype": dtype, "base": base}
-        self._shared.run(self._update_weights, update)
+        self._shared.load(partial(self._update_weights, update))
         if not adapters:
             return self.checksums(version)
         (packed,) = ray.get(refs)

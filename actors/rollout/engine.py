@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 # Sequences decoded at once, beyond which a step of an engine costs more than it gains on the CPUs measured. On a GPU,
-# vLLM chooses by the card, up to 1,024; an engine answers two calls at once, each of which brings half of that.
+# vLLM chooses by the card, up to 1,024; an actor is asked for twice this.
 CPU_SEQUENCES, GPU_SEQUENCES = 128, 512
 
 Value = TypeVar("Value")
@@ -31,14 +31,34 @@ class SharedEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._names = itertools.count()
         self._outputs: dict[str, Future[Any]] = {}
+        self._steps, self._loading = 0, False
         self.llm = self.run(make)
+
+    def progress(self) -> int:
+        """Returns a number that changes as long as the engine is well: it has done a step, or nothing is asked of it,
+        or it loads weights."""
+        if self._loading or not self._outputs:
+            self._steps += 1
+        return self._steps
+
+    def load(self, function: Callable[[], None]) -> None:
+        """Calls a function that loads weights in the engine's thread, and waits for it."""
+
+        def call() -> None:
+            self._loading = True
+            try:
+                function()
+            finally:
+                self._loading = False
+
+        self.run(call)
 
     def run(self, function: Callable[..., Value], *arguments: Any) -> Value:
         """Calls a function in the engine's thread, between two steps, and returns its result."""
         return self._thread.submit(function, *arguments).result()
 
-    def generate(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-        """Returns vLLM's finished output of every request.
+    def begin(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Future[Any]]:
+        """Begins requests together and returns a future of vLLM's finished output of each.
 
         Args:
             requests: prompts as vLLM's `add_request` takes them.
@@ -47,7 +67,11 @@ class SharedEngine:
         Raises:
             ValueError: the engine refuses one; none has been begun then.
         """
-        return [output.result() for output in self.run(self._add, requests, params)]
+        return self.run(self._add, requests, params)
+
+    def generate(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        """Returns vLLM's finished output of every request. Takes and raises what `begin` does."""
+        return [output.result() for output in self.begin(requests, params)]
 
     async def generate_one(self, request: Any, params: Any) -> Any:
         """Returns vLLM's finished output of a request, without keeping the caller's event loop waiting.
@@ -79,7 +103,9 @@ class SharedEngine:
         self._thread.submit(self._step).add_done_callback(self._on_step)
 
     def _step(self) -> None:
-        for output in self.llm.llm_engine.step():
+        outputs = self.llm.llm_engine.step()
+        self._steps += 1
+        for output in outputs:
             if output.finished:
                 self._outputs.pop(output.request_id).set_result(output)
 

@@ -58,30 +58,20 @@ class MultiTurnRunner:
         """Ends the environment's process."""
         self._process.close()
 
-    async def run(
-        self, prompts: Sequence[Prompt], groups: Sequence[Awaitable[Sequence[Sample]]], sampling: Sampling, draw: Draw
-    ) -> list[list[Sample]]:
-        """Returns the samples with all turns of their conversations.
+    async def run(self, prompt: Prompt, first: Sequence[Sample], sampling: Sampling, draw: Draw) -> list[Sample]:
+        """Returns the samples of a prompt with all turns of their conversations.
 
         A conversation with which the environment cannot go on ends there; its sample says why in `failure`.
 
         Args:
-            prompts: P prompts.
-            groups: the samples of each, with one turn.
+            prompt: the prompt.
+            first: its samples, with one turn.
             sampling: its `max_tokens` is for all that is drawn in one conversation.
             draw: draws the next turns.
         """
-        return await asyncio.gather(
-            *(self._group(prompt, group, sampling, draw) for prompt, group in zip(prompts, groups, strict=True))
-        )
-
-    async def _group(
-        self, prompt: Prompt, first: Awaitable[Sequence[Sample]], sampling: Sampling, draw: Draw
-    ) -> list[Sample]:
-        samples = await first
         if prompt.id not in self._settings.inputs:
-            return list(samples)
-        return await asyncio.gather(*(self._converse(prompt, sample, sampling, draw) for sample in samples))
+            return list(first)
+        return await asyncio.gather(*(self._converse(prompt, sample, sampling, draw) for sample in first))
 
     async def _converse(self, prompt: Prompt, sample: Sample, sampling: Sampling, draw: Draw) -> Sample:
         name = f"{next(self._numbers)}"

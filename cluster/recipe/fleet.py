@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Positive, Section
+from cluster.recipe.base import Positive, PositiveFloat, Section
 
 
 class FleetSettings(Section):
@@ -32,6 +32,11 @@ class FleetSettings(Section):
         False,
         description="load new weights while answers are being sampled, which continue with them; needs max_staleness "
         "of at least 1",
+    )
+    stall_seconds: PositiveFloat = Field(
+        30,
+        description="the most seconds in which a rollout actor that has answers to sample may sample no token; beyond "
+        "them it is replaced, and others answer its prompts. To be raised where the engine takes long for a step",
     )
     parity_every: Positive | None = Field(
         None,

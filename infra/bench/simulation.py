@@ -7,6 +7,7 @@ how it scales.
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +16,17 @@ from typing import Literal
 import torch
 
 from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.protocols import Callback
+from actors.orchestrator.protocols import Callback, Report
 from actors.orchestrator.work_queue import GenerateRequest
 from actors.rollout.engine import CPU_SEQUENCES
 from actors.rollout.weights import Weights
-from actors.types import RolloutId, Sample
+from actors.types import Prompt, RolloutId, Sample
 
 Call = Literal["start", "pull", "generate"]
 # An actor that forgets says that it took new weights and keeps the old.
 Fate = Literal["well", "die", "hang", "forget"]
+# How often, in seconds, an actor that draws reports progress.
+BEAT = 1.0
 
 
 class Timeline:
@@ -72,6 +75,8 @@ class Latency:
         call: for a request, whatever its prompts are: steps of the engine, which serve its other requests too.
         prompt: what each prompt of a request adds.
         spread: the standard deviation of the logarithm of a request's time, drawn anew for every one.
+        long_factor: how many times as much a long prompt adds.
+        long_tail: what the last tokens of a long prompt take, while the engine serves others.
     """
 
     start: float = 3.0
@@ -79,6 +84,8 @@ class Latency:
     call: float = 0.1
     prompt: float = 0.02
     spread: float = 0.1
+    long_factor: float = 1.0
+    long_tail: float = 0.0
 
 
 @dataclass
@@ -90,6 +97,8 @@ class World:
         fate: decides what becomes of an actor in its next call.
         hung: the numbers of actors that hang, and since when.
         released: for each actor that hung, the seconds until the coordinator ended it.
+        is_long: which prompts get long answers.
+        drawn: the prompts that actors finished, by whether they are long.
     """
 
     latency: Latency
@@ -98,12 +107,23 @@ class World:
     timeline: Timeline = field(default_factory=Timeline)
     hung: dict[int, float] = field(default_factory=dict)
     released: list[float] = field(default_factory=list)
+    is_long: Callable[[Prompt], bool] = lambda _: False
+    drawn: Counter[bool] = field(default_factory=Counter)
 
-    def coordinator(self, actors: int, deadline: float, swap_in_flight: bool = False) -> Coordinator:
-        """Makes a coordinator of actors of this world, which looks for late ones every second."""
-        coordinator = Coordinator(
-            partial(SimulatedWorker, self), self.timeline, actors, deadline, CPU_SEQUENCES, swap_in_flight
-        )
+    def coordinator(
+        self, actors: int, deadline: float, swap_in_flight: bool = False, stall: float | None = None
+    ) -> Coordinator:
+        """Makes a coordinator of actors of this world, which looks for late ones every second.
+
+        Args:
+            actors: the number of actors to keep.
+            deadline: the most seconds for a start or a pull.
+            swap_in_flight: whether actors take new weights in the midst of completions.
+            stall: the most seconds without progress; by default the deadline.
+        """
+        launch = partial(SimulatedWorker, self)
+        stall = deadline if stall is None else stall
+        coordinator = Coordinator(launch, self.timeline, actors, deadline, stall, CPU_SEQUENCES, swap_in_flight)
 
         def look() -> None:
             coordinator.expire()
@@ -120,7 +140,8 @@ class SimulatedWorker:
         self.world, self.number = world, number
         self.version = 0
         self._free_at = 0.0
-        self._gone = False
+        self._gone = self._hung = False
+        self._answering = 0
 
     def start(self, callback: Callback) -> None:
         """Answers once the time of a start is over."""
@@ -135,22 +156,32 @@ class SimulatedWorker:
 
         self._serve("pull", self.world.latency.pull, load, callback)
 
-    def generate(self, request: GenerateRequest, callback: Callback) -> None:
-        """Answers with samples of one token each."""
-
-        def draw() -> list[list[Sample]]:
-            return [
-                [
-                    Sample(RolloutId(p.epoch, p.id, i), [5], [-1.0], [self.version], "stop", "")
-                    for i in range(request.sampling.count)
-                ]
-                for p in request.prompts
-            ]
-
-        latency = self.world.latency
+    def generate(self, request: GenerateRequest, report: Report, callback: Callback) -> None:
+        """Reports samples of one token each, every prompt's when its time is over; answers after the last."""
+        timeline, latency, fate = self.world.timeline, self.world.latency, self.world.fate("generate")
         luck = self.world.chance.lognormvariate(0, latency.spread)
-        seconds = latency.prompt * len(request.prompts)
-        self._serve("generate", seconds * luck, draw, callback, steps=latency.call * luck)
+        begin = timeline.now()
+        self._free_at = max(self._free_at, begin + latency.call * luck)
+        dues = []
+        for prompt in request.prompts:
+            is_long = self.world.is_long(prompt)
+            self._free_at += latency.prompt * luck * (latency.long_factor if is_long else 1.0)
+            dues.append(self._free_at + latency.long_tail * luck * is_long)
+        if fate == "hang":
+            self._hang()
+            return
+        end = (begin + max(dues)) / 2 if fate == "die" else max(dues)
+        for index, (prompt, due) in enumerate(zip(request.prompts, dues, strict=True)):
+            if due <= end:
+                finish = partial(self._finish, prompt, index, request.sampling.count, self.version, report)
+                timeline.after(due - begin, finish)
+        if fate == "die":
+            timeline.after(end - begin, lambda: self._die(callback))
+            return
+        self._answering += 1
+        if self._answering == 1:
+            timeline.after(BEAT, partial(self._beat, report))
+        timeline.after(end - begin, lambda: self._end(callback))
 
     def kill(self) -> None:
         """Ends the actor: it answers nothing more."""
@@ -158,20 +189,38 @@ class SimulatedWorker:
         if self.number in self.world.hung:
             self.world.released.append(self.world.timeline.now() - self.world.hung.pop(self.number))
 
-    def _serve(
-        self, call: Call, seconds: float, compute: Callable[[], object], callback: Callback, steps: float = 0.0
-    ) -> None:
+    def _serve(self, call: Call, seconds: float, compute: Callable[[], object], callback: Callback) -> None:
         timeline, fate = self.world.timeline, self.world.fate(call)
-        self._free_at = max(self._free_at, timeline.now() + steps) + seconds
+        self._free_at = max(self._free_at, timeline.now()) + seconds
         if fate == "hang":
-            self.world.hung.setdefault(self.number, timeline.now())
-            # Later calls wait for ever too.
-            self._free_at = float("inf")
+            self._hang()
         elif fate == "die":
             timeline.after(self._free_at - timeline.now() - seconds / 2, lambda: self._die(callback))
         else:
             result = compute if fate == "well" else lambda: weights_of(self.version).digests
             timeline.after(self._free_at - timeline.now(), lambda: self._answer(result, callback))
+
+    def _hang(self) -> None:
+        self.world.hung.setdefault(self.number, self.world.timeline.now())
+        # What it is at, and later calls, wait for ever too.
+        self._hung, self._free_at = True, float("inf")
+
+    def _finish(self, prompt: Prompt, index: int, count: int, version: int, report: Report) -> None:
+        if self._gone or self._hung:
+            return
+        self.world.drawn[self.world.is_long(prompt)] += 1
+        ids = [RolloutId(prompt.epoch, prompt.id, sample) for sample in range(count)]
+        report([(index, [Sample(rollout, [5], [-1.0], [version], "stop", "") for rollout in ids])])
+
+    def _beat(self, report: Report) -> None:
+        if self._answering and not (self._gone or self._hung):
+            report([])
+            self.world.timeline.after(BEAT, partial(self._beat, report))
+
+    def _end(self, callback: Callback) -> None:
+        self._answering -= 1
+        if not (self._gone or self._hung):
+            callback(None, None)
 
     def _answer(self, compute: Callable[[], object], callback: Callback) -> None:
         if not self._gone:

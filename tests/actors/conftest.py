@@ -3,14 +3,16 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.orchestrator.fleet import Fleet
 from actors.rollout.environment import MultiTurnSettings
-from actors.types import Prompt, RewardInput
+from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.runtime.plan import Allocation
 from tests.actors.replies import again
 from tests.tiny import tiny_tokenizer
@@ -20,6 +22,12 @@ CONTEXT = 256
 SHARE = Allocation(cpus=0.1, gpus=0, threads=1)
 # Prompts whose answers the shared fleet goes on with, as conversations of several turns.
 QUESTIONS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"next": f"n{i}"}) for i in range(4)}
+
+
+def drawn_by(handle: Any, asked: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
+    """What one actor draws, in the order of the prompts."""
+    reports = [ray.get(ref, timeout=180) for ref in handle.generate.remote(asked, sampling)]
+    return [group for _, group in sorted((one for report in reports for one in report), key=lambda one: one[0])]
 
 
 def make_model(folder: Path, seed: int) -> LlamaForCausalLM:

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from transformers import LlamaForCausalLM
@@ -13,7 +14,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.members import ActorState
 from actors.types import Sampling
 from cluster.errors import DeadlineError, UserError
-from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
+from tests.actors.conftest import CONTEXT, SHARE, changed, drawn_by, prompts, reference_logprobs
 from tests.helpers import wait_until
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,19 @@ def test_a_killed_actor_loses_no_prompt_and_its_replacement_has_the_current_weig
     assert versions == [fresh_version] * 2
 
 
+def test_an_engine_that_stops_is_replaced_in_seconds_and_loses_no_prompt(tiny: Tiny, ray_session: None):
+    with Fleet(tiny[0], 1, SHARE, CONTEXT, seed=1, deadline=3600, stall=4) as fleet:
+        (victim,) = processes(fleet)
+        fleet.submit(prompts("stopped", 8), Sampling(8, 1.0, 200, seed=1))
+        time.sleep(0.5)
+        os.kill(victim, signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: fleet.counters().deaths == 1, 30, "the actor to be given up")
+        assert time.monotonic() - stopped < 8
+        assert len(fleet.collect(8, deadline=240)) == 8
+        wait_until(lambda: not psutil.pid_exists(victim), 60, "the stopped engine's process to end")
+
+
 def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     fleet: Fleet, tiny: Tiny, fresh_version: int
 ):
@@ -81,8 +95,8 @@ def test_drained_actors_lose_nothing_and_joiners_come_with_the_current_weights(
     wait_until(lambda: fleet.states() == [ActorState.READY], 240, "the drained actor to leave")
     fleet.resize(2)
     wait_until(lambda: fleet.states() == [ActorState.READY] * 2, 240, "the joiner")
-    drawn = [handle.generate.remote(prompts("joined", 1), Sampling(1, 1.0, 4)) for handle in fleet.handles()]
-    samples = [group[0] for groups in ray.get(drawn, timeout=180) for group in groups]
+    drawn = [drawn_by(handle, prompts("joined", 1), Sampling(1, 1.0, 4)) for handle in fleet.handles()]
+    samples = [group[0] for groups in drawn for group in groups]
     assert [sample.weight_versions for sample in samples] == [[fresh_version] * 4] * 2
 
 

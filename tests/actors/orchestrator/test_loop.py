@@ -327,13 +327,15 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
         assert (learn.end - learn.begin, publish.end) == (pytest.approx(0.5), pytest.approx(trace.end))
         for handed in trace.prompts:
             span = drawn[handed.id]
-            assert handed.given <= span.begin < span.end <= handed.handed_out <= learn.begin + 1e-9
+            # Each prompt is handed out when it is finished, and not when its request is.
+            assert handed.given <= span.begin < handed.handed_out <= learn.begin + 1e-9
             assert handed.handed_out == given[handed.id].begin
             assert given[handed.id].end <= learn.begin + 1e-9
             assert given[handed.id].end - given[handed.id].begin > 0.2 - 1e-9
             assert (handed.tokens, 0 <= handed.behind <= 1) == (2, True)
     # While the learner learns they are looked for often.
     assert min(span.end - span.begin for span in given.values()) < 0.2 + 0.5 / LOOKS
+    world.timeline.run(10.0)
     assert coordinator.counters().tokens == sum(span.tokens for span in draws + coordinator.take_spans())
     assert {actor.who for actor in traces[-1].actors} == {"rollout 0", "rollout 2"}
     assert {actor.version for actor in traces[-1].actors} <= {5, 6}
@@ -343,7 +345,7 @@ def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
 @pytest.mark.parametrize(("start", "learner_seconds", "balanced"), [(1, 0.6, 8), (8, 4.0, 2), (4, 1.1, 4)])
 def test_a_fleet_sizes_itself_to_the_learner(start: int, learner_seconds: float, balanced: int):
     # An actor needs 0.2 s a prompt in 24 prompts a step: 4.8 s of work and 0.1 s a call.
-    settings = rlhf(prompts_per_step=24, samples_per_prompt=2, max_staleness=1)
+    settings = rlhf(prompts_per_step=24, samples_per_prompt=2, max_staleness=1, steps=60)
     world = World(Latency(call=0.0, prompt=0.2, pull=0.0, spread=0.0), random.Random(1))
     coordinator = world.coordinator(start, DEADLINE)
     coordinator.start()

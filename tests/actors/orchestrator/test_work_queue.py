@@ -15,6 +15,18 @@ def answer(request: GenerateRequest) -> list[list[Sample]]:
     ]
 
 
+def finish(work: WorkQueue, request: GenerateRequest) -> None:
+    for prompt, group in zip(request.prompts, answer(request), strict=True):
+        work.finish(prompt, SAMPLING.count, group)
+
+
+def taken(work: WorkQueue) -> list[GenerateRequest]:
+    requests = []
+    while work.first():
+        requests.append(work.take())
+    return requests
+
+
 def listed(count: int) -> list[Prompt]:
     return [Prompt(str(i), [1]) for i in range(count)]
 
@@ -22,45 +34,55 @@ def listed(count: int) -> list[Prompt]:
 def test_requests_cover_the_prompts_in_order_and_groups_come_out_as_they_finish():
     work = WorkQueue()
     work.add(listed(5), SAMPLING, size=2)
-    requests = list(iter(work.take, None))
+    requests = taken(work)
     assert [[prompt.id for prompt in request.prompts] for request in requests] == [["0", "1"], ["2", "3"], ["4"]]
-    work.finish(requests[1], answer(requests[1]))
+    finish(work, requests[1])
     assert work.collect([PromptTurn(NO_EPOCH, "0")]) is None
     assert work.collect_any(3) is None
-    work.finish(requests[0], answer(requests[0]))
+    finish(work, requests[0])
     assert [group[0].id.prompt for group in work.collect_any(3) or []] == ["2", "3", "0"]
     assert work.outstanding == 1
 
 
-def test_the_request_of_a_dead_actor_goes_first_and_in_halves_that_are_exclusive():
+def test_what_a_dead_actor_left_goes_first_and_in_halves_that_are_exclusive():
     work = WorkQueue()
     work.add(listed(6), SAMPLING, size=4)
     request = work.take()
-    assert request is not None
-    work.requeue(request, "killed")
-    assert work.take(concurrent=True) is None
-    again = [[prompt.id for prompt in request.prompts] for request in iter(work.take, None)]
-    assert again == [["0", "1"], ["2", "3"], ["4", "5"]]
+    work.requeue(request.prompts[1:], SAMPLING, "killed")
+    again = taken(work)
+    assert [[prompt.id for prompt in one.prompts] for one in again] == [["1", "2"], ["3"], ["4", "5"]]
+    assert [one.exclusive for one in again] == [True, True, False]
 
 
 def test_a_prompt_that_kills_three_actors_is_named_with_the_cause():
     work = WorkQueue()
     work.add(listed(1), SAMPLING, size=1)
     for _ in range(2):
-        work.requeue(work.take() or pytest.fail("the prompt is gone"), "boom")
+        work.requeue(work.take().prompts, SAMPLING, "boom")
     with pytest.raises(EngineError, match=r"3 rollout actors died over prompt 0: boom"):
-        work.requeue(work.take() or pytest.fail("the prompt is gone"), "boom")
+        work.requeue(work.take().prompts, SAMPLING, "boom")
 
 
-def test_half_an_answer_is_refused_whole():
+def test_prompts_count_for_the_weights_that_they_were_begun_with_until_they_are_collected():
+    work = WorkQueue()
+    work.add(listed(5), SAMPLING, size=2)
+    first, second = work.take(version=3), work.take(version=4)
+    assert (work.begun, work.open_samples) == ({3: 2, 4: 2}, 5)
+    work.finish(first.prompts[0], 1, answer(first)[0])
+    assert (work.begun, work.open_samples) == ({3: 2, 4: 2}, 4)
+    work.collect_all(1)
+    work.requeue(second.prompts, SAMPLING, "killed")
+    assert (work.begun, work.open_samples) == ({3: 1}, 4)
+
+
+def test_samples_that_lack_or_are_of_another_prompt_are_refused():
     work = WorkQueue()
     work.add(listed(2), SAMPLING, size=2)
     request = work.take()
-    assert request is not None
-    with pytest.raises(EngineError, match="1 of 2 prompts"):
-        work.finish(request, answer(request)[:1])
     with pytest.raises(EngineError, match="prompt 1 with 0 samples"):
-        work.finish(request, [*answer(request)[:1], []])
+        work.finish(request.prompts[1], 1, [])
+    with pytest.raises(EngineError, match="prompt 1 with 1 samples where 1 of its own"):
+        work.finish(request.prompts[1], 1, answer(request)[0])
     assert work.outstanding == 2
 
 

@@ -237,6 +237,9 @@ class InstantFleet:
         for prompt in prompts:
             self.seeds.setdefault(prompt.turn, []).append(sampling.seed)
 
+    def begun(self) -> dict[int, int]:
+        return {}
+
     def collect_all(self, at_least: int) -> list[list[Sample]]:
         assert len(self.waiting) >= at_least
         done, self.waiting = self.waiting, []

@@ -16,7 +16,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.rollout.weights import digest, mismatch
 from actors.types import Prompt, Sampling
 from cluster.recipe.base import Lora
-from tests.actors.conftest import CONTEXT, SHARE, changed, prompts, reference_logprobs
+from tests.actors.conftest import CONTEXT, SHARE, changed, drawn_by, prompts, reference_logprobs
 from tests.helpers import wait_until
 
 pytestmark = pytest.mark.slow
@@ -146,11 +146,11 @@ def test_adapters_alone_are_sent_and_merged_by_the_engines(fleet: Fleet, tiny: T
 def test_a_request_that_the_engine_refuses_is_a_value_error_and_does_no_harm(fleet: Fleet):
     (actor, *_) = fleet.handles()
     for sampling, reason in ((Sampling(1, 9.0, 4), "temperature"), (Sampling(2, 0.0, 4), "greedy")):
-        error = actor.generate.remote(prompts("refused", 1), sampling).future().exception(timeout=180)
-        assert isinstance(error, RayTaskError)
-        assert isinstance(error.cause, ValueError)
-        assert reason in str(error.cause)
-    assert ray.get(actor.generate.remote(prompts("refused", 1), Sampling(1, 1.0, 4)), timeout=180)[0][0].token_ids
+        with pytest.raises(RayTaskError) as error:
+            drawn_by(actor, prompts("refused", 1), sampling)
+        assert isinstance(error.value.cause, ValueError)
+        assert reason in str(error.value.cause)
+    assert drawn_by(actor, prompts("refused", 1), Sampling(1, 1.0, 4))[0][0].token_ids
 
 
 def test_weights_change_in_the_midst_of_answers_and_every_token_says_which_drew_it(tiny: Tiny, ray_session: None):

@@ -116,7 +116,7 @@ def runner(
     """Converses with an environment: draws are all the same short answer."""
     running = MultiTurnRunner(MultiTurnSettings(name, inputs, turns, seconds), Chat.of(tiny[0]), context)
 
-    async def first(prompt: Prompt) -> list[Sample]:
+    def first(prompt: Prompt) -> list[Sample]:
         return [Sample(RolloutId(3, prompt.id, 0), [20, 4], [-1.0, -1.0], [1, 1], "stop", "a", raw_text="[A]a")]
 
     async def draw(prompt: Prompt, sampling: Sampling) -> Sample:
@@ -124,8 +124,13 @@ def runner(
 
     def converse(most: int = 200) -> list[Sample]:
         asked = [Prompt(name, [2, 20, 4, 3], epoch=3) for name in inputs]
-        groups = asyncio.run(running.run(asked, [first(prompt) for prompt in asked], Sampling(1, 1.0, most), draw))
-        return [sample for group in groups for sample in group]
+
+        async def all_groups() -> list[list[Sample]]:
+            return await asyncio.gather(
+                *(running.run(prompt, first(prompt), Sampling(1, 1.0, most), draw) for prompt in asked)
+            )
+
+        return [sample for group in asyncio.run(all_groups()) for sample in group]
 
     yield converse
     running.close()
