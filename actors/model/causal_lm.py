@@ -149,7 +149,7 @@ def _check_logits(model: Any, name: str) -> None:
         raise UserError(f"{kind} is not made of model.layers and lm_head: start from one of another kind")
     ids = torch.arange(8).unsqueeze(0)
     expected, found = model(input_ids=ids).logits, output_logits(model, last_hidden_states(model, ids))
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         raise UserError(
             f"{kind} does more to its logits than to scale them, such as to cap them, and would be trained on others "
             "than it is served with: start from one of another kind"

@@ -20,6 +20,7 @@ from transformers import (
     Lfm2Config,
     MistralConfig,
     MixtralConfig,
+    ModernBertDecoderConfig,
     MptConfig,
     Olmo3Config,
     OlmoeConfig,
@@ -149,6 +150,7 @@ SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
     ("config", "reason"),
     [
         (Gemma2Config(**SMALL, final_logit_softcapping=0.01, num_key_value_heads=2), "does more to its logits"),
+        (ModernBertDecoderConfig(**SMALL, intermediate_size=16, pad_token_id=0), "does more to its logits"),
         (GPT2Config(**SMALL), "is not made of model.layers and lm_head"),
         (Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv"]), "has layers of the kind conv, which do not"),
         (RecurrentGemmaConfig(**SMALL, lru_width=16), "has layers of the kind attention, recurrent, which do not"),
