@@ -205,6 +205,14 @@ def core_client(make: Callable[..., Any]) -> Iterator[None]:
         EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
 
 
+def embeddings(engine: "AsyncLLM") -> int:
+    """Returns how many tokens a model can write.
+
+    Look at `vocab_size` of `StructuredOutputBackend`, which is this number.
+    """
+    return engine.model_config.get_vocab_size()
+
+
 def end_token_ids(engine: "AsyncLLM") -> set[int]:
     """Returns the tokens at which a model's own generation config ends an answer.
 

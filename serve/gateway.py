@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
 from cluster.keys import Key
-from cluster.recipe.serve import VISITOR, Alias, ModelName
+from cluster.recipe.serve import VISITOR, Alias, ModelName, Tls
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from serve.admin import admin_router
@@ -59,6 +59,7 @@ class Settings:
         owner: the key of the person who started the server.
         context: the most tokens of a request, prompt and answer together.
         story: the actor that trains what the story page's visitors ask for; without one there is no such page.
+        tls: the certificate of the HTTP server; None for plain HTTP.
     """
 
     run: Path | None = None
@@ -70,6 +71,7 @@ class Settings:
     owner: Key | None = None
     context: int = 2048
     story: StoryTrainer | None = None
+    tls: Tls | None = None
 
 
 def gateway_app(
@@ -169,7 +171,8 @@ class Gateway:
             models |= {name: RemoteModel(pool, name) for name in names}
             self._maintenance.append(asyncio.create_task(pool.maintain()))
         read_states = state_reader(serve.get_replica_context().app_name)
-        self._clients = Listener(gateway_app(models, settings, read_states), host, port, stop_seconds)
+        app = gateway_app(models, settings, read_states)
+        self._clients = Listener(app, host, port, stop_seconds, tls=settings.tls)
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a gateway that raises."""

@@ -52,10 +52,13 @@ class Routes:
         models: the names of the served models.
         aliases: the aliases, by name.
         rng: chooses among the models of an alias.
+
+    Attributes:
+        aliases: the aliases, by name.
     """
 
     def __init__(self, models: Collection[str], aliases: Mapping[str, Alias], rng: random.Random) -> None:
-        self._models, self._aliases, self._rng = models, aliases, rng
+        self._models, self.aliases, self._rng = models, aliases, rng
 
     def find(self, name: Any) -> Route:
         """Returns the route of one request.
@@ -63,12 +66,12 @@ class Routes:
         Raises:
             RequestError: 404, no model is served by this name; 400, it is not a name.
         """
-        served = ", ".join([*self._models, *self._aliases])
+        served = ", ".join([*self._models, *self.aliases])
         if not isinstance(name, str) or not name:
             raise RequestError(
                 400, f"name the model to ask in the field `model`; served are {served}", "BadRequestError", "model"
             )
-        if alias := self._aliases.get(name):
+        if alias := self.aliases.get(name):
             (model,) = self._rng.choices(list(alias.models), list(alias.models.values()))
             return Route(model, alias.shadow)
         if name not in self._models:
@@ -131,10 +134,14 @@ class Router:
 
         @api.get("/v1/models")
         async def list_models() -> dict[str, Any]:
-            return {"object": "list", "data": await asyncio.gather(*(model.card() for model in self._models.values()))}
+            models = [model.card() for model in self._models.values()]
+            aliases = [self._alias_card(name) for name in self._routes.aliases]
+            return {"object": "list", "data": await asyncio.gather(*models, *aliases)}
 
         @api.get("/v1/models/{name}")
         async def get_model(name: str) -> dict[str, Any]:
+            if name in self._routes.aliases:
+                return await self._alias_card(name)
             return await self._models[self._routes.find(name).model].card()
 
         def add(endpoint: Endpoint, path: str) -> None:
@@ -145,6 +152,13 @@ class Router:
         for endpoint, path in PATHS.items():
             add(endpoint, path)
         return api
+
+    async def _alias_card(self, name: str) -> dict[str, Any]:
+        """Returns an alias's entry in `/v1/models`: the smallest context of its models, and their shares."""
+        shares = self._routes.aliases[name].models
+        cards = await asyncio.gather(*(self._models[model].card() for model in shares))
+        contexts = [card["max_model_len"] for card in cards if "max_model_len" in card]
+        return cards[0] | {"id": name, "models": dict(shares)} | ({"max_model_len": min(contexts)} if contexts else {})
 
     async def answer(self, endpoint: Endpoint, request: Request) -> Response:
         """Returns the response of the model that a request names: JSON, or server-sent events.

@@ -36,6 +36,7 @@ from serve.application import (
 from serve.compat import engine_environment, start_application, stop_application
 from serve.gateway import Gateway, Settings
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
+from serve.http.listener import encryption
 from serve.pages.render import is_wildcard, url_host
 from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.replica.autoscaling import replica_options
@@ -169,6 +170,7 @@ def _serve(
     node = gateway_node()
     if node.is_here:
         require_free_port(host, port)
+        encryption(recipe.serve.tls)
     # The served version may be older than the finished model, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
@@ -179,16 +181,26 @@ def _serve(
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
     settings = Settings(
-        run.root, run.feedback_url, anonymous, weights=weights, aliases=aliases, owner=owner, story=story
+        run.root,
+        run.feedback_url,
+        anonymous,
+        weights=weights,
+        aliases=aliases,
+        owner=owner,
+        story=story,
+        tls=recipe.serve.tls,
     )
     local = recipe.cluster.address == "local"
+    certificate = Path(recipe.serve.tls.certificate).absolute() if recipe.serve.tls else None
     # On a cluster a server on all addresses is reached by its node's.
-    address = f"http://{url_host(node.address if is_wildcard(host) and not local else host)}:{port}"
+    place = url_host(node.address if is_wildcard(host) and not local else host)
+    address = f"{'https' if certificate else 'http'}://{place}:{port}"
     application_id = application_name(run)
-    server_files = [write_server(run, address, token, application=application_id)]
+    server_files = [write_server(run, address, token, application=application_id, certificate=certificate)]
     if story:
         # The visitor's run promotes its policy to this server by itself.
-        server_files.append(write_server(visitor_run(run), address, token, {"policy": VISITOR}))
+        visitors = {"policy": VISITOR}
+        server_files.append(write_server(visitor_run(run), address, token, visitors, certificate=certificate))
     with _signals_interrupt(), serve_instance(local):
         try:
             with console.status(f"starting {', '.join(models)}"):

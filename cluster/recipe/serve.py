@@ -36,6 +36,13 @@ class Adapter(Section):
     model: Literal["base", "sft", "policy"] = Field("base", description="the model that the adapter was trained on")
 
 
+class Tls(Section):
+    """Encryption of HTTP."""
+
+    certificate: Annotated[str, PathKind.SERVED] = Field(description="file of the certificate and its chain, in PEM")
+    key: Annotated[str, PathKind.SERVED] = Field(description="file of the certificate's private key, in PEM")
+
+
 class Story(Section):
     """The story page, which shows the three training steps. A visitor ranks answers, and a reward model and a policy
     are trained on these rankings alone, beside the run's own models."""
@@ -67,6 +74,7 @@ class Serve(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; on any but a loopback address clients need a key")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port to listen on")
+    tls: Tls | None = Field(None, description="encryption of HTTP; unset: none, and keys travel in plain text")
     min_replicas: Annotated[int, Field(ge=0)] = Field(
         1,
         description="the fewest replicas of a model; with 0 an unused model is unloaded, and loaded at the next "

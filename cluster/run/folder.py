@@ -123,6 +123,11 @@ class RunFolder:
             raise UserError(f"{self.path(folder)} is not there yet: run `triptych {command_of(folder)} RECIPE` first")
         return manifest
 
+    def create(self) -> None:
+        """Creates the folder, which only its owner may enter: people's words and keys lie in it. One that is there
+        already keeps its permissions."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def check_writable(self) -> None:
         """Checks that the run folder can be created or written to, without creating it.
 
@@ -165,7 +170,7 @@ class RunFolder:
     @contextmanager
     def _exclusive(self, name: str, doing: str) -> Iterator[None]:
         self.check_writable()
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.create()
         with exclusive(self.root / name, doing):
             yield
 
@@ -186,6 +191,7 @@ class RunFolder:
                 # The marker goes first: a removal that is cut short must not pass for an attempt to resume.
                 marker.unlink(missing_ok=True)
                 shutil.rmtree(partial)
+            self.create()
             partial.mkdir(parents=True, exist_ok=True)
             write_text(marker, digest)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ def server_file(run: Path) -> Path:
 
 
 def write_server(
-    run: RunFolder, url: str, token: str, names: Mapping[str, str] | None = None, application: str = ""
+    run: RunFolder,
+    url: str,
+    token: str,
+    names: Mapping[str, str] | None = None,
+    application: str = "",
+    certificate: Path | None = None,
 ) -> Path:
     """Writes the address and token of a run's server, readable by the owner of the folder alone.
 
@@ -36,12 +42,14 @@ def write_server(
         token: a key with the scope admin.
         names: the names under which the server serves the run's models, where they differ from the run's.
         application: the server's name in Ray Serve, if it has one.
+        certificate: the file of its TLS certificate; None if it has none.
     """
     path = server_file(run.root)
-    run.root.mkdir(parents=True, exist_ok=True)
+    run.create()
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        optional = {"names": dict(names or {}), "application": application}
+        certificate_file = str(certificate) if certificate else ""
+        optional = {"names": dict(names or {}), "application": application, "certificate": certificate_file}
         json.dump({"url": url, "token": token} | {name: value for name, value in optional.items() if value}, file)
     return path
 
@@ -83,9 +91,10 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
     try:
         server = json.loads(path.read_text(encoding="utf-8"))
         url, token, names = server["url"], server["token"], server.get("names", {})
+        verify = pinned(Path(server["certificate"])) if "certificate" in server else True
     except FileNotFoundError as error:
         raise NotServedError(f"{run} is not being served: run `triptych serve {run}` first") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
     if body and body.get("model") in names:
@@ -94,7 +103,7 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         method, seconds = ("GET", REPLY_SECONDS) if body is None else ("POST", PROMOTE_SECONDS)
         # The server is on this machine or near it: proxies from the environment are not meant for it.
         reply = httpx.request(
-            method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds, trust_env=False
+            method, f"{url}/admin/{action}", json=body, headers=headers, timeout=seconds, trust_env=False, verify=verify
         )
         answer = reply.json()
         if reply.is_success and isinstance(answer, dict):
@@ -104,3 +113,17 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         # Another program may answer at an address that a killed server left behind.
         raise NotServedError(f"no server answers at {url}: run `triptych serve {run}` first") from error
     raise StageError(message) if reply.is_server_error else UserError(message)
+
+
+def pinned(certificate: Path) -> ssl.SSLContext:
+    """Returns a TLS context that accepts the server with this very certificate, whoever issued it and whatever host
+    name is in it.
+
+    Raises:
+        OSError: the file cannot be read, or is no certificate.
+    """
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname = False
+    # The certificate itself is trusted, and not only one that signs itself.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context

@@ -31,13 +31,19 @@ def label(
     host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to serve on", min=1, max=65535)] = 8001,
     people: Annotated[int, typer.Option(help="number of people who should judge each prompt", min=1)] = 1,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate and its chain, in PEM")] = None,
+    key: Annotated[Path | None, typer.Option(help="private key of the certificate, in PEM")] = None,
 ) -> None:
     """Serve the label page alone, without any model, until Ctrl-C: also while a stage waits for judgements."""
     _open(folder).close()
     # Imported late: every command of the console script imports this module, and only this one needs the server.
+    from cluster.recipe.serve import Tls
     from serve.pages.label import serve_labels
 
-    serve_labels(RunFolder(folder), host, port, people)
+    if (certificate is None) != (key is None):
+        raise UserError("--certificate and --key belong together: give both or neither")
+    tls = Tls(certificate=str(certificate), key=str(key)) if certificate else None
+    serve_labels(RunFolder(folder), host, port, people, tls)
 
 
 @annotators.command("add")

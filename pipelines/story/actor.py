@@ -99,7 +99,7 @@ class VisitorTraining:
 
     def _set(self, training: Training) -> None:
         self._training = training
-        self._branch.root.mkdir(exist_ok=True)
+        self._branch.create()
         request = training.request.model_dump()
         write_json(_record(self._branch), {"request": request, "outcome": training.outcome, "error": training.error})
 

@@ -96,7 +96,7 @@ def visitor_recipe(recipe: Recipe, branch: RunFolder, cpus: float, gameable: boo
 
 def link_stages(run: RunFolder, branch: RunFolder) -> None:
     """Links the stages that the visitor's training builds on into its folder."""
-    branch.root.mkdir(exist_ok=True)
+    branch.create()
     for folder in SHARED_STAGES:
         link = branch.path(folder)
         if run.path(folder).exists() and not link.is_symlink():

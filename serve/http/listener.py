@@ -3,12 +3,16 @@ take, before a key is asked for."""
 
 import asyncio
 import socket
+import ssl
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cluster.errors import UserError
+from cluster.recipe.serve import Tls
 
 # Longer than clients keep an idle connection (httpx 5 s, proxies 60 s): the client has to close first, or a request
 # may arrive on a closing connection and be lost.
@@ -33,6 +37,11 @@ class Listener:
         unread_seconds: after how long a client that does not read is disconnected.
         head_seconds: how long a client may take to send the head of a request.
         max_connections: the most connections at once.
+        tls: the certificate to encrypt with; None for plain HTTP.
+
+    Raises:
+        OSError: it cannot listen there.
+        UserError: the certificate cannot be used.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class Listener:
         unread_seconds: float = UNREAD_SECONDS,
         head_seconds: float = HEAD_SECONDS,
         max_connections: int = MAX_CONNECTIONS,
+        tls: Tls | None = None,
     ) -> None:
         waiting: dict[BoundedProtocol, None] = {}
         protocol: Any = partial(
@@ -62,7 +72,7 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, int(stop_seconds)),
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, encryption(tls), head_seconds)
         self._socket = listening_socket(host, port, unread_seconds)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
@@ -78,6 +88,29 @@ class Listener:
         """Stops accepting requests, and waits `stop_seconds` for those in progress."""
         self._server.should_exit = True
         await self._serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which by itself waits 60 s for a client to agree on the encryption.
+
+    After an upgrade of uvicorn, look at `Server.startup`, which is given no socket here, and so opens no server.
+    """
+
+    def __init__(self, config: uvicorn.Config, encryption: ssl.SSLContext | None, handshake_seconds: float) -> None:
+        super().__init__(config)
+        self._encryption, self._handshake_seconds = encryption, handshake_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        for opened in sockets or []:
+            server = await asyncio.get_running_loop().create_server(
+                partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state),
+                sock=opened,
+                backlog=BACKLOG,
+                ssl=self._encryption,
+                ssl_handshake_timeout=self._handshake_seconds if self._encryption else None,
+            )
+            self.servers.append(server)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -181,3 +214,22 @@ def listening_socket(host: str, port: int, unread_seconds: float) -> socket.sock
         opened.close()
         raise
     return opened
+
+
+def encryption(tls: Tls | None) -> ssl.SSLContext | None:
+    """Returns the TLS context of a server, of version 1.2 or later; None without a certificate.
+
+    Raises:
+        UserError: the files cannot be read, or do not belong together.
+    """
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+    except OSError as error:
+        unread = "they are not in PEM, or the key has a password"
+        reason = error.reason or unread if isinstance(error, ssl.SSLError) else error.strerror
+        raise UserError(f"serve.tls: {tls.certificate} and {tls.key} cannot be used: {reason}") from error
+    return context

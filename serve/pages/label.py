@@ -32,11 +32,12 @@ from cluster.feedback import (
     open_feedback,
 )
 from cluster.feedback.quality import agreement_report
+from cluster.recipe.serve import Tls
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
 from serve.http.application import new_application
 from serve.http.auth import Authorizer, annotator_dependency, anonymous_access, bearer
-from serve.http.listener import Listener
+from serve.http.listener import Listener, encryption
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from serve.pages.render import page, routes_of, url_host
@@ -290,7 +291,7 @@ def label_app(run: RunFolder, database: Feedback, host: str, people: int) -> ASG
     return Middleware(app, authorizer, GatewayMetrics({}), run.root / "label-access.jsonl")
 
 
-def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
+def serve_labels(run: RunFolder, host: str, port: int, people: int, tls: Tls | None = None) -> None:
     """Serves the label page of a run until SIGINT or SIGTERM.
 
     Args:
@@ -298,19 +299,21 @@ def serve_labels(run: RunFolder, host: str, port: int, people: int) -> None:
         host: the address to listen on.
         port: the port to listen on.
         people: how many annotators shall judge each prompt.
+        tls: the certificate to encrypt with; None for plain HTTP.
 
     Raises:
-        UserError: the port is taken, or the database cannot be opened.
+        UserError: the port is taken, or the certificate or the database cannot be used.
     """
     require_free_port(host, port)
+    encryption(tls)
     with open_feedback(run.feedback_url) as database:
         console = Console(soft_wrap=True)
-        console.print(f"label page at http://{url_host(host)}:{port}/label; Ctrl-C ends it")
+        console.print(f"label page at {'https' if tls else 'http'}://{url_host(host)}:{port}/label; Ctrl-C ends it")
         if not database.annotators():
             console.print(f"nobody can sign in yet: `triptych annotator add NAME --run {run.root}` gives a token")
 
         async def serve() -> None:
-            await Listener(label_app(run, database, host, people), host, port, STOP_SECONDS).wait()
+            await Listener(label_app(run, database, host, people), host, port, STOP_SECONDS, tls=tls).wait()
 
         with suppress(KeyboardInterrupt):
             asyncio.run(serve())

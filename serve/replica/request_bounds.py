@@ -4,7 +4,7 @@ Validating, rendering and tokenizing 9 MB take seconds, during which no other mo
 into a model's context is a small part of that, and can be told from the lengths of the texts alone.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,8 @@ OTHER_VALUES, OTHER_CHARACTERS = 10_000, 50_000
 VALUES_PER_TOKEN = 6
 # Names that chat templates read, and that requests set in fields of their own.
 OWN_FIELDS = frozenset({"messages", "tools"})
+# Fields that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
+FORMS = ("response_format", "structured_outputs", "tools")
 # Fields with one text or a list, each of which is searched for in every answer or tokenized before it.
 MAX_TEXTS = {"stop": 32, "bad_words": 256}
 
@@ -31,20 +33,24 @@ class RequestBounds:
         context: the most tokens of a request, prompt and answer together.
         longest_token: the most characters of a token.
         template_variables: the names that the model's chat template reads.
+        unforced: why no answer can be forced into a form; empty if it can.
     """
 
-    def __init__(self, context: int, longest_token: int, template_variables: Collection[str]) -> None:
+    def __init__(
+        self, context: int, longest_token: int, template_variables: Collection[str], unforced: str = ""
+    ) -> None:
         self._context = context
         self._characters = context * longest_token + OTHER_CHARACTERS
         self._values = OTHER_VALUES + VALUES_PER_TOKEN * context
         self._variables = sorted(set(template_variables) - OWN_FIELDS)
+        self._unforced = unforced
 
     def check(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
         """Checks a request. Wrong types are left to the validation that follows.
 
         Raises:
-            RequestError: 400, it cannot fit into the context, asks for too many answers, or sets what is no variable
-                of the chat template.
+            RequestError: 400, it cannot fit into the context, asks for too many answers, sets what is no variable of
+                the chat template, or forces the answers of a model that does not allow it.
         """
         rest = dict(body)
         prompts = list(_prompts(rest.pop("prompt", None)))
@@ -64,6 +70,8 @@ class RequestBounds:
             message = f"n: a request may have {MAX_SEQUENCES} answers, all prompts together, and not {sequences}"
             raise _refusal(message, "n")
         self._check_variables(rest.get("chat_template_kwargs"))
+        if self._unforced and (field := forced_form(rest)):
+            raise _refusal(f"{field}: {self._unforced}", field)
 
     def _check_size(self, value: Any) -> None:
         characters, values = 0, 0
@@ -93,6 +101,31 @@ class RequestBounds:
             reads = ", ".join(self._variables) or "none"
             message = f"chat_template_kwargs: {', '.join(unknown)[:200]}: the model's chat template reads only {reads}"
             raise _refusal(message, "chat_template_kwargs")
+
+
+def forced_form(body: Mapping[str, Any]) -> str | None:
+    """Returns the field of a request that restricts the answer to a grammar; None if there is none."""
+    for field in FORMS:
+        given = body.get(field)
+        free = isinstance(given, dict) and given.get("type") == "text"
+        if given and not free and not (field == "tools" and body.get("tool_choice") == "none"):
+            return field
+    return None
+
+
+def too_many_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> str:
+    """Returns why no answer of a model can be forced into a form; empty if it can.
+
+    A grammar allows or forbids each token of the tokenizer. One without an embedding makes xgrammar 0.2 fail in the
+    engine, and not in the request.
+    """
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if tokens <= embeddings:
+        return ""
+    return (
+        f"this model's tokenizer has {tokens} tokens and the model {embeddings} embeddings, so that no answer can "
+        "be forced into a form; resize the embeddings and train the model again"
+    )
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:

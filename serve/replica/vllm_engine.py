@@ -26,7 +26,7 @@ from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
 from serve.replica.lora import adapter_rank
 from serve.replica.metered_llm import MeteredLLM
-from serve.replica.request_bounds import RequestBounds, longest_token
+from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
@@ -38,8 +38,6 @@ logger = logging.getLogger("ray.serve")
 CPU_CACHE_BYTES = 256 << 20
 # vLLM's default on CPUs.
 STEP_TOKENS = 2048
-# Fields of a request that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
-FORMS = ("response_format", "structured_outputs", "tools")
 # How long a change of weights waits for the answers in progress.
 DRAIN_SECONDS = 0.5
 
@@ -186,7 +184,8 @@ class VllmEngine:
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
         variables = compat.template_variables(tokenizer.chat_template)
-        self.bounds = RequestBounds(context, longest_token(tokenizer), variables)
+        unforced = too_many_tokens(tokenizer, compat.embeddings(self.engine))
+        self.bounds = RequestBounds(context, longest_token(tokenizer), variables, unforced)
         self.openai = compat.openai_serving(self.engine, name, adapters, tools)
 
     async def load_adapters(self) -> None:
@@ -229,7 +228,7 @@ class VllmEngine:
         except ValidationError as error:
             yield _reply(_explain(error))
         except GenerationError as error:
-            form = next((field for field in FORMS if body.get(field)), None)
+            form = forced_form(body)
             yield _reply(
                 compat.error_response(f"{form}: no answer can follow it", form)
                 if form

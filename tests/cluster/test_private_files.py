@@ -7,6 +7,8 @@ import pytest
 
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
+from cluster.run.folder import RunFolder
+from cluster.run.server_client import write_server
 from serve.http.middleware import LOG_BYTES, access_log
 
 
@@ -31,6 +33,18 @@ def test_keys_and_who_made_them(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").chmod(0o644)
     KeyRing(tmp_path).revoke("ann", "a test")
     assert mode(tmp_path / "keys.json") == mode(tmp_path / "audit.jsonl") == 0o600
+
+
+def test_a_new_run_folder_and_one_that_others_may_enter(tmp_path: Path) -> None:
+    new, shared = RunFolder(tmp_path / "runs" / "new"), RunFolder(tmp_path / "shared")
+    shared.root.mkdir(mode=0o755)
+    for run in (new, shared):
+        run.begin("sft", "digest")
+        with run.lock():
+            write_server(run, "http://127.0.0.1:1", "token")
+    assert [mode(run.root) for run in (new, shared)] == [0o700, 0o755]
+    with RunFolder(tmp_path / "locked").lock():
+        assert mode(tmp_path / "locked") == 0o700
 
 
 def test_the_access_log_also_after_a_rotation(tmp_path: Path) -> None:

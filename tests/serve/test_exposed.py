@@ -1,6 +1,7 @@
 """The real server under hostile and careless clients: what one of them does, the others do not notice."""
 
 import json
+import socket
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
@@ -129,6 +131,19 @@ def test_a_replicas_grpc_server_has_the_nodes_address(server: Server, monkeypatc
     listen_on_node_address()
     replica.add_port_to_grpc_server(None, "[::]:0")
     assert places == [f"{ray.util.get_node_ip_address()}:0"]
+
+
+def test_every_socket_of_a_run_and_its_server_is_of_the_loopback_interface(server: Server) -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found: dict[str, set[str]] = {}
+    for process in family:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            for one in process.net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN or (one.type == socket.SOCK_DGRAM and not one.raddr):
+                    found.setdefault(one.laddr.ip.removeprefix("::ffff:"), set()).add(process.name())
+    assert set(found) == {"127.0.0.1"}, found
+    # The gateway listens for clients and replicas, and so do Ray's own processes and each replica's gRPC server.
+    assert len(found["127.0.0.1"]) > 5
 
 
 def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:

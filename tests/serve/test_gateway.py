@@ -50,8 +50,10 @@ def greedy(client: openai.OpenAI, **options):
 
 def test_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None:
     cards = {card.id: card.model_dump() for card in client.models.list()}
-    assert list(cards) == ["base", "policy", "terse"]
-    assert [cards[name]["chat"] for name in cards] == [False, True, False]
+    assert list(cards) == ["base", "policy", "terse", "latest"]
+    assert [cards[name]["chat"] for name in cards] == [False, True, False, True]
+    assert cards["latest"] == cards["policy"] | {"id": "latest", "models": {"policy": 1.0}}
+    assert client.models.retrieve("latest").model_dump() == cards["latest"]
     assert cards["policy"]["max_model_len"] == CONTEXT
     assert client.models.retrieve("base").id == "base"
 
@@ -237,6 +239,25 @@ def test_clients_get_the_class_that_they_ask_for(client: openai.OpenAI) -> None:
         said = client.chat.completions.parse(**ask, response_format=Weather).choices[0]
         assert said.finish_reason == "stop"
         assert isinstance(said.message.parsed, Weather)
+
+
+FORCED: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_object"}},
+    {"structured_outputs": {"choice": ["Lima", "Quito"]}},
+    {"tools": TOOLS, "tool_choice": "required"},
+]
+
+
+@pytest.mark.parametrize("options", FORCED, ids=["response_format", "structured_outputs", "tools"])
+def test_a_model_with_more_tokens_than_embeddings_is_forced_into_no_form(
+    server: Server, client: openai.OpenAI, options: dict[str, Any]
+) -> None:
+    """The test's base has tokens of all styles. Its engine once died of such a request."""
+    asked = {"model": "base", "messages": ASK, "max_tokens": 8, "chat_template_kwargs": {"style": "chatml"}}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=asked | options, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, next(iter(options)))
+    assert "embeddings" in reply.json()["error"]["message"]
+    assert client.completions.create(model="base", prompt="The", max_tokens=2).choices[0].text
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])

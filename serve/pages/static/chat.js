@@ -38,7 +38,7 @@ async function loadModels() {
   try {
     const response = await fetchWithKey("/v1/models");
     if (!response.ok) throw new Error(await reason(response));
-    const list = (await response.json()).data.filter((card) => !card.score);
+    const list = (await response.json()).data.filter((card) => !card.score && !card.models);   // no aliases
     cards = new Map(list.map((card) => [card.id, card]));
   } catch (error) {
     complain(`The list of models could not be loaded: ${error.message}`);

@@ -3,17 +3,24 @@
 import asyncio
 import json
 import socket
+import ssl
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from cluster.errors import UserError
+from cluster.recipe.serve import Tls
+from cluster.run.folder import RunFolder
+from cluster.run.server_client import NotServedError, ask_server, write_server
 from serve.gateway import Settings, gateway_app
-from serve.http.listener import Listener
+from serve.http.listener import Listener, encryption
 from tests.helpers import free_port
+from tests.serve.certificates import write_certificate
 from tests.serve.local import Parrot, prompt
 
 pytestmark = pytest.mark.anyio
@@ -183,3 +190,46 @@ def is_closed(client: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+async def test_https_with_the_owners_certificate(tmp_path: Path) -> None:
+    (certificate, key), (other, _) = (write_certificate(tmp_path / name) for name in ("own", "other"))
+    port, run = free_port(), RunFolder(tmp_path / "run")
+    tls = Tls(certificate=str(certificate), key=str(key))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"scheme": scope["scheme"]})(scope, receive, send)
+
+    listener = Listener(app, "127.0.0.1", port, stop_seconds=1, head_seconds=0.5, tls=tls)
+    url = f"https://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=str(certificate))) as client:
+            assert (await client.get(f"https://localhost:{port}/")).json() == {"scheme": "https"}
+            with pytest.raises(httpx.HTTPError):
+                await client.get(f"http://localhost:{port}/")
+        # Neither a client that says nothing nor one that speaks no TLS stays.
+        for sent in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            async with asyncio.timeout(3):
+                with suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
+        # The commands of the run trust this certificate alone, whatever name is in it.
+        write_server(run, url, "token", certificate=certificate)
+        assert await asyncio.to_thread(ask_server, run.root, "replicas") == {"scheme": "https"}
+        write_server(run, url, "token", certificate=other)
+        with pytest.raises(NotServedError):
+            await asyncio.to_thread(ask_server, run.root, "replicas")
+    finally:
+        await listener.close()
+
+
+def test_a_certificate_that_cannot_be_used_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (certificate, key), (_, other) = (write_certificate(tmp_path / name) for name in ("own", "other"))
+    assert encryption(None) is None
+    assert encryption(Tls(certificate=str(certificate), key=str(key)))
+    (tmp_path / "words").write_text("no certificate")
+    for wrong in ((tmp_path / "absent", key), (certificate, other), (tmp_path / "words", key)):
+        with pytest.raises(UserError, match=r"serve\.tls: .* cannot be used: \w"):
+            encryption(Tls(certificate=str(wrong[0]), key=str(wrong[1])))
