@@ -1,6 +1,8 @@
 """Uses of what Ray does not document, in one place. Written against Ray 2.60: check each when that version changes."""
 
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +23,6 @@ LOCAL_CLUSTER_ENV = {
     # A watcher for notices that the machine will be taken away, which nobody gives here: 4 s of CPU time.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-# Binds all of a local cluster to the loopback interface; Ray reads it when it is imported. Without it, seven sockets of
-# a cluster on one machine listen on all interfaces (look at ENABLE_RAY_CLUSTER in ray/_private/ray_constants.py).
-LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Ray's loggers that repeat on every start that token authentication is on, and report on every dataset; the stages have
 # progress bars of their own. They are private module names: look there if lines of Ray appear between the stages' own.
 _SESSION_LOGGERS = {
@@ -38,6 +37,18 @@ _JOB_LOGGERS = {
     "ray.dashboard.modules.job.sdk": logging.WARNING,
     "ray._private.runtime_env.packaging": logging.WARNING,
 }
+
+
+def listen_on_loopback() -> None:
+    """Has a local cluster listen on the loopback interface alone, unless the user has set Ray's variable otherwise.
+
+    Without it, seven sockets of a cluster on one machine listen on all interfaces. Ray reads the variable when it is
+    imported: look at `ENABLE_RAY_CLUSTER` in ray/_private/ray_constants.py and in `get_node_ip_address`.
+    """
+    if os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0") == "0":
+        constants = sys.modules.get("ray._private.ray_constants")
+        if constants is not None:
+            constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
 def quiet_session_loggers() -> None:

@@ -9,7 +9,7 @@ Importing this file does not import vLLM, which costs 15 s of CPU time: the gate
 
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -272,12 +272,16 @@ def openai_serving(
         adapters: the folders of the adapters, by their names. `models.init_static_loras` loads them.
         tools: the result of `tool_options`.
     """
+    from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
     from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
     from vllm.renderers.online_renderer import OnlineRenderer
@@ -291,15 +295,38 @@ def openai_serving(
     }
     renderer = OnlineRenderer(engine.model_config, engine.renderer, **template, **tools)
     chat = OpenAIServingChat(engine, models, "assistant", online_renderer=renderer, **template, **tools)
+    responses = OpenAIServingResponses(engine, models, renderer, **template, **tools)
+    messages = AnthropicServingMessages(engine, models, "assistant", online_renderer=renderer, **template, **tools)
     completion = OpenAIServingCompletion(engine, models, online_renderer=renderer, request_logger=None)
     tokens = ServingTokenization(models, renderer, **template)
+
+    async def respond(request: Any, http: Request) -> "AsyncGenerator[str, None] | BaseModel":
+        answer = await responses.create_responses(request, http)
+        return answer if isinstance(answer, BaseModel) else _named_events(answer)
+
+    async def describe_tokenizer(request: Any, http: Request) -> BaseModel:
+        del request, http
+        described = await tokens.get_tokenizer_info()
+        return described.model_copy(update={"chat_template": tokens.renderer.get_tokenizer().chat_template})
+
     handlers: dict[Endpoint, tuple[TypeAdapter[Any], Handler]] = {
         "chat/completions": (TypeAdapter(ChatCompletionRequest), chat.create_chat_completion),
         "completions": (TypeAdapter(CompletionRequest), completion.create_completion),
+        "responses": (TypeAdapter(ResponsesRequest), respond),
+        "messages": (TypeAdapter(AnthropicMessagesRequest), messages.create_messages),
+        "messages/count_tokens": (TypeAdapter(AnthropicCountTokensRequest), messages.count_tokens),
         "tokenize": (TypeAdapter(TokenizeRequest), tokens.create_tokenize),
         "detokenize": (TypeAdapter(DetokenizeRequest), tokens.create_detokenize),
+        "tokenizer_info": (TypeAdapter(dict[str, Any]), describe_tokenizer),
     }
     return OpenAIServing(models, handlers)
+
+
+async def _named_events(events: "AsyncGenerator[Any, None]") -> "AsyncGenerator[str, None]":
+    """Encodes the events of the Responses API as server-sent events; look at `responses.api_router` of vLLM."""
+    async with aclosing(events):
+        async for event in events:
+            yield f"event: {event.type}\ndata: {event.model_dump_json(by_alias=True)}\n\n"
 
 
 def blank_request() -> Request:
@@ -307,14 +334,15 @@ def blank_request() -> Request:
     return Request({"type": "http", "headers": []})
 
 
-def token_counts(request: Request) -> tuple[int, int]:
-    """Returns the tokens of the prompt and of the answer of a stream that has ended.
+def token_counts(request: Request) -> tuple[int, int] | None:
+    """Returns the tokens of the prompt and of the answer of a stream that has ended; None if vLLM does not say, as for
+    the Responses API.
 
     Look at `RequestResponseMetadata` in `vllm.entrypoints.generate.base.protocol`, which vLLM's handlers leave on the
     HTTP request.
     """
     usage = request.state.request_metadata.final_usage_info
-    return (usage.prompt_tokens, usage.completion_tokens or 0) if usage else (0, 0)
+    return (usage.prompt_tokens, usage.completion_tokens or 0) if usage else None
 
 
 def error_response(cause: Exception | str, param: str | None = None) -> BaseModel:
@@ -332,3 +360,14 @@ def status_of(answer: BaseModel) -> int:
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
     return int(answer.error.code if isinstance(answer, ErrorResponse) else HTTPStatus.OK)
+
+
+def dumped(answer: BaseModel) -> dict[str, Any]:
+    """Returns the JSON of a handler's answer.
+
+    Look at the routers beside the serving classes: they differ in how they write what is not set.
+    """
+    from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensResponse, AnthropicMessagesResponse
+
+    without_unset = isinstance(answer, AnthropicMessagesResponse | AnthropicCountTokensResponse)
+    return answer.model_dump(mode="json", by_alias=True, exclude_none=without_unset)

@@ -39,10 +39,12 @@ from serve.pages.thumbs import thumbs_router
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router, Routes
 from serve.transport.gateway_end import ReplicaListener
-from serve.transport.messages import Endpoint
+from serve.transport.messages import Endpoint, EngineState
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
 
 READY_SECONDS = 5.0
+# Prometheus waits 10 s by itself.
+METRICS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ def gateway_app(
 
     @app.get("/metrics")
     async def prometheus() -> Response:
+        for name, states in zip(models, await asyncio.gather(*map(_engine_states, models.values())), strict=True):
+            if states:
+                metrics.show_engines(name, states)
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/openapi.json")
@@ -185,6 +190,14 @@ class Gateway:
             task.cancel()
         await self._clients.close()
         self._replicas.close()
+
+
+async def _engine_states(model: ModelEndpoint) -> list[EngineState]:
+    try:
+        return await asyncio.wait_for(model.engine_states(), METRICS_SECONDS)
+    except (RequestError, TimeoutError):
+        # The last known state stays, and `/ready` says that the model cannot be reached.
+        return []
 
 
 async def _readiness(model: ModelEndpoint) -> dict[str, Any]:

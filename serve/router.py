@@ -25,7 +25,7 @@ from serve.errors import RequestError
 from serve.http.auth import Caller
 from serve.http.limits import ConcurrencyLimit
 from serve.http.metrics import GatewayMetrics, label_values
-from serve.http.openapi import PATHS
+from serve.http.openapi import GET_ENDPOINTS, PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
 from serve.http.reservation import most_tokens
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
@@ -33,6 +33,8 @@ from serve.transport.pool import ModelEndpoint
 
 WEIGHTS_HEADER = "X-Triptych-Weights"
 MODEL_HEADER = "X-Triptych-Model"
+# Clients ask here without a model's name, as lm-eval does; the models of a run share a tokenizer.
+NAMELESS = frozenset[Endpoint]({"tokenize", "detokenize", "tokenizer_info"})
 # The caller of requests to shadow models, in the metrics.
 SHADOW = Caller("(shadow)")
 
@@ -149,8 +151,19 @@ class Router:
             async def answer(request: Request) -> Response:
                 return await self.answer(endpoint, request)
 
+        def add_get(endpoint: Endpoint, path: str) -> None:
+            @api.get(path, name=endpoint)
+            async def answer(request: Request) -> Response:
+                body = {"model": model} if (model := request.query_params.get("model")) else {}
+                return await self._answer(endpoint, body, request)
+
         for endpoint, path in PATHS.items():
-            add(endpoint, path)
+            (add_get if endpoint in GET_ENDPOINTS else add)(endpoint, path)
+
+        @api.post("/v1/embeddings")
+        async def no_embeddings() -> None:
+            raise RequestError(404, "the models of this server write and score; none makes embeddings", "NotFoundError")
+
         return api
 
     async def _alias_card(self, name: str) -> dict[str, Any]:
@@ -165,8 +178,12 @@ class Router:
 
         `NAME@VERSION` requires a version of the weights by the beginning of its checksum: any other one answers 404.
         """
+        return await self._answer(endpoint, await json_body(request), request)
+
+    async def _answer(self, endpoint: Endpoint, body: dict[str, Any], request: Request) -> Response:
         context: RequestContext = request.state.context
-        body = await json_body(request)
+        if endpoint in NAMELESS:
+            body.setdefault("model", "latest")
         name, version = _split_version(body.get("model"))
         route = self._routes.find(name)
         context.reserve(most_tokens(endpoint, body, self._context))
@@ -291,8 +308,9 @@ def _usage(endpoint: Endpoint, body: dict[str, Any], reply: Reply) -> Usage:
     """Returns the tokens of a complete response. Those of `/tokenize` and `/detokenize` count as a prompt's."""
     if endpoint == "detokenize" and reply.status == HTTPStatus.OK:
         return Usage(len(body["tokens"]), 0)
-    usage = reply.body.get("usage") or {"prompt_tokens": reply.body.get("count")}
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+    usage = reply.body.get("usage") or {"prompt_tokens": reply.body.get("count") or reply.body.get("input_tokens")}
+    read = usage.get("prompt_tokens") or usage.get("input_tokens")
+    return Usage(read or 0, usage.get("completion_tokens") or usage.get("output_tokens") or 0)
 
 
 async def _wait(work: Awaitable[Part]) -> Part:

@@ -20,8 +20,8 @@ import psutil
 import cluster
 from cluster.compat import (
     LOCAL_CLUSTER_ENV,
-    LOOPBACK_ENV,
     joined_session_folder,
+    listen_on_loopback,
     local_cluster_processes,
     quiet_session_loggers,
     session_folder_option,
@@ -82,8 +82,10 @@ def connect(settings: Cluster, object_store_gb: float = 1.0, modules: Sequence[P
     """
     inside_job = _is_cluster_address(os.environ.get("RAY_ADDRESS", ""))
     address = "auto" if inside_job else settings.address
-    for name, value in (ENVIRONMENT | (LOOPBACK_ENV if address == "local" else {})).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address == "local":
+        listen_on_loopback()
     _add_to_path(ROOT)
     if address != "local" and auth_token():
         # A cluster with a token asks for it; a driver sends it only in this mode, which Ray reads once.

@@ -6,7 +6,7 @@ authenticate with an annotator's token, or with a key that has the scope label.
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,11 +28,16 @@ CHAT, SCORE, ADMIN = frozenset({"chat"}), frozenset({"score"}), frozenset({"admi
 # /compare/ authenticate annotators themselves: a judgement carries the name of its person.
 ANNOTATOR_PATHS = ("/compare/*", "/label/*")
 READY = "/ready"
-PUBLIC_PATHS = ("/", "/health", READY, "/runs", "/compare", "/label", "/story", *ANNOTATOR_PATHS)
+# No model makes embeddings, which is no secret.
+PUBLIC_PATHS = ("/", "/health", READY, "/runs", "/compare", "/label", "/story", "/v1/embeddings", *ANNOTATOR_PATHS)
 # One of the scopes is enough. A path that ends with /* stands for all below it.
 REQUIRED_SCOPES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": CHAT,
+    "/v1/responses": CHAT,
+    "/v1/messages": CHAT,
+    "/v1/messages/count_tokens": CHAT,
+    "/tokenizer_info": CHAT,
     "/tokenize": CHAT,
     "/detokenize": CHAT,
     "/thumbs": CHAT,
@@ -195,6 +200,11 @@ def annotator_dependency(database: Feedback, annotator_of_key: Callable[[str], s
         return name
 
     return annotator
+
+
+def token_of(headers: Mapping[str, str]) -> str | None:
+    """Returns the key in a request's headers: `Authorization: Bearer KEY`, or Anthropic's `x-api-key`."""
+    return bearer(headers.get("authorization", "")) or headers.get("x-api-key", "").strip() or None
 
 
 def bearer(authorization: str) -> str | None:

@@ -22,6 +22,8 @@ BACKLOG = 1024
 UNREAD_SECONDS = 60.0
 # For a request's line and header fields; nginx allows 32 KB and 60 s.
 MAX_HEAD_BYTES, HEAD_SECONDS = 64 << 10, 10.0
+# Between a response to a request that is still being sent and the end of its connection.
+LINGER_SECONDS = 1.0
 # Each takes some 20 KB. Above it, the connection that has waited for a request longest is closed.
 MAX_CONNECTIONS = 1000
 
@@ -171,6 +173,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            # The rest of a refused body is not even read. The client gets time to read the response.
+            self.flow.pause_reading()
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            return
         if not self._is_answering() and not self.transport.is_closing():
             self._waiting[self] = None
 

@@ -1,13 +1,25 @@
 """Prometheus metrics of the gateway: requests, tokens and times, by key, model and version of the weights."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.http.request_context import RequestContext
+from serve.transport.messages import EngineState
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+# What is told of the engines, by the names of `EngineState`. The counts begin again with a replica.
+ENGINE = {
+    "running": "Requests whose tokens are computed, all replicas together.",
+    "waiting": "Requests in the engines' queues.",
+    "kv_cache_usage": "Share of the KV cache in use, of the fullest replica.",
+    "preemptions": "Requests whose cache was given up for others, since the replicas started.",
+    "prefix_tokens": "Tokens of prompts that were looked up in the prefix cache, since the replicas started.",
+    "prefix_hits": "Tokens of prompts that were found there, since the replicas started.",
+}
 
 
 def label_values(context: RequestContext) -> tuple[str, str, str]:
@@ -59,6 +71,10 @@ class GatewayMetrics:
         self._served = Gauge(
             "triptych_model_info", "The weights served.", ("model", "weights"), registry=self._registry
         )
+        self._engines = {
+            name: Gauge(f"triptych_engine_{name}", text, ("model",), registry=self._registry)
+            for name, text in ENGINE.items()
+        }
         for model, version in weights.items():
             self._served.labels(model, version or "").set(1)
 
@@ -75,6 +91,12 @@ class GatewayMetrics:
         """Records that another version of a model's weights is served from now on."""
         self._served.remove_by_labels({"model": model})
         self._served.labels(model, weights).set(1)
+
+    def show_engines(self, model: str, states: Sequence[EngineState]) -> None:
+        """Records the states of the engines of a model's replicas: sums, and of shares the largest."""
+        for name, gauge in self._engines.items():
+            values = [getattr(state, name) for state in states]
+            gauge.labels(model).set(max(values) if name == "kv_cache_usage" else sum(values))
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

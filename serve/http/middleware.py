@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from cluster.keys import Key
 from cluster.run.atomic import make_private
 from serve.errors import RequestError
-from serve.http.auth import Authorizer, bearer, path_pattern
+from serve.http.auth import Authorizer, path_pattern, token_of
 from serve.http.limits import MIN_BODY_BYTES, KeyLimits, body_too_large, bounded
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
@@ -105,9 +105,7 @@ class Middleware:
             await self.app(scope, bounded(receive, self._max_body), send)
 
     def _admit(self, context: RequestContext, headers: Mapping[str, str]) -> None:
-        context.caller = self._authorizer.admit(
-            context.path, bearer(headers.get("authorization", "")), headers.get("host", "")
-        )
+        context.caller = self._authorizer.admit(context.path, token_of(headers), headers.get("host", ""))
         if key := context.caller.key:
             self._limits.start_request(key)
             context.reserve = partial(self._reserve, context, key)

@@ -9,10 +9,16 @@ from serve.transport.messages import Endpoint
 PATHS: Mapping[Endpoint, str] = {
     "chat/completions": "/v1/chat/completions",
     "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "messages/count_tokens": "/v1/messages/count_tokens",
     "score": "/v1/score",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
+    "tokenizer_info": "/tokenizer_info",
 }
+# Endpoints without a body, whose model is in the query.
+GET_ENDPOINTS: frozenset[Endpoint] = frozenset({"tokenizer_info"})
 READ = ("/health", "/ready", "/metrics", "/v1/models")
 REFERENCE = "#/components/schemas/{model}"
 REFUSALS = {
@@ -38,7 +44,12 @@ def openapi(schemas: Mapping[Endpoint, dict[str, Any]]) -> dict[str, Any]:
     paths: dict[str, Any] = {path: {"get": {"responses": _responses(["401", "403"])}} for path in READ}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/v1/models/{name}"] = {"get": {"parameters": [name], "responses": _responses(["401", "403", "404"])}}
+    model = {"name": "model", "in": "query", "schema": {"type": "string"}}
+    for endpoint in GET_ENDPOINTS & schemas.keys():
+        paths[PATHS[endpoint]] = {"get": {"parameters": [model], "responses": _responses(["401", "403", "404"])}}
     for endpoint, schema in schemas.items():
+        if endpoint in GET_ENDPOINTS:
+            continue
         definitions |= schema.get("$defs", {})
         body = {key: value for key, value in schema.items() if key != "$defs"}
         asked = {"required": True, "content": {"application/json": {"schema": body}}}

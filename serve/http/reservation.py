@@ -20,14 +20,16 @@ def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
         context: the most tokens of a prompt and its answer together.
     """
     prompts = _prompts(endpoint, body)
-    if endpoint in ("tokenize", "detokenize"):
+    if endpoint in ("tokenize", "detokenize", "messages/count_tokens"):
         # These alone take more than the context.
         return sum(map(_size, prompts))
     if endpoint == "score":
         return sum(min(context, _size(prompt)) for prompt in prompts)
     answers = max(1, _number(body.get("n"), 1))
     default = COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else context
-    asked = _number(body.get("max_completion_tokens"), _number(body.get("max_tokens"), default))
+    asked = default
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        asked = _number(body.get(name), asked)
     return sum(min(answers * context, min(context, _size(prompt)) + answers * max(0, asked)) for prompt in prompts)
 
 
@@ -38,7 +40,10 @@ def _prompts(endpoint: Endpoint, body: dict[str, Any]) -> list[Any]:
     if endpoint == "detokenize":
         return [body.get("tokens")]
     if "messages" in body:
-        return [[body["messages"], body.get("tools"), body.get("documents")]]
+        system = [body["system"]] if "system" in body else []
+        return [[body["messages"], body.get("tools"), body.get("documents"), *system]]
+    if endpoint == "responses":
+        return [[body.get("input"), body.get("instructions"), body.get("tools")]]
     prompt = body.get("prompt")
     return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
 

@@ -54,6 +54,9 @@ class LoraModel:
         """Returns 0: the engine counts its adapters' requests with its own."""
         return 0
 
+    def engine_state(self) -> None:
+        """Returns None: the engine is its model's."""
+
     async def check_health(self) -> None:
         """Does nothing: the engine is checked by itself."""
 

@@ -4,6 +4,7 @@ vLLM reports the usage of a request with its last output, which a client that ha
 `stream_interval` or `n` its outputs lag behind what is computed.
 """
 
+import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -26,6 +27,7 @@ class MeteredLLM(AsyncLLM):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._tallies: dict[str, Tally] = {}
+        self._numbers = itertools.count()
         self._process_outputs = self.output_processor.process_outputs
         self.output_processor.process_outputs = self._count_and_process  # type: ignore[method-assign, assignment]
 
@@ -33,6 +35,8 @@ class MeteredLLM(AsyncLLM):
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yields the outputs of a request, as `AsyncLLM.generate`."""
+        # Clients may choose an id, and several the same.
+        request_id = f"{request_id}-{next(self._numbers)}"
         tally = self._tallies[request_id] = TALLY.get(Tally())
         if isinstance(prompt, dict):
             tally.prompt_tokens += len(prompt.get("prompt_token_ids") or ())

@@ -44,6 +44,7 @@ class ReplicaServer:
         return ReplicaStatus(
             {name: model.weights_version() for name, model in models},
             {name: model.requests() for name, model in models},
+            {name: state for name, model in models if (state := model.engine_state())},
         )
 
     async def drain(self) -> None:

@@ -21,7 +21,7 @@ VALUES_PER_TOKEN = 6
 # Names that chat templates read, and that requests set in fields of their own.
 OWN_FIELDS = frozenset({"messages", "tools"})
 # Fields that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
-FORMS = ("response_format", "structured_outputs", "tools")
+FORMS = ("response_format", "structured_outputs", "text", "output_config", "tools")
 # Fields with one text or a list, each of which is searched for in every answer or tokenized before it.
 MAX_TEXTS = {"stop": 32, "bad_words": 256}
 
@@ -107,8 +107,10 @@ def forced_form(body: Mapping[str, Any]) -> str | None:
     """Returns the field of a request that restricts the answer to a grammar; None if there is none."""
     for field in FORMS:
         given = body.get(field)
+        if field in ("text", "output_config"):
+            given = given.get("format") if isinstance(given, dict) else None
         free = isinstance(given, dict) and given.get("type") == "text"
-        if given and not free and not (field == "tools" and body.get("tool_choice") == "none"):
+        if given and not free and not (field == "tools" and body.get("tool_choice") in ("none", {"type": "none"})):
             return field
     return None
 

@@ -130,6 +130,9 @@ class RewardScorer:
         """Returns how many requests wait or run."""
         return self.running
 
+    def engine_state(self) -> None:
+        """Returns None: it has no engine."""
+
     async def check_health(self) -> None:
         """Does nothing: it answers as long as its process lives."""
 

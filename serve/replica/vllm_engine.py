@@ -24,12 +24,23 @@ from cluster.runtime.plan import Allocation
 from serve import compat
 from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
+from serve.replica.engine_stats import EngineStats, state_of
 from serve.replica.lora import adapter_rank
 from serve.replica.metered_llm import MeteredLLM
 from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
-from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
+from serve.transport.messages import (
+    TALLY,
+    Endpoint,
+    EngineState,
+    Part,
+    PromotionResult,
+    Reply,
+    ResponseStart,
+    Tally,
+    Usage,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -139,6 +150,13 @@ def engine_arguments(model: Path, context: int, allocation: Allocation) -> Async
     return arguments
 
 
+def _start(arguments: AsyncEngineArgs, allocation: Allocation, thread: ThreadPoolExecutor) -> MeteredLLM:
+    stats: list[Any] = [EngineStats]
+    if allocation.gpus:
+        return MeteredLLM.from_engine_args(arguments, stat_loggers=stats)
+    return start_in_process(arguments, thread, stats)
+
+
 def is_chat_tuned(tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> bool:
     """Returns whether a model ends its turns: its template closes a turn with a token that ends generation."""
     if not tokenizer.chat_template:
@@ -180,7 +198,7 @@ class VllmEngine:
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = compat.max_lora_rank(max(map(adapter_rank, adapters.values())))
-        self.engine = MeteredLLM.from_engine_args(arguments) if allocation.gpus else start_in_process(arguments, thread)
+        self.engine = _start(arguments, allocation, thread)
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
         variables = compat.template_variables(tokenizer.chat_template)
@@ -222,7 +240,7 @@ class VllmEngine:
 
     async def _parts(self, endpoint: Endpoint, body: dict[str, Any], request: InflightRequest) -> AsyncGenerator[Part]:
         request_type, handler = self.openai.handlers[endpoint]
-        http = compat.blank_request()
+        http, tally = compat.blank_request(), TALLY.get(Tally())
         try:
             answer = await handler(request_type.validate_python(body), http)
         except ValidationError as error:
@@ -243,7 +261,8 @@ class VllmEngine:
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
-            yield Usage(*compat.token_counts(http), request.mixed)
+            read, written = compat.token_counts(http) or (tally.prompt_tokens, tally.completion_tokens)
+            yield Usage(read, written, request.mixed)
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """Loads another version of the weights. Answers in progress go on, their tokens so far pre-filled again.
@@ -291,13 +310,17 @@ class VllmEngine:
         """Returns how many requests wait or run; each of a request's `n` answers counts."""
         return compat.unfinished_requests(self.engine)
 
+    def engine_state(self) -> EngineState:
+        """Returns the state of its engine."""
+        return state_of(self.engine)
+
     def close(self) -> None:
         """Ends the engine's own process, if it has one."""
         self.engine.shutdown()
 
 
 def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
-    return Reply(compat.status_of(answer), answer.model_dump(), weights)
+    return Reply(compat.status_of(answer), compat.dumped(answer), weights)
 
 
 def _explain(error: ValidationError) -> BaseModel:

@@ -18,7 +18,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
@@ -98,10 +97,17 @@ class ThreadedCore(InprocClient):
                 return outputs
 
 
-def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> AsyncLLM:
+def start_in_process(
+    arguments: AsyncEngineArgs, thread: ThreadPoolExecutor, stat_loggers: list[Any] | None = None
+) -> MeteredLLM:
     """Returns an engine whose engine core runs in one thread of this process. Needs a running event loop.
 
     Engines of one process have to share the thread: vLLM keeps the batch that it computes in a global of its module.
+
+    Args:
+        arguments: vLLM's arguments.
+        thread: the thread.
+        stat_loggers: vLLM's classes of loggers that are given the state after each step.
     """
 
     def make(vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool, **_: Any) -> ThreadedCore:
@@ -109,4 +115,4 @@ def start_in_process(arguments: AsyncEngineArgs, thread: ThreadPoolExecutor) -> 
         return ThreadedCore(thread, vllm_config, executor_class, log_stats)
 
     with core_client(make):
-        return MeteredLLM.from_engine_args(arguments)
+        return MeteredLLM.from_engine_args(arguments, stat_loggers=stat_loggers)

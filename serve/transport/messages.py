@@ -2,11 +2,21 @@
 
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Endpoint = Literal["chat/completions", "completions", "tokenize", "detokenize", "score"]
+Endpoint = Literal[
+    "chat/completions",
+    "completions",
+    "responses",
+    "messages",
+    "messages/count_tokens",
+    "tokenize",
+    "detokenize",
+    "tokenizer_info",
+    "score",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,27 @@ class PromotionResult:
     error: str | None = None
 
 
+@dataclass
+class EngineState:
+    """The state of a model's engine.
+
+    Attributes:
+        running: requests whose tokens it computes; each of a request's `n` answers counts.
+        waiting: requests in its queue.
+        kv_cache_usage: the share of the KV cache that is in use.
+        preemptions: how often it gave up a request's cache for others, to compute it again.
+        prefix_tokens: tokens of prompts that it looked up in the prefix cache.
+        prefix_hits: those of them that it found there.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0
+    preemptions: int = 0
+    prefix_tokens: int = 0
+    prefix_hits: int = 0
+
+
 @dataclass(frozen=True)
 class ReplicaStatus:
     """The state of one replica.
@@ -77,10 +108,12 @@ class ReplicaStatus:
     Attributes:
         weights: the version of every model's weights.
         requests: how many requests of each model wait or run.
+        engines: the state of each model's engine, for models that have one of their own.
     """
 
     weights: dict[str, str]
     requests: dict[str, int]
+    engines: dict[str, EngineState] = field(default_factory=dict)
 
 
 class ServedModel(Protocol):
@@ -106,6 +139,9 @@ class ServedModel(Protocol):
 
     def requests(self) -> int:
         """Returns how many requests wait or run."""
+
+    def engine_state(self) -> EngineState | None:
+        """Returns the state of its engine; None if it has none of its own."""
 
     async def check_health(self) -> None:
         """Raises if the model cannot answer any more."""

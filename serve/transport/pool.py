@@ -17,7 +17,15 @@ from ray.serve.handle import DeploymentHandle
 from serve.compat import call_every_replica
 from serve.errors import RequestError
 from serve.transport.gateway_end import End, GatewayConnection, ReplicaListener, RequestFailed
-from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ResponseStart, Usage
+from serve.transport.messages import (
+    Endpoint,
+    EngineState,
+    Part,
+    PromotionResult,
+    ReplicaStatus,
+    ResponseStart,
+    Usage,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -190,6 +198,9 @@ class ModelEndpoint(Protocol):
     async def requests(self) -> list[int]:
         """Returns how many requests each of its replicas works on."""
 
+    async def engine_states(self) -> list[EngineState]:
+        """Returns the states of its replicas' engines; none if another model's engine answers for it."""
+
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """Loads another version of the weights."""
 
@@ -248,6 +259,11 @@ class RemoteModel:
     async def requests(self) -> list[int]:
         """See `ModelEndpoint`."""
         return [replica.requests[self._name] for replica in await self._pool.statuses()]
+
+    async def engine_states(self) -> list[EngineState]:
+        """See `ModelEndpoint`."""
+        replicas = await self._pool.statuses()
+        return [replica.engines[self._name] for replica in replicas if self._name in replica.engines]
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """See `ModelEndpoint`."""

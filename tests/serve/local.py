@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from serve.gateway import Settings, gateway_app
-from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
+from serve.transport.messages import Endpoint, EngineState, Part, PromotionResult, Reply, Usage
 from serve.transport.pool import GivenUp, ignore
 
 
@@ -59,6 +59,9 @@ class Parrot:
 
     async def requests(self) -> list[int]:
         return [0]
+
+    async def engine_states(self) -> list[EngineState]:
+        return []
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")

@@ -16,7 +16,7 @@ from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
 from serve.router import Router, Routes
-from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, Usage
+from serve.transport.messages import Endpoint, EngineState, Part, PromotionResult, Reply, Usage
 from serve.transport.pool import GivenUp, ignore
 
 
@@ -39,6 +39,9 @@ class Scripted:
 
     async def requests(self) -> int:
         return 0
+
+    async def engine_states(self) -> list[EngineState]:
+        return []
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         raise NotImplementedError(f"{folder} {weights}")

@@ -66,6 +66,36 @@ def test_answers_say_who_gave_them_and_tokens_are_counted(server: Server, client
     assert after["completion"] - before.get("completion", 0) == 3 * used.completion_tokens
 
 
+def engines(server: Server) -> dict[str, float]:
+    """The state of the model's engine, as /metrics shows it."""
+    text = httpx.get(f"{server.url}/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    prefix = "triptych_engine_"
+    return {
+        one.name.removeprefix(prefix): one.value
+        for one in samples
+        if one.labels.get("model") == MODEL and prefix in one.name
+    }
+
+
+def test_the_state_of_the_engine_is_in_the_metrics(server: Server) -> None:
+    prompt = {"prompt": "She sells sea shells " * 60}
+    before = engines(server)
+    body = {"model": MODEL, "max_tokens": 900, "ignore_eos": True, "n": 3, "temperature": 1, **prompt}
+    sent = json.dumps(body).encode()
+    with connection(server, head(len(sent)) + sent):
+        end = time.monotonic() + 20
+        while (state := engines(server))["running"] < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert (state["running"], state["waiting"]) == (3, 0)
+        assert 0 < state["kv_cache_usage"] < 0.5
+    # Of the answers, all but the first find the prompt in the cache.
+    assert state["prefix_hits"] - before["prefix_hits"] > 0.4 * (state["prefix_tokens"] - before["prefix_tokens"]) > 0
+    while engines(server)["running"] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (engines(server)["running"], engines(server)["preemptions"]) == (0, 0)
+
+
 def test_a_large_body_is_refused(server: Server) -> None:
     headers = {"Content-Type": "application/json"}
     # The server may also hang up on a client that goes on sending.

@@ -36,6 +36,11 @@ TABLE = {
     ("GET", "/v1/models/{name}"): ANY,
     ("POST", "/v1/chat/completions"): CHAT,
     ("POST", "/v1/completions"): CHAT,
+    ("POST", "/v1/responses"): CHAT,
+    ("POST", "/v1/messages"): CHAT,
+    ("POST", "/v1/messages/count_tokens"): CHAT,
+    ("POST", "/v1/embeddings"): None,
+    ("GET", "/tokenizer_info"): CHAT,
     ("POST", "/tokenize"): CHAT,
     ("POST", "/detokenize"): CHAT,
     ("POST", "/thumbs"): CHAT,
@@ -138,6 +143,17 @@ async def test_one_person_on_a_laptop_needs_no_key_until_one_is_made(tmp_path: P
         ring.revoke("ann", by="test")
         assert (await client.get("/v1/models", headers=headers)).status_code == 401
         assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_a_key_may_come_in_the_header_of_anthropics_clients(tmp_path: Path, ring: KeyRing) -> None:
+    token = make(ring, "ann", "chat")
+    async with asking(settings(tmp_path)) as client:
+        for headers, status in (
+            ({"x-api-key": token}, 200),
+            ({"x-api-key": "tri-guess"}, 401),
+            ({"x-api-key": ""}, 401),
+        ):
+            assert (await client.get("/v1/models", headers=headers)).status_code == status
 
 
 async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:

@@ -192,6 +192,29 @@ def is_closed(client: socket.socket) -> bool:
         return True
 
 
+async def test_a_refused_body_is_not_read_to_its_end() -> None:
+    port = free_port()
+    listener = Listener(gateway_app({"parrot": Parrot()}, Settings()), "127.0.0.1", port, stop_seconds=1)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        fields = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d" % (400 << 20)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\n" + fields + b"\r\n\r\n")
+        assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
+        sent, block = 0, bytes(1 << 20)
+        with suppress(ConnectionError, TimeoutError):
+            while sent < 400 << 20:
+                writer.write(block)
+                async with asyncio.timeout(5):
+                    await writer.drain()
+                sent += len(block)
+        assert sent < 50 << 20
+        writer.close()
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+    finally:
+        await listener.close()
+
+
 async def test_https_with_the_owners_certificate(tmp_path: Path) -> None:
     (certificate, key), (other, _) = (write_certificate(tmp_path / name) for name in ("own", "other"))
     port, run = free_port(), RunFolder(tmp_path / "run")

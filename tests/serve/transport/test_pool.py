@@ -15,7 +15,7 @@ from serve.errors import RequestError
 from serve.replica.replica import ReplicaServer
 from serve.transport import pool
 from serve.transport.gateway_end import ReplicaListener
-from serve.transport.messages import TALLY, Endpoint, Part, PromotionResult, Reply, ResponseStart, Usage
+from serve.transport.messages import TALLY, Endpoint, EngineState, Part, PromotionResult, Reply, ResponseStart, Usage
 from serve.transport.pool import RemoteModel, ReplicaPool
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +86,9 @@ class Counting:
 
     def requests(self) -> int:
         return self.open
+
+    def engine_state(self) -> EngineState:
+        return EngineState(running=self.open)
 
     async def check_health(self) -> None:
         pass

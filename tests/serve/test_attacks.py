@@ -1,0 +1,30 @@
+"""The attacks on one server that once hurt all its clients, side by side, beside a client that means no harm."""
+
+import psutil
+import pytest
+
+from infra.bench.attacks import measure
+from infra.bench.servers.attackers import ATTACKS
+from tests.serve.conftest import Server
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = 3
+MEMORY = 100 << 20
+
+
+def test_what_others_notice_of_attacks(server: Server) -> None:
+    """Other processes of the machine disturb a round, but no attack may disturb all."""
+    family = psutil.Process().children(recursive=True)
+    replicas = [process for process in family if "ServeReplica" in " ".join(process.cmdline())]
+    assert len(replicas) == 2
+    rounds = []
+    for _ in range(ROUNDS):
+        found = measure(server.port, "policy", replicas, alone=1, seconds=3)
+        rounds.append(found)
+        assert found.grown < MEMORY, found
+        assert found.outcomes.keys() == ATTACKS.keys()
+        assert all(outcomes for outcomes in found.outcomes.values()), found
+        if found.attacked < 3 * found.alone:
+            return
+    pytest.fail(f"the client waited longer: {rounds}")
