@@ -42,6 +42,10 @@ class Key:
         revoked: time of its revocation, or None.
         requests_per_minute: the most requests, or None for no limit.
         tokens_per_minute: the most tokens, of prompts and answers together, or None for no limit.
+        expires: time from which it is not valid any more, or None.
+        max_parallel_requests: the most requests at once, or None for no limit.
+        token_budget: the most tokens, of prompts and answers together, as long as the key is valid, or None for no
+            limit.
     """
 
     name: str
@@ -51,6 +55,14 @@ class Key:
     revoked: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    expires: float | None = None
+    max_parallel_requests: int | None = None
+    token_budget: int | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked is None and (self.expires is None or time.time() < self.expires)
 
     def fits(self, token: str) -> bool:
         """Tells in constant time whether a token is this key."""
@@ -100,12 +112,18 @@ class KeyRing:
         """Finds the valid key of a token, in a time that does not depend on the token."""
         digest, found = token_digest(token), None
         for key in self.all():
-            if hmac.compare_digest(key.digest, digest) and key.revoked is None:
+            if hmac.compare_digest(key.digest, digest) and key.valid:
                 found = key
         return found
 
     def add(
-        self, name: str, scopes: Sequence[str], requests_per_minute: int | None, tokens_per_minute: int | None, by: str
+        self,
+        name: str,
+        scopes: Sequence[str],
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        by: str,
+        **limits: Any,
     ) -> str:
         """Creates a key.
 
@@ -115,6 +133,7 @@ class KeyRing:
             requests_per_minute: the most requests, or None for no limit.
             tokens_per_minute: the most tokens, or None for no limit.
             by: the author of the change, for the audit log.
+            limits: further limits: the attributes `expires`, `max_parallel_requests` and `token_budget` of `Key`.
 
         Returns:
             the key itself. Only its hash is stored.
@@ -129,9 +148,10 @@ class KeyRing:
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
         key, token = new_key(name, ordered)
         with self._change() as keys:
-            if any(key.name == name and key.revoked is None for key in keys):
+            if any(key.name == name and key.valid for key in keys):
                 raise UserError(f"there is a key {name} already; `triptych key revoke {name!r}` ends it")
-            keys.append(replace(key, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute))
+            limits |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+            keys.append(replace(key, **limits))
         audit(self._folder, by, "key add", name=name, scopes=ordered)
         return token
 

@@ -25,6 +25,7 @@ from serve.compat import listen_on_node_address
 from serve.errors import RequestError
 from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
+from serve.http.budgets import TokenBudgets
 from serve.http.limits import body_limit
 from serve.http.listener import Listener
 from serve.http.metrics import GatewayMetrics
@@ -142,7 +143,7 @@ def gateway_app(
         app.include_router(runs_router(settings.run))
         app.include_router(admin_router(run, stores, models, weights, metrics, read_states))
     log = settings.run / "access.jsonl" if settings.run else None
-    return Middleware(app, authorizer, metrics, log, body_limit(settings.context))
+    return Middleware(app, authorizer, metrics, log, body_limit(settings.context), TokenBudgets(settings.run))
 
 
 class Gateway:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
-from cluster.keys import SCOPES, KeyRing
+from cluster.keys import SCOPES, Key, KeyRing
 from pipelines.cli.feedback import RunOption
 
 keys = typer.Typer(
     no_args_is_help=True, help="API keys of a run: the parts of its server that they open, and their limits."
 )
+
+DAY_SECONDS = 24 * 60 * 60.0
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the holder of the key, as logs and metrics show them")]
 Requests = Annotated[int | None, typer.Option(help="most requests; no limit by default", min=1)]
@@ -31,9 +33,25 @@ def add(
     ],
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
+    days: Annotated[float | None, typer.Option(help="days until it expires; never by default", min=0)] = None,
+    max_parallel_requests: Annotated[
+        int | None, typer.Option(help="most requests at once; no limit by default", min=1)
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="most tokens in its lifetime; no limit by default", min=1)
+    ] = None,
 ) -> None:
     """Create a key and print it, once. From the first key on, the server of the run asks everyone for a key."""
-    token = _ring(run).add(name, scope, requests_per_minute, tokens_per_minute, _user())
+    token = _ring(run).add(
+        name,
+        scope,
+        requests_per_minute,
+        tokens_per_minute,
+        _user(),
+        expires=None if days is None else time.time() + days * DAY_SECONDS,
+        max_parallel_requests=max_parallel_requests,
+        token_budget=token_budget,
+    )
     print(f"{token}\nThis is {name}'s key. It is shown once: only its hash is stored.")
 
 
@@ -41,10 +59,14 @@ def add(
 def names(run: RunOption) -> None:
     """List every key with its scopes and limits."""
     for key in _ring(run).all():
-        limits = ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens"))
-        most = ", ".join(f"{count} {what} a minute" for count, what in limits if count) or "no limit"
-        state = "valid" if key.revoked is None else f"revoked {_day(key.revoked)}"
-        print(f"{key.name}\t{','.join(key.scopes)}\t{most}\tmade {_day(key.made)}\t{state}")
+        limits = (
+            (key.requests_per_minute, "requests a minute"),
+            (key.tokens_per_minute, "tokens a minute"),
+            (key.max_parallel_requests, "requests at once"),
+            (key.token_budget, "tokens in all"),
+        )
+        most = ", ".join(f"{count} {what}" for count, what in limits if count) or "no limit"
+        print(f"{key.name}\t{','.join(key.scopes)}\t{most}\tmade {_day(key.made)}\t{_state(key)}")
 
 
 @keys.command("revoke")
@@ -58,6 +80,14 @@ def _ring(run: Path) -> KeyRing:
     if not run.is_dir():
         raise UserError(f"{run} is not a run folder: `triptych run RECIPE` makes one")
     return KeyRing(run)
+
+
+def _state(key: Key) -> str:
+    if key.revoked is not None:
+        return f"revoked {_day(key.revoked)}"
+    if key.expires is None:
+        return "valid"
+    return f"{'valid until' if key.valid else 'expired'} {_day(key.expires)}"
 
 
 def _user() -> str:

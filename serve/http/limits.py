@@ -49,19 +49,23 @@ class TokenBucket:
 
 
 class KeyLimits:
-    """The requests and tokens per minute of every key, in this process."""
+    """The requests and tokens per minute of every key, and its requests at once, in this process."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._running = Counter[str]()
 
     def start_request(self, key: Key) -> None:
-        """Counts one request.
+        """Counts one request, until `end_request`.
 
         Raises:
-            RequestError: 429, the key has used up its requests or tokens; `Retry-After` says for how long.
+            RequestError: 429, the key has used up its requests or tokens, or has too many requests at once;
+                `Retry-After` says for how long.
         """
         now = self._clock()
+        if key.max_parallel_requests is not None and self._running[key.digest] >= key.max_parallel_requests:
+            raise _too_many(f"this key may have {key.max_parallel_requests} requests at once", RETRY_SECONDS)
         requests = self._bucket(key, "requests", key.requests_per_minute)
         tokens = self._bucket(key, "tokens", key.tokens_per_minute)
         for what, bucket in (("requests", requests), ("tokens", tokens)):
@@ -69,6 +73,11 @@ class KeyLimits:
                 raise _too_many(f"this key may use {bucket.per_minute} {what} a minute", wait)
         if requests:
             requests.take(1, now)
+        self._running[key.digest] += 1
+
+    def end_request(self, key: Key) -> None:
+        """Counts one request less in progress."""
+        self._running[key.digest] -= 1
 
     def reserve_tokens(self, key: Key, tokens: int) -> None:
         """Takes the most tokens that a request may use, before it starts: requests at the same time see it.

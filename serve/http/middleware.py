@@ -21,6 +21,7 @@ from cluster.keys import Key
 from cluster.run.atomic import make_private
 from serve.errors import RequestError
 from serve.http.auth import Authorizer, path_pattern, token_of
+from serve.http.budgets import TokenBudgets
 from serve.http.limits import MIN_BODY_BYTES, KeyLimits, body_too_large, bounded
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
@@ -52,6 +53,7 @@ class Middleware:
         metrics: count the requests.
         log: the file of the access log; None for no log.
         max_body: the most bytes of a request's body.
+        budgets: the tokens that keys have used; None if no route uses tokens.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Middleware:
         metrics: GatewayMetrics,
         log: Path | None,
         max_body: int = MIN_BODY_BYTES,
+        budgets: TokenBudgets | None = None,
     ) -> None:
         self.app, self._authorizer, self._metrics, self._max_body = app, authorizer, metrics, max_body
-        self._limits = KeyLimits()
+        self._limits, self._budgets = KeyLimits(), budgets or TokenBudgets(None)
         self._log = access_log(log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,6 +111,7 @@ class Middleware:
         context.caller = self._authorizer.admit(context.path, token_of(headers), headers.get("host", ""))
         if key := context.caller.key:
             self._limits.start_request(key)
+            context.cleanup.callback(self._limits.end_request, key)
             context.reserve = partial(self._reserve, context, key)
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "send the request without Content-Encoding", "UnsupportedMediaTypeError")
@@ -116,13 +120,19 @@ class Middleware:
             raise body_too_large(self._max_body)
 
     def _reserve(self, context: RequestContext, key: Key, tokens: int) -> None:
-        self._limits.reserve_tokens(key, tokens)
+        self._budgets.reserve(key, tokens)
+        try:
+            self._limits.reserve_tokens(key, tokens)
+        except RequestError:
+            self._budgets.settle(key, tokens, 0)
+            raise
         context.reserved += tokens
 
     def _record(self, context: RequestContext) -> None:
         if context.caller.key:
             used = context.prompt_tokens + context.completion_tokens
             self._limits.settle_tokens(context.caller.key, context.reserved, used)
+            self._budgets.settle(context.caller.key, context.reserved, used)
         seconds = time.monotonic() - context.start
         self._metrics.count(context, path_pattern(context.path))
         # As JSON, which escapes line breaks: no path can add a line of its own.

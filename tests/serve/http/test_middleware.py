@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import json
 import logging
+import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.errors import UserError
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
-from serve.gateway import Settings
+from serve.gateway import Settings, gateway_app
 from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
 from tests.serve.local import Parrot, asking, prompt
@@ -201,6 +204,48 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
         reply = await client.post(ASK, json=prompt("a", max_tokens=30))
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "14")
         assert (await client.post(ASK, json=prompt("a", max_tokens=20))).status_code == 200
+
+
+async def test_a_key_expires_and_has_so_many_requests_at_once(tmp_path: Path) -> None:
+    ring, model = KeyRing(tmp_path), Parrot()
+    old = ring.add("old", ["chat"], None, None, by="test", expires=time.time() - 1)
+    ring.add("old", ["chat"], None, None, by="test", expires=time.time() + 3600)
+    one = ring.add("one", ["chat"], None, None, by="test", max_parallel_requests=1)
+    async with asking(Settings(tmp_path), key=old) as client:
+        assert (await client.get("/v1/models")).status_code == 401
+    async with asking(Settings(tmp_path), model, key=one) as client:
+        waiting = asyncio.create_task(client.post(ASK, json=prompt("wait")))
+        await asyncio.sleep(0.1)
+        reply = await client.get("/v1/models")
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+        model.go_on.set()
+        assert (await waiting).status_code == 200
+        for _ in range(2):
+            assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_a_budget_outlives_the_server(tmp_path: Path) -> None:
+    token = KeyRing(tmp_path).add("ann", ["chat"], None, None, by="test", token_budget=40)
+    model = Parrot()
+    async with asking(Settings(tmp_path), model, key=token) as client:
+        # At once each may use 1 + 20 tokens: the second does not fit beside the first.
+        waiting = asyncio.create_task(client.post(ASK, json=prompt("wait", max_tokens=20)))
+        await asyncio.sleep(0.1)
+        reply = await client.post(ASK, json=prompt("a", max_tokens=20))
+        assert (reply.status_code, reply.json()["error"]["type"]) == (429, "InsufficientQuotaError")
+        model.go_on.set()
+        assert (await waiting).status_code == 200
+        # 1 + 1 so far.
+        assert (await client.post(ASK, json=prompt("a b c", max_tokens=3))).status_code == 200
+        await asyncio.sleep(1.2)
+    assert stat.S_IMODE((tmp_path / "usage.json").stat().st_mode) == 0o600
+    async with asking(Settings(tmp_path), model, key=token) as client:
+        # 8 of 40 are used.
+        for most, status in ((32, 429), (31, 200), (30, 429), (29, 200)):
+            assert (await client.post(ASK, json=prompt("a", max_tokens=most))).status_code == status, most
+    (tmp_path / "usage.json").write_text("[]")
+    with pytest.raises(UserError, match=r"usage\.json is damaged"):
+        gateway_app({}, Settings(tmp_path))
 
 
 @pytest.mark.parametrize("stream", [True, False])
