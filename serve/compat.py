@@ -8,7 +8,7 @@ Importing this file does not import vLLM, which costs 15 s of CPU time: the gate
 """
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -141,23 +141,47 @@ def engine_environment(share: Allocation) -> dict[str, str]:
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
-def tool_options(parser: str | None) -> dict[str, Any]:
-    """Returns the keyword arguments for vLLM's serving classes with which a model calls tools.
+def parser_options(tools: str | None, reasoning: str | None) -> dict[str, Any]:
+    """Returns the keyword arguments for vLLM's serving classes with which a model calls tools and reasons.
 
-    Look at `ToolParserManager`, and at the arguments of `OpenAIServingChat` and `OnlineRenderer`.
+    Look at `ToolParserManager` and `ReasoningParserManager`, and at the arguments of `OpenAIServingChat` and
+    `OnlineRenderer`.
+
+    Args:
+        tools: vLLM's name for the format of tool calls; None for a model without.
+        reasoning: vLLM's name for the format of reasoning; None for a model without.
 
     Raises:
-        UserError: vLLM has no parser of this name.
+        UserError: vLLM has no parser of such a name.
     """
+    from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    if parser is None:
-        return {}
-    known = ToolParserManager.list_registered()
-    if parser not in known:
-        raise UserError(f"serve.tool_parser: vLLM has no parser {parser!r}; it has {', '.join(sorted(known))}")
-    # The arguments of every call follow its schema, also where the client did not set `strict`.
-    return {"enable_auto_tools": True, "tool_parser": parser, "tool_strict_level": "parameter"}
+    options: dict[str, Any] = {}
+    if tools is not None:
+        _require("serve.tool_parser", tools, ToolParserManager.list_registered())
+        # The arguments of every call follow its schema, also where the client did not set `strict`.
+        options |= {"enable_auto_tools": True, "tool_parser": tools, "tool_strict_level": "parameter"}
+    if reasoning is not None:
+        _require("serve.reasoning_parser", reasoning, ReasoningParserManager.list_registered())
+        options["reasoning_parser"] = reasoning
+    return options
+
+
+def require_quantization(name: str) -> None:
+    """Checks that vLLM has a method of quantization. Look at `QuantizationMethods`.
+
+    Raises:
+        UserError: it has none of this name.
+    """
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    _require("serve.engine.quantization", name, QUANTIZATION_METHODS)
+
+
+def _require(key: str, name: str, known: Iterable[str]) -> None:
+    if name not in (names := sorted(known)):
+        raise UserError(f"{key}: vLLM has no {name!r}; it has {', '.join(names)}")
 
 
 def template_variables(template: str | Mapping[str, str] | None) -> set[str]:
@@ -270,7 +294,7 @@ def openai_serving(
         engine: the engine that answers.
         name: the name that clients use for the model.
         adapters: the folders of the adapters, by their names. `models.init_static_loras` loads them.
-        tools: the result of `tool_options`.
+        tools: the result of `parser_options`.
     """
     from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages

@@ -75,7 +75,7 @@ def deploy(
         context: the most tokens of a request, prompt and answer together.
         deadline: seconds to wait until all models answer.
         settings: the gateway's settings.
-        section: the recipe's section, for the number of replicas, the adapters and the tool parser.
+        section: the recipe's section, for the number of replicas, the adapters and the engines.
         name: the application's name in Ray Serve.
 
     Raises:
@@ -125,7 +125,7 @@ def application(
         placed = deployed(Replica).options(name="-".join(group), ray_actor_options=options)
         adapters = {model: adapters_of(model, section) for model in group}
         names = [*group, *(name for found in adapters.values() for name in found)]
-        deployments.append((placed.bind(group, context, allocation, section.tool_parser, adapters), names))
+        deployments.append((placed.bind(group, context, allocation, section, adapters), names))
     settings = replace(settings, context=context)
     start_seconds = None if section.min_replicas else deadline
     return gateway.bind(deployments, settings, host, port, STOP_SECONDS, start_seconds)
@@ -208,8 +208,8 @@ def _serve(
                     models,
                     host,
                     port,
-                    make_plan(recipe).replica,
-                    recipe.model.context,
+                    replica_allocation(recipe.serve, make_plan(recipe).replica),
+                    recipe.serve.engine.max_model_len or recipe.model.context,
                     recipe.cluster.deadline_seconds,
                     settings,
                     recipe.serve,
@@ -247,6 +247,20 @@ def listening_notice(node: GatewayNode, host: str, port: int) -> str:
         f"it listens on node {node.address} for programs of that node alone: `{tunnel}` brings it to another machine, "
         "or --host 0.0.0.0 opens it to all who have a key"
     )
+
+
+def replica_allocation(section: Serve, planned: Allocation) -> Allocation:
+    """Returns the resources of a model's replica: the planned ones, or as many GPUs as share a model.
+
+    Raises:
+        UserError: several shall share one and there is no GPU.
+    """
+    size = section.engine.tensor_parallel_size
+    if size is None or (size == 1 and not planned.gpus):
+        return planned
+    if not planned.gpus:
+        raise UserError(f"serve.engine.tensor_parallel_size={size} needs as many GPUs, and there is none")
+    return replace(planned, gpus=size)
 
 
 def adapters_of(model: str, section: Serve) -> dict[str, Path]:

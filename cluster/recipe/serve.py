@@ -43,6 +43,38 @@ class Tls(Section):
     key: Annotated[str, PathKind.SERVED] = Field(description="file of the certificate's private key, in PEM")
 
 
+class NgramSpeculation(Section):
+    """Speculative decoding by looking up in the prompt how the last tokens went on there (Saxena 2023)."""
+
+    num_speculative_tokens: Positive = Field(3, description="tokens that are guessed at a time")
+    prompt_lookup_max: Positive = Field(4, description="the most last tokens that are looked up")
+    prompt_lookup_min: Positive = Field(2, description="the fewest last tokens that are looked up")
+
+    @model_validator(mode="after")
+    def _least_to_most(self) -> "NgramSpeculation":
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ValueError("prompt_lookup_min is more than prompt_lookup_max")
+        return self
+
+
+class Engine(Section):
+    """Settings of the vLLM engines, under vLLM's own names."""
+
+    max_model_len: Positive | None = Field(
+        None, description="the most tokens of a request, prompt and answer together; unset: model.context"
+    )
+    enable_prefix_caching: bool = Field(True, description="whether prompts that begin alike are computed once")
+    quantization: str | None = Field(
+        None, description="vLLM's name of a method to quantize the weights, such as fp8; unset: as they are"
+    )
+    tensor_parallel_size: Positive | None = Field(
+        None, description="GPUs that share each model; unset: as many as the plan gives a replica"
+    )
+    speculative_config: NgramSpeculation | None = Field(
+        None, description="speculative decoding by n-grams of the prompt; unset: none"
+    )
+
+
 class Story(Section):
     """The story page, which shows the three training steps. A visitor ranks answers, and a reward model and a policy
     are trained on these rankings alone, beside the run's own models."""
@@ -91,10 +123,16 @@ class Serve(Section):
     adapters: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Adapter] = Field(
         {}, description="low-rank adapters to serve, by name; weights of a model that has some cannot be swapped live"
     )
+    engine: Engine = Field(Engine(), description="settings of the vLLM engines")
     tool_parser: str | None = Field(
-        "hermes",
-        description="vLLM's name of the format in which the models write tool calls, by themselves or forced; null: "
-        "they call no tools",
+        "auto",
+        description="vLLM's name of the format in which the models write tool calls, by themselves or forced; auto: "
+        "told from the chat template; null: they call no tools",
+    )
+    reasoning_parser: str | None = Field(
+        None,
+        description="vLLM's name of the format in which the models write their reasoning, such as qwen3, which is then "
+        "apart from the answer; unset: they do not reason",
     )
     story: Story | None = Field(
         None, description="the page /story for people who have never trained a model; unset: none"

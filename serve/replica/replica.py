@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.types import reward_scale_file
+from cluster.recipe.serve import Serve
 from cluster.run.versions import live_version
 from cluster.runtime.plan import Allocation
 from serve.compat import CACHE_VARIABLE, listen_on_node_address
@@ -87,7 +88,7 @@ class Replica(ReplicaServer):
         models: the directory, or the folder of versions (`cluster.run.versions`), of each model, by its name.
         context: the most tokens of a request, prompt and answer together.
         allocation: the resources of each model.
-        tool_parser: vLLM's name for the format of the models' tool calls, if they call tools.
+        section: the recipe's section, for the settings of the engines and the parsers of their answers.
         adapters: the folders of each model's adapters, by their names.
     """
 
@@ -96,7 +97,7 @@ class Replica(ReplicaServer):
         models: Mapping[str, Path],
         context: int,
         allocation: Allocation,
-        tool_parser: str | None,
+        section: Serve,
         adapters: Mapping[str, Mapping[str, Path]],
     ) -> None:
         listen_on_node_address()
@@ -113,7 +114,7 @@ class Replica(ReplicaServer):
                 continue
             from serve.replica.vllm_engine import VllmEngine
 
-            engine = VllmEngine(name, version, context, allocation, self._thread, tool_parser, adapters[name])
+            engine = VllmEngine(name, version, context, allocation, self._thread, section, adapters[name])
             await engine.load_adapters()
             loaded[name] = engine
             loaded |= {adapter: LoraModel(adapter, folder, engine) for adapter, folder in adapters[name].items()}

@@ -19,6 +19,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GenerationError, VLLMError, VLLMValidationError
 
 from actors.compat import whole_prompts
+from cluster.recipe.serve import Engine, Serve
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
 from serve import compat
@@ -28,6 +29,7 @@ from serve.replica.engine_stats import EngineStats, state_of
 from serve.replica.lora import adapter_rank
 from serve.replica.metered_llm import MeteredLLM
 from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
+from serve.replica.tool_formats import tool_parser_for
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.transport.messages import (
@@ -128,15 +130,29 @@ class WeightSwapGate:
         return len(self._inflight)
 
 
-def engine_arguments(model: Path, context: int, allocation: Allocation) -> AsyncEngineArgs:
+def engine_arguments(
+    model: Path, context: int, allocation: Allocation, settings: Engine = Engine(), reasoning_parser: str | None = None
+) -> AsyncEngineArgs:
     """Returns vLLM's arguments for a model. On CPUs it computes in float32 and eagerly: compiling a small model takes
-    longer than it saves."""
+    longer than it saves.
+
+    Raises:
+        UserError: vLLM has no such method of quantization.
+    """
+    if settings.quantization:
+        compat.require_quantization(settings.quantization)
+    speculation = settings.speculative_config
     arguments = AsyncEngineArgs(
         model=str(model),
         max_model_len=context,
         disable_log_stats=True,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        quantization=settings.quantization,
+        speculative_config={"method": "ngram", **speculation.model_dump()} if speculation else None,
         # Without it models write white space between the parts of JSON until their tokens are used up.
-        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True, reasoning_parser=reasoning_parser or ""
+        ),
         worker_extension_cls="serve.replica.weight_swap.WeightReloadExtension",
         **({} if allocation.gpus else whole_prompts(context, STEP_TOKENS)),
     )
@@ -174,11 +190,11 @@ class VllmEngine:
         context: the most tokens of a request, prompt and answer together.
         allocation: its resources.
         thread: the thread in which it computes if it has no GPU.
-        tool_parser: vLLM's name for the format of its tool calls, if it calls tools.
+        section: the recipe's section, for the settings of the engine and the parsers of its answers.
         adapters: the folders of the adapters that it also answers with, by their names.
 
     Raises:
-        UserError: vLLM has no such parser, or supports no rank as large as an adapter's.
+        UserError: vLLM has no such parser or quantization, or supports no rank as large as an adapter's.
     """
 
     def __init__(
@@ -188,23 +204,26 @@ class VllmEngine:
         context: int,
         allocation: Allocation,
         thread: ThreadPoolExecutor,
-        tool_parser: str | None,
+        section: Serve,
         adapters: Mapping[str, Path],
     ) -> None:
-        tools = compat.tool_options(tool_parser)
         self.folder = version.folder
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        tools = section.tool_parser
+        if tools == "auto":
+            tools = tool_parser_for(tokenizer.chat_template, tokenizer.get_vocab())
+        parsers = compat.parser_options(tools, section.reasoning_parser)
         self.gate = WeightSwapGate(version.weights)
-        arguments = engine_arguments(self.folder, context, allocation)
+        arguments = engine_arguments(self.folder, context, allocation, section.engine, section.reasoning_parser)
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = compat.max_lora_rank(max(map(adapter_rank, adapters.values())))
         self.engine = _start(arguments, allocation, thread)
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
         variables = compat.template_variables(tokenizer.chat_template)
         unforced = too_many_tokens(tokenizer, compat.embeddings(self.engine))
         self.bounds = RequestBounds(context, longest_token(tokenizer), variables, unforced)
-        self.openai = compat.openai_serving(self.engine, name, adapters, tools)
+        self.openai = compat.openai_serving(self.engine, name, adapters, parsers)
 
     async def load_adapters(self) -> None:
         """Loads the adapters, after which requests may name them.

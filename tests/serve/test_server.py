@@ -9,11 +9,19 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.serve import Engine, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
 from serve.compat import done_within
-from serve.server import SMALL_BYTES, finished_models, group_models, serve_until_interrupted, url_host
+from serve.server import (
+    SMALL_BYTES,
+    finished_models,
+    group_models,
+    replica_allocation,
+    serve_until_interrupted,
+    url_host,
+)
 from tests.helpers import free_port
 from tests.world import DEMO
 
@@ -60,6 +68,16 @@ def test_an_end_that_hangs_is_waited_for_no_longer_than_its_deadline() -> None:
     assert time.monotonic() - began < 2
     hangs.set()
     assert done_within(lambda: None, 5)
+
+
+def test_several_gpus_share_a_model_where_there_are_some() -> None:
+    def share(size: int | None, gpus: float) -> float:
+        section = Serve(engine=Engine(tensor_parallel_size=size))
+        return replica_allocation(section, Allocation(cpus=1, gpus=gpus, threads=1)).gpus
+
+    assert [share(None, 0.5), share(1, 0.5), share(4, 1), share(1, 0)] == [0.5, 1, 4, 0]
+    with pytest.raises(UserError, match="tensor_parallel_size=2 needs as many GPUs"):
+        share(2, 0)
 
 
 def test_addresses_are_written_as_browsers_read_them() -> None:

@@ -1,0 +1,57 @@
+"""The recipe's settings of an engine: what vLLM is given, and what it refuses before it loads a model."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.errors import UserError
+from cluster.recipe.serve import Engine, NgramSpeculation
+from cluster.runtime.plan import Allocation
+from serve import compat
+from serve.replica.tool_formats import MARKS, tool_parser_for
+from serve.replica.vllm_engine import engine_arguments
+from tests.templates import CHATML
+
+CPU, GPU = Allocation(cpus=1, gpus=0, threads=1), Allocation(cpus=1, gpus=2, threads=1)
+
+
+def test_vllm_gets_the_settings_by_its_own_names() -> None:
+    usual = engine_arguments(Path("model"), 64, CPU)
+    assert (usual.enable_prefix_caching, usual.quantization, usual.speculative_config) == (True, None, None)
+    set_ones = Engine(
+        enable_prefix_caching=False, quantization="fp8", speculative_config=NgramSpeculation(prompt_lookup_max=3)
+    )
+    given = engine_arguments(Path("model"), 64, GPU, set_ones, "qwen3")
+    assert (given.enable_prefix_caching, given.quantization, given.tensor_parallel_size) == (False, "fp8", 2)
+    assert given.speculative_config == {
+        "method": "ngram",
+        "num_speculative_tokens": 3,
+        "prompt_lookup_max": 3,
+        "prompt_lookup_min": 2,
+    }
+    assert given.structured_outputs_config.reasoning_parser == "qwen3"
+
+
+def test_names_that_vllm_does_not_know_are_refused_with_those_that_it_knows() -> None:
+    with pytest.raises(UserError, match=r"serve\.engine\.quantization: vLLM has no 'fp3'; it has .*fp8"):
+        engine_arguments(Path("model"), 64, CPU, Engine(quantization="fp3"))
+    with pytest.raises(UserError, match=r"serve\.tool_parser: vLLM has no 'x'; it has .*hermes"):
+        compat.parser_options("x", None)
+    with pytest.raises(UserError, match=r"serve\.reasoning_parser: vLLM has no 'x'; it has .*qwen3"):
+        compat.parser_options(None, "x")
+    assert compat.parser_options(None, None) == {}
+    with pytest.raises(ValidationError, match="prompt_lookup_min is more"):
+        NgramSpeculation(prompt_lookup_min=5)
+
+
+def test_the_format_of_tool_calls_is_told_from_the_template() -> None:
+    """vLLM has a parser for each, and a template without tools gets the usual one."""
+    for mark, parser, is_token in MARKS:
+        template = f"{{% if tools %}}{mark}{{% endif %}}"
+        assert compat.parser_options(tool_parser_for(template, {mark}), None)["tool_parser"] == parser
+        assert tool_parser_for({"default": CHATML, "tools": template}, {mark}) == parser
+        if is_token:
+            assert tool_parser_for(template, ()) == "hermes"
+    for template in (None, CHATML):
+        assert tool_parser_for(template, ()) == "hermes"
