@@ -331,7 +331,9 @@ def openai_serving(
     async def describe_tokenizer(request: Any, http: Request) -> BaseModel:
         del request, http
         described = await tokens.get_tokenizer_info()
-        return described.model_copy(update={"chat_template": tokens.renderer.get_tokenizer().chat_template})
+        return described.model_copy(
+            update={"chat_template": getattr(tokens.renderer.get_tokenizer(), "chat_template", None)}
+        )
 
     handlers: dict[Endpoint, tuple[TypeAdapter[Any], Handler]] = {
         "chat/completions": (TypeAdapter(ChatCompletionRequest), chat.create_chat_completion),

@@ -105,8 +105,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
         for opened in sockets or []:
+            make: Any = self.config.http_protocol_class
             server = await asyncio.get_running_loop().create_server(
-                partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state),
+                partial(make, self.config, self.server_state, self.lifespan.state),
                 sock=opened,
                 backlog=BACKLOG,
                 ssl=self._encryption,

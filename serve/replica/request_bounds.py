@@ -70,8 +70,8 @@ class RequestBounds:
             message = f"n: a request may have {MAX_SEQUENCES} answers, all prompts together, and not {sequences}"
             raise _refusal(message, "n")
         self._check_variables(rest.get("chat_template_kwargs"))
-        if self._unforced and (field := forced_form(rest)):
-            raise _refusal(f"{field}: {self._unforced}", field)
+        if self._unforced and (form := forced_form(rest)):
+            raise _refusal(f"{form}: {self._unforced}", form)
 
     def _check_size(self, value: Any) -> None:
         characters, values = 0, 0

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GenerationError, VLLMError, VLLMValidationError
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.compat import whole_prompts
 from cluster.recipe.serve import Engine, Serve
@@ -166,7 +167,7 @@ def engine_arguments(
     return arguments
 
 
-def _start(arguments: AsyncEngineArgs, allocation: Allocation, thread: ThreadPoolExecutor) -> MeteredLLM:
+def _start(arguments: AsyncEngineArgs, allocation: Allocation, thread: ThreadPoolExecutor) -> AsyncLLM:
     stats: list[Any] = [EngineStats]
     if allocation.gpus:
         return MeteredLLM.from_engine_args(arguments, stat_loggers=stats)

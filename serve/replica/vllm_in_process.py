@@ -18,6 +18,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
@@ -99,7 +100,7 @@ class ThreadedCore(InprocClient):
 
 def start_in_process(
     arguments: AsyncEngineArgs, thread: ThreadPoolExecutor, stat_loggers: list[Any] | None = None
-) -> MeteredLLM:
+) -> AsyncLLM:
     """Returns an engine whose engine core runs in one thread of this process. Needs a running event loop.
 
     Engines of one process have to share the thread: vLLM keeps the batch that it computes in a global of its module.
