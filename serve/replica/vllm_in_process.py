@@ -43,6 +43,7 @@ class ThreadedCore(InprocClient):
     ) -> None:
         super().__init__(vllm_config, executor_class, log_stats)
         self.resources = EngineMonitor()
+        self.engine_ranks_managed = [0]
         self.thread = thread
         self.busy = asyncio.Event()
 
