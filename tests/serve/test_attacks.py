@@ -24,7 +24,9 @@ def test_what_others_notice_of_attacks(server: Server) -> None:
         rounds.append(found)
         assert found.grown < MEMORY, found
         assert found.outcomes.keys() == ATTACKS.keys()
-        assert all(outcomes for outcomes in found.outcomes.values()), found
+        for name in ("padding", "long_text", "many_parts"):
+            assert found.outcomes[name].keys() <= {"400", "413"}, found
+        assert "sent all" not in found.outcomes["endless_header"].keys() | found.outcomes["endless_body"].keys()
         if found.attacked < 3 * found.alone:
             return
     pytest.fail(f"the client waited longer: {rounds}")
