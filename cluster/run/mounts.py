@@ -8,7 +8,7 @@ MOUNTS = Path("/proc/self/mounts")
 # named after their program.
 NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|lustre|beegfs\w*|gpfs|ceph|glusterfs|afs|9p|virtiofs|ocfs2|gfs2|orangefs|pvfs2|wekafs|juicefs"
-    r"|fuse\.(?!(fuseblk|ntfs|overlayfs|fuse-overlayfs|lxcfs|portal|gvfsd)\w*$).*"
+    r"|fuse\.(?!(fuseblk|ntfs|overlayfs|fuse-overlayfs|lxcfs|portal|gvfsd)[\w-]*$).*"
 )
 
 
