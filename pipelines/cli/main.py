@@ -217,10 +217,24 @@ def doctor(
     cluster: Annotated[
         str, typer.Option(metavar="ADDRESS", help="check every node of this Ray cluster: auto, or ray://HOST:PORT")
     ] = "",
+    rewards: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="instead, try cheap hacks on each reward of a recipe, and say which ones pay"
+        ),
+    ] = None,
 ) -> None:
     """Check the installation, this machine and each run, and say what to do. Exit code 1 on a problem."""
     from rich.console import Console
 
+    if rewards:
+        loaded = load_recipe(rewards)
+        # Imported late: it brings torch.
+        from pipelines.cli.reward_doctor import examine_rewards
+
+        if examine_rewards(Console(soft_wrap=True), loaded):
+            raise typer.Exit(1)
+        return
     from pipelines.cli.doctor import examine, examine_cluster
 
     console = Console(soft_wrap=True)
