@@ -45,6 +45,11 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if not all(parts.values()):
         raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
     unpaired = read_unpaired(run.path("preferences") / "rankings.parquet", "train")
+    unmeasured = read_unpaired(run.path("preferences") / "rankings.parquet", "held_out")
+    trained = {
+        "rankings": sum(_weight(row, recipe.reward) > 0 for row in parts["train"]),
+        "unpaired": sum(_weight(row, recipe.reward) > 0 for row in unpaired),
+    }
     _write_shard(parts["held_out"], recipe.reward, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
     scorer = partial(_scorer, recipe, plan)
@@ -66,8 +71,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         shutil.rmtree(folder)
     return Result(
         metrics={
-            "rankings": len(parts["train"]),
-            "unpaired": len(unpaired),
+            **trained,
+            "left_out_by_weight": len(parts["train"]) + len(unpaired) - sum(trained.values()),
+            # Neither trained on nor measured: accuracy is of pairs.
+            "unpaired_held_out": len(unmeasured),
             "by_source": _by_source(parts["held_out"], scores["held_out"]),
             "pair_accuracy": found["accuracy"],
             "train_pair_accuracy": pair_accuracy(parts["train"], scores["train"]),

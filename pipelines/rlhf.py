@@ -163,7 +163,9 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     )
     reason = stopped and f"{stopped}; {kept} is kept"
     summary = _summary(read_metrics(out), ledger, settings, reason) | ({"preference_accuracy": drift} if drift else {})
-    summary["reward_audit"] = json.loads((out / REWARD_AUDIT).read_text(encoding="utf-8"))
+    audit = out / REWARD_AUDIT
+    # A stage that began before there were audits has none.
+    summary["reward_audit"] = json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None
     return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
 
 

@@ -116,7 +116,7 @@ def gateway_app(
     @app.get("/metrics")
     async def prometheus() -> Response:
         for name, states in zip(models, await asyncio.gather(*map(_engine_states, models.values())), strict=True):
-            if states:
+            if states is not None:
                 metrics.show_engines(name, states)
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -193,12 +193,13 @@ class Gateway:
         self._replicas.close()
 
 
-async def _engine_states(model: ModelEndpoint) -> list[EngineState]:
+async def _engine_states(model: ModelEndpoint) -> list[EngineState] | None:
+    """Returns the states of a model's engines: none while it sleeps; None if it cannot be reached."""
     try:
         return await asyncio.wait_for(model.engine_states(), METRICS_SECONDS)
     except (RequestError, TimeoutError):
         # The last known state stays, and `/ready` says that the model cannot be reached.
-        return []
+        return None
 
 
 async def _readiness(model: ModelEndpoint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import GET_ENDPOINTS, PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
 from serve.http.reservation import most_tokens
+from serve.request_size import check_size, without_prompts
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint
 
@@ -186,6 +187,7 @@ class Router:
             body.setdefault("model", "latest")
         name, version = _split_version(body.get("model"))
         route = self._routes.find(name)
+        check_size(without_prompts(endpoint, body), self._context)
         context.reserve(most_tokens(endpoint, body, self._context))
         if route.shadow:
             task = asyncio.create_task(self._shadow(endpoint, body | {"model": route.shadow}))

@@ -95,7 +95,7 @@ class Calls:
             if member.state is ActorState.DEAD or not member.requests:
                 continue
             oldest = member.requests[0]
-            why = f"{oldest.request}: no progress for {self._stall:.0f} s (rlhf.fleet.stall_seconds)"
+            why = f"{oldest.request}: no progress for {self._stall:.0f} s"
             yield member, "draw", why, oldest.begin
 
     def _on_answer(

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.model.lora import is_adapter, merge_into
@@ -41,6 +41,8 @@ PERIOD = 1.0
 STALL_SECONDS = 30.0
 # The concurrency group of an actor's calls of `generate`, so that weight transfers need not wait for them.
 GENERATING = "generating"
+# The longest wait, in seconds, for the calls that a closing fleet cancels.
+END_SECONDS = 5.0
 
 # Passes one report of an actor on.
 Pass = Callable[[], None]
@@ -127,10 +129,10 @@ class Fleet(Coordinator):
             DeadlineError: not one actor has room within the deadline, or is ready.
             EngineError: as `Coordinator.start`.
         """
-        wait_for_room({"rollout actor": (self._engine.allocation, 1)}, self._deadline)
-        self._thread.start()
-        self._stream_thread.start()
         try:
+            wait_for_room({"rollout actor": (self._engine.allocation, 1)}, self._deadline)
+            self._thread.start()
+            self._stream_thread.start()
             super().start()
         except (EngineError, DeadlineError):
             self.close()
@@ -144,9 +146,11 @@ class Fleet(Coordinator):
         self._reports.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=self._deadline)
-        self._streams.call_soon_threadsafe(self._streams.stop)
         if self._stream_thread.is_alive():
+            asyncio.run_coroutine_threadsafe(_end_streams(), self._streams)
             self._stream_thread.join(timeout=self._deadline)
+        if not self._stream_thread.is_alive():
+            self._streams.close()
 
     def handles(self) -> list[Any]:
         """Returns the Ray handles of the actors that hold the current weights."""
@@ -205,6 +209,16 @@ class Fleet(Coordinator):
             return lambda: None
 
 
+async def _end_streams() -> None:
+    """Cancels what the event loop still does, and stops it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=END_SECONDS)
+    asyncio.get_running_loop().stop()
+
+
 class _Clock:
     """The machine's clock. Sleeping lets go of the fleet's lock and ends when the fleet has changed."""
 
@@ -252,7 +266,8 @@ class _RayWorker:
         try:
             async for ref in stream:
                 self._report(partial(report, await ref))
-        except RayError as failure:
+        # Whatever it is, such as a sample that cannot be read, the coordinator has to hear of it.
+        except Exception as failure:  # noqa: BLE001
             error = _reduced(failure)
         self._report(partial(callback, None, error))
 
@@ -272,7 +287,7 @@ def _outcome(future: Future[Any]) -> tuple[Any, BaseException | None]:
 
 def _reduced(error: BaseException) -> BaseException:
     """Returns one of the kinds of error that the coordinator tells apart."""
-    line = str(error).strip().splitlines()[-1]
+    line = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if isinstance(error, RayTaskError) and isinstance(error.cause, ValueError):
         return ValueError(line)
     return EngineError(line)

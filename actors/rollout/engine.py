@@ -107,12 +107,16 @@ class SharedEngine:
         self._steps += 1
         for output in outputs:
             if output.finished:
-                self._outputs.pop(output.request_id).set_result(output)
+                waiting = self._outputs.pop(output.request_id)
+                # Whoever waited may have given up.
+                if waiting.set_running_or_notify_cancel():
+                    waiting.set_result(output)
 
     def _on_step(self, step: Future[None]) -> None:
         if error := step.exception():
-            for output in self._outputs.values():
-                output.set_exception(error)
-            self._outputs.clear()
+            outputs, self._outputs = self._outputs, {}
+            for waiting in outputs.values():
+                if waiting.set_running_or_notify_cancel():
+                    waiting.set_exception(error)
         elif self._outputs:
             self._queue_step()

@@ -31,13 +31,11 @@ class HeldOut:
 
     Attributes:
         rows: those that are measured: all, or a random sample.
-        all_rows: the number of rows that are held out.
         bytes_per_token: UTF-8 bytes of all held-out text for each of its target tokens, where they are known.
         openings: held-out texts that the model continues.
     """
 
     rows: pa.Table
-    all_rows: int
     bytes_per_token: float | None
     openings: list[Opening]
 
@@ -55,7 +53,6 @@ class HeldOut:
         tokens = _tokens(job.held_out, objective) if job.held_out_bytes else 0
         return cls(
             rows=rows,
-            all_rows=total,
             bytes_per_token=job.held_out_bytes / tokens if job.held_out_bytes and tokens else None,
             openings=openings([rows], job.samples) if job.samples else [],
         )

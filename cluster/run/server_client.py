@@ -89,13 +89,17 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
     """
     path = server_file(run)
     try:
-        server = json.loads(path.read_text(encoding="utf-8"))
-        url, token, names = server["url"], server["token"], server.get("names", {})
-        verify = pinned(Path(server["certificate"])) if "certificate" in server else True
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotServedError(f"{run} is not being served: run `triptych serve {run}` first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: start the server again") from error
+    try:
+        server = json.loads(text)
+        url, token, names = server["url"], server["token"], server.get("names", {})
+        verify = pinned(Path(server["certificate"])) if "certificate" in server else True
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged, or its certificate is gone: start the server again") from error
     headers = {"Authorization": f"Bearer {token}"}
     if body and body.get("model") in names:
         body = body | {"model": names[body["model"]]}

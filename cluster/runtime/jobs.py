@@ -169,6 +169,8 @@ class JobFollower:
         while True:
             try:
                 asyncio.run(self._print_log())
+                # The log comes from the job server, until the connection ends.
+                answered = time.monotonic()
                 details = self._client.get_job_info(self._job)
                 if details.status.is_terminal():
                     # What was written between the end of the last connection and that of the job.

@@ -122,12 +122,14 @@ def check_nodes(reports: Sequence[NodeReport], folder: Path) -> None:
 
 def differences(reports: Sequence[NodeReport]) -> list[str]:
     """Lists the versions in which nodes differ from the first."""
-    first, found = reports[0], []
+    first, found = reports[0], list[str]()
+    wanted = {"python": first.python, **first.versions}
     for node in reports[1:]:
         own = {"python": node.python, **node.versions}
-        for name, version in {"python": first.python, **first.versions}.items():
-            if own.get(name) != version:
-                found.append(
-                    f"node {node.address} has {name} {own.get(name, 'not at all')}, and node {first.address} {version}"
-                )
+        found += [
+            f"node {node.address} has {name} {own.get(name, 'not at all')}, and node {first.address} "
+            f"{wanted.get(name, 'not at all')}"
+            for name in dict.fromkeys((*wanted, *own))
+            if own.get(name) != wanted.get(name)
+        ]
     return found

@@ -116,10 +116,11 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     trainer_cpus = _cpu_share(found, workers, trainer_gpus)
     actor_cpus = _cpu_share(found, recipe.rlhf.actors, actor_gpus, part=0.5)
     if not trainer_cpus or not actor_cpus:
-        name, count = ("pretrain.workers", workers) if not trainer_cpus else ("rlhf.fleet", recipe.rlhf.actors)
+        largest = max(trainings(recipe).items(), key=lambda item: item[1].workers)[0]
+        name, count = (f"{largest}.workers", workers) if not trainer_cpus else ("rlhf.fleet", recipe.rlhf.actors)
         raise UserError(
             f"{name}: {count} processes, each with its share of GPUs and cores on one node, do not fit on "
-            f"{_shown(found.nodes)}: set fewer"
+            f"{_shown(found.nodes or (Node(found.cpus, found.gpus),))}: set fewer"
         )
     rewards, learners = max(1, recipe.rlhf.reward_models), recipe.rlhf.fleet.learner_workers
     # Threads that outnumber the cores wait for each other at every operation.

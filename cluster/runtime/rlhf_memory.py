@@ -167,7 +167,7 @@ def _advice(recipe: Recipe, gpus: float, gpu_memory_gb: float) -> str:
         ways.append(("rlhf.micro_batch_rows=1", recipe.rlhf.model_copy(update={"micro_batch_rows": 1})))
     if recipe.rlhf.lora is None:
         ways.append(("rlhf.lora={rank: 16}", ways[-1][1].model_copy(update={"lora": Lora(rank=16)})))
-    counts = [2**power for power in range(11)]
+    counts = [2**power for power in range(MOST_WORKERS.bit_length())]
     for number, (_, settings) in enumerate(ways):
         words = [change for change, _ in ways[1 : number + 1]]
         for workers in (count for count in counts if count >= settings.fleet.learner_workers):

@@ -19,7 +19,7 @@ from cluster.recipe.loading import dump_recipe, load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, write_text
 from cluster.run.files import find_files, glob_root, relative_name
-from cluster.run.folder import file_fingerprint, fingerprint
+from cluster.run.folder import RunFolder, file_fingerprint, fingerprint
 from cluster.run.storage import is_remote
 from cluster.runtime.session import PACKAGES
 
@@ -116,6 +116,7 @@ def receive_files(folder: Path) -> None:
         digest, inner = table[pattern]["digest"], table[pattern]["inner"]
         place = recipe.folder / INPUTS / digest
         if not place.exists():
+            RunFolder(recipe.folder).create()
             with atomic_write(place) as side:
                 shutil.copytree(folder / INPUTS / digest, side, dirs_exist_ok=True)
         return str(place / inner)

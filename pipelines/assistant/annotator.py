@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.data.annotators import GradedRanking, JudgedAnswer
-from pipelines.demo.annotator import rank
+from pipelines.data.annotators import GradedRanking, JudgedAnswer, rank_by_kind
 
 # What decides must come at once: people stop reading an answer that rambles.
 OPENING_WORDS = 14
@@ -33,10 +32,7 @@ def annotate(
     Raises:
         ValueError: the prompt has no kind and key.
     """
-    if not {"kind", "key"} <= prompt.keys():
-        raise ValueError("it judges only this recipe's prompts, which have a kind and a key")
-    grades = [grade(prompt["kind"], prompt["key"], answer.text, answer.finished) for answer in answers]
-    return GradedRanking(rank(grades, noise, chance), grades)
+    return rank_by_kind(prompt, answers, chance, noise, grade, "this recipe's")
 
 
 def grade(kind: str, key: str, text: str, finished: bool) -> int:

@@ -41,10 +41,10 @@ def evaluate(
     """Compare the models of a run and write the report; or run tasks on one model, and go on where they ended."""
     remote = target.startswith(("http://", "https://"))
     if not remote and not (Path(target) / "config.json").exists():
-        if tasks or out or model:
+        if tasks or out or model or actors or plain:
             raise UserError(
-                f"--tasks, --out and --model are for a model: {target} is no folder with a config.json and no http "
-                "address; a recipe names its tasks in evaluate.tasks"
+                f"--tasks, --out, --model, --actors and --plain are for a model: {target} is no folder with a "
+                "config.json and no http address; a recipe names its tasks in evaluate.tasks"
             )
         if Path(target).is_dir():
             raise UserError(f"{target} holds no model: it has no config.json")
@@ -52,6 +52,8 @@ def evaluate(
         stage = stage_named("evaluate")
         run_stages(recipe, (next((own for own in stages_of(recipe) if own.name == stage.name), stage),), None)
         return
+    if remote and (actors or plain):
+        raise UserError("--actors and --plain are for a model's folder: a server decides both by itself")
     if overrides:
         raise UserError(f"{overrides[0]} sets a key of a recipe, and {target} is a model")
     # Imported late: they bring torch, and every command of the console script imports this module.

@@ -227,6 +227,8 @@ def doctor(
     """Check the installation, this machine and each run, and say what to do. Exit code 1 on a problem."""
     from rich.console import Console
 
+    if rewards and cluster:
+        raise UserError("--rewards and --cluster are two commands: give one")
     if rewards:
         loaded = load_recipe(rewards)
         # Imported late: it brings torch.

@@ -161,3 +161,42 @@ def _checked(result: Any, answers: int) -> GradedRanking:
     if min(ranks) < 1:
         raise _WrongResult(f"it returned the ranks {ranks}; ranks start at 1, the best")
     return GradedRanking(ranks, None if ranking.grades is None else [int(grade) for grade in ranking.grades])
+
+
+def rank_by_kind(
+    prompt: Mapping[str, Any],
+    answers: Sequence[JudgedAnswer],
+    chance: random.Random,
+    noise: float,
+    grade: Callable[[Any, str, str, bool], int],
+    whose: str,
+) -> GradedRanking:
+    """Ranks answers by their grades, as a rule of code gives them by the prompt's kind.
+
+    Args:
+        prompt: a row with `kind` and `key`.
+        answers: K answers.
+        chance: the source of randomness.
+        noise: probability of each swap of neighboring ranks.
+        grade: (kind, key, text, finished) -> grade, larger is better.
+        whose: the prompts that have both, for the error's message.
+
+    Raises:
+        ValueError: the prompt has no kind and key.
+    """
+    if not {"kind", "key"} <= prompt.keys():
+        raise ValueError(f"it judges only {whose} prompts, which have a kind and a key")
+    grades = [grade(prompt["kind"], prompt["key"], answer.text, answer.finished) for answer in answers]
+    return GradedRanking(rank(grades, noise, chance), grades)
+
+
+def rank(grades: Sequence[int], noise: float, chance: random.Random) -> list[int]:
+    """Converts grades to ranks, 1 for the best and ties for equal grades; neighboring ranks swap with probability
+    `noise`.
+    """
+    levels = sorted(set(grades), reverse=True)
+    order = list(range(len(levels)))
+    for position in range(len(levels) - 1):
+        if chance.random() < noise:
+            order[position], order[position + 1] = order[position + 1], order[position]
+    return [1 + order[levels.index(value)] for value in grades]

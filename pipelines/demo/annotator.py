@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.data.annotators import GradedRanking, JudgedAnswer
+from pipelines.data.annotators import GradedRanking, JudgedAnswer, rank_by_kind
 from pipelines.demo.behaviors import Kind
 
 CONCISE_WORDS = 20
@@ -27,10 +27,7 @@ def annotate(
     Raises:
         ValueError: the prompt has no kind and key.
     """
-    if not {"kind", "key"} <= prompt.keys():
-        raise ValueError("it judges only the demo's prompts, which have a kind and a key")
-    grades = [grade(prompt["kind"], prompt["key"], answer.text, answer.finished) for answer in answers]
-    return GradedRanking(rank(grades, noise, chance), grades)
+    return rank_by_kind(prompt, answers, chance, noise, grade, "the demo's")
 
 
 def behaves(kind: Kind, key: str, text: str) -> bool:
@@ -82,15 +79,3 @@ def grade(kind: Kind, key: str, text: str, finished: bool) -> int:
         score = 1
     concise = finished and len(text.split()) <= CONCISE_WORDS
     return score + (1 if concise else 0)
-
-
-def rank(grades: Sequence[int], noise: float, chance: random.Random) -> list[int]:
-    """Converts grades to ranks, 1 for the best and ties for equal grades; neighboring ranks swap with probability
-    `noise`.
-    """
-    levels = sorted(set(grades), reverse=True)
-    order = list(range(len(levels)))
-    for position in range(len(levels) - 1):
-        if chance.random() < noise:
-            order[position], order[position + 1] = order[position + 1], order[position]
-    return [1 + order[levels.index(value)] for value in grades]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from actors.model import causal_lm
 from actors.model.chat import Chat
+from actors.model.tokenizer import load_tokenizer
 from actors.types import Sampling
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
@@ -134,6 +135,8 @@ def _run_models(
     context = recipe.model.context
     outputs, deadline, rendered = ModelOutputs(), recipe.cluster.deadline_seconds, list(prompts.rendered.values())
     exam_runner = ExamRunner.of(exam, recipe, run) if exam else None
+    # A base model that was taken over may have a template of its own.
+    chats_as_base = bool(load_tokenizer(run.path("base")).chat_template)
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
     actors = min(MAX_ACTORS, recipe.rlhf.fleet.rollout_actors)
     with (
@@ -151,7 +154,9 @@ def _run_models(
                     outputs.completion = exam_runner.completion(fleet)
                 if text:
                     outputs.nats[name] = negative_log_likelihoods(fleet, text, deadline)
-                evaluated = EngineModel.of(fleet, run.path(name), context, deadline, chats=name != "base")
+                evaluated = EngineModel.of(
+                    fleet, run.path(name), context, deadline, chats=name != "base" or chats_as_base
+                )
                 for task in tasks:
                     outputs.tasks.setdefault(task.name, {})[name] = run_task(task, evaluated)
                 if name != "base":

@@ -24,6 +24,8 @@ UNREAD_SECONDS = 60.0
 MAX_HEAD_BYTES, HEAD_SECONDS = 64 << 10, 10.0
 # Between a response to a request that is still being sent and the end of its connection.
 LINGER_SECONDS = 1.0
+# The most bytes of a refused body that are read to its end.
+SMALL_BODY = 64 << 10
 # Each takes some 20 KB. Above it, the connection that has waited for a request longest is closed.
 MAX_CONNECTIONS = 1000
 
@@ -174,7 +176,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+        size = dict(self.cycle.scope["headers"]).get(b"content-length", b"")
+        # The rest of a small body is read, so that the client can send its next request on this connection.
+        small = size.isdigit() and int(size) <= SMALL_BODY
+        if self.cycle.response_complete and self.cycle.more_body and not small and not self.transport.is_closing():
             # The rest of a refused body is not even read. The client gets time to read the response.
             self.flow.pause_reading()
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -75,6 +75,8 @@ class GatewayMetrics:
             name: Gauge(f"triptych_engine_{name}", text, ("model",), registry=self._registry)
             for name, text in ENGINE.items()
         }
+        # Reward models and adapters have no engine of their own, and no series.
+        self._with_engines: set[str] = set()
         for model, version in weights.items():
             self._served.labels(model, version or "").set(1)
 
@@ -94,9 +96,12 @@ class GatewayMetrics:
 
     def show_engines(self, model: str, states: Sequence[EngineState]) -> None:
         """Records the states of the engines of a model's replicas: sums, and of shares the largest."""
+        if not states and model not in self._with_engines:
+            return
+        self._with_engines.add(model)
         for name, gauge in self._engines.items():
             values = [getattr(state, name) for state in states]
-            gauge.labels(model).set(max(values) if name == "kv_cache_usage" else sum(values))
+            gauge.labels(model).set(max(values, default=0.0) if name == "kv_cache_usage" else sum(values))
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

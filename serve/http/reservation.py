@@ -3,10 +3,16 @@
 import json
 from typing import Any
 
+from serve.http.openapi import GET_ENDPOINTS
 from serve.transport.messages import Endpoint
 
 # OpenAI's default of `max_tokens` for completions, and vLLM's.
 COMPLETION_TOKENS = 16
+# The fields that limit an answer, by endpoint; vLLM ignores those of other endpoints. Elsewhere it is max_tokens.
+LIMITS: dict[Endpoint, tuple[str, ...]] = {
+    "chat/completions": ("max_tokens", "max_completion_tokens"),
+    "responses": ("max_output_tokens",),
+}
 
 
 def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
@@ -19,6 +25,8 @@ def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
         body: the request, which has not been validated.
         context: the most tokens of a prompt and its answer together.
     """
+    if endpoint in GET_ENDPOINTS:
+        return 0
     prompts = _prompts(endpoint, body)
     if endpoint in ("tokenize", "detokenize", "messages/count_tokens"):
         # These alone take more than the context.
@@ -28,7 +36,7 @@ def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
     answers = max(1, _number(body.get("n"), 1))
     default = COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else context
     asked = default
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+    for name in LIMITS.get(endpoint, ("max_tokens",)):
         asked = _number(body.get(name), asked)
     return sum(min(answers * context, min(context, _size(prompt)) + answers * max(0, asked)) for prompt in prompts)
 
@@ -39,11 +47,11 @@ def _prompts(endpoint: Endpoint, body: dict[str, Any]) -> list[Any]:
         return given if isinstance(given, list) else []
     if endpoint == "detokenize":
         return [body.get("tokens")]
-    if "messages" in body:
-        system = [body["system"]] if "system" in body else []
-        return [[body["messages"], body.get("tools"), body.get("documents"), *system]]
     if endpoint == "responses":
         return [[body.get("input"), body.get("instructions"), body.get("tools")]]
+    if "messages" in body and endpoint != "completions":
+        system = [body["system"]] if "system" in body else []
+        return [[body["messages"], body.get("tools"), body.get("documents"), *system]]
     prompt = body.get("prompt")
     return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
 

@@ -10,14 +10,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from serve.errors import RequestError
+from serve.request_size import check_size, without_prompts
 from serve.transport.messages import Endpoint
 
 # The most sequences that one request may have the engine write: prompts times answers to each.
 MAX_SEQUENCES = 256
-# Values and characters of a request besides its messages, such as those of a JSON schema.
-OTHER_VALUES, OTHER_CHARACTERS = 10_000, 50_000
-# Values of a message with one part: an object, its role, a list, a part, its type and its text.
-VALUES_PER_TOKEN = 6
+# Characters of a request besides its messages, such as those of a JSON schema.
+OTHER_CHARACTERS = 50_000
 # Names that chat templates read, and that requests set in fields of their own.
 OWN_FIELDS = frozenset({"messages", "tools"})
 # Fields that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
@@ -41,7 +40,6 @@ class RequestBounds:
     ) -> None:
         self._context = context
         self._characters = context * longest_token + OTHER_CHARACTERS
-        self._values = OTHER_VALUES + VALUES_PER_TOKEN * context
         self._variables = sorted(set(template_variables) - OWN_FIELDS)
         self._unforced = unforced
 
@@ -52,15 +50,14 @@ class RequestBounds:
             RequestError: 400, it cannot fit into the context, asks for too many answers, sets what is no variable of
                 the chat template, or forces the answers of a model that does not allow it.
         """
-        rest = dict(body)
-        prompts = list(_prompts(rest.pop("prompt", None)))
+        rest = without_prompts(endpoint, body)
+        prompts = list(_prompts(body.get("prompt")))
         if endpoint == "detokenize":
-            prompts.append(rest.pop("tokens", None))
+            prompts.append(body.get("tokens"))
         elif endpoint == "score":
-            prompts += _listed(rest.pop("conversations", None))
-        for prompt in prompts:
-            self._check_size(prompt)
-        self._check_size(rest)
+            prompts += _listed(body.get("conversations"))
+        for value in (*prompts, rest):
+            check_size(value, self._context, self._characters)
         for field, most in MAX_TEXTS.items():
             if len(_listed(rest.get(field))) > most:
                 raise _refusal(f"{field}: a request may have {most} texts there", field)
@@ -72,29 +69,6 @@ class RequestBounds:
         self._check_variables(rest.get("chat_template_kwargs"))
         if self._unforced and (form := forced_form(rest)):
             raise _refusal(f"{form}: {self._unforced}", form)
-
-    def _check_size(self, value: Any) -> None:
-        characters, values = 0, 0
-        stack = [value]
-        while stack:
-            one = stack.pop()
-            values += 1
-            if isinstance(one, str):
-                characters += len(one)
-            elif isinstance(one, dict):
-                stack += one.values()
-            elif isinstance(one, list):
-                stack += one
-            if characters > self._characters:
-                raise _refusal(
-                    f"the maximum context length is {self._context} tokens: the request has more than the "
-                    f"{self._characters:,} characters that can be of use"
-                )
-            if values + len(stack) > self._values:
-                raise _refusal(
-                    f"the maximum context length is {self._context} tokens: the request has more than the "
-                    f"{self._values:,} values that can be of use"
-                )
 
     def _check_variables(self, given: Any) -> None:
         if isinstance(given, dict) and (unknown := sorted(set(given) - set(self._variables))):

@@ -37,8 +37,8 @@ class Scripted:
     async def schemas(self) -> dict[Endpoint, dict[str, Any]]:
         return {}
 
-    async def requests(self) -> int:
-        return 0
+    async def requests(self) -> list[int]:
+        return []
 
     async def engine_states(self) -> list[EngineState]:
         return []

@@ -105,7 +105,7 @@ async def flood(target: Target, first: bytes, rest: bytes) -> str:
             writer.write(rest)
             await writer.drain()
             if reader.at_eof():
-                break
+                return "closed"
     except ConnectionError:
         return "closed"
     finally:

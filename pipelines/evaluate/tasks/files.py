@@ -32,6 +32,10 @@ def file_tasks(settings: TaskFile) -> list[Task]:
     for layout in layouts:
         if layout.fits(rows[0][0]):
             chosen = rows[: settings.limit] if settings.limit else rows
+            for row, place in chosen:
+                if not layout.fits(row):
+                    fields = ", ".join(layout.fields)
+                    raise UserError(f"evaluate.tasks: {place} lacks one of the fields of {layout.name}: {fields}")
             return layout.tasks([Place(row, place, str(n)) for n, (row, place) in enumerate(chosen)], name, settings)
     known = "; ".join(f"{layout.name}: {', '.join(layout.fields)}" for layout in layouts)
     raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ def _multiple_choice(rows: Sequence[Place], name: str, settings: TaskFile) -> li
         key = "answerKey" if own.row.get("answerKey") is not None else "answer"
         if labels and own.row.get(key) in labels:
             right = labels.index(own.row[key])
-        elif own.row.get(key) in texts:
+        # A number is an index, whatever the choices are.
+        elif not str(own.row.get(key)).isdecimal() and own.row.get(key) in texts:
             right = texts.index(own.row[key])
         else:
             right = _index(own, key, len(texts))
@@ -127,6 +129,7 @@ def _transcripts(rows: Sequence[Place], name: str, settings: TaskFile) -> list[T
             items.append(Item(own.number, before, (f" {better}", f" {worse}")))
     if not items:
         raise UserError(f"evaluate.tasks: no pair of {rows[0].place} has one conversation with two last answers")
+    _say_left_out(rows, items, "the conversations of chosen and rejected differ before the last answer")
     return [Task(name, name, settings.metric or "normalized", items, bare="{}")]
 
 
@@ -165,8 +168,17 @@ def _texts(rows: Sequence[Place], name: str, _: TaskFile) -> list[Task]:
     items = []
     for own in rows:
         group = str(own.row.get("domain") or own.row.get("source") or "")
-        items.append(Item(own.number, "", (str(own.row["text"]),), group=group))
-    return [Task(name, name, "bits", [item for item in items if item.options[0]])]
+        if text := str(own.row["text"]):
+            items.append(Item(own.number, "", (text,), group=group))
+    if not items:
+        raise UserError(f"evaluate.tasks: every text from {rows[0].place} on is empty")
+    _say_left_out(rows, items, "their text is empty")
+    return [Task(name, name, "bits", items)]
+
+
+def _say_left_out(rows: Sequence[Place], items: Sequence[Item], why: str) -> None:
+    if left_out := len(rows) - len(items):
+        print(f"triptych: {left_out} of {len(rows)} rows from {rows[0].place} on are left out: {why}", file=sys.stderr)
 
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {

@@ -130,7 +130,8 @@ def _context(folder: Path) -> int:
 
 def _files(folder: Path) -> list[str]:
     """Identifies a model folder by the content of its files."""
-    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json") and path.is_file())
+    kinds = (".safetensors", ".json", ".jinja", ".model")
+    found = sorted(path for path in folder.glob("*") if path.suffix in kinds and path.is_file())
     return [f"{path.name} {file_fingerprint(path)}" for path in found]
 
 

@@ -36,13 +36,10 @@ def print_tasks(figures: Mapping[str, Any], console: Console) -> None:
         cells = [_cell(figure["models"][model], mark) for model, mark in zip(models, verdicts, strict=True)]
         table.add_row(name, chance, str(figure["models"][models[0]]["n"]), *cells)
     console.print(table)
-    if left_out := {
-        name: figure["models"][models[0]]["too_long"]
-        for name, figure in figures.items()
-        if figure["models"][models[0]]["too_long"]
-    }:
-        listed = ", ".join(f"{count} of {name}" for name, count in left_out.items())
-        console.print(f"items that did not fit the context, and were left out: {listed}")
+    for model in models:
+        counts = {name: figure["models"][model]["too_long"] for name, figure in figures.items()}
+        if listed := ", ".join(f"{count} of {name}" for name, count in counts.items() if count):
+            console.print(f"items that did not fit the context of {model}, and were left out: {listed}")
 
 
 def _cell(found: Mapping[str, Any], mark: str) -> str:

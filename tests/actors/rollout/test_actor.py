@@ -16,6 +16,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.rollout.weights import digest, mismatch
 from actors.types import Prompt, Sampling
 from cluster.recipe.base import Lora
+from cluster.trace import Span
 from tests.actors.conftest import CONTEXT, SHARE, changed, drawn_by, prompts, reference_logprobs
 from tests.helpers import wait_until
 
@@ -68,13 +69,19 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
     for some in asked:
         fleet.submit(some, sampling)
     together = {group[0].id.prompt: group for group in fleet.collect(16)}
-    draws = [span for span in fleet.take_spans() if span.what == "draw"]
+    draws: list[Span] = []
+
+    def drawn() -> bool:
+        # A request ends, and is told of, after its samples have been handed over.
+        draws.extend(span for span in fleet.take_spans() if span.what == "draw")
+        return sum(len(span.prompts) for span in draws) == 16
+
+    wait_until(drawn, 30, "the ends of all requests")
     overlapping = [
         (one, other)
         for one, other in itertools.combinations(draws, 2)
         if one.who == other.who and one.begin < other.end and other.begin < one.end
     ]
-    assert sum(len(span.prompts) for span in draws) == 16
     assert overlapping
     for name, group in (apart[0] | apart[1]).items():
         assert [sample.token_ids for sample in group] == [sample.token_ids for sample in together[name]]

@@ -8,8 +8,9 @@ import pytest
 
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.loading import load_recipe
+from pipelines.data.annotators import rank
 from pipelines.data.chat_formats import read_conversations, read_prompts
-from pipelines.demo.annotator import behaves, grade, rank, refuses
+from pipelines.demo.annotator import behaves, grade, refuses
 from pipelines.demo.behaviors import AILMENTS, REFUSALS, REMEDIES
 from pipelines.demo.conversations import CAUTION_SHARE, conversations
 from pipelines.demo.facts import countries, country_documents

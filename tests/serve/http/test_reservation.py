@@ -30,6 +30,11 @@ CHAT = [{"role": "user", "content": "x"}]
         ("tokenize", {"prompt": "x" * 300}, 300),
         ("detokenize", {"tokens": [1] * 30}, 30),
         ("score", {"conversations": [CHAT, CHAT * 9]}, 34 + CONTEXT),
+        # Fields of other endpoints, which vLLM ignores, reserve nothing less.
+        ("chat/completions", {"messages": CHAT, "max_tokens": 90, "max_output_tokens": 1}, CONTEXT),
+        ("completions", {"prompt": ["four", "five5"], "max_tokens": 10, "messages": []}, 14 + 15),
+        ("responses", {"input": "four", "messages": [], "max_tokens": 1}, CONTEXT),
+        ("tokenizer_info", {}, 0),
         # What the validation will refuse.
         ("completions", {}, 20),
         ("completions", {"prompt": 5, "max_tokens": "many", "n": -1}, CONTEXT),

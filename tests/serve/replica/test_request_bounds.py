@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from serve.errors import RequestError
-from serve.replica.request_bounds import MAX_SEQUENCES, OTHER_CHARACTERS, OTHER_VALUES, VALUES_PER_TOKEN, RequestBounds
+from serve.replica.request_bounds import MAX_SEQUENCES, OTHER_CHARACTERS, RequestBounds
+from serve.request_size import OTHER_VALUES, VALUES_PER_TOKEN, check_size, without_prompts
 from serve.transport.messages import Endpoint
 
 CONTEXT, LONGEST = 100, 10
@@ -66,3 +67,10 @@ def test_deep_values_are_counted_without_recursion() -> None:
     for _ in range(5_000):
         deep = [deep]
     BOUNDS.check("chat/completions", {"messages": MESSAGES, "x": deep})
+
+
+def test_the_gateway_refuses_too_many_values_but_leaves_each_prompt_its_own_context() -> None:
+    with pytest.raises(RequestError, match="values that can be of use"):
+        check_size(without_prompts("tokenize", {"messages": MESSAGES * VALUES}), CONTEXT)
+    check_size(without_prompts("completions", {"prompt": ["x"] * VALUES}), CONTEXT)
+    check_size(without_prompts("detokenize", {"tokens": [1] * VALUES}), CONTEXT)
