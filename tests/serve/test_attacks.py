@@ -11,6 +11,10 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = 3
 MEMORY = 100 << 20
+# Seconds between tokens, at the 99th percentile. Each of the attacks once stopped every client for 0.9 s or more. Other
+# tests take half of the cores, and beside them a client waits longer: `infra.bench.attacks` has the figure of a quiet
+# machine.
+DISTURBED = 0.15
 
 
 def test_what_others_notice_of_attacks(server: Server) -> None:
@@ -28,6 +32,6 @@ def test_what_others_notice_of_attacks(server: Server) -> None:
             assert found.outcomes[name], found
             assert found.outcomes[name].keys() <= {"400", "413"}, found
         assert "sent all" not in found.outcomes["endless_header"].keys() | found.outcomes["endless_body"].keys()
-        if found.attacked < 3 * found.alone:
+        if found.attacked < max(3 * found.alone, DISTURBED):
             return
     pytest.fail(f"the client waited longer: {rounds}")

@@ -1,6 +1,7 @@
 """A real engine as a rollout actor, against the same model in transformers."""
 
 import itertools
+import time
 from pathlib import Path
 
 import psutil
@@ -65,7 +66,7 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
     sampling = Sampling(2, 1.0, 60, seed=4)
     asked = [prompts("first", 8), prompts("second", 8)]
     apart = [fleet.generate(some, sampling) for some in asked]
-    fleet.take_spans()
+    start = time.monotonic()
     for some in asked:
         fleet.submit(some, sampling)
     together = {group[0].id.prompt: group for group in fleet.collect(16)}
@@ -73,7 +74,7 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
 
     def drawn() -> bool:
         # A request ends, and is told of, after its samples have been handed over.
-        draws.extend(span for span in fleet.take_spans() if span.what == "draw")
+        draws.extend(span for span in fleet.take_spans() if span.what == "draw" and span.begin >= start)
         return sum(len(span.prompts) for span in draws) == 16
 
     wait_until(drawn, 30, "the ends of all requests")
