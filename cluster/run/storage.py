@@ -91,6 +91,9 @@ def filesystem_of(name: str) -> "tuple[FileSystem, str]":
         except (ValueError, ImportError) as error:
             raise UserError(without_credentials(f"cannot open {name}: {error}")) from error
         return PyFileSystem(FSSpecHandler(other)), path
+    # Some systems are asked while the URI is read, such as S3 for the region of a bucket.
+    except OSError as error:
+        raise UserError(without_credentials(f"cannot open {name}: {first_line(error)}")) from error
     return system, path
 
 

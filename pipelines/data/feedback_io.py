@@ -16,6 +16,7 @@ from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
 from pipelines.data.source_rows import BadRow, bad_row, file_rows, good_row, quarantine
+from pipelines.data.turns import require_text
 
 # Takes the place of the checksum of unknown weights.
 WEIGHTS = "imported"
@@ -89,6 +90,8 @@ def import_file(
         total += 1
         try:
             found = read(good_row(row), where, annotator)
+            for text in (text for item in found for text in item.texts):
+                require_text(text, where)
         except UserError as error:
             bad.append(row if isinstance(row, BadRow) else bad_row(where, str(error), row))
             continue

@@ -1,10 +1,13 @@
 """Files of other machines: credentials that are not shown, and requests that are repeated."""
 
+from types import SimpleNamespace
+
+import pyarrow.fs
 import pytest
 
-from cluster.errors import StorageError
+from cluster.errors import StorageError, UserError
 from cluster.run import storage
-from cluster.run.storage import requested, without_credentials
+from cluster.run.storage import filesystem_of, requested, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,15 @@ def test_a_request_is_repeated_until_it_is_answered(monkeypatch: pytest.MonkeyPa
     with pytest.raises(FileNotFoundError, match="there is no file s3://bucket/a"):
         requested("s3://bucket/a", answer)
     assert len(answers) == 1
+
+
+def test_a_store_that_fails_while_its_uri_is_read_is_named_without_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def from_uri(uri: str) -> None:
+        raise OSError(f"When resolving region for bucket of {uri}: could not resolve host")
+
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    with pytest.raises(UserError, match=r"cannot open s3://nowhere/x\.jsonl: .*could not resolve host") as found:
+        filesystem_of("s3://user:secret@nowhere/x.jsonl")
+    assert "secret" not in str(found.value)

@@ -402,3 +402,13 @@ def test_all_hh_transcripts_survive_a_round_trip(database: Feedback, tmp_path: P
     assert all(len(side) == 1 for side in sides.values())
     held_out = sum(prompt.split == "held_out" for prompt in database.prompts())
     assert 0.15 < held_out / 2312 < 0.25
+
+
+def test_a_row_with_half_a_character_is_left_out_and_named(database: Feedback, tmp_path: Path):
+    path = tmp_path / "lists.jsonl"
+    good = '{"prompt": "你好?", "completions": ["مرحبا", "b"], "ranks": [1, 2]}\n'
+    path.write_text(good + good.replace('"b"', '"\\ud800"'), encoding="utf-8")
+    rejected = tmp_path / "rejected.jsonl"
+    found = import_file(database, "lists", path, "trial", "them", 0.15, max_bad_share=0.5, quarantine_file=rejected)
+    assert (found.new, len(found.bad)) == (1, 1)
+    assert "half of a surrogate pair" in rejected.read_text(encoding="utf-8")
