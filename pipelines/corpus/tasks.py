@@ -19,7 +19,7 @@ from cluster.run.atomic import write_json
 
 Report = dict[str, Any]
 # Version of the outputs and reports of all phases; markers of other versions are ignored.
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipelines.corpus.clean.words import ends_no_sentences, is_latin, is_unspace
 from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition
 
 # Part of the signal cache's key: signals of another version are measured again.
-VERSION = 4
+VERSION = 5
 
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]
