@@ -101,7 +101,8 @@ class GopherRepetition(Section):
 
 class C4(Section):
     """C4's rules: Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2. Lines are removed, then
-    documents."""
+    documents. Two of the published rules are not in `c4: {}`: the list of bad words is named in bad_words, and spans of
+    three sentences that occur in several documents stay."""
 
     terminal_punctuation: bool = Field(True, description="remove lines that do not end with a punctuation mark")
     words_per_line: Positive = Field(5, description="remove lines with fewer words")
@@ -109,6 +110,12 @@ class C4(Section):
     boilerplate_lines: bool = Field(True, description="remove lines about JavaScript, cookies and terms of use")
     sentences: Positive = Field(3, description="the fewest sentences of a document, after lines are removed")
     curly_brackets: bool = Field(True, description="drop documents that contain a {")
+    citations: bool = Field(True, description="remove the marks [1], [edit] and [citation needed] of wikis")
+    bad_words: Annotated[str | None, PathKind.FILES] = Field(
+        None,
+        description="text file with a word or phrase a line; documents that contain one are dropped. C4 used the List "
+        "of Dirty, Naughty, Obscene or Otherwise Bad Words of the document's language; unset: none",
+    )
 
 
 class FineWeb(Section):

@@ -27,7 +27,14 @@ from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean, without_license
 from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
-from pipelines.corpus.filter.rules import WANTED_LANGUAGE, Bound, bounds, reasons_to_drop, wanted_language
+from pipelines.corpus.filter.rules import (
+    WANTED_LANGUAGE,
+    Bound,
+    bounds,
+    read_bad_words,
+    reasons_to_drop,
+    wanted_language,
+)
 from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit, read_split
@@ -58,7 +65,9 @@ def prepare(
         folder=out / "work" / "prepared",
         quarantine=out / "quarantine",
         min_words=corpus.min_words,
-        settings=MeasureSettings(corpus.rules, tuple(corpus.personal_data), bool(corpus.languages)),
+        settings=MeasureSettings(
+            corpus.rules, tuple(corpus.personal_data), bool(corpus.languages), read_bad_words(corpus.rules)
+        ),
         languages=tuple(corpus.languages),
         language_probability=corpus.language_probability,
         signals=out / "signals" if corpus.rules or corpus.languages else None,
@@ -66,7 +75,7 @@ def prepare(
         quality=corpus.keep_policy == "quality",
     )
     fields = {"min_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
-    filters = [corpus.model_dump(include=fields), phase.quality]
+    filters = [corpus.model_dump(include=fields), phase.settings.bad_words, phase.quality]
     tasks = [Task(split.name, fingerprint([split.identity(), filters]), phase.outputs(split)) for split in splits]
     done, deadline = out / "work" / "done" / "prepare", recipe.cluster.deadline_seconds
     reports = run_tasks("read, clean and filter", done, tasks, phase, progress, deadline)
@@ -284,7 +293,7 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
     with timer.step("replace personal data"):
         replaced = [replace(text, settings.personal_data) for text in texts]
     with timer.step("measure"):
-        texts, signals = measure([text for text, _ in replaced], settings.rules)
+        texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words)
     if probabilities is not None:
         signals["language_probability"] = probabilities
         # Gopher's stop words are English.

@@ -17,6 +17,8 @@ from cluster.run.atomic import atomic_write
 
 # Documents that a task processes at once, and rows of a row group.
 BATCH = 500
+# Arrow joins row groups to batches: 500 documents of 1 MB would take a gigabyte.
+_BATCH_BYTES = 64 << 20
 
 PREPARED = pa.schema(
     [
@@ -47,18 +49,25 @@ class Part(NamedTuple):
 
 
 def selected_rows(file: Path, selected: NDArray[np.bool_], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Reads the selected rows of a part file in order, up to `BATCH` at a time; no batch is empty.
+    """Reads the selected rows of a part file in order, `BATCH` or 64 MB at a time or fewer; no batch is empty.
 
     Args:
         selected: (rows of the file,).
     """
     start = 0
     with pq.ParquetFile(file) as part:
-        for batch in part.iter_batches(BATCH, columns=list(columns)):
+        for batch in part.iter_batches(rows_at_once(part), columns=list(columns)):
             rows = batch.filter(pa.array(selected[start : start + batch.num_rows]))
             start += batch.num_rows
             if rows.num_rows:
                 yield rows
+
+
+def rows_at_once(part: pq.ParquetFile) -> int:
+    """Returns how many rows of a part file to read at once: `BATCH`, or fewer if they are large."""
+    groups = [part.metadata.row_group(group) for group in range(part.num_row_groups)]
+    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0.0)
+    return max(1, min(BATCH, int(_BATCH_BYTES / max(largest, 1.0))))
 
 
 def fixed_width(column: pa.ChunkedArray, dtype: np.dtype) -> NDArray:

@@ -7,11 +7,31 @@ import ftfy
 
 # A UTF-8 lead byte followed by a continuation byte, both read as Windows-1252: all mojibake contains such a pair.
 _MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]")
+
+
+def _trail(*encodings: str) -> str:
+    """Lists the characters that encodings make of UTF-8's continuation bytes."""
+    return re.escape("".join(bytes(range(0x80, 0xC0)).decode(encoding, "ignore") for encoding in encodings))
+
+
+# The same for the other encodings that ftfy tries: Cyrillic and Greek read as Windows-1251 and 1253, where one such
+# pair occurs by chance, and accents and quotation marks read as these, as Mac Roman or as code page 437.
+_MAY_BE_OTHER_MOJIBAKE = re.compile(f"[РСвΞΟ√‚├Γ][ЂÄÇ{_trail('cp1251', 'cp1253', 'mac-roman', 'cp437')}]")
+_OTHER_MOJIBAKE = re.compile(
+    f"(?:[РС][{_trail('cp1251')}]){{2}}|вЂ|(?:[ΞΟ][{_trail('cp1253')}]){{2}}"
+    f"|√[{_trail('mac-roman')}]|‚Ä|├[{_trail('cp437')}]|ΓÇ"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# Control characters but tab and newline, soft hyphen, zero-width space, byte order mark, non-characters.
-# The zero-width joiner stays: emoji and several scripts need it.
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ufffe\uffff]")
+# Control characters but tab and newline, soft hyphen, byte order mark, non-characters, and what overrides the direction
+# of text: readers see another order than models (Boucher and Anderson 2021, arXiv:2111.00169). Marks of direction and
+# the zero-width joiner stay, since emoji and several scripts need them.
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff]")
+# Zero-width spaces part words in Thai, Lao, Burmese and Khmer, and nothing elsewhere.
+_PARTING = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_ZERO_WIDTH_SPACE = re.compile(f"(?<![{_PARTING}])\u200b+|\u200b+(?![\u200b{_PARTING}])|(?<=\u200b)\u200b+")
+# Tags are invisible letters; only in the flags of regions do they mean something (Unicode Technical Standard 51).
+_TAGS = re.compile("(\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f)|[\U000e0000-\U000e007f]")
 # White space after a word, unless it is a single space.
 _SPACES_IN_A_LINE = re.compile(r"(?<=\S)(?: [^\S\n]+|[^\S\n ][^\S\n]*)")
 _BLANK_LINE = re.compile(r"\n[^\S\n]+(?=\n)")
@@ -37,7 +57,7 @@ _CREDITS_WITHIN = 2000
 
 
 def clean(text: str) -> str:
-    """Converts a text to NFC, repairs mojibake, removes control characters and repeated spaces and blank lines.
+    """Converts a text to NFC, repairs mojibake, removes invisible characters and repeated spaces and blank lines.
 
     Indentation at the start of a line is kept, since code and lists depend on it.
     """
@@ -48,6 +68,8 @@ def clean(text: str) -> str:
     plain = text.replace("\n", "").isprintable()
     if not plain:
         text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
+        if not text.isascii():
+            text = _TAGS.sub(r"\1", _ZERO_WIDTH_SPACE.sub("", text))
     if not plain or "  " in text:
         text = _BLANK_LINE.sub("\n", _SPACES_IN_A_LINE.sub(" ", text))
     text = text.replace(" \n", "\n")
@@ -77,7 +99,7 @@ def _in_normal_form(text: str) -> str:
     if _SURROGATE.search(text):
         # JSON may escape a lone surrogate, which UTF-8 cannot encode.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if _MOJIBAKE.search(text):
+    if _MOJIBAKE.search(text) or (_MAY_BE_OTHER_MOJIBAKE.search(text) and _OTHER_MOJIBAKE.search(text)):
         # On accented text of 4 KB ftfy handles 1,400 documents a second, this search 56,000; on ASCII both are fast.
         text = ftfy.fix_encoding(text)
     return unicodedata.normalize("NFC", text)

@@ -23,7 +23,7 @@ from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
 from pipelines.corpus.clean.words import word_spans, words
-from pipelines.corpus.tables import BATCH, save_array
+from pipelines.corpus.tables import rows_at_once, save_array
 from pipelines.corpus.tasks import Report
 
 FOUND = pa.schema(
@@ -150,7 +150,7 @@ class DecontaminatePhase:
             atomic_write(found_file) as side,
             pq.ParquetWriter(side, FOUND, compression="zstd") as writer,
         ):
-            for batch in file.iter_batches(BATCH, columns=["id", "source", "text"]):
+            for batch in file.iter_batches(rows_at_once(file), columns=["id", "source", "text"]):
                 found: list[tuple[Any, ...]] = []
                 for document, source, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     row += 1

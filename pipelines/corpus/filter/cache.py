@@ -50,11 +50,13 @@ class MeasureSettings:
         rules: sets of rules whose signals are measured and whose lines are removed; their bounds have no influence.
         personal_data: kinds to replace with placeholders.
         language: whether to identify languages.
+        bad_words: words and phrases of C4's list, in lower case.
     """
 
     rules: Rules | None = None
     personal_data: tuple[PersonalData, ...] = ()
     language: bool = False
+    bad_words: tuple[str, ...] = ()
 
 
 def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
@@ -64,10 +66,12 @@ def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     size and modification time in place of its bytes, since hashing would read it once per split.
     """
     rules = settings.rules
-    lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets"}) if rules and rules.c4 else None
+    lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets", "bad_words"}) if rules and rules.c4 else None
     files = [_state(file) if split.span or is_remote(file) else _content(file) for file in split.files]
     given = {**split.identity(), "name": "", "license": None}
-    return fingerprint([VERSION, given, files, lines, sorted(settings.personal_data), settings.language])
+    return fingerprint(
+        [VERSION, given, files, lines, sorted(settings.personal_data), settings.language, settings.bad_words]
+    )
 
 
 def store(

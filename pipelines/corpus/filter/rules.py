@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.errors import UserError, first_line
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
 from pipelines.corpus.filter.ngrams import DUPLICATE, TOP
 from pipelines.corpus.filter.signals import Signals
@@ -78,6 +80,25 @@ def wanted_language(
     return np.where(np.isin(languages, wanted), probabilities, 0.0)
 
 
+def read_bad_words(rules: Rules | None) -> tuple[str, ...]:
+    """Reads the words and phrases of `rules.c4.bad_words`, a line each, in lower case.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 or has no words.
+    """
+    if rules is None or rules.c4 is None or rules.c4.bad_words is None:
+        return ()
+    file = rules.c4.bad_words
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"corpus.rules.c4.bad_words: cannot read {file}: {first_line(error)}; mend the path") from error
+    words = tuple(dict.fromkeys(word for line in lines if (word := line.strip().lower())))
+    if not words:
+        raise UserError(f"corpus.rules.c4.bad_words: {file} is empty; give a word a line, or leave the key out")
+    return words
+
+
 def _broken(signal: NDArray[np.float64], rule: Bound) -> NDArray[np.bool_]:
     return (signal < rule.least) | (signal > rule.most)
 
@@ -123,6 +144,7 @@ def _c4(given: C4) -> list[Bound]:
         Bound("c4: too few sentences", "sentences", least=given.sentences),
         *([Bound("c4: curly bracket", "curly_brackets", most=0)] if given.curly_brackets else []),
         Bound("c4: lorem ipsum", "lorem_ipsum", most=0),
+        *([Bound("c4: bad words", "bad_words", most=0)] if given.bad_words else []),
     ]
 
 

@@ -9,6 +9,7 @@ for lengths and n-grams of words and lengths of lines in scripts without spaces.
 
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -42,6 +43,7 @@ _OF_SPACED_WORDS = (
     *(f"top_{n}_gram" for n in TOP),
     *(f"duplicate_{n}_gram" for n in DUPLICATE),
 )
+_CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _BOILERPLATE = (
     "javascript",
     "terms of use",
@@ -54,14 +56,15 @@ _BOILERPLATE = (
 _PUNCTUATION = ".,;:!?\"'“”‘’()[]…"
 
 
-def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signals]:
-    """Removes the lines that C4's rules reject, and measures every document's signals.
+def measure(texts: Sequence[str], rules: Rules | None, bad_words: tuple[str, ...] = ()) -> tuple[list[str], Signals]:
+    """Removes the lines and citation marks that C4's rules reject, and measures every document's signals.
 
     Follows FineWeb's order: Gopher's signals describe the whole text, C4's and FineWeb's the text that C4 leaves.
 
     Args:
         texts: cleaned texts.
         rules: None measures the signals of the default rules.
+        bad_words: words and phrases in lower case, whose number is the signal `bad_words`.
 
     Returns:
         (texts, signals): the texts without the lines removed; each signal is (texts,).
@@ -69,6 +72,9 @@ def measure(texts: Sequence[str], rules: Rules | None) -> tuple[list[str], Signa
     unspaced = [is_unspaced(text) for text in texts]
     unended = [place for place, alone in enumerate(unspaced) if alone and ends_no_sentences(texts[place])]
     texts, signals = _measured(texts, rules, unspaced, frozenset(unended))
+    if bad_words:
+        found = _bad_words(bad_words)
+        signals["bad_words"] = _each(lambda text: len(found.findall(text.lower())), texts)
     for name in _OF_SPACED_WORDS if any(unspaced) else ():
         if name in signals:
             signals[name][unspaced] = np.nan
@@ -165,7 +171,7 @@ def _punctuated(documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
 
 
 def _c4_lines(lines: Sequence[str], c4: C4, unspaced: bool, ended: bool) -> list[str]:
-    kept = list(lines)
+    kept = [bare for line in lines if (bare := _CITATION.sub("", line).strip())] if c4.citations else list(lines)
     if c4.terminal_punctuation and ended:
         kept = [line for line in kept if line.endswith(_C4_LINE_ENDS) and not line.endswith(_ELLIPSES)]
     if unspaced:
@@ -178,6 +184,13 @@ def _c4_lines(lines: Sequence[str], c4: C4, unspaced: bool, ended: bool) -> list
     if any(phrase in whole for phrase in _BOILERPLATE):
         kept = [line for line in kept if not any(phrase in line.lower() for phrase in _BOILERPLATE)]
     return kept
+
+
+@lru_cache(maxsize=1)
+def _bad_words(listed: tuple[str, ...]) -> re.Pattern[str]:
+    """Compiles an expression for whole words; in scripts without spaces a word may stand beside letters."""
+    pieces = [re.escape(word) if is_unspaced(word) else rf"(?<!\w){re.escape(word)}(?!\w)" for word in listed]
+    return re.compile("|".join(pieces))
 
 
 def _counts(texts: Sequence[str], unspaced: Sequence[bool]) -> NDArray[np.float64]:

@@ -13,7 +13,8 @@ from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.lines import Span
 from pipelines.corpus.read.records import BadRecord, DamageError, Item, unread
 
-_ROWS = 1000
+# The most rows, and about the most bytes, read at once.
+_ROWS, _BYTES = 1000, 64 << 20
 # Arrow reports damage as one of these, an OSError without a number, or, in lengths and offsets, as a MemoryError.
 _DAMAGE = (pyarrow.ArrowException, ValueError, OSError, MemoryError)
 
@@ -69,7 +70,7 @@ def _read_group(
     text_field, column, encoding = field
     place, end = number, number + file.metadata.row_group(group).num_rows
     try:
-        for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[column]):
+        for batch in file.iter_batches(_rows_at_once(file, group), row_groups=[group], columns=[column]):
             for row in _rows(batch):
                 yield place, _text(name, row, place, text_field, encoding)
                 place += 1
@@ -80,6 +81,11 @@ def _read_group(
         skipped = max(1, round(stored * (end - place) / max(end - number, 1)))
         damage = DamageError(f"Parquet, {first_line(error)}", 0)
         yield place, unread(name, place, f"in rows {place + 1:,} to {end:,}", damage, size, skipped)
+
+
+def _rows_at_once(file: pyarrow.parquet.ParquetFile, group: int) -> int:
+    held = file.metadata.row_group(group)
+    return max(1, min(_ROWS, _BYTES * held.num_rows // max(held.total_byte_size, 1)))
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[Any]:

@@ -19,6 +19,8 @@ _PAGE_START = re.compile(
     rb"(?:!--|(?:!DOCTYPE HTML|HTML|HEAD|SCRIPT|IFRAME|H1|DIV|FONT|TABLE|A|STYLE|TITLE|B|BODY|BR|P)[ \t\r\n>])",
     re.IGNORECASE,
 )
+# What a packed body starts with by chance in one of a thousand.
+_MARKUP = re.compile(rb"\s*(?:\xef\xbb\xbf\s*)?<[!?A-Za-z]")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]{0,1000})?\r?\n")
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE = 1 << 16
@@ -147,7 +149,7 @@ def _plain(body: bytes, damage: ValueError) -> bytes:
     Raises:
         ValueError: `damage`.
     """
-    if _PAGE_START.match(body):
+    if _MARKUP.match(body):
         return body
     raise damage
 

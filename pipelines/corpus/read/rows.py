@@ -69,10 +69,18 @@ def read_csv(
                 else:
                     if row is None:
                         return
-                    yield number, _text(name, number, dict(zip(names, row, strict=False)), text_field)
+                    yield number, _row_text(name, number, names, row, text_field)
                 number += 1
         except DamageError as error:
             yield number, unread(name, number, f"after row {number}", error, size, None)
+
+
+def _row_text(name: str, number: int, names: list[str], row: list[str], text_field: str) -> Item:
+    if len(row) > len(names):
+        # As of a text with a delimiter and without quotation marks, which would lose its end.
+        more = f"has {len(row):,} fields and the first row {len(names):,}; put the text in quotation marks"
+        return BadRecord(name, number, f"{name} row {number + 1} {more}")
+    return _text(name, number, dict(zip(names, row, strict=False)), text_field)
 
 
 def _text_file(packing: str | None, stored: BinaryIO, size: int, encoding: str) -> io.TextIOWrapper:

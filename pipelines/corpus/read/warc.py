@@ -12,7 +12,7 @@ from typing import BinaryIO
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
-from pipelines.corpus.read.http import content, is_page, parse_response
+from pipelines.corpus.read.http import Response, content, is_page, parse_response
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, Skipped
 
 # A page whose text the parser has yet to send, or what the record holds instead.
@@ -23,6 +23,8 @@ _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _RECORD = b"WARC/1."
 # Media types are the servers' words, and end up in the statistics.
 _SHORT_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
+# Records that hold nothing but what was asked, and notes.
+_ABOUT_OTHERS = (WarcRecordType.request, WarcRecordType.metadata, WarcRecordType.warcinfo)
 _LINE_ENDS = b"\r\n\r\n"
 _CHUNK = 1 << 16
 # Pages requested before the text of an earlier one is used; more than the parser buffers has no effect.
@@ -146,7 +148,7 @@ def _page(path: Path, record: WarcRecord, extract: Extractor) -> Found | None:
     """Requests the text of a response that is an HTML page with status 200, or decodes the text of a conversion.
 
     Returns:
-        the request or text; why a response holds neither; or None for a record of another type, such as a request.
+        the request or text; why a record holds neither; or None for a record about others, such as a request.
     """
     offset = record.stream_pos
     if record.record_type == WarcRecordType.conversion:
@@ -155,11 +157,19 @@ def _page(path: Path, record: WarcRecord, extract: Extractor) -> Found | None:
             return _read_at_most(record, MAXIMUM_RECORD_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             return _bad(path, offset, f"is not UTF-8 at byte {error.start}")
-    if record.record_type != WarcRecordType.response:
+    if record.record_type in _ABOUT_OTHERS:
         return None
-    if not record.is_http:
+    block = _read_at_most(record, MAXIMUM_RECORD_BYTES)
+    if record.record_type == WarcRecordType.resource:
+        # A file as it was found, without a protocol: its media type is that of the record.
+        response = Response(200, {"content-type": record.headers.get("Content-Type") or ""}, block)
+    elif record.record_type != WarcRecordType.response:
+        return Skipped(f"record of type {(record.headers.get('WARC-Type') or '').lower()[:20]}")
+    elif not block[:5].upper().startswith((b"HTTP/", b"ICY ")):
+        # What the record's own media type says is often missing, or in capitals.
         return Skipped("another protocol than HTTP")
-    response = parse_response(_read_at_most(record, MAXIMUM_RECORD_BYTES))
+    else:
+        response = parse_response(block)
     if response.status != 200:
         return Skipped(f"status {response.status}" if response.status else "no status line")
     try:

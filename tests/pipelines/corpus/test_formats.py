@@ -13,6 +13,7 @@ from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from pipelines.corpus.read.records import BadRecord, Document
 from pipelines.corpus.read.sources import plan_splits, read_split
+from pipelines.corpus.tables import rows_at_once
 
 TEXTS = ["Grüße, alle", "two\nlines", 'with "quotes"']
 OBJECTS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
@@ -133,3 +134,20 @@ def test_files_that_are_not_read_are_named_and_refused_if_they_are_most(tmp_path
     with pytest.raises(UserError, match=r"2 of the files of .*, 4,004 bytes and most of it, .*such as .*b\.pdf: "):
         plan_splits([source], 1)
     assert read(tmp_path, skip_other_files=True) == (TEXTS, [])
+
+
+def test_rows_with_more_fields_than_names_lose_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n0,one, and more\n1,two\n2\n")
+    texts, bad = read(tmp_path / "a.csv")
+    assert texts == ["two"]
+    assert bad[0].endswith("row 1 has 3 fields and the first row 2; put the text in quotation marks")
+    assert len(bad) == 2
+
+
+def test_large_rows_are_read_in_small_batches(tmp_path: Path) -> None:
+    sizes = [10, 3 << 20]
+    for size in sizes:
+        with pq.ParquetWriter(tmp_path / f"{size}.parquet", pa.schema([("text", pa.string())])) as writer:
+            for _ in range(3):
+                writer.write_table(pa.table({"text": [letter * size for letter in "abcdefghij"]}))
+    assert [rows_at_once(pq.ParquetFile(tmp_path / f"{size}.parquet")) for size in sizes] == [500, 21]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.errors import UserError
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
 from pipelines.corpus.filter.cache import MeasureSettings, cache_key, load, store
-from pipelines.corpus.filter.rules import bounds, reasons_to_drop
+from pipelines.corpus.filter.rules import bounds, read_bad_words, reasons_to_drop
 from pipelines.corpus.filter.signals import measure
 from pipelines.corpus.prepare import StepTimer, measured_batches
 from pipelines.corpus.read.sources import InputSplit
@@ -197,6 +198,7 @@ LINE = "this line has six words in."
         (f"a long word is {'x' * 999}.", True),
         (f"a long word is {'x' * 1000}.", False),
         ("please turn on JavaScript to read this.", False),
+        ("she was born in the north of it[citation needed]", False),
         ("by our Privacy Policy you may read this.", False),
     ],
 )
@@ -218,6 +220,26 @@ def test_c4_removes_lines(line: str, stays: bool) -> None:
 )
 def test_c4_documents(text: str, expected: str | None) -> None:
     assert reason(text, Rules(c4=C4())) == (f"c4: {expected}" if expected else None)
+
+
+def test_c4_removes_the_marks_of_wikis() -> None:
+    left, _ = measure([f"History [edit]\n{LINE}[1][23]\nit was[citation needed] said to be true.[]"], Rules(c4=C4()))
+    assert left == [f"{LINE}\nit was said to be true."]
+    (left,), _ = measure([f"{LINE[:-1]} [1]."], Rules(c4=C4(citations=False)))
+    assert left == f"{LINE[:-1]} [1]."
+
+
+def test_c4_drops_documents_with_the_words_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("Darn\nblue moon\n坏话\n\n", encoding="utf-8")
+    rules = Rules(c4=C4(bad_words=str(tmp_path / "bad.txt"), sentences=1))
+    listed = read_bad_words(rules)
+    assert listed == ("darn", "blue moon", "坏话")
+    texts = [f"{LINE} {end}" for end in ("darned it is.", "DARN it is.", "a blue moon it is.", "他说坏话了。")]
+    _, signals = measure(texts, rules, listed)
+    bad = "c4: bad words"
+    assert reasons_to_drop(signals, bounds(rules, 1)) == [None, bad, bad, bad]
+    with pytest.raises(UserError, match=r"cannot read .*none\.txt.*mend the path"):
+        read_bad_words(Rules(c4=C4(bad_words=str(tmp_path / "none.txt"))))
 
 
 def test_c4_follows_the_recipe() -> None:
@@ -286,6 +308,7 @@ def test_measured_documents_are_cached_for_other_thresholds(tmp_path: Path) -> N
     assert cache_key(split, MeasureSettings(Rules(c4=C4(words_per_line=9)))) != key
     assert cache_key(split, MeasureSettings(Rules(c4=C4()), ("email",))) != key
     assert cache_key(split, MeasureSettings(Rules(c4=C4()), language=True)) != key
+    assert cache_key(split, MeasureSettings(Rules(c4=C4()), bad_words=("darn",))) != key
     text.write_text("another text")
     assert cache_key(split, given) != key
     assert load(path, cache_key(split, given)) is None

@@ -28,6 +28,24 @@ from pipelines.corpus.filter.signals import measure
         ("half \ud83d of an emoji", "half \ufffd of an emoji"),
         ("family \U0001f468\u200d\U0001f469\u200d\U0001f467", "family \U0001f468\u200d\U0001f469\u200d\U0001f467"),
         (" \n\t ", ""),
+        # UTF-8 read as Windows-1251, Windows-1253, Mac Roman and code page 437.
+        ("РџСЂРёРІРµС‚, РјРёСЂ!", "Привет, мир!"),
+        ("ΞΞ»Ξ»Ξ¬Ξ΄Ξ±", "Ξλλάδα"),
+        ("Caf√© ‚Äúopen‚Äù", "Café “open”"),
+        ("caf├⌐", "café"),
+        ("СССР» и «Россия»… √2 ≈ 1,41", "СССР» и «Россия»… √2 ≈ 1,41"),
+        # Overrides and isolates of direction, which hide what is read; marks of direction stay.
+        ("a\u202eb\u202cc \u2067d\u2069", "abc d"),
+        ("\u05d0\u200f (1)", "\u05d0\u200f (1)"),
+        # Letters as tags are invisible; the flag of Wales is made of them.
+        ("x\U000e0068\U000e0069y\U000e0001", "xy"),
+        (
+            "\U0001f3f4\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f",
+            "\U0001f3f4\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f",
+        ),
+        # A zero-width space parts words in Khmer and Thai, and nothing in other scripts.
+        ("ខ្មែរ\u200b\u200bស្រី\u200b", "ខ្មែរ\u200bស្រី"),
+        ("a\u200bb ไทย\u200bกลาง", "ab ไทย\u200bกลาง"),
     ],
 )
 def test_clean(dirty: str, expected: str) -> None:

@@ -247,6 +247,7 @@ PAGE = HTML.format("first").encode()
         ),
         ("Content-Type: text/html\r\nContent-Encoding: zstd", pa.compress(PAGE, "zstd", True)),
         *((f"Content-Type: text/html\r\nContent-Encoding: {name}", PAGE) for name in ("utf-8", "none", "binary", "br")),
+        ("Content-Type: text/html\r\nContent-Encoding: br", b"<?xml version='1.0'?>" + PAGE),
         ("Content-Type: TEXT/HTML;Charset=UTF-8", PAGE),
         ("Server: x", b"\n <!doctype html>" + PAGE),
         ("Content-Type: unknown/unknown", PAGE),
@@ -305,6 +306,33 @@ def test_responses_that_are_no_page_are_counted_by_kind(tmp_path: Path) -> None:
     found = Counter(item.kind for item in items if isinstance(item, Skipped))
     assert found == {"status 404": 2, "content type image/png": 1, "another content type": 1}
     assert len(items) == 4
+
+
+def test_records_of_every_type_are_read_or_counted(tmp_path: Path) -> None:
+    http = b"Content-Type: application/http; msgtype=response\r\n"
+    resource = record("")
+    page = HTML.format("a resource").encode()
+    head = resource[: resource.index(b"\r\n\r\n")].replace(b"WARC-Type: response", b"WARC-Type: resource")
+    head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(page), head)
+    write(
+        tmp_path / "a.warc",
+        record("one").replace(http, b"Content-Type: Application/HTTP\r\n"),
+        record("two").replace(http, b""),
+        head.replace(http.strip(), b"Content-Type: Text/HTML") + b"\r\n\r\n" + page + b"\r\n\r\n",
+        head.replace(http.strip(), b"Content-Type: text/dns") + b"\r\n\r\n" + page + b"\r\n\r\n",
+        *[record("seen before", kind="revisit")] * 2,
+        record("a part", kind="continuation"),
+        record("asked", kind="request"),
+        record("about", kind="metadata"),
+    )
+    with Extractor(10) as extract:
+        items = [item for _, item in read_file(str(tmp_path / "a.warc"), Reading("text", False, extract))]
+    assert [item.strip() for item in items if isinstance(item, str)] == ["one", "two", "a resource"]
+    assert Counter(item.kind for item in items if isinstance(item, Skipped)) == {
+        "content type text/dns": 1,
+        "record of type revisit": 2,
+        "record of type continuation": 1,
+    }
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: pa.compress(data, "zstd", True)])
