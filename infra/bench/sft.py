@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
 
@@ -33,9 +34,11 @@ from cluster.recipe.model import Model
 from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
 from infra.bench.peers.run_trl import steps_of
+from pipelines.corpus.tokens.shards import write_shard
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.data.chat_formats import Conversation, read_conversations
-from pipelines.data.pack_chats import fit, write_packed
+from pipelines.data.pack_chats import packed
+from pipelines.data.render_chats import fit, rendered_batch
 
 VOCABULARY = 4096
 
@@ -62,12 +65,14 @@ def main() -> None:
         rows = [fit(chat, some.messages, some.tools, some.untrained, context=given.context)[0] for some in found]
         fitting = [some.messages for some, fits in zip(found, rows, strict=True) if fits]
         rendered = list(chain.from_iterable(rows))
-        packed = write_packed(rendered, given.context, chat.padding_id, folder / "rows")
+        columns = packed(pa.Table.from_batches([rendered_batch(rows)]), given.context, chat.padding_id)
+        write_shard(folder / "rows" / "shard-00000.parquet", columns)
+        count = len(columns["input_ids"])
         lines = folder / "conversations.jsonl"
         lines.write_text("".join(f"{json.dumps(some)}\n" for some in fitting), encoding="utf-8")
-        together = round(given.rows * len(rendered) / packed)
+        together = round(given.rows * len(rendered) / count)
         tokens = sum(len(some.token_ids) for some in rendered)
-        shapes = f"{packed:,} rows of {given.context}, {given.rows} a step"
+        shapes = f"{count:,} rows of {given.context}, {given.rows} a step"
         print(f"{len(rendered):,} conversations, {tokens:,} tokens; {shapes}")
         rates = {
             name: together / statistics.median(seconds)

@@ -1,7 +1,8 @@
 """Conversations, prompts and rankings: from files and the feedback database to what stages train on, and back.
 
 source_rows reads files and functions, turns brings the turns of a conversation into one form, chat_formats reads
-conversations and prompts in any layout, pack_chats turns conversations into packed rows for SFT.
+conversations and prompts in any layout. render_chats, pack_chats and text_rows are the phases that turn conversations
+into the shards of SFT.
 rankings chooses the prompts to rank and writes rankings.parquet, with annotators for functions that rank in place of
 people. feedback_io moves preference files into the database and out of it; feedback_formats has a reader and a writer
 for each format, feedback_trees those of nested formats, feedback_item what all of them are read into.

@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -65,16 +64,24 @@ class Conversation:
     untrained: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Conversations:
-    """What was read of the sources.
+@dataclass
+class ConversationCounts:
+    """What was read beside the conversations themselves.
 
     Attributes:
-        items: the conversations.
         layouts: the number of conversations in each layout.
-        bad: rows that could not be read.
         ignored: the number of rows with each field that nothing reads; of turns, as turn.FIELD.
+        bad: rows that could not be read.
     """
+
+    layouts: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    bad: list[BadRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations in memory, with the attributes of `ConversationCounts`."""
 
     items: list[Conversation]
     layouts: dict[str, int]
@@ -87,8 +94,8 @@ class Conversations:
         return [item.messages for item in self.items]
 
 
-def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
-    """Reads all conversations to fine-tune on. Rows that cannot be read are returned with the reason.
+def read_conversations(sources: Sequence[ChatSource], seed: int) -> Conversations:
+    """Reads all conversations of sources at once. Rows that cannot be read are returned with the reason.
 
     Args:
         sources: the recipe's.
@@ -97,50 +104,61 @@ def read_conversations(sources: list[ChatSource], seed: int) -> Conversations:
     Raises:
         UserError: there is no conversation, or a file is missing or damaged.
     """
-    items, bad = list[Conversation](), list[BadRow]()
-    layouts, ignored = Counter[str](), Counter[str]()
-    for source in sources:
-        for row, place in source_rows(source, seed):
-            if isinstance(row, BadRow):
-                bad.append(row)
-                continue
-            try:
-                item, layout, fields, unread = _conversation(row, place)
-            except UserError as error:
-                bad.append(bad_row(place, str(error), row))
-                continue
-            items.append(item)
-            layouts[layout] += 1
-            given = {name for name, value in row.items() if value is not None}
-            ignored.update(given - fields - {"tools"})
-            ignored.update(f"turn.{name}" for name in unread)
-    if not items and not bad:
+    counts = ConversationCounts()
+    items = [item for source in sources for item in conversations(source_rows(source, seed), counts)]
+    require_rows(len(items) + len(counts.bad), sources)
+    return Conversations(items, dict(counts.layouts), counts.bad, dict(counts.ignored))
+
+
+def require_rows(count: int, sources: Iterable[ChatSource]) -> None:
+    """Refuses sources of which no row was read.
+
+    Raises:
+        UserError: `count` is 0.
+    """
+    if not count:
         names = ", ".join(str(source.path or source.function) for source in sources)
         raise UserError(f"sft.sources hold no conversation: {names}")
-    return Conversations(items, dict(layouts), bad, dict(ignored))
 
 
-def first_conversations(sources: list[ChatSource], seed: int, count: int) -> list[Messages]:
-    """Reads the first conversations of each source, as many of each, and no further. Rows that cannot be read are
-    skipped.
+def conversations(rows: Iterable[tuple[Row | BadRow, str]], counts: ConversationCounts) -> Iterator[Conversation]:
+    """Yields the conversations of rows as they are read; those that cannot be read are added to `counts`."""
+    for row, place in rows:
+        if isinstance(row, BadRow):
+            counts.bad.append(row)
+            continue
+        try:
+            item, layout, fields, unread = _conversation(row, place)
+        except UserError as error:
+            counts.bad.append(bad_row(place, str(error), row))
+            continue
+        counts.layouts[layout] += 1
+        given = {name for name, value in row.items() if value is not None}
+        counts.ignored.update(given - fields - {"tools"})
+        counts.ignored.update(f"turn.{name}" for name in unread)
+        yield item
+
+
+def source_conversations(sources: Iterable[ChatSource], seed: int) -> Iterator[Conversation]:
+    """Yields the conversations of sources, one after the other. Rows that cannot be read are skipped.
 
     Args:
         sources: the recipe's.
         seed: for sources that are functions.
-        count: how many to read at most.
 
     Raises:
         UserError: a file is missing or damaged, or a function raises.
     """
+    for source in sources:
+        yield from conversations(source_rows(source, seed), ConversationCounts())
+
+
+def first_conversations(sources: list[ChatSource], seed: int, count: int) -> list[Messages]:
+    """Reads the first conversations of each source, as many of each, and no further; otherwise as
+    `source_conversations`."""
     share = -(-count // max(1, len(sources)))
-    return [turns for source in sources for turns in islice(_readable(source, seed), share)][:count]
-
-
-def _readable(source: ChatSource, seed: int) -> Iterator[Messages]:
-    for row, place in source_rows(source, seed):
-        if not isinstance(row, BadRow):
-            with suppress(UserError):
-                yield _conversation(row, place)[0].messages
+    found = [item.messages for source in sources for item in islice(source_conversations([source], seed), share)]
+    return found[:count]
 
 
 def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:

@@ -1,152 +1,133 @@
-"""Packed rows of conversations with their loss masks, rendered on Ray Data."""
+"""Second phase of fine-tuning's data: shuffles the rendered conversations and packs them into shards."""
 
-import json
-from collections.abc import Sequence
+import math
+import random
+from array import array
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
-import ray.data
+from numpy.typing import NDArray
 
-from actors.model.chat import Chat, Rendered
-from cluster.errors import UserError
+from cluster.run.atomic import atomic_write
+from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, best_fit
-from pipelines.data.chat_formats import Conversation
-from pipelines.data.source_rows import BadRow, bad_row
+from pipelines.corpus.tokens.shards import write_shard
 
-BLOCK_CONVERSATIONS = 2_000
+# Tokens of a shard, of which training holds two, and a task one: 9 bytes each.
+SHARD_TOKENS = 4 << 20
 
 
 @dataclass(frozen=True)
-class RenderedConversations:
-    """Conversations as rows of tokens.
+class ShardPart:
+    """A shard and the places in the shuffled order of the conversations that go into it.
 
     Attributes:
-        rows: the rows of every conversation that has any, in order.
-        bad: conversations that the template cannot write.
-        too_long: the number of conversations of which nothing fits.
-        cut: the number of conversations that lost their last exchanges, or of which some rows do not fit.
+        name: of its file, below the folder of shards.
+        start: the first place.
+        stop: the place after the last.
     """
 
-    rows: list[list[Rendered]]
-    bad: list[BadRow]
-    too_long: int
-    cut: int
+    name: str
+    start: int
+    stop: int
 
 
-def render(conversations: Sequence[Conversation], model: Path, context: int) -> RenderedConversations:
-    """Renders conversations with the template that lies with `model`, in order.
+def shard_parts(conversations: int, tokens: int, held_out: int, shard_tokens: int = SHARD_TOKENS) -> list[ShardPart]:
+    """Divides shuffled conversations over shards of about `shard_tokens`: the first go to `held_out`, the others to
+    `train`.
 
-    A conversation that is too long loses its last exchanges; one whose first exchange is too long is left out.
+    Args:
+        conversations: how many there are.
+        tokens: how many tokens these have.
+        held_out: how many of them to hold out.
+        shard_tokens: of a shard, at most, but for the conversations' unequal lengths.
     """
-    items = [
-        {"index": index, "conversation": json.dumps([item.messages, item.tools, item.untrained])}
-        for index, item in enumerate(conversations)
-    ]
-    blocks = -(-len(items) // BLOCK_CONVERSATIONS)
-    dataset = ray.data.from_items(items, override_num_blocks=max(1, blocks)).map_batches(
-        partial(_render_batch, model=model, context=context), batch_size=None, batch_format="pyarrow"
-    )
-    rows, bad, too_long, cut = list[list[Rendered]](), list[BadRow](), 0, 0
-    for row in sorted(dataset.take_all(), key=lambda row: row["index"]):
-        item = conversations[row["index"]]
-        fitting = [Rendered(list(ids), list(mask)) for ids, mask in zip(row["token_ids"], row["masks"], strict=True)]
-        if row["refusal"]:
-            bad.append(bad_row(item.place, f"{item.place}: {row['refusal']}", item.messages))
-        elif fitting:
-            rows.append(fitting)
-            cut += row["cut"]
-        else:
-            too_long += 1
-    return RenderedConversations(rows, bad, too_long, cut)
+    parts = list[ShardPart]()
+    for name, start, stop in (("held_out", 0, held_out), ("train", held_out, conversations)):
+        count = max(1, math.ceil(tokens * (stop - start) / conversations / shard_tokens))
+        ends = [start + (stop - start) * number // count for number in range(count + 1)]
+        parts += [
+            ShardPart(f"{name}/shard-{number:05d}.parquet", ends[number], ends[number + 1]) for number in range(count)
+        ]
+    return parts
 
 
-def _render_batch(batch: pa.Table, model: Path, context: int) -> pa.Table:
-    chat = Chat.of(model)
-    found: list[tuple[list[Rendered], bool, str]] = []
-    for row in batch.to_pylist():
-        try:
-            found.append((*fit(chat, *json.loads(row["conversation"]), context=context), ""))
-        except UserError as error:
-            found.append(([], False, str(error)))
-    ids = [[rendered.token_ids for rendered in rows] for rows, _, _ in found]
-    masks = [[rendered.loss_mask for rendered in rows] for rows, _, _ in found]
-    return pa.table(
-        {
-            "index": batch["index"],
-            "token_ids": pa.array(ids, pa.list_(pa.list_(pa.int32()))),
-            "masks": pa.array(masks, pa.list_(pa.list_(pa.bool_()))),
-            "cut": [cut for _, cut, _ in found],
-            "refusal": [refusal for *_, refusal in found],
-        }
-    )
+def write_order(conversations: int, seed: int, path: Path) -> None:
+    """Writes the numbers of all conversations in a random order, 4 bytes each."""
+    order = array("I", range(conversations))
+    random.Random(f"sft {seed}").shuffle(order)
+    with atomic_write(path) as side, side.open("wb") as file:
+        np.save(file, np.frombuffer(order, np.uint32))
 
 
-def fit(
-    chat: Chat,
-    messages: Sequence[dict[str, object]],
-    tools: Sequence[object] | None = None,
-    untrained: Sequence[int] = (),
-    *,
-    context: int,
-) -> tuple[list[Rendered], bool]:
-    """Renders the longest beginning of every row of a conversation that ends with a trained turn and fits.
+@dataclass(frozen=True)
+class PackPhase:
+    """Packs the conversations of shard `index`, each whole, into rows of equal length.
 
-    Returns:
-        The rows of which something fits, and whether anything was left out.
-
-    Raises:
-        UserError: the template cannot write the conversation.
+    Attributes:
+        shards: all of them.
+        folder: gets the shards.
+        rendered: the files of a `RenderPhase`.
+        counts: conversations in each of those.
+        order: the file of `write_order`.
+        context: tokens of a row.
+        padding_id: the token that rows are filled up with.
     """
-    rows = chat.training_rows(messages, tools, untrained)
-    fitting = [shortened for row in rows if (shortened := _shortened(row, context))]
-    return fitting, fitting != rows
+
+    shards: tuple[ShardPart, ...]
+    folder: Path
+    rendered: tuple[Path, ...]
+    counts: tuple[int, ...]
+    order: Path
+    context: int
+    padding_id: int
+
+    def __call__(self, index: int) -> Report:
+        part = self.shards[index]
+        wanted = np.load(self.order, mmap_mode="r")[part.start : part.stop].astype(np.int64)
+        columns = packed(self._conversations(wanted), self.context, self.padding_id)
+        write_shard(self.path(index), columns)
+        return {"rows": len(columns["input_ids"])}
+
+    def path(self, index: int) -> Path:
+        return self.folder / self.shards[index].name
+
+    def _conversations(self, wanted: NDArray[np.int64]) -> pa.Table:
+        """Takes conversations from their files; each file is mapped once."""
+        ends = np.cumsum(self.counts)
+        file_of = np.searchsorted(ends, wanted, side="right")
+        by_file = np.argsort(file_of, kind="stable")
+        tables = []
+        for number in np.unique(file_of):
+            own = wanted[by_file[file_of[by_file] == number]] - (ends[number] - self.counts[number])
+            with pa.memory_map(str(self.rendered[number])) as file:
+                tables.append(pa.ipc.open_file(file).read_all().take(own))
+        return pa.concat_tables(tables).take(np.argsort(by_file))
 
 
-def _shortened(row: Rendered, context: int) -> Rendered | None:
-    """Returns the longest beginning of a row that ends where a trained turn does, in `context` tokens at most."""
-    if len(row.token_ids) <= context:
-        return row
-    mask = np.array(row.loss_mask)
-    ends = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
-    fitting = ends[ends <= context]
-    if not len(fitting):
-        return None
-    return Rendered(row.token_ids[: fitting[-1]], row.loss_mask[: fitting[-1]])
-
-
-def write_packed(conversations: Sequence[Rendered], context: int, padding_id: int, folder: Path) -> int:
-    """Writes one shard of packed rows; returns their number.
-
-    Raises:
-        UserError: there is no conversation to write.
-    """
-    if not conversations:
-        raise UserError(f"no conversation fits into model.context = {context} tokens")
-    rows = best_fit([len(conversation.token_ids) for conversation in conversations], context)
+def packed(conversations: pa.Table, context: int, padding_id: int) -> dict[str, NDArray[np.generic]]:
+    """Packs the rows of conversations that a `RenderPhase` wrote; returns the columns of a shard, [rows, context]."""
+    ids, masks = (_flat(conversations[name]) for name in ("token_ids", "loss_mask"))
+    starts = ids.offsets.to_numpy()
+    token_ids, trained = ids.values.to_numpy(), masks.values.to_numpy(zero_copy_only=False)
+    rows = best_fit(np.diff(starts).tolist(), context)
     shape = (len(rows), context)
     input_ids = np.full(shape, padding_id, np.int32)
     document_ids = np.full(shape, PAD_DOCUMENT_ID, np.int32)
     loss_mask = np.zeros(shape, bool)
     for row, members in enumerate(rows):
-        start = 0
+        end = 0
         for number, member in enumerate(members):
-            end = start + len(conversations[member].token_ids)
-            input_ids[row, start:end] = conversations[member].token_ids
-            document_ids[row, start:end] = number
-            loss_mask[row, start:end] = conversations[member].loss_mask
-            start = end
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table(
-        {
-            "row_id": pa.array(range(len(rows)), pa.int64()),
-            "input_ids": pa.array(list(input_ids)),
-            "document_ids": pa.array(list(document_ids)),
-            "loss_mask": pa.array(list(loss_mask)),
-        }
-    )
-    parquet.write_table(table, folder / "shard-00000.parquet")
-    return len(rows)
+            own = slice(starts[member], starts[member + 1])
+            begin, end = end, end + own.stop - own.start
+            input_ids[row, begin:end] = token_ids[own]
+            document_ids[row, begin:end] = number
+            loss_mask[row, begin:end] = trained[own]
+    return {"input_ids": input_ids, "document_ids": document_ids, "loss_mask": loss_mask}
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ListArray:
+    """Returns the rows of all conversations, one after the other."""
+    return column.combine_chunks().flatten()

@@ -1,50 +1,77 @@
-"""Mixes rows of the pre-training corpus into the rows of conversations, so that fine-tuning does not forget text."""
+"""Last phase of fine-tuning's data, if wanted: mixes rows of the pre-training corpus into the shards of conversations.
+
+Without them the model forgets how to continue text.
+"""
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
-from actors.trainer.data import shards_in
+from actors.trainer.data import Shard
+from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
+from pipelines.corpus.tokens.shards import write_table
 
 
-def add_text_rows(conversations: Path, corpus: Path, share: float, seed: int) -> int:
-    """Adds packed rows of the corpus to a shard of packed conversations; all their tokens count in the loss.
-
-    The result is one shard: training takes shards one after the other, and rows within one in random order.
+def text_row_counts(rows: Sequence[int], available: int, share: float) -> list[int]:
+    """Returns how many rows of text each shard gets, so that they are `share` of all rows together.
 
     Args:
-        conversations: the shard, which is replaced.
-        corpus: the folder of the corpus's training shards.
-        share: share of the resulting rows to take from the corpus; less where the corpus has fewer.
-        seed: decides which rows.
-
-    Returns:
-        The number of rows added.
-
-    Raises:
-        UserError: the corpus has no shards, or a damaged one.
+        rows: rows of conversations in each shard.
+        available: rows of text there are; the shards get no more.
     """
-    chats = parquet.read_table(conversations)
-    shards = shards_in(corpus)
-    places = [(shard.path, row) for shard in shards for row in range(shard.rows)]
-    wanted = min(len(places), round(chats.num_rows * share / (1 - share)))
-    if not wanted:
-        return 0
-    chosen = sorted(random.Random(f"text rows {seed}").sample(places, wanted))
-    columns = ["input_ids", "document_ids"]
-    text = pa.concat_tables(
-        parquet.read_table(shard.path, columns=columns).take([row for path, row in chosen if path == shard.path])
-        for shard in shards
-    )
-    # `[rows, context]`, as the packer writes them.
-    masks = [np.array(row) != PAD_DOCUMENT_ID for row in text["document_ids"].to_pylist()]
-    numbers = pa.array(range(chats.num_rows, chats.num_rows + wanted), pa.int64())
-    added = {"row_id": numbers, **{name: text[name] for name in columns}, "loss_mask": pa.array(masks)}
-    parquet.write_table(
-        pa.concat_tables([chats, pa.table(added).select(chats.column_names).cast(chats.schema)]), conversations
-    )
-    return wanted
+    wanted = min(available, round(sum(rows) * share / (1 - share)))
+    ends = [round(wanted * int(end) / max(1, sum(rows))) for end in np.cumsum(rows)]
+    return np.diff([0, *ends]).tolist()
+
+
+@dataclass(frozen=True)
+class TextRowsPhase:
+    """Copies shard `index` with rows of the corpus behind its own, all tokens of which count in the loss.
+
+    They are in one shard because training takes shards one after the other, and the rows of one in random order.
+
+    Attributes:
+        shards: packed conversations.
+        targets: the files to write.
+        corpus: the corpus's training shards.
+        counts: rows of text that each shard gets.
+        seed: decides which rows.
+    """
+
+    shards: tuple[Path, ...]
+    targets: tuple[Path, ...]
+    corpus: tuple[Shard, ...]
+    counts: tuple[int, ...]
+    seed: int
+
+    def __call__(self, index: int) -> Report:
+        chats = parquet.read_table(self.shards[index])
+        text = self._rows(index)
+        if text:
+            rows = pa.concat_tables(text)
+            documents = rows["document_ids"].combine_chunks()
+            masks = compute.not_equal(documents.values, PAD_DOCUMENT_ID)
+            rows = rows.append_column("loss_mask", pa.ListArray.from_arrays(documents.offsets, masks))
+            chats = pa.concat_tables([chats, rows.select(chats.column_names).cast(chats.schema)])
+        write_table(self.targets[index], chats)
+        return {"text_rows": self.counts[index]}
+
+    def _rows(self, index: int) -> list[pa.Table]:
+        """Reads this shard's section of all chosen rows, which stand in the corpus's order: a task reads few shards."""
+        total, begin = sum(shard.rows for shard in self.corpus), sum(self.counts[:index])
+        chosen = sorted(random.Random(f"text rows {self.seed}").sample(range(total), sum(self.counts)))
+        own = np.array(chosen[begin : begin + self.counts[index]], np.int64)
+        tables, first = [], 0
+        for shard in self.corpus:
+            places = own[(own >= first) & (own < first + shard.rows)] - first
+            if len(places):
+                tables.append(parquet.read_table(shard.path, columns=["input_ids", "document_ids"]).take(places))
+            first += shard.rows
+        return tables

@@ -1,8 +1,9 @@
 """Last phase: shuffles all rows of a split and writes them to the Parquet shards that training reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +21,6 @@ from pipelines.corpus.tokens.stage import TokenizePhase, map_rows
 SHARD_ROWS = 2000
 # Small, so that a reader that seeks a row discards little.
 ROW_GROUP_ROWS = 250
-
-SCHEMA = pa.schema(
-    [("row_id", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("document_ids", pa.list_(pa.int32()))]
-)
 
 
 def write_shards(
@@ -89,10 +86,7 @@ class ShardPhase:
         order = np.random.default_rng(self.seed).permutation(sum(self.counts[split]))
         rows = self._gather(split, order[start : start + SHARD_ROWS])
         ids = np.arange(start, start + len(rows), dtype=np.int64)
-        columns = [pa.array(ids), _lists(rows[:, 0]), _lists(rows[:, 1])]
-        with atomic_write(self.path(index)) as side:
-            table = pa.Table.from_arrays(columns, schema=SCHEMA)
-            pq.write_table(table, side, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+        write_shard(self.path(index), {"row_id": ids, "input_ids": rows[:, 0], "document_ids": rows[:, 1]})
         return {"rows": len(rows)}
 
     def _gather(self, split: str, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -106,11 +100,23 @@ class ShardPhase:
         return rows
 
 
+def write_shard(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Writes rows that training reads: a column per array, [rows] or [rows, context]."""
+    lists = {name: pa.array(value) if value.ndim == 1 else _lists(value) for name, value in columns.items()}
+    write_table(path, pa.table(lists))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a shard atomically."""
+    with atomic_write(path) as side:
+        pq.write_table(table, side, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+
+
 def read_rows(files: Sequence[Path]) -> pa.Table:
     """Reads all rows of some shards in the order of their ids."""
     return pa.concat_tables([pq.read_table(file) for file in sorted(files)])
 
 
-def _lists(values: NDArray[np.int32]) -> pa.ListArray:
+def _lists(values: NDArray[Any]) -> pa.ListArray:
     offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

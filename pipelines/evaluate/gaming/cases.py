@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from actors.functions.caller import CallLimits
 from actors.orchestrator.fleet import Fleet
@@ -13,7 +14,7 @@ from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Reward
 from cluster.run.folder import RunFolder
-from pipelines.data.chat_formats import PromptText, read_conversations
+from pipelines.data.chat_formats import PromptText, source_conversations
 from pipelines.data.rankings import all_prompts, read_rankings
 from pipelines.evaluate.gaming.audit import RewardAudit, ScoreAnswers, audit_reward, require_sound_reward
 from pipelines.evaluate.gaming.hacks import AuditCase, code_keywords
@@ -49,13 +50,12 @@ def cases_without_model(recipe: Recipe, run: RunFolder) -> AuditCases:
     referenced = [_case(prompt, []) for prompt in prompts if prompt.metadata.get(REFERENCE)][:MAX_CASES]
     if referenced:
         return AuditCases(referenced, f"the field {REFERENCE!r} of the prompts' rows")
-    conversations = read_conversations(recipe.sft.sources, recipe.seed).items
-    replies = [
+    replies = (
         AuditCase(RewardInput(list(one.messages[:-1]), {}), [str(one.messages[-1]["content"])])
-        for one in conversations
+        for one in source_conversations(recipe.sft.sources, recipe.seed)
         if len(one.messages) > 1 and one.messages[-1].get("content")
-    ]
-    return AuditCases(replies[:MAX_CASES], "conversations of sft.sources")
+    )
+    return AuditCases(list(islice(replies, MAX_CASES)), "conversations of sft.sources")
 
 
 def sampled_cases(recipe: Recipe, fleet: Fleet, prompts: RlhfPrompts) -> AuditCases:

@@ -16,7 +16,7 @@ from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
 from pipelines.data.chat_formats import first_conversations, read_conversations, read_prompts
-from pipelines.data.pack_chats import fit, render
+from pipelines.data.render_chats import fit
 from pipelines.data.turns import Messages
 from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
@@ -229,20 +229,6 @@ def test_the_time_to_fit_a_long_conversation_grows_with_its_length_alone(tmp_pat
     assert cut
     assert row.token_ids == chat.conversation(whole).token_ids[: len(row.token_ids)]
     assert row.loss_mask[-1]
-
-
-@pytest.mark.slow
-def test_what_the_template_cannot_write_is_returned_with_its_place(tmp_path: Path, ray_session: None) -> None:
-    write_tiny_model(tmp_path / "model", seed=0, end_id=4)
-    rows = [{"messages": TALK}, {"messages": TOOL_TALK}, {"messages": _turns("Why? " * 99, "So.")}, {"messages": TALK}]
-    found = read_conversations(_file(tmp_path / "talk.jsonl", *rows), 1)
-    rendered = render(found.items, tmp_path / "model", 64)
-    expected = Chat.of(tmp_path / "model").conversation(TALK)
-    assert rendered.rows == [[expected], [expected]]
-    assert (rendered.too_long, rendered.cut) == (1, 0)
-    (bad,) = rendered.bad
-    assert bad.place == f"{tmp_path / 'talk.jsonl'} line 2"
-    assert bad.reason.startswith(f"{bad.place}: a conversation that begins 'What is the time?' has a tool's turn")
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": None}])

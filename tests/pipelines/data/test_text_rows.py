@@ -1,68 +1,72 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from cluster.errors import UserError
+from actors.trainer.data import shards_in
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
-from pipelines.data.text_rows import add_text_rows
+from pipelines.corpus.tokens.shards import write_shard
+from pipelines.data.text_rows import TextRowsPhase, text_row_counts
 
 CONTEXT = 4
 
 
-def shard(path: Path, tokens: list[list[int]], mask: bool) -> Path:
+def shard(path: Path, first: int, rows: int, mask: bool) -> Path:
     """Writes rows of which the last position is padding."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    documents = [[*([0] * (CONTEXT - 1)), PAD_DOCUMENT_ID]] * len(tokens)
-    columns: dict[str, pa.Array] = {
-        "row_id": pa.array(range(len(tokens)), pa.int64()),
-        "input_ids": pa.array(list(np.array(tokens, np.int32))),
-        "document_ids": pa.array(list(np.array(documents, np.int32))),
-    }
+    documents = np.array([[*([0] * (CONTEXT - 1)), PAD_DOCUMENT_ID]] * rows, np.int32)
+    ids = np.repeat(np.arange(first, first + rows, dtype=np.int32)[:, None], CONTEXT, 1)
+    columns = {"input_ids": ids, "document_ids": documents}
     if mask:
-        columns["loss_mask"] = pa.array([[False, True, True, False]] * len(tokens))
-    parquet.write_table(pa.table(columns), path)
+        columns["loss_mask"] = np.array([[False, True, True, False]] * rows)
+    write_shard(path, columns)
     return path
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    chats = shard(tmp_path / "chats" / "shard-00000.parquet", [[row] * CONTEXT for row in range(6)], mask=True)
+def phase(tmp_path: Path) -> TextRowsPhase:
+    """Three shards of conversations, and two of the corpus with five rows each."""
+    chats = tuple(shard(tmp_path / "chats" / f"{rows}.parquet", 0, rows, mask=True) for rows in (6, 3, 3))
     for number, first in enumerate((100, 200)):
-        text = [[first + row] * CONTEXT for row in range(5)]
-        shard(tmp_path / "text" / f"shard-0000{number}.parquet", text, mask=False)
-    return chats, tmp_path / "text"
+        shard(tmp_path / "text" / f"shard-0000{number}.parquet", first, 5, mask=False)
+    targets = tuple(tmp_path / "mixed" / f"{number}.parquet" for number in range(3))
+    return TextRowsPhase(chats, targets, tuple(shards_in(tmp_path / "text")), (4, 2, 2), seed=1)
 
 
-def test_text_of_all_shards_gets_its_share_and_counts_whole(folders: tuple[Path, Path]) -> None:
-    chats, text = folders
-    before = parquet.read_table(chats)
-    assert add_text_rows(chats, text, 0.4, 1) == 4
-    table = parquet.read_table(chats)
-    assert table.slice(0, 6).equals(before)
-    rows = table.slice(6).to_pylist()
-    assert [row["row_id"] for row in rows] == [6, 7, 8, 9]
-    assert len({row["input_ids"][0] for row in rows}) == 4
-    assert {row["input_ids"][0] // 100 for row in rows} == {1, 2}
-    assert all(row["loss_mask"] == [True, True, True, False] for row in rows)
+def mixed(phase: TextRowsPhase) -> list[list[dict]]:
+    assert [phase(index)["text_rows"] for index in range(3)] == list(phase.counts)
+    return [parquet.read_table(path).to_pylist() for path in phase.targets]
 
 
-def test_the_seed_decides_the_rows_and_no_row_comes_twice(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    chats, text = folders
-    content = chats.read_bytes()
-    found = []
-    for seed in (1, 1, 2):
-        chats.write_bytes(content)
-        assert add_text_rows(chats, text, 0.9, seed) == 10
-        chats.write_bytes(content)
-        add_text_rows(chats, text, 0.25, seed)
-        found.append(parquet.read_table(chats)["input_ids"].to_pylist())
-    assert found[0] == found[1] != found[2]
+def test_every_shard_gets_its_share_of_text_that_counts_whole(phase: TextRowsPhase) -> None:
+    found = mixed(phase)
+    for path, rows in zip(phase.shards, found, strict=True):
+        before = parquet.read_table(path)
+        assert rows[: before.num_rows] == before.to_pylist()
+    text = [row for rows, count in zip(found, phase.counts, strict=True) for row in rows[-count:]]
+    assert len({row["input_ids"][0] for row in text}) == len(text) == 8
+    assert {row["input_ids"][0] // 100 for row in text} == {1, 2}
+    assert all(row["loss_mask"] == [True, True, True, False] for row in text)
 
 
-def test_a_corpus_without_shards_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no Parquet shards"):
-        add_text_rows(folders[0], tmp_path / "empty", 0.5, 1)
+def test_the_seed_decides_the_rows(phase: TextRowsPhase) -> None:
+    first, again = mixed(phase), mixed(phase)
+    other = mixed(TextRowsPhase(**{**vars(phase), "seed": 2}))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("rows", "available", "share", "expected"),
+    [
+        ([6], 10, 0.4, [4]),
+        ([0, 6], 10, 0.4, [0, 4]),
+        ([0, 500, 500, 3], 10_000, 0.5, [0, 500, 500, 3]),
+        ([0, 6], 2, 0.9, [0, 2]),
+        ([3, 3, 3], 10, 0.1, [0, 1, 0]),
+        ([0], 5, 0.5, [0]),
+    ],
+)
+def test_text_is_spread_over_the_shards_by_their_rows(
+    rows: list[int], available: int, share: float, expected: list[int]
+) -> None:
+    assert text_row_counts(rows, available, share) == expected
