@@ -160,6 +160,41 @@ def forget_quantization(model: Any) -> None:
     model.is_quantized = False
 
 
+# transformers and PyTorch: models without memory for their weights
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """Has modules that are made in the context put their parameters on the meta device, and their buffers not: those
+    of rotary embeddings are computed when they are made, and in no file.
+
+    Replaces `nn.Module.register_parameter`, as accelerate's `init_empty_weights` does; for one thread alone.
+    """
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def converts_weights(model: Any) -> bool:
+    """Says whether transformers renames or joins tensors between a model and its files.
+
+    `transformers.conversion_mapping` is not documented. With another version, see whether `save_pretrained` still asks
+    it by `revert_weight_conversion`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
+
+
 # PEFT
 def inject_adapters(model: nn.Module, settings: Lora, targets: list[str]) -> None:
     """Puts adapters beside the layers whose names end in `targets`, and freezes everything else.

@@ -15,8 +15,9 @@ from actors.model.causal_lm import load
 from actors.objectives.dpo import DpoObjective
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.folder import RunFolder
 from cluster.run.stages import Result
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
 from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.stats import proportion
@@ -45,7 +46,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "held_out_loss": model["held_out_loss"],
             "held_out_margin": model["held_out_margins"] / counts["held_out"],
         },
-        weights=file_fingerprint(out / "model.safetensors"),
+        weights=weights_fingerprint(out),
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.folder import RunFolder
 from cluster.run.stages import Result
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
 from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
 
@@ -45,7 +46,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             **speed_metrics(rows),
             "kept_step": model["step"],
         },
-        weights=file_fingerprint(out / "model.safetensors"),
+        weights=weights_fingerprint(out),
     )
 
 
@@ -64,7 +65,7 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
     save(model, tokenizer, out, precision=precision)
     difference = prove_copy(model, out, precision)
     metrics = {"parameters": model.num_parameters(), "export_difference": difference}
-    return Result(metrics=metrics, weights=file_fingerprint(out / "model.safetensors"))
+    return Result(metrics=metrics, weights=weights_fingerprint(out))
 
 
 def _load_start(recipe: Recipe, tokenizer: Any) -> Any:

@@ -28,8 +28,9 @@ from cluster.feedback import is_person
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import RewardModel
 from cluster.run.atomic import write_json
-from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint, fingerprint
+from cluster.run.folder import SCRATCH, RunFolder, fingerprint
 from cluster.run.stages import Result
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
 from pipelines.data.rankings import read_rankings, read_unpaired
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
@@ -138,8 +139,8 @@ def _scorer(recipe: Recipe, plan: Plan) -> Iterator[Scores]:
 
 def _weights(out: Path) -> str:
     """Returns the checksum of the model, or of all members of an ensemble."""
-    own = file_fingerprint(out / "model.safetensors")
-    others = [file_fingerprint(path) for path in sorted(out.glob(f"{MEMBER_PREFIX}*/model.safetensors"))]
+    own = weights_fingerprint(out)
+    others = [weights_fingerprint(folder) for folder in sorted(out.glob(f"{MEMBER_PREFIX}*"))]
     return fingerprint([own, *others]) if others else own
 
 

@@ -31,9 +31,10 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
 from cluster.run.atomic import write_json
 from cluster.run.fleet_control import fleet_control, take_resize_request, write_fleet_state
-from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.folder import RunFolder
 from cluster.run.metrics import MetricsWriter, metrics_progress, read_metrics
 from cluster.run.stages import Result
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.placement import wait_for_room
 from cluster.runtime.plan import make_plan
 from cluster.trace import TraceWriter
@@ -166,7 +167,7 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     audit = out / REWARD_AUDIT
     # A stage that began before there were audits has none.
     summary["reward_audit"] = json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None
-    return Result(metrics=summary, weights=file_fingerprint(out / "model.safetensors"))
+    return Result(metrics=summary, weights=weights_fingerprint(out))
 
 
 def _check_rewards(recipe: Recipe, run: RunFolder) -> None:

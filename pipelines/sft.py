@@ -10,8 +10,9 @@ from actors.model.tokenizer import load_tokenizer
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import FineTuning
-from cluster.run.folder import SCRATCH, RunFolder, file_fingerprint
+from cluster.run.folder import SCRATCH, RunFolder
 from cluster.run.stages import Result
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
 from pipelines.sft_data import make_shards
 from pipelines.train import best_checkpoint, fit, speed_metrics, training_job
@@ -47,7 +48,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             **speed_metrics(rows),
             "kept_step": model["step"],
         },
-        weights=file_fingerprint(out / "model.safetensors"),
+        weights=weights_fingerprint(out),
     )
 
 

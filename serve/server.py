@@ -18,6 +18,7 @@ from cluster.recipe.serve import VISITOR, ModelName, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
+from cluster.run.weight_files import weight_files
 from cluster.runtime.memory import SMALL_BYTES
 from cluster.runtime.plan import Allocation, make_plan
 from cluster.runtime.session import require_free_port
@@ -283,7 +284,7 @@ def access_notice(run: RunFolder, anonymous: AnonymousAccess) -> str:
 def group_models(models: Mapping[str, Path], allocation: Allocation) -> list[dict[str, Path]]:
     """Returns the models of each replica: on CPUs small models share a process, every other one has its own."""
     sizes = {
-        name: sum(file.stat().st_size for file in live_version(path).folder.glob("*.safetensors"))
+        name: sum(file.stat().st_size for file in weight_files(live_version(path).folder))
         for name, path in models.items()
     }
     small = {name: path for name, path in models.items() if not allocation.gpus and sizes[name] <= SMALL_BYTES}

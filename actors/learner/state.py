@@ -22,6 +22,8 @@ from actors.model.microbatch import DataParallelRank
 from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model, scale_head
+from actors.model.sharded_weights import refill
+from actors.model.shared_export import export_shared
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
 from actors.types import reward_scale_file
 from cluster.errors import UserError
@@ -183,18 +185,26 @@ class LearnerState:
             Whether there was such a policy.
         """
         if within_limits:
-            set_trained(self.policy, self.last_within_limits or self._untrained())
-        weights = self._all_weights()
-        if self.worker.rank == 0:
-            causal_lm.save(self.policy, self.tokenizer, folder, weights)
+            if self.last_within_limits is None:
+                self._untrain()
+            else:
+                set_trained(self.policy, self.last_within_limits)
+        if self.worker.world_size > 1:
+            export_shared(self.policy, self.tokenizer, folder, self.worker.rank)
+        else:
+            causal_lm.save(self.policy, self.tokenizer, folder, self._all_weights())
         return self.last_within_limits is not None
 
-    def _untrained(self) -> dict[str, Tensor]:
-        """The trained weights as they were before training; of adapters the upper matrices, which began at zero."""
+    def _untrain(self) -> None:
+        """Sets the trained weights to what they were before training; of adapters the upper matrices, which began at
+        zero."""
         if self.settings.lora:
             ups = {name: value for name, value in trained(self.policy).items() if name.endswith(lora.UP)}
-            return {name: torch.zeros_like(value) for name, value in ups.items()}
-        return dict((self.reference or self._load_reference()).named_parameters())
+            set_trained(self.policy, {name: torch.zeros_like(value) for name, value in ups.items()})
+        elif hasattr(self.policy, "stored_weights"):
+            refill(self.policy)
+        else:
+            set_trained(self.policy, dict((self.reference or self._load_reference()).named_parameters()))
 
     def _trained_models(self) -> dict[str, Any]:
         return {"policy": self.policy} if self.critic is None else {"policy": self.policy, "critic": self.critic}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from actors.model.attention import (
     position_ids_within_documents,
 )
 from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
+from actors.model.sharded_weights import empty_model, first_layers, is_empty, is_shared, make_real
 from cluster.errors import UserError, first_line
 from cluster.recipe.base import Precision
 from cluster.recipe.model import Model
@@ -60,11 +62,15 @@ def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCa
 def load(path: str | Path) -> Any:
     """Loads a causal language model in float32, from a Hugging Face directory or a GGUF file, never from a pickle.
 
+    One of several workers gets an `empty_model`, where the files allow it, which is filled when it is sharded.
+
     Raises:
         UserError: there is no such model, it has no safetensors, or its file is damaged.
     """
     kwargs = from_pretrained_kwargs(path)
     try:
+        if is_shared() and (empty := empty_model(AutoModelForCausalLM, path)) is not None:
+            return empty
         model = AutoModelForCausalLM.from_pretrained(
             **kwargs, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
@@ -99,10 +105,28 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
     positions = next((limit for name in POSITIONS if (limit := getattr(loaded.config, name, None))), model.context)
     if positions < model.context:
         raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
-    _check_logits(loaded, str(model.start_from))
-    _check_window(loaded, model)
+    if is_empty(loaded):
+        _check_first_layers(loaded, model)
+    else:
+        _check_logits(loaded, str(model.start_from))
+        _check_window(loaded, model)
     grow_embeddings(loaded, tokenizer, seed)
     return loaded
+
+
+def _check_first_layers(empty: Any, model: Model) -> None:
+    """Checks what computing shows of a model by its first layers, on one of the workers that share it."""
+    found = [""]
+    if dist.get_rank() == 0:
+        first = first_layers(empty)
+        try:
+            _check_logits(first, str(model.start_from))
+            _check_window(first, model)
+        except UserError as error:
+            found = [str(error)]
+    dist.broadcast_object_list(found, src=0)
+    if found[0]:
+        raise UserError(found[0])
 
 
 def _check_layers(config: Any, model: Model) -> None:
@@ -199,6 +223,7 @@ def grow_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -
     """Gives a model an embedding for every token of the tokenizer. New ones are drawn from `seed`, around the mean of
     the others (Hewitt 2021)."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        make_real(model, [model.get_input_embeddings().weight, model.get_output_embeddings().weight])
         torch.manual_seed(seed)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
 

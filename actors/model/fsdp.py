@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from actors.model.attention import set_attention
 from actors.model.dropout import without_dropout
+from actors.model.sharded_weights import fill, is_empty, shard_like, take_real
 
 
 class WithLoss(nn.Module):
@@ -52,10 +53,9 @@ class FSDPModule(nn.Module):
     ) -> None:
         super().__init__()
         self._autocast = autocast
-        self.model = model.to(device)
-        if world_size > 1:
-            # Otherwise those outside the layers would stay gathered after a pass without gradients.
-            _shard(self, world_size, device, reshard_after_forward=True)
+        self.model = model
+        # Otherwise those outside the layers would stay gathered after a pass without gradients.
+        _shard(self, world_size, device, reshard_after_forward=True)
 
     def forward(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         with self._autocast():
@@ -90,25 +90,26 @@ def set_trained(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             own.copy_(value if isinstance(value, DTensor) else shard_like(value, own))
 
 
-def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """Returns this worker's part of a full tensor, sharded as `own` is."""
-    if not isinstance(own, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-
-
 def shard(model: WithLoss, world_size: int, device: torch.device) -> WithLoss:
-    """Shards parameters, gradients and optimizer state over the workers; a lone worker keeps full tensors."""
-    if world_size == 1:
-        return model
+    """Moves a model to the device, and shards parameters, gradients and optimizer state over the workers; a lone worker
+    keeps full tensors. An `empty_model` is filled."""
     _shard(model, world_size, device)
-    register_fsdp_forward_method(model, "generate")
+    if world_size > 1:
+        register_fsdp_forward_method(model, "generate")
     return model
 
 
 def _shard(module: Any, world_size: int, device: torch.device, reshard_after_forward: bool | None = None) -> None:
     """Shards each layer of the module's model on its own, then the rest."""
+    empty = is_empty(module.model)
+    real = take_real(module.model) if empty else {}
+    if not empty:
+        module.to(device)
+    if world_size == 1:
+        return
     mesh = init_device_mesh(device.type, (world_size,))
     for layer in module.model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+    if empty:
+        fill(module, module.model, device, real)

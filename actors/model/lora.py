@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actors.compat import adapter_config, adapters_disabled, inject_adapters
-from actors.model.fsdp import shard_like
+from actors.model.sharded_weights import is_empty, placeholders, shard_like
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 
@@ -49,12 +49,25 @@ def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None
             f"lora.targets: the model has no linear layer {', '.join(missing)} that can have an adapter; it has "
             f"{', '.join(sorted(targets))}"
         )
-    torch.manual_seed(seed)
-    inject_adapters(model, settings, sorted(settings.targets or targets))
+    names = settings.targets or targets
+    with placeholders(model, [name for name in linear if name.rpartition(".")[2] in names]):
+        torch.manual_seed(seed)
+        inject_adapters(model, settings, sorted(names))
+    if is_empty(model):
+        _read_lengths(model)
     model.trained_rows = tuple(rows)
     if rows:
         for weight in _token_weights(model):
             weight.requires_grad_(True)
+
+
+@torch.no_grad()
+def _read_lengths(model: Any) -> None:
+    """Sets what DoRA scales the rows of each weight to: their lengths, of an `empty_model` from its files."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(LENGTHS):
+            weight = model.stored_weights.tensor(f"{name.removesuffix(LENGTHS)}.weight")
+            parameter.copy_(weight.float().norm(dim=1))
 
 
 def _expert_blocks(model: Any) -> set[str]:

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
+from actors.model.sharded_weights import empty_model, is_shared, make_real
 from cluster.errors import UserError, first_line
 
 # The names of the folders of an ensemble's members, but the first, before their number.
@@ -24,13 +25,17 @@ def require_reward_head(config: Any, name: str | None) -> None:
 
 
 def load_reward_model(path: str | Path) -> Any:
-    """Loads a sequence classifier with one label, in float32.
+    """Loads a sequence classifier with one label, in float32; one of several workers gets an `empty_model`, where the
+    files allow it, with a head of zeros if they have none.
 
     Raises:
         UserError: there is none, its kind has no such head, or its file is damaged.
     """
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        kind = AutoModelForSequenceClassification
+        if is_shared() and (empty := empty_model(kind, path, new=("score.weight",), num_labels=1)) is not None:
+            return empty
+        return kind.from_pretrained(
             str(path), num_labels=1, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -48,6 +53,7 @@ def load_ensemble(path: str | Path) -> list[Any]:
 def with_new_head(path: str | Path) -> Any:
     """Puts a head of zeros on the trunk of a language model, so that training starts from equal rewards."""
     model = load_reward_model(path)
+    make_real(model, [model.score.weight])
     torch.nn.init.zeros_(model.score.weight)
     return model
 
@@ -73,4 +79,5 @@ def scalar_outputs(model: Any, states: Tensor) -> Tensor:
 @torch.no_grad()
 def scale_head(model: Any, factor: float) -> None:
     """Multiplies the scalar output, whose head has no bias, by a factor."""
+    make_real(model, [model.score.weight])
     model.score.weight.mul_(factor)

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from actors.model.lora import is_adapter
+from cluster.run.weight_files import weight_files
 
 # Each version's digest is of one of so many parts of the columns. To read every weight of 135M parameters back out of a
 # CPU's kernels takes 1.7 s, more than to load them.
@@ -87,7 +88,7 @@ def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
         OSError: they cannot be read.
         SafetensorError: they are damaged.
     """
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 yield name, file.get_tensor(name)

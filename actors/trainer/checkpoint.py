@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 from actors.model import causal_lm
 from actors.model.fsdp import WithLoss
+from actors.model.sharded_weights import is_shared
+from actors.model.shared_export import export_shared
 from actors.trainer.job import STEP, checkpoints_in
 from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import Precision
@@ -203,13 +205,15 @@ def read_extra(folder: Path) -> dict[str, Any]:
 def export(
     model: WithLoss, unwrapped_model: Any, tokenizer: Any, out: Path, rank: int, precision: Precision = "float32"
 ) -> None:
-    """Writes a model that is sharded over the workers as `causal_lm.save` writes it."""
+    """Writes a model, which may be sharded over the workers, as `causal_lm.save` writes it."""
+    if is_shared():
+        export_shared(unwrapped_model, tokenizer, out, rank, precision)
+        return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = {
         name.removeprefix("model."): value for name, value in get_model_state_dict(model, options=options).items()
     }
-    if rank == 0:
-        causal_lm.save(unwrapped_model, tokenizer, out, weights, precision)
+    causal_lm.save(unwrapped_model, tokenizer, out, weights, precision)
 
 
 def _write_error(error: CheckpointException, folder: Path) -> StageError:

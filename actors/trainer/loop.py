@@ -116,7 +116,7 @@ def _train(
         compile_layers(unwrapped_model)
         if isinstance(objective, LanguageObjective):
             objective.compiled = True
-    model = shard(WithLoss(unwrapped_model.to(device), objective), world_size, device).train()
+    model = shard(WithLoss(unwrapped_model, objective), world_size, device).train()
     betas = (settings.adam_beta1, settings.adam_beta2)
     adam = AdamSettings(betas, settings.adam_epsilon, settings.weight_decay_on)
     optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay, adam)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.run.atomic import link_file, write_json
-from cluster.run.folder import Manifest, RunFolder, file_fingerprint
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.weight_files import weight_files, weights_fingerprint
 
 # Versions that are kept for a rollback.
 KEPT = 5
@@ -87,13 +88,13 @@ class Versions:
         """Keeps a model that is not the result of a finished stage.
 
         Args:
-            write: writes the model to a folder, with all weights in `model.safetensors`.
+            write: writes the model to a folder.
         """
         side = self.folder / ".unfinished.side"
         shutil.rmtree(side, ignore_errors=True)
         side.mkdir(parents=True)
         write(side)
-        version = Version(self.folder / (name := file_fingerprint(side / "model.safetensors")), name)
+        version = Version(self.folder / (name := weights_fingerprint(side)), name)
         if version.folder.exists():
             shutil.rmtree(side)
         else:
@@ -166,8 +167,7 @@ def _name_of(manifest: Manifest) -> str:
 
 
 def _checksum(folder: Path) -> str:
-    weights = sorted(folder.glob("*.safetensors"))
-    return file_fingerprint(weights[0]) if len(weights) == 1 else "unknown"
+    return weights_fingerprint(folder) if weight_files(folder) else "unknown"
 
 
 def _content(path: Path) -> bytes | None:

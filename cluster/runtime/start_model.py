@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.model import Model
+from cluster.run.weight_files import weight_files
 
-INDEX = "model.safetensors.index.json"
 # Bytes of the length that a safetensors file begins with, and the longest header that the format allows.
 LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
 # Parameters of an element of a type that no weight is trained in: packed ones have four bits each.
@@ -48,20 +48,7 @@ def parameters_in(folder: Path) -> int:
     Raises:
         UserError: a file is damaged.
     """
-    return sum(_elements(file, file.stat().st_mtime_ns) for file in _weight_files(folder))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Lists the files that transformers would load: beside them may lie the same weights in another layout."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return sorted({folder / name for name in index["weight_map"].values()})
-    except FileNotFoundError:
-        return sorted(folder.glob("*.safetensors"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"model.start_from: {folder / INDEX} is damaged: {error}") from error
+    return sum(_elements(file, file.stat().st_mtime_ns) for file in weight_files(folder))
 
 
 @cache

@@ -19,10 +19,11 @@ from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import ModelName
-from cluster.run.folder import RunFolder, file_fingerprint
+from cluster.run.folder import RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server, server_file
 from cluster.run.stages import stage_state
+from cluster.run.weight_files import INDEX, WEIGHTS, weight_files, weights_fingerprint
 from cluster.runtime.memory import memory_needs
 from cluster.runtime.nodes import ask_nodes, differences
 from cluster.runtime.plan import resources_here
@@ -207,12 +208,15 @@ def _installed(name: str) -> bool:
 def _damaged(run: RunFolder, name: str) -> list[str]:
     folder, manifest = run.path(name), run.require(name)
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).exists()]
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        missing.append("model.safetensors")
+    try:
+        weights = weight_files(folder)
+    except UserError as error:
+        return [f"{error}: remove {folder} and run its stage again"]
+    missing += [file.name for file in weights if not file.exists()] if weights else [WEIGHTS]
     found = [f"{folder} lacks {', '.join(missing)}: remove it and run its stage again"] if missing else []
-    if manifest.weights and len(weights) == 1 and file_fingerprint(weights[0]) != manifest.weights:
-        found.append(f"{weights[0]} is not what its stage wrote: remove {folder} and run the stage again")
+    if manifest.weights and not missing and weights_fingerprint(folder) != manifest.weights:
+        file = weights[0] if len(weights) == 1 else folder / INDEX
+        found.append(f"{file} is not what its stage wrote: remove {folder} and run the stage again")
     return found
 
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from actors.model.causal_lm import build, save
 from cluster.recipe.loading import dump_recipe, load_recipe
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import Manifest, RunFolder, file_fingerprint
+from cluster.run.folder import Manifest, RunFolder
+from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan, resources_here
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.demo.questions import training_questions
@@ -41,7 +42,7 @@ def write_run(root: Path, recipe: Recipe, seed: int = 1, model: Path | None = No
                 shutil.copy(file, out)
     else:
         _write_model(root / "tokenizer", out, recipe, seed)
-    weights = file_fingerprint(out / "model.safetensors")
+    weights = weights_fingerprint(out)
     run.commit(MODEL, Manifest(MODEL, str(seed), {}, {}, "bench", 0.0, {}, weights))
     run.recipe_path.write_text(dump_recipe(recipe), encoding="utf-8")
     return run
