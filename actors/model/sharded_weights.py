@@ -42,7 +42,7 @@ class StoredWeights:
             OSError: one of them cannot be read.
             SafetensorError: one of them is damaged.
         """
-        files = {}
+        files: dict[str, Path] = {}
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 files |= dict.fromkeys(opened.keys(), file)
@@ -229,7 +229,7 @@ def placeholders(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
 
     PEFT makes adapters on the device of their layer's weight; on the meta device they would be lost.
     """
-    modules = [module for module in map(model.get_submodule, layers) if module.weight.is_meta]
+    modules: list[Any] = [module for name in layers if (module := _layer(model, name)).weight.is_meta]
     weights = [module.weight for module in modules]
     for module in modules:
         module.weight = nn.Parameter(torch.zeros(1).expand(module.weight.shape))
@@ -238,6 +238,10 @@ def placeholders(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
     finally:
         for module, weight in zip(modules, weights, strict=True):
             module.weight = weight.requires_grad_(module.weight.requires_grad)
+
+
+def _layer(model: nn.Module, name: str) -> Any:
+    return model.get_submodule(name)
 
 
 def _replace(model: nn.Module, others: Mapping[int, nn.Parameter]) -> None:
