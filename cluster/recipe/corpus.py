@@ -80,7 +80,8 @@ class GopherQuality(Section):
     ellipsis_lines: Share = Field(0.3, description="upper bound of the share of lines that end with an ellipsis")
     words_with_a_letter: Share = Field(0.8, description="lower bound of the share of words with a letter")
     stop_words: Annotated[int, Field(ge=0, le=8)] = Field(
-        2, description="the fewest of the words the, be, to, of, and, that, have, with"
+        2,
+        description="the fewest of the language's eight stop words: in English the, be, to, of, and, that, have, with",
     )
 
 

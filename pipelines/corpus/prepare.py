@@ -292,12 +292,11 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
             languages, probabilities = identify(texts)
     with timer.step("replace personal data"):
         replaced = [replace(text, settings.personal_data) for text in texts]
+    known = languages if settings.language else None
     with timer.step("measure"):
-        texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words)
+        texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words, known)
     if probabilities is not None:
         signals["language_probability"] = probabilities
-        # Gopher's stop words are English.
-        signals["stop_words"][np.array(languages) != "en"] = np.nan
     for kind in settings.personal_data:
         signals[f"personal_{kind}"] = np.array([float(found.get(kind, 0)) for _, found in replaced])
     documents = [Document(old.id, old.source, text) for old, text in zip(batch, texts, strict=True)]

@@ -6,6 +6,7 @@ Arabic, a mark is part of its word.
 """
 
 import re
+import unicodedata
 
 # Without the punctuation in the same blocks.
 _UNSPACED = (
@@ -20,7 +21,10 @@ _MARKS = (
 _PLAIN = re.compile(r"\w+")
 _NEEDS_CARE = re.compile(f"[{_UNSPACED}{_MARKS}]")
 _ANY_SCRIPT = re.compile(rf"(?=\w)[{_UNSPACED}](?:(?!\w)[{_UNSPACED}])*|(?:(?![{_UNSPACED}])[\w{_MARKS}])+")
+# Vowels of Arabic and Hebrew, and the stretching of Arabic.
+_POINTS = re.compile("[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2]")
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+_SYLLABLES = re.compile("[\u0900-\u0dff\u1200-\u139f\uac00-\ud7a3]")
 _THAI_OR_LAO = re.compile("[\u0e00-\u0eff]")
 # Share of a text's characters from which its words count as unspaced: quotations in other languages have less.
 _MOSTLY = 0.3
@@ -29,6 +33,17 @@ _MOSTLY = 0.3
 def words(text: str) -> list[str]:
     """Lists the words of a text, without punctuation."""
     return _pattern(text).findall(text)
+
+
+def folded(text: str) -> str:
+    """Folds case, so that ß is ss and both i of Turkish are one, composes characters, and removes vowel points.
+
+    Evaluation files and documents differ in all of these.
+    """
+    if text.isascii():
+        return text.lower()
+    text = unicodedata.normalize("NFC", text.casefold()).replace("i\u0307", "i").replace("ı", "i")
+    return _POINTS.sub("", text)
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -41,6 +56,13 @@ def is_unspaced(text: str) -> bool:
     if text.isascii() or not _UNSPACED_RUN.search(text):
         return False
     return sum(map(len, _UNSPACED_RUN.findall(text))) >= _MOSTLY * len(text)
+
+
+def is_syllabic(text: str) -> bool:
+    """Tests that the characters at the start of a text are largely syllables or parts of them, as in Korean, Ethiopic
+    and the scripts of India."""
+    start = text[:1000]
+    return not start.isascii() and len(_SYLLABLES.findall(start)) >= _MOSTLY * len(start)
 
 
 def ends_no_sentences(text: str) -> bool:

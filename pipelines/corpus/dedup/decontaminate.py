@@ -1,8 +1,7 @@
 """Finds documents contaminated with evaluation data: n-grams of words that they share with an evaluation file.
 
-N-grams match exactly, without case and punctuation, and have 13 words by default, or 13 letters in scripts
-without spaces (Brown et al. 2020,
-https://arxiv.org/abs/2005.14165, appendix C).
+N-grams match exactly, without case, punctuation and vowel points, and have 13 words by default (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C), or 13 letters in scripts without spaces.
 """
 
 import csv
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
-from pipelines.corpus.clean.words import word_spans, words
+from pipelines.corpus.clean.words import folded, word_spans, words
 from pipelines.corpus.tables import rows_at_once, save_array
 from pipelines.corpus.tasks import Report
 
@@ -36,6 +35,7 @@ FOUND = pa.schema(
         ("span", pa.string()),
     ]
 )
+_folded = lru_cache(maxsize=1 << 16)(folded)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -211,7 +211,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(text: str) -> list[str]:
-    return [word.lower() for word in words(text)]
+    return list(map(_folded, words(text)))
 
 
 @lru_cache(maxsize=1)

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
+from pipelines.corpus.clean.words import folded
 from pipelines.corpus.clean.words import words as split_words
 
 PERMUTATIONS = 112
 WORDS_IN_A_SHINGLE = 5
 # Signatures of another seed or algorithm cannot be compared.
 SIGNATURE_SEED = 1
-SIGNATURE_ALGORITHM = f"rensa.RMinHash {RMinHash.ALGORITHM_VERSION}, words 2"
+SIGNATURE_ALGORITHM = f"rensa.RMinHash {RMinHash.ALGORITHM_VERSION}, words 3"
 # Share of the pairs exactly at the similarity threshold that become candidates: at 0.8 that gives FineWeb's 14 bands of
 # 8 rows (Penedo et al. 2024, https://arxiv.org/abs/2406.17557), which find pairs at 0.8 with 0.924, at 0.85 with 0.988.
 _BAND_RECALL = 0.92
@@ -35,7 +36,7 @@ def shingles(text: str) -> list[bytes]:
     if text.isascii():  # 30,000 documents of 4 KB a second; with the expression 10,000
         words = text.encode().translate(_IN_A_WORD).split()
     else:
-        words = " ".join(split_words(text.lower())).encode().split()
+        words = " ".join(split_words(folded(text))).encode().split()
     if not words:
         # A text of symbols: its characters stand for words, since equal shingles would make all of them duplicates.
         words = [character.encode() for character in text if not character.isspace()]

@@ -3,8 +3,8 @@
 Words are separated by white space, or single letters in scripts without it. Lines and paragraphs are stripped of
 surrounding white space; blank ones do not count.
 
-A signal is NaN, which no bound rejects, where no threshold is published: for English stop words in other languages, and
-for lengths and n-grams of words and lengths of lines in scripts without spaces.
+A signal is NaN, which no bound rejects, where it says nothing: stop words in languages without a list of them, and
+lengths and n-grams of words and lengths of lines in scripts without spaces, and lengths in scripts of syllables.
 """
 
 import re
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster.recipe.corpus import C4, Rules
-from pipelines.corpus.clean.words import ends_no_sentences, is_latin, is_unspaced, words
+from pipelines.corpus.clean.words import ends_no_sentences, is_syllabic, is_unspaced, words
+from pipelines.corpus.filter import stop_words
 from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition
 
 # Part of the signal cache's key: signals of another version are measured again.
@@ -27,7 +28,6 @@ VERSION = 5
 T = TypeVar("T")
 Signals = dict[str, NDArray[np.float64]]
 
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 SHORT_LINE = 30
 _BULLETS = ("•", "‣", "◦", "▪", "●", "■", "*", "-")
 _ELLIPSES = ("...", "…")
@@ -53,10 +53,14 @@ _BOILERPLATE = (
     "use of cookies",
     "use cookies",
 )
-_PUNCTUATION = ".,;:!?\"'“”‘’()[]…"
 
 
-def measure(texts: Sequence[str], rules: Rules | None, bad_words: tuple[str, ...] = ()) -> tuple[list[str], Signals]:
+def measure(
+    texts: Sequence[str],
+    rules: Rules | None,
+    bad_words: tuple[str, ...] = (),
+    languages: Sequence[str] | None = None,
+) -> tuple[list[str], Signals]:
     """Removes the lines and citation marks that C4's rules reject, and measures every document's signals.
 
     Follows FineWeb's order: Gopher's signals describe the whole text, C4's and FineWeb's the text that C4 leaves.
@@ -66,32 +70,40 @@ def measure(texts: Sequence[str], rules: Rules | None, bad_words: tuple[str, ...
         rules: None measures the signals of the default rules.
         bad_words: words and phrases in lower case, whose number is the signal `bad_words`.
 
+        languages: ISO 639-1 code of each text; None if they are not identified.
+
     Returns:
         (texts, signals): the texts without the lines removed; each signal is (texts,).
     """
     unspaced = [is_unspaced(text) for text in texts]
     unended = [place for place, alone in enumerate(unspaced) if alone and ends_no_sentences(texts[place])]
-    texts, signals = _measured(texts, rules, unspaced, frozenset(unended))
+    texts, signals = _measured(texts, rules, unspaced, frozenset(unended), languages)
     if bad_words:
         found = _bad_words(bad_words)
         signals["bad_words"] = _each(lambda text: len(found.findall(text.lower())), texts)
     for name in _OF_SPACED_WORDS if any(unspaced) else ():
         if name in signals:
             signals[name][unspaced] = np.nan
+    syllabic = [is_syllabic(text) for text in texts]
+    for name in ("mean_word_length", "short_lines") if any(syllabic) else ():
+        if name in signals:
+            signals[name][syllabic] = np.nan
     for name in ("sentences", "punctuated_lines") if unended else ():
         if name in signals:
             signals[name][unended] = np.nan
-    foreign = [place for place, text in enumerate(texts) if not text.isascii() and not is_latin(text)]
-    signals["stop_words"][foreign] = np.nan
     return texts, signals
 
 
 def _measured(
-    texts: Sequence[str], rules: Rules | None, unspaced: Sequence[bool], unended: Set[int]
+    texts: Sequence[str],
+    rules: Rules | None,
+    unspaced: Sequence[bool],
+    unended: Set[int],
+    languages: Sequence[str] | None,
 ) -> tuple[list[str], Signals]:
     lines = [_lines(text) for text in texts]
     spaced = [" ".join(words(text)) if alone else text for text, alone in zip(texts, unspaced, strict=True)]
-    signals = {**_of_words(spaced, rules is not None), **_of_lines(lines)}
+    signals = {**_of_words(spaced, rules is not None, languages), **_of_lines(lines)}
     symbols = _each(lambda text: max(text.count("#"), text.count("...") + text.count("…")), texts)
     signals["symbols_per_word"] = _share(symbols, signals["words"])
     if rules is None:
@@ -112,7 +124,7 @@ def punctuated_lines(texts: Sequence[str]) -> NDArray[np.float64]:
     return _punctuated([_lines(text) for text in texts])
 
 
-def _of_words(texts: Sequence[str], n_grams: bool) -> Signals:
+def _of_words(texts: Sequence[str], n_grams: bool, languages: Sequence[str] | None) -> Signals:
     """Measures word signals; properties of a distinct word are computed once for all its occurrences."""
     # Arrow splits and numbers 20,000 documents of 4 KB a second, str.split and a dict 6,500.
     split = pc.utf8_split_whitespace(pa.array(texts, pa.string()))
@@ -126,14 +138,12 @@ def _of_words(texts: Sequence[str], n_grams: bool) -> Signals:
     sizes = np.bincount(document, minlength=len(texts))
     lengths = np.fromiter(map(len, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
     letters = np.fromiter(map(_has_a_letter, vocabulary), dtype=bool, count=len(vocabulary))[ids]
-    stops = np.fromiter(map(_stop_word, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
-    seen = np.zeros((len(texts), len(STOP_WORDS)))
-    seen[document[stops >= 0], stops[stops >= 0]] = 1
+    stops = np.fromiter(map(stop_words.number_of, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
     signals = {
         "words": sizes.astype(np.float64),
         "mean_word_length": _share(np.bincount(document, lengths, len(texts)), sizes),
         "words_with_a_letter": _share(np.bincount(document, letters, len(texts)), sizes),
-        "stop_words": seen.sum(axis=1),
+        "stop_words": stop_words.count(stops, document, texts, languages),
     }
     return signals | (repetition(ids, lengths, document, len(texts)) if n_grams else {})
 
@@ -211,11 +221,6 @@ def _duplicates(documents: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64]
 
 def _has_a_letter(word: str) -> bool:
     return word.isalpha() or any(map(str.isalpha, word))
-
-
-def _stop_word(word: str) -> int:
-    bare = word.strip(_PUNCTUATION).lower()
-    return STOP_WORDS.index(bare) if bare in STOP_WORDS else -1
 
 
 def _starting(lines: Iterable[str], starts: tuple[str, ...]) -> int:
