@@ -6,12 +6,13 @@ SEED ?= 1
 RUN ?= runs/demo
 REQUIREMENTS ?= infra/requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
+CLIENTS := .venv-clients/.installed
 
 # Images often set it. Every process would then compile all that it imports: 20 s in place of 7 for vLLM.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: demo smollm2 test test-fast lint serve bench install requirements clean help
+.PHONY: demo smollm2 test test-fast test-clients clients lint serve bench install requirements clean help
 
 demo: $(STAMP) ## run every step of the built-in recipe, then serve (PORT=8000 SEED=1)
 	@exec .venv/bin/triptych run infra/recipes/demo.yaml seed=$(SEED) --serve --port $(PORT)
@@ -37,6 +38,11 @@ test: $(STAMP) ## run the tests
 test-fast: $(STAMP) ## run the tests that start no Ray, no vLLM and no browser
 	@$(TESTS) -m "not slow"
 
+test-clients: $(STAMP) clients ## run OpenAI's client, LiteLLM, LangChain, instructor, llm and lm-eval against a server
+	@TRIPTYCH_TEST_CLIENTS=.venv-clients/bin/python .venv/bin/python -m pytest tests/serve/test_clients.py
+
+clients: $(CLIENTS)
+
 lint: $(STAMP) ## check style and types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -55,15 +61,23 @@ requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.t
 	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
 	  --extra dev --extra $$kind -o infra/requirements/$$kind.txt || exit 1; done
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile --group clients --python-version 3.11 --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header --quiet -o infra/requirements/clients.txt
 	@for version in 3.12 3.13; do .venv/bin/uv pip compile pyproject.toml --python-version $$version --quiet --extra dev \
 	  --extra gpu --constraint infra/requirements/gpu.txt -o /dev/null || exit 1; done
 
 clean: ## remove what was installed and cached; runs stay
-	rm -rf .venv .mypy_cache .ruff_cache triptych.egg-info
+	rm -rf .venv .venv-clients .mypy_cache .ruff_cache triptych.egg-info
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 $(STAMP): pyproject.toml $(REQUIREMENTS) infra/install
 	@PYTHON="$(PYTHON)" infra/install $(REQUIREMENTS)
+	@touch $@
+
+# uv is there as soon as infra/install has made .venv with it.
+$(CLIENTS): infra/requirements/clients.txt | $(STAMP)
+	@.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv-clients
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip install --quiet --python .venv-clients/bin/python --no-deps -r $<
 	@touch $@

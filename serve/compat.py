@@ -7,6 +7,7 @@ look at. Two classes depend on vLLM's private parts as a whole and have files of
 Importing this file does not import vLLM, which costs 15 s of CPU time: the gateway needs the part on Ray Serve only.
 """
 
+import json
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from vllm.config.lora import MaxLoRARanks
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -166,6 +168,34 @@ def parser_options(tools: str | None, reasoning: str | None) -> dict[str, Any]:
         _require("serve.reasoning_parser", reasoning, ReasoningParserManager.list_registered())
         options["reasoning_parser"] = reasoning
     return options
+
+
+def limit_white_space(parameters: "SamplingParams") -> None:
+    """Allows one white-space character at a time between the parts of JSON in a structural tag, as a forced tool call
+    has. Without a limit, models write white space until their tokens are used up.
+
+    Look at `disable_any_whitespace` in vLLM's `backend_xgrammar`, which leaves structural tags out, and at
+    `JSONSchemaFormat` of xgrammar, where 1 is the smallest limit.
+    """
+    form = parameters.structured_outputs
+    if form is None or form.structural_tag is None:
+        return
+    try:
+        tag = json.loads(form.structural_tag)
+    except ValueError:
+        # vLLM says what is wrong with a client's own structural tag.
+        return
+    pending = [tag]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            if part.get("type") == "json_schema" and part.get("style", "json") == "json":
+                part["max_whitespace_cnt"] = part.get("max_whitespace_cnt") or 1
+            # A schema may have a property with the name of a format.
+            pending += [value for name, value in part.items() if name != "json_schema"]
+    form.structural_tag = json.dumps(tag)
 
 
 def require_quantization(name: str) -> None:

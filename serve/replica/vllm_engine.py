@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.config import StructuredOutputsConfig
@@ -262,7 +262,7 @@ class VllmEngine:
         request_type, handler = self.openai.handlers[endpoint]
         http, tally = compat.blank_request(), TALLY.get(Tally())
         try:
-            answer = await handler(request_type.validate_python(body), http)
+            answer = await handler(_validated(request_type, body), http)
         except ValidationError as error:
             yield _reply(_explain(error))
         except GenerationError as error:
@@ -341,6 +341,22 @@ class VllmEngine:
 
 def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
     return Reply(compat.status_of(answer), compat.dumped(answer), weights)
+
+
+def _validated(request_type: TypeAdapter[Any], body: dict[str, Any]) -> Any:
+    """Returns a request as vLLM's class for it.
+
+    Raises:
+        ValidationError: a field is wrong.
+        VLLMError: fields contradict each other.
+        ValueError: a field is of a wrong type.
+    """
+    try:
+        return request_type.validate_python(body)
+    except (AttributeError, LookupError) as error:
+        # vLLM's validators look into values before pydantic has checked their types.
+        logger.info("a request was refused", exc_info=error)
+        raise ValueError("a field is of a wrong type: /openapi.json has the types") from error
 
 
 def _explain(error: ValidationError) -> BaseModel:

@@ -1,95 +1,161 @@
 """The clients that people use, as they are, against the default server: no setting of the server is made for them.
 
-OpenAI's and Anthropic's own are in `test_gateway` and `test_apis`. One that is not installed is skipped with a word.
+They run as programs in an environment of their own, which `make test-clients` makes: what they need must not meet what
+the server needs. `TRIPTYCH_TEST_CLIENTS` names its Python.
 """
 
-from typing import Any, Literal
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
-from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.serve.conftest import Server
 
-pytestmark = pytest.mark.slow
-
 MODEL = "policy"
 QUESTION = "What is the capital of Peru?"
-TURNS = [{"role": "user", "content": QUESTION}]
+START, ENDS = "The capital of Peru is", (" Lima", " Quito")
+PYTHON = os.environ.get("TRIPTYCH_TEST_CLIENTS")
+PROGRAMS = Path(__file__).parent / "clients"
+# The requests to each path.
+GENERATED = os.environ.get("TRIPTYCH_TEST_GENERATED", "20")
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# Otherwise they ask the network for prices of models and for data sets.
+OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1"}
 
-
-class Capital(BaseModel):
-    """What clients ask for as their answer."""
-
-    city: Literal["Lima", "Quito"]
-
-
-def installed(name: str) -> Any:
-    """The module of a client."""
-    return pytest.importorskip(name, reason=f"{name} is not installed")
+needs_clients = pytest.mark.skipif(not PYTHON, reason="TRIPTYCH_TEST_CLIENTS names no Python with clients")
 
 
 @pytest.fixture
-def expected(client: openai.OpenAI) -> str:
-    """The greedy answer."""
-    said = client.chat.completions.create(model=MODEL, messages=TURNS, temperature=0, max_tokens=12)
-    return str(said.choices[0].message.content)
+def answer(client: openai.OpenAI) -> dict[str, Any]:
+    """The greedy answer, and the log-probabilities of its tokens."""
+    turns = [{"role": "user", "content": QUESTION}]
+    said = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=12, logprobs=True)
+    (choice,) = said.choices
+    return {"text": choice.message.content, "logprobs": [one.logprob for one in choice.logprobs.content]}
 
 
-def test_litellm(server: Server, expected: str) -> None:
-    litellm = installed("litellm")
-    ask = {"model": f"openai/{MODEL}", "api_base": f"{server.url}/v1", "api_key": "none", "messages": TURNS}
-    ask |= {"temperature": 0, "max_tokens": 12}
-    assert litellm.completion(**ask).choices[0].message.content == expected
-    pieces = [chunk.choices[0].delta.content or "" for chunk in litellm.completion(**ask, stream=True)]
-    assert "".join(pieces) == expected
+@pytest.fixture
+def completion(client: openai.OpenAI) -> str:
+    """The greedy completion of the question."""
+    return client.completions.create(model=MODEL, prompt=QUESTION, temperature=0, max_tokens=3).choices[0].text
 
 
-def test_langchain(server: Server, expected: str) -> None:
-    langchain = installed("langchain_openai")
-    options = {"model": MODEL, "base_url": f"{server.url}/v1", "api_key": "none", "temperature": 0}
-    assert langchain.ChatOpenAI(**options, max_tokens=12).invoke(QUESTION).content == expected
-    for method in ("json_schema", "function_calling"):
-        chat = langchain.ChatOpenAI(**options, max_tokens=200).with_structured_output(Capital, method=method)
-        assert isinstance(chat.invoke(QUESTION), Capital)
+def run(program: str, *arguments: str | Path) -> str:
+    """Returns what a program of the clients' environment prints."""
+    # Without the variables that this process has for its own Python.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | OFFLINE
+    command = [str(Path(PYTHON or "").absolute().parent / program), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
-def test_instructor(client: openai.OpenAI) -> None:
-    instructor = installed("instructor")
-    patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
-    asked = {"model": MODEL, "messages": TURNS, "max_tokens": 60, "response_model": Capital}
-    assert isinstance(patched.chat.completions.create(**asked), Capital)
+def found(name: str, server: Server, question: str = QUESTION, *folders: Path) -> dict[str, Any]:
+    """Returns what a program of the folder `clients` finds."""
+    printed = run("python", PROGRAMS / f"{name}_client.py", server.url, MODEL, question, *folders)
+    return dict(json.loads(printed.splitlines()[-1]))
 
 
-def test_llm(server: Server, expected: str) -> None:
-    models = installed("llm.default_plugins.openai_models")
-    chat = models.Chat(model_id=MODEL, model_name=MODEL, api_base=f"{server.url}/v1")
-    said = chat.prompt(QUESTION, key="none", stream=False, temperature=0, max_tokens=12)
-    assert said.text() == expected
+@needs_clients
+@pytest.mark.parametrize("name", ["openai", "litellm", "langchain"])
+def test_answers_streams_forms_and_tools(name: str, server: Server, answer: dict[str, Any], completion: str) -> None:
+    """OpenAI's client is of another version than the one in the other tests."""
+    got = found(name, server)
+    assert {got.pop("answer"), got.pop("stream"), got.pop("async")} == {answer["text"]}
+    assert got.pop("responses", answer["text"]) == answer["text"]
+    assert got.pop("batch", [answer["text"]] * 2) == [answer["text"]] * 2
+    assert got.pop("logprobs") == pytest.approx(answer["logprobs"], abs=1e-4)
+    assert got.pop("tokens") == len(answer["logprobs"])
+    assert got.pop("completion") == completion
+    assert set(got) >= {"parsed", "tool"}
+    for form in got.values():
+        assert form in ({"city": "Lima"}, {"city": "Quito"})
 
 
-def test_lm_eval(server: Server) -> None:
-    models, instances = installed("lm_eval.models.openai_completions"), installed("lm_eval.api.instance")
-    evaluated = models.LocalCompletionsAPI(
-        model=MODEL, base_url=f"{server.url}/v1/completions", tokenizer_backend="remote", max_length=512
-    )
-    pair = ("The capital of Peru is", " Lima")
-    ((likelihood, _),) = evaluated.loglikelihood([instances.Instance("loglikelihood", {}, pair, 0)])
-    assert likelihood == pytest.approx(log_likelihood(server, *pair), abs=1e-2)
+@needs_clients
+def test_instructor(server: Server) -> None:
+    got = found("instructor", server)
+    assert set(got) == {"schema", "tools", "async", "stream"}
+    for form in got.values():
+        assert form in ({"city": "Lima"}, {"city": "Quito"})
+
+
+@needs_clients
+def test_the_command_line_llm(
+    server: Server, answer: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    model = {"model_id": "served", "model_name": MODEL, "api_base": f"{server.url}/v1", "supports_schema": True}
+    # JSON is YAML too.
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model]))
+    options = ("-o", "temperature", "0", "-o", "max_tokens")
+    for stream in ([], ["--no-stream"]):
+        assert run("llm", "-m", "served", *stream, QUESTION, *options, "12").removesuffix("\n") == answer["text"]
+    schema = {"type": "object", "properties": {"city": {"enum": ["Lima", "Quito"]}}, "required": ["city"]}
+    form = run("llm", "-m", "served", "--schema", json.dumps(schema), QUESTION, *options, "60")
+    assert json.loads(form) in ({"city": "Lima"}, {"city": "Quito"})
+
+
+@needs_clients
+def test_lm_evaluation_harness(
+    server: Server, client: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model `local-completions` asks for the tokenizer, and scores texts by `echo` and `logprobs`."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    got = found("lm_eval", server, START, tmp_path)
+    assert got["likelihoods"] == pytest.approx([log_likelihood(server, START, end) for end in ENDS], abs=1e-2)
+    ask: Any = {"model": MODEL, "temperature": 0, "max_tokens": 12}
+    said = client.chat.completions.create(**ask, messages=[{"role": "user", "content": START}])
+    assert got["answer"] == said.choices[0].message.content
+    assert got["completion"] == client.completions.create(**ask, prompt=START).choices[0].text
+
+
+@needs_clients
+def test_no_generated_request_is_an_error_of_the_server(server: Server, tmp_path: Path) -> None:
+    """schemathesis generates requests from the description of the API, half of them wrong on purpose."""
+    described = httpx.get(f"{server.url}/openapi.json").json()
+    bodies = [body_of(methods["post"]) for methods in described["paths"].values() if "post" in methods]
+    for schema in (*bodies, *described["components"]["schemas"].values()):
+        short(schema)
+    (path := tmp_path / "openapi.json").write_text(json.dumps(described))
+    # As a command whose exit status is an error if a check fails.
+    options = ("--checks", "not_a_server_error", "--phases", "fuzzing", "--max-examples", GENERATED)
+    quiet = ("--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "30", "--seed", "1")
+    printed = run("schemathesis", "run", path, "--url", server.url, *options, *quiet)
+    assert "No issues found" in printed, printed[-2000:]
+
+
+def body_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the body of an operation's requests."""
+    return dict(operation["requestBody"]["content"]["application/json"])["schema"]
+
+
+def short(schema: dict[str, Any]) -> None:
+    """Has requests of a schema name a model that is served, and take little time."""
+    fields = schema.get("properties", {})
+    some: dict[str, Any] = {name: {"type": "integer", "minimum": 1, "maximum": 4} for name in (*LIMITS, "n")}
+    some |= {"model": {"enum": [MODEL, "base"]}}
+    given = {name: one for name, one in some.items() if name in fields}
+    fields |= given
+    schema["required"] = sorted({*schema.get("required", ()), *given})
 
 
 def test_the_likelihood_of_a_text_as_evaluations_ask_for_it(server: Server, client: openai.OpenAI) -> None:
     """lm-eval sends token ids, and reads the log-probabilities of the prompt before one new token."""
     tokenizer = AutoTokenizer.from_pretrained(server.folders[MODEL])
-    start, end = "The capital of Peru is", " Lima"
-    ids = tokenizer.encode(start + end)
+    ids = tokenizer.encode(START + ENDS[0])
     ask: Any = {"model": MODEL, "prompt": [ids], "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-    found = client.completions.create(**ask, seed=1234).choices[0].logprobs
-    assert len(found.token_logprobs) == len(ids) + 1
-    asked = sum(found.token_logprobs[len(tokenizer.encode(start)) : len(ids)])
-    assert asked == pytest.approx(log_likelihood(server, start, end), abs=1e-2)
+    logprobs = client.completions.create(**ask, seed=1234).choices[0].logprobs
+    assert len(logprobs.token_logprobs) == len(ids) + 1
+    asked = sum(logprobs.token_logprobs[len(tokenizer.encode(START)) : len(ids)])
+    assert asked == pytest.approx(log_likelihood(server, START, ENDS[0]), abs=1e-2)
 
 
 def log_likelihood(server: Server, start: str, end: str) -> float:

@@ -337,6 +337,9 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
         (json.dumps({"model": MODEL, "messages": ASK, "max_tokens": 0}).encode(), 400, "max_tokens"),
         (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Lima " * 3000}]}).encode(), 400, "2048"),
         (json.dumps({"model": MODEL, "messages": ASK, "stream": True, "top_p": 7}).encode(), 400, "top_p"),
+        # vLLM looks into these before it has checked their types.
+        (json.dumps({"model": MODEL, "messages": ASK, "structured_outputs": [None]}).encode(), 400, "wrong type"),
+        (json.dumps({"model": MODEL, "messages": ASK, "structured_outputs": 5}).encode(), 400, "wrong type"),
         (
             json.dumps({"model": MODEL, "messages": ASK, "tools": TOOLS, "tool_choice": OTHER_TOOL}).encode(),
             400,

@@ -1,9 +1,12 @@
 """The recipe's settings of an engine: what vLLM is given, and what it refuses before it loads a model."""
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.structured_output.backend_xgrammar import xgr
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Engine, NgramSpeculation
@@ -55,3 +58,22 @@ def test_the_format_of_tool_calls_is_told_from_the_template() -> None:
             assert tool_parser_for(template, ()) == "hermes"
     for template in (None, CHATML):
         assert tool_parser_for(template, ()) == "hermes"
+
+
+def test_a_forced_call_has_one_white_space_character_at_a_time() -> None:
+    """A property may have the name of xgrammar's field."""
+    schema = {"type": "object", "properties": {"type": {"const": "json_schema"}}, "required": ["type"]}
+    content = {"type": "json_schema", "json_schema": schema}
+    tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<a>", "content": content, "end": "</a>"}}
+    form = StructuredOutputsParams(structural_tag=json.dumps(tag))
+    compat.limit_white_space(SamplingParams(structured_outputs=form))
+    grammar = xgr.Grammar.from_structural_tag(form.structural_tag)
+    for text, accepted in (("", True), (" ", True), ("\n", True), ("  ", False), ("\t\n", False)):
+        assert xgr.testing._is_grammar_accept_string(grammar, f'<a>{{"type":{text}"json_schema"}}</a>') == accepted
+    assert json.loads(form.structural_tag)["format"]["content"]["json_schema"] == schema
+
+
+def test_a_structural_tag_that_is_no_json_is_left_to_vllm() -> None:
+    for given in (None, StructuredOutputsParams(json={}), StructuredOutputsParams(structural_tag="{")):
+        compat.limit_white_space(parameters := SamplingParams(structured_outputs=given))
+        assert parameters.structured_outputs == given
