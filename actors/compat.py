@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cluster.recipe.base import Lora, TrainingLora
@@ -94,6 +96,65 @@ def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
     with torch.inference_mode():
         product: Tensor = layer.quant_method.apply(layer, torch.eye(weight.shape[1], dtype=weight.dtype)[columns])
         return product.T
+
+
+# vLLM: engines of several workers, which divide a model's weights (tensor parallelism)
+class Division(Enum):
+    """How a weight is divided among the workers of an engine: each has some of its rows, of its columns, or a copy."""
+
+    ROWS = "rows"
+    COLUMNS = "columns"
+    COPIES = "copies"
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """A worker's place among those of its engine, and their process group on CPUs."""
+
+    rank: int
+    size: int
+    workers: Any
+
+
+def tensor_parallel() -> TensorParallel:
+    """Returns the place of this worker. With another version of vLLM, see whether the group still has a `cpu_group`."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    return TensorParallel(group.rank_in_group, group.world_size, group.cpu_group)
+
+
+def division_of(layer: Any, name: str) -> Division:
+    """Says how a parameter of a layer is divided.
+
+    With another version of vLLM, see whether these classes of `vllm.model_executor.layers` still divide so, and whether
+    there are others that do.
+    """
+    from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    if getattr(layer, "tp_size", 1) == 1:
+        return Division.COPIES
+    if isinstance(layer, RowParallelLinear):
+        return Division.COLUMNS if name.endswith(".weight") else Division.COPIES
+    # An output head is an embedding, for vLLM.
+    return Division.ROWS if isinstance(layer, ColumnParallelLinear | VocabParallelEmbedding) else Division.COPIES
+
+
+def counted_rows(layer: Any, group: TensorParallel) -> slice:
+    """Returns the rows of a divided weight that no worker before this one has: where there are more workers than heads
+    of keys and values, several hold the same of these."""
+    replicas = getattr(layer, "num_kv_head_replicas", 1)
+    return slice(layer.num_heads * layer.head_size) if group.rank % replicas else slice(None)
+
+
+def on_worker_death(llm: Any, callback: Callable[[], None]) -> None:
+    """Has a function called when a process of an engine's workers dies.
+
+    An engine in its caller's own process would notice at its next step, and stay as it is. With another version, see
+    `MultiprocExecutor.start_worker_monitor`.
+    """
+    llm.llm_engine.engine_core.engine_core.model_executor.register_failure_callback(callback)
 
 
 # Ray

@@ -63,7 +63,7 @@ class Fleet(Coordinator):
         swap_in_flight: whether actors take new weights in the midst of completions.
 
     Raises:
-        UserError: there is no model in the directory.
+        UserError: there is no model in the directory, or its heads cannot be divided among an engine's workers.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Fleet(Coordinator):
             config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{model} holds no model: its config.json cannot be read") from error
+        _check_divisible(config, allocation.workers)
         self._tied = bool(config.get("tie_word_embeddings", False))
         self._engine = EngineSettings(model, context, seed, allocation, multi_turn)
         options: dict[str, Any] = {
@@ -207,6 +208,17 @@ class Fleet(Coordinator):
             return self._reports.get(timeout=PERIOD)
         except queue.Empty:
             return lambda: None
+
+
+def _check_divisible(config: dict[str, Any], workers: int) -> None:
+    """Raises a UserError unless vLLM can divide the heads of a model among the workers of an engine."""
+    heads = int(config.get("num_attention_heads") or workers)
+    shared = int(config.get("num_key_value_heads") or heads)
+    if heads % workers or (shared % workers and workers % shared):
+        raise UserError(
+            f"rlhf.fleet.tensor_parallel={workers} does not divide the model's {heads} attention heads and {shared} "
+            "heads of keys and values"
+        )
 
 
 async def _end_streams() -> None:

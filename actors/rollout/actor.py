@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +14,9 @@ from typing import Any
 
 import ray
 import torch
+from safetensors.torch import save_file
 
-from actors.compat import whole_prompts
+from actors.compat import on_worker_death, whole_prompts
 from actors.model.chat import Chat
 from actors.rollout.engine import CPU_SEQUENCES, GPU_SEQUENCES, SharedEngine
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
@@ -75,11 +79,10 @@ class RolloutActor:
         # vLLM takes seconds to import and configures its process: it stays out of the driver's.
         from transformers import AutoTokenizer
         from vllm import LLM
-        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-        from actors.rollout.weight_transfer import BACKEND, ObjectStoreTransfer
+        from actors.rollout.weight_transfer import BACKEND
+        from actors.rollout.worker import EXTENSION
 
-        WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
         make = partial(
             LLM,
             model=str(engine.model),
@@ -89,12 +92,17 @@ class RolloutActor:
             max_model_len=engine.context,
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": BACKEND},
+            worker_extension_cls=EXTENSION,
+            **_parallel_settings(engine),
             generation_config="vllm",
             use_tqdm_on_load=False,
             **_memory_settings(engine),
         )
         self._shared = SharedEngine(make)
-        self._model, self._context = engine.model, engine.context
+        self._model, self._context, self._workers = engine.model, engine.context, engine.allocation.workers
+        if self._workers > 1:
+            # An engine without one of its workers is dead: so is its actor, whose prompts others then answer.
+            self._shared.run(on_worker_death, self._shared.llm, partial(os._exit, 1))
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
         self._multi_turn = (
             MultiTurnRunner(engine.multi_turn, Chat(self._tokenizer), engine.context) if engine.multi_turn else None
@@ -196,7 +204,11 @@ class RolloutActor:
         """
         base = self._model if adapters else None
         update = {"refs": refs, "version": version, "dtype": dtype, "base": base}
-        self._shared.load(partial(self._update_weights, update))
+        if self._workers == 1:
+            self._shared.load(partial(self._update_weights, update))
+        else:
+            with _as_file(refs, dtype) as file:
+                self._shared.load(partial(self._update_weights, update | {"refs": [], "file": file}))
         if not adapters:
             return self.checksums(version)
         (packed,) = ray.get(refs)
@@ -212,11 +224,9 @@ class RolloutActor:
             raise RuntimeError("the engine refused to forget the keys and values of the old weights")
 
     def checksums(self, stripe: int | None = None) -> dict[str, int]:
-        """Returns `weight_transfer.live_digest` of the engine's weights, or of a stripe of their columns."""
-        from actors.rollout.weight_transfer import live_digest
-
-        (found,) = self._shared.run(self._shared.llm.apply_model, partial(live_digest, stripe=stripe))
-        return found
+        """Returns `live_digest.live_digest` of the engine's weights, or of a stripe of their columns."""
+        found: list[dict[str, int]] = self._shared.run(self._shared.llm.collective_rpc, "live_digest", None, (stripe,))
+        return found[0]
 
     def _sampling_params(self, prompt: Prompt, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -270,9 +280,9 @@ def element_type(allocation: Allocation) -> torch.dtype:
 
 
 def engine_env_vars(allocation: Allocation) -> dict[str, str]:
-    """Returns the environment variables of an engine's process."""
+    """Returns the environment variables of an engine's process, and of its workers'."""
     return {
-        "OMP_NUM_THREADS": str(allocation.threads),
+        "OMP_NUM_THREADS": str(max(1, allocation.threads // allocation.workers)),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -281,13 +291,34 @@ def engine_env_vars(allocation: Allocation) -> dict[str, str]:
     }
 
 
+def _parallel_settings(engine: EngineSettings) -> dict[str, Any]:
+    """Ray would place the workers anew; as children of the actor they have its devices."""
+    if engine.allocation.workers == 1:
+        return {}
+    return {"tensor_parallel_size": engine.allocation.workers, "distributed_executor_backend": "mp"}
+
+
+@contextmanager
+def _as_file(refs: list[ray.ObjectRef], dtype: torch.dtype) -> Iterator[Path]:
+    """Copies tensors of the object store to a file, in memory where there is room, for processes without Ray."""
+    (packed,) = ray.get(refs)
+    tensors = unpack(packed, dtype)
+    shared = Path("/dev/shm")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    in_memory = shared.is_dir() and shutil.disk_usage(shared).free > 2 * size
+    with tempfile.TemporaryDirectory(prefix="triptych-weights-", dir=shared if in_memory else None) as folder:
+        file = Path(folder) / "weights.safetensors"
+        save_file(tensors, file)
+        yield file
+
+
 def _memory_settings(engine: EngineSettings) -> dict[str, Any]:
     from transformers import AutoConfig
 
     if engine.allocation.gpus:
         return {"gpu_memory_utilization": 0.9 * min(engine.allocation.gpus, 1.0)}
     config = AutoConfig.from_pretrained(engine.model)
-    token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize
+    token = 2 * config.num_hidden_layers * config.hidden_size * engine.dtype.itemsize // engine.allocation.workers
     # One more than are answered at once: vLLM keeps a block for itself.
     cache = min(_MAX_CPU_CACHE_BYTES, token * engine.context * (CPU_SEQUENCES + 1))
     return {

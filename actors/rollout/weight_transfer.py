@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 from vllm.config import ModelConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -18,9 +19,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from actors.compat import input_width, linear_layers, live_weight, load_layerwise, output_heads
+from actors.compat import load_layerwise
 from actors.model.lora import merge_into
-from actors.rollout.weights import columns, digest, mismatch, stored, stripes, unpack
+from actors.rollout.live_digest import live_digest
+from actors.rollout.weights import digest, mismatch, stored, stripes, unpack
 
 BACKEND = "object_store"
 
@@ -39,35 +41,6 @@ def reload_weights(model: Any, config: ModelConfig, tensors: Iterable[tuple[str,
     load_layerwise(model, config, iter(tensors))
 
 
-def live_digest(model: nn.Module, stripe: int | None = None) -> dict[str, int]:
-    """Returns `digest` of the weights that a vLLM model computes with at this moment, or of a stripe of their columns.
-
-    A weight that a CPU kernel holds in a format of its own is read back from the kernel: see `live_weight`.
-    """
-    return digest(_live_weights(model, stripe))
-
-
-def _live_weights(model: nn.Module, stripe: int | None) -> Iterator[tuple[str, Tensor]]:
-    packed = {f"{name}.weight": layer for name, layer in linear_layers(model).items()}
-    heads = {f"{name}.weight": head for name, head in output_heads(model).items()}
-    for name, parameter in model.named_parameters():
-        if name in heads:
-            yield name, live_weight(heads.pop(name), parameter, columns(parameter.shape[1], stripe))
-        elif parameter.numel():
-            yield from stripes([(name, parameter)], stripe)
-        else:
-            layer = packed[name]
-            like = torch.empty(0, input_width(layer), dtype=parameter.dtype)
-            yield name, live_weight(layer, like, columns(like.shape[1], stripe))
-    for name, head in heads.items():
-        # What is left is tied, and its weight already counted; should the kernel disagree, it shows as a module more.
-        tied = head.get_parameter("weight")
-        chosen = columns(tied.shape[1], stripe)
-        weight = live_weight(head, tied, chosen)
-        if not torch.equal(weight, tied[:, chosen]):
-            yield name, weight
-
-
 @dataclass
 class ObjectStoreInit(WeightTransferInitInfo):
     """Holds nothing: every Ray process is connected to the object store."""
@@ -75,19 +48,22 @@ class ObjectStoreInit(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdate(WeightTransferUpdateInfo):
-    """Names the tensors to fetch.
+    """Names the tensors to fetch: in the object store, or in a file for the workers of an engine that has several,
+    which have no connection to Ray.
 
     Attributes:
-        refs: one reference as of `weights.publish`.
+        refs: one reference as of `weights.publish`; none where there is a file.
         version: the version of the weights.
         dtype: the element type of the tensors.
         base: the folder of the weights that adapters are to be merged into; None if the tensors are whole weights.
+        file: safetensors on this node.
     """
 
     refs: list[ray.ObjectRef]
     version: int
     dtype: torch.dtype
     base: Path | None = None
+    file: Path | None = None
 
 
 class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
@@ -123,8 +99,12 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         Raises:
             RuntimeError: the model does not compute with the weights that adapters were merged into.
         """
-        (packed,) = ray.get(update_info.refs)
-        received, base = unpack(packed, update_info.dtype), update_info.base
+        base = update_info.base
+        if update_info.file is None:
+            (packed,) = ray.get(update_info.refs)
+            received = unpack(packed, update_info.dtype)
+        else:
+            received = load_file(update_info.file)
         if base is None:
             reload_weights(self.model, self.model_config, received.items())
             return

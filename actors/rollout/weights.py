@@ -109,7 +109,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     """
     sums: dict[str, int] = defaultdict(int)
     for name, tensor in tensors:
-        sums[name.rpartition(".")[0].rpartition(".")[0]] += _rows_digest(tensor)
+        sums[module_of(name)] += sum_hashes(hash_rows(tensor))
     return {module: value % 2**64 for module, value in sums.items()}
 
 
@@ -138,11 +138,27 @@ def mismatch(expected: Mapping[str, int], found: Mapping[str, int]) -> str | Non
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
-def _rows_digest(tensor: Tensor) -> int:
+def module_of(name: str) -> str:
+    """Returns the parent module that a tensor is counted under."""
+    return name.rpartition(".")[0].rpartition(".")[0]
+
+
+def hash_rows(tensor: Tensor, first_column: int = 0) -> Tensor:
+    """Computes the multilinear hash of each row of a tensor, int64. Hashes of parts of a row add up to that of the row.
+
+    Args:
+        tensor: [N, …]; a vector counts as a column.
+        first_column: how many columns lie before the tensor's own.
+    """
     # Adding zero turns -0.0 into 0.0, which is all that a multiplication by the identity changes.
     rows = (tensor.detach() + 0).reshape(tensor.shape[0], -1)
     bits = rows.contiguous().view(_INTEGERS[rows.element_size()]).to(torch.int64)
-    factors = torch.arange(1, 2 * bits.shape[1], 2, device=bits.device) * -7046029254386353131
-    hashed = (bits * (factors ^ (factors >> 29))).sum(dim=1)
-    hashed = (hashed ^ (hashed >> 32)) * -4658895280553007687
-    return int((hashed ^ (hashed >> 29)).sum())
+    first = 1 + 2 * first_column
+    factors = torch.arange(first, first + 2 * bits.shape[1], 2, device=bits.device) * -7046029254386353131
+    return (bits * (factors ^ (factors >> 29))).sum(dim=1)
+
+
+def sum_hashes(hashes: Tensor) -> int:
+    """Adds up the hashes of whole rows, mixed so that rows cannot make up for each other."""
+    mixed = (hashes ^ (hashes >> 32)) * -4658895280553007687
+    return int((mixed ^ (mixed >> 29)).sum())

@@ -15,6 +15,10 @@ class FleetSettings(Section):
         None,
         description="the most rollout actors, up to which their number grows while the learner waits; unset: fixed",
     )
+    tensor_parallel: Positive = Field(
+        1,
+        description="GPUs of each rollout actor, on one node, among which vLLM divides the model; on CPUs, processes",
+    )
     reward_actors: Positive = Field(1, description="actors of each entry of rlhf.rewards, which share a step's answers")
     max_reward_actors: Positive | None = Field(
         None,

@@ -349,3 +349,8 @@ class Rlhf(Section):
     def actors(self) -> int:
         """The most actors that hold a model: rollout actors, reward actors (at least one is planned) and learner."""
         return self.fleet.rollout_limit + max(1, self.reward_models) + self.fleet.learner_workers
+
+    @property
+    def devices(self) -> int:
+        """The GPUs with which every one of these actors has its own, and an engine one for each of its workers."""
+        return self.actors + self.fleet.rollout_limit * (self.fleet.tensor_parallel - 1)

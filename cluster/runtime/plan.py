@@ -29,11 +29,15 @@ MANY = 1 << 20
 
 @dataclass(frozen=True)
 class Allocation:
-    """The share of one worker or actor: Ray's logical CPUs and GPUs, and the threads that torch may use."""
+    """The share of one worker or actor: Ray's logical CPUs and GPUs, and the threads that torch may use.
+
+    An engine may have several workers, processes of its own on its node that divide the model and the share.
+    """
 
     cpus: float
     gpus: float
     threads: int
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,14 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
     _check_counts(recipe, found)
     _check_memory(recipe, found)
     trainer_gpus = min(1.0, found.gpus)
-    actor_gpus = _gpu_share(found.gpus, recipe.rlhf.actors)
+    devices, engine = recipe.rlhf.devices, recipe.rlhf.fleet.tensor_parallel
+    actor_gpus = _gpu_share(found.gpus, devices)
     trainer_cpus = _cpu_share(found, workers, trainer_gpus)
-    actor_cpus = _cpu_share(found, recipe.rlhf.actors, actor_gpus, part=0.5)
+    actor_cpus = _cpu_share(found, devices, actor_gpus, part=0.5)
+    _check_engines(recipe, found, actor_cpus, actor_gpus)
     if not trainer_cpus or not actor_cpus:
         largest = max(trainings(recipe).items(), key=lambda item: item[1].workers)[0]
-        name, count = (f"{largest}.workers", workers) if not trainer_cpus else ("rlhf.fleet", recipe.rlhf.actors)
+        name, count = (f"{largest}.workers", workers) if not trainer_cpus else ("rlhf.fleet", devices)
         raise UserError(
             f"{name}: {count} processes, each with its share of GPUs and cores on one node, do not fit on "
             f"{_shown(found.nodes or (Node(found.cpus, found.gpus),))}: set fewer"
@@ -138,7 +144,7 @@ def make_plan(recipe: Recipe, resources: Resources | None = None) -> Plan:
         gpus=found.gpus,
         memory_gb=found.memory_gb,
         trainer=Allocation(trainer_cpus, trainer_gpus, min(threads(workers), max(1, math.ceil(trainer_cpus)))),
-        rollout=Allocation(actor_cpus, actor_gpus, threads(sides * actors)),
+        rollout=Allocation(engine * actor_cpus, engine * actor_gpus, threads(sides * actors), engine),
         reward=Allocation(actor_cpus, actor_gpus, threads(rewards)),
         learner=Allocation(actor_cpus, actor_gpus, max(1, threads(learners) // sides)),
         replica=Allocation(replica_cpus, replica_gpus, max(1, found.cores // replicas)),
@@ -164,7 +170,7 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
             raise UserError(f"{name}.workers={section.workers} is more than the {found.cpus:g} CPU cores there are")
         if 0 < found.gpus < section.workers:
             raise UserError(f"{name}.workers={section.workers} needs as many GPUs and there are {found.gpus:g}")
-    learners, needed = recipe.rlhf.fleet.learner_workers, recipe.rlhf.actors
+    learners, needed = recipe.rlhf.fleet.learner_workers, recipe.rlhf.devices
     if learners > 1 and 0 < found.gpus < needed:
         raise UserError(
             f"rlhf.fleet.learner_workers={learners} need a GPU each, and so do the rollout and reward actors: {needed} "
@@ -174,6 +180,27 @@ def _check_counts(recipe: Recipe, found: Resources) -> None:
     if actors > 8 * found.cpus:
         name = "max_rollout_actors" if recipe.rlhf.fleet.max_rollout_actors else "rollout_actors"
         raise UserError(f"rlhf.fleet.{name}={actors} is too many for {found.cpus:g} CPU cores: at most 8 a core")
+
+
+def _check_engines(recipe: Recipe, found: Resources, cpus: float, gpus: float) -> None:
+    """Refuses engines over several devices that no nodes have room for; their workers run on one node."""
+    fleet = recipe.rlhf.fleet
+    workers, engines = fleet.tensor_parallel, fleet.rollout_limit
+    if workers == 1 or not cpus:
+        return
+    nodes = [Node(node.cpus / 2, node.gpus) for node in found.nodes or (Node(found.cpus, found.gpus),)]
+    if 0 < gpus < 1:
+        raise UserError(
+            f"rlhf.fleet.tensor_parallel={workers} needs whole GPUs: RLHF takes {recipe.rlhf.devices} in all, and "
+            f"there are {found.gpus:g}"
+        )
+    room = sum(node.places(workers * cpus, workers * gpus) for node in nodes)
+    # Of a cluster that an autoscaler has yet to start, nothing is known of the nodes.
+    if found.nodes and room < engines:
+        raise UserError(
+            f"rlhf.fleet.tensor_parallel={workers}: {engines} engines of {workers} devices, each on one node, do not "
+            f"fit on {_shown(found.nodes)}: set fewer"
+        )
 
 
 def _check_memory(recipe: Recipe, found: Resources) -> None:
@@ -204,7 +231,7 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
                 f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there, "
                 f"{on_each - found.gpu_memory_gb:.1f} GB too few; {advice}"
             )
-    short = shortage(recipe, found.gpus, _gpu_share(found.gpus, recipe.rlhf.actors), found.gpu_memory_gb)
+    short = shortage(recipe, found.gpus, _gpu_share(found.gpus, recipe.rlhf.devices), found.gpu_memory_gb)
     if short:
         raise UserError(f"too little GPU memory: rlhf with {size}: {short}")
 

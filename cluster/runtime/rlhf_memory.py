@@ -93,11 +93,12 @@ def learner_memory(recipe: Recipe) -> LearnerMemory:
 
 
 def engine_memory(recipe: Recipe) -> dict[str, float]:
-    """Estimates the least memory of a rollout engine, in GB: weights in 16 bits, workspace, and the cache of keys and
-    values of one sequence as long as the context."""
+    """Estimates the least memory of a rollout engine on each of its GPUs, in GB: its part of the weights in 16 bits and
+    of the cache of keys and values of one sequence as long as the context, and a workspace."""
+    workers = recipe.rlhf.fleet.tensor_parallel
     return {
-        "weights": ENGINE_BYTES * parameters(recipe.model) / GB,
-        "KV cache of one context": kv_bytes(recipe.model) * recipe.model.context / GB,
+        "weights": ENGINE_BYTES * parameters(recipe.model) / workers / GB,
+        "KV cache of one context": kv_bytes(recipe.model) * recipe.model.context / workers / GB,
         "workspace": ENGINE_WORKSPACE_GB,
     }
 
@@ -124,7 +125,12 @@ def gpu_layout(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) 
     found += [GpuProcess(f"reward {number}", reward_memory(recipe)) for number in range(recipe.rlhf.reward_models)]
     # An engine takes its part whether it needs it or not.
     taken = max(engine, ENGINE_PART * share * gpu_memory_gb)
-    found += [GpuProcess(f"rollout {number}", taken) for number in range(fleet.rollout_limit)]
+    workers = fleet.tensor_parallel
+    found += [
+        GpuProcess(f"rollout {number}" + (f".{worker}" if workers > 1 else ""), taken)
+        for number in range(fleet.rollout_limit)
+        for worker in range(workers)
+    ]
     return [found[begin : begin + own] for begin in range(0, len(found), own)][: math.ceil(gpus)]
 
 
@@ -176,7 +182,7 @@ def _advice(recipe: Recipe, gpus: float, gpu_memory_gb: float) -> str:
                 continue
             if workers != settings.fleet.learner_workers:
                 words.append(f"rlhf.fleet.learner_workers={workers}")
-            total = changed.actors
+            total = changed.devices
             if total > gpus:
                 words.append(f"{total} GPUs, one for each process")
             return "it fits with " + " and ".join(words or [f"{total} GPUs, one for each process"])

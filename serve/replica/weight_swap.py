@@ -7,7 +7,8 @@ from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from actors.rollout.weight_transfer import live_digest, reload_weights
+from actors.rollout.live_digest import live_digest
+from actors.rollout.weight_transfer import reload_weights
 from actors.rollout.weights import digest, mismatch, stored
 
 logger = logging.getLogger("ray.serve")
@@ -75,5 +76,6 @@ async def swap_weights(engine: AsyncLLM, folder: Path, expected: dict[str, int],
 
 
 async def _call(engine: AsyncLLM, method: str, folder: Path) -> dict[str, int]:
-    (found,) = await engine.collective_rpc(method, args=(str(folder),))
-    return found
+    # Each worker of an engine returns the digests of the whole.
+    found: list[dict[str, int]] = await engine.collective_rpc(method, args=(str(folder),))
+    return found[0]

@@ -30,8 +30,12 @@ def drawn_by(handle: Any, asked: list[Prompt], sampling: Sampling) -> list[list[
     return [group for _, group in sorted((one for report in reports for one in report), key=lambda one: one[0])]
 
 
-def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
-    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer."""
+def make_model(folder: Path, seed: int, shared_heads: int = 3) -> LlamaForCausalLM:
+    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer.
+
+    Args:
+        shared_heads: of keys and values, for the six heads of queries.
+    """
     tiny_tokenizer(300).save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -39,7 +43,7 @@ def make_model(folder: Path, seed: int) -> LlamaForCausalLM:
         hidden_size=192,
         num_hidden_layers=4,
         num_attention_heads=6,
-        num_key_value_heads=3,
+        num_key_value_heads=shared_heads,
         intermediate_size=512,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,

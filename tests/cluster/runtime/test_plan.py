@@ -11,7 +11,7 @@ from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
 from cluster.runtime.memory import memory_needs, parameters, shape_of, training_memory
-from cluster.runtime.plan import Resources, make_plan
+from cluster.runtime.plan import Node, Resources, make_plan
 from tests.helpers import triptych
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
@@ -49,6 +49,22 @@ def test_reward_actors_are_planned_for_their_largest_number(recipe_path: Path) -
         memory_needs(load_recipe(recipe_path, [computed, "rlhf.fleet.reward_actors=4"]))["rlhf"]
         < memory_needs(one)["rlhf"]
     )
+
+
+def test_engines_over_several_gpus_get_them_on_one_node(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, ["rlhf.fleet.tensor_parallel=4"])
+    nodes = tuple(Node(64, 8) for _ in range(2))
+    cluster = Resources(cpus=128, cores=64, gpus=16, memory_gb=900, gpu_memory_gb=80, nodes=nodes)
+    plan = make_plan(recipe, cluster)
+    assert (plan.rollout.gpus, plan.rollout.workers, plan.learner.gpus) == (4.0, 4, 1.0)
+    assert plan.rollout.cpus == pytest.approx(4 * plan.learner.cpus)
+    with pytest.raises(UserError, match=r"tensor_parallel=4 needs whole GPUs: RLHF takes 10 in all, and there are 8"):
+        make_plan(recipe, replace(cluster, gpus=8, nodes=nodes[:1]))
+    small = tuple(Node(8, 3) for _ in range(8))
+    with pytest.raises(UserError, match=r"2 engines of 4 devices, each on one node, do not fit on nodes of 8 × 8 CPUs"):
+        make_plan(recipe, replace(cluster, gpus=24, nodes=small))
+    on_cpus = make_plan(recipe, replace(LAPTOP, cpus=16, cores=16))
+    assert (on_cpus.rollout.gpus, on_cpus.rollout.workers) == (0, 4)
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(8, 1.0), (4, 1.0), (2, 0.5), (1, 0.25)])
