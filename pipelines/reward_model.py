@@ -53,7 +53,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     }
     _write_shard(parts["held_out"], recipe.reward, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
-    scorer = partial(_scorer, recipe, plan)
+    scorer = partial(reward_scorer, recipe, plan)
     curve = [_point(share, recipe.seed, parts, train, scorer, out / "curve") for share in sorted(recipe.reward.curve)]
     members = [
         train(parts["train"], out, unpaired),
@@ -64,7 +64,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     ]
     with scorer() as scores_by:
         score = partial(scores_by, members)
-        scores = {name: _scores_of_answers(score, rows) for name, rows in parts.items()}
+        scores = {name: scores_of_answers(score, rows) for name, rows in parts.items()}
         found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
         accuracies = _accuracies(scores_by, members, parts["held_out"]) if len(members) > 1 else []
     _write_normalization(scores["train"], parts["train"], out)
@@ -117,13 +117,11 @@ def _by_source(rows: Sequence[dict[str, Any]], scores: Sequence[list[float]]) ->
 
 def _accuracies(scores_by: Scores, members: Sequence[Path], held_out: list[dict[str, Any]]) -> list[float]:
     """Computes the held-out accuracy of each member alone, to compare the ensemble with."""
-    return [
-        pair_accuracy(held_out, _scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members
-    ]
+    return [pair_accuracy(held_out, scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members]
 
 
 @contextmanager
-def _scorer(recipe: Recipe, plan: Plan) -> Iterator[Scores]:
+def reward_scorer(recipe: Recipe, plan: Plan) -> Iterator[Scores]:
     """Yields scores by the device that trains the reward model: a GPU in an actor, or the CPUs here.
 
     Nothing is trained meanwhile: there may be one GPU.
@@ -178,7 +176,7 @@ def _point(
         out = folder / f"{share:g}"
         trained = train(rankings, out)
         with scorer() as scores_by:
-            scores = _scores_of_answers(partial(scores_by, [trained]), parts["held_out"])
+            scores = scores_of_answers(partial(scores_by, [trained]), parts["held_out"])
         right = pair_accuracy(parts["held_out"], scores)
         write_json(found, {"prompts": len(chosen), "rankings": len(rankings), "pair_accuracy": right})
         shutil.rmtree(out)
@@ -231,7 +229,8 @@ def _sign(good: bool | None) -> int:
     return 0 if good is None else 1 if good else -1
 
 
-def _scores_of_answers(score: Score, rankings: list[dict[str, Any]]) -> list[list[float]]:
+def scores_of_answers(score: Score, rankings: Sequence[Row]) -> list[list[float]]:
+    """Scores every answer of N rows of rankings.parquet; returns [N][K]."""
     flat = iter(score([row["prompt_token_ids"] + answer for row in rankings for answer in row["answers"]]))
     return [[next(flat) for _ in row["answers"]] for row in rankings]
 

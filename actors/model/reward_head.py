@@ -47,7 +47,12 @@ def load_ensemble(path: str | Path) -> list[Any]:
 
     The mean over members is harder to exploit than one of them (Coste et al. 2023).
     """
-    return [load_reward_model(folder) for folder in (path, *sorted(Path(path).glob(f"{MEMBER_PREFIX}*")))]
+    return [load_reward_model(folder) for folder in member_folders(Path(path))]
+
+
+def member_folders(path: Path) -> list[Path]:
+    """Lists the folder of a reward model, and those of the other members of its ensemble."""
+    return [path, *sorted(path.glob(f"{MEMBER_PREFIX}*"))]
 
 
 def with_new_head(path: str | Path) -> Any:

@@ -14,7 +14,7 @@ from cluster.feedback.queries import Feedback, open_feedback
 from cluster.feedback.tables import COMPARED, Ranking, Thumb, is_person
 from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder, fingerprint
-from cluster.run.rounds import kept_rounds, round_folder
+from cluster.run.rounds import kept_rounds, present_round, round_folder
 
 FILE = "judgements.jsonl"
 Source = Literal["rankings", "votes", "thumbs"]
@@ -118,11 +118,17 @@ class News:
 
     Attributes:
         new: given or changed since, by source.
-        gone: used by the present round, and deleted, changed or excluded since.
+        gone: used by the present round, and deleted, changed or excluded since; unless a later round that was set aside
+            was made without them already.
     """
 
     new: Mapping[Source, int]
     gone: int
+
+    @property
+    def total(self) -> int:
+        """How many are new or gone."""
+        return sum(self.new.values()) + self.gone
 
     def sentence(self) -> str:
         """Says what is new or gone; empty if nothing is."""
@@ -158,10 +164,11 @@ def judgement_news(run: RunFolder, preferences: str) -> News:
     unnamed = [_written(folder) for folder in (present, *earlier) if not (folder / FILE).exists()]
     new = [row for row in now if row.key not in seen and row.created > max(unnamed, default=0.0)]
     keys = {row.key for row in now}
-    return News(
-        {name: sum(row.source == name for row in new) for name in SOURCES},
-        sum(row.used > 0 and row.key not in keys for row in read_named(present)),
-    )
+    gone = {row.key for row in read_named(present) if row.used > 0 and row.key not in keys}
+    for number in kept_rounds(run.root):
+        if number > present_round(run.root):
+            gone.intersection_update(row.key for row in read_named(round_folder(run.root, number) / preferences))
+    return News({name: sum(row.source == name for row in new) for name in SOURCES}, len(gone))
 
 
 def _written(folder: Path) -> float:

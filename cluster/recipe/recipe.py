@@ -9,6 +9,7 @@ from cluster.recipe.base import Section
 from cluster.recipe.collect import Collect
 from cluster.recipe.corpus import Corpus
 from cluster.recipe.evaluate import Evaluate, add_task_files
+from cluster.recipe.loop import Loop
 from cluster.recipe.model import Cluster, Model
 from cluster.recipe.rlhf import Rlhf
 from cluster.recipe.serve import Serve
@@ -41,6 +42,7 @@ class Recipe(Section):
     dpo: Dpo | None = Field(None, description="direct preference optimization (DPO), run by `triptych dpo` only")
     evaluate: Evaluate = Field(Evaluate(), description="the comparison of the run's models")
     serve: Serve = Field(Serve(), description="serving the run's models over HTTP")
+    loop: Loop = Field(Loop(), description="new judgements become the next policy, which takes over if it passes")
 
     @model_validator(mode="before")
     @classmethod

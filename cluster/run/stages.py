@@ -1,7 +1,7 @@
 """The state of a stage, and how it is skipped, resumed or run: by its recipe, its inputs and the run folder."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -129,8 +129,18 @@ def check_functions(recipe: Recipe) -> None:
             raise UserError(f"{name}: Python finds no module {module}; PYTHONPATH=. has it look in this folder")
 
 
-def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
-    """Compares a stage's recipe and inputs with the run folder as it is now."""
+def stage_state(stage: Stage, recipe: Recipe, run: RunFolder, undone: Collection[str] = ()) -> State:
+    """Compares a stage's recipe and inputs with the run folder.
+
+    Args:
+        stage: the stage.
+        recipe: the recipe of the run.
+        run: the run folder, as it is now.
+        undone: the subfolders of stages that will be made again first.
+
+    Raises:
+        UserError: a file that the recipe names is missing, or a manifest is damaged.
+    """
     missing = [folder for folder in stage.after if run.manifest(folder) is None]
     manifest = run.manifest(stage.folder)
     if missing:
@@ -142,12 +152,23 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder) -> State:
     if manifest is not None and _is_made_from(manifest, stage, recipe, config, run):
         news = _news(stage, run)
         if not news:
+            remade = [stage_of(folder).name for folder in stage.after if folder in undone]
+            if remade:
+                return State("stale", f"{', '.join(remade)} will be made again first")
             return State("done", f"{manifest.seconds:.0f} s")
     if run.partial_fingerprint(stage.folder) == digest:
         return State("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return State("pending", "not run yet")
     return State("stale", news or _difference(manifest, config, run))
+
+
+def is_made_from_now(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
+    """Tells whether a stage has finished with this recipe and these inputs, whatever judgements came in since."""
+    manifest = run.manifest(stage.folder)
+    if manifest is None or any(run.manifest(folder) is None for folder in stage.after):
+        return False
+    return _is_made_from(manifest, stage, recipe, stage_config(stage, recipe), run)
 
 
 def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:

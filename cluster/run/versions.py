@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.run.atomic import link_file, write_json
 from cluster.run.folder import Manifest, RunFolder
+from cluster.run.trail import open_round, read_trail
 from cluster.run.weight_files import weight_files, weights_fingerprint
 
 # Versions that are kept for a rollback.
@@ -55,8 +56,10 @@ class Versions:
         return live_version(self.folder)
 
     def start(self) -> Version:
-        """Chooses the version to start a server with: the run's latest, unless it has been replaced or rolled back."""
-        if self._run.manifest(self._model) is None and self.kept():
+        """Chooses the version to start a server with: the run's latest, unless it has been replaced or rolled back, or
+        the loop has not decided on it yet."""
+        undecided = bool(open_round(read_trail(self._run.root)))
+        if self.kept() and (undecided or self._run.manifest(self._model) is None):
             return self.live()
         made = self.keep_latest()
         if made.weights not in self.kept():

@@ -164,16 +164,18 @@ def _report_run(console: Console, run: RunFolder) -> int:
     holder = run.holder()
     table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by {holder})" if holder else ""))
     problems = 0
-    pending = []
+    pending, undone = list[str](), set[str]()
     for stage in stages_of(recipe):
         try:
-            state = stage_state(stage, recipe, run)
+            state = stage_state(stage, recipe, run, undone)
             name, why = str(state.name), state.why
         except UserError as error:
             name, why = "error", str(error)
             problems += 1
         table.add_row(stage.name, name, why)
-        pending += [] if name == "done" else [stage.name]
+        if name != "done":
+            pending.append(stage.name)
+            undone.add(stage.folder)
     console.print(table)
     # The recipe may name the folder that the run had before it was moved or copied.
     command = shlex.join(["triptych", "run", str(run.recipe_path), f"run={run.root}"])

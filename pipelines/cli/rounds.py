@@ -45,12 +45,16 @@ def rounds(
 
 def _print_list(run: RunFolder) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     present, found = present_round(run.root), _rounds(run)
     live = Versions(run, "policy")
     served = live.live().weights if live.kept() else None
-    table = Table("round", "made", "from", "rankings", "pair accuracy", "policy", "stages", title=str(run.root))
+    # On a narrow terminal the figures are whole, and the names of the stages are folded.
+    kept_whole = [Column(name, no_wrap=True) for name in ("round", "made", "from")]
+    table = Table(
+        *kept_whole, "rankings", "pair accuracy", "policy", Column("stages", overflow="fold"), title=str(run.root)
+    )
     for number, manifests in found.items():
         preferences, reward, policy = (manifests.get(name) for name in ROUND_FOLDERS[:3])
         before = next((one.round_before for one in manifests.values() if one.round == number), None)

@@ -45,14 +45,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
     """
 
     run = RunFolder(recipe.folder)
-    check_sources(recipe)
-    run.check_writable()
-    check_address(recipe.cluster)
-    if not recipe.cluster.is_elsewhere:
-        # The nodes of a cluster elsewhere may have modules that this machine lacks.
-        check_functions(recipe)
-    if recipe.cluster.address == "local":
-        make_plan(recipe, resources_here(recipe.cluster))
+    check_without_ray(recipe, run)
     if len(stages) == 1:
         for folder in stages[0].after:
             run.require(folder)
@@ -63,16 +56,41 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
             rows: list[StageRow] = []
             for stage in stages:
                 if not connected and not is_done(stage, recipe, run):
-                    session.enter_context(connect_for(recipe))
-                    _check_cluster(recipe, run)
+                    connect_and_check(session, recipe, run)
                     connected = True
-                rows.append(_run_one(stage, recipe, run))
+                rows.append(run_one(stage, recipe, run))
             _summarize(rows, run)
         # The server runs without the lock, so that a stage can be run again and its model promoted.
         if serve_at:
             if not connected:
                 session.enter_context(connect_for(recipe))
             serve_run(recipe, run, serve_at)
+
+
+def check_without_ray(recipe: Recipe, run: RunFolder) -> None:
+    """Checks everything that can be checked without Ray.
+
+    Raises:
+        UserError: the recipe, its files, the run folder or the cluster cannot be used.
+    """
+    check_sources(recipe)
+    run.check_writable()
+    check_address(recipe.cluster)
+    if not recipe.cluster.is_elsewhere:
+        # The nodes of a cluster elsewhere may have modules that this machine lacks.
+        check_functions(recipe)
+    if recipe.cluster.address == "local":
+        make_plan(recipe, resources_here(recipe.cluster))
+
+
+def connect_and_check(session: contextlib.ExitStack, recipe: Recipe, run: RunFolder) -> None:
+    """Connects to the recipe's cluster until the session ends, and checks that the run fits there.
+
+    Raises:
+        UserError: it does not.
+    """
+    session.enter_context(connect_for(recipe))
+    _check_cluster(recipe, run)
 
 
 def connect_for(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
@@ -127,7 +145,8 @@ def keep_recipe(recipe: Recipe, run: RunFolder) -> None:
         side.write_text(text, encoding="utf-8")
 
 
-def _run_one(stage: Stage, recipe: Recipe, run: RunFolder) -> StageRow:
+def run_one(stage: Stage, recipe: Recipe, run: RunFolder) -> StageRow:
+    """Runs a stage unless it is done, and prints a line on it; Ray must be connected if it is not done."""
     start = time.monotonic()
     state = stage_state(stage, recipe, run)
     if state.name == "stale" and stage.folder in ROUND_FOLDERS:

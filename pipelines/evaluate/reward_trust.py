@@ -68,6 +68,17 @@ def pair_accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row
     return _share(pairs)
 
 
+def prompt_accuracies(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Computes the accuracy of `pair_accuracy` for each prompt that has a pair, by its id.
+
+    Pairs of one prompt are not independent: an interval of a comparison has to be over prompts.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row, own in zip(rows, scores, strict=True):
+        right[row["prompt_id"]] += [pair["gap"] > 0 for pair in _pairs([row], [own])]
+    return {name: sum(found) / len(found) for name, found in right.items() if found}
+
+
 def ceiling(rows: Sequence[Row]) -> Row | None:
     """Estimates the accuracy that no model of the annotators can be expected to exceed.
 

@@ -88,7 +88,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Runs the stage: writes `report.json`, `answers.json` and `index.html` to `out`."""
     clock, console = time.monotonic(), Console()
     exam = load_exam(recipe)
-    prompts, held_out = _prompts(recipe, prompt_chat(recipe, run.path("sft")))
+    prompts, held_out = evaluation_prompts(recipe, prompt_chat(recipe, run.path("sft")))
     text, tasks = text_rows(recipe, run), load_tasks(recipe.evaluate.tasks)
     if recipe.rlhf.environment and any(task.metric == "checked" for task in tasks):
         console.print("tasks that are answered are left out: the policy expects the turns of rlhf.environment")
@@ -257,7 +257,7 @@ def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, A
     ]
 
 
-def _prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
+def evaluation_prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
     """Chooses prompts, and says whether RLHF did not train on them: where it trained on all, some of those are used."""
     held_out = held_out_prompts(recipe, chat)
     if held_out.rendered:

@@ -89,6 +89,18 @@ def test_a_stage_is_run_then_skipped_then_stale(recipe_path: Path) -> None:
     ]
 
 
+def test_what_is_made_from_a_stage_that_will_be_made_again_is_stale(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path)
+    run = RunFolder(recipe.folder)
+    first = Stage("corpus", "corpus", ("corpus",), (), "first")
+    second = Stage("pretrain", "base", ("pretrain",), ("corpus",), "second")
+    for stage in (first, second):
+        run_stage(stage, lambda *_: Result(), recipe, run)
+    assert stage_state(second, recipe, run, {"preferences"}).name == "done"
+    state = stage_state(second, recipe, run, {"corpus"})
+    assert (state.name, state.why) == ("stale", "corpus will be made again first")
+
+
 @pytest.mark.usefixtures("counter")
 def test_execution_keys_do_not_make_a_stage_stale(recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def test_rounds_are_listed_compared_and_brought_back(
     shown = capsys.readouterr().out
     assert "2 (present)" in shown
     assert "0.625" in shown
+    monkeypatch.setenv("COLUMNS", "80")
+    rounds(tmp_path, "list")
+    assert len(re.findall(r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b", capsys.readouterr().out)) == 2
+    monkeypatch.setenv("COLUMNS", "200")
     rounds(tmp_path, "diff", [1, 2])
     shown = capsys.readouterr().out
     assert "0.625 (0.500 to 0.875)" in shown

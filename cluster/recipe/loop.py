@@ -1,0 +1,29 @@
+"""The recipe's section `loop`: when the next round is made, and what decides on it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.recipe.base import Positive, Section
+
+# The gates of pipelines.loop.gates, by name.
+Gate = Literal["agreement", "chance", "accuracy", "probes"]
+
+
+class Loop(Section):
+    """`triptych loop`: judgements become the next policy, which takes over if it passes."""
+
+    minimum_new: Positive = Field(
+        20, description="judgements that are new, or gone, to wait for before the next round is made"
+    )
+    accept_gates: list[Gate] = Field(
+        [], description="gates whose failure is noted and does not end the round; see infra/docs/loop.md"
+    )
+    promote_if: Literal["better", "not worse"] = Field(
+        "better",
+        description="how the new policy's rewards have to compare with the live one's, by a paired 95% interval on "
+        "held-out prompts. No figure of the exam may be worse beyond chance",
+    )
+    approve: Literal["nobody", "people"] = Field(
+        "nobody", description="people: a policy that passes waits for `triptych loop RUN approve` or `refuse`"
+    )

@@ -1,0 +1,122 @@
+"""The audit trail of `triptych loop`: each decision on a round is one line of loop/decisions.jsonl in the run folder.
+
+A round of the loop is open from its line `begin` to its line `end`. A step of a round has one line at most: what has a
+line is not done again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.errors import UserError
+from cluster.run.atomic import make_private, write_json
+
+Step = Literal["begin", "gates", "compare", "end"]
+# Decisions after which a round is set aside.
+AGAINST = ("stopped",)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision on a round.
+
+    Attributes:
+        round: the number of the round.
+        step: what was decided on.
+        decision: in a word or two: passed, stopped, promoted …
+        why: in a sentence with its figures.
+        figures: as JSON.
+        time: in seconds since 1970.
+    """
+
+    round: int
+    step: Step
+    decision: str
+    why: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def __str__(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.time))
+        return f"{when}  round {self.round:<3} {self.step:<8} {self.decision}: {self.why}"
+
+
+def read_trail(root: Path) -> list[Decision]:
+    """Reads all decisions of a run's loop, in order; a last line that a kill cut short counts for nothing.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    try:
+        *lines, _ = _path(root).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    try:
+        return [Decision(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_path(root)} is damaged ({error}): move it aside, and the loop begins anew") from error
+
+
+def add_decision(root: Path, decision: Decision) -> None:
+    """Appends a decision; it is on the disk when this returns. One process at a time may do so."""
+    path = _path(root)
+    path.parent.mkdir(exist_ok=True)
+    make_private(path)
+    with path.open("r+b") as file:
+        # Behind the last whole line: what a kill left of another is overwritten.
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.seek(whole)
+        file.write(json.dumps(asdict(decision), default=str).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_round(trail: Sequence[Decision]) -> dict[Step, Decision]:
+    """Returns the decisions on the round that is open, by step; empty if none is."""
+    if not trail or trail[-1].step == "end":
+        return {}
+    begun = max(place for place, one in enumerate(trail) if one.step == "begin")
+    return {one.step: one for one in trail[begun:]}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What somebody answered when a round waited for approval, or before it did: `triptych loop RUN refuse`."""
+
+    round: int
+    approved: bool
+    by: str
+
+
+def answer_round(root: Path, answer: Answer) -> None:
+    """Writes what somebody answers on a round."""
+    write_json(_answer(root), asdict(answer))
+
+
+def forget_answer(root: Path) -> None:
+    """Removes the answer on a round that has ended."""
+    _answer(root).unlink(missing_ok=True)
+
+
+def read_answer(root: Path, number: int) -> Answer | None:
+    """Reads what was answered on a round; None if nothing was."""
+    try:
+        found = Answer(**json.loads(_answer(root).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_answer(root)} is damaged ({error}): answer again") from error
+    return found if found.round == number else None
+
+
+def _path(root: Path) -> Path:
+    return root / "loop" / "decisions.jsonl"
+
+
+def _answer(root: Path) -> Path:
+    return root / "loop" / "answer.json"

@@ -1,0 +1,170 @@
+"""The state machine of the loop: what comes next for a round, and what is written once it is done.
+
+The state is nothing but files: the decisions of the audit trail, the numbers of rounds in the stages' manifests, the
+live version, and the answer of a person. So a process that is killed anywhere is followed by one that goes on with the
+first step that is not done.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from cluster.feedback.judged import News, judgement_news
+from cluster.recipe.loop import Loop
+from cluster.run.folder import RunFolder
+from cluster.run.rounds import present_round, restore_round, round_in_the_making
+from cluster.run.trail import AGAINST, Decision, Step, add_decision, forget_answer, open_round, read_answer, read_trail
+from cluster.run.versions import Version, Versions
+
+Next = Literal["wait", "collect", "reward", "gates", "rlhf", "evaluate", "compare", "approve", "promote", "set aside"]
+ORDER: tuple[Next, ...] = ("collect", "reward", "gates", "rlhf", "evaluate", "compare", "approve", "promote")
+# What waits for people; everything else is work.
+WAITING: tuple[Next, ...] = ("wait", "approve")
+# The subfolder by whose manifest a stage of a round is known to be done.
+STAGE_FOLDERS: Mapping[Next, str] = {
+    "collect": "preferences",
+    "reward": "reward",
+    "rlhf": "policy",
+    "evaluate": "report",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a round may go on.
+
+    Attributes:
+        passed: it may.
+        why: in a sentence with its figures.
+        figures: as JSON.
+    """
+
+    passed: bool
+    why: str
+    figures: Mapping[str, Any]
+
+
+class Work(Protocol):
+    """What is done for a round."""
+
+    def run_stage(self, name: str) -> None:
+        """Runs or resumes a stage; one that is done is skipped."""
+
+    def gates(self, before: int) -> Verdict:
+        """Judges the reward model of the present round against the one of another round, which is kept."""
+
+    def compare(self, live: Version) -> Verdict:
+        """Compares the policy of the present round with the one that is live."""
+
+    def promote(self, weights: str) -> dict[str, Any]:
+        """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""
+
+
+def next_step(run: RunFolder, settings: Loop) -> Next:
+    """Says what comes next: `wait` if no round is open."""
+    open_steps = open_round(read_trail(run.root))
+    if not open_steps:
+        return "wait"
+    number = open_steps["begin"].round
+    answer = read_answer(run.root, number)
+    if any(one.decision in AGAINST for one in open_steps.values()) or (answer and not answer.approved):
+        return "set aside"
+    for step in ORDER:
+        if step == "approve" and (settings.approve == "nobody" or answer):
+            continue
+        if step in STAGE_FOLDERS:
+            if not _is_made(run, STAGE_FOLDERS[step], number):
+                return step
+        elif step not in open_steps:
+            return step
+    return "promote"
+
+
+def begin_round(run: RunFolder, settings: Loop) -> Decision | None:
+    """Begins a round if enough judgements are new.
+
+    Raises:
+        UserError: another command works on the run.
+    """
+    news = judgement_news(run, "preferences")
+    if news.total < settings.minimum_new:
+        return None
+    with run.lock():
+        return _begin(run, news)
+
+
+def _begin(run: RunFolder, news: News) -> Decision:
+    forget_answer(run.root)
+    versions = Versions(run, "policy")
+    if not versions.kept():
+        # What a server would start with is what the new policy is compared with.
+        versions.start()
+    found = {
+        "before": present_round(run.root),
+        "live": versions.live().weights,
+        "new": dict(news.new),
+        "gone": news.gone,
+    }
+    return _add(run, round_in_the_making(run.root, "preferences"), "begin", "begun", news.sentence(), found)
+
+
+def take_step(run: RunFolder, step: Next, work: Work) -> Decision | None:
+    """Does what comes next for the open round, unless it waits for people; the run must be locked.
+
+    Returns:
+        the decision that was written, or None for a stage, whose manifest says that it is done.
+    """
+    begun = open_round(read_trail(run.root))["begin"]
+    number, before = begun.round, int(begun.figures["before"])
+    if step in STAGE_FOLDERS:
+        folder = STAGE_FOLDERS[step]
+        # A commit that a kill cut short: judgements that came in since are those of the next round.
+        run.recover(folder)
+        if _is_made(run, folder, number):
+            return None
+        work.run_stage(step)
+        if not _is_made(run, folder, number):
+            why = f"another command made {folder} of another round meanwhile"
+            return _add(run, number, "end", "given up", why)
+        return None
+    if step == "gates":
+        verdict = work.gates(before)
+        return _add(run, number, "gates", "passed" if verdict.passed else "stopped", verdict.why, verdict.figures)
+    if step == "compare":
+        verdict = work.compare(Versions(run, "policy").live())
+        return _add(run, number, "compare", "passed" if verdict.passed else "stopped", verdict.why, verdict.figures)
+    if step == "set aside":
+        return _set_aside(run, number, before)
+    return _promote(run, number, work)
+
+
+def _promote(run: RunFolder, number: int, work: Work) -> Decision:
+    versions = Versions(run, "policy")
+    new = versions.keep_latest()
+    done = {} if versions.live().weights == new.weights else work.promote(new.weights)
+    answer = read_answer(run.root, number)
+    who = f", approved by {answer.by}" if answer else ""
+    return _add(run, number, "end", "promoted", f"the policy {new.weights[:12]} is live{who}", done)
+
+
+def _set_aside(run: RunFolder, number: int, before: int) -> Decision:
+    """Brings back the round before, and keeps this one as it is."""
+    steps, answer = open_round(read_trail(run.root)), read_answer(run.root, number)
+    stopped = next((name for name, one in steps.items() if one.decision in AGAINST), None)
+    if present_round(run.root) == number:
+        restore_round(run.root, before)
+    live = Versions(run, "policy").live().weights
+    reason = f"its step {stopped} stopped it" if stopped else f"refused by {answer.by if answer else 'nobody'}"
+    why = f"{reason}; the policy {live[:12]} stays live, and round {before} is the present one"
+    return _add(run, number, "end", "kept", why)
+
+
+def _is_made(run: RunFolder, folder: str, number: int) -> bool:
+    manifest = run.manifest(folder)
+    return manifest is not None and manifest.round == number
+
+
+def _add(run: RunFolder, number: int, step: Step, decision: str, why: str, figures: Mapping[str, Any] = {}) -> Decision:
+    made = Decision(number, step, decision, why, figures)
+    add_decision(run.root, made)
+    return made

@@ -1,0 +1,65 @@
+"""The work of a round on Ray: stages, gates, comparison and promotion."""
+
+import contextlib
+from typing import Any
+
+from cluster.recipe.recipe import Recipe
+from cluster.run.folder import RunFolder
+from cluster.run.layout import stages_of
+from cluster.run.rounds import round_folder
+from cluster.run.server_client import NotServedError, ask_server
+from cluster.run.versions import Version, Versions
+from pipelines.cli.stage_runner import connect_and_check, run_one
+from pipelines.loop.rounds import Verdict
+
+
+class StageWork(contextlib.AbstractContextManager["StageWork"]):
+    """Does the work of a round with the recipe's own stages; connects to Ray at the first need of it.
+
+    Args:
+        recipe: the whole recipe.
+        run: the run folder.
+    """
+
+    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
+        self._recipe, self._run = recipe, run
+        self._session = contextlib.ExitStack()
+        self._connected = False
+
+    def __exit__(self, *error: object) -> None:
+        self._session.close()
+        self._connected = False
+
+    def run_stage(self, name: str) -> None:
+        """Runs or resumes a stage; one that is done is skipped."""
+        self._connect()
+        run_one(next(stage for stage in stages_of(self._recipe) if stage.name == name), self._recipe, self._run)
+
+    def gates(self, before: int) -> Verdict:
+        """Judges the reward model of the present round against the one of another round, which is kept."""
+        self._connect()
+        # Imported late: it brings torch.
+        from pipelines.loop.gates import run_gates
+
+        return run_gates(self._recipe, self._run, round_folder(self._run.root, before))
+
+    def compare(self, live: Version) -> Verdict:
+        """Compares the policy of the present round with the one that is live."""
+        self._connect()
+        # Imported late: it brings the engines.
+        from pipelines.loop.comparison import compare_policies
+
+        return compare_policies(self._recipe, self._run, live.folder)
+
+    def promote(self, weights: str) -> dict[str, Any]:
+        """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""
+        try:
+            return ask_server(self._run.root, "promote", {"model": "policy", "version": weights})
+        except NotServedError:
+            Versions(self._run, "policy").make_live(weights)
+            return {}
+
+    def _connect(self) -> None:
+        if not self._connected:
+            connect_and_check(self._session, self._recipe, self._run)
+            self._connected = True

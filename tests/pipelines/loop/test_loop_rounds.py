@@ -1,0 +1,189 @@
+"""The state machine of the loop: each step once, in order, whatever a kill cuts short."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.feedback import open_feedback
+from cluster.feedback.judged import judgement_news
+from cluster.run.folder import RunFolder
+from cluster.run.rounds import kept_rounds, present_round, round_folder
+from cluster.run.trail import Answer, add_decision, answer_round, open_round, read_answer, read_trail
+from cluster.run.versions import Versions
+from pipelines.loop.rounds import begin_round, next_step
+from pipelines.loop.service import describe_loop, run_loop
+from tests.cluster.run.test_rounds import content, whole
+from tests.helpers import ROOT, wait_until
+from tests.pipelines.loop import scripted
+from tests.pipelines.loop.scripted import SETTINGS, ScriptedWork, first_round, judge, one_round, refused_round
+
+# A process without threads that forks a child for each number of calls that change what is there, after which the child
+# is killed.
+KILLER = """
+import os, shutil, signal, sys
+from pathlib import Path
+from tests.pipelines.loop import scripted
+left = [0]
+def counted(real):
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+# A kill loses nothing that was written, and a power cut is not tested.
+os.fsync = lambda _: None
+start = Path(sys.argv[1]) / "start"
+scripted.first_round(start)
+for calls in range(1000):
+    root = Path(sys.argv[1]) / str(calls)
+    shutil.copytree(start, root)
+    if (child := os.fork()) == 0:
+        left[0] = calls
+        for name in ("rename", "replace", "unlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        getattr(scripted, sys.argv[2])(root)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    first_round(tmp_path)
+    return tmp_path
+
+
+def steps(root: Path) -> list[tuple[int, str, str]]:
+    return [(one.round, one.step, one.decision) for one in read_trail(root)]
+
+
+def live(root: Path) -> str:
+    return (Versions(RunFolder(root), "policy").live().folder / "content").read_text()
+
+
+PROMOTED = [(2, "begin", "begun"), (2, "gates", "passed"), (2, "compare", "passed"), (2, "end", "promoted")]
+KEPT = [(2, "begin", "begun"), (2, "gates", "stopped"), (2, "end", "kept")]
+
+
+def test_a_round_that_passes_takes_over(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_round(root)
+    assert steps(root) == PROMOTED
+    assert (live(root), content(root)) == ("two", whole("two"))
+    assert content(round_folder(root, 1)) == whole("one")
+    assert next_step(RunFolder(root), SETTINGS) == "wait"
+    shown = capsys.readouterr().out
+    assert "round 2   begin    begun: 3 rankings are newer" in shown
+    assert "round 2   end      promoted: the policy" in shown
+    assert begin_round(RunFolder(root), SETTINGS) is None
+    assert "waiting for 2 new judgements (loop.minimum_new): 0 there" in describe_loop(RunFolder(root), SETTINGS)
+
+
+@pytest.mark.parametrize("stopped_by", ["gates", "compare"])
+def test_a_round_that_fails_is_set_aside_and_its_judgements_are_not_new_again(root: Path, stopped_by: str) -> None:
+    run = RunFolder(root)
+    work = ScriptedWork(root, gates=stopped_by != "gates", better=stopped_by != "compare")
+    run_loop(SETTINGS, run, lambda: work, rounds=1, poll=0.0)
+    assert steps(root)[-2:] == [(2, stopped_by, "stopped"), (2, "end", "kept")]
+    assert (live(root), content(root)) == ("one", whole("one"))
+    assert kept_rounds(root) == [1, 2]
+    assert judgement_news(run, "preferences").total == 0
+    # A judgement that the round set aside saw changed, and the present one used, is no news either.
+    judge(root, "flo", "gus")
+    run_loop(SETTINGS, run, lambda: ScriptedWork(root, "three"), rounds=1, poll=0.0)
+    assert steps(root)[-1] == (3, "end", "promoted")
+    assert (live(root), content(root)) == ("three", whole("three"))
+
+
+def test_what_a_round_that_was_set_aside_knew_to_be_gone_is_not_gone_again(root: Path) -> None:
+    run = RunFolder(root)
+    with open_feedback(run.feedback_url) as database:
+        database.exclude("ann")
+    assert judgement_news(run, "preferences").gone == 1
+    refused_round(root)
+    assert (present_round(root), judgement_news(run, "preferences").total) == (1, 0)
+
+
+def test_a_policy_waits_for_people_and_takes_over_when_they_approve(root: Path) -> None:
+    run, settings = RunFolder(root), SETTINGS.model_copy(update={"approve": "people"})
+    thread = threading.Thread(
+        target=run_loop, args=(settings, run, lambda: ScriptedWork(root)), kwargs={"rounds": 1, "poll": 0.01}
+    )
+    thread.start()
+    wait_until(lambda: next_step(run, settings) == "approve", 20, "the round to wait")
+    assert live(root) == "one"
+    # A server that starts meanwhile does not take what nobody has decided on.
+    assert (Versions(run, "policy").start().folder / "content").read_text() == "one"
+    with pytest.raises(UserError, match="in the loop by process"):
+        one_round(root)
+    answer_round(root, Answer(2, True, "Ann"))
+    thread.join(20)
+    assert steps(root) == PROMOTED
+    assert read_trail(root)[-1].why.endswith("approved by Ann")
+    assert live(root) == "two"
+
+
+def test_a_round_that_somebody_refuses_is_set_aside(root: Path) -> None:
+    run, settings = RunFolder(root), SETTINGS.model_copy(update={"approve": "people"})
+    assert begin_round(run, settings)
+    answer_round(root, Answer(2, False, "Ann"))
+    assert next_step(run, settings) == "set aside"
+    run_loop(settings, run, lambda: ScriptedWork(root), rounds=1, poll=0.0)
+    assert steps(root) == [(2, "begin", "begun"), (2, "end", "kept")]
+    assert "refused by Ann" in read_trail(root)[-1].why
+    # The next round asks anew.
+    assert begin_round(run, settings)
+    assert read_answer(root, 2) is None
+
+
+def test_a_round_that_another_command_changed_is_given_up(root: Path) -> None:
+    run = RunFolder(root)
+    assert begin_round(run, SETTINGS)
+    shutil.copytree(
+        root / "rounds" / "1" if (root / "rounds").exists() else root / "preferences", root / "rounds" / "7"
+    )
+    run_loop(SETTINGS, run, lambda: ScriptedWork(root), rounds=1, poll=0.0)
+    assert steps(root)[-1] == (2, "end", "given up")
+
+
+def test_a_line_that_a_kill_cut_short_counts_for_nothing(root: Path) -> None:
+    begun = begin_round(RunFolder(root), SETTINGS)
+    assert begun
+    path = root / "loop" / "decisions.jsonl"
+    with path.open("a") as file:
+        file.write('{"round": 2, "st')
+    assert read_trail(root) == [begun]
+    add_decision(root, begun)
+    assert read_trail(root) == [begun, begun]
+    path.write_text("what?\n")
+    with pytest.raises(UserError, match="is damaged"):
+        read_trail(root)
+
+
+@pytest.mark.parametrize(("action", "expected"), [("one_round", PROMOTED), ("refused_round", KEPT)])
+def test_a_kill_at_any_moment_changes_no_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[tuple[int, str, str]]
+) -> None:
+    command = [sys.executable, "-c", KILLER, str(tmp_path), action]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, timeout=120, check=True)
+    roots = sorted((folder for folder in tmp_path.iterdir() if folder.name != "start"), key=lambda one: int(one.name))
+    assert len(roots) > 20
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for root in roots:
+        if not read_trail(root) or open_round(read_trail(root)):
+            getattr(scripted, action)(root)
+        # Each step once; what was done is not done again, or ScriptedWork fails.
+        assert steps(root) == expected
+        assert live(root) == ("two" if action == "one_round" else "one")
+        assert content(root) == whole("two" if action == "one_round" else "one")
+        assert kept_rounds(root) == ([1] if action == "one_round" else [1, 2])
+        shutil.rmtree(root)
