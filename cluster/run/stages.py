@@ -50,6 +50,10 @@ EXECUTION_KEYS: dict[str, Any] = {
     },
 }
 
+# Files of a path that are more than this together are told by size and time of change, since every command would read
+# them: a change that leaves both as they are goes unnoticed, and a copy with a new time counts as other data.
+_MOST_HASHED_BYTES = 256 << 20
+
 Outcome = Literal["skipped", "resumed", "done"]
 
 
@@ -297,8 +301,12 @@ def _matching_files(pattern: str) -> list[StoredFile]:
 
 def _hash_files(pattern: str) -> dict[str, str]:
     try:
-        root = glob_root(pattern)
-        return {shown_name(relative_name(root, file.name)): _hash_file(file) for file in _matching_files(pattern)}
+        root, files = glob_root(pattern), _matching_files(pattern)
+        hashed = sum(file.size for file in files) <= _MOST_HASHED_BYTES
+        return {
+            shown_name(relative_name(root, file.name)): _hash_file(file) if hashed else _file_state(file)
+            for file in files
+        }
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -306,4 +314,8 @@ def _hash_files(pattern: str) -> dict[str, str]:
 @cache
 def _hash_file(file: StoredFile) -> str:
     """Hashes a file once a process, as several stages name the same ones; of a remote file, only size and time."""
-    return fingerprint([file.size, file.changed]) if is_remote(file.name) else file_fingerprint(Path(file.name))
+    return _file_state(file) if is_remote(file.name) else file_fingerprint(Path(file.name))
+
+
+def _file_state(file: StoredFile) -> str:
+    return fingerprint([file.size, file.changed])

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +22,9 @@ from rich.progress import Progress
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
+from pipelines.corpus import alive
+from pipelines.corpus.clean import pii
 from pipelines.corpus.clean.language import identify
-from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean, without_license
 from pipelines.corpus.filter import histograms
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
@@ -39,7 +40,7 @@ from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit, read_split
 from pipelines.corpus.tables import BATCH, PREPARED
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class PreparePhase:
+class PreparePhase(Phase):
     """Writes the documents of split `index` that pass the filters to `folder`.
 
     Attributes:
@@ -106,6 +107,9 @@ class PreparePhase:
     signals: Path | None = None
     excluded: Path | None = None
     quality: bool = False
+
+    def only(self, index: int) -> "PreparePhase":
+        return replace(self, splits=(self.splits[index],))
 
     def __call__(self, index: int) -> Report:
         split = self.splits[index]
@@ -186,6 +190,7 @@ def measured_batches(
     batch: list[Document] = []
     characters = 0
     for item in timer.reading("read", read_split(split)):
+        alive.progress()
         if isinstance(item, BadRecord | Skipped):
             yield item
             continue
@@ -291,7 +296,7 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
         with timer.step("identify languages"):
             languages, probabilities = identify(texts)
     with timer.step("replace personal data"):
-        replaced = [replace(text, settings.personal_data) for text in texts]
+        replaced = [pii.replace(text, settings.personal_data) for text in texts]
     known = languages if settings.language else None
     with timer.step("measure"):
         texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words, known)

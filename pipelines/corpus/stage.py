@@ -38,6 +38,7 @@ from pipelines.corpus.tables import Part
 from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.cache import TokenCache
 from pipelines.corpus.tokens.mix import Mixture, weigh
+from pipelines.corpus.tokens.sample import sample
 from pipelines.corpus.tokens.shards import write_shards
 from pipelines.corpus.tokens.stage import tokenize
 from pipelines.corpus.tokens.train import make_tokenizer
@@ -86,7 +87,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         with _timed("deduplicate", seconds):
             dropped, assignments, contamination = deduplicate(recipe, parts, out, progress)
         with _timed("train the tokenizer", seconds):
-            vocabulary = make_tokenizer(recipe, parts, assignments, dropped.train_bytes, out / "tokenizer")
+            texts = sample(recipe, parts, assignments, dropped.train_bytes, work, progress)
+            vocabulary = make_tokenizer(recipe, texts, out / "tokenizer")
         tokenizer = out / "tokenizer" / "tokenizer.json"
         tokens = TokenCache(out / TOKENS, tokenizer, file_fingerprint(tokenizer))
         mixture = Mixture(tuple(parts), assignments)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.run.atomic import atomic_write
+from pipelines.corpus.alive import progress
 
 # Documents that a task processes at once, and rows of a row group.
 BATCH = 500
@@ -59,6 +60,7 @@ def selected_rows(file: Path, selected: NDArray[np.bool_], columns: Sequence[str
         for batch in part.iter_batches(rows_at_once(part), columns=list(columns)):
             rows = batch.filter(pa.array(selected[start : start + batch.num_rows]))
             start += batch.num_rows
+            progress()
             if rows.num_rows:
                 yield rows
 

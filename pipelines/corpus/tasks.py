@@ -1,13 +1,13 @@
-"""Runs the tasks of a phase with Ray Data, without those that an earlier attempt finished.
+"""Runs the tasks of a phase on Ray, without those that an earlier attempt finished.
 
 A task writes its outputs under fixed names, each atomically, and then a marker with its report. A kill at any moment
 thus leaves every task done or not done, and the same command runs the remaining ones.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,17 @@ from rich.progress import Progress
 
 from cluster.errors import DeadlineError, StorageError, UserError
 from cluster.run.atomic import write_json
+from pipelines.corpus.alive import last_sign, signs_of_life
 
 Report = dict[str, Any]
 # Version of the outputs and reports of all phases; markers of other versions are ignored.
-VERSION = 5
+VERSION = 6
+# Of a task whose worker process died.
+_RETRIES = 3
+# Tasks given to Ray before the first of them are done.
+_LEAST_AT_ONCE, _AT_ONCE_PER_CPU = 64, 4
+# Seconds between looks at the signs of life of the running tasks.
+_LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,18 @@ class Task:
     outputs: tuple[Path, ...]
 
 
+class Phase:
+    """A function of a task's index, each of whose tasks needs little of what the phase knows."""
+
+    def __call__(self, index: int) -> Report:
+        """Runs a task."""
+        raise NotImplementedError
+
+    def only(self, index: int) -> Callable[[int], Report]:
+        """Returns the phase of one task alone, whose index is 0: sending all parts with each would be quadratic."""
+        raise NotImplementedError
+
+
 def run_tasks(
     phase: str,
     folder: Path,
@@ -50,13 +69,13 @@ def run_tasks(
     Args:
         phase: name for the progress bar and for errors.
         folder: folder of the phase's markers.
-        function: pickled to the workers; must return JSON.
-        deadline: seconds without any task finishing after which the phase is given up.
+        function: pickled to the workers, a `Phase` task by task; must return JSON.
+        deadline: seconds without any task finishing or going on after which the phase is given up.
 
     Raises:
         UserError: the one of the first task, in order, that raised one.
         StorageError: the storage did not answer some tasks; the other ones are done and stay so.
-        DeadlineError: no task finished in time.
+        DeadlineError: no task finished or went on in time.
     """
     bar = progress.add_task(phase, total=len(tasks))
     reports = {index: report for index, task in enumerate(tasks) if (report := _finished(folder, task)) is not None}
@@ -66,11 +85,11 @@ def run_tasks(
         folder.mkdir(parents=True, exist_ok=True)
         errors: dict[int, str] = {}
         unanswered: dict[int, str] = {}
-        for row in _execute(phase, pending, partial(_run_task, function, folder, tuple(tasks)), deadline):
-            if row["error"]:
-                (errors if row["final"] else unanswered)[row["task"]] = row["error"]
+        for index, done in _execute(phase, pending, folder, tasks, function, deadline):
+            if done["error"]:
+                (errors if done["final"] else unanswered)[index] = done["error"]
             else:
-                reports[row["task"]] = json.loads(row["report"])
+                reports[index] = done["report"]
             progress.advance(bar)
         if errors:
             raise UserError(errors[min(errors)])
@@ -80,38 +99,79 @@ def run_tasks(
     return [reports[index] for index in range(len(tasks))]
 
 
-def _execute(phase: str, pending: Sequence[int], run: Callable[[Report], Report], deadline: float) -> Iterator[Report]:
-    import ray.data
-    from ray.data.exceptions import ExecutionTimeoutError
+def _execute(
+    phase: str,
+    pending: Sequence[int],
+    folder: Path,
+    tasks: Sequence[Task],
+    function: Callable[[int], Report],
+    deadline: float,
+) -> Iterator[tuple[int, Report]]:
+    import ray
 
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Ray Data's default is to wait half an hour before it reports that nothing progresses.
-    context.execution_no_progress_timeout_s = deadline
-    with ray.data.DataContext.current(context):
-        rows = ray.data.from_items([{"task": index} for index in pending], override_num_blocks=len(pending))
-        try:
-            yield from rows.map(run).iter_rows()
-        except ExecutionTimeoutError as error:
-            raise DeadlineError(
-                f"waited {deadline:.0f} s for a task of the phase {phase!r}; see the Ray logs"
-            ) from error
-
-
-def _run_task(function: Callable[[int], Report], folder: Path, tasks: tuple[Task, ...], row: Report) -> Report:
-    index = int(row["task"])
-    task = tasks[index]
+    whole: Any = None if isinstance(function, Phase) else ray.put(function)
+    # Tasks of the machines that an autoscaler adds are those that wait.
+    remote = ray.remote(_run_task).options(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")
+    waiting = iter(pending)
+    running: dict[Any, int] = {}
+    watch = _Watch(folder, deadline)
     try:
-        report = function(index)
+        while True:
+            at_once = max(_LEAST_AT_ONCE, _AT_ONCE_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+            while len(running) < at_once and (index := next(waiting, None)) is not None:
+                work: Any
+                work, place = (function.only(index), 0) if isinstance(function, Phase) else (whole, index)
+                running[remote.remote(work, place, folder, tasks[index])] = index
+            if not running:
+                return
+            ready, _ = ray.wait([*running], num_returns=1, timeout=watch.pause)
+            for reference in ready:
+                yield running.pop(reference), ray.get(reference)
+                watch.went_on()
+            if not ready and watch.is_over([tasks[index] for index in running.values()]):
+                raise DeadlineError(f"waited {deadline:.0f} s for a task of the phase {phase!r}; see the Ray logs")
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+class _Watch:
+    """Measures how long no task has finished or gone on.
+
+    Attributes:
+        pause: seconds after which to look again.
+    """
+
+    def __init__(self, folder: Path, deadline: float) -> None:
+        self._folder, self._deadline = folder, deadline
+        self.pause = min(_LOOK_SECONDS, deadline / 4)
+        self._last = time.monotonic()
+        self._signs: dict[str, int] = {}
+
+    def went_on(self) -> None:
+        self._last = time.monotonic()
+
+    def is_over(self, running: Sequence[Task]) -> bool:
+        signs = {task.name: last_sign(_sign_file(self._folder, task)) for task in running}
+        if any(sign != self._signs.get(name, 0) for name, sign in signs.items()):
+            self._last = time.monotonic()
+        self._signs = signs
+        return time.monotonic() - self._last > self._deadline
+
+
+def _run_task(work: Callable[[int], Report], index: int, folder: Path, task: Task) -> Report:
+    try:
+        with signs_of_life(_sign_file(folder, task)):
+            report = work(index)
     except (UserError, StorageError) as error:
         # A raised error would come back wrapped in the traces of two processes.
-        return {"task": index, "report": "", "error": str(error), "final": isinstance(error, UserError)}
+        return {"report": None, "error": str(error), "final": isinstance(error, UserError)}
     finally:
         # The worker process runs later tasks too, of any phase: memory that Arrow keeps from this one would add up.
         pyarrow.default_memory_pool().release_unused()
     write_json(_marker(folder, task), {"version": VERSION, "key": task.key, "report": report})
-    return {"task": index, "report": json.dumps(report), "error": "", "final": True}
+    # As the marker's reader gets it: keys are strings, tuples are lists.
+    return {"report": json.loads(json.dumps(report)), "error": "", "final": True}
 
 
 def _finished(folder: Path, task: Task) -> Report | None:
@@ -128,3 +188,7 @@ def _finished(folder: Path, task: Task) -> Report | None:
 
 def _marker(folder: Path, task: Task) -> Path:
     return folder / f"{task.name}.json"
+
+
+def _sign_file(folder: Path, task: Task) -> Path:
+    return folder / f"{task.name}.alive"

@@ -4,7 +4,7 @@ A task holds the keys and document numbers of its range, and reads the signature
 some thousands at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cluster.recipe.corpus import KeepPolicy
+from pipelines.corpus.alive import progress
 from pipelines.corpus.dedup.index import Index
 from pipelines.corpus.tables import map_array, save_array
 from pipelines.corpus.tasks import Report
@@ -90,6 +91,7 @@ class ClusterPhase:
         # Sorted, neighboring pairs lie in the same files.
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
         for offset in range(0, len(pairs), _PAIRS_AT_ONCE):
+            progress()
             some = pairs[offset : offset + _PAIRS_AT_ONCE]
             needed, place = np.unique(some, return_inverse=True)
             values = self.index.facts(needed)["digest"] if exact else self.index.signatures(needed)
@@ -158,10 +160,7 @@ def decide(index: Index, exact: Sequence[Path], near: Sequence[Path], keep_polic
         `DECISION` of every new document in a cluster, by document: EXACT, NEAR, PREVIOUS (in a previous corpus), KEPT.
     """
     copies = np.concatenate([_NO_PAIRS, *(np.load(file) for file in exact)])
-    pairs = _NO_PAIRS
-    merge = earliest if keep_policy == "earlier_source" else component_pairs
-    for file in near:
-        pairs = merge(np.concatenate([pairs, np.load(file)]))
+    pairs = merged(near, earliest if keep_policy == "earlier_source" else component_pairs)
     if keep_policy != "earlier_source":
         pairs = _apply_keep_policy(index, pairs, copies[:, 1], keep_policy)
     pairs = pairs[~np.isin(pairs[:, 1], copies[:, 1])]
@@ -178,6 +177,20 @@ def decide(index: Index, exact: Sequence[Path], near: Sequence[Path], keep_polic
     kept["document"] = kept["representative"] = representatives
     decisions = np.concatenate([dropped, kept])
     return decisions[np.argsort(decisions["document"])]
+
+
+def merged(files: Sequence[Path], merge: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Merges files of pairs in time linear in all of them.
+
+    New pairs are merged into the old ones when they have become as many: a merge after each file would take the old
+    pairs through all of them.
+    """
+    pairs, new = _NO_PAIRS, [_NO_PAIRS]
+    for file in files:
+        new.append(np.load(file))
+        if sum(map(len, new)) >= max(len(pairs), _PAIRS_AT_ONCE):
+            pairs, new = merge(np.concatenate([pairs, *new])), [_NO_PAIRS]
+    return merge(np.concatenate([pairs, *new]))
 
 
 def _apply_keep_policy(

@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
+from pipelines.corpus.alive import progress
 from pipelines.corpus.clean.words import folded, word_spans, words
 from pipelines.corpus.tables import rows_at_once, save_array
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 
 FOUND = pa.schema(
     [
@@ -111,7 +112,7 @@ class NGrams:
 
 
 @dataclass(frozen=True)
-class DecontaminatePhase:
+class DecontaminatePhase(Phase):
     """Lists the passages that part `index` shares with evaluation files, and the rows to leave out for them.
 
     Attributes:
@@ -139,6 +140,9 @@ class DecontaminatePhase:
         """All files that a task writes."""
         return self.rows_file(index), self.found / self.parts[index].name
 
+    def only(self, index: int) -> "DecontaminatePhase":
+        return replace(self, parts=(self.parts[index],))
+
     def __call__(self, index: int) -> Report:
         grams = _ngrams(self.files, self.fingerprints, self.n)
         items: Counter[str] = Counter()
@@ -151,6 +155,7 @@ class DecontaminatePhase:
             pq.ParquetWriter(side, FOUND, compression="zstd") as writer,
         ):
             for batch in file.iter_batches(rows_at_once(file), columns=["id", "source", "text"]):
+                progress()
                 found: list[tuple[Any, ...]] = []
                 for document, source, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     row += 1

@@ -14,7 +14,7 @@ The index stays with the corpus, about 730 bytes per document, so that later cor
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from cluster.errors import UserError
 from cluster.run.atomic import atomic_write, write_json
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_ALGORITHM, SIGNATURE_SEED, band_keys, signatures
 from pipelines.corpus.tables import Part, fixed_width, map_array, selected_rows
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 
 FACTS = np.dtype([("bytes", np.int64), ("quality", np.float32), ("digest", np.uint64, 2), ("signature", np.int32)])
 ABSENT = -1
 
 
 @dataclass(frozen=True)
-class IndexPhase:
+class IndexPhase(Phase):
     """Signs and indexes the documents of part `index`.
 
     Attributes:
@@ -51,6 +51,9 @@ class IndexPhase:
 
     def output(self, index: int) -> Path:
         return self.folder / self.parts[index].file.stem
+
+    def only(self, index: int) -> "IndexPhase":
+        return replace(self, parts=(self.parts[index],), left_out=self.left_out and (self.left_out[index],))
 
     def __call__(self, index: int) -> Report:
         part = self.parts[index]

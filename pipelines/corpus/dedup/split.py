@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from pipelines.corpus.dedup.cluster import EXACT, KEPT, NEAR, PREVIOUS
 from pipelines.corpus.tables import Part, fixed_width, map_array, save_array
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 
 # Assignments of a document.
 DROPPED, TRAIN, HELD_OUT = 0, 1, 2
@@ -50,7 +50,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class SplitPhase:
+class SplitPhase(Phase):
     """Writes the assignment of each row of part `index`, and the list of its documents in clusters.
 
     Attributes:
@@ -80,6 +80,15 @@ class SplitPhase:
     def outputs(self, index: int) -> tuple[Path, ...]:
         """All files that a task writes."""
         return self.assignments_file(index), self.duplicates / self.parts[index].file.name
+
+    def only(self, index: int) -> "SplitPhase":
+        return replace(
+            self,
+            parts=(self.parts[index],),
+            starts=(self.starts[index],),
+            bounds=(self.bounds[index], self.bounds[index + 1]),
+            left_out=self.left_out and (self.left_out[index],),
+        )
 
     def __call__(self, index: int) -> Report:
         table = pq.read_table(self.parts[index].file, columns=["id", "source", "bytes", "digest"])

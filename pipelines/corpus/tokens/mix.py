@@ -18,7 +18,7 @@ from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN, document_position
 from pipelines.corpus.tables import Part, save_array, selected_rows
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 
 # Text repeated up to four times is worth nearly as much as new text (Muennighoff et al. 2023, arXiv:2305.16264).
@@ -42,13 +42,16 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class CountTokensPhase:
+class CountTokensPhase(Phase):
     """Writes the number of tokens of each training document of part `index`, 0 of other documents; (rows,) int64."""
 
     parts: tuple[Path, ...]
     assignments: tuple[Path, ...]
     tokens: TokenCache
     folder: Path
+
+    def only(self, index: int) -> "CountTokensPhase":
+        return replace(self, parts=(self.parts[index],), assignments=(self.assignments[index],))
 
     def __call__(self, index: int) -> Report:
         part, assignments = self.parts[index], self.assignments[index]

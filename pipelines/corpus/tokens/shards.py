@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from rich.progress import Progress
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
+from pipelines.corpus import alive
 from pipelines.corpus.dedup.split import SPLITS
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
+from pipelines.corpus.tokens.order import Order, order
 from pipelines.corpus.tokens.stage import TokenizePhase, map_rows
 
 SHARD_ROWS = 2000
@@ -43,17 +46,14 @@ def write_shards(
         context=recipe.model.context,
         seed=recipe.seed,
     )
-    rows = [report["fingerprints"] for report in reports]
-    tasks = [
-        Task(f"{split}-{number:05d}", fingerprint([rows, recipe.seed]), (phase.path(index),))
-        for index, (split, number) in enumerate(phase.shards())
-    ]
+    key = fingerprint([[report["fingerprints"] for report in reports], recipe.seed])
+    tasks = [Task(f"{split}-{number:05d}", key, (phase.path(split, number),)) for split, number in phase.shards()]
     done, deadline = out / "work" / "done" / "shards", recipe.cluster.deadline_seconds
     run_tasks("shuffle and shard", done, tasks, phase, progress, deadline)
 
 
 @dataclass(frozen=True)
-class ShardPhase:
+class ShardPhase(Phase):
     """Writes shard `index`, counted over both splits. Rows are read in place, so a task holds one shard in memory.
 
     Attributes:
@@ -73,31 +73,70 @@ class ShardPhase:
     def shards(self) -> list[tuple[str, int]]:
         """Lists every shard by its split and its number within the split."""
         return [
-            (split, number) for split, counts in self.counts.items() for number in range(-(-sum(counts) // SHARD_ROWS))
+            (split, number) for split, ends in self._ends.items() for number in range(-(-int(ends[-1]) // SHARD_ROWS))
         ]
 
-    def path(self, index: int) -> Path:
-        split, number = self.shards()[index]
+    def path(self, split: str, number: int) -> Path:
+        """Path of a shard."""
         return self.folder / split / f"shard-{number:05d}.parquet"
 
-    def __call__(self, index: int) -> Report:
-        split, number = self.shards()[index]
-        start = number * SHARD_ROWS
-        order = np.random.default_rng(self.seed).permutation(sum(self.counts[split]))
-        rows = self._gather(split, order[start : start + SHARD_ROWS])
-        ids = np.arange(start, start + len(rows), dtype=np.int64)
-        write_shard(self.path(index), {"row_id": ids, "input_ids": rows[:, 0], "document_ids": rows[:, 1]})
-        return {"rows": len(rows)}
+    def only(self, index: int) -> "Shard":
+        split, number = self._shards[index]
+        ends, start = self._ends[split], number * SHARD_ROWS
+        rows = int(ends[-1])
+        wanted = self._order[split].at(np.arange(start, min(start + SHARD_ROWS, rows), dtype=np.int64))
+        places = np.searchsorted(ends, wanted, side="right")
+        needed, file_of = np.unique(places, return_inverse=True)
+        first = ends[places] - np.array(self.counts[split], dtype=np.int64)[places]
+        files = tuple(self.files[split][place] for place in needed.tolist())
+        return Shard(self.path(split, number), start, files, file_of, wanted - first, self.context)
 
-    def _gather(self, split: str, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-        ends = np.cumsum(self.counts[split])
-        file_of = np.searchsorted(ends, wanted, side="right")
-        rows = np.empty((len(wanted), 2, self.context), dtype=np.int32)
-        for file in np.unique(file_of):
-            here = file_of == file
-            first = ends[file] - self.counts[split][file]
-            rows[here] = map_rows(self.files[split][file], self.context)[wanted[here] - first]
-        return rows
+    def __call__(self, index: int) -> Report:
+        return self.only(index)(0)
+
+    @cached_property
+    def _shards(self) -> list[tuple[str, int]]:
+        return self.shards()
+
+    @cached_property
+    def _ends(self) -> dict[str, NDArray[np.int64]]:
+        """Number of the first row after each file, by split."""
+        return {split: np.cumsum([0, *counts], dtype=np.int64)[1:] for split, counts in self.counts.items()}
+
+    @cached_property
+    def _order(self) -> dict[str, Order]:
+        return {split: order(int(ends[-1]), self.seed) for split, ends in self._ends.items()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Writes one shard.
+
+    Attributes:
+        path: of the shard.
+        start: id of its first row.
+        files: packed rows of the parts that have rows in it.
+        file_of: file of each row, (rows,).
+        rows: number of each row in its file, (rows,).
+        context: tokens of a row.
+    """
+
+    path: Path
+    start: int
+    files: tuple[Path, ...]
+    file_of: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    context: int
+
+    def __call__(self, _: int) -> Report:
+        found = np.empty((len(self.rows), 2, self.context), dtype=np.int32)
+        for number, file in enumerate(self.files):
+            here = self.file_of == number
+            found[here] = map_rows(file, self.context)[self.rows[here]]
+            alive.progress()
+        ids = np.arange(self.start, self.start + len(found), dtype=np.int64)
+        write_shard(self.path, {"row_id": ids, "input_ids": found[:, 0], "document_ids": found[:, 1]})
+        return {"rows": len(found)}
 
 
 def write_shard(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -1,7 +1,7 @@
 """Encodes the documents of the training and held-out splits and packs them into rows, in their order."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tables import BATCH, selected_rows
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 from pipelines.corpus.tokens.cache import CachedTokens, TokenCache
 from pipelines.corpus.tokens.mix import Mixture
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
@@ -60,7 +60,7 @@ def tokenize(
 
 
 @dataclass(frozen=True)
-class TokenizePhase:
+class TokenizePhase(Phase):
     """Writes the documents of part `index` that are not dropped, and their packed rows.
 
     Attributes:
@@ -82,6 +82,9 @@ class TokenizePhase:
     context: int
     begin: tuple[int, ...]
     end: int
+
+    def only(self, index: int) -> "TokenizePhase":
+        return replace(self, parts=(self.parts[index],), assignments=(self.assignments[index],))
 
     def __call__(self, index: int) -> Report:
         part, assignments = self.parts[index], self.assignments[index]

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
@@ -13,25 +12,18 @@ from cluster.errors import UserError, first_line
 from cluster.recipe.corpus import TokenizerKind
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
-from pipelines.corpus.dedup.split import TRAIN, document_position
-from pipelines.corpus.tables import Part, selected_rows
 
-# Training keeps every distinct word of the sample in memory.
-SAMPLE_BYTES = 64 << 20
 # Prefix of WordPiece tokens within a word. BERT's ## would be two of the characters that stand for bytes.
 _CONTINUATION = "⁀"
 # WordPiece searches the longest token at each place, so its time grows with the square of a word's length.
 _WORD_BYTES = 100
 
 
-def make_tokenizer(
-    recipe: Recipe, parts: Sequence[Part], assignments: Sequence[Path], train_bytes: int, folder: Path
-) -> int:
+def make_tokenizer(recipe: Recipe, texts: Iterable[str], folder: Path) -> int:
     """Saves the tokenizer in `folder` unless it is there: a trained one, or that of `model.start_from`.
 
     Args:
-        assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
-        train_bytes: of the training split.
+        texts: to train on; read only if there is something to train.
 
     Returns:
         The size of its vocabulary.
@@ -46,22 +38,10 @@ def make_tokenizer(
             if model.start_from:
                 save_tokenizer_of(model.start_from, side, model.context)
             else:
-                share = min(1.0, SAMPLE_BYTES / train_bytes)
-                sample = _sample(parts, assignments, share, recipe.seed)
-                tokenizer = train_tokenizer(sample, model.vocabulary, recipe.corpus.tokenizer)
+                tokenizer = train_tokenizer(texts, model.vocabulary, recipe.corpus.tokenizer)
                 save_tokenizer(tokenizer, side, model.context)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return len(content["model"]["vocab"])
-
-
-def _sample(parts: Sequence[Part], assignments: Sequence[Path], share: float, seed: int) -> Iterator[str]:
-    """Draws a share of the training split by hash, so that the sample depends on the texts and the seed alone."""
-    for part, file in zip(parts, assignments, strict=True):
-        for batch in selected_rows(part.file, np.load(file) == TRAIN, ["text", "digest"]):
-            for text, digest in zip(batch["text"].to_pylist(), batch["digest"].to_pylist(), strict=True):
-                # With the seed of the held-out split, documents at the lowest positions could not be here.
-                if document_position(digest, seed + 1) < share:
-                    yield text
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, kind: TokenizerKind = "bpe") -> Tokenizer:

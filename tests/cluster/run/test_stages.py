@@ -166,6 +166,17 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
         check_sources(recipe)
 
 
+def test_large_files_are_told_by_size_and_time_and_not_read(recipe_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    with file.open("wb") as content:
+        content.truncate(300 << 20)  # of zeros, which take no room
+    recipe = load_recipe(recipe_path)
+    before = stage_config(stage_named("corpus"), recipe)
+    assert stage_config(stage_named("corpus"), recipe) == before
+    os.utime(file, ns=(1, 1))
+    assert stage_config(stage_named("corpus"), recipe) != before
+
+
 def test_previous_corpora_and_decontamination_files_are_hashed(recipe_path: Path, tmp_path: Path) -> None:
     known, asked = tmp_path / "before" / "corpus", tmp_path / "asked.json"
     recipe = load_recipe(
