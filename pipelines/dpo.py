@@ -1,82 +1,90 @@
-"""DPO, an alternative to reinforcement learning: the fine-tuned model learns from the rankings themselves."""
+"""Preference optimization, an alternative to reinforcement learning: the fine-tuned model learns from the judgements
+themselves, by DPO, IPO or KTO."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
 from transformers import AutoTokenizer
 
+from actors.model import lora
 from actors.model.causal_lm import load
-from actors.objectives.dpo import DpoObjective
+from actors.objectives.dpo import PairObjective
+from actors.objectives.kto import KtoObjective
+from actors.objectives.reference import Reference
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import Dpo
 from cluster.run.folder import RunFolder
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
-from pipelines.data.rankings import read_rankings
+from pipelines.data.preference_rows import JudgedAnswers, answers_of, pairs_of, with_mismatched, write_shard
+from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on every pair that a ranking orders, and measures the share of held-out pairs ordered rightly."""
+    """Trains on every pair that a ranking orders, or on every judged answer, and measures the share of the held-out
+    ones that come out as judged."""
     settings, sft, plan = recipe.dpo, run.path("sft"), make_plan(recipe)
     assert settings is not None, "a stage whose section the recipe lacks is not run"
-    rankings = read_rankings(run.path("preferences") / "rankings.parquet")
-    counts = {}
+    counts, left_out = {}, 0
     for name in ("train", "held_out"):
-        pairs = [pair for row in rankings if row["split"] == name for pair in pairs_of(row)]
-        if not pairs:
-            raise UserError(f"no ranking of the {name} prompts says of two answers which is better: collect more")
-        counts[name] = len(pairs)
-        _write_shard(pairs, out / "shards" / name)
-    shards, make = out / "shards", partial(_model, sft, settings.beta)
+        rows, without_weight = _rows(recipe, settings, run.path("preferences") / "rankings.parquet", name)
+        write_shard(rows, out / "shards" / name)
+        counts[name], left_out = len(rows), left_out + without_weight
+    shards, make = out / "shards", partial(_model, sft, settings, recipe.seed)
     job = training_job(recipe, settings, make, shards / "train", shards / "held_out", out)
-    model = best_checkpoint(fit(job, plan, "dpo"), settings)
+    model = best_checkpoint(fit(job, plan, settings.loss), settings)
+    unit, accuracy = ("answers", "answer_accuracy") if settings.loss == "kto" else ("pairs", "pair_accuracy")
+    measured = int(model[f"held_out_{unit}"])
+    point = {"reference_point": model["held_out_reference_points"] / measured} if settings.loss == "kto" else {}
     return Result(
         metrics={
-            "pairs": counts["train"],
-            "pair_accuracy": asdict(proportion(int(model["held_out_right_pairs"]), counts["held_out"])),
+            "loss": settings.loss,
+            unit: counts["train"],
+            "left_out_by_weight": left_out,
+            accuracy: asdict(proportion(int(model[f"held_out_right_{unit}"]), measured)),
             "held_out_loss": model["held_out_loss"],
-            "held_out_margin": model["held_out_margins"] / counts["held_out"],
+            "held_out_margin": model["held_out_margins"] / measured,
+            **point,
         },
         weights=weights_fingerprint(out),
     )
 
 
-def pairs_of(row: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yields prompt, better and worse answer, as token ids, of every pair in a ranking that is not a tie."""
-    answers = sorted(zip(row["ranks"], row["answers"], strict=True))
-    for (high, chosen), (low, rejected) in combinations(answers, 2):
-        if high < low:
-            yield row["prompt_token_ids"], chosen, rejected
+def _rows(recipe: Recipe, settings: Dpo, path: Path, split: str) -> tuple[list[JudgedAnswers], int]:
+    """Returns what is learned from the judgements of a split, and the number of those whose weight is 0.
+
+    Raises:
+        UserError: there is none.
+    """
+    judgements = read_rankings(path, split)
+    if settings.loss == "kto":
+        judgements += read_unpaired(path, split)
+    weighted = [(row, weight) for row in judgements if (weight := judgement_weight(row, settings)) > 0]
+    left_out = len(judgements) - len(weighted)
+    if settings.loss == "kto":
+        answers = [answer for row, weight in weighted for answer in answers_of(row, weight)]
+        found = with_mismatched(answers, recipe.model.context, recipe.seed)
+        lacking = "no judgement of the {} prompts says of an answer that it is good or bad: collect more"
+    else:
+        found = [pair for row, weight in weighted for pair in pairs_of(row, weight)]
+        lacking = "no ranking of the {} prompts says of two answers which is better: collect more"
+    if not found:
+        raise UserError(lacking.format(split) + (", or raise dpo.source_weights" if left_out else ""))
+    return found, left_out
 
 
-def _model(sft: Path, beta: float) -> tuple[Any, Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(sft)
-    return load(sft), DpoObjective(tokenizer.pad_token_id, beta, load(sft)), tokenizer
-
-
-def _write_shard(pairs: Sequence[tuple[list[int], list[int], list[int]]], folder: Path) -> None:
-    """Writes one row a pair."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sequences = [prompt + answer for prompt, *answers in pairs for answer in answers]
-    prompt_lengths = [len(prompt) for prompt, *answers in pairs for _ in answers]
-    lengths = [len(sequence) for sequence in sequences]
-    table = pa.table(
-        {
-            "row_id": pa.array(range(len(pairs)), pa.int64()),
-            "input_ids": pa.array(
-                [one + other for one, other in zip(sequences[::2], sequences[1::2], strict=True)], pa.list_(pa.int32())
-            ),
-            "lengths": pa.array(list(zip(lengths[::2], lengths[1::2], strict=True)), pa.list_(pa.int32())),
-            "prompt_length": pa.array(prompt_lengths[::2], pa.int32()),
-        }
-    )
-    parquet.write_table(table, folder / "shard-00000.parquet")
+def _model(sft: Path, settings: Dpo, seed: int) -> tuple[Any, Any, Any]:
+    tokenizer, model = AutoTokenizer.from_pretrained(sft), load(sft)
+    if settings.lora:
+        lora.add(model, settings.lora, seed)
+    reference, padding = Reference(None if settings.lora else load(sft)), tokenizer.pad_token_id
+    if settings.loss == "kto":
+        weights = settings.desirable_weight, settings.undesirable_weight
+        return model, KtoObjective(padding, reference, settings.beta, *weights), tokenizer
+    return model, PairObjective(padding, reference, settings.beta, settings.loss, settings.label_smoothing), tokenizer

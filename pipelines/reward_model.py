@@ -24,7 +24,6 @@ from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.rewards.scorer import Scorer, Scores, remote_scorer
 from actors.types import reward_scale_file
 from cluster.errors import UserError
-from cluster.feedback import is_person
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import RewardModel
 from cluster.run.atomic import write_json
@@ -32,7 +31,7 @@ from cluster.run.folder import SCRATCH, RunFolder, fingerprint
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
-from pipelines.data.rankings import read_rankings, read_unpaired
+from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, sign_of
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
@@ -48,8 +47,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     unpaired = read_unpaired(run.path("preferences") / "rankings.parquet", "train")
     unmeasured = read_unpaired(run.path("preferences") / "rankings.parquet", "held_out")
     trained = {
-        "rankings": sum(_weight(row, recipe.reward) > 0 for row in parts["train"]),
-        "unpaired": sum(_weight(row, recipe.reward) > 0 for row in unpaired),
+        "rankings": sum(judgement_weight(row, recipe.reward) > 0 for row in parts["train"]),
+        "unpaired": sum(judgement_weight(row, recipe.reward) > 0 for row in unpaired),
     }
     _write_shard(parts["held_out"], recipe.reward, out / "shards" / "held_out")
     train = partial(_train, recipe, plan, sft, out / "shards" / "held_out")
@@ -199,7 +198,7 @@ def _write_shard(rows: Sequence[Row], settings: RewardModel, folder: Path) -> No
         UserError: all rows have sources of weight 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weighted = [(row, _weight(row, settings)) for row in rows]
+    weighted = [(row, judgement_weight(row, settings)) for row in rows]
     rankings = [row for row, weight in weighted if weight > 0]
     weights = np.array([weight for _, weight in weighted if weight > 0])
     if not rankings:
@@ -212,21 +211,10 @@ def _write_shard(rows: Sequence[Row], settings: RewardModel, folder: Path) -> No
             "lengths": pa.array([[len(answer) for answer in group] for group in answers], pa.list_(pa.int32())),
             "ranks": pa.array([row["ranks"] for row in rankings], pa.list_(pa.int32())),
             "weight": pa.array(weights / weights.mean(), pa.float32()),
-            "good": pa.array([_sign(row.get("good")) for row in rankings], pa.int8()),
+            "good": pa.array([sign_of(row) for row in rankings], pa.int8()),
         }
     )
     parquet.write_table(table, folder / "shard-00000.parquet")
-
-
-def _weight(row: Row, settings: RewardModel) -> float:
-    source = row.get("source") or ("rankings" if is_person(row["annotator"]) else "function")
-    own = settings.annotator_weights.get(row["annotator"], 1.0) * float(getattr(settings.source_weights, source))
-    share = row.get("share")
-    return own if share is None else own * share
-
-
-def _sign(good: bool | None) -> int:
-    return 0 if good is None else 1 if good else -1
 
 
 def scores_of_answers(score: Score, rankings: Sequence[Row]) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """Models and their losses sharded over workers by FSDP2, and full tensors of what is sharded."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
@@ -33,6 +33,15 @@ class WithLoss(nn.Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         return self.objective.loss(self.model, batch)
+
+    @contextmanager
+    def measuring(self, objective: Any) -> Iterator[Any]:
+        """Has the forward pass compute another objective, for as long as the context lasts."""
+        before, self.objective = self.objective, objective
+        try:
+            yield objective
+        finally:
+            self.objective = before
 
     def generate(self, **settings: Any) -> Tensor:
         """Generates tokens by transformers' `generate`."""

@@ -1,24 +1,24 @@
-"""Direct preference optimization (Rafailov et al. 2023): the policy learns from pairs, without a reward model.
+"""Preference optimization on pairs (DPO, Rafailov et al. 2023, and its variants): the policy learns without a reward
+model.
 
-The implicit reward of an answer is β log(π(y|x) / π_ref(y|x)), and the loss is the reward model's,
--log σ(r_chosen - r_rejected) (eq. 7).
+The implicit reward of an answer is β log(π(y|x) / π_ref(y|x)), and the margin of a pair is that of the chosen answer
+minus that of the rejected one.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actors.model.attention import set_attention
-from actors.model.completion_logprobs import completion_logprobs, pad_completions
-from actors.model.dropout import without_dropout
-from actors.model.fsdp import FSDPModule
+from actors.model.completion_logprobs import pad_completions
 from actors.model.microbatch import DataParallelRank
+from actors.objectives.answers import AnswerObjective, split_answers
+from actors.objectives.reference import Reference
+
+PairLoss = Literal["dpo", "ipo"]
 
 
 @dataclass(frozen=True)
@@ -28,83 +28,82 @@ class PairBatch:
     Attributes:
         input_ids: [2N, T], prompt and answer, padded at the right.
         completion_mask: bool [2N, T], the tokens of the answer.
+        weights: [N], the weight of each pair.
     """
 
     input_ids: Tensor
     completion_mask: Tensor
+    weights: Tensor
 
 
-def dpo_losses(logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Computes the losses and the margins r_chosen - r_rejected of pairs.
+def pair_losses(log_ratios: Tensor, beta: float, loss: PairLoss, label_smoothing: float = 0.0) -> Tensor:
+    """Computes the losses of pairs.
+
+    - dpo: -(1 - ε) log σ(m) - ε log σ(-m) of the margin m = β (h_chosen - h_rejected): Rafailov et al. 2023, eq. 7, and
+      with ε above 0 conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences"), for labels of which a
+      share ε is wrong.
+    - ipo: (h_chosen - h_rejected - 1 / (2 β))² (Azar et al. 2023, eq. 17, whose τ is β): the difference of log-ratios
+      has a target, beyond which certain preferences do not push it.
 
     Args:
-        logprobs: [N, 2], log-probabilities of the chosen and the rejected answer under the policy, in nats.
-        ref_logprobs: [N, 2], those under the reference.
+        log_ratios: [N, 2], log(π / π_ref) of the chosen and the rejected answer, in nats.
         beta: how strongly the policy is held to the reference.
+        loss: which of the two.
+        label_smoothing: ε.
 
     Returns:
-        [N] each.
+        [N].
     """
-    ratios = logprobs - ref_logprobs
-    margins = beta * (ratios[:, 0] - ratios[:, 1])
-    return -functional.logsigmoid(margins), margins
+    difference = log_ratios[:, 0] - log_ratios[:, 1]
+    if loss == "ipo":
+        return (difference - 1 / (2 * beta)).square()
+    margins = beta * difference
+    return -(1 - label_smoothing) * functional.logsigmoid(margins) - label_smoothing * functional.logsigmoid(-margins)
 
 
-def answer_logprobs(model: Any, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Computes the log-probability of each answer of N pairs, in nats. [2N, T], bool [2N, T] -> [2N], float32."""
-    pairs = torch.arange(len(input_ids), device=input_ids.device) // 2
-    return completion_logprobs(model, input_ids, completion_mask, pairs).sum(1)
-
-
-class DpoObjective:
-    """The summed loss of pairs; the caller divides it by the pairs of the global batch.
-
-    The reference computes each batch beside the policy, on its device, in its precision and with the same padding:
-    before the first step both give the same numbers, and every margin is 0. Computed at another time or place they
-    would differ by rounding, in bfloat16 by margins of 0.006.
+class PairObjective:
+    """The summed loss of pairs, each times its weight; the caller divides it by the pairs of the global batch.
 
     Args:
         padding: the token id that rows are filled up with.
+        reference: of the log-ratios.
         beta: how strongly the policy is held to the reference.
-        reference: a causal language model, which is not trained.
+        loss: the loss of a pair.
+        label_smoothing: the share of pairs that are taken to be labelled wrongly.
     """
 
     unit = "pairs"
     dropout = False
 
-    def __init__(self, padding: int, beta: float, reference: Any) -> None:
-        self.padding, self.beta = padding, beta
-        self.reference = reference.requires_grad_(False)
-        without_dropout(self.reference)
-        set_attention(self.reference)
-        self._compute: Callable[..., Tensor] = lambda function, *batch: function(self.reference, *batch)
+    def __init__(
+        self, padding: int, reference: Reference, beta: float, loss: PairLoss = "dpo", label_smoothing: float = 0.0
+    ) -> None:
+        self.padding, self.reference = padding, reference
+        self.beta, self.name, self.label_smoothing = beta, loss, label_smoothing
+        self.proof = AnswerObjective(padding)
 
     def place(self, worker: DataParallelRank) -> None:
         """Moves the reference to the worker's device, and shards it as the policy is."""
-        self._compute = FSDPModule(self.reference, worker.world_size, worker.device, nullcontext)
+        self.reference.place(worker)
 
     def collate(self, rows: pa.Table) -> PairBatch:
         """Makes a batch of pairs.
 
         Args:
             rows: `input_ids` (the chosen answer behind the prompt, then the rejected one behind it), `lengths` of the
-                two, and `prompt_length`, the tokens of the prompt.
+                two, `prompt_length`, the tokens of the prompt, and `weight`.
         """
-        sequences, prompt_lengths = [], []
-        for row in rows.select(["input_ids", "lengths", "prompt_length"]).to_pylist():
-            middle = row["lengths"][0]
-            sequences += [row["input_ids"][:middle], row["input_ids"][middle:]]
-            prompt_lengths += [row["prompt_length"]] * 2
-        return PairBatch(*pad_completions(sequences, prompt_lengths, self.padding))
+        return PairBatch(*pad_completions(*split_answers(rows), self.padding), torch.tensor(rows["weight"].to_pylist()))
 
     def count(self, batch: PairBatch) -> int:
         """Returns the number of pairs."""
-        return len(batch.input_ids) // 2
+        return len(batch.weights)
 
     def loss(self, model: Any, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """Returns the summed loss; pairs whose chosen answer has the higher reward, and the sum of margins."""
-        logprobs = answer_logprobs(model, batch.input_ids, batch.completion_mask)
-        with torch.no_grad():
-            ref_logprobs = self._compute(answer_logprobs, batch.input_ids, batch.completion_mask)
-        losses, margins = dpo_losses(logprobs.view(-1, 2), ref_logprobs.view(-1, 2), self.beta)
-        return losses.sum(), {"right_pairs": int((margins > 0).sum()), "margins": float(margins.detach().sum())}
+        pairs = torch.arange(len(batch.input_ids), device=batch.input_ids.device) // 2
+        ratios = self.reference.log_ratios(model, batch.input_ids, batch.completion_mask, pairs).view(-1, 2)
+        losses = pair_losses(ratios, self.beta, self.name, self.label_smoothing)
+        margins = self.beta * (ratios[:, 0] - ratios[:, 1]).detach()
+        figures = {"right_pairs": int((margins > 0).sum()), "margins": float(margins.sum())}
+        return (batch.weights * losses).sum(), figures

@@ -15,6 +15,7 @@ from actors.model.causal_lm import bits_per_byte
 from actors.model.fsdp import WithLoss
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
 from actors.model.microbatch import DataParallelRank, Objective, evaluate
+from actors.objectives.kto import KtoObjective
 from actors.trainer.data import Shard
 from actors.trainer.job import TrainingJob
 from cluster.errors import UserError
@@ -70,7 +71,10 @@ class HeldOut:
         """
         objective, end = model.objective, model.model.config.eos_token_id
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            found = evaluate(model, objective, [self.rows], worker)
+            rows = self.rows
+            if isinstance(objective, KtoObjective):
+                rows = objective.with_reference_point(model, rows, worker)
+            found = evaluate(model, objective, [rows], worker)
             written = continuations(model, self.openings, job.sample_tokens, end, worker) if self.openings else []
         values: dict[str, Any] = {f"held_out_{name}": value for name, value in found.items()}
         values["held_out_rows"] = self.rows.num_rows

@@ -25,7 +25,8 @@ from actors.model.perf import (
     peak_flops,
     peak_memory_gb,
 )
-from actors.objectives.dpo import DpoObjective
+from actors.objectives.dpo import PairObjective
+from actors.objectives.kto import KtoObjective
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, export, load_training_state, training_state
 from actors.trainer.data import row_batches
@@ -107,11 +108,11 @@ def _train(
     if compiled is None:
         language = isinstance(objective, LanguageObjective)
         compiled = world_size == 1 and language and _compiling_pays(job, unwrapped_model, device)
-    if isinstance(objective, DpoObjective):
+    if isinstance(objective, PairObjective | KtoObjective):
         objective.place(worker)
-        if compiled:
+        if compiled and objective.reference.model is not None:
             # Compiled layers round otherwise.
-            compile_layers(objective.reference)
+            compile_layers(objective.reference.model)
     if compiled:
         compile_layers(unwrapped_model)
         if isinstance(objective, LanguageObjective):
@@ -138,6 +139,8 @@ def _train(
         check_ids(rows, vocabulary, f"a row of step {step}")
         batch = objective.collate(rows)
         total = objective.count(batch)
+        if isinstance(objective, KtoObjective):
+            rows = objective.with_reference_point(model, rows, worker)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, metrics = accumulate(model, objective, rows, total, worker)
         lora.keep_other_rows(unwrapped_model)

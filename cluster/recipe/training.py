@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.recipe.base import (
     Decayed,
+    Lora,
     PathKind,
     Positive,
     PositiveFloat,
@@ -27,7 +28,7 @@ class Training(Section):
     batch_rows: Positive = Field(
         32,
         description="rows of an optimizer step over all workers; a row is a packed context, in reward a ranking, in "
-        "dpo a pair",
+        "dpo a pair or an answer",
     )
     micro_batch_rows: Positive = Field(
         16, description="rows of a forward pass: less memory with fewer, the same result"
@@ -148,7 +149,7 @@ class FineTuning(LanguageTraining):
 
 
 class SourceWeights(Section):
-    """Weights of the sources of judgements in the loss of the reward model; 0 leaves one out."""
+    """Weights of the sources of judgements in the loss; 0 leaves one out."""
 
     rankings: Weight = Field(1.0, description="rankings by people")
     function: Weight = Field(1.0, description="rankings by a function in people's place")
@@ -186,19 +187,58 @@ class RewardModel(Training):
 
 
 class Dpo(Training):
-    """Direct preference optimization of the fine-tuned model on the pairs of the rankings; a row is a pair."""
+    """Preference optimization of the fine-tuned model without a reward model: DPO, IPO or KTO. A row is a pair of a
+    ranking; for loss kto, an answer."""
 
-    micro_batch_rows: Positive = Field(
-        8, description="pairs of a forward pass: less memory with fewer, the same result"
-    )
-    learning_rate: PositiveFloat = Field(5e-5, description="peak learning rate, reached after the warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay of the matrices")
-    evaluation_rows: Positive = Field(
-        4096, description="held-out pairs, at most, that loss and accuracy are measured on at each checkpoint"
+    loss: Literal["dpo", "ipo", "kto"] = Field(
+        "dpo",
+        description="dpo: pairs (Rafailov et al. 2023); ipo: pairs, up to a margin of 1 / (2 beta) nats (Azar et al. "
+        "2023, eq. 17); kto: answers that are good or bad by themselves, thumbs among them (Ethayarajh et al. 2024)",
     )
     beta: PositiveFloat = Field(
-        0.1, description="strength of the KL constraint to the fine-tuned model (Rafailov et al. 2023, eq. 7)"
+        0.1,
+        description="strength of the KL constraint to the fine-tuned model (Rafailov et al. 2023, eq. 7; IPO's τ; "
+        "KTO's β)",
     )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="for loss dpo: share of the pairs that are taken to be ordered wrongly (cDPO, Mitchell 2023)"
+    )
+    desirable_weight: PositiveFloat = Field(
+        1.0,
+        description="for loss kto: weight of good answers. The paper has it times their number at 1 to 1.5 times "
+        "undesirable_weight times the number of bad ones",
+    )
+    undesirable_weight: PositiveFloat = Field(1.0, description="for loss kto: weight of bad answers")
+    lora: Lora | None = Field(
+        None,
+        description="train low-rank adapters only; the reference is the model without them, so that one model is held "
+        "instead of two; unset: train all weights",
+    )
+    annotator_weights: dict[str, PositiveFloat] = Field(
+        {}, description="weight of an annotator's judgements in the loss, by the annotator's name; 1 for others"
+    )
+    source_weights: SourceWeights = Field(
+        SourceWeights(), description="weights of the sources of judgements; thumbs and all_bad reach loss kto alone"
+    )
+    micro_batch_rows: Positive = Field(
+        8, description="pairs, or answers, of a forward pass: less memory with fewer, the same result"
+    )
+    learning_rate: PositiveFloat = Field(
+        5e-5,
+        description="peak learning rate, reached after the warm-up; low-rank adapters need one about ten times as high",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay of the matrices")
+    evaluation_rows: Positive = Field(
+        4096, description="held-out rows, at most, that loss and accuracy are measured on at each checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_the_loss(self) -> "Dpo":
+        if self.label_smoothing and self.loss != "dpo":
+            raise ValueError(f"label_smoothing is for loss dpo, and loss is {self.loss}: leave it out")
+        if self.loss != "kto" and (self.desirable_weight, self.undesirable_weight) != (1, 1):
+            raise ValueError(f"desirable_weight and undesirable_weight are for loss kto, and loss is {self.loss}")
+        return self
 
 
 TRAINING_SECTIONS: dict[str, type[Training]] = {

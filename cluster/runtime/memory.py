@@ -144,7 +144,8 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     """Estimates the memory of a training worker, for P parameters in float32 that FSDP2 shards over W workers.
 
     - Weights: 4 P / W bytes; for `dpo`, whose reference is held too, 8 P / W. Gradients: 4 P / W. AdamW's moments:
-      twice as many. With LoRA, the last two are those of the adapters alone.
+      twice as many. With LoRA, the last two are those of the adapters alone, which are the whole difference from the
+      reference.
     - Gathered, with several workers: weights of two layers (one computing, the next on its way) and of the embedding,
       and gradients of one layer and of the embedding before they are scattered.
     - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
@@ -152,7 +153,7 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
       recomputation 4 bytes, and for one layer 58 (96; on a CPU 432 and 489, and 12 bytes more of gradients for each
       parameter of the embedding).
     - Logits: 12 bytes each; where there are many, 2 (in float32 4) bytes; the reward model has none.
-    - Tokens: of a row of text or conversation, the context; of a pair of `dpo`, two contexts. A row of `reward` is a
+    - Tokens: of a row of text or conversation, the context; of a row of `dpo`, two contexts. A row of `reward` is a
       ranking, whose answers share one prompt: the context, and for every answer but the first `collect.max_tokens`
       more, or a context where answers are imported.
 
@@ -179,7 +180,7 @@ def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -
         kept = INPUT_BYTES * shape.layers + RECOMPUTED_LAYER_BYTES[device][precision]
         extra = EMBEDDING_GRADIENTS[device] * embedding
     # The reference of DPO lies beside the policy.
-    models = 2 if isinstance(section, Dpo) else 1
+    models = 2 if isinstance(section, Dpo) and not section.lora else 1
     return TrainingMemory(
         weights=HELD_BYTES * models * size / section.workers / GB,
         gradients=HELD_BYTES * (trained / section.workers + extra) / GB,
@@ -285,10 +286,10 @@ def _checkpoint_gb(recipe: Recipe, section: Training) -> float:
 
 
 def _trained_in(recipe: Recipe, section: Training) -> int:
-    lora = section.lora if isinstance(section, FineTuning) else None
+    lora = section.lora if isinstance(section, FineTuning | Dpo) else None
     # Beside adapters, embeddings of tokens that the model has not learned are trained (actors/model/lora.py).
     embeddings = vocabulary(recipe.model) * trained_shape(recipe.model).hidden
-    unlearned = lora and (lacks_template(recipe.model) or recipe.sft.chat_template)
+    unlearned = isinstance(section, FineTuning) and lora and (lacks_template(recipe.model) or recipe.sft.chat_template)
     return trained_parameters(recipe.model, lora) + (embeddings if unlearned else 0)
 
 

@@ -16,6 +16,7 @@ from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import Dpo, RewardModel
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
@@ -207,6 +208,21 @@ def read_unpaired(path: Path, split: str) -> list[dict[str, Any]]:
     """Reads the rows of rankings.parquet of one answer that is good or not; tables of earlier versions have none."""
     rows = parquet.read_table(path, filters=[("split", "==", split)]).to_pylist()
     return [row for row in rows if row.get("good") is not None]
+
+
+def judgement_weight(row: Mapping[str, Any], settings: RewardModel | Dpo) -> float:
+    """Returns the weight of a row of rankings.parquet in a loss: its annotator's times its source's, or its share of
+    these where a judgement is several rows."""
+    source = row.get("source") or ("rankings" if is_person(row["annotator"]) else "function")
+    own = settings.annotator_weights.get(row["annotator"], 1.0) * float(getattr(settings.source_weights, source))
+    share = row.get("share")
+    return own if share is None else own * share
+
+
+def sign_of(row: Mapping[str, Any]) -> int:
+    """Returns 1 for the row of a single good answer, -1 for that of a bad one, and 0 for a ranking."""
+    good = row.get("good")
+    return 0 if good is None else 1 if good else -1
 
 
 def write_rankings(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

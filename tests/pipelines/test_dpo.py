@@ -18,8 +18,8 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import stage_of
 from cluster.run.metrics import read_metrics
+from pipelines.data.preference_rows import answers_of, pairs_of, with_mismatched
 from pipelines.data.rankings import write_rankings
-from pipelines.dpo import pairs_of
 from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 
@@ -51,11 +51,12 @@ def rankings(train: int, held_out: int) -> list[dict[str, Any]]:
     return rows
 
 
-def finished(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[Recipe, RunFolder]:
+def finished(tmp_path: Path, rows: list[dict[str, Any]], **more: Any) -> tuple[Recipe, RunFolder]:
     """A run whose stages sft and collect are done."""
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"
-    dpo = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 4, "learning_rate": 1e-3, "precision": "float32"}
+    dpo = {"epochs": 3, "batch_rows": 8, "micro_batch_rows": 4, "learning_rate": 1e-3, "precision": "float32", **more}
     (tmp_path / "recipe.yaml").write_text(
         f"name: own\nrun: {tmp_path / 'run'}\nmodel: {{start_from: {tmp_path}, context: 64}}\n"
         f"sft: {sources}\ncollect: {sources}\ndpo: {dpo}\n".replace("'", "")
@@ -108,13 +109,75 @@ def test_dpo_learns_the_preferred_answers_and_reports_the_margin(tmp_path: Path,
 
 def test_pairs_are_all_answers_that_are_not_tied() -> None:
     row = ranking(1, "train", [[10], [11], [12], [13]], [2, 1, 2, 3])
-    assert {(*better, *worse) for _, better, worse in pairs_of(row)} == {
+    assert {(*better, *worse) for better, worse in (pair.answers for pair in pairs_of(row))} == {
         (11, 10),
         (11, 12),
         (11, 13),
         (10, 13),
         (12, 13),
     }
+
+
+def thumb(number: int, token: int, good: bool, split: str) -> dict[str, Any]:
+    row = ranking(number, split, [[token, END]], [1])
+    return {**row, "annotator": "visitor", "source": "thumbs", "good": good, "share": 1.0}
+
+
+def test_kto_learns_an_answer_by_the_pairs_that_it_wins_and_loses() -> None:
+    row = ranking(1, "train", [[10], [11], [12], [13]], [2, 1, 2, 3])
+    found = {one.answers[0][0]: (one.good, one.weight) for one in answers_of(row, 3.0)}
+    # 10 and 12 win one pair, lose one and tie one.
+    assert found == {11: (1, 3.0), 13: (-1, 3.0)}
+    four = ranking(1, "train", [[10], [11], [12], [13]], [1, 2, 3, 4])
+    assert {one.answers[0][0]: (one.good, round(3 * one.weight)) for one in answers_of(four)} == {
+        10: (1, 3),
+        11: (1, 1),
+        12: (-1, 1),
+        13: (-1, 3),
+    }
+    assert [(one.good, one.weight) for one in answers_of(thumb(1, 50, False, "train"), 0.5)] == [(-1, 0.5)]
+    prompts = [thumb(number // 2, number, True, "train") for number in range(20)]
+    paired = with_mismatched([one for row in prompts for one in answers_of(row)], context=7, seed=1)
+    own = {row["answers"][0][0]: row["prompt_token_ids"] for row in prompts}
+    for one in paired:
+        assert own[one.answers[0][0]] == one.prompt != own[one.answers[1][0]]
+        assert len(one.prompt + one.answers[1]) == 7
+
+
+@pytest.mark.slow
+def test_kto_with_adapters_learns_from_rankings_and_thumbs(tmp_path: Path, ray_session: None) -> None:
+    liked, disliked = 80, 90
+    rows = rankings(train=20, held_out=6)
+    thumbs = [
+        thumb(100 + number, token, token == liked, "train" if number < 20 else "held_out")
+        for number in range(26)
+        for token in (liked, disliked)
+    ]
+    settings = {"loss": "kto", "beta": 0.5, "lora": {"rank": 8}, "source_weights": {"thumbs": 2.0}, "epochs": 4}
+    recipe, run = finished(tmp_path, [*rows, *thumbs], **{**settings, "learning_rate": 1e-2})
+    assert run_named_stage(stage_of("dpo"), recipe, run) == "done"
+    found = run.require("dpo").metrics
+    # Of each ranking the middle answer wins and loses one pair.
+    assert (found["answers"], found["answer_accuracy"]["n"], found["left_out_by_weight"]) == (80, 24, 0)
+    assert found["answer_accuracy"]["value"] > 0.9
+    assert found["reference_point"] >= 0
+    weights = parquet.read_table(run.path("dpo") / "shards" / "train" / "shard-00000.parquet")["weight"].to_pylist()
+    assert sum(weights) / len(weights) == pytest.approx(1, abs=1e-6)
+    assert max(weights) / min(weights) == pytest.approx(2, abs=1e-6)
+    # What the thumbs alone say, on prompts that were not trained on.
+    new = [thumb(300 + number, token, True, "x") for number in range(10) for token in (liked, disliked)]
+    gain = (logprobs(run.path("dpo"), new, 0) - logprobs(run.path("sft"), new, 0)).view(-1, 2)
+    assert float((gain[:, 0] - gain[:, 1]).mean()) > 0.5
+    assert (run.path("dpo") / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_settings_of_another_loss_are_refused(tmp_path: Path) -> None:
+    for more, told in (
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing is for loss dpo, and loss is ipo"),
+        ({"desirable_weight": 2.0}, "desirable_weight and undesirable_weight are for loss kto, and loss is dpo"),
+    ):
+        with pytest.raises(UserError, match=told):
+            finished(tmp_path / str(more["loss" if "loss" in more else "desirable_weight"]), [], **more)
 
 
 @pytest.mark.usefixtures("ray_session")

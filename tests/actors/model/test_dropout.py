@@ -13,8 +13,9 @@ from transformers import (
 
 from actors.model.fsdp import WithLoss
 from actors.objectives.bradley_terry import BradleyTerryObjective
-from actors.objectives.dpo import DpoObjective
+from actors.objectives.dpo import PairObjective
 from actors.objectives.lm import LanguageObjective
+from actors.objectives.reference import Reference
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 # Dropout of embeddings, of attention, and of what a layer adds; by modules and by functions.
@@ -40,7 +41,7 @@ def test_losses_that_compare_are_the_same_at_every_pass(kind: str, recompute: bo
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     expected = loss_of(model.eval(), 0).item()
-    for objective in (DpoObjective(0, 0.1, MODELS[kind]()), BradleyTerryObjective(0)):
+    for objective in (PairObjective(0, Reference(MODELS[kind]()), 0.1), BradleyTerryObjective(0)):
         both = WithLoss(model, objective).train()
         calls = []
         hook = model.model.layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

@@ -1,6 +1,5 @@
-"""The losses of the reward model and of DPO against independent references in float64."""
+"""The losses of the reward model against independent references in float64."""
 
-import copy
 import itertools
 import math
 from types import SimpleNamespace
@@ -9,14 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from actors.model.causal_lm import build
-from actors.model.completion_logprobs import pad_completions
-from actors.model.fsdp import WithLoss
-from actors.model.microbatch import DataParallelRank, accumulate
 from actors.objectives.bradley_terry import CENTERING, BradleyTerryObjective, ranking_losses, unpaired_losses
-from actors.objectives.dpo import DpoObjective, answer_logprobs, dpo_losses
 from cluster.recipe.model import Model
 
 
@@ -138,80 +133,3 @@ def test_the_loss_and_its_gradients_are_those_of_answers_alone():
     for one, other in pairs:
         # The norms compute in 32 bits, whatever the model.
         assert torch.allclose(one, other, atol=1e-6 * float(other.abs().max()))
-
-
-def test_dpo_loss_and_gradient_equal_the_closed_form_and_trls_on_the_same_batch():
-    generator = torch.Generator().manual_seed(5)
-    policy, reference = (-20 * torch.rand(9, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    beta = 0.3
-    losses, margins = dpo_losses(policy.requires_grad_(), reference, beta)
-    # Rafailov et al. 2023, eq. 7, and the gradient below it: -beta σ(-margin) for the chosen answer.
-    closed = beta * ((policy[:, 0] - reference[:, 0]) - (policy[:, 1] - reference[:, 1])).detach()
-    assert torch.allclose(margins, closed, atol=1e-12)
-    assert torch.allclose(losses, torch.log1p(torch.exp(-closed)), atol=1e-12)
-    losses.sum().backward()
-    push = beta / (1 + torch.exp(closed))
-    assert torch.allclose(policy.grad, torch.stack([-push, push], 1), atol=1e-12)
-    # TRL's DPOTrainer, loss_type "sigmoid", label_smoothing 0, in float32 as it computes.
-    single, other = policy.detach().float(), reference.float()
-    logits = (single[:, 0] - single[:, 1]) - (other[:, 0] - other[:, 1])
-    trl = -torch.nn.functional.logsigmoid(beta * logits)
-    assert torch.allclose(dpo_losses(single, other, beta)[0], trl, rtol=0, atol=1e-6)
-
-
-def test_dpo_sums_log_probabilities_of_answers_alone_and_starts_without_a_preference():
-    torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    prompt, answers = [5, 9, 3], [[7, 8, 2], [11, 2]]
-    expected = []
-    for answer in answers:
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-        expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
-    ids, answer = pad_completions([prompt + one for one in answers], [len(prompt)] * 2, padding=0)
-    assert answer.sum(1).tolist() == [3, 2]
-    with torch.no_grad():
-        assert answer_logprobs(model, ids, answer).tolist() == pytest.approx(expected, abs=1e-5)
-    row = {"input_ids": [*prompt, *answers[0], *prompt, *answers[1]], "lengths": [6, 5], "prompt_length": 3}
-    objective = DpoObjective(padding=0, beta=0.1, reference=copy.deepcopy(model))
-    batch = objective.collate(pa.Table.from_pylist([row] * 2))
-    loss, figures = objective.loss(model, batch)
-    assert objective.count(batch) == 2
-    assert (loss.item(), figures["margins"]) == (pytest.approx(2 * math.log(2), abs=1e-7), 0.0)
-    # A policy that has moved, against the reference's own log-probabilities.
-    with torch.no_grad():
-        model.lm_head.weight.add_(0.1 * torch.randn(model.lm_head.weight.shape, dtype=torch.float64))
-        moved = answer_logprobs(model, ids, answer).tolist()
-    loss, figures = objective.loss(model, objective.collate(pa.Table.from_pylist([row])))
-    margin = 0.1 * ((moved[0] - expected[0]) - (moved[1] - expected[1]))
-    assert abs(margin) > 0.01
-    assert (loss.item(), figures["margins"]) == pytest.approx((math.log1p(math.exp(-margin)), margin), abs=1e-5)
-    assert figures["right_pairs"] == (margin > 0)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_margins_are_0_before_the_first_step_in_any_precision(precision: str, recompute: bool):
-    shape = Model(vocabulary=300, hidden=64, layers=3, heads=4, context=64)
-    model = build(shape, 0, end_of_turn=4, padding=0)
-    if recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    chance = np.random.default_rng(0)
-    rows = []
-    for _ in range(6):
-        prompt, *answers = (chance.integers(5, 300, n).tolist() for n in chance.integers(2, 20, 3))
-        ids = [*prompt, *answers[0], *prompt, *answers[1]]
-        lengths = [len(prompt) + len(one) for one in answers]
-        rows.append({"input_ids": ids, "lengths": lengths, "prompt_length": len(prompt)})
-    objective = DpoObjective(0, 0.1, build(shape, 0, end_of_turn=4, padding=0))
-    worker = DataParallelRank(0, 1, 2, precision, torch.device("cpu"))
-    objective.place(worker)
-    both = WithLoss(model, objective).train()
-    loss, figures = accumulate(both, objective, pa.Table.from_pylist(rows), 6, worker)
-    assert figures["margins"] == 0.0
-    assert loss == pytest.approx(math.log(2), abs=1e-7)
-    assert all(parameter.grad is None for parameter in objective.reference.parameters())
-    assert model.lm_head.weight.grad.abs().sum() > 0
