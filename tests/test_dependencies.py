@@ -19,7 +19,6 @@ PEERS, CLIENTS = ROOT / "infra" / "bench" / "peers", ROOT / "tests" / "serve" / 
 REASONS = {
     "axe-playwright-python": "tests import it where it is installed (importorskip)",
     "chatterbot-corpus": "its files are read, not its code",
-    "gguf": "transformers imports it to read GGUF files",
     "mypy": "run by `make lint`",
     "pg8000": "SQLAlchemy imports it by the address of a PostgreSQL database",
     "pytest-timeout": "a plugin of pytest",

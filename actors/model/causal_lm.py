@@ -34,6 +34,8 @@ MASKED_LAYERS = {"full_attention", "sliding_attention"}
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 # Tokens of the shorter text of a row in which a model's window is tried.
 PROBED = 8
+# Stages leave one file of weights, whose checksum is the model's.
+SHARD_BYTES = 1 << 50
 # The number of experts in configurations of Qwen and OLMoE, Mixtral, DeepSeek, and others.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -65,17 +67,25 @@ def load(path: str | Path) -> Any:
     One of several workers gets an `empty_model`, where the files allow it, which is filled when it is sharded.
 
     Raises:
-        UserError: there is no such model, it has no safetensors, or its file is damaged.
+        UserError: there is no such model, it has no safetensors, its file is damaged, or it lacks weights, such as a
+            reward model's that has no output head.
     """
     kwargs = from_pretrained_kwargs(path)
     try:
         if is_shared() and (empty := empty_model(AutoModelForCausalLM, path)) is not None:
             return empty
-        model = AutoModelForCausalLM.from_pretrained(
-            **kwargs, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **kwargs,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would draw them anew.
+        raise UserError(f"{path} is no whole language model: it has no {missing[0]}")
     if "gguf_file" in kwargs:
         forget_quantization(model)
     return model
@@ -234,6 +244,7 @@ def save(
     path: Path,
     weights: dict[str, Tensor] | None = None,
     precision: Precision = "float32",
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a Hugging Face directory that transformers and vLLM load as it is.
 
@@ -243,13 +254,15 @@ def save(
     Args:
         weights: the model's state dictionary of full tensors, where the model itself does not hold it.
         precision: of the weights in the folder; adapters on their own stay in float32.
+        shard_bytes: the most bytes of a file; with several there is an index.
     """
     weights = model.state_dict() if weights is None else weights
     if lora.has_adapters(model):
         if not model.trained_rows:
             lora.save_adapter(model, weights, path / lora.FOLDER)
         weights = lora.merged_weights(model, weights)
-    model.save_pretrained(path, state_dict=weights if precision == "float32" else _rounded(weights))
+    weights = weights if precision == "float32" else _rounded(weights)
+    model.save_pretrained(path, state_dict=weights, max_shard_size=shard_bytes)
     if precision != "float32":
         # transformers writes the precision of the model in memory.
         config = path / "config.json"

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from actors.model.attention import PAD_DOCUMENT_ID
-from actors.model.causal_lm import load
+from actors.model.causal_lm import from_pretrained_kwargs, load
 from actors.model.fsdp import FSDPModule, WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate, sum_over_workers, to_device
 from actors.model.reward_head import load_reward_model
@@ -79,18 +79,36 @@ def prove_export(
     return _require_equal(out, expected, found, _tolerance(worker.device.type, precision))
 
 
-@torch.no_grad()
-def prove_copy(model: Any, out: Path, precision: Precision = "float32") -> float:
-    """Compares a model that was saved as it is with its folder, on a row of the vocabulary's first tokens.
+def prove_copy(model: Any, out: Path, precision: Precision = "float32", batch: PackedBatch | None = None) -> float:
+    """Compares a model that was saved as it is with its folder or GGUF file, loaded afresh.
+
+    Args:
+        model: in float32.
+        out: the folder or file.
+        precision: what the weights there were rounded to, and those of the model were not.
+        batch: held-out rows; None for a row of the vocabulary's first tokens.
+
+    Returns:
+        The absolute difference of the losses.
 
     Raises:
         StageError: their losses differ.
     """
+    batch = vocabulary_row(model) if batch is None else batch
+    fresh = AutoModelForCausalLM.from_pretrained(**from_pretrained_kwargs(out), dtype=torch.float32)
+    return _require_equal(out, mean_loss(model, batch), mean_loss(fresh, batch), _tolerance("cpu", precision))
+
+
+def vocabulary_row(model: Any) -> PackedBatch:
+    """Returns a row of the vocabulary's first tokens."""
     ids = torch.arange(min(PROOF_TOKENS, model.get_input_embeddings().num_embeddings)).unsqueeze(0)
-    batch = PackedBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
-    fresh = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    expected, found = (float(language_loss(one, batch)) / ids.numel() for one in (model.eval(), fresh))
-    return _require_equal(out, expected, found, _tolerance("cpu", precision))
+    return PackedBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+
+
+@torch.no_grad()
+def mean_loss(model: Any, batch: PackedBatch) -> float:
+    """Computes the loss of packed rows by `language_loss`, a target on average."""
+    return float(language_loss(model.eval(), batch)) / max(1, int(batch.loss_mask.sum()))
 
 
 def _tolerance(device: str, precision: Precision) -> float:
