@@ -148,7 +148,8 @@ def _add_tokenizer(
         else TokenType.NORMAL
         for number in range(rows)
     ]
-    tokens = [f"[PAD{number}]" if number >= size else tokenizer.convert_ids_to_tokens(number) for number in range(rows)]
+    tokens = [str(tokenizer.convert_ids_to_tokens(number)) for number in range(min(size, rows))]
+    tokens += [f"[PAD{number}]" for number in range(len(tokens), rows)]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in fields["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words)

@@ -1,4 +1,4 @@
-"""The data of supervised fine-tuning: conversations become shards of packed rows, in tasks of Ray Data.
+"""The data of supervised fine-tuning: conversations become shards of packed rows, in tasks on Ray.
 
 Rendering reads the parts of the sources, packing shuffles what they hold and writes the shards, and text of the corpus
 may be mixed in. The driver holds 4 bytes a conversation. After a kill, finished tasks are not done again.

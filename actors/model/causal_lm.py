@@ -74,7 +74,7 @@ def load(path: str | Path) -> Any:
     try:
         if is_shared() and (empty := empty_model(AutoModelForCausalLM, path)) is not None:
             return empty
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             **kwargs,
             dtype=torch.float32,
             attn_implementation="sdpa",
@@ -83,6 +83,7 @@ def load(path: str | Path) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would draw them anew.
         raise UserError(f"{path} is no whole language model: it has no {missing[0]}")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from actors.model.chat import Chat, Rendered
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
+from pipelines.corpus import alive
 from pipelines.corpus.tasks import Report
 from pipelines.data.chat_formats import Conversation, ConversationCounts, conversations
 from pipelines.data.source_rows import SourceSplit, bad_row, split_rows, write_bad_rows
@@ -50,6 +51,7 @@ class RenderPhase:
             rendered = self._rendered(read, chat, counts, found)
             while batch := list(islice(rendered, _BATCH)):
                 writer.write_batch(rendered_batch(batch))
+                alive.progress()
         write_bad_rows(counts.bad, self.bad_file(index))
         return {
             **{name: found[name] for name in ("conversations", "tokens", "too_long", "cut")},
