@@ -74,7 +74,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     with open_feedback(run.feedback_url) as database:
         database.add_prompts(list(prompts.rows.values()))
         sample_missing(recipe, run, out, database, prompts, weights)
-        variety = answer_variety(database, prompts, synthetic, chat.end_of_turn_id)
+        variety = answer_variety(database, prompts, synthetic, chat.end_ids)
         console.print(variety.sentence())
         failures = AnnotatorFailures(len(prompts.rows), settings.max_failed_rankings)
         if synthetic:

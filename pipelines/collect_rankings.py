@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class AnswerVariety:
 
 
 def answer_variety(
-    database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None, end_of_turn: int
+    database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None, ends: Collection[int]
 ) -> AnswerVariety:
     """Counts the different answers to each prompt of a round.
 
@@ -71,11 +71,11 @@ def answer_variety(
         database: which holds the answers.
         prompts: of the round.
         annotator: who ranks them; None for people, who see no difference in what has the same text.
-        end_of_turn: the token that ends a finished answer.
+        ends: the tokens that end a finished answer.
     """
     person = annotator is None
     different = {
-        name: len(rankings.distinct_answers(completions, end_of_turn, person))
+        name: len(rankings.distinct_answers(completions, ends, person))
         for name, completions in stored_completions(database, prompts).items()
     }
     return AnswerVariety(
@@ -97,7 +97,7 @@ def rank_synthetically(
     Raises:
         StageError: the annotator failed on too many prompts; the rankings so far are kept.
     """
-    informative = answer_variety(database, prompts, annotator, chat.end_of_turn_id).informative
+    informative = answer_variety(database, prompts, annotator, chat.end_ids).informative
     known = {ranking.prompt_id for ranking in database.rankings() if ranking.annotator == annotator.name}
     found = list[Ranking]()
     try:
@@ -106,7 +106,7 @@ def rank_synthetically(
                 continue
             try:
                 row = prompts.rows[name]
-                found.append(rankings.rank_completions(row, completions, chat.end_of_turn_id, annotator, seed))
+                found.append(rankings.rank_completions(row, completions, chat.end_ids, annotator, seed))
             except AnnotatorError as error:
                 failures.add(error)
     finally:
@@ -172,7 +172,7 @@ def ranking_rows(
         name = ranking.prompt_id
         prompt, ids = prompts.rows[name], prompts.token_ids[name]
         try:
-            row = rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_of_turn_id, annotator)
+            row = rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_ids, annotator)
         except AnnotatorError as error:
             failures.add(error)
             continue

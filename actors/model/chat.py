@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from actors.model.tokenizer import (
     SPECIAL_TOKENS,
     begin_of_text,
     end_of_text,
+    end_token_ids,
     load_tokenizer,
 )
 from cluster.errors import UserError
@@ -313,6 +315,11 @@ class Chat:
     def end_of_turn_id(self) -> int:
         """The id of the token that ends the assistant's turn."""
         return cast(int, self.tokenizer.convert_tokens_to_ids(self._end_of_turn))
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The ids of all tokens that end an answer: `end_of_turn_id`, and those of the model's folder."""
+        return end_token_ids(self.tokenizer.name_or_path, self.tokenizer) | {self.end_of_turn_id}
 
     @property
     def padding_id(self) -> int:

@@ -56,6 +56,17 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> str:
     return next((token for token in ENDS_OF_TEXT if token in known), None) or str(tokenizer.eos_token)
 
 
+def end_token_ids(model: str | Path, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Returns every token that ends what a model writes: the tokenizer's eos_token, and those of config.json and
+    generation_config.json, which may be several (Llama 3's <|end_of_text|>, <|eom_id|> and <|eot_id|>)."""
+    found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    for name in ("config.json", "generation_config.json"):
+        path = Path(model) / name
+        given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        found.update(given if isinstance(given, list) else [] if given is None else [given])
+    return frozenset(found)
+
+
 def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
     """Loads the tokenizer of a Hugging Face directory, or of a model by its name at the Hub.
 

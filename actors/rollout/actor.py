@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from actors.compat import on_worker_death, whole_prompts
 from actors.model.chat import Chat
+from actors.model.tokenizer import end_token_ids
 from actors.rollout.engine import CPU_SEQUENCES, GPU_SEQUENCES, SharedEngine
 from actors.rollout.environment import MultiTurnRunner, MultiTurnSettings
 from actors.rollout.weights import digest, unpack
@@ -104,6 +105,7 @@ class RolloutActor:
             # An engine without one of its workers is dead: so is its actor, whose prompts others then answer.
             self._shared.run(on_worker_death, self._shared.llm, partial(os._exit, 1))
         self._tokenizer = AutoTokenizer.from_pretrained(str(engine.model))
+        self._ends = sorted(end_token_ids(engine.model, self._tokenizer))
         self._multi_turn = (
             MultiTurnRunner(engine.multi_turn, Chat(self._tokenizer), engine.context) if engine.multi_turn else None
         )
@@ -238,7 +240,7 @@ class RolloutActor:
                 n=sampling.count,
                 temperature=sampling.temperature,
                 max_tokens=min(sampling.max_tokens, self._context - len(prompt.token_ids)),
-                stop_token_ids=[self._tokenizer.eos_token_id],
+                stop_token_ids=self._ends,
                 logprobs=0,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 seed=None if sampling.seed is None else prompt.draw_seed(sampling.seed),

@@ -85,8 +85,23 @@ class Environment(Section):
     timeout_seconds: PositiveFloat = Field(60, description="the most seconds for one reply")
 
 
+# What vLLM has beside the temperature to cut the distribution that tokens are drawn from.
+TRUNCATIONS = ("top_p", "top_k", "min_p")
+
+
 class RolloutSampling(Section):
     """Sampling of the policy's answers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_distribution(cls, given: Any) -> Any:
+        for name in TRUNCATIONS:
+            if isinstance(given, dict) and name in given:
+                raise ValueError(
+                    f"{name} is refused: answers would be drawn from a part of the distribution that the learner "
+                    "computes whole, so that importance ratios and divergences would be wrong; use temperature"
+                )
+        return given
 
     samples_per_prompt: Positive = Field(8, description="answers sampled to each prompt of a step")
     temperature: Temperature = Field(1.0, description="sampling temperature: divides the logits")

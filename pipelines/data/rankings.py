@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice, zip_longest
 from pathlib import Path
@@ -79,17 +79,17 @@ def split_prompts(prompt_ids: Sequence[str], held_out_share: float, seed: int) -
     return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
 
 
-def judged_answers(completions: Sequence[Completion], end_of_turn: int) -> list[JudgedAnswer]:
-    """Converts completions for a synthetic annotator; a finished one ends with the end-of-turn token."""
-    return [JudgedAnswer(one.text, one.token_ids[-1:] == [end_of_turn]) for one in completions]
+def judged_answers(completions: Sequence[Completion], ends: Collection[int]) -> list[JudgedAnswer]:
+    """Converts completions for a synthetic annotator; a finished one ends with an end token."""
+    return [JudgedAnswer(one.text, one.token_ids[-1] in ends if one.token_ids else False) for one in completions]
 
 
-def distinct_answers(completions: Sequence[Completion], end_of_turn: int, person: bool) -> list[Completion]:
+def distinct_answers(completions: Sequence[Completion], ends: Collection[int], person: bool) -> list[Completion]:
     """Lists the first of the completions that an annotator cannot tell apart.
 
     People see texts; a synthetic annotator also sees whether the model ended the answer itself.
     """
-    seen = judged_answers(completions, end_of_turn)
+    seen = judged_answers(completions, ends)
     first: dict[object, Completion] = {}
     for completion, answer in zip(completions, seen, strict=True):
         first.setdefault(answer.text if person else answer, completion)
@@ -99,7 +99,7 @@ def distinct_answers(completions: Sequence[Completion], end_of_turn: int, person
 def rank_completions(
     prompt: FeedbackPrompt,
     completions: Sequence[Completion],
-    end_of_turn: int,
+    ends: Collection[int],
     annotator: SyntheticAnnotator,
     seed: int,
 ) -> Ranking:
@@ -111,9 +111,9 @@ def rank_completions(
         AnnotatorError: the annotator failed.
     """
     own_seed = f"labeller {seed} {prompt.id}"
-    shown = distinct_answers(completions, end_of_turn, person=False)
+    shown = distinct_answers(completions, ends, person=False)
     presented = [completion.id for completion in shown if completion.id is not None]
-    ranking = annotator.judge(prompt.id, prompt.details, judged_answers(shown, end_of_turn), own_seed)
+    ranking = annotator.judge(prompt.id, prompt.details, judged_answers(shown, ends), own_seed)
     chance = random.Random(f"presented {own_seed}")
     return Ranking(
         prompt_id=prompt.id,
@@ -128,7 +128,7 @@ def ranking_row(
     completions: Sequence[Completion],
     ranking: Ranking,
     prompt_token_ids: list[int],
-    end_of_turn: int,
+    ends: Collection[int],
     annotator: SyntheticAnnotator | None,
 ) -> dict[str, Any]:
     """Makes a row of rankings.parquet: one annotator's ranking of one prompt, with equal answers as one.
@@ -139,7 +139,7 @@ def ranking_row(
             that they did: these count as `samples` of it.
         ranking: the annotator's.
         prompt_token_ids: the rendered prompt.
-        end_of_turn: the token that ends a finished answer.
+        ends: the tokens that end a finished answer.
         annotator: the synthetic annotator, whose grades are added; None for people.
 
     Raises:
@@ -162,7 +162,7 @@ def ranking_row(
         "share": 1.0,
     }
     if annotator:
-        answers = judged_answers(ranked, end_of_turn)
+        answers = judged_answers(ranked, ends)
         row["grades"] = annotator.judge(prompt.id, prompt.details, answers, "grades").grades
     merged, person = merge_identical(row), is_person(ranking.annotator)
     kinds = [_identity(text, answer, person) for text, answer in zip(merged["texts"], merged["answers"], strict=True)]
@@ -275,7 +275,7 @@ def imported_rankings(database: Feedback, chat: Chat, context: int, peoples: Seq
         completions = sorted(prompt.completions, key=lambda row: row.index)
         for completion in completions:
             completion.token_ids = chat.answer(completion.text)
-        row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_of_turn_id, None)
+        row = ranking_row(prompt, completions, ranking, chat.prompt(prompt.messages), chat.end_ids, None)
         if len(row["answers"]) < 2:
             identical += 1
         elif len(row["prompt_token_ids"]) + max(map(len, row["answers"])) <= context:

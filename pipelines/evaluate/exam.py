@@ -1,15 +1,15 @@
 """Exams: held-out questions with a grader, supplied by a function that the recipe names, for every model of a run."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat import Chat
-from actors.model.tokenizer import begin_of_text
+from actors.model.tokenizer import begin_of_text, end_token_ids
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import UserError
@@ -250,7 +250,7 @@ def continues_right(wanted: str, text: str) -> bool:
 
 
 def grade_answer(
-    exam: Exam, question: Question, token_ids: Sequence[int], ends: set[int], tokenizer: Any
+    exam: Exam, question: Question, token_ids: Sequence[int], ends: Collection[int], tokenizer: Any
 ) -> GradedAnswer:
     """Grades an answer up to its first end token.
 
@@ -270,6 +270,5 @@ def grade_answer(
 def _graded(
     exam: Exam, samples: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
 ) -> list[GradedAnswer]:
-    configured = AutoConfig.from_pretrained(model).eos_token_id
-    ends = set(configured) if isinstance(configured, list) else {configured}
+    ends = end_token_ids(model, tokenizer)
     return [grade_answer(exam, q, samples[q.id][0].token_ids, ends, tokenizer) for q in exam.questions]

@@ -137,7 +137,7 @@ def ranking_rows(
             ranks = {str(answer): rank for answer, rank in zip(one["answers"], one["ranks"], strict=True)}
             ranking = feedback.Ranking(id=number, prompt_id=prompt.id, annotator=ANNOTATOR, ranks=ranks)
             completions = sorted(prompt.completions, key=lambda completion: completion.index)
-            token_ids, end = chat.prompt(prompt.messages), chat.end_of_turn_id
+            token_ids, end = chat.prompt(prompt.messages), chat.end_ids
             row = rankings.ranking_row(prompt, completions, ranking, token_ids, end, None)
             rows.append(row | {"split": split[prompt.id]})
     return rows

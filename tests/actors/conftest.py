@@ -56,6 +56,8 @@ def make_model(folder: Path, seed: int, shared_heads: int = 3) -> LlamaForCausal
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.ndim == 2 else 1)
+    # A list, as Llama 3 has.
+    model.generation_config.eos_token_id = [4, 6]
     model.save_pretrained(folder)
     return model
 

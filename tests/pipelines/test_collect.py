@@ -337,7 +337,7 @@ def test_equal_answers_are_one_and_prompts_with_a_single_one_are_not_ranked(
     _store(database, chat, plan, {two: ["aa", "b", "aa", "aa"], three: ["aa", "b", "ccc", "b"]})
     own = SyntheticAnnotator.of(Call(function=f"{__name__}:by_length"))
     for annotator in (own, None):
-        variety = answer_variety(database, plan, annotator, chat.end_of_turn_id)
+        variety = answer_variety(database, plan, annotator, chat.end_ids)
         assert (variety.prompts, variety.informative) == ({1: 28, 2: 1, 3: 1}, {two, three})
     assert variety.sentence() == (
         "28 of 30 prompts have identical answers and are not ranked; 1 have two different ones, 2 two or more"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.model.chat import Chat
-from actors.model.tokenizer import begin_of_text, end_of_text
+from actors.model.tokenizer import begin_of_text, end_of_text, end_token_ids
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sampling
 from cluster.errors import wait_for
@@ -76,10 +76,8 @@ class EngineModel:
     def of(cls, fleet: Fleet, folder: Path, context: int, deadline: float, chats: bool) -> "EngineModel":
         """Loads the tokenizer of a model's folder."""
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        configured = AutoConfig.from_pretrained(folder).eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
         chat = Chat.of(folder) if chats else None
-        return cls(fleet, tokenizer, chat, context, deadline, frozenset(end for end in ends if end is not None))
+        return cls(fleet, tokenizer, chat, context, deadline, end_token_ids(folder, tokenizer))
 
     @property
     def scores_chats(self) -> bool:

@@ -8,6 +8,7 @@ from actors.model.chat import Chat
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import UserError
 from tests.templates import CHATML, DEEPSEEK_R1, GEMMA_2, GPT_OSS, LLAMA_3, QWEN_3
+from tests.tiny import tiny_tokenizer
 
 SYSTEM, USER, ASSISTANT, END = 1, 2, 3, 4
 CONVERSATION = [
@@ -323,3 +324,13 @@ def test_the_developers_turn_is_the_systems_where_the_template_has_none(folder: 
     chat = styled(folder, "chatml")
     talk = [{"role": "developer", "content": "be kind"}, *CONVERSATION[1:]]
     assert chat.conversation(talk) == chat.conversation(CONVERSATION)
+
+
+def test_every_end_token_of_a_models_folder_ends_an_answer(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    chat = Chat.of(tmp_path)
+    assert chat.end_ids == {END} == {chat.end_of_turn_id}
+    # Llama 3's: one in config.json, all in generation_config.json.
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8, 9]}')
+    assert Chat.of(tmp_path).end_ids == {END, 7, 8, 9}

@@ -88,10 +88,11 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
         assert [sample.token_ids for sample in group] == [sample.token_ids for sample in together[name]]
 
 
-def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version: int):
+@pytest.mark.parametrize("end", [4, 6])
+def test_each_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version: int, end: int):
     state = {name: tensor.clone() for name, tensor in tiny[1].state_dict().items()}
     # A longer row for the end token makes it likely after some tokens and impossible after others.
-    state["model.embed_tokens.weight"][4] *= 15
+    state["model.embed_tokens.weight"][end] *= 15
     fleet.load(fresh_version, state)
     groups = fleet.generate(prompts("end", 8), Sampling(8, 1.0, 20, seed=2))
     samples = [sample for group in groups.values() for sample in group]
@@ -100,8 +101,8 @@ def test_the_end_token_is_kept_and_stops(fleet: Fleet, tiny: Tiny, fresh_version
     assert len(stopped) + len(cut) == len(samples)
     assert stopped
     assert cut
-    assert all(sample.token_ids.index(4) == len(sample.token_ids) - 1 for sample in stopped)
-    assert all(4 not in sample.token_ids and len(sample.token_ids) == 20 for sample in cut)
+    assert all(sample.token_ids.index(end) == len(sample.token_ids) - 1 for sample in stopped)
+    assert all(not {4, 6} & set(sample.token_ids) and len(sample.token_ids) == 20 for sample in cut)
     assert all("<|end|>" not in sample.text for sample in stopped)
 
 
