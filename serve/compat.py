@@ -8,6 +8,7 @@ Importing this file does not import vLLM, which costs 15 s of CPU time: the gate
 """
 
 import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -29,6 +30,8 @@ from starlette.requests import Request
 from cluster.errors import UserError
 from cluster.runtime.plan import Allocation
 from serve.transport.messages import Endpoint
+
+logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -355,7 +358,12 @@ def openai_serving(
     tokens = ServingTokenization(models, renderer, **template)
 
     async def respond(request: Any, http: Request) -> "AsyncGenerator[str, None] | BaseModel":
-        answer = await responses.create_responses(request, http)
+        try:
+            answer = await responses.create_responses(request, http)
+        except (AttributeError, LookupError) as error:
+            # Look at `_construct_message_from_response_item`, which takes every part of an earlier answer for a text.
+            logger.warning("a request was refused", exc_info=error)
+            raise ValueError("input: an item of it is of a kind that no model of this server can read") from error
         return answer if isinstance(answer, BaseModel) else _named_events(answer)
 
     async def describe_tokenizer(request: Any, http: Request) -> BaseModel:

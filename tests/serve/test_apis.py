@@ -76,9 +76,17 @@ def test_responses_follow_schemas_and_call_tools(client: openai.OpenAI) -> None:
         jsonschema.validate(json.loads(call.arguments), PLACE)
 
 
+REFUSED = [{"type": "refusal", "refusal": "no"}]
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"input": 5}, {"input": QUESTION, "background": True}, {"input": QUESTION, "previous_response_id": "resp_absent"}],
+    [
+        {"input": 5},
+        {"input": QUESTION, "background": True},
+        {"input": QUESTION, "previous_response_id": "resp_absent"},
+        {"input": [{"type": "message", "role": "assistant", "id": "1", "status": "completed", "content": REFUSED}]},
+    ],
 )
 def test_what_the_responses_api_cannot_do_is_the_clients_mistake(server: Server, wrong: dict[str, Any]) -> None:
     reply = httpx.post(f"{server.url}/v1/responses", json={"model": MODEL, **wrong}, timeout=60)
