@@ -3,6 +3,7 @@
 runs/demo/
     keys.json      one entry a key, with its hash; the key itself is not stored
     audit.jsonl    who created and revoked which key, and when
+    usage*.json    the tokens that keys with a budget have used, by their hashes, one file for each gateway
 
 A file and not tables of the feedback database: a server looks a key up at every request, which here costs one `stat`,
 and several runs may share one PostgreSQL database while each has keys of its own.
@@ -16,6 +17,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -184,6 +186,22 @@ class KeyRing:
             make_private(self._path)
         finally:
             os.close(folder)
+
+
+def used_tokens(folder: Path) -> dict[Path, Counter[str]]:
+    """Returns the tokens that keys with a budget have used, by their hashes, in each file of a run folder.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    used = {}
+    for path in sorted(folder.glob("usage*.json")):
+        try:
+            tokens = json.loads(path.read_text(encoding="utf-8"))
+            used[path] = Counter[str]({str(digest): int(count) for digest, count in tokens.items()})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {error}; without it, all budgets begin again") from error
+    return used
 
 
 def audit(folder: Path, by: str, action: str, **details: Any) -> None:

@@ -12,12 +12,15 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
-from cluster.errors import DeadlineError, StageError
+from cluster.errors import DeadlineError, StageError, UserError
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import application_of
 from serve.compat import is_client_connection, is_serve_running, stop_application
+from serve.http.auth import is_loopback
+from serve.pages.render import is_wildcard
 from serve.replica.autoscaling import failure_reason
 
+MAX_PORT = 65535
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
 # For Ray to restart Serve's controller, which takes some 5 s.
@@ -54,6 +57,45 @@ def gateway_node() -> GatewayNode:
     node = next(one for one in ray.nodes() if one["NodeID"] == own)
     address = node["NodeManagerAddress"]
     return GatewayNode(f"node:{address}", address, not is_client_connection())
+
+
+@dataclass(frozen=True)
+class GatewayPlace:
+    """The place of one of a server's gateways.
+
+    Attributes:
+        name: the name of its deployment.
+        node: the node on which it runs.
+        port: the port to listen on.
+    """
+
+    name: str
+    node: GatewayNode
+    port: int
+
+
+def gateway_places(count: int, host: str, port: int) -> list[GatewayPlace]:
+    """Returns the places of so many gateways: one on each node of the cluster, the node of the command first; if there
+    are more gateways than nodes, several on a node, at the next ports.
+
+    Raises:
+        UserError: there is no such port, or the host is an address of one node and others shall listen on it.
+    """
+    own = gateway_node()
+    others = {one["NodeManagerAddress"] for one in ray.nodes() if one["Alive"]} - {own.address}
+    nodes = [own, *(GatewayNode(f"node:{address}", address, False) for address in sorted(others))][:count]
+    last = port + (count - 1) // len(nodes)
+    if last > MAX_PORT:
+        raise UserError(f"serve.gateways={count} needs the ports {port} to {last}, and {MAX_PORT} is the last there is")
+    if len(nodes) > 1 and not is_wildcard(host) and not is_loopback(host):
+        raise UserError(
+            f"serve.gateways={count} uses {len(nodes)} nodes, and {host} is the address of one: use serve.host=0.0.0.0"
+        )
+    places = (divmod(number, len(nodes)) for number in range(count))
+    return [
+        GatewayPlace(f"gateway-{number}" if number else "gateway", nodes[node], port + more)
+        for number, (more, node) in enumerate(places)
+    ]
 
 
 def actor_environment(variables: dict[str, str]) -> dict[str, Any]:

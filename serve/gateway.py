@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -14,19 +14,19 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from cluster.feedback import open_feedback
 from cluster.keys import Key
 from cluster.recipe.serve import VISITOR, Alias, ModelName, Tls
 from cluster.run.folder import RunFolder
-from cluster.run.versions import Versions
+from cluster.run.versions import Version, Versions
 from serve.admin import admin_router
 from serve.compat import listen_on_node_address
 from serve.errors import RequestError
 from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
 from serve.http.budgets import TokenBudgets
+from serve.http.key_use import KeyUse
 from serve.http.limits import body_limit
 from serve.http.listener import Listener
 from serve.http.metrics import GatewayMetrics
@@ -38,6 +38,8 @@ from serve.pages.render import page, routes_of
 from serve.pages.runs import runs_router
 from serve.pages.story import StoryTrainer, story_router, visitor_versions
 from serve.pages.thumbs import thumbs_router
+from serve.peers import Peers
+from serve.promotions import Action, Promotions
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router, Routes
 from serve.transport.gateway_end import ReplicaListener
@@ -78,20 +80,52 @@ class Settings:
     tls: Tls | None = None
 
 
+@dataclass(frozen=True)
+class GatewayApp:
+    """The HTTP application of a gateway, and what the other gateways of its server use of it.
+
+    Attributes:
+        asgi: the application, wrapped in the `Middleware`.
+        live: the live versions of the models that have some, by their names.
+        show_weights: takes note of the version that a model is served with from now on.
+        promotions: changes the versions; None for models without a run.
+    """
+
+    asgi: Middleware
+    live: Mapping[str, Version]
+    show_weights: Callable[[str, str], None]
+    promotions: Promotions | None
+
+
 def gateway_app(
     models: Mapping[str, ModelEndpoint],
     settings: Settings,
     read_states: Callable[[], ReplicaStates] = dict[str, dict[str, str]],
-) -> ASGIApp:
-    """Returns the HTTP application, wrapped in the `Middleware`.
+) -> Middleware:
+    """Returns the HTTP application of a server's only gateway. See `build_gateway`."""
+    return build_gateway(models, settings, read_states, Peers(["gateway"], 0, "")).asgi
+
+
+def build_gateway(
+    models: Mapping[str, ModelEndpoint],
+    settings: Settings,
+    read_states: Callable[[], ReplicaStates],
+    peers: Peers,
+) -> GatewayApp:
+    """Builds the HTTP application of a gateway.
 
     Args:
         models: the models by the names that clients use.
         settings: the gateway's settings.
         read_states: returns the states of the models' replicas; it may block.
+        peers: the gateways of the server.
     """
+    run = RunFolder(settings.run) if settings.run else None
+    stores = _stores(run, models, settings.story is not None) if run else {}
+    # A gateway that replaces another one starts with what was promoted before.
+    live = {name: store.live() for name, store in stores.items() if store.kept()}
+    weights = {name: live[name].weights if name in live else settings.weights.get(name) for name in models}
     authorizer = Authorizer(settings.run, settings.anonymous, settings.owner)
-    weights = {name: settings.weights.get(name) for name in models}
     metrics = GatewayMetrics(weights)
     routes = Routes(models, settings.aliases, random.Random())
     router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
@@ -135,16 +169,33 @@ def gateway_app(
         app.include_router(label_router(database, annotator_of_key=authorizer.annotator, is_admin=authorizer.is_admin))
         app.include_router(compare_router(database, own_models, weights, router.response_parts, authorizer.annotator))
         app.include_router(thumbs_router(database, models))
-    if settings.run:
-        run = RunFolder(settings.run)
-        stores = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
+
+    def show_weights(model: str, version: str) -> None:
+        weights[model] = version
+        metrics.show_weights(model, version)
+
+    async def announce(model: str, version: str) -> list[str]:
+        show_weights(model, version)
+        return await peers.announce(model, version)
+
+    promotions, log = None, None
+    if run:
         if settings.story:
-            stores[VISITOR] = visitor_versions(run)
             app.include_router(story_router(settings.story))
-        app.include_router(runs_router(settings.run))
-        app.include_router(admin_router(run, stores, models, weights, metrics, read_states))
-    log = settings.run / "access.jsonl" if settings.run else None
-    return Middleware(app, authorizer, metrics, log, body_limit(settings.context), TokenBudgets(settings.run))
+        app.include_router(runs_router(run.root))
+        promotions = Promotions(run, stores, models, announce)
+        change = promotions.change if peers.is_first else peers.change
+        app.include_router(admin_router(stores, models, weights, change, read_states))
+        log = run.root / (f"access-{peers.number}.jsonl" if peers.number else "access.jsonl")
+    budgets = TokenBudgets(settings.run, peers.number)
+    asgi = Middleware(app, authorizer, metrics, log, body_limit(settings.context), budgets)
+    return GatewayApp(asgi, live, show_weights, promotions)
+
+
+def _stores(run: RunFolder, models: Collection[str], story: bool) -> dict[str, Versions]:
+    """Returns the versions of every model that has some, by its name."""
+    stores = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
+    return stores | ({VISITOR: visitor_versions(run)} if story else {})
 
 
 class Gateway:
@@ -157,6 +208,9 @@ class Gateway:
         port: the port to listen on.
         stop_seconds: how long responses in progress may take at shutdown.
         start_seconds: where deployments may have no replica for a while, how long one may take to load its model.
+        names: the names of the deployments of the server's gateways.
+        number: the place of this one among them. The first promotes.
+        others: the handles of the others; Ray Serve deploys what the first gateway is given.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -167,23 +221,53 @@ class Gateway:
         port: int,
         stop_seconds: float,
         start_seconds: float | None,
+        names: Sequence[str],
+        number: int,
+        others: Sequence[DeploymentHandle] = (),
     ) -> None:
+        del others
         listen_on_node_address()
         self._replicas = ReplicaListener()
         await self._replicas.open(ray.util.get_node_ip_address())
         models: dict[str, ModelEndpoint] = {}
-        self._maintenance = []
-        for handle, names in deployments:
+        pools: dict[str, ReplicaPool] = {}
+        for handle, served in deployments:
             pool = ReplicaPool(handle, self._replicas, start_seconds)
-            models |= {name: RemoteModel(pool, name) for name in names}
-            self._maintenance.append(asyncio.create_task(pool.maintain()))
-        read_states = state_reader(serve.get_replica_context().app_name)
-        app = gateway_app(models, settings, read_states)
-        self._clients = Listener(app, host, port, stop_seconds, tls=settings.tls)
+            models |= {name: RemoteModel(pool, name) for name in served}
+            pools |= dict.fromkeys(served, pool)
+        application = serve.get_replica_context().app_name
+        peers = Peers(names, number, application)
+        self._app = build_gateway(models, settings, state_reader(application), peers)
+        if peers.is_first:
+            for name, version in self._app.live.items():
+                pools[name].expect(name, version.folder, version.weights)
+        work = [*(pool.maintain() for pool in set(pools.values())), peers.share(self._app.asgi)]
+        self._maintenance = [asyncio.create_task(one) for one in work]
+        self._clients = Listener(self._app.asgi, host, port, stop_seconds, tls=settings.tls)
         # A large request sets off collections of garbage. Without this each looks through all that was imported, and no
         # client gets a token for 60 ms in place of 5.
         gc.collect()
         gc.freeze()
+
+    async def show_weights(self, model: str, weights: str) -> None:
+        """Called by the first gateway: takes note of the version that a model is served with from now on."""
+        self._app.show_weights(model, weights)
+
+    async def key_use(self) -> KeyUse:
+        """Called by the other gateways: returns what the keys have used in this one."""
+        return self._app.asgi.key_use()
+
+    async def change(self, action: Action, model: str, version: str | None, by: str) -> tuple[int, dict[str, Any]]:
+        """Called by the other gateways: changes a version, as `Promotions.change`.
+
+        Returns:
+            the HTTP status, and what was changed, or what is wrong.
+        """
+        assert self._app.promotions, "only a server of a run has versions"
+        try:
+            return 200, await self._app.promotions.change(action, model, version, by)
+        except RequestError as error:
+            return error.status_code, error.body["error"]
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a gateway that raises."""

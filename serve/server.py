@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +26,11 @@ from serve.application import (
     END_SECONDS,
     POLL_SECONDS,
     GatewayNode,
+    GatewayPlace,
     actor_environment,
     application_name,
     end_leftover,
-    gateway_node,
+    gateway_places,
     serve_instance,
     wait_until_running,
     watch,
@@ -98,7 +99,7 @@ def application(
     section: Serve,
     deadline: float,
 ) -> serve.Application:
-    """Returns the Ray Serve application: the models' deployments, and the gateway's, which holds their handles."""
+    """Returns the Ray Serve application: the models' deployments, and the gateways', which hold their handles."""
     deployed = serve.deployment(
         max_ongoing_requests=MAX_ONGOING_REQUESTS * len(models),
         max_constructor_retry_count=1,
@@ -108,18 +109,6 @@ def application(
         **replica_options(section),
     )
     environment = actor_environment(engine_environment(allocation))
-    gateway = serve.deployment(
-        name="gateway",
-        max_ongoing_requests=MAX_ONGOING_REQUESTS * len(models),
-        graceful_shutdown_timeout_s=STOP_SECONDS,
-        graceful_shutdown_wait_loop_s=POLL_SECONDS,
-        # It only passes text on, and reserves no CPU, which the models would lack. It listens where the command runs.
-        ray_actor_options={
-            "num_cpus": 0,
-            "resources": {gateway_node().resource: 0.001},
-            "runtime_env": actor_environment({}),
-        },
-    )(Gateway)
     deployments: list[tuple[serve.Application, list[str]]] = []
     for group in group_models(models, allocation):
         options = {"num_cpus": allocation.cpus * len(group), "num_gpus": allocation.gpus, "runtime_env": environment}
@@ -129,7 +118,29 @@ def application(
         deployments.append((placed.bind(group, context, allocation, section, adapters), names))
     settings = replace(settings, context=context)
     start_seconds = None if section.min_replicas else deadline
-    return gateway.bind(deployments, settings, host, port, STOP_SECONDS, start_seconds)
+    places = gateway_places(section.gateways, host, port)
+    names = [place.name for place in places]
+
+    def gateway(number: int, others: Sequence[serve.Application] = ()) -> serve.Application:
+        place = places[number]
+        deployed = serve.deployment(
+            name=place.name,
+            max_ongoing_requests=MAX_ONGOING_REQUESTS * len(models),
+            health_check_period_s=HEALTH_SECONDS,
+            graceful_shutdown_timeout_s=STOP_SECONDS,
+            graceful_shutdown_wait_loop_s=POLL_SECONDS,
+            # It only passes text on, and reserves no CPU, which the models would lack.
+            ray_actor_options={
+                "num_cpus": 0,
+                "resources": {place.node.resource: 0.001},
+                "runtime_env": actor_environment({}),
+            },
+        )(Gateway)
+        return deployed.bind(
+            deployments, settings, host, place.port, STOP_SECONDS, start_seconds, names, number, others
+        )
+
+    return gateway(0, [gateway(number) for number in range(1, len(places))])
 
 
 def serve_until_interrupted(
@@ -168,9 +179,11 @@ def _serve(
     adapters = {name: folder for model in names for name, folder in adapters_of(model, recipe.serve).items()}
     check_adapters(recipe.serve, adapters)
     end_leftover(run)
-    node = gateway_node()
-    if node.is_here:
-        require_free_port(host, port)
+    node, *others = gateway_places(recipe.serve.gateways, host, port)
+    for each in (node, *others):
+        if each.node.is_here:
+            require_free_port(host, each.port)
+    if node.node.is_here:
         encryption(recipe.serve.tls)
     # The served version may be older than the finished model, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
@@ -193,9 +206,13 @@ def _serve(
     )
     local = recipe.cluster.address == "local"
     certificate = Path(recipe.serve.tls.certificate).absolute() if recipe.serve.tls else None
-    # On a cluster a server on all addresses is reached by its node's.
-    place = url_host(node.address if is_wildcard(host) and not local else host)
-    address = f"{'https' if certificate else 'http'}://{place}:{port}"
+
+    def url(place: GatewayPlace) -> str:
+        # On a cluster a server on all addresses is reached by its node's.
+        reached = url_host(place.node.address if is_wildcard(host) and not local else host)
+        return f"{'https' if certificate else 'http'}://{reached}:{place.port}"
+
+    address = url(node)
     application_id = application_name(run)
     server_files = [write_server(run, address, token, application=application_id, certificate=certificate)]
     if story:
@@ -219,8 +236,11 @@ def _serve(
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
+            if others:
+                console.print(f"further gateways are at {', '.join(map(url, others))}", soft_wrap=True)
             if not local:
-                console.print(listening_notice(node, host, port), soft_wrap=True)
+                for each in (node, *others):
+                    console.print(listening_notice(each.node, host, each.port), soft_wrap=True)
             if story:
                 console.print(f"the three steps of training, to try out, at {address}/story")
             console.print(f"people rank at {address}/label; `triptych annotator add NAME --run {run.root}` lets one in")

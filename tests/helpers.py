@@ -34,6 +34,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def two_free_ports() -> int:
+    """The first of two ports of the loopback interface, one after the other, that nothing listens on now."""
+    for _ in range(100):
+        first = free_port()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", first + 1)):
+                return first
+    raise TimeoutError("no two ports one after the other are free")
+
+
 def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
     """Raises a TimeoutError that names what was waited for unless it holds within `seconds`."""
     end = time.monotonic() + seconds

@@ -106,6 +106,11 @@ class Serve(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; on any but a loopback address clients need a key")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port to listen on")
+    gateways: Positive = Field(
+        1,
+        description="processes that take requests, on as many nodes, at `port`; if there are more than nodes, the "
+        "others listen at `port` + 1 and so on",
+    )
     tls: Tls | None = Field(None, description="encryption of HTTP; unset: none, and keys travel in plain text")
     min_replicas: Annotated[int, Field(ge=0)] = Field(
         1,

@@ -1,12 +1,11 @@
 """The tokens that keys with a budget have used so far, kept in the run folder across restarts of the server."""
 
 import asyncio
-import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.errors import UserError
-from cluster.keys import Key
+from cluster.keys import Key, used_tokens
 from cluster.run.atomic import make_private, write_json
 from serve.errors import RequestError
 
@@ -22,24 +21,32 @@ class TokenBudgets:
 
     Args:
         folder: the run folder; None to keep nothing across restarts.
+        number: the number of the gateway, which has a file of its own.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder / "usage.json" if folder else None
+    def __init__(self, folder: Path | None, number: int = 0) -> None:
+        self._folder, self._path = folder, _file(folder, number) if folder else None
         self._reserved = Counter[str]()
         self._due: asyncio.TimerHandle | None = None
-        try:
-            used = json.loads(self._path.read_text(encoding="utf-8")) if self._path and self._path.exists() else {}
-            self._used = Counter[str]({str(digest): int(tokens) for digest, tokens in used.items()})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._path} is damaged: {error}; without it, all budgets begin again") from error
+        # Of every gateway that this run ever had.
+        self._others: dict[Path, Mapping[str, int]] = dict(used_tokens(folder)) if folder else {}
+        own = self._others.pop(self._path, {}) if self._path else {}
+        self._used = Counter[str](own)
+
+    def totals(self) -> dict[str, int]:
+        """Returns the tokens used and reserved in this gateway, by the keys' hashes."""
+        return dict(self._used + self._reserved)
+
+    def hear(self, number: int, totals: Mapping[str, int]) -> None:
+        """Takes the totals of another gateway."""
+        self._others[_file(self._folder or Path(), number)] = totals
 
     def used(self, key: Key) -> int:
         """Returns the tokens that a key has used."""
-        return self._used[key.digest]
+        return self._used[key.digest] + sum(other.get(key.digest, 0) for other in self._others.values())
 
     def reserve(self, key: Key, tokens: int) -> None:
         """Takes tokens of a key's budget for a request.
@@ -49,7 +56,7 @@ class TokenBudgets:
         """
         if key.token_budget is None:
             return
-        left = key.token_budget - self._used[key.digest] - self._reserved[key.digest]
+        left = key.token_budget - self.used(key) - self._reserved[key.digest]
         if left <= 0 or tokens > left:
             message = (
                 f"of this key's budget of {key.token_budget} tokens {max(0, left)} are left, and this request may use "
@@ -71,3 +78,7 @@ class TokenBudgets:
         self._due = None
         write_json(path, self._used)
         make_private(path)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / (f"usage-{number}.json" if number else "usage.json")

@@ -4,14 +4,16 @@ request's body."""
 import asyncio
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from starlette.types import Message, Receive
 
 from cluster.keys import Key
 from serve.errors import RequestError
+from serve.http.key_use import KeyUse
 
 # Reading JSON holds up all clients: 10 ms for 1 MB. A batch of prompts that fill the context takes some 8 bytes a token
 # each, as text or as token ids.
@@ -49,12 +51,15 @@ class TokenBucket:
 
 
 class KeyLimits:
-    """The requests and tokens per minute of every key, and its requests at once, in this process."""
+    """The requests and tokens per minute of every key, and its requests at once, in this process and, as far as they
+    were heard of, in the other gateways of the server."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._taken = defaultdict[tuple[str, str], float](float)
         self._running = Counter[str]()
+        self._others: dict[int, KeyUse] = {}
 
     def start_request(self, key: Key) -> None:
         """Counts one request, until `end_request`.
@@ -64,15 +69,15 @@ class KeyLimits:
                 `Retry-After` says for how long.
         """
         now = self._clock()
-        if key.max_parallel_requests is not None and self._running[key.digest] >= key.max_parallel_requests:
+        running = self._running[key.digest] + sum(other.running.get(key.digest, 0) for other in self._others.values())
+        if key.max_parallel_requests is not None and running >= key.max_parallel_requests:
             raise _too_many(f"this key may have {key.max_parallel_requests} requests at once", RETRY_SECONDS)
         requests = self._bucket(key, "requests", key.requests_per_minute)
         tokens = self._bucket(key, "tokens", key.tokens_per_minute)
         for what, bucket in (("requests", requests), ("tokens", tokens)):
             if bucket and (wait := bucket.wait(1, now)):
                 raise _too_many(f"this key may use {bucket.per_minute} {what} a minute", wait)
-        if requests:
-            requests.take(1, now)
+        self._take(key, "requests", requests, 1)
         self._running[key.digest] += 1
 
     def end_request(self, key: Key) -> None:
@@ -96,20 +101,51 @@ class KeyLimits:
                 "smaller `max_tokens`",
                 wait,
             )
-        bucket.take(tokens, now)
+        self._take(key, "tokens", bucket, tokens)
 
     def settle_tokens(self, key: Key, reserved: int, used: int) -> None:
         """Replaces what was reserved for a request by what it used."""
-        if bucket := self._bucket(key, "tokens", key.tokens_per_minute):
-            bucket.take(used - reserved, self._clock())
+        self._take(key, "tokens", self._bucket(key, "tokens", key.tokens_per_minute), used - reserved)
+
+    def use(self) -> KeyUse:
+        """Returns what the requests of this process have taken so far, without a name and budgets."""
+        taken = {limit: (self._buckets[limit].per_minute, amount) for limit, amount in self._taken.items()}
+        return KeyUse("", taken, dict(+self._running))
+
+    def hear(self, number: int, use: KeyUse | None) -> None:
+        """Takes what another gateway has used since it was last heard of.
+
+        Args:
+            number: the number of the gateway, which stays when its process is replaced.
+            use: its counts; None if it does not answer: its requests in progress have ended with it.
+        """
+        before = self._others.get(number)
+        if use is None:
+            if before:
+                self._others[number] = replace(before, running={})
+            return
+        self._others[number] = use
+        if before is None:
+            # This process is the younger one: what went before is not of its time.
+            return
+        base = before.taken if before.gateway == use.gateway else {}
+        for limit, (per_minute, amount) in use.taken.items():
+            if more := amount - base.get(limit, (per_minute, 0.0))[1]:
+                self._bucket_of(limit, per_minute).take(more, self._clock())
+
+    def _take(self, key: Key, what: str, bucket: TokenBucket | None, amount: float) -> None:
+        if bucket:
+            bucket.take(amount, self._clock())
+            self._taken[key.digest, what] += amount
 
     def _bucket(self, key: Key, what: str, per_minute: int | None) -> TokenBucket | None:
-        if per_minute is None:
-            return None
         # By the key's hash: a new key under the name of a revoked one starts anew.
-        found = self._buckets.get((key.digest, what))
+        return None if per_minute is None else self._bucket_of((key.digest, what), per_minute)
+
+    def _bucket_of(self, limit: tuple[str, str], per_minute: int) -> TokenBucket:
+        found = self._buckets.get(limit)
         if found is None:
-            found = self._buckets[key.digest, what] = TokenBucket(per_minute, self._clock())
+            found = self._buckets[limit] = TokenBucket(per_minute, self._clock())
         return found
 
 

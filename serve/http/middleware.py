@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -22,6 +23,7 @@ from cluster.run.atomic import make_private
 from serve.errors import RequestError
 from serve.http.auth import Authorizer, path_pattern, token_of
 from serve.http.budgets import TokenBudgets
+from serve.http.key_use import KeyUse
 from serve.http.limits import MIN_BODY_BYTES, KeyLimits, body_too_large, bounded
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
@@ -68,6 +70,17 @@ class Middleware:
         self.app, self._authorizer, self._metrics, self._max_body = app, authorizer, metrics, max_body
         self._limits, self._budgets = KeyLimits(), budgets or TokenBudgets(None)
         self._log = access_log(log)
+        self._name = uuid.uuid4().hex
+
+    def key_use(self) -> KeyUse:
+        """Returns what the keys have used in this process, for the other gateways of the server."""
+        return replace(self._limits.use(), gateway=self._name, budgets=self._budgets.totals())
+
+    def hear_key_use(self, number: int, use: KeyUse | None) -> None:
+        """Takes what the keys have used in another gateway; None if it does not answer."""
+        self._limits.hear(number, use)
+        if use:
+            self._budgets.hear(number, use.budgets)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -87,6 +87,10 @@ class ReplicaPool:
                 # It is in the log already, and requests meanwhile get the error themselves.
                 continue
 
+    def expect(self, model: str, folder: Path, weights: str) -> None:
+        """Has `maintain` load a version of a model's weights into replicas that have another one."""
+        self._promoted[model] = folder, weights
+
     async def statuses(self) -> list[ReplicaStatus]:
         """Returns the status of every replica. Replicas that fail are left out unless all fail."""
         found = await self._call_all("connect", self._address, seconds=STATUS_SECONDS)
@@ -110,7 +114,7 @@ class ReplicaPool:
         async with self._promotion_lock:
             result = await self._promote(model, folder, weights)
             if not result.error:
-                self._promoted[model] = folder, weights
+                self.expect(model, folder, weights)
         return result
 
     async def _promote(self, model: str, folder: Path, weights: str) -> PromotionResult:

@@ -26,7 +26,7 @@ from serve.gateway import Settings
 from serve.replica.lora import adapter_checksum
 from serve.router import aliases_of
 from serve.server import deploy
-from tests.helpers import free_port
+from tests.helpers import two_free_ports
 from tests.serve.browsing import CHROMIUM
 from tests.templates import CHATML, LLAMA_3
 from tests.tiny import write_tiny_model
@@ -53,6 +53,11 @@ class Server:
     folders: dict[str, Path]
     feedback_url: str
     run: RunFolder
+
+    @property
+    def other_url(self) -> str:
+        """The address of the second gateway."""
+        return f"http://127.0.0.1:{self.port + 1}"
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +101,7 @@ def write_adapter(model: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="package")
 def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    run, port = RunFolder(tmp_path_factory.mktemp("served")), free_port()
+    run, port = RunFolder(tmp_path_factory.mktemp("served")), two_free_ports()
     finish_model(run, "base", seed=1, end_id=0, styles=True)
     finish_model(run, "policy", seed=2, end_id=4)
     versions = {name: Versions(run, name) for name in ("base", "policy")}
@@ -108,7 +113,7 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}), owner=OWNER)
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
-        section = Serve(adapters={"terse": Adapter(path=str(terse), model="base")})
+        section = Serve(gateways=2, adapters={"terse": Adapter(path=str(terse), model="base")})
         deploy(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
         models = {name: run.path(name) for name in folders} | {"terse": terse}
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)

@@ -1,6 +1,7 @@
 """Limits of keys against a clock that the test moves, slots of models, and the size and duration of a body."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from starlette.types import Message
@@ -128,3 +129,52 @@ async def test_waiting_for_a_client_to_leave_has_no_deadline() -> None:
     read = bounded(receive, 10, seconds=0.07)
     assert (await read())["body"] == b"{}"
     assert (await read())["type"] == "http.disconnect"
+
+
+def test_what_another_gateway_admitted_counts_here() -> None:
+    """A gateway counts the use of another from when it first heard of it, and all of a process that replaces it."""
+    now = [0.0]
+    here, there, later = (KeyLimits(lambda: now[0]) for _ in range(3))
+    one = replace(key(10, 100), max_parallel_requests=3)
+
+    def hear(limits: KeyLimits, name: str) -> None:
+        here.hear(1, replace(limits.use(), gateway=name))
+
+    there.start_request(one)
+    hear(there, "old")
+    for _ in range(2):
+        there.start_request(one)
+    there.reserve_tokens(one, 90)
+    hear(there, "old")
+    hear(there, "old")
+    with pytest.raises(RequestError, match="3 requests at once"):
+        here.start_request(one)
+    with pytest.raises(RequestError, match="100 tokens a minute"):
+        here.reserve_tokens(one, 11)
+    here.reserve_tokens(one, 10)
+    there.settle_tokens(one, 90, 20)
+    hear(there, "old")
+    here.reserve_tokens(one, 60)
+    # It dies, and its requests with it. The next process counts from zero.
+    here.hear(1, None)
+    for _ in range(2):
+        here.start_request(one)
+        here.end_request(one)
+    for _ in range(6):
+        later.start_request(one)
+        later.end_request(one)
+    hear(later, "new")
+    with pytest.raises(RequestError, match="10 requests a minute"):
+        here.start_request(one)
+
+
+def test_a_gateway_without_news_of_a_key_learns_its_limit_with_its_use() -> None:
+    now = [0.0]
+    here, there = KeyLimits(lambda: now[0]), KeyLimits(lambda: now[0])
+    here.hear(1, replace(there.use(), gateway="other"))
+    one = key(tokens=60)
+    there.reserve_tokens(one, 60)
+    here.hear(1, replace(there.use(), gateway="other"))
+    with pytest.raises(RequestError) as refused:
+        here.reserve_tokens(one, 30)
+    assert refused.value.headers == {"Retry-After": "30"}

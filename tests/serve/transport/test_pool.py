@@ -311,6 +311,13 @@ async def test_all_replicas_are_promoted_and_one_that_missed_it_follows() -> Non
         await until(lambda: models[2].weights == "def")
 
 
+async def test_a_gateway_that_replaces_another_one_knows_what_was_promoted() -> None:
+    models = [Counting(), Counting()]
+    async with served(*models) as (_, _, pool):
+        pool.expect(MODEL, Path("folder"), "def")
+        await until(lambda: [each.weights for each in models] == ["def", "def"])
+
+
 async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
     async with served(Counting(), Counting(broken=True)) as (model, _, _):
         assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"

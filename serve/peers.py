@@ -1,0 +1,113 @@
+"""The gateways of one server, as one of them reaches the others: by the handles of Ray Serve.
+
+The first gateway promotes; it tells the others which versions are served. All of them tell each other what keys use.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve.errors import RequestError
+from serve.http.key_use import SHARE_SECONDS, KeyUse
+from serve.promotions import Action
+
+logger = logging.getLogger("ray.serve")
+
+USE_SECONDS = 2.0
+# For a gateway that has died to be replaced, and to confirm a version.
+ANNOUNCE_SECONDS = 30.0
+CHANGE_SECONDS = 600.0
+
+
+class KeyUser(Protocol):
+    """What a gateway knows of the use of its keys: the `Middleware`."""
+
+    def key_use(self) -> KeyUse:
+        """Returns what the keys have used in this process."""
+
+    def hear_key_use(self, number: int, use: KeyUse | None) -> None:
+        """Takes what they have used in another gateway; None if it does not answer."""
+
+
+class Peers:
+    """The gateways of a server, of which this process is one.
+
+    Args:
+        names: the names of the gateways' deployments.
+        number: the place of this one among them.
+        application: the name of their application in Ray Serve.
+    """
+
+    def __init__(self, names: Sequence[str], number: int, application: str) -> None:
+        self.number, self._names, self._application = number, names, application
+        self._handles: dict[str, DeploymentHandle] = {}
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the gateway that promotes."""
+        return self.number == 0
+
+    def _handle_of(self, name: str) -> DeploymentHandle:
+        # Not at once: Ray Serve may not know of the others yet.
+        if name not in self._handles:
+            self._handles[name] = serve.get_deployment_handle(name, self._application)
+        return self._handles[name]
+
+    async def announce(self, model: str, weights: str) -> list[str]:
+        """Makes a version known to all others, and returns the names of those that did not confirm it in time."""
+        others = [name for number, name in enumerate(self._names) if number != self.number]
+        told = await asyncio.gather(*(self._tell(name, model, weights) for name in others))
+        return [name for name, confirmed in zip(others, told, strict=True) if not confirmed]
+
+    async def _tell(self, name: str, model: str, weights: str) -> bool:
+        end = asyncio.get_running_loop().time() + ANNOUNCE_SECONDS
+        try:
+            async with asyncio.timeout_at(end):
+                # One that dies meanwhile is asked again when it has been replaced.
+                while not await self._attempt(name, model, weights):
+                    await asyncio.sleep(SHARE_SECONDS)
+        except TimeoutError:
+            logger.error("%s did not confirm the weights %s of %s", name, weights, model)
+            return False
+        return True
+
+    async def _attempt(self, name: str, model: str, weights: str) -> bool:
+        try:
+            await self._handle_of(name).show_weights.remote(model, weights)
+        except (RayError, RayServeException):
+            return False
+        return True
+
+    async def change(self, action: Action, model: str, version: str | None, by: str) -> dict[str, Any]:
+        """Has the first gateway change a version. See `Promotions.change`."""
+        try:
+            async with asyncio.timeout(CHANGE_SECONDS):
+                status, body = await self._handle_of(self._names[0]).change.remote(action, model, version, by)
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.error("the first gateway did not answer", exc_info=error)
+            message = "the gateway that promotes cannot be reached just now; look at /admin/versions and try again"
+            raise RequestError(503, message, "ServiceUnavailableError", retry_after=1) from error
+        if status != 200:
+            raise RequestError(status, body["message"], body["type"], body["param"])
+        return dict(body)
+
+    async def share(self, keys: KeyUser) -> None:
+        """Asks every other gateway what the keys have used there, until it is cancelled."""
+        others = [number for number in range(len(self._names)) if number != self.number]
+        while others:
+            await asyncio.sleep(SHARE_SECONDS)
+            await asyncio.gather(*(self._ask(number, keys) for number in others))
+
+    async def _ask(self, number: int, keys: KeyUser) -> None:
+        try:
+            async with asyncio.timeout(USE_SECONDS):
+                use = await self._handle_of(self._names[number]).key_use.remote()
+        except (RayError, RayServeException, TimeoutError):
+            use = None
+        keys.hear_key_use(number, use)
