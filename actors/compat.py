@@ -7,13 +7,16 @@ inside the functions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.recipe.base import Lora, TrainingLora
+from cluster.run.weight_files import INDEX, WEIGHTS
 
 if TYPE_CHECKING:
     import ray
@@ -254,6 +257,23 @@ def converts_weights(model: Any) -> bool:
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return bool(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def hub_folder(name: str) -> Path | None:
+    """Downloads configuration and safetensors of a model on the Hub, unless the cache of this machine has them, and
+    returns their folder there; None if there are none.
+
+    With another version, see whether `from_pretrained` still finds files by `transformers.utils.hub.cached_files`.
+    """
+    from transformers.utils.hub import cached_file, cached_files
+
+    try:
+        index = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else {WEIGHTS}
+        found = cached_files(name, ["config.json", *sorted(names)])
+    except OSError:
+        return None
+    return Path(found[0]).parent if found else None
 
 
 # PEFT

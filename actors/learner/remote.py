@@ -63,7 +63,7 @@ class LearnerActor:
 
         Engines fetch them from this node at once; by way of the driver they would be copied twice.
         """
-        weights = self._learner.weights()
+        weights = self._learner.weights(dtype)
         return publish(version, weights, dtype) if self._rank == 0 else None
 
     def call(self, method: str, *arguments: Any) -> Any:

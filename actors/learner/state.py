@@ -71,6 +71,8 @@ class LearnerState:
         models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
         for model in (self.policy, self.critic):
             if model is not None:
+                if settings.recompute_activations:
+                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 without_dropout(model)
         where = self.worker.world_size, self.worker.device, self.worker.autocast
         self.sharded = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
@@ -84,21 +86,24 @@ class LearnerState:
         self.last_within_limits: dict[str, Tensor] | None = None
         self.first_length: float | None = None
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Returns the policy's parameters on the CPU, by their Hugging Face names, without a head that is tied to the
         embeddings; with `settings.lora` only its adapters, as `lora.scaled_adapters` gives them.
 
         Of several workers the first returns them, the others return none. They may share memory with the policy, and
         change with its next step.
+
+        Args:
+            dtype: the element type of the parameters; adapters stay in float32, and without it so do all.
         """
         if self.settings.lora:
             return lora.scaled_adapters(self.policy, gather_to_cpu(trained(self.policy), keep=self.worker.rank == 0))
-        return self._all_weights()
+        return self._all_weights(dtype)
 
-    def _all_weights(self) -> dict[str, Tensor]:
+    def _all_weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         tied = "lm_head.weight" if self.policy.config.tie_word_embeddings else None
         own = {name: value for name, value in self.policy.state_dict().items() if name != tied}
-        return gather_to_cpu(own, keep=self.worker.rank == 0)
+        return gather_to_cpu(own, keep=self.worker.rank == 0, dtype=dtype)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in trained(self.policy).items()}

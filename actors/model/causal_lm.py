@@ -27,6 +27,7 @@ from cluster.recipe.base import Precision
 from cluster.recipe.model import Model
 from cluster.run.atomic import write_json
 from cluster.runtime.memory import LOGITS_AT_ONCE, shape_of
+from cluster.runtime.start_model import EXPERTS
 
 # Kinds of layers that attend to nothing but what the mask of a packed row allows.
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
@@ -34,10 +35,8 @@ MASKED_LAYERS = {"full_attention", "sliding_attention"}
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 # Tokens of the shorter text of a row in which a model's window is tried.
 PROBED = 8
-# Stages leave one file of weights, whose checksum is the model's.
+# Stages leave one file of weights, whose checksum is the model's; workers that share a model leave several.
 SHARD_BYTES = 1 << 50
-# The number of experts in configurations of Qwen and OLMoE, Mixtral, DeepSeek, and others.
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCausalLM:

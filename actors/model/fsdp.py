@@ -76,13 +76,13 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather_to_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gather_to_cpu(tensors: Mapping[str, Tensor], keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Gathers full tensors one by one, and returns them on the CPU where `keep` is set; every worker has to call it.
 
-    Those that lie on the CPU already share their memory with the result.
+    Those that lie on the CPU already, in the element type that is asked for, share their memory with the result.
     """
     full = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
-    return {name: tensor.cpu().contiguous() for name, tensor in full if keep}
+    return {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in full if keep}
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -112,10 +112,10 @@ def _shard(module: Any, world_size: int, device: torch.device, reshard_after_for
     """Shards each layer of the module's model on its own, then the rest."""
     empty = is_empty(module.model)
     real = take_real(module.model) if empty else {}
-    if not empty:
-        module.to(device)
     if world_size == 1:
+        module.to(device)
         return
+    # What is not empty lies on the CPU, and goes to the device layer by layer as it is sharded.
     mesh = init_device_mesh(device.type, (world_size,))
     for layer in module.model.model.layers:
         fully_shard(layer, mesh=mesh)

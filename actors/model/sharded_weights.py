@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from actors.compat import converts_weights, parameters_without_memory
+from actors.compat import converts_weights, hub_folder, parameters_without_memory
 from cluster.run.weight_files import weight_files
 
 # Where PEFT puts the weight of a layer that has an adapter.
@@ -87,21 +87,20 @@ def empty_model(kind: Any, path: str | Path, new: tuple[str, ...] = (), **config
 
     Args:
         kind: transformers' class, such as AutoModelForCausalLM.
-        path: a Hugging Face folder.
+        path: a Hugging Face folder, or a name on the Hub.
         new: parameters that the folder may lack; they are real, and zero.
         config: further values of the configuration.
 
     Returns:
         The model, whose parameters are on the meta device; None if the tensors of the files are not one by one those of
-        the model (GGUF, packed or quantized weights, experts that transformers joins to one tensor), or the model is on
-        the Hub.
+        the model: GGUF, packed or quantized weights, experts that transformers joins to one tensor.
 
     Raises:
         OSError: the files cannot be read.
         SafetensorError: they are damaged.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    folder = Path(path) if Path(path).is_dir() else None if Path(path).is_file() else hub_folder(str(path))
+    if folder is None:
         return None
     settings = AutoConfig.from_pretrained(folder, **config)
     if getattr(settings, "quantization_config", None):

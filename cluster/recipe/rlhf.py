@@ -228,6 +228,9 @@ class Rlhf(Section):
     micro_batch_rows: Positive = Field(
         64, description="rows of a forward pass: less memory with fewer, the same result"
     )
+    recompute_activations: bool = Field(
+        False, description="recompute activations in the backward pass: less memory for a third more computing"
+    )
     precision: Precision | None = Field(
         None,
         description="of matrix products in the learner; unset: that of the rollout actors, bfloat16 on GPUs and "

@@ -12,16 +12,15 @@ from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
 from cluster.runtime.cgroup import cpu_limit, free_memory
 from cluster.runtime.gpus import gpu_memory_gb
+from cluster.runtime.machine_memory import memory_needs
 from cluster.runtime.memory import (
     GB,
-    memory_needs,
     parameters,
     served_models,
-    training_memory,
     trainings,
-    whole_model_gb,
 )
 from cluster.runtime.rlhf_memory import shortage
+from cluster.runtime.training_memory import training_advice, training_memory
 
 # More processes than any machine has room for.
 MANY = 1 << 20
@@ -214,18 +213,10 @@ def _check_memory(recipe: Recipe, found: Resources) -> None:
         )
     if not found.gpus or found.gpu_memory_gb is None:
         return
-    whole = whole_model_gb(recipe.model)
     for name, section in trainings(recipe).items():
-        sharded = training_memory(recipe, section, "cuda").total
-        on_each = max(sharded, whole)
+        on_each = training_memory(recipe, section, "cuda").total
         if on_each > found.gpu_memory_gb:
-            advice = (
-                f"set more {name}.workers, fewer {name}.micro_batch_rows, {name}.recompute_activations=true or a "
-                "smaller model.size"
-                if whole <= found.gpu_memory_gb
-                else "more workers do not help, as each holds the whole model before it is sharded: choose GPUs with "
-                "more memory or a smaller model.size"
-            )
+            advice = training_advice(recipe, name, section, found.gpu_memory_gb)
             raise UserError(
                 f"too little GPU memory: {name} with {size} needs about {on_each:.1f} GB on each of "
                 f"{section.workers} GPUs and {found.gpu_memory_gb:.1f} GB are there, "

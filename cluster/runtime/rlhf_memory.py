@@ -1,53 +1,22 @@
 """The GPU memory of RLHF's processes, estimated from the recipe before anything starts, and how they share the GPUs."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf import Rlhf
-from cluster.runtime.memory import (
-    ACTIVATION_BYTES,
-    CAST_BYTES,
-    GB,
-    HELD_BYTES,
-    LOGIT_BYTES,
-    kv_bytes,
-    parameters,
-    trained_parameters,
-    trained_shape,
-    vocabulary,
-    whole_model_gb,
-)
+from cluster.runtime.memory import GB, kv_bytes, parameters, whole_model_gb
+from cluster.runtime.training_memory import MOST_WORKERS, doubled, learner_memory
 
 # The part of its GPU, or of its share of one, that vLLM takes for weights, cache and workspace, whatever it needs.
 ENGINE_PART = 0.9
 # What an engine takes beside weights and cache: activations of a step, CUDA graphs and libraries. An allowance.
 ENGINE_WORKSPACE_GB = 2.0
 ENGINE_BYTES = 2
-# The most learner workers that advice proposes.
-MOST_WORKERS = 1024
-
-
-@dataclass(frozen=True)
-class LearnerMemory:
-    """The memory of one learner worker on its GPU, in GB."""
-
-    weights: float
-    reference: float
-    critic: float
-    gradients: float
-    optimizer: float
-    copies: float
-    gathered: float
-    casts: float
-    activations: float
-    logits: float
-
-    @property
-    def total(self) -> float:
-        """The sum of all parts."""
-        return sum(asdict(self).values())
+# The most GPUs of an engine that advice proposes.
+MOST_GPUS_OF_A_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -56,40 +25,6 @@ class GpuProcess:
 
     name: str
     memory_gb: float
-
-
-def learner_memory(recipe: Recipe) -> LearnerMemory:
-    """Estimates the memory of a learner worker, for P parameters in float32 that FSDP2 shards over W workers.
-
-    - Weights 4 P / W; the reference as much, and with LoRA nothing; PPO's critic, its gradients and moments 16 P / W.
-    - Gradients 4 and AdamW's moments 8 bytes for each trained parameter, over W; with a limit of `rlhf.stop`, two
-      copies of the trained weights.
-    - Gathered, casts and activations as in training; logits 12 bytes each, for `rlhf.micro_batch_rows` rows of the
-      context.
-    """
-    settings, workers = recipe.rlhf, recipe.rlhf.fleet.learner_workers
-    size, shape = parameters(recipe.model), trained_shape(recipe.model)
-    precision = settings.precision or "bfloat16"
-    trained = trained_parameters(recipe.model, settings.lora)
-    tokens = settings.micro_batch_rows * recipe.model.context
-    embedding = vocabulary(recipe.model) * shape.hidden
-    layer = (size - embedding) / shape.layers
-
-    def sharded(bytes_each: float, count: float) -> float:
-        return bytes_each * count / workers / GB
-
-    return LearnerMemory(
-        weights=sharded(HELD_BYTES, size),
-        reference=0.0 if settings.lora else sharded(HELD_BYTES, size),
-        critic=sharded(4 * HELD_BYTES, size) if settings.algorithm == "ppo" else 0.0,
-        gradients=sharded(HELD_BYTES, trained),
-        optimizer=sharded(2 * HELD_BYTES, trained),
-        copies=sharded(2 * HELD_BYTES, trained) if settings.stop.limits else 0.0,
-        gathered=HELD_BYTES * (3 * layer + 2 * embedding) / GB if workers > 1 else 0.0,
-        casts=CAST_BYTES[precision] * size / GB,
-        activations=tokens * shape.hidden * shape.layers * ACTIVATION_BYTES["cuda"][precision] / GB,
-        logits=tokens * vocabulary(recipe.model) * LOGIT_BYTES / GB,
-    )
 
 
 def engine_memory(recipe: Recipe) -> dict[str, float]:
@@ -120,7 +55,7 @@ def gpu_layout(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) 
     fleet = recipe.rlhf.fleet
     own = math.floor(1 / share + 1e-9)
     engine = sum(engine_memory(recipe).values())
-    learner = max(learner_memory(recipe).total, whole_model_gb(recipe.model))
+    learner = learner_memory(recipe).total
     found = [GpuProcess(f"learner {rank}", learner) for rank in range(fleet.learner_workers)]
     found += [GpuProcess(f"reward {number}", reward_memory(recipe)) for number in range(recipe.rlhf.reward_models)]
     # An engine takes its part whether it needs it or not.
@@ -152,38 +87,54 @@ def shortage(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) ->
 
 
 def _advice(recipe: Recipe, gpus: float, gpu_memory_gb: float) -> str:
-    """Names the first change with which RLHF fits."""
-
-    def fits(changed: Rlhf) -> bool:
-        changed_recipe = recipe.model_copy(update={"rlhf": changed})
-        learner = max(learner_memory(changed_recipe).total, whole_model_gb(recipe.model))
-        others = max(reward_memory(changed_recipe) * bool(changed.reward_models), sum(engine_memory(recipe).values()))
-        return max(learner, others / ENGINE_PART) <= gpu_memory_gb
-
-    def spread(settings: Rlhf, workers: int) -> Rlhf:
-        return settings.model_copy(update={"fleet": settings.fleet.model_copy(update={"learner_workers": workers})})
-
-    if whole_model_gb(recipe.model) > gpu_memory_gb:
+    """Names the changes, the least of them, with which RLHF fits."""
+    reward = reward_memory(recipe)
+    if recipe.rlhf.reward_models and reward > gpu_memory_gb:
         return (
-            f"more workers do not help, as each holds the whole model of {whole_model_gb(recipe.model):.1f} GB before "
-            "it is sharded: choose GPUs with more memory or a smaller model.size"
+            f"the reward model takes {reward:.1f} GB of one GPU: choose GPUs with more memory, a smaller model.size, "
+            "or rlhf.rewards of kind function or http"
         )
-    ways: list[tuple[str, Rlhf]] = [("", recipe.rlhf)]
-    if recipe.rlhf.micro_batch_rows > 1:
-        ways.append(("rlhf.micro_batch_rows=1", recipe.rlhf.model_copy(update={"micro_batch_rows": 1})))
-    if recipe.rlhf.lora is None:
-        ways.append(("rlhf.lora={rank: 16}", ways[-1][1].model_copy(update={"lora": Lora(rank=16)})))
-    counts = [2**power for power in range(MOST_WORKERS.bit_length())]
-    for number, (_, settings) in enumerate(ways):
-        words = [change for change, _ in ways[1 : number + 1]]
-        for workers in (count for count in counts if count >= settings.fleet.learner_workers):
-            changed = spread(settings, workers)
-            if not fits(changed):
-                continue
-            if workers != settings.fleet.learner_workers:
-                words.append(f"rlhf.fleet.learner_workers={workers}")
-            total = changed.devices
-            if total > gpus:
-                words.append(f"{total} GPUs, one for each process")
-            return "it fits with " + " and ".join(words or [f"{total} GPUs, one for each process"])
+    if (engine := _engine_gpus(recipe, gpu_memory_gb)) is None:
+        return "no number of GPUs helps an engine: set a shorter model.context or a smaller model.size"
+    first = [f"rlhf.fleet.tensor_parallel={engine}"] if engine != recipe.rlhf.fleet.tensor_parallel else []
+    for words, settings in _changes(_with_fleet(recipe.rlhf, tensor_parallel=engine), gpus):
+        if learner_memory(recipe.model_copy(update={"rlhf": settings})).total > gpu_memory_gb:
+            continue
+        changes = [*first, *words]
+        if settings.devices > gpus or not changes:
+            changes.append(f"{settings.devices} GPUs, one for each process")
+        return "it fits with " + " and ".join(changes)
     return "no number of learner_workers helps: set a shorter model.context or a smaller model.size"
+
+
+def _changes(settings: Rlhf, gpus: float) -> Iterator[tuple[list[str], Rlhf]]:
+    """Yields changes to the learner, the least first: those that cost time alone, more workers on the GPUs there are,
+    adapters in place of all weights, and more GPUs."""
+    words: list[str] = []
+    yield words, settings
+    for name, value in (("micro_batch_rows", 1), ("recompute_activations", True)):
+        if getattr(settings, name) != value:
+            words = [*words, f"rlhf.{name}={str(value).lower()}"]
+            settings = settings.model_copy(update={name: value})
+            yield words, settings
+    more = [
+        ([*words, f"rlhf.fleet.learner_workers={count}"], _with_fleet(settings, learner_workers=count))
+        for count in doubled(settings.fleet.learner_workers, MOST_WORKERS)[1:]
+    ]
+    yield from (change for change in more if change[1].devices <= gpus)
+    if settings.lora is None:
+        yield [*words, "rlhf.lora={rank: 16}"], settings.model_copy(update={"lora": Lora(rank=16)})
+    yield from more
+
+
+def _engine_gpus(recipe: Recipe, gpu_memory_gb: float) -> int | None:
+    """Finds how many GPUs are enough for an engine: as many as it has, doubled or more."""
+    for count in doubled(recipe.rlhf.fleet.tensor_parallel, MOST_GPUS_OF_A_NODE):
+        changed = recipe.model_copy(update={"rlhf": _with_fleet(recipe.rlhf, tensor_parallel=count)})
+        if sum(engine_memory(changed).values()) / ENGINE_PART <= gpu_memory_gb:
+            return count
+    return None
+
+
+def _with_fleet(settings: Rlhf, **changes: int) -> Rlhf:
+    return settings.model_copy(update={"fleet": settings.fleet.model_copy(update=changes)})

@@ -10,6 +10,8 @@ from cluster.errors import UserError
 from cluster.recipe.model import Model
 from cluster.run.weight_files import weight_files
 
+# The number of experts in configurations of Qwen and OLMoE, Mixtral, DeepSeek, and others.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Bytes of the length that a safetensors file begins with, and the longest header that the format allows.
 LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
 # Parameters of an element of a type that no weight is trained in: packed ones have four bits each.

@@ -24,7 +24,7 @@ from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server, server_file
 from cluster.run.stages import stage_state
 from cluster.run.weight_files import INDEX, WEIGHTS, weight_files, weights_fingerprint
-from cluster.runtime.memory import memory_needs
+from cluster.runtime.machine_memory import memory_needs
 from cluster.runtime.nodes import ask_nodes, differences
 from cluster.runtime.plan import resources_here
 from cluster.runtime.session import ROOT, auth_token, require_free_port

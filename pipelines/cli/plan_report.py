@@ -6,17 +6,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.recipe.recipe import Recipe
+from cluster.runtime.machine_memory import memory_needs
 from cluster.runtime.memory import (
-    TrainingMemory,
-    memory_needs,
     parameters,
     served_models,
-    training_memory,
     trainings,
-    whole_model_gb,
 )
 from cluster.runtime.plan import Allocation, Resources, make_plan
-from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, learner_memory, reward_memory
+from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, reward_memory
+from cluster.runtime.training_memory import TrainingMemory, learner_memory, training_memory
 
 
 def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
@@ -40,7 +38,7 @@ def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
         console.print(_rlhf_memory(recipe))
     console.print(_shares(recipe, resources))
     if resources.gpus and resources.gpu_memory_gb:
-        share = make_plan(recipe, resources).rollout.gpus
+        share = make_plan(recipe, resources).learner.gpus
         console.print(_layout(recipe, resources.gpus, share, resources.gpu_memory_gb))
 
 
@@ -49,10 +47,9 @@ def _memory(recipe: Recipe, on_gpu: bool) -> Table:
     found = [training_memory(recipe, section, "cuda" if on_gpu else "cpu") for section in sections.values()]
     table = Table("GB", *sections, title=f"each training worker's {'GPU' if on_gpu else 'share of the machine'}")
     for part in fields(TrainingMemory):
-        table.add_row(part.name, *(f"{getattr(memory, part.name):.2f}" for memory in found))
+        if any(values := [getattr(memory, part.name) for memory in found]):
+            table.add_row(part.name, *(f"{value:.2f}" for value in values))
     table.add_row("total", *(f"{memory.total:.2f}" for memory in found))
-    if on_gpu:
-        table.add_row("before it is sharded", *[f"{whole_model_gb(recipe.model):.2f}"] * len(sections))
     return table
 
 
@@ -60,7 +57,8 @@ def _rlhf_memory(recipe: Recipe) -> Table:
     table = Table("rlhf, GB on a GPU", "part", "each", title="each process of RLHF")
     learner = learner_memory(recipe)
     for name, value in asdict(learner).items():
-        table.add_row("learner", name, f"{value:.2f}")
+        if value:
+            table.add_row("learner", name, f"{value:.2f}")
     table.add_row("learner", "total", f"{learner.total:.2f}")
     for name, value in engine_memory(recipe).items():
         table.add_row("rollout", name, f"{value:.2f}")

@@ -9,7 +9,7 @@ from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.run.files import require_writable
 from cluster.run.folder import RunFolder
-from cluster.runtime.memory import object_store_gb
+from cluster.runtime.machine_memory import object_store_gb
 from cluster.runtime.session import connect
 
 

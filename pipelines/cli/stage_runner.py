@@ -17,7 +17,7 @@ from cluster.run.layout import ROUND_FOLDERS, Stage
 from cluster.run.rounds import round_in_the_making
 from cluster.run.stages import Outcome, check_functions, check_sources, is_done, stage_state
 from cluster.run.storage import is_remote, without_credentials
-from cluster.runtime.memory import object_store_gb
+from cluster.runtime.machine_memory import object_store_gb
 from cluster.runtime.nodes import ask_nodes, check_nodes, differences
 from cluster.runtime.plan import connected_resources, make_plan, resources_here
 from cluster.runtime.session import check_address, connect

@@ -16,7 +16,8 @@ from cluster.errors import UserError, known_failure
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import RunFolder
-from cluster.runtime.memory import GB, story_training_gb
+from cluster.runtime.machine_memory import story_training_gb
+from cluster.runtime.memory import GB
 from pipelines.story.content import Training, describe, story_data
 from pipelines.story.training import MIN_RANKINGS, OWN_STAGES, story_of, train
 from serve.errors import RequestError

@@ -220,7 +220,22 @@ def test_what_cannot_be_read_by_parts_is_loaded_whole(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "cut" / "model.safetensors")
     save_file(dict(list(tensors.items())[1:]), tmp_path / "cut" / "model.safetensors")
     assert empty_model(AutoModelForCausalLM, tmp_path / "cut") is None
-    assert empty_model(AutoModelForCausalLM, "organization/model-at-the-hub") is None
+
+
+def test_a_model_of_the_hub_is_read_from_the_cache_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    assert empty_model(AutoModelForCausalLM, "someone/another") is None
+    cached = tmp_path / "models--someone--theirs"
+    write_model(cached / "snapshots" / "abc", False)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    found = empty_model(AutoModelForCausalLM, "someone/theirs")
+    assert is_empty(found)
+    assert set(found.stored_weights.files.values()) == set(weight_files(cached / "snapshots" / "abc"))
 
 
 def test_the_fingerprint_of_several_files_is_of_all_of_them(tmp_path: Path) -> None:

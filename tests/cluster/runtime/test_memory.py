@@ -17,8 +17,8 @@ from actors.model.perf import native_precision, peak_memory_gb
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model
-from cluster.runtime.memory import training_memory
 from cluster.runtime.session import ENVIRONMENT, TRAINING_ENVIRONMENT
+from cluster.runtime.training_memory import training_memory
 from tests.helpers import DEMO
 
 

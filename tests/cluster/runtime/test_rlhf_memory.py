@@ -1,17 +1,22 @@
 """The GPU memory of RLHF, planned before anything starts."""
 
+import io
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
-from cluster.runtime.plan import Resources, make_plan
-from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, learner_memory, shortage
-from tests.helpers import triptych
+from cluster.runtime.plan import Resources, make_plan, resources_here
+from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, shortage
+from cluster.runtime.training_memory import learner_memory
+from pipelines.cli.plan_report import print_plan
+from tests.helpers import ROOT, triptych
 
 EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=1024"]
+SEVENTY_B = ["model.start_from=someone/seventy", "model.size=70B", "model.vocabulary=128256", "model.context=1024"]
 TRAINED = [
     f"{stage}.{field}"
     for stage in ("pretrain", "sft", "reward")
@@ -61,10 +66,48 @@ def test_rlhf_that_does_not_fit_is_refused_with_what_is_short_and_a_change_that_
     assert make_plan(load_recipe(recipe_path, [*overrides, *changes]), eighty(gpus))
 
 
-def test_more_workers_are_not_advised_where_they_cannot_help(recipe_path: Path) -> None:
-    seventy = ["model.size=70B", "model.vocabulary=128256", *TRAINED]
-    with pytest.raises(UserError, match=r"pretrain .* 200\.0 GB too few; more workers do not help"):
+def test_the_number_of_workers_is_advised_where_it_helps_and_not_where_it_cannot(recipe_path: Path) -> None:
+    seventy = [*SEVENTY_B, *TRAINED]
+    with pytest.raises(UserError, match=r"pretrain .* GB too few; it fits with pretrain\.workers=32"):
         make_plan(load_recipe(recipe_path, seventy), eighty(64))
+    spread = [f"{stage}.workers=32" for stage in ("pretrain", "sft", "reward")]
+    with pytest.raises(UserError, match=r"the reward model takes 280\.0 GB of one GPU: .* kind function or http"):
+        make_plan(load_recipe(recipe_path, [*seventy, *spread]), eighty(64))
+    long = [f"{stage}.batch_rows=32" for stage in ("pretrain", "sft", "reward")]
+    with pytest.raises(UserError, match=r"no number of pretrain\.workers helps: set a shorter model\.context"):
+        make_plan(load_recipe(recipe_path, [*seventy, *long, "model.context=131072"]), eighty(64))
+
+
+def test_an_engine_larger_than_a_gpu_is_advised_to_take_several(recipe_path: Path) -> None:
+    computed = "rlhf.rewards=[{kind: function, function: 'a.b:c'}]"
+    overrides = [*SEVENTY_B, *TRAINED, computed]
+    spread = [f"{stage}.workers=32" for stage in ("pretrain", "sft", "reward")]
+    with pytest.raises(UserError, match=r"rlhf\.fleet\.tensor_parallel=4 and .*learner_workers=\d+") as refused:
+        make_plan(load_recipe(recipe_path, [*overrides, *spread]), eighty(64))
+    changes = re.findall(r"rlhf\.[\w.]+=(?:\{[^}]*\}|\w+)", str(refused.value))
+    changed = load_recipe(recipe_path, [*overrides, *spread, *changes])
+    assert make_plan(changed, eighty(64)).rollout.gpus == 4
+    engines = [process for gpu in gpu_layout(changed, 64, 1.0, 80) for process in gpu if "rollout" in process.name]
+    assert [process.name for process in engines] == [f"rollout {one}.{part}" for one in (0, 1) for part in range(4)]
+    assert sum(engine_memory(changed).values()) < 80 * 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "share"), [("8b-8gpu", 8, 1.0), ("32b-32gpu", 31, 2.0), ("70b-64gpu", 61, 4.0)]
+)
+def test_the_recipes_of_large_models_fit_and_their_layout_is_printed(name: str, gpus: int, share: float) -> None:
+    recipe = load_recipe(ROOT / "infra" / "recipes" / f"{name}.yaml", [])
+    resources = resources_here(recipe.cluster)
+    printed = Console(record=True, width=160, file=io.StringIO())
+    print_plan(recipe, resources, printed)
+    assert make_plan(recipe, resources).rollout.gpus == share
+    layout = printed.export_text().partition("layout")[2]
+    rows = [line for line in layout.splitlines() if re.search(r"learner \d|rollout \d|reward \d", line)]
+    assert len(rows) == gpus - (0 if recipe.rlhf.reward_models else 1)
+    assert all(int(re.findall(r"(\d+)%", row)[0]) <= 100 for row in rows)
+    # With half the memory a change is named with which it fits, or a smaller model.
+    with pytest.raises(UserError, match=r"GB too few; .*(it fits with|choose GPUs with more memory)"):
+        make_plan(load_recipe(ROOT / "infra" / "recipes" / f"{name}.yaml", ["cluster.gpu_memory_gb=40"]), resources)
 
 
 def test_processes_that_share_a_gpu_have_to_fit_together(recipe_path: Path) -> None:
