@@ -42,7 +42,9 @@ from pipelines.evaluate.gaming.cases import require_sound_rewards
 from pipelines.evaluate.preference_drift import PreferenceProbe, drift_metrics, probe_rankings
 from pipelines.evaluate.reward_probes import require_probes_pass
 from pipelines.evaluate.token_ratios import token_ratios
+from pipelines.rlhf_evaluation import Evaluation, evaluation_prompts, held_out_summary
 from pipelines.rlhf_setup import (
+    RlhfPrompts,
     promote_unfinished,
     prompt_chat,
     reward_pools,
@@ -90,10 +92,12 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     settings = recipe.rlhf
     chat = prompt_chat(recipe, run.path("sft"))
     prompts = training_prompts(recipe, chat)
+    held_out = evaluation_prompts(recipe, chat) if settings.evaluate_every else RlhfPrompts({}, {})
+    evaluation = Evaluation(settings, list(held_out.rendered.values()), recipe.seed, out) if held_out.rendered else None
     _check_rewards(recipe, run)
     rankings = probe_rankings(run, settings, recipe.seed)
     with (
-        _actors(recipe, run, out, prompts.inputs) as (fleet, learner, pools),
+        _actors(recipe, run, out, {**prompts.inputs, **held_out.inputs}) as (fleet, learner, pools),
         fleet_control(run, settings.fleet.rollout_actors),
     ):
         state = learner.restore()
@@ -102,6 +106,8 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if state:
             ledger.load_state_dict(state["ledger"])
             fleet.sync(learner.publish(start))
+            if evaluation:
+                evaluation.restore(state.get("best"))
         else:
             # The engines still hold the fine-tuned model.
             write_json(out / REWARD_AUDIT, require_sound_rewards(recipe, fleet, prompts))
@@ -131,7 +137,12 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                         recipe.cluster.deadline_seconds,
                     )
                 _resize(run, fleet, take_resize_request(run))
+                before = evaluation.measure(fleet, pools) if evaluation and step == 0 else {}
                 figures = loop.step(step, probe.figures(step) if probe else {})
+                figures |= {f"{name}_before": value for name, value in before.items()}
+                if evaluation and evaluation.due(step):
+                    figures |= evaluation.measure(fleet, pools)
+                    evaluation.keep_best(step + 1, figures, partial(learner.export, within_limits=False))
                 if settings.fleet.max_rollout_actors:
                     states = fleet.states()
                     _resize(run, fleet, rollout_scaler.wanted(figures, len(states), WORKING.issuperset(states)))
@@ -151,10 +162,13 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
                 if settings.promote_every and (step + 1) % settings.promote_every == 0:
                     promote_unfinished(run, step, partial(learner.export, within_limits=False))
                 if checkpoint:
-                    loop.save(step + 1)
+                    loop.save(step + 1, {"best": evaluation.best} if evaluation else {})
+                    if evaluation:
+                        evaluation.prune()
         drift = probe.measure() if probe else None
         stopped = stopped or (breach(drift_metrics(drift), settings) if drift else None)
-        exported_policy = learner.export(out, within_limits=stopped is not None)
+        best = evaluation.write_best() if evaluation and not stopped else None
+        exported_policy = best is not None or learner.export(out, within_limits=stopped is not None)
         if probe and stopped:
             drift = probe.measure()
     kept = (
@@ -163,7 +177,13 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         else "no policy was measured within them: the fine-tuned model"
     )
     reason = stopped and f"{stopped}; {kept} is kept"
-    summary = _summary(read_metrics(out), ledger, settings, reason) | ({"preference_accuracy": drift} if drift else {})
+    rows = read_metrics(out)
+    summary = _summary(rows, ledger, settings, reason)
+    if drift and best in (None, len(rows)):
+        # Else it is of another policy than the one that is kept.
+        summary["preference_accuracy"] = drift
+    if evaluation:
+        summary |= held_out_summary(rows, None if stopped else best or len(rows))
     audit = out / REWARD_AUDIT
     # A stage that began before there were audits has none.
     summary["reward_audit"] = json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None

@@ -73,12 +73,12 @@ def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> Rl
     return prompts
 
 
-def held_out_prompts(recipe: Recipe, chat: Chat) -> RlhfPrompts:
-    """Chooses at most `evaluate.prompts` prompts of `collect.sources` that RLHF does not train on; perhaps none."""
+def held_out_prompts(recipe: Recipe, chat: Chat, limit: int | None) -> RlhfPrompts:
+    """Chooses prompts of `collect.sources` that RLHF does not train on, at most `limit`; perhaps none."""
     prompts = all_prompts(recipe)
     trained_on = {text.id for text, _ in select_prompts(recipe, chat, prompts)}
     others = ((text, chat.prompt(text.messages)) for text in prompts if text.id not in trained_on)
-    return _with_room(recipe, others, recipe.evaluate.prompts)
+    return _with_room(recipe, others, limit)
 
 
 def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], limit: int | None) -> RlhfPrompts:

@@ -174,7 +174,9 @@ class LearnerState:
         return extra
 
     def _checkpoints(self, folder: Path) -> Checkpoints:
-        return Checkpoints(folder, self.worker.rank, self.worker.world_size, asynchronous=False)
+        return Checkpoints(
+            folder, self.worker.rank, self.worker.world_size, asynchronous=False, kept=self.settings.keep_checkpoints
+        )
 
     def _training_states(self) -> dict[str, Any]:
         return {name: training_state(self.sharded[name], [own]) for name, own in self.optimizers.items()}

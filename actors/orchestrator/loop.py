@@ -74,9 +74,9 @@ class Loop:
             "rollout_idle": min(1.0, max(0.0, 1 - busy / (seconds * max(1, actors)))),
         }
 
-    def save(self, steps: int) -> None:
-        """Writes a checkpoint from which a run goes on with step `steps`."""
-        self.learner.save({"step": steps, "ledger": self.scheduler.ledger.state_dict()})
+    def save(self, steps: int, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Writes a checkpoint from which a run goes on with step `steps`; `more` is JSON to keep in it."""
+        self.learner.save({"step": steps, "ledger": self.scheduler.ledger.state_dict(), **more})
 
     def _trace(
         self, number: int, batch: TrainBatch, begin: float, scored: float, learned: float, end: float

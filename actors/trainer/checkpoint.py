@@ -29,8 +29,6 @@ from cluster.recipe.base import Precision
 from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH
 
-# The newest, and the one before it should the newest turn out to be damaged.
-CHECKPOINTS_KEPT = 2
 # In a checkpoint: JSON values beside the tensors, where there are any.
 EXTRA = "extra.json"
 
@@ -47,10 +45,11 @@ class Checkpoints:
         rank: this worker's number.
         world_size: the number of workers.
         asynchronous: whether training goes on while a checkpoint is written, from a copy of the state in CPU memory.
+        kept: how many are kept: the newest, and those before it should the newest turn out to be damaged.
     """
 
-    def __init__(self, out: Path, rank: int, world_size: int, asynchronous: bool) -> None:
-        self.out, self.rank, self.world_size = out, rank, world_size
+    def __init__(self, out: Path, rank: int, world_size: int, asynchronous: bool, kept: int = 2) -> None:
+        self.out, self.rank, self.world_size, self.kept = out, rank, world_size, kept
         self.asynchronous = asynchronous
         # Collective operations of a checkpoint that is written meanwhile must not come between those of training.
         self._group = dist.new_group(backend="gloo") if asynchronous and world_size > 1 else None
@@ -146,7 +145,7 @@ class Checkpoints:
                 write_json(side / EXTRA, extra)
             write_json(side / STEP, step)
             side.rename(self.out / SCRATCH / f"checkpoint_{step}")
-            for old_step, old in checkpoints_in(self.out)[:-CHECKPOINTS_KEPT]:
+            for old_step, old in checkpoints_in(self.out)[: -self.kept]:
                 # Under its own name, what a kill leaves of it would be in the way of another checkpoint of that step.
                 shutil.rmtree(old.rename(self.out / SCRATCH / f"side_old_{old_step}"))
 

@@ -281,6 +281,24 @@ class Rlhf(Section):
     checkpoint_every: Positive = Field(
         10, description="steps between checkpoints, which is the most work that an interruption loses"
     )
+    keep_checkpoints: Positive = Field(
+        2, description="checkpoints that are kept; where the newest is damaged, training goes on from the one before it"
+    )
+    evaluate_every: Positive | None = Field(
+        None,
+        description="steps between measurements of the mean reward on held-out prompts, also taken before the first "
+        "step and after the last; unset: none",
+    )
+    evaluation_prompts: Positive = Field(
+        64,
+        description="held-out prompts, at most, to measure on, one answer each; as long as there are enough, none of "
+        "those of evaluate.prompts, which the report measures",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the policy to keep: of the last step, or of the measurement of evaluate_every with the highest "
+        "mean reward",
+    )
     promote_every: Positive | None = Field(
         None, description="steps between promotions of the policy to the run's running server; unset: none"
     )
@@ -296,6 +314,12 @@ class Rlhf(Section):
             raise ValueError(
                 "minibatches are more than the samples of a step, which are prompts_per_step * samples_per_prompt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "Rlhf":
+        if self.keep == "best" and not self.evaluate_every:
+            raise ValueError("keep: best needs rewards on held-out prompts: set evaluate_every")
         return self
 
     @model_validator(mode="after")

@@ -259,7 +259,7 @@ def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, A
 
 def evaluation_prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
     """Chooses prompts, and says whether RLHF did not train on them: where it trained on all, some of those are used."""
-    held_out = held_out_prompts(recipe, chat)
+    held_out = held_out_prompts(recipe, chat, recipe.evaluate.prompts)
     if held_out.rendered:
         return held_out, True
     return training_prompts(recipe, chat, recipe.evaluate.prompts), False
