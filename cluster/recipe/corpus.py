@@ -149,6 +149,24 @@ class Rules(Section):
         return self
 
 
+class QualityClassifier(Section):
+    """A linear classifier of hashed words that is trained on examples of good and bad text, and scores every document.
+    A text in a language that the examples lack gets a score that says nothing."""
+
+    good: Annotated[list[Source], Field(min_length=1)] = Field(
+        description="examples of good text, such as encyclopedias and answers to questions"
+    )
+    bad: Annotated[list[Source], Field(min_length=1)] = Field(
+        description="examples of ordinary or bad text, such as pages drawn from a crawl"
+    )
+    examples: Annotated[int, Field(ge=20)] = Field(
+        5000, description="the most texts of each kind to train on: the first of its sources, an equal number of each"
+    )
+    min_score: Share = Field(
+        0.5, description="lower bound of the score, the probability of being good if both kinds were equally frequent"
+    )
+
+
 class Decontaminate(Section):
     """Removal of documents that share n consecutive words with evaluation files (Brown et al. 2020, appendix C)."""
 
@@ -171,6 +189,9 @@ class Corpus(Section):
     sources: list[Source] = Field([], description="text to pre-train on; empty: no pre-training")
     rules: Rules | None = Field(
         None, description="published sets of quality rules; unset: min_words and four mild rules that short texts pass"
+    )
+    classifier: QualityClassifier | None = Field(
+        None, description="quality classifier, trained on examples when the stage starts; unset: none"
     )
     languages: list[str] = Field([], description="ISO 639-1 codes of the languages to keep; empty: all")
     language_probability: Share = Field(

@@ -9,7 +9,8 @@ dedup   kept documents -> signatures -> clusters -> training and held-out split
 tokens  documents -> token ids -> packed rows -> shards
 
 `stage` runs the phases in order; `prepare` is the first of them and runs read, clean and filter in one pass. `tasks`
-runs a phase's tasks in parallel and resumes after a kill, `tables` defines the files between phases, and `report`
+runs a phase's tasks in parallel and resumes after a kill, `alive` says that they go on, `examples` trains the quality
+classifier, `counts` counts documents, `tables` defines the files between phases, and `report`
 writes the statistics.
 """
 

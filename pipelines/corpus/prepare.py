@@ -5,10 +5,9 @@ It runs the rooms `read`, `clean` and `filter` in this order, a batch at a time,
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cluster.recipe.recipe import Recipe
@@ -26,11 +24,11 @@ from pipelines.corpus import alive
 from pipelines.corpus.clean import pii
 from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.text import clean, without_license
-from pipelines.corpus.filter import histograms
+from pipelines.corpus.counts import Counts
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings, cache_key, load, store
+from pipelines.corpus.filter.classifier import load as load_classifier
 from pipelines.corpus.filter.rules import (
     WANTED_LANGUAGE,
-    Bound,
     bounds,
     read_bad_words,
     reasons_to_drop,
@@ -47,14 +45,19 @@ T = TypeVar("T")
 EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "text")])
 # Measuring takes about 40 bytes of memory a character: 100 documents of 400 KB took 1.9 GB.
 _BATCH_CHARACTERS = 4 << 20
-# Characters of the example of each rule's dropped documents in stats.json.
-_EXAMPLE_CHARACTERS = 200
 
 
 def prepare(
-    recipe: Recipe, splits: Sequence[InputSplit], out: Path, progress: Progress
+    recipe: Recipe,
+    splits: Sequence[InputSplit],
+    out: Path,
+    progress: Progress,
+    classifier: tuple[Path, str] | None = None,
 ) -> tuple[list[Report], list[Path]]:
     """Runs the phase over all splits; returns their reports and part files, in order.
+
+    Args:
+        classifier: file of the quality classifier's weights, and its fingerprint.
 
     Raises:
         UserError: a source cannot be read.
@@ -67,16 +70,22 @@ def prepare(
         quarantine=out / "quarantine",
         min_words=corpus.min_words,
         settings=MeasureSettings(
-            corpus.rules, tuple(corpus.personal_data), bool(corpus.languages), read_bad_words(corpus.rules)
+            rules=corpus.rules,
+            personal_data=tuple(corpus.personal_data),
+            language=bool(corpus.languages),
+            bad_words=read_bad_words(corpus.rules),
+            classifier=classifier,
         ),
         languages=tuple(corpus.languages),
         language_probability=corpus.language_probability,
-        signals=out / "signals" if corpus.rules or corpus.languages else None,
+        min_score=corpus.classifier.min_score if corpus.classifier else None,
+        signals=out / "signals" if corpus.rules or corpus.languages or classifier else None,
         excluded=out / "excluded" if corpus.keep_excluded else None,
         quality=corpus.keep_policy == "quality",
     )
     fields = {"min_words", "rules", "languages", "language_probability", "personal_data", "keep_excluded"}
-    filters = [corpus.model_dump(include=fields), phase.settings.bad_words, phase.quality]
+    scored = [classifier and classifier[1], phase.min_score]
+    filters = [corpus.model_dump(include=fields), phase.settings.bad_words, phase.quality, scored]
     tasks = [Task(split.name, fingerprint([split.identity(), filters]), phase.outputs(split)) for split in splits]
     done, deadline = out / "work" / "done" / "prepare", recipe.cluster.deadline_seconds
     reports = run_tasks("read, clean and filter", done, tasks, phase, progress, deadline)
@@ -92,6 +101,7 @@ class PreparePhase(Phase):
         settings: what cleaning and measuring depend on.
         languages: ISO 639-1 codes to keep, all if empty.
         language_probability: least probability of being in one of `languages`.
+        min_score: least score of the quality classifier; None without one.
         signals: folder of the signal cache; None to measure every time.
         excluded: folder for the documents that the filters drop; None to discard them.
         quality: whether to measure the column `quality`.
@@ -104,6 +114,7 @@ class PreparePhase(Phase):
     settings: MeasureSettings
     languages: tuple[str, ...] = ()
     language_probability: float = 0.0
+    min_score: float | None = None
     signals: Path | None = None
     excluded: Path | None = None
     quality: bool = False
@@ -113,8 +124,9 @@ class PreparePhase(Phase):
 
     def __call__(self, index: int) -> Report:
         split = self.splits[index]
-        rules = bounds(self.settings.rules, self.min_words, self.language_probability if self.languages else None)
-        timer, counts = StepTimer(), _Counts()
+        probability = self.language_probability if self.languages else None
+        rules = bounds(self.settings.rules, self.min_words, probability, self.min_score)
+        timer, counts = StepTimer(), Counts()
         with ExitStack() as stack:
             kept_writer = _open(stack, self.output(split), PREPARED)
             excluded_file = self.excluded / f"{split.name}.parquet" if self.excluded else None
@@ -230,63 +242,6 @@ class StepTimer:
         self.seconds[name] = self.seconds.get(name, 0.0) + spent + time.perf_counter() - start
 
 
-@dataclass
-class _Counts:
-    """Documents and bytes of a split by outcome; `report` gives them as JSON."""
-
-    found: Counter[str] = field(default_factory=lambda: Counter(documents=0, bytes=0))
-    kept: Counter[str] = field(default_factory=lambda: Counter(documents=0, bytes=0))
-    dropped: Counter[str] = field(default_factory=Counter)
-    dropped_bytes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, dict[str, str]] = field(default_factory=dict)
-    personal_data: Counter[str] = field(default_factory=Counter)
-    histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    bad: list[BadRecord] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    not_judged: Counter[str] = field(default_factory=Counter)
-
-    def add_read(self, batch: MeasuredBatch, settings: MeasureSettings) -> None:
-        self.found.update(documents=len(batch.documents), bytes=sum(batch.read_bytes))
-        found = {kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in settings.personal_data}
-        self.personal_data.update(found)
-        for name, bins in histograms.count(batch.signals).items():
-            self.histograms[name] = self.histograms.get(name, 0) + bins
-
-    def add_not_judged(self, signals: Signals, rules: Sequence[Bound]) -> None:
-        for rule in rules:
-            if without := int(np.isnan(signals[rule.signal]).sum()):
-                self.not_judged[rule.reason] += without
-
-    def add_dropped(self, dropped: Sequence[tuple[Document, str]]) -> None:
-        for document, reason in dropped:
-            self.dropped[reason] += 1
-            self.dropped_bytes[reason] += len(document.text.encode())
-            self.examples.setdefault(reason, {"id": document.id, "text": document.text[:_EXAMPLE_CHARACTERS]})
-
-    def add_kept(self, table: pa.Table) -> None:
-        self.kept.update(documents=table.num_rows, bytes=sum(table["bytes"].to_pylist()))
-
-    def report(self) -> Report:
-        return {
-            "found": dict(self.found),
-            "kept": dict(self.kept),
-            "dropped": dict(sorted(self.dropped.items())),
-            "dropped_bytes": dict(sorted(self.dropped_bytes.items())),
-            "drop_examples": self.examples,
-            "personal_data": dict(self.personal_data),
-            "histograms": {name: bins.tolist() for name, bins in self.histograms.items()},
-            "skipped": dict(sorted(self.skipped.items())),
-            "not_judged": dict(sorted(self.not_judged.items())),
-            "bad": len(self.bad),
-            "first_bad": self.bad[0].reason if self.bad else None,
-            "unread": [
-                {"file": bad.file, "unread_bytes": bad.unread_bytes, "bytes": bad.file_bytes, "reason": bad.reason}
-                for bad in self.bad
-                if bad.unread_bytes
-            ],
-        }
-
-
 def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer) -> MeasuredBatch:
     read_bytes = [len(document.text.encode("utf-8", "surrogatepass")) for document in batch]
     with timer.step("clean"):
@@ -300,6 +255,9 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
     known = languages if settings.language else None
     with timer.step("measure"):
         texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words, known)
+    if settings.classifier:
+        with timer.step("score quality"):
+            signals["quality_score"] = load_classifier(*settings.classifier).scores(texts)
     if probabilities is not None:
         signals["language_probability"] = probabilities
     for kind in settings.personal_data:

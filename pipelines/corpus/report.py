@@ -156,6 +156,11 @@ def print_summary(stats: Report, console: Console) -> None:
             f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
             f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
         )
+    if scored := stats.get("classifier"):
+        console.print(
+            f"quality classifier: trained on {scored['good']:,} good and {scored['bad']:,} bad texts; ranks a good one "
+            f"above a bad one in {scored['auc']:.1%} of pairs that it was not trained on"
+        )
     for name, source in stats["sources"].items():
         if files := source["skipped_files"]:
             console.print(f"{len(files):,} files of {name} are in no format that is read, such as {files[0]}")

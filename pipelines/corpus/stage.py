@@ -9,6 +9,7 @@ shards/{train,held_out}/shard-*.parquet  packed rows: row_id, input_ids, documen
 stats.json                               counts of documents, bytes and tokens, by source and by reason
 tokens/part-*.parquet                    token ids of every document, for the next build of this corpus
 signals/part-*.parquet                   with corpus.rules or languages: cleaned documents with their signals
+classifier/                              with corpus.classifier: its weights, and how well it tells examples apart
 excluded/part-*.parquet                  with corpus.keep_excluded: documents dropped by rules: id, source, reason, text
 quarantine/part-*.jsonl                  records that cannot be read: file, offset, reason, excerpt
 work/                                    intermediate files, until the stage is finished
@@ -31,6 +32,7 @@ from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from pipelines.corpus.clean.language import known_languages
 from pipelines.corpus.dedup.stage import check_inputs, deduplicate
+from pipelines.corpus.examples import train_classifier
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.read.sources import plan_splits, source_names
 from pipelines.corpus.report import FIRST_PHASE, key_figures, print_summary, statistics
@@ -76,8 +78,14 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         with _removed_on_error(out):
             _require_known(corpus.languages)
             splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)
+            classifier: tuple[Path, str] | None = None
+            scored: Report = {}
+            if corpus.classifier:
+                with _timed("train the classifier", seconds):
+                    file, digest, scored = train_classifier(corpus.classifier, recipe.seed, out / "classifier")
+                classifier = file, digest
             with _timed(FIRST_PHASE, seconds):
-                prepared, files = prepare(recipe, splits, out, progress)
+                prepared, files = prepare(recipe, splits, out, progress, classifier)
             _require_readable(prepared, corpus.max_bad_share)
             _require_documents(prepared, corpus.min_words)
         parts = [
@@ -104,7 +112,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
         with _timed("shard", seconds):
             write_shards(recipe, rows, tokenized, out, progress)
     stats = statistics(prepared, tokenized, dropped, mixture, recipe.model.context, vocabulary, seconds)
-    return {**stats, "contamination": contamination} if contamination else stats
+    optional = {"contamination": contamination, "classifier": scored}
+    return {**stats, **{name: found for name, found in optional.items() if found}}
 
 
 def _reuse(finished: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ from cluster.run.atomic import atomic_write
 from cluster.run.files import file_info
 from cluster.run.folder import file_fingerprint, fingerprint
 from cluster.run.storage import is_remote
+from pipelines.corpus.filter import classifier
 from pipelines.corpus.filter.signals import VERSION, Signals
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit
@@ -51,12 +52,14 @@ class MeasureSettings:
         personal_data: kinds to replace with placeholders.
         language: whether to identify languages.
         bad_words: words and phrases of C4's list, in lower case.
+        classifier: file of the quality classifier's weights, and its fingerprint.
     """
 
     rules: Rules | None = None
     personal_data: tuple[PersonalData, ...] = ()
     language: bool = False
     bad_words: tuple[str, ...] = ()
+    classifier: tuple[Path, str] | None = None
 
 
 def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
@@ -69,9 +72,9 @@ def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets", "bad_words"}) if rules and rules.c4 else None
     files = [_state(file) if split.span or is_remote(file) else _content(file) for file in split.files]
     given = {**split.identity(), "name": "", "license": None}
-    return fingerprint(
-        [VERSION, given, files, lines, sorted(settings.personal_data), settings.language, settings.bad_words]
-    )
+    scored = [classifier.VERSION, settings.classifier[1]] if settings.classifier else None
+    found = [sorted(settings.personal_data), settings.language, settings.bad_words, scored]
+    return fingerprint([VERSION, given, files, lines, found])
 
 
 def store(

@@ -23,6 +23,7 @@ EDGES: dict[str, tuple[float, ...]] = {
             "punctuated_lines",
             "short_lines",
             "language_probability",
+            "quality_score",
         ),
         _SHARE,
     ),

@@ -18,6 +18,7 @@ SYMBOLS = "too many symbols"
 LETTERS = "too few words with a letter"
 REPEATED_LINES = "repeated lines"
 LANGUAGE = "another language"
+QUALITY = "quality classifier"
 # Signal that the rule `LANGUAGE` bounds: probability that a document is in one of the recipe's languages.
 WANTED_LANGUAGE = "wanted_language"
 
@@ -32,8 +33,10 @@ class Bound:
     most: float = np.inf
 
 
-def bounds(rules: Rules | None, min_words: int, language_probability: float | None = None) -> list[Bound]:
-    """Lists the rules in the order of their application: number of words, language, the recipe's published sets.
+def bounds(
+    rules: Rules | None, min_words: int, language_probability: float | None = None, min_score: float | None = None
+) -> list[Bound]:
+    """Lists the rules in the order of their application: words, language, the recipe's published sets, its classifier.
 
     The default without any set is a few of Gopher's rules that short texts pass too: its minimum of 50 words would drop
     every short dialogue.
@@ -41,6 +44,7 @@ def bounds(rules: Rules | None, min_words: int, language_probability: float | No
     first = [Bound(TOO_FEW_WORDS, "words", least=min_words)]
     if language_probability is not None:
         first.append(Bound(LANGUAGE, WANTED_LANGUAGE, least=language_probability))
+    last = [] if min_score is None else [Bound(QUALITY, "quality_score", least=min_score)]
     if rules is None:
         return [
             *first,
@@ -48,6 +52,7 @@ def bounds(rules: Rules | None, min_words: int, language_probability: float | No
             Bound(SYMBOLS, "symbols_per_word", most=0.1),
             Bound(LETTERS, "words_with_a_letter", least=0.8),
             Bound(REPEATED_LINES, "duplicate_lines", most=0.3),
+            *last,
         ]
     return [
         *first,
@@ -55,6 +60,7 @@ def bounds(rules: Rules | None, min_words: int, language_probability: float | No
         *(_gopher_repetition(rules.gopher_repetition) if rules.gopher_repetition else []),
         *(_c4(rules.c4) if rules.c4 else []),
         *(_fineweb(rules.fineweb) if rules.fineweb else []),
+        *last,
     ]
 
 

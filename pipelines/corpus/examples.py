@@ -1,0 +1,59 @@
+"""Trains the recipe's quality classifier on the examples that it names."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.recipe.corpus import QualityClassifier, Source
+from cluster.run.atomic import write_json
+from cluster.run.folder import file_fingerprint
+from pipelines.corpus.clean.text import clean
+from pipelines.corpus.filter.classifier import train
+from pipelines.corpus.read.records import Document
+from pipelines.corpus.read.sources import plan_splits, read_split
+from pipelines.corpus.tasks import Report
+
+WEIGHTS, REPORT = "weights.npz", "report.json"
+# Of each kind: with fewer a classifier learns their topics.
+_LEAST = 20
+
+
+def train_classifier(given: QualityClassifier, seed: int, folder: Path) -> tuple[Path, str, Report]:
+    """Trains the classifier unless it is there.
+
+    Returns:
+        (file, fingerprint, report): its weights, their fingerprint, and how well it tells examples apart that it was
+            not trained on.
+
+    Raises:
+        UserError: an example cannot be read, or there are too few.
+    """
+    weights, report = folder / WEIGHTS, folder / REPORT
+    if not report.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        good = _texts(given.good, given.examples, seed, "good")
+        bad = _texts(given.bad, given.examples, seed, "bad")
+        classifier, measured = train(good, bad, seed)
+        classifier.save(weights)
+        write_json(report, measured)
+    return weights, file_fingerprint(weights), json.loads(report.read_text(encoding="utf-8"))
+
+
+def _texts(sources: Sequence[Source], most: int, seed: int, kind: str) -> list[str]:
+    """Reads the first texts of the sources, an equal number of each as far as they have them."""
+    found: list[str] = []
+    for number, source in enumerate(sources):
+        share = -(-(most - len(found)) // (len(sources) - number))
+        for text, _ in zip(_read(source, seed), range(share), strict=False):
+            found.append(text)
+    if len(found) < _LEAST:
+        raise UserError(f"corpus.classifier.{kind}: {len(found)} texts are too few to train on, {_LEAST} are needed")
+    return found
+
+
+def _read(source: Source, seed: int) -> Iterator[str]:
+    for split in plan_splits([source], seed):
+        for item in read_split(split):
+            if isinstance(item, Document) and (text := clean(item.text)):
+                yield text
