@@ -17,10 +17,11 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.feedback import open_feedback
 from cluster.keys import Key
-from cluster.recipe.serve import VISITOR, Alias, ModelName, Tls
+from cluster.recipe.serve import CANARY, VISITOR, Alias, ModelName, Tls
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions
 from serve.admin import admin_router
+from serve.canary import CanaryShare
 from serve.compat import listen_on_node_address
 from serve.errors import RequestError
 from serve.http.application import new_application
@@ -127,7 +128,7 @@ def build_gateway(
     weights = {name: live[name].weights if name in live else settings.weights.get(name) for name in models}
     authorizer = Authorizer(settings.run, settings.anonymous, settings.owner)
     metrics = GatewayMetrics(weights)
-    routes = Routes(models, settings.aliases, random.Random())
+    routes = Routes(models, settings.aliases, random.Random(), CanaryShare(settings.run, weights))
     router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
     app = new_application("Triptych")
     app.include_router(router.api())
@@ -164,8 +165,9 @@ def build_gateway(
 
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
-        # A visitor's policy is theirs alone: its votes would be those of many models.
-        own_models = {name: model for name, model in models.items() if name != VISITOR}
+        # A visitor's policy is theirs alone: its votes would be those of many models. A new policy on trial answers in
+        # the live one's place.
+        own_models = {name: model for name, model in models.items() if name not in (VISITOR, CANARY)}
         app.include_router(label_router(database, annotator_of_key=authorizer.annotator, is_admin=authorizer.is_admin))
         app.include_router(compare_router(database, own_models, weights, router.response_parts, authorizer.annotator))
         app.include_router(thumbs_router(database, models))
@@ -194,7 +196,7 @@ def build_gateway(
 
 def _stores(run: RunFolder, models: Collection[str], story: bool) -> dict[str, Versions]:
     """Returns the versions of every model that has some, by its name."""
-    stores = {name: Versions(run, name) for name in models if name in get_args(ModelName)}
+    stores = {name: Versions(run, name) for name in models if name in (*get_args(ModelName), CANARY)}
     return stores | ({VISITOR: visitor_versions(run)} if story else {})
 
 

@@ -20,7 +20,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.errors import UserError
-from cluster.recipe.serve import Alias, ModelName
+from cluster.recipe.serve import CANARY, Alias, ModelName
+from serve.canary import CanaryShare
 from serve.errors import RequestError
 from serve.http.auth import Caller
 from serve.http.limits import ConcurrencyLimit
@@ -34,6 +35,8 @@ from serve.transport.pool import ModelEndpoint
 
 WEIGHTS_HEADER = "X-Triptych-Weights"
 MODEL_HEADER = "X-Triptych-Model"
+# The alias of the generating model of the latest stage.
+LATEST = "latest"
 # Clients ask here without a model's name, as lm-eval does; the models of a run share a tokenizer.
 NAMELESS = frozenset[Endpoint]({"tokenize", "detokenize", "tokenizer_info"})
 # The caller of requests to shadow models, in the metrics.
@@ -55,16 +58,27 @@ class Routes:
         models: the names of the served models.
         aliases: the aliases, by name.
         rng: chooses among the models of an alias.
+        canary: chooses the requests for `latest` that a new policy on trial answers.
 
     Attributes:
         aliases: the aliases, by name.
     """
 
-    def __init__(self, models: Collection[str], aliases: Mapping[str, Alias], rng: random.Random) -> None:
-        self._models, self.aliases, self._rng = models, aliases, rng
+    def __init__(
+        self,
+        models: Collection[str],
+        aliases: Mapping[str, Alias],
+        rng: random.Random,
+        canary: CanaryShare = CanaryShare(None, {}),
+    ) -> None:
+        self._models, self.aliases, self._rng, self._canary = models, aliases, rng, canary
 
-    def find(self, name: Any) -> Route:
+    def find(self, name: Any, request: str = "") -> Route:
         """Returns the route of one request.
+
+        Args:
+            name: the name that the client gives.
+            request: the request id; empty where a new policy may not answer.
 
         Raises:
             RequestError: 404, no model is served by this name; 400, it is not a name.
@@ -76,7 +90,8 @@ class Routes:
             )
         if alias := self.aliases.get(name):
             (model,) = self._rng.choices(list(alias.models), list(alias.models.values()))
-            return Route(model, alias.shadow)
+            tried = name == LATEST and model == "policy" and CANARY in self._models and self._canary.chooses(request)
+            return Route(CANARY if tried else model, alias.shadow)
         if name not in self._models:
             raise RequestError(404, f"the model `{name}` is not served; served are {served}", "NotFoundError", "model")
         return Route(name)
@@ -98,7 +113,7 @@ def aliases_of(models: Collection[ModelName], given: Mapping[str, Alias]) -> dic
             have = ", ".join(models)
             raise UserError(f"serve.aliases.{name} names {', '.join(missing)}; the run has finished only {have}")
     generating = [name for name in models if name != "reward"]
-    return ({"latest": Alias(models={generating[-1]: 1})} if generating else {}) | dict(given)
+    return ({LATEST: Alias(models={generating[-1]: 1})} if generating else {}) | dict(given)
 
 
 # Waits for a response part, and may give up.
@@ -184,9 +199,9 @@ class Router:
     async def _answer(self, endpoint: Endpoint, body: dict[str, Any], request: Request) -> Response:
         context: RequestContext = request.state.context
         if endpoint in NAMELESS:
-            body.setdefault("model", "latest")
+            body.setdefault("model", LATEST)
         name, version = _split_version(body.get("model"))
-        route = self._routes.find(name)
+        route = self._routes.find(name, "" if version else context.id)
         check_size(without_prompts(endpoint, body), self._context)
         context.reserve(most_tokens(endpoint, body, self._context))
         if route.shadow:

@@ -14,7 +14,7 @@ from rich.console import Console
 from cluster.errors import UserError
 from cluster.keys import KeyRing, new_key
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.serve import VISITOR, ModelName, Serve
+from cluster.recipe.serve import CANARY, VISITOR, ModelName, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions, live_version
@@ -35,6 +35,7 @@ from serve.application import (
     wait_until_running,
     watch,
 )
+from serve.canary import start_canary
 from serve.compat import engine_environment, start_application, stop_application
 from serve.gateway import Gateway, Settings
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
@@ -188,6 +189,9 @@ def _serve(
     # The served version may be older than the finished model, after a rollback.
     versions: dict[str, Versions] = {name: Versions(run, name) for name in names}
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
+    if recipe.loop.canary_share and "policy" in versions:
+        versions[CANARY] = start_canary(run)
+        weights[CANARY] = versions[CANARY].live().weights
     if story:
         versions[VISITOR] = start_visitor(run)
         weights[VISITOR] = versions[VISITOR].live().weights

@@ -1,10 +1,10 @@
 """The recipe's section `loop`: when the next round is made, and what decides on it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cluster.recipe.base import Positive, Section
+from cluster.recipe.base import Positive, PositiveFloat, Section
 
 # The gates of pipelines.loop.gates, by name.
 Gate = Literal["agreement", "chance", "accuracy", "probes"]
@@ -26,4 +26,13 @@ class Loop(Section):
     )
     approve: Literal["nobody", "people"] = Field(
         "nobody", description="people: a policy that passes waits for `triptych loop RUN approve` or `refuse`"
+    )
+    canary_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0,
+        description="share of the requests for the alias `latest` that a new policy answers on trial before it is "
+        "promoted; 0: no trial. `triptych serve` has to be started with it, and keeps one more model in memory",
+    )
+    canary_minutes: PositiveFloat = Field(60, description="how long a trial lasts")
+    canary_thumbs: Positive = Field(
+        20, description="thumbs on the new policy's answers after which its trial ends before the time"
     )

@@ -11,6 +11,8 @@ from cluster.recipe.rlhf import Stop
 ModelName = Literal["base", "sft", "policy", "reward"]
 # The model of the story page: the policy that the last visitor's rankings made.
 VISITOR = "visitor"
+# The model of the loop's trials: a new policy that answers a share of the requests.
+CANARY = "canary"
 
 
 class Alias(Section):
@@ -151,7 +153,7 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _names_are_given_once(self) -> "Serve":
-        models = {*get_args(ModelName), VISITOR}
+        models = {*get_args(ModelName), VISITOR, CANARY}
         for section, names in (("adapters", self.adapters.keys()), ("aliases", self.aliases.keys())):
             if taken := names & models:
                 raise ValueError(f"{section}: {', '.join(sorted(taken))} is the name of a model")

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from cluster.errors import UserError
 from cluster.run.atomic import make_private, write_json
 
-Step = Literal["begin", "gates", "compare", "end"]
+Step = Literal["begin", "gates", "compare", "trial", "canary", "end"]
 # Decisions after which a round is set aside.
-AGAINST = ("stopped",)
+AGAINST = ("stopped", "rolled back")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.run.atomic import link_file, write_json
+from cluster.run.atomic import link_file, link_folder, write_json
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.trail import open_round, read_trail
 from cluster.run.weight_files import weight_files, weights_fingerprint
@@ -86,6 +86,16 @@ class Versions:
                 raise UserError(f"{self._run.path(self._model)} is being made again just now: try again")
             side.rename(target)
         return Version(target, version)
+
+    def adopt(self, version: Version) -> Version:
+        """Keeps a version of another model of the run under the same name."""
+        target = self.folder / version.weights
+        if not target.exists():
+            side = self.folder / f".{version.weights}.side"
+            shutil.rmtree(side, ignore_errors=True)
+            link_folder(version.folder, side)
+            side.rename(target)
+        return Version(target, version.weights)
 
     def keep(self, write: Callable[[Path], object]) -> Version:
         """Keeps a model that is not the result of a finished stage.

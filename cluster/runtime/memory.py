@@ -101,8 +101,9 @@ def whole_model_gb(model: Model) -> float:
 
 
 def served_models(recipe: Recipe) -> int:
-    """Counts the models that are served: base, fine-tuned, policy and reward model, and the story's visitor's."""
-    return 5 if recipe.serve.story else 4
+    """Counts the models that are served: base, fine-tuned, policy and reward model, the story's visitor's, and one for
+    the loop's trials."""
+    return 4 + bool(recipe.serve.story) + bool(recipe.loop.canary_share)
 
 
 def trained_parameters(model: Model, lora: Lora | None) -> int:

@@ -106,6 +106,15 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
+def share_difference(before: Proportion, after: Proportion) -> tuple[float, float]:
+    """Computes the ends of the 95 % interval of the difference of two independent shares, after minus before, by method
+    10 of Newcombe (1998, Statistics in Medicine 17, 873-890).
+    """
+    change = after.value - before.value
+    low = change - math.hypot(after.value - after.low, before.high - before.value)
+    return low, change + math.hypot(after.high - after.value, before.value - before.low)
+
+
 @dataclass(frozen=True)
 class Change:
     """The means of `n` cases before and after, and their difference with the ends of its 95 % interval, which a single

@@ -16,10 +16,34 @@ from cluster.run.rounds import present_round, restore_round, round_in_the_making
 from cluster.run.trail import AGAINST, Decision, Step, add_decision, forget_answer, open_round, read_answer, read_trail
 from cluster.run.versions import Version, Versions
 
-Next = Literal["wait", "collect", "reward", "gates", "rlhf", "evaluate", "compare", "approve", "promote", "set aside"]
-ORDER: tuple[Next, ...] = ("collect", "reward", "gates", "rlhf", "evaluate", "compare", "approve", "promote")
-# What waits for people; everything else is work.
-WAITING: tuple[Next, ...] = ("wait", "approve")
+Next = Literal[
+    "wait",
+    "collect",
+    "reward",
+    "gates",
+    "rlhf",
+    "evaluate",
+    "compare",
+    "approve",
+    "trial",
+    "canary",
+    "promote",
+    "set aside",
+]
+ORDER: tuple[Next, ...] = (
+    "collect",
+    "reward",
+    "gates",
+    "rlhf",
+    "evaluate",
+    "compare",
+    "approve",
+    "trial",
+    "canary",
+    "promote",
+)
+# What waits for people, or needs no Ray; everything else is work.
+WAITING: tuple[Next, ...] = ("wait", "approve", "trial", "canary")
 # The subfolder by whose manifest a stage of a round is known to be done.
 STAGE_FOLDERS: Mapping[Next, str] = {
     "collect": "preferences",
@@ -56,6 +80,13 @@ class Work(Protocol):
     def compare(self, live: Version) -> Verdict:
         """Compares the policy of the present round with the one that is live."""
 
+    def try_out(self, version: Version, share: float) -> str:
+        """Has the run's server answer a share of the requests with a policy, if it does not yet; 0 ends that.
+
+        Returns:
+            why it does not; empty if it does.
+        """
+
     def promote(self, weights: str) -> dict[str, Any]:
         """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""
 
@@ -71,6 +102,10 @@ def next_step(run: RunFolder, settings: Loop) -> Next:
         return "set aside"
     for step in ORDER:
         if step == "approve" and (settings.approve == "nobody" or answer):
+            continue
+        if step in ("trial", "canary") and not settings.canary_share:
+            continue
+        if step == "canary" and open_steps["trial"].decision == "skipped":
             continue
         if step in STAGE_FOLDERS:
             if not _is_made(run, STAGE_FOLDERS[step], number):

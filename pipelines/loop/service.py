@@ -12,9 +12,10 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import ROUND_FOLDERS, stages_of
 from cluster.run.lock import exclusive, holder_of
 from cluster.run.stages import is_made_from_now
-from cluster.run.trail import open_round, read_trail
+from cluster.run.trail import Decision, open_round, read_trail
 from cluster.run.versions import Versions
-from pipelines.loop.rounds import WAITING, Work, begin_round, next_step, take_step
+from pipelines.loop.rounds import WAITING, Next, Work, begin_round, next_step, take_step
+from pipelines.loop.trial import begin_trial, watch_trial
 
 # Between two looks at the database, or for an answer.
 POLL_SECONDS = 5.0
@@ -67,6 +68,9 @@ def run_loop(
             if step == "wait" and not busy and (begun := begin_round(run, settings)):
                 print(begun, flush=True)
                 continue
+            if step in ("trial", "canary") and (decision := _tried(settings, run, step, work)):
+                print(decision, flush=True)
+                continue
             if step in WAITING or busy:
                 if (now := waits_for(run, settings)) != said:
                     print(said := now, flush=True)
@@ -79,6 +83,13 @@ def run_loop(
                         done += decision.step == "end"
 
 
+def _tried(
+    settings: Loop, run: RunFolder, step: Next, work: Callable[[], AbstractContextManager[Work]]
+) -> Decision | None:
+    with work() as doing:
+        return begin_trial(run, settings, doing) if step == "trial" else watch_trial(run, settings, doing)
+
+
 def waits_for(run: RunFolder, settings: Loop) -> str:
     """Says in one line what comes next, or what the loop waits for."""
     step = next_step(run, settings)
@@ -88,6 +99,10 @@ def waits_for(run: RunFolder, settings: Loop) -> str:
     number = open_round(read_trail(run.root))["begin"].round
     if step == "approve":
         return f"round {number} waits for `triptych loop {run.root} approve` or `refuse`"
+    if step == "canary":
+        end = open_round(read_trail(run.root))["trial"].time + 60 * settings.canary_minutes
+        until = time.strftime("%H:%M", time.localtime(end))
+        return f"round {number} is on trial until {until}, or {settings.canary_thumbs} thumbs on its answers"
     holder = run.holder()
     return f"round {number}: next is {step}" + (f"; {run.root} is in use by {holder}" if holder else "")
 

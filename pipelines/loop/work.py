@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.serve import CANARY
 from cluster.run.folder import RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.rounds import round_folder
@@ -11,6 +12,7 @@ from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Version, Versions
 from pipelines.cli.stage_runner import connect_and_check, run_one
 from pipelines.loop.rounds import Verdict
+from serve.canary import set_share
 
 
 class StageWork(contextlib.AbstractContextManager["StageWork"]):
@@ -50,6 +52,28 @@ class StageWork(contextlib.AbstractContextManager["StageWork"]):
         from pipelines.loop.comparison import compare_policies
 
         return compare_policies(self._recipe, self._run, live.folder)
+
+    def try_out(self, version: Version, share: float) -> str:
+        """Has the run's server answer a share of the requests with a policy, if it does not yet; 0 ends that.
+
+        Returns:
+            why it does not; empty if it does.
+        """
+        root = self._run.root
+        if not share:
+            set_share(self._run, version.weights, share)
+            return ""
+        try:
+            served = ask_server(root, "versions").get(CANARY)
+            if served is None:
+                return "the server was started without loop.canary_share, and tries no policy"
+            if served["live"] != version.weights:
+                Versions(self._run, CANARY).adopt(version)
+                ask_server(root, "promote", {"model": CANARY, "version": version.weights})
+        except NotServedError:
+            return "the run is not being served: nobody can try the policy"
+        set_share(self._run, version.weights, share)
+        return ""
 
     def promote(self, weights: str) -> dict[str, Any]:
         """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.serve import Alias
+from cluster.run.folder import RunFolder
+from serve.canary import CanaryShare, set_share
 from serve.errors import RequestError
 from serve.gateway import Settings
 from serve.router import Route, Routes, aliases_of
@@ -62,6 +65,48 @@ def test_requests_are_shared_out_as_the_alias_says() -> None:
     assert routes.find("sft") == Route("sft")
     with pytest.raises(RequestError, match="served are sft, policy, trial"):
         routes.find("base")
+
+
+def test_a_new_policy_answers_its_share_of_the_requests_for_latest(tmp_path: Path) -> None:
+    aliases, weights = aliases_of(["sft", "policy"], {"own": Alias(models={"policy": 1})}), {"canary": "new"}
+    share, run = CanaryShare(tmp_path, weights), RunFolder(tmp_path)
+    routes, ids = Routes(["sft", "policy", "canary"], aliases, random.Random(1), share), [f"id {n}" for n in range(10_000)]
+
+    def chosen(name: str = "latest") -> set[str]:
+        return {one for one in ids if routes.find(name, one).model == "canary"}
+
+    assert not chosen()
+    set_share(run, "new", 0.1)
+    first = chosen()
+    assert abs(len(first) - 1000) < 3 * (10_000 * 0.1 * 0.9) ** 0.5
+    assert chosen() == first
+    # Whoever names a model or a version gets that.
+    assert not chosen("policy") | chosen("own")
+    assert routes.find("latest").model == "policy"
+    # A larger share has the requests of a smaller one.
+    set_share(run, "new", 0.2)
+    assert chosen() > first
+    # A server that has been started again has other weights there, until the loop has loaded them.
+    weights["canary"] = "old"
+    assert not chosen()
+    weights["canary"] = "new"
+    set_share(run, "new", 0.0)
+    assert not chosen()
+    set_share(run, "new", 0.5)
+    without = Routes(["sft", "policy"], aliases, random.Random(1), share)
+    assert {without.find("latest", one).model for one in ids} == {"policy"}
+
+
+@pytest.mark.anyio
+async def test_answers_of_a_new_policy_say_so(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, aliases=aliases_of(["policy"], {}), weights={"canary": "new", "policy": "old"})
+    tried = Parrot()
+    set_share(RunFolder(tmp_path), "new", 0.5)
+    async with asking(settings, name="policy", others={"canary": tried}) as client:
+        answers = [await client.post("/v1/completions", json=prompt("a b", model="latest")) for _ in range(64)]
+    said = Counter((one.headers["x-triptych-model"], one.headers["x-triptych-weights"]) for one in answers)
+    assert said.keys() == {("policy", "old"), ("canary", "new")}
+    assert tried.ended == said["canary", "new"] > 8
 
 
 async def metrics(client: httpx.AsyncClient, wanted: str) -> str:

@@ -38,7 +38,9 @@ async function loadModels() {
   try {
     const response = await fetchWithKey("/v1/models");
     if (!response.ok) throw new Error(await reason(response));
-    const list = (await response.json()).data.filter((card) => !card.score && !card.models);   // no aliases
+    const all = (await response.json()).data, tried = all.some((card) => card.id === "canary");
+    // No aliases; but where a new policy is tried, the one whose requests it shares stands for it.
+    const list = all.filter((card) => !card.score && card.id !== "canary" && (!card.models || (tried && card.id === "latest")));
     cards = new Map(list.map((card) => [card.id, card]));
   } catch (error) {
     complain(`The list of models could not be loaded: ${error.message}`);
@@ -133,7 +135,7 @@ function rating(where, index) {
   return async (good) => {
     const record = where.turns[index], sent = where.turns.slice(record.first, index).map(message);
     const messages = record.system ? [{ role: "system", content: record.system }, ...sent] : sent;
-    const body = { request: record.request, model: record.who, weights: record.weights, messages, answer: record.text, good };
+    const body = { request: record.request, model: record.model ?? record.who, weights: record.weights, messages, answer: record.text, good };
     try {
       const response = await fetchWithKey("/thumbs", {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
@@ -171,6 +173,7 @@ async function submit(text) {
     }
     record.request = response.headers.get("x-request-id");
     record.weights = response.headers.get("x-triptych-weights") ?? "";
+    record.model = response.headers.get("x-triptych-model") ?? record.who;
     for await (const event of streamedEvents(response)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0], follow = isAtEnd();

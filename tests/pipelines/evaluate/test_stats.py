@@ -4,7 +4,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 from scipy.stats import binomtest
 
-from pipelines.evaluate.stats import divergence, paired_shares, proportion
+from pipelines.evaluate.stats import divergence, paired_shares, proportion, share_difference
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
@@ -89,3 +89,9 @@ def test_divergence_is_the_kl_of_two_known_distributions() -> None:
     assert found["per_token"] == pytest.approx(found["value"] / 2)
     ratios = (np.log(policy)[samples] - np.log(reference)[samples]).sum(1)
     assert found["standard_error"] == pytest.approx(ratios.std(ddof=1) / np.sqrt(len(ratios)))
+
+
+def test_the_difference_of_two_shares_is_newcombes() -> None:
+    # Newcombe 1998, table II, contrast (a), method 10: 56 of 70 minus 48 of 80.
+    low, high = share_difference(proportion(48, 80), proportion(56, 70))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)

@@ -63,6 +63,12 @@ class ScriptedWork(AbstractContextManager["ScriptedWork"]):
         assert (live.folder / "content").read_text() != self.said
         return Verdict(self.passed[1], "as written", {"n": 1})
 
+    def try_out(self, version: Version, share: float) -> str:
+        if self.said == "unserved":
+            return "the run is not being served"
+        (self.run.root / "on trial").write_text(f"{version.weights} {share}")
+        return ""
+
     def promote(self, weights: str) -> dict[str, Any]:
         Versions(self.run, "policy").make_live(weights)
         return {}

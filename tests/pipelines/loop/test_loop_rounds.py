@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.feedback import open_feedback
+from cluster.feedback import Thumb, open_feedback
 from cluster.feedback.judged import judgement_news
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import kept_rounds, present_round, round_folder
 from cluster.run.trail import Answer, add_decision, answer_round, open_round, read_answer, read_trail
 from cluster.run.versions import Versions
 from pipelines.loop.rounds import begin_round, next_step
-from pipelines.loop.service import describe_loop, run_loop
+from pipelines.loop.service import describe_loop, run_loop, waits_for
 from tests.cluster.run.test_rounds import content, whole
 from tests.helpers import ROOT, wait_until
 from tests.pipelines.loop import scripted
@@ -166,6 +166,48 @@ def test_a_line_that_a_kill_cut_short_counts_for_nothing(root: Path) -> None:
     path.write_text("what?\n")
     with pytest.raises(UserError, match="is damaged"):
         read_trail(root)
+
+
+def thumbs(root: Path, up: int, down: int, weights: str) -> None:
+    asked = [{"role": "user", "content": "?"}]
+    with open_feedback(RunFolder(root).feedback_url) as database:
+        for number in range(up + down):
+            said = {"messages": asked, "answer": "!", "weights": weights, "model": "canary"}
+            database.save_thumb(Thumb(request=f"{weights} {number}", caller="", good=number < up, **said))
+
+
+@pytest.mark.parametrize(("up", "end"), [(9, "promoted"), (0, "kept")])
+def test_a_policy_on_trial_takes_over_or_is_rolled_back_by_its_thumbs(root: Path, up: int, end: str) -> None:
+    run, settings = RunFolder(root), SETTINGS.model_copy(update={"canary_share": 0.25, "canary_thumbs": 9})
+    thread = threading.Thread(
+        target=run_loop, args=(settings, run, lambda: ScriptedWork(root)), kwargs={"rounds": 1, "poll": 0.05}
+    )
+    thumbs(root, 0, 20, "policy two")
+    thread.start()
+    wait_until(lambda: next_step(run, settings) == "canary", 20, "the trial to begin")
+    assert "is on trial until" in waits_for(run, settings)
+    wait_until(lambda: (root / "on trial").read_text() == "policy two 0.25", 20, "the server to be told")
+    thumbs(root, 9, 1, "policy one")
+    with open_feedback(run.feedback_url) as database:
+        # The thumbs before the trial were for something else.
+        for number in range(20):
+            database.remove_thumb(f"policy two {number}", "")
+    thumbs(root, up, 9 - up, "policy two")
+    thread.join(20)
+    assert (root / "on trial").read_text() == "policy one 0.0"
+    assert steps(root)[-3:] == [
+        (2, "trial", "begun"),
+        (2, "canary", "passed" if end == "promoted" else "rolled back"),
+        (2, "end", end),
+    ]
+    assert f"{up} of 9 thumbs up, and 9 of 10 for the live policy" in read_trail(root)[-2].why
+    assert live(root) == ("two" if end == "promoted" else "one")
+
+
+def test_a_policy_that_no_server_can_try_is_promoted_and_that_is_noted(root: Path) -> None:
+    settings = SETTINGS.model_copy(update={"canary_share": 0.25})
+    run_loop(settings, RunFolder(root), lambda: ScriptedWork(root, "unserved"), rounds=1, poll=0.0)
+    assert steps(root)[-2:] == [(2, "trial", "skipped"), (2, "end", "promoted")]
 
 
 @pytest.mark.parametrize(("action", "expected"), [("one_round", PROMOTED), ("refused_round", KEPT)])

@@ -1,0 +1,66 @@
+"""The trial of a new policy on a share of the requests: how it begins, and what the thumbs on its answers decide."""
+
+import time
+from collections.abc import Sequence
+
+from cluster.feedback import Thumb, open_feedback
+from cluster.recipe.loop import Loop
+from cluster.run.folder import RunFolder
+from cluster.run.trail import Decision, add_decision, open_round, read_trail
+from cluster.run.versions import Versions
+from pipelines.evaluate.stats import proportion, share_difference
+from pipelines.loop.rounds import Verdict, Work
+
+
+def begin_trial(run: RunFolder, settings: Loop, work: Work) -> Decision:
+    """Has the run's server try the new policy of the open round, or notes why it does not."""
+    versions, number = Versions(run, "policy"), open_round(read_trail(run.root))["begin"].round
+    new, live = versions.keep_latest(), versions.live()
+    refusal = work.try_out(new, settings.canary_share)
+    figures = {"new": new.weights, "live": live.weights, "share": settings.canary_share}
+    if refusal:
+        made = Decision(number, "trial", "skipped", refusal, figures)
+    else:
+        why = f"the policy {new.weights[:12]} answers {settings.canary_share:.0%} of the requests for `latest`"
+        made = Decision(number, "trial", "begun", why, figures)
+    add_decision(run.root, made)
+    return made
+
+
+def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
+    """Decides on the trial of the open round once it is over; until then has the server go on with it, which may have
+    been started again meanwhile."""
+    steps = open_round(read_trail(run.root))
+    begun = steps["trial"]
+    new, live = str(begun.figures["new"]), str(begun.figures["live"])
+    with open_feedback(run.feedback_url) as database:
+        thumbs = [one for one in database.thumbs() if one.created >= begun.time]
+    given = sum(one.weights == new for one in thumbs)
+    if given < settings.canary_thumbs and time.time() < begun.time + 60 * settings.canary_minutes:
+        work.try_out(Versions(run, "policy").find(new), settings.canary_share)
+        return None
+    verdict = judge_thumbs(thumbs, new, live)
+    work.try_out(Versions(run, "policy").live(), 0.0)
+    decision = "passed" if verdict.passed else "rolled back"
+    made = Decision(begun.round, "canary", decision, verdict.why, verdict.figures)
+    add_decision(run.root, made)
+    return made
+
+
+def judge_thumbs(thumbs: Sequence[Thumb], new: str, live: str) -> Verdict:
+    """Decides by the thumbs whether people like the new policy's answers less than the live one's, beyond chance.
+
+    Args:
+        thumbs: since the trial began.
+        new: the version of the new policy.
+        live: that of the live one.
+    """
+    counts = {name: [one.good for one in thumbs if one.weights == name] for name in (new, live)}
+    (up, n), (live_up, live_n) = ((sum(counts[name]), len(counts[name])) for name in (new, live))
+    figures = {"new": {"up": up, "n": n}, "live": {"up": live_up, "n": live_n}}
+    said = f"{up} of {n} thumbs up, and {live_up} of {live_n} for the live policy"
+    if not n or not live_n:
+        return Verdict(True, f"{said}: too few to tell them apart", figures)
+    low, high = share_difference(proportion(live_up, live_n), proportion(up, n))
+    why = f"{said} (95% interval of the difference {low:+.2f} to {high:+.2f})"
+    return Verdict(high >= 0, why, figures | {"low": low, "high": high})
