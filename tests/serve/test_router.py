@@ -70,7 +70,10 @@ def test_requests_are_shared_out_as_the_alias_says() -> None:
 def test_a_new_policy_answers_its_share_of_the_requests_for_latest(tmp_path: Path) -> None:
     aliases, weights = aliases_of(["sft", "policy"], {"own": Alias(models={"policy": 1})}), {"canary": "new"}
     share, run = CanaryShare(tmp_path, weights), RunFolder(tmp_path)
-    routes, ids = Routes(["sft", "policy", "canary"], aliases, random.Random(1), share), [f"id {n}" for n in range(10_000)]
+    routes, ids = (
+        Routes(["sft", "policy", "canary"], aliases, random.Random(1), share),
+        [f"id {n}" for n in range(10_000)],
+    )
 
     def chosen(name: str = "latest") -> set[str]:
         return {one for one in ids if routes.find(name, one).model == "canary"}
