@@ -51,29 +51,38 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _export_start(recipe: Recipe, out: Path) -> Result:
-    """Writes the model to start from as the base, where there is no corpus, with the tokens that conversations need."""
+    """Writes the model to start from as the base, where there is no corpus, with the tokens that conversations need.
+
+    Where its files allow it, tensor by tensor: this process never holds the whole model.
+    """
     from actors.model.causal_lm import save
+    from actors.model.sharded_weights import is_empty, whole_weights
+    from actors.model.shared_export import export_shared
     from actors.model.tokenizer import load_tokenizer
-    from actors.trainer.proof import prove_copy
+    from actors.trainer.proof import prove_copy, prove_parts
     from pipelines.corpus.tokens.train import save_tokenizer_of
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
         save_tokenizer_of(str(recipe.model.start_from), Path(folder), recipe.model.context)
         tokenizer = load_tokenizer(folder)
-    model = _load_start(recipe, tokenizer)
+    model = _load_start(recipe, tokenizer, by_parts=True)
     precision = recipe.pretrain.export_precision
-    save(model, tokenizer, out, precision=precision)
-    difference = prove_copy(model, out, precision)
+    if is_empty(model):
+        export_shared(model, tokenizer, out, rank=0, precision=precision, whole=whole_weights(model))
+        difference = prove_parts(model, out, precision)
+    else:
+        save(model, tokenizer, out, precision=precision)
+        difference = prove_copy(model, out, precision)
     metrics = {"parameters": model.num_parameters(), "export_difference": difference}
     return Result(metrics=metrics, weights=weights_fingerprint(out))
 
 
-def _load_start(recipe: Recipe, tokenizer: Any) -> Any:
+def _load_start(recipe: Recipe, tokenizer: Any, by_parts: bool | None = None) -> Any:
     """Loads the model to start from, and refuses one that later stages cannot go on with, before anyone ranks."""
     from actors.model.causal_lm import load_for_training, require_no_experts
     from actors.model.reward_head import require_reward_head
 
-    model = load_for_training(recipe.model, tokenizer, recipe.seed)
+    model = load_for_training(recipe.model, tokenizer, recipe.seed, by_parts)
     # With DPO there are stages that can use it, and RLHF refuses it by itself.
     if recipe.dpo is None:
         require_no_experts(model.config, recipe.model.start_from)

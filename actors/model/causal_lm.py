@@ -60,10 +60,13 @@ def build(model: Model, seed: int, end_of_turn: int, padding: int) -> LlamaForCa
     )
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, by_parts: bool | None = None) -> Any:
     """Loads a causal language model in float32, from a Hugging Face directory or a GGUF file, never from a pickle.
 
-    One of several workers gets an `empty_model`, where the files allow it, which is filled when it is sharded.
+    Args:
+        path: the folder, the file, or a name on the Hub.
+        by_parts: whether to return an `empty_model` where the files allow it; by default one of several workers gets
+            one, which is filled when it is sharded.
 
     Raises:
         UserError: there is no such model, it has no safetensors, its file is damaged, or it lacks weights, such as a
@@ -71,7 +74,9 @@ def load(path: str | Path) -> Any:
     """
     kwargs = from_pretrained_kwargs(path)
     try:
-        if is_shared() and (empty := empty_model(AutoModelForCausalLM, path)) is not None:
+        if by_parts is None:
+            by_parts = is_shared()
+        if by_parts and (empty := empty_model(AutoModelForCausalLM, path)) is not None:
             return empty
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **kwargs,
@@ -102,14 +107,15 @@ def from_pretrained_kwargs(model: str | Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
 
 
-def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
-    """Loads the model that `model.start_from` names, and gives it an embedding for every token of the tokenizer.
+def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int, by_parts: bool | None = None) -> Any:
+    """Loads the model that `model.start_from` names as `load` does, and gives it an embedding for every token of the
+    tokenizer.
 
     Raises:
         UserError: it cannot be loaded, is made for shorter texts than `model.context`, does not keep the texts of a
             packed row apart, or has another output than `output_logits` gives.
     """
-    loaded = load(str(model.start_from))
+    loaded = load(str(model.start_from), by_parts)
     _check_layers(loaded.config, model)
     # A model without a limit, such as one with ALiBi, names none.
     positions = next((limit for name in POSITIONS if (limit := getattr(loaded.config, name, None))), model.context)
@@ -125,16 +131,17 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
 
 
 def _check_first_layers(empty: Any, model: Model) -> None:
-    """Checks what computing shows of a model by its first layers, on one of the workers that share it."""
+    """Checks what computing shows of a model by its first layers; of workers that share it, the first does."""
     found = [""]
-    if dist.get_rank() == 0:
+    if not is_shared() or dist.get_rank() == 0:
         first = first_layers(empty)
         try:
             _check_logits(first, str(model.start_from))
             _check_window(first, model)
         except UserError as error:
             found = [str(error)]
-    dist.broadcast_object_list(found, src=0)
+    if is_shared():
+        dist.broadcast_object_list(found, src=0)
     if found[0]:
         raise UserError(found[0])
 

@@ -7,7 +7,7 @@ new head) is real and the same on every worker. `fill` then allocates and reads 
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,16 @@ def is_empty(model: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
 
 
+def whole_weights(model: Any) -> Callable[[str, Tensor], Tensor]:
+    """Returns a function that gives the whole tensor of a name of an empty model, from its files if it is to be read,
+    for one tensor at a time."""
+
+    def whole(name: str, own: Tensor) -> Tensor:
+        return model.stored_weights.tensor(name) if own.is_meta else own.detach()
+
+    return whole
+
+
 def take_real(model: nn.Module) -> dict[str, Tensor]:
     """Moves what a model holds beside the weights to be read to the meta device too, and returns it by name."""
     real = {name: own for name, own in model.named_parameters() if not own.is_meta}
@@ -218,7 +228,7 @@ def first_layers(model: Any) -> Any:
         config.layer_types = kinds[: config.num_hidden_layers]
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     made.stored_weights = model.stored_weights
-    refill(made)
+    refill(made, {name: own.detach() for name, own in model.named_parameters() if not own.is_meta})
     return made.eval()
 
 

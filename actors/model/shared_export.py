@@ -1,6 +1,7 @@
-"""Writes a model that several workers share, tensor by tensor, so that no worker ever holds the whole of it."""
+"""Writes a model tensor by tensor, so that no process ever holds the whole of it: one that several workers share, or
+one that is copied from the files of another folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,38 @@ FILE_BYTES = 1_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def export_shared(model: Any, tokenizer: Any, path: Path, rank: int, precision: Precision = "float32") -> None:
+def _gathered(_: str, own: Tensor) -> Tensor:
+    return full_tensor(own.detach())
+
+
+def export_shared(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    rank: int,
+    precision: Precision = "float32",
+    whole: Callable[[str, Tensor], Tensor] = _gathered,
+) -> None:
     """Writes what `causal_lm.save` does, of a model that is sharded; every worker has to call it.
 
     Each tensor is gathered by itself. The first worker writes them to files of at most `FILE_BYTES` and an index, or to
     one file where that is enough. Where transformers joins tensors of the files to others, it has to do the writing,
     and the first worker gathers the whole model.
+
+    Args:
+        model: that is sharded, or an `empty_model`, with `whole_weights` of it.
+        tokenizer: to save with it.
+        path: the folder to write to.
+        rank: of this worker.
+        precision: of the weights that are written.
+        whole: gives the whole tensor of a parameter of that name.
     """
     if converts_weights(model):
         weights = gather_to_cpu(model.state_dict(), keep=rank == 0)
         if rank == 0:
             causal_lm.save(model, tokenizer, path, weights, precision)
         return
-    own = _stored_once(model)
+    own = stored_once(model)
     adapters = gather_to_cpu({name: own.pop(name) for name in list(own) if lora.is_adapter(name)}, keep=rank == 0)
     groups = _groups({name: tensor.numel() * DTYPES[precision].itemsize for name, tensor in own.items()})
     if rank == 0:
@@ -43,9 +63,9 @@ def export_shared(model: Any, tokenizer: Any, path: Path, rank: int, precision: 
     scaled = lora.scaled_adapters(model, adapters) if adapters else {}
     files = [WEIGHTS] if len(groups) == 1 else [_name(number, len(groups)) for number in range(len(groups))]
     for file, names in zip(files, groups, strict=True):
-        gathered = ((_plain(name), full_tensor(own[name].detach())) for name in names)
+        gathered = ((_plain(name), whole(name, own[name])) for name in names)
         if rank == 0:
-            written = {name: _cast(tensor, precision) for name, tensor in lora.merge_into(_on_cpu(gathered), scaled)}
+            written = {name: rounded(tensor, precision) for name, tensor in lora.merge_into(_on_cpu(gathered), scaled)}
             save_file(written, path / file, metadata={"format": "pt"})
         else:
             for _ in gathered:
@@ -56,7 +76,7 @@ def export_shared(model: Any, tokenizer: Any, path: Path, rank: int, precision: 
         write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _stored_once(model: Any) -> dict[str, Tensor]:
+def stored_once(model: Any) -> dict[str, Tensor]:
     """Returns the tensors of a model that its files hold: of those that are tied, the first."""
     names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
@@ -101,5 +121,6 @@ def _on_cpu(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
     return ((name, tensor.cpu()) for name, tensor in tensors)
 
 
-def _cast(tensor: Tensor, precision: Precision) -> Tensor:
+def rounded(tensor: Tensor, precision: Precision) -> Tensor:
+    """Returns a tensor as it is written."""
     return (tensor.to(DTYPES[precision]) if tensor.is_floating_point() else tensor).contiguous()

@@ -20,6 +20,8 @@ from actors.model.causal_lm import from_pretrained_kwargs, load
 from actors.model.fsdp import FSDPModule, WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate, sum_over_workers, to_device
 from actors.model.reward_head import load_reward_model
+from actors.model.sharded_weights import StoredWeights, empty_model, first_layers, whole_weights
+from actors.model.shared_export import rounded, stored_once
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective, PackedBatch
 from actors.trainer.data import Shard
@@ -97,6 +99,32 @@ def prove_copy(model: Any, out: Path, precision: Precision = "float32", batch: P
     batch = vocabulary_row(model) if batch is None else batch
     fresh = AutoModelForCausalLM.from_pretrained(**from_pretrained_kwargs(out), dtype=torch.float32)
     return _require_equal(out, mean_loss(model, batch), mean_loss(fresh, batch), _tolerance("cpu", precision))
+
+
+def prove_parts(model: Any, out: Path, precision: Precision = "float32") -> float:
+    """Compares the tensors that `export_shared` wrote of an `empty_model` with those that were to be written, one by
+    one, and the first layers of both as `prove_copy` does, so that neither is ever held whole.
+
+    Returns:
+        The absolute difference of the losses.
+
+    Raises:
+        StageError: a tensor is missing or another, or the losses differ.
+    """
+    whole, written = whole_weights(model), StoredWeights.of(out)
+    expected = stored_once(model)
+    wrong = sorted(expected.keys() ^ written.files.keys()) or [
+        name
+        for name, own in expected.items()
+        if not torch.equal(written.tensor(name), rounded(whole(name, own), precision))
+    ]
+    fresh = empty_model(AutoModelForCausalLM, out)
+    if wrong or fresh is None:
+        raise StageError(
+            f"the model in {out} is not the one that was read: {wrong[0] if wrong else 'its shape'} differs"
+        )
+    batch, (one, other) = vocabulary_row(model), map(first_layers, (model, fresh))
+    return _require_equal(out, mean_loss(one, batch), mean_loss(other, batch), _tolerance("cpu", precision))
 
 
 def vocabulary_row(model: Any) -> PackedBatch:

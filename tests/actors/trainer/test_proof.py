@@ -9,19 +9,23 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CohereConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig
 
 from actors.model import lora
-from actors.model.causal_lm import load, save
+from actors.model.causal_lm import grow_embeddings, load, save
 from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank
 from actors.model.reward_head import load_reward_model
+from actors.model.sharded_weights import whole_weights
+from actors.model.shared_export import export_shared
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective
+from actors.rollout.weights import stored
 from actors.trainer.data import shards_in
-from actors.trainer.proof import note_export, proof_rows, prove_copy, prove_export
+from actors.trainer.proof import note_export, proof_rows, prove_copy, prove_export, prove_parts
 from cluster.errors import StageError
-from cluster.recipe.base import Lora
+from cluster.recipe.base import Lora, Precision
+from cluster.run.weight_files import weight_files
 from tests.tiny import tiny_tokenizer, write_tiny_model, write_tiny_reward_model
 
 WORKER = DataParallelRank(0, 1, 2, "bfloat16", torch.device("cpu"))
@@ -125,3 +129,30 @@ def test_a_model_that_is_taken_over_is_compared_with_its_copy(tmp_path: Path):
     spoil(tmp_path, "q_proj.weight")
     with pytest.raises(StageError, match="is not the one that was trained"):
         prove_copy(model, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_is_copied_tensor_by_tensor_and_a_wrong_one_is_named(
+    tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("actors.model.shared_export.FILE_BYTES", 200_000)
+    write_tiny_model(tmp_path / "start", 1, 4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "start")
+    tokenizer.add_tokens(["<|extra|>"])
+    copied = load(tmp_path / "start", by_parts=True)
+    grow_embeddings(copied, tokenizer, 0)
+    export_shared(copied, tokenizer, tmp_path / "out", 0, precision, whole_weights(copied))
+    assert prove_parts(copied, tmp_path / "out", precision) < (1e-6 if precision == "float32" else 0.05)
+    expected = load(tmp_path / "start")
+    grow_embeddings(expected, tokenizer, 0)
+    save(expected, tokenizer, tmp_path / "whole", precision=precision)
+    own, whole = (dict(stored(tmp_path / name)) for name in ("out", "whole"))
+    assert own.keys() == whole.keys()
+    assert all(torch.equal(own[name], value) for name, value in whole.items())
+    (*_, last) = weight_files(tmp_path / "out")
+    tensors = load_file(last)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, last, metadata={"format": "pt"})
+    with pytest.raises(StageError, match=f"is not the one that was read: {name} differs"):
+        prove_parts(copied, tmp_path / "out", precision)
