@@ -112,9 +112,18 @@ class KeyRing:
 
     def holder(self, token: str) -> Key | None:
         """Finds the valid key of a token, in a time that does not depend on the token."""
+        found = self._with_token(token)
+        return found if found and found.valid else None
+
+    def is_expired(self, token: str) -> bool:
+        """Tells whether a token is a key that has expired and was not revoked."""
+        found = self._with_token(token)
+        return found is not None and found.revoked is None and not found.valid
+
+    def _with_token(self, token: str) -> Key | None:
         digest, found = token_digest(token), None
         for key in self.all():
-            if hmac.compare_digest(key.digest, digest) and key.valid:
+            if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
 

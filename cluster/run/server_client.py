@@ -49,7 +49,12 @@ def write_server(
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         certificate_file = str(certificate) if certificate else ""
-        optional = {"names": dict(names or {}), "application": application, "certificate": certificate_file}
+        optional = {
+            "run": str(run.root.resolve()),
+            "names": dict(names or {}),
+            "application": application,
+            "certificate": certificate_file,
+        }
         json.dump({"url": url, "token": token} | {name: value for name, value in optional.items() if value}, file)
     return path
 
@@ -66,9 +71,15 @@ def application_of(run: Path) -> str | None:
 
 def _written(run: Path, name: str) -> str | None:
     try:
-        return str(json.loads(server_file(run).read_text(encoding="utf-8"))[name])
+        server = json.loads(server_file(run).read_text(encoding="utf-8"))
+        return None if _is_copied(run, server) else str(server[name])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_copied(run: Path, server: Any) -> bool:
+    """Tells whether a folder's file of a server is that of the run from which the folder was copied."""
+    return isinstance(server, dict) and server.get("run", str(run.resolve())) != str(run.resolve())
 
 
 def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -96,6 +107,10 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
         raise UserError(f"{path} is damaged: start the server again") from error
     try:
         server = json.loads(text)
+        if _is_copied(run, server):
+            raise NotServedError(
+                f"{run} is not being served: its server.json is that of {server['run']}, from which it was copied"
+            )
         url, token, names = server["url"], server["token"], server.get("names", {})
         verify = pinned(Path(server["certificate"])) if "certificate" in server else True
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,13 +2,14 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.errors import UserError
-from cluster.keys import SCOPES, Key, KeyRing
+from cluster.keys import SCOPES, Key, KeyRing, used_tokens
 from pipelines.cli.feedback import RunOption
 
 keys = typer.Typer(
@@ -16,6 +17,7 @@ keys = typer.Typer(
 )
 
 DAY_SECONDS = 24 * 60 * 60.0
+MAX_DAYS = 100_000
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the holder of the key, as logs and metrics show them")]
 Requests = Annotated[int | None, typer.Option(help="most requests; no limit by default", min=1)]
@@ -33,7 +35,7 @@ def add(
     ],
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
-    days: Annotated[float | None, typer.Option(help="days until it expires; never by default", min=0)] = None,
+    days: Annotated[float | None, typer.Option(help="days until it expires; never by default")] = None,
     max_parallel_requests: Annotated[
         int | None, typer.Option(help="most requests at once; no limit by default", min=1)
     ] = None,
@@ -42,6 +44,8 @@ def add(
     ] = None,
 ) -> None:
     """Create a key and print it, once. From the first key on, the server of the run asks everyone for a key."""
+    if days is not None and not 0 < days < MAX_DAYS:
+        raise UserError(f"--days {days:g} makes no key that is valid for a time: give 1 to {MAX_DAYS}")
     token = _ring(run).add(
         name,
         scope,
@@ -57,8 +61,10 @@ def add(
 
 @keys.command("list")
 def names(run: RunOption) -> None:
-    """List every key with its scopes and limits."""
-    for key in _ring(run).all():
+    """List every key with its scopes and limits, and what it has used of its budget until a second ago."""
+    ring = _ring(run)
+    used = sum(used_tokens(run).values(), Counter[str]())
+    for key in ring.all():
         limits = (
             (key.requests_per_minute, "requests a minute"),
             (key.tokens_per_minute, "tokens a minute"),
@@ -66,6 +72,8 @@ def names(run: RunOption) -> None:
             (key.token_budget, "tokens in all"),
         )
         most = ", ".join(f"{count} {what}" for count, what in limits if count) or "no limit"
+        if key.token_budget:
+            most += f", {used[key.digest]} used"
         print(f"{key.name}\t{','.join(key.scopes)}\t{most}\tmade {_day(key.made)}\t{_state(key)}")
 
 

@@ -154,12 +154,18 @@ class Authorizer:
             return Caller(key.name, key) if key else ANONYMOUS
         key = self._find_key(token) if token else None
         if key is None:
-            what = "this key is not valid" if token else "a key is needed: send it as `Authorization: Bearer KEY`"
-            raise RequestError(401, what, "AuthenticationError")
+            raise RequestError(401, self._why_refused(token), "AuthenticationError")
         if needed.isdisjoint(key.scopes):
             have, need = ", ".join(key.scopes), " or ".join(sorted(needed))
             raise RequestError(403, f"this needs a key with the scope {need}; yours has {have}", "PermissionError")
         return Caller(key.name, key)
+
+    def _why_refused(self, token: str | None) -> str:
+        if token is None:
+            return "a key is needed: send it as `Authorization: Bearer KEY`"
+        # Only its holder learns that there was such a key.
+        expired = self._ring and self._ring.is_expired(token)
+        return "this key has expired: ask whoever runs the server for another" if expired else "this key is not valid"
 
     def annotator(self, token: str) -> str | None:
         """Returns the name of a key with the scope label, under which its judgements are stored."""

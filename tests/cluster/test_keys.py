@@ -5,9 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cluster.errors import UserError
-from cluster.keys import KeyRing, audit
+from cluster.keys import KeyRing, audit, token_digest
+from pipelines.cli.keys import keys
+from serve.errors import RequestError
+from serve.http.auth import Authorizer
 from tests.helpers import triptych
 
 
@@ -94,6 +98,33 @@ def test_the_audit_log_has_one_line_an_action(tmp_path: Path) -> None:
         ("a\nb", "other"),
     ]
     assert rows[0]["scopes"] == ["chat", "score"]
+
+
+def test_a_key_that_has_expired_says_so_to_its_holder(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path)
+    old, ended = (ring.add(name, ["chat"], None, None, "test", expires=1.0) for name in ("old", "ended"))
+    ring.revoke("ended", "test")
+    new = ring.add("new", ["chat"], None, None, "test")
+    assert [ring.is_expired(token) for token in (old, ended, "other", new)] == [True, False, False, False]
+    for token, words in ((old, "has expired"), (ended, "is not valid"), (f"{old}x", "is not valid")):
+        with pytest.raises(RequestError, match=words):
+            Authorizer(tmp_path, "never").admit("/v1/completions", token, "127.0.0.1")
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "inf", "1e9"])
+def test_a_key_that_is_never_valid_is_not_made(tmp_path: Path, days: str) -> None:
+    wrong = CliRunner().invoke(keys, ["add", "ann", "--run", str(tmp_path), "--scope", "chat", "--days", days])
+    assert "makes no key that is valid for a time" in str(wrong.exception)
+    assert KeyRing(tmp_path).all() == []
+
+
+def test_the_list_shows_what_is_used_of_a_budget(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path)
+    digest = token_digest(ring.add("ann", ["chat"], None, None, "test", token_budget=100))
+    for name, used in (("usage.json", 7), ("usage-1.json", 5)):
+        (tmp_path / name).write_text(json.dumps({digest: used, "other": 1}))
+    listed = CliRunner().invoke(keys, ["list", "--run", str(tmp_path)]).stdout
+    assert "\t100 tokens in all, 12 used\t" in listed
 
 
 def test_the_commands(tmp_path: Path) -> None:

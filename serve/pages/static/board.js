@@ -22,7 +22,7 @@ function openBoard(found, said) {
   judgement = said ?? emptyJudgement();
   steps = [];
   byId("messages").replaceChildren(...found.messages.map((message) => {
-    const turn = element("div", `turn ${message.role === "user" ? "user" : "other"}`), body = element("div", "body");
+    const turn = element("div", `turn ${message.role === "user" ? "user" : "other"}`), body = Object.assign(element("div", "body"), { dir: "auto" });
     body.dir = "auto";
     body.append(renderMarkdown(message.content));
     turn.append(element("div", "who", ROLES[message.role] ?? message.role), body);
@@ -55,7 +55,7 @@ function card(answer, index) {
   })));
   const words = answer.text.split(/\s+/).filter(Boolean).length;
   top.append(chip(index), ranks, element("span", "quiet", `${words} word${words === 1 ? "" : "s"}, ${[...answer.text].length} characters`));
-  const body = element("div", "body");
+  const body = Object.assign(element("div", "body"), { dir: "auto" });
   body.dir = "auto";
   body.append(answer.text.trim() ? renderMarkdown(answer.text) : element("p", "quiet", "(an empty answer)"));
   node.append(top, body);

@@ -22,7 +22,7 @@ function button(text, key, onClick) {
 function drawSides() {
   byId("sides").dataset.count = count;
   byId("sides").replaceChildren(...titles().map((title, index) => {
-    const node = element("article", "side"), name = element("h3"), body = element("div", "body");
+    const node = element("article", "side"), name = element("h3"), body = Object.assign(element("div", "body"), { dir: "auto" });
     Object.assign(node, { id: `side-${index}`, tabIndex: 0 });
     Object.assign(name, { id: `name-${index}` });
     name.append(element("span", "", title), element("span", "place"));

@@ -91,6 +91,14 @@ function step(stage) {
   return node;
 }
 
+function samplesLink(count) {
+  const node = element("li"), link = element("a");
+  link.href = "#samples-part";
+  link.append(element("strong", "", "samples"), element("span", "quiet", `${count} questions`));
+  node.append(link);
+  return node;
+}
+
 function sample(row) {
   const node = element("article", "sample"), said = element("div", "said");
   said.append(...Object.entries(row.answers).map(([model, text]) => {
@@ -112,7 +120,7 @@ function show(run) {
   // Opened details stay open when the numbers change.
   const place = (node) => `${node.parentElement.id} ${[...node.parentElement.children].indexOf(node)}`;
   const open = new Set([...document.querySelectorAll("details[open]")].map(place));
-  byId("flow").replaceChildren(...run.stages.map(step));
+  byId("flow").replaceChildren(...run.stages.map(step), ...(run.samples.length ? [samplesLink(run.samples.length)] : []));
   byId("stages").replaceChildren(...run.stages.map((stage) => card(stage, made)));
   for (const node of byId("stages").querySelectorAll("details")) node.open = open.has(place(node));
   byId("samples").replaceChildren(...run.samples.map(sample));

@@ -47,7 +47,7 @@ function modelCard(name, sentence, found, withChances) {
     }));
     node.append(list);
   }
-  const written = element("p", "written");
+  const written = Object.assign(element("p", "written"), { dir: "auto" });
   if (found.continues) written.append(element("span", "given", sentence));
   written.append(found.text || "(nothing)");
   node.append(written);
@@ -71,8 +71,7 @@ async function showModels(place, names, sentence, withChances) {
 
 function choices(place, texts, choose) {
   place.replaceChildren(...texts.map((text) => {
-    const button = element("button", "", text);
-    button.type = "button";
+    const button = Object.assign(element("button", "", text), { type: "button", dir: "auto" });
     button.addEventListener("click", () => {
       for (const other of place.children) other.setAttribute("aria-pressed", String(other === button));
       choose(text);
@@ -102,8 +101,9 @@ async function begin() {
     cards = new Map(models.data.map((card) => [card.id, card]));
   } catch (error) {
     complain(`The page could not be filled: ${error.message}`);
+    byId("models").removeAttribute("aria-busy");
     return;
-  }
+  } finally { byId("conversation").removeAttribute("aria-busy"); }
   choices(byId("sentences"), story.sentences, trySentence);
   choices(byId("held-out"), story.held_out, (question) => showModels(byId("held-out-answers"), ["base", "sft"], question, false));
   byId("held-out-part").hidden = story.held_out.length === 0;

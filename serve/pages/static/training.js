@@ -65,6 +65,7 @@ async function showAnswers() {
     const row = element("tr"), head = element("th", "", question), changed = now.get(question) !== before.get(question);
     head.scope = "row";
     const cells = [element("td", "", before.get(question)), element("td", changed ? "changed" : "", now.get(question))];
+    for (const cell of cells) cell.dir = "auto";
     cells[0].dataset.model = "Fine-tuned";
     cells[1].dataset.model = "After the training";
     row.append(head, ...cells);

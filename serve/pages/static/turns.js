@@ -7,7 +7,7 @@ const isAtEnd = () => byId("scroll").scrollHeight - byId("scroll").scrollTop - b
 
 function addTurn(role, who, text) {
   const turn = element("div", `turn ${role}`);
-  const body = element("p", "text", text);
+  const body = Object.assign(element("p", "text", text), { dir: "auto" });
   turn.append(element("span", "who", who), body);
   log.append(turn);
   byId("welcome").hidden = true;

@@ -1,6 +1,7 @@
 """The versions of a served model: kept ones, the live one, and that a new run of the stage does not remove it."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,7 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder
-from cluster.run.server_client import NotServedError, ask_server, write_server
+from cluster.run.server_client import NotServedError, application_of, ask_server, served_at, write_server
 from cluster.run.versions import KEPT, Versions, differing_files, live_version
 from tests.helpers import triptych
 
@@ -144,12 +145,23 @@ def test_requests_ignore_proxies_and_need_a_json_reply(
         thread.join()
 
 
+def test_a_copied_run_is_not_the_one_that_is_served(run: RunFolder, tmp_path: Path) -> None:
+    """Its commands would change what the server of the original serves."""
+    run.create()
+    write_server(run, "http://127.0.0.1:9", "token", application="one")
+    copied = shutil.copytree(run.root, tmp_path.parent / f"{tmp_path.name}-copy")
+    assert (served_at(copied), application_of(copied)) == (None, None)
+    assert (served_at(run.root), application_of(run.root)) == ("http://127.0.0.1:9", "one")
+    with pytest.raises(NotServedError, match=f"server.json is that of {run.root}, from which it was copied"):
+        ask_server(copied, "replicas")
+
+
 def test_commands_need_a_server_and_its_address_is_private(run: RunFolder) -> None:
     away = triptych("promote", str(run.root), "policy", cwd=run.root)
     assert (away.returncode, away.stderr.count("\n")) == (2, 1)
     assert "is not being served" in away.stderr
     path = write_server(run, "http://127.0.0.1:9", "token")
-    assert json.loads(path.read_text()) == {"url": "http://127.0.0.1:9", "token": "token"}
+    assert json.loads(path.read_text()) == {"url": "http://127.0.0.1:9", "token": "token", "run": str(run.root)}
     assert path.stat().st_mode & 0o777 == 0o600
     gone = triptych("rollback", str(run.root), "policy", cwd=run.root)
     assert gone.returncode == 2

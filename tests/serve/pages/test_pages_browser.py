@@ -42,6 +42,34 @@ def chat(page: "api.Page", site: Site) -> None:
     assert page.get_by_role("log").get_by_text(ANSWER).is_visible()
 
 
+ARABIC = "ما هي عاصمة بيرو؟"
+
+
+def test_a_question_from_right_to_left_is_shown_so(browser: "api.Browser", site: Site) -> None:
+    page = browser.new_page()
+    page.goto(site.url)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Max tokens").fill("128")
+    page.get_by_label("Message").fill(ARABIC)
+    directions = [page.get_by_label("Message").evaluate("node => getComputedStyle(node).direction")]
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Copy this answer").wait_for()
+    said = page.locator(".turn .text").all()
+    directions += [one.evaluate("node => getComputedStyle(node).direction") for one in said]
+    assert directions == ["rtl", "rtl", "ltr"]
+    page.close()
+
+
+def test_the_heading_of_the_sign_in_is_no_bubble(browser: "api.Browser", site: Site) -> None:
+    page, grounds = browser.new_page(), []
+    for path in ("/label", "/compare"):
+        page.goto(f"{site.url}{path}")
+        heading = page.get_by_role("heading", name="Sign in")
+        grounds.append(heading.evaluate("node => getComputedStyle(node).backgroundColor"))
+    assert grounds == ["rgba(0, 0, 0, 0)"] * 2
+    page.close()
+
+
 def history(page: "api.Page", site: Site) -> None:
     chat(page, site)
     page.get_by_role("button", name="Good answer").click()

@@ -66,6 +66,10 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         assert page.get_by_role("img", name="held out loss over steps 0 to 199: from 4 to 0.07").count() == 7
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.locator("#samples .sample").count() == 24
+        contents = page.get_by_role("navigation", name="Stages and samples")
+        contents.get_by_role("link", name="samples").click()
+        # The contents stay in sight.
+        assert page.evaluate("scrollY") > contents.bounding_box()["y"] == 0
         sft.get_by_text("What it wrote at step 200").click()
         assert sft.locator(".sample").count() == 2
         assert sft.get_by_text("Lima.").first.is_visible()
