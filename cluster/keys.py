@@ -134,7 +134,9 @@ class KeyRing:
         requests_per_minute: int | None,
         tokens_per_minute: int | None,
         by: str,
-        **limits: Any,
+        expires: float | None = None,
+        max_parallel_requests: int | None = None,
+        token_budget: int | None = None,
     ) -> str:
         """Creates a key.
 
@@ -144,7 +146,9 @@ class KeyRing:
             requests_per_minute: the most requests, or None for no limit.
             tokens_per_minute: the most tokens, or None for no limit.
             by: the author of the change, for the audit log.
-            limits: further limits: the attributes `expires`, `max_parallel_requests` and `token_budget` of `Key`.
+            expires: the time, in seconds since 1970, from which it is invalid, or None for never.
+            max_parallel_requests: the most requests at once, or None for no limit.
+            token_budget: the most tokens in its lifetime, or None for no limit.
 
         Returns:
             the key itself. Only its hash is stored.
@@ -161,8 +165,16 @@ class KeyRing:
         with self._change() as keys:
             if any(key.name == name and key.valid for key in keys):
                 raise UserError(f"there is a key {name} already; `triptych key revoke {name!r}` ends it")
-            limits |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-            keys.append(replace(key, **limits))
+            keys.append(
+                replace(
+                    key,
+                    requests_per_minute=requests_per_minute,
+                    tokens_per_minute=tokens_per_minute,
+                    expires=expires,
+                    max_parallel_requests=max_parallel_requests,
+                    token_budget=token_budget,
+                )
+            )
         audit(self._folder, by, "key add", name=name, scopes=ordered)
         return token
 

@@ -66,13 +66,10 @@ def test_manifests_give_commands_that_exist() -> None:
 
 
 def test_names_in_manifests_are_those_of_other_objects() -> None:
-    (cluster,), (server,), (service,), (budget,) = map(
-        of_kind, ("RayCluster", "Deployment", "Service", "PodDisruptionBudget")
-    )
+    (cluster,), (server,), (service,) = map(of_kind, ("RayCluster", "Deployment", "Service"))
     labels = server["spec"]["template"]["metadata"]["labels"]
     assert server["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert service["spec"]["selector"].items() <= labels.items()
-    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert of_kind("RayJob")[0]["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
     claims = {claim["metadata"]["name"] for claim in of_kind("PersistentVolumeClaim")}
     assert {claim["claimName"] for claim in below(objects(), "persistentVolumeClaim")} == claims
@@ -106,9 +103,12 @@ def test_probes_ask_paths_that_need_no_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_images_install_what_is_pinned_and_run_without_root(kind: str) -> None:
-    lines = (INFRA / "docker" / f"{kind}.Dockerfile").read_text().splitlines()
+    lines = (INFRA / "docker" / "Dockerfile").read_text().splitlines()
     install = next(number for number, line in enumerate(lines) if "infra/install" in line)
-    assert f"infra/requirements/{kind}.txt" in lines[install]
+    argument = next(number for number, line in enumerate(lines) if line.startswith("ARG KIND="))
+    assert argument < install
+    assert "infra/requirements/${KIND}.txt" in lines[install]
+    assert f"--build-arg KIND={kind} " in "\n".join(lines[:argument])
     assert (INFRA / "requirements" / f"{kind}.txt").exists()
     users = [number for number, line in enumerate(lines) if line.startswith("USER ")]
     assert users
@@ -148,6 +148,10 @@ NODE=$node exec "$@"
 """,
     "scontrol": "#!/usr/bin/env bash\nprintf 'n1\\nn2\\nn3\\n'\n",
     "hostname": "#!/usr/bin/env bash\necho 10.0.0.1 fe80::1\n",
+    # Counts the nodes that have joined.
+    "python": """#!/usr/bin/env bash
+echo $(( $(grep -c " ray start " "$LOG") - MISSING ))
+""",
     "ray": """#!/usr/bin/env bash
 [ "$1" = status ] && exit 0
 echo "$NODE ray $* $RAY_AUTH_TOKEN" >> "$LOG"
@@ -174,6 +178,7 @@ def test_the_batch_script_starts_a_cluster_runs_the_command_and_ends_both(tmp_pa
         "LOG": str(log),
         "SLURM_JOB_NODELIST": "n[1-3]",
         "SLURM_CPUS_ON_NODE": "8",
+        "MISSING": "0",
     }
     environment.pop("RAY_AUTH_TOKEN", None)
     script = ["bash", str(INFRA / "slurm" / "triptych.sbatch")]
@@ -194,3 +199,15 @@ def test_the_batch_script_starts_a_cluster_runs_the_command_and_ends_both(tmp_pa
     assert_is_a_command([word for word in command.split()[1:] if "/shared" not in word])
     assert {line for line in lines if line.endswith(" ended")} == {"n1 ended", "n2 ended", "n3 ended"}
     assert subprocess.run(script, env=environment, capture_output=True, timeout=30).returncode == 2
+    # A node that does not join: the command, which would plan without it, is not run.
+    log.unlink()
+    short = subprocess.run(
+        [*script, "run", "my.yaml"],
+        env=environment | {"MISSING": "1", "JOIN_SECONDS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert short.returncode == 1
+    assert "only 2 of 3 nodes joined in 2 s" in short.stderr
+    assert " triptych " not in log.read_text()

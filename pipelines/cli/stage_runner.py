@@ -121,7 +121,8 @@ def print_resource_plan(recipe: Recipe) -> None:
     """Prints the cores, GPUs and memory that each actor would get on this machine, without starting any.
 
     Raises:
-        UserError: the recipe names a cluster, or does not fit on this machine.
+        UserError: the recipe names a cluster, or files or functions that are not there, or does not fit on this
+            machine. What there is of the plan has been printed before.
     """
     from rich.console import Console
 
@@ -132,6 +133,8 @@ def print_resource_plan(recipe: Recipe) -> None:
             "--plan plans for this machine: set cluster.address=local, and the cores and GPUs to plan for under cluster"
         )
     print_plan(recipe, resources_here(recipe.cluster), Console())
+    check_functions(recipe)
+    check_sources(recipe)
 
 
 def keep_recipe(recipe: Recipe, run: RunFolder) -> None:

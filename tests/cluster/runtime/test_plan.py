@@ -14,6 +14,7 @@ from cluster.runtime.machine_memory import memory_needs
 from cluster.runtime.memory import parameters, shape_of
 from cluster.runtime.plan import Node, Resources, make_plan
 from cluster.runtime.training_memory import training_memory
+from pipelines.cli.stage_runner import print_resource_plan
 from tests.helpers import triptych
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
@@ -284,3 +285,12 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
     assert short.returncode == 2
     assert "too little" in short.stderr
+
+
+def test_a_plan_names_a_file_that_is_missing(recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(recipe_path, ["cluster.cpus=8", "cluster.memory_gb=64", "cluster.gpus=0"])
+    print_resource_plan(recipe)
+    (recipe_path.parent / "text.txt").unlink()
+    with pytest.raises(UserError, match=r"text\.txt"):
+        print_resource_plan(recipe)
+    assert "shares" in capsys.readouterr().out
