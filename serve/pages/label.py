@@ -68,6 +68,8 @@ class Judgement(BaseModel):
         better: a better answer, written by the annotator.
         seconds: how long the annotator looked at the page.
         again: whether this is the annotator's second judgement of the prompt.
+        seen: when the judgement was made that the page showed, or None for none; a newer one, from another page, is not
+            overwritten. A client that leaves this out overwrites any.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +83,7 @@ class Judgement(BaseModel):
     better: Text | None = None
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     again: bool = False
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ def label_router(
             _check_shown(database, annotator, judgement)
             if judgement.again:
                 database.save_repeat(row)
+            elif "seen" in judgement.model_fields_set and _is_newer(database, row, judgement.seen):
+                raise HTTPException(409, "you judged this prompt on another page meanwhile")
             else:
                 database.save_ranking(row)
         except UserError as error:
@@ -221,7 +226,7 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
         "messages": prompt.messages,
         "answers": [{"id": row.id, "text": row.text} for row in presented(annotator, prompt, again)],
         "judgement": judgement
-        and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds"}),
+        and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds", "created"}),
     }
 
 
@@ -273,6 +278,18 @@ def _check_shown(database: Feedback, annotator: str, judgement: Judgement) -> No
         raise UserError(f"{judgement.prompt} was shown with other answers: load the page again")
     if judgement.again and database.judgement(prompt.id, annotator) is None:
         raise UserError(f"{judgement.prompt} has no first judgement of yours")
+
+
+def _is_newer(database: Feedback, row: Ranking, seen: float | None) -> bool:
+    """Tells whether the annotator's stored judgement is another one than the page showed, and than the one to store:
+    who sends a judgement again, because no reply came, has stored it."""
+    stored = database.judgement(row.prompt_id, row.annotator)
+    said = {"ranks", "skipped", "all_bad", "marks", "better"}
+    return (
+        stored is not None
+        and stored.created != seen
+        and stored.model_dump(include=said) != row.model_dump(include=said)
+    )
 
 
 def label_app(run: RunFolder, database: Feedback, host: str, people: int) -> ASGIApp:

@@ -1,5 +1,7 @@
 "use strict";
 const LOOK_AGAIN_MS = 15_000, SAVE_AGAIN_MS = 3_000, LONGEST_PAUSE_MS = 60_000;
+// So often a server that answers with a failure is asked to save the same judgement.
+const MOST_FAILURES = 4;
 let annotator = "";
 let previous = null;        // the prompt that was judged last: its id, and whether that was for the second time
 let watched = 0, watchedSince = 0, timer = 0, saving = false;
@@ -53,16 +55,29 @@ function confirmed() {
   return submit(judgement.allBad ? { all_bad: true } : { ranks: answerIds().map((id) => judgement.ranks[id]) });
 }
 
-// The same judgement may be sent again: the server keeps one of each person and prompt.
+// The same judgement may be sent again: the server keeps one of each person and prompt. It refuses to overwrite one that
+// came from another page since this one was loaded, and then the person chooses.
 async function submit(what) {
   if (saving) return;
   saving = true;
   saveDraft();
-  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), ...what };
+  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), seen: task.judgement?.created ?? null, ...what };
+  let failures = 0;
   if (judgement.better.trim()) body.better = judgement.better;
   for (;;) {
     try { await ask("/label/judgement", body); break; } catch (error) {
+      if (error.status === 409) {
+        if (!(await replacesOther())) break;
+        delete body.seen;
+        continue;
+      }
       if (error instanceof Refused) { saving = false; complain(error.message); return; }
+      failures += Boolean(error.status);
+      if (failures === MOST_FAILURES) {
+        saving = false;
+        complain(`Not saved: ${error.message}. It is kept in this browser; Enter sends it again.`);
+        return;
+      }
       complain(`Not saved yet: ${error.message}. It is kept in this browser and sent again.`);
       await new Promise((done) => { setTimeout(done, SAVE_AGAIN_MS); });
     }
@@ -72,6 +87,14 @@ async function submit(what) {
   task = null;
   await next();
   saving = false;
+}
+
+// Asks whether this judgement replaces the one from another page.
+function replacesOther() {
+  const dialog = byId("stale-dialog");
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((chosen) => { dialog.addEventListener("close", () => chosen(dialog.returnValue === "replace"), { once: true }); });
 }
 
 async function next() {

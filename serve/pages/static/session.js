@@ -12,7 +12,7 @@ async function request(path, body, signal) {
   const answer = await response.json().catch(() => ({}));
   const reason = answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : `the server answered ${response.status}`);
   if (response.status === 401 || response.status === 403) signOut();
-  throw response.status < 500 ? new Refused(reason) : new Error(reason);
+  throw Object.assign(response.status < 500 ? new Refused(reason) : new Error(reason), { status: response.status });
 }
 async function ask(path, body) {
   const response = await request(path, body);

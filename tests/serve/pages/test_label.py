@@ -112,6 +112,30 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
     assert (row.skipped, row.ranks) == ("unsure", {})
 
 
+def test_a_page_that_is_behind_does_not_overwrite_and_a_repeated_save_changes_nothing(
+    client: TestClient, database: Feedback
+) -> None:
+    headers = signed_in(database, "ann")
+    task = client.get("/label/next", headers=headers).json()["task"]
+    said = {"prompt": task["prompt"], "answers": [answer["id"] for answer in task["answers"]], "seen": None}
+
+    def save(**more: object) -> int:
+        return client.post("/label/judgement", json=said | more, headers=headers).status_code
+
+    # No reply may have come: it is sent again.
+    assert [save(ranks=[1, 2, 3, 4]), save(ranks=[1, 2, 3, 4])] == [204, 204]
+    assert save(ranks=[4, 3, 2, 1]) == 409
+    (row,) = database.judgements()
+    assert list(row.ranks.values()) == [1, 2, 3, 4]
+    shown = client.get("/label/task", params={"prompt": task["prompt"]}, headers=headers).json()["judgement"]
+    assert save(ranks=[4, 3, 2, 1], seen=shown["created"]) == 204
+    assert save(all_bad=True, seen=shown["created"]) == 409
+    # Whoever does not say what they saw overwrites, as who chose to.
+    del said["seen"]
+    assert save(all_bad=True) == 204
+    assert database.judgements()[0].all_bad
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -114,6 +114,52 @@ def test_keys_rank_on_any_layout_and_input_methods_keep_theirs(browser: "api.Bro
         assert [row.ranks[str(answer)] for answer in row.presented] == [1, 1, 2, 3]
 
 
+def test_of_two_pages_the_one_that_is_behind_asks_and_a_failing_server_is_not_asked_for_ever(
+    browser: "api.Browser", site: Site
+) -> None:
+    with person(browser, site, "ann") as page:
+        first = shown(page).removeprefix("Q ")
+        found = site.database.prompt(first)
+        assert found
+        ranks = {str(row.id): place for place, row in enumerate(found.completions, 1)}
+        for choice, kept in (("Keep the other one", False), ("Keep this one", True)):
+            site.database.save_ranking(Ranking(prompt_id=first, annotator="ann", ranks=ranks))
+            press(page, "b Enter")
+            page.get_by_role("dialog").get_by_role("button", name=choice).click()
+            wait_until(lambda: shown(page) != f"Q {first}", 60, "the next prompt")
+            assert site.said("ann")[0].all_bad is kept
+            if kept:
+                break
+            # Back to the same prompt, which a third page changes once more.
+            press(page, "u")
+            page.get_by_text("Back at your last answer").wait_for()
+        sent: list[int] = []
+
+        def fail(route: "api.Route") -> None:
+            sent.append(1)
+            route.fulfill(status=500, json={"error": {"message": "the disk is full"}})
+
+        page.route("**/label/judgement", fail)
+        page.clock.install()
+        press(page, "1 2 3 4 Enter")
+        for _ in range(400):
+            if len(sent) == 4:
+                break
+            page.clock.run_for(500)
+            page.wait_for_timeout(20)
+        trouble = page.get_by_role("alert")
+        api.expect(trouble).to_contain_text(
+            "Not saved: the disk is full. It is kept in this browser; Enter sends it again."
+        )
+        page.clock.run_for(30_000)
+        assert len(sent) == 4
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        api.expect(trouble).to_be_in_viewport()
+        page.unroute("**/label/judgement")
+        press(page, "Enter")
+        page.get_by_text("ann: 2 done").wait_for()
+
+
 def test_a_whole_ranking_by_dragging(browser: "api.Browser", site: Site) -> None:
     with person(browser, site, "ann") as page:
 
