@@ -14,7 +14,8 @@ from transformers import AutoConfig
 
 from actors.algorithms.guardrails import breach
 from actors.learner.remote import LearnerLostError, RemoteLearner
-from actors.model.causal_lm import require_no_experts
+from actors.model.causal_lm import require_no_experts, require_positions
+from actors.model.tokenizer import require_same_tokens
 from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.ledger import Ledger
@@ -195,6 +196,9 @@ def _check_rewards(recipe: Recipe, run: RunFolder) -> None:
     the reward model passes its probes."""
     settings = recipe.rlhf
     require_no_experts(AutoConfig.from_pretrained(run.path("sft")), str(run.path("sft")))
+    if settings.teacher:
+        require_same_tokens(settings.teacher, run.path("sft"))
+        require_positions(AutoConfig.from_pretrained(settings.teacher), recipe.model.context, settings.teacher)
     if settings.environment:
         load_function(settings.environment.function, "environment")
     for source in settings.rewards:
@@ -214,7 +218,7 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "steps": len(rows),
         "reward_first": rows[0]["reward"],
         "reward_last": _mean(last, "reward"),
-        **({"kl_sequence": _mean(last, "kl_sequence")} if "kl_sequence" in last[0] else {}),
+        **{name: _mean(last, name) for name in ("kl_sequence", "teacher_kl_sequence") if name in last[0]},
         "failed_verdicts": ledger.verdicts.failed,
         "tokens_per_second": sum(row["tokens"] for row in rows) / sum(row["step_seconds"] for row in rows),
         "learner_idle": learner_idle,

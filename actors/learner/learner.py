@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from actors.algorithms.divergence import DIVERGENCES, divergence_losses, kl_k1, kl_k3
 from actors.algorithms.guardrails import has_limits, is_within
 from actors.algorithms.losses import RolloutBatch, Targets, clip_for, importance_weights, old_logprobs_of
-from actors.algorithms.registry import ALGORITHMS
+from actors.algorithms.registry import algorithm_named
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from actors.learner.batch import check_finite, in_microbatches, sample_metrics, sum_of_workers
 from actors.learner.state import LearnerState
@@ -33,7 +33,7 @@ from cluster.recipe.rlhf import Rlhf
 MAXIMUM_GRADIENT_NORM = 1.0
 PRETRAIN_ROWS = 8
 # The run page draws a stage's first metrics before the others.
-HEADLINE_METRICS = ("reward", "kl_sequence", "response_length", "entropy")
+HEADLINE_METRICS = ("reward", "kl_sequence", "teacher_kl_sequence", "response_length", "entropy")
 
 
 class Learner(LearnerState):
@@ -49,7 +49,7 @@ class Learner(LearnerState):
 
     def __init__(self, settings: Rlhf, start: Path, critic: Path, text: list[Shard], seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.algorithm = ALGORITHMS[settings.algorithm]
+        self.algorithm = algorithm_named(settings.algorithm)
         super().__init__(settings, start, critic if self.algorithm.value_losses else None, seed)
         self.clip, self.resolved = clip_for(settings), settings.resolved
         self.text = text
@@ -102,6 +102,9 @@ class Learner(LearnerState):
         own["length_change"] = own["response_length"] / self.first_length
         own["masked"] = 1 - float(batch.loss_mask.any(1).float().mean())
         means = {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | dict(measured)
+        if settings.teacher:
+            # The names of the divergence from the fine-tuned model are not those of another.
+            means = {f"teacher_{name}" if name.startswith("kl") else name: value for name, value in means.items()}
         if before is not None and is_within(means, settings):
             self.last_within_limits = before
         return {
@@ -122,8 +125,8 @@ class Learner(LearnerState):
         old_logprobs = None if known_later else self._logprobs(self.sharded["policy"], batch, temperature)
         ref_logprobs = None
         if self.settings.needs_reference:
-            with self._fine_tuned() as fine_tuned:
-                ref_logprobs = self._logprobs(fine_tuned, batch, temperature)
+            with self._compared() as compared:
+                ref_logprobs = self._logprobs(compared, batch, temperature)
         values = None if self.critic is None else in_microbatches(self.worker, self._values, batch)
         rewards = at_last_token(self._shaped_rewards(batch), batch.completion_mask)
         if charged == "reward" and old_logprobs is not None and ref_logprobs is not None:

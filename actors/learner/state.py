@@ -59,16 +59,19 @@ class LearnerState:
         self.worker = _this_worker(settings)
         self.policy = causal_lm.load(start)
         self.reference: Any = None
+        self.teacher: Any = None
         if settings.lora:
             lora.add(self.policy, settings.lora, seed)
-        elif settings.needs_reference:
+        if settings.teacher:
+            self.teacher = causal_lm.load(settings.teacher).eval().requires_grad_(False)
+        elif settings.needs_reference and not settings.lora:
             self.reference = self._load_reference()
         self.tokenizer = AutoTokenizer.from_pretrained(start)
         self.critic: Any = None
         self.value_shift = 0.0
         if critic is not None:
             self.critic, self.value_shift = _load_critic(critic, settings)
-        models = {"policy": self.policy, "reference": self.reference, "critic": self.critic}
+        models = {"policy": self.policy, "reference": self.reference, "teacher": self.teacher, "critic": self.critic}
         for model in (self.policy, self.critic):
             if model is not None:
                 if settings.recompute_activations:
@@ -107,6 +110,15 @@ class LearnerState:
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in trained(self.policy).items()}
+
+    @contextmanager
+    def _compared(self) -> Iterator[FSDPModule]:
+        """The model that the policy's divergence is measured from: the teacher, or the fine-tuned model."""
+        if self.teacher is not None:
+            yield self.sharded["teacher"]
+        else:
+            with self._fine_tuned() as model:
+                yield model
 
     @contextmanager
     def _fine_tuned(self) -> Iterator[FSDPModule]:

@@ -117,10 +117,7 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
     """
     loaded = load(str(model.start_from), by_parts)
     _check_layers(loaded.config, model)
-    # A model without a limit, such as one with ALiBi, names none.
-    positions = next((limit for name in POSITIONS if (limit := getattr(loaded.config, name, None))), model.context)
-    if positions < model.context:
-        raise UserError(f"model.context {model.context} is more than the {positions} positions of {model.start_from}")
+    require_positions(loaded.config, model.context, str(model.start_from))
     if is_empty(loaded):
         _check_first_layers(loaded, model)
     else:
@@ -128,6 +125,18 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
         _check_window(loaded, model)
     grow_embeddings(loaded, tokenizer, seed)
     return loaded
+
+
+def require_positions(config: Any, context: int, name: str) -> None:
+    """Refuses a model that is made for shorter texts than `model.context`.
+
+    Raises:
+        UserError: it is.
+    """
+    # A model without a limit, such as one with ALiBi, names none.
+    positions = next((limit for field in POSITIONS if (limit := getattr(config, field, None))), context)
+    if positions < context:
+        raise UserError(f"model.context {context} is more than the {positions} positions of {name}")
 
 
 def _check_first_layers(empty: Any, model: Model) -> None:

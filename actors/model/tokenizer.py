@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.errors import UserError, first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -65,6 +67,24 @@ def end_token_ids(model: str | Path, tokenizer: "PreTrainedTokenizerBase") -> fr
         given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
         found.update(given if isinstance(given, list) else [] if given is None else [given])
     return frozenset(found)
+
+
+def require_same_tokens(teacher: str | Path, student: str | Path) -> None:
+    """Refuses a teacher whose token ids mean others than the student's: its log-probabilities would be of other texts.
+
+    Raises:
+        UserError: there is no such tokenizer, or its tokens are others.
+    """
+    try:
+        own, other = load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab()
+    except (OSError, ValueError) as error:
+        raise UserError(f"rlhf.teacher: cannot load the tokenizer of {teacher}: {first_line(error)}") from error
+    if own != other:
+        token = next(name for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name))
+        raise UserError(
+            f"rlhf.teacher: the tokens of {teacher} are not those of the policy: {token!r} is {other.get(token)} there "
+            f"and {own.get(token)} here; take a teacher that was trained with the same tokenizer and chat template"
+        )
 
 
 def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":

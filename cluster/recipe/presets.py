@@ -58,6 +58,8 @@ PRESETS: dict[str, AlgorithmSettings] = {
     # default of OpenRLHF, their implementation, whose recipes take one update a step.
     "reinforce++": AlgorithmSettings(kl_coefficient=0.01, kl_charged_in="reward"),
     "reinforce++-baseline": AlgorithmSettings(kl_coefficient=0.01, kl_estimator="k2"),
+    # Agarwal et al. 2024 and Lu et al. 2025: the divergence, here from the teacher, is all there is to learn from.
+    "distill": AlgorithmSettings(kl_coefficient=1.0, kl_charged_in="reward"),
     # Ouyang et al. 2022 (InstructGPT), appendix C.4: coefficient 0.02 in the reward, clip 0.2, and batches of 512 in
     # minibatches of 64, each seen once. Ye et al. 2020, section 4: dual clip of 3.
     "ppo": AlgorithmSettings(kl_coefficient=0.02, kl_charged_in="reward", minibatches=8, dual_clip=3.0),

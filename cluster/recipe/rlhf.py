@@ -9,6 +9,7 @@ from cluster.recipe.base import (
     FunctionName,
     Hack,
     Lora,
+    PathKind,
     Positive,
     PositiveFloat,
     Precision,
@@ -197,11 +198,21 @@ class Rlhf(Section):
     """Reinforcement learning from human feedback (RLHF): each step samples answers, rewards them, updates the
     policy."""
 
-    algorithm: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline", "dapo", "gspo", "ppo"] = Field(
-        "grpo", description="policy-gradient algorithm; infra/docs/algorithms.md compares them"
+    algorithm: Literal[
+        "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline", "dapo", "gspo", "ppo", "distill"
+    ] = Field(
+        "grpo",
+        description="policy-gradient algorithm, or distill: learning from a teacher; infra/docs/algorithms.md compares "
+        "them",
     )
-    rewards: Annotated[list[Reward], Field(min_length=1)] = Field(
-        [Reward()], description="sources of rewards, whose weighted sum is the reward of an answer"
+    teacher: Annotated[str | None, PathKind.MODEL] = Field(
+        None,
+        description="for algorithm distill: a model with the same tokens, whose folder is on this machine. The learner "
+        "holds it, in float32; the plan takes it to be as large as the policy",
+    )
+    rewards: list[Reward] = Field(
+        [Reward()],
+        description="sources of rewards, whose weighted sum is the reward of an answer; none for algorithm distill",
     )
     environment: Environment | None = Field(
         None, description="conversations of several turns with a Python function; unset: one answer to each prompt"
@@ -303,10 +314,39 @@ class Rlhf(Section):
         None, description="steps between promotions of the policy to the run's running server; unset: none"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_teacher_needs_no_rewards(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("algorithm") == "distill" and "rewards" not in given:
+            return {**given, "rewards": []}
+        return given
+
+    @model_validator(mode="after")
+    def _taught_or_rewarded(self) -> "Rlhf":
+        if self.algorithm != "distill":
+            if self.teacher:
+                raise ValueError(f"teacher is for algorithm distill, and algorithm is {self.algorithm}")
+            if not self.rewards:
+                raise ValueError("rewards needs at least 1 item")
+            return self
+        if not self.teacher:
+            raise ValueError("distill needs teacher, the folder of a model with the same tokens")
+        unfit = {
+            "rewards": self.rewards,
+            "kl": self.kl != Kl(),
+            "stop.max_kl": self.stop.max_kl,
+            "dynamic_sampling": self.dynamic_sampling,
+            "overlong_share": self.overlong_share,
+            "evaluate_every": self.evaluate_every,
+        }
+        if found := [name for name, value in unfit.items() if value]:
+            raise ValueError(f"distill learns from the teacher alone: leave {', '.join(found)} out")
+        return self
+
     @model_validator(mode="after")
     def _groups(self) -> "Rlhf":
         samples = self.sampling.samples_per_prompt
-        if self.algorithm not in ("ppo", "reinforce++") and samples < 2:
+        if self.algorithm not in ("ppo", "reinforce++", "distill") and samples < 2:
             raise ValueError(
                 f"{self.algorithm} compares samples of one prompt: set sampling.samples_per_prompt to at least 2"
             )
@@ -374,7 +414,8 @@ class Rlhf(Section):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether every step computes the fine-tuned model: for a penalty on the divergence, or a limit of it."""
+        """Whether every step computes the fine-tuned model, or the teacher: for a penalty on the divergence, or a limit
+        of it."""
         return self.resolved.kl_coefficient > 0 or self.stop.max_kl is not None
 
     @property

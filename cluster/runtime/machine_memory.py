@@ -61,7 +61,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     engines, replicas = rlhf.fleet.rollout_limit, served_models(recipe) * recipe.serve.max_replicas
     ray = RAY_GB + (1 if on_gpu else 2) * whole
     critics = 1 if rlhf.algorithm == "ppo" else 0
-    models = (2 if rlhf.needs_reference and not rlhf.lora else 1) + critics
+    models = (2 if rlhf.needs_reference and not (rlhf.lora and not rlhf.teacher) else 1) + critics
     members = recipe.reward.members
     if on_gpu:
         started = (1 if reads_by_parts(recipe) else rlhf.fleet.learner_workers) * models + rlhf.reward_models * members

@@ -128,7 +128,7 @@ def learner_memory(recipe: Recipe) -> TrainingMemory:
         recipe,
         work,
         logits,
-        reference=settings.needs_reference and not settings.lora,
+        reference=settings.needs_reference and not (settings.lora and not settings.teacher),
         critic=settings.algorithm == "ppo",
         copies=2 if settings.stop.limits else 0,
     )
