@@ -3,9 +3,8 @@
 import io
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -96,13 +95,19 @@ def open_file(name: str) -> BinaryIO:
 
 
 @contextmanager
-def local_file(name: str) -> Iterator[Path]:
-    """Yields a local path of a file: its own, or that of a temporary copy that is removed when the block ends."""
+def local_file(name: str, went_on: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yields a local path of a file: its own, or that of a temporary copy that is removed when the block ends.
+
+    Args:
+        went_on: called after every few megabytes copied.
+    """
     if not is_remote(name):
         yield Path(name)
         return
     with tempfile.NamedTemporaryFile(suffix=Path(name.partition("?")[0]).name) as copy, open_file(name) as file:
-        shutil.copyfileobj(file, copy, _REMOTE_BUFFER)
+        while piece := file.read(_REMOTE_BUFFER):
+            copy.write(piece)
+            went_on()
         copy.flush()
         yield Path(copy.name)
 

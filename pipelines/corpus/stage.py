@@ -132,8 +132,10 @@ def _require_known(languages: Sequence[str]) -> None:
 
 def _require_readable(prepared: Sequence[Report], most: float) -> None:
     """Raises a UserError with the first bad record of a source that has more than the share allowed."""
-    for source in dict.fromkeys(report["source"] for report in prepared):
-        reports = [report for report in prepared if report["source"] == source]
+    by_source: dict[str, list[Report]] = {}
+    for report in prepared:
+        by_source.setdefault(report["source"], []).append(report)
+    for reports in by_source.values():
         bad = sum(report["bad"] for report in reports)
         records = bad + sum(report["found"]["documents"] for report in reports)
         _require_bytes(reports, most)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cluster.errors import UserError
 from cluster.run.files import file_info, local_file, open_file
 from cluster.run.storage import StoredFile, as_storage_failure, is_remote, shown_name
+from pipelines.corpus.alive import progress
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines
@@ -110,7 +111,7 @@ def _items(name: str, reading: Reading, span: Span | None) -> Iterator[tuple[int
         # Imported only where there are pages, since the parser of captures takes time to load.
         from pipelines.corpus.read.warc import read_web
 
-        with local_file(name) as path:
+        with local_file(name, progress) as path:
             for place, item in read_web(path, reading.extract):
                 yield place, _named(item, str(path), name) if isinstance(item, BadRecord) else item
     elif kind == "csv":

@@ -119,12 +119,12 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     """Names each source for ids and statistics by its name, path or function, and numbers names that are not unique.
 
     Names hold no credentials of a URI."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for source in sources:
         base = source.name or shown_name(source.path or source.function or source.kind)
         numbered = (f"{base}#{number}" for number in count(2))
-        names.append(next(name for name in chain([base], numbered) if name not in names))
-    return names
+        names[next(name for name in chain([base], numbered) if name not in names)] = None
+    return list(names)
 
 
 def read_split(split: InputSplit) -> Iterator[Document | BadRecord | Skipped]:
