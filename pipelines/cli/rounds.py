@@ -50,10 +50,13 @@ def _print_list(run: RunFolder) -> None:
     present, found = present_round(run.root), _rounds(run)
     live = Versions(run, "policy")
     served = live.live().weights if live.kept() else None
-    # On a narrow terminal the figures are whole, and the names of the stages are folded.
-    kept_whole = [Column(name, no_wrap=True) for name in ("round", "made", "from")]
+    # On a narrow terminal the accuracy is folded, and the rest is whole.
     table = Table(
-        *kept_whole, "rankings", "pair accuracy", "policy", Column("stages", overflow="fold"), title=str(run.root)
+        *(Column(name, no_wrap=True) for name in ("round", "made", "from", "rankings")),
+        "pair accuracy",
+        Column("policy", no_wrap=True),
+        *(["lacks"] if any(len(one) < len(ROUND_FOLDERS) for one in found.values()) else []),
+        title=str(run.root),
     )
     for number, manifests in found.items():
         preferences, reward, policy = (manifests.get(name) for name in ROUND_FOLDERS[:3])
@@ -62,11 +65,14 @@ def _print_list(run: RunFolder) -> None:
         table.add_row(
             f"{number}{' (present)' if number == present else ''}",
             _made(run, number, manifests),
-            "" if before is None else f"round {before}",
+            "" if before is None else str(before),
             str(preferences.metrics.get("rankings", "")) if preferences else "",
             _figure(reward.metrics.get("pair_accuracy")) if reward else "",
-            f"{(weights or '')[:12]}{' (served)' if weights and weights == served else ''}",
-            ", ".join(command_of(name) for name in manifests),
+            f"{(weights or '')[:8]}{' live' if weights and weights == served else ''}",
+            *(
+                [", ".join(command_of(name) for name in ROUND_FOLDERS if name not in manifests)]
+                * (len(table.columns) > 6)
+            ),
         )
     if not found:
         print(f"{run.root} has no round yet: `triptych run RECIPE` makes the first")

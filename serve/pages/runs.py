@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from cluster.run.folder import Manifest, RunFolder
-from cluster.run.layout import STAGES, Stage
+from cluster.run.layout import ROUND_FOLDERS, STAGES, Stage
 from cluster.run.metrics import read_metrics
+from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
+from cluster.run.trail import Decision, read_trail
 from cluster.trace import read_trace
 from serve.pages.render import page, routes_of
 
 # A drawing has not many more pixels across.
 MAX_POINTS = 160
 MAX_SAMPLES = 24
+MAX_DECISIONS = 24
 
 
 def runs_router(folder: Path) -> APIRouter:
@@ -43,7 +47,49 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "name": run.root.name,
         "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _skipped(run)],
         "samples": _samples(run.path("report") / "answers.json"),
+        "verdict": _verdict(run.root),
+        "rounds": _rounds(run),
+        "decisions": [_decision(one) for one in reversed(read_trail(run.root)[-MAX_DECISIONS:])],
     }
+
+
+def _verdict(root: Path) -> list[str]:
+    """Returns the sentences of the present report's verdict; none while it is being made again."""
+    if "report" not in present_folders(root):
+        return []
+    return str(RunFolder(root).require("report").metrics.get("verdict", "")).splitlines()
+
+
+def _rounds(run: RunFolder) -> list[dict[str, Any]]:
+    """Returns the figures of every round, the newest first: rankings, the accuracy of its reward model on held-out
+    pairs, and by how much its policy gets more reward than the fine-tuned model."""
+    present = present_folders(run.root)
+    number = present_round(run.root)
+    places = {kept: round_folder(run.root, kept) for kept in kept_rounds(run.root)} | (
+        {number: run.root} if present else {}
+    )
+    found = []
+    for kept, root in sorted(places.items(), reverse=True):
+        of_round = RunFolder(root)
+        manifests = {name: of_round.manifest(name) for name in ROUND_FOLDERS if root != run.root or name in present}
+        metrics = {name: made.metrics for name, made in manifests.items() if made}
+        policy = manifests.get("policy")
+        found.append(
+            {
+                "round": kept,
+                "present": kept == number,
+                "rankings": metrics.get("preferences", {}).get("rankings"),
+                "accuracy": metrics.get("reward", {}).get("pair_accuracy"),
+                "gain": metrics.get("report", {}).get("rewards", {}).get("reward"),
+                "weights": policy.weights if policy else None,
+            }
+        )
+    return found
+
+
+def _decision(one: Decision) -> dict[str, Any]:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.time))
+    return {"round": one.round, "step": one.step, "decision": one.decision, "why": one.why, "when": when}
 
 
 def _skipped(run: RunFolder) -> set[str]:

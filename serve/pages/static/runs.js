@@ -110,7 +110,32 @@ function sample(row) {
   return node;
 }
 
+const interval = (found, digits) => (found?.low == null ? "" : `${found.low.toFixed(digits)} to ${found.high.toFixed(digits)}`);
+
+function roundRow(one) {
+  const gain = one.gain, accuracy = one.accuracy;
+  return rowOf(`${one.round}${one.present ? " (present)" : ""}`, cell(one.rankings ?? ""),
+    cell(accuracy ? accuracy.value.toFixed(3) : "", interval(accuracy, 3)),
+    cell(gain ? `${gain.change > 0 ? "+" : ""}${gain.change.toFixed(2)}` : "", interval(gain, 2)), cell((one.weights ?? "").slice(0, 12)));
+}
+
+function decision(one) {
+  const node = element("li");
+  node.append(element("strong", "", `Round ${one.round}, ${one.step}: ${one.decision}. `), one.why, element("span", "quiet", ` ${one.when}`));
+  return node;
+}
+
+function showRounds(run) {
+  byId("verdict").replaceChildren(...run.verdict.map((line) => element("p", "", line)));
+  byId("verdict-part").hidden = run.verdict.length === 0;
+  byId("rounds").replaceChildren(...run.rounds.map(roundRow));
+  byId("rounds-part").hidden = run.rounds.length === 0;
+  byId("decisions").replaceChildren(...run.decisions.map(decision));
+  byId("decisions-title").hidden = run.decisions.length === 0;
+}
+
 function show(run) {
+  showRounds(run);
   const done = run.stages.filter((stage) => stage.state === "done").length;
   const working = run.stages.find((stage) => stage.state === "working");
   const made = new Map(run.stages.map((stage) => [stage.folder, stage]));

@@ -4,7 +4,9 @@ import json
 import math
 from pathlib import Path
 
+from cluster.run.trail import Decision, add_decision
 from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
+from tests.cluster.run.test_rounds import make
 from tests.serve.run_folder import at_work, write_run
 
 
@@ -24,6 +26,29 @@ def test_a_run_halfway(tmp_path: Path) -> None:
     # The stage in progress shows the curves that it has so far.
     assert shown["stages"][5]["curves"].keys() == {"loss", "held_out_loss"}
     json.dumps(shown, allow_nan=False)
+
+
+def test_rounds_and_decisions_of_the_loop_are_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=7)
+    path = tmp_path / "report" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    gain = {"before": 0.0, "after": 0.5, "change": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+    manifest["metrics"] = {"verdict": "Better.\nLonger.", "rewards": {"reward": gain}}
+    path.write_text(json.dumps(manifest))
+    shown = describe(run)
+    assert shown["verdict"] == ["Better.", "Longer."]
+    assert [(one["round"], one["present"], one["gain"]) for one in shown["rounds"]] == [(1, True, gain)]
+    assert shown["decisions"] == []
+    # While the next round is being made, its figures are not those of the last one.
+    make(run, "preferences", "two")
+    add_decision(tmp_path, Decision(2, "gates", "passed", "all well"))
+    shown = describe(run)
+    assert shown["verdict"] == []
+    assert [(one["round"], one["present"], bool(one["gain"])) for one in shown["rounds"]] == [
+        (2, True, False),
+        (1, False, True),
+    ]
+    assert [(one["step"], one["why"]) for one in shown["decisions"]] == [("gates", "all well")]
 
 
 def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
