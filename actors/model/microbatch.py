@@ -12,6 +12,7 @@ import pyarrow.compute as compute
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
 Metrics = dict[str, float]
@@ -77,6 +78,7 @@ def accumulate(
     total: int,
     worker: DataParallelRank,
     weight: float = 1.0,
+    reduce_once: bool = False,
 ) -> tuple[float, Metrics]:
     """Adds the gradients of this worker's rows, divided by the units of the global batch.
 
@@ -87,12 +89,18 @@ def accumulate(
         rows: the global batch.
         total: the units, such as trained tokens, that the global batch has over all workers.
         weight: a factor on the gradients alone.
+        reduce_once: whether workers that share the model add up their gradients after the last micro-batch alone, and
+            not after each; every worker then holds whole gradients until there.
 
     Returns:
         This worker's share of the mean loss, and the sums of the objective's metrics over its rows.
     """
     losses, metrics = [], Metrics()
+    left = math.ceil(math.ceil(rows.num_rows / worker.world_size) / worker.micro_batch_rows)
     for batch, counts in _own_batches(_sorted_by_length(rows), objective, worker):
+        left -= 1
+        if isinstance(summed_loss, FSDPModule):
+            summed_loss.set_requires_gradient_sync(not (reduce_once and left))
         with worker.autocast():
             summed, found = summed_loss(batch)
         (summed * (weight * (worker.world_size if counts else 0) / max(1, total))).backward()

@@ -142,7 +142,7 @@ def _train(
         if isinstance(objective, KtoObjective):
             rows = objective.with_reference_point(model, rows, worker)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
-        loss, metrics = accumulate(model, objective, rows, total, worker)
+        loss, metrics = accumulate(model, objective, rows, total, worker, reduce_once=settings.reduce_once)
         lora.keep_other_rows(unwrapped_model)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.maximum_gradient_norm)))
         # Summed too, so that all workers query for notices at the same step.

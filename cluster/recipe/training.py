@@ -77,6 +77,11 @@ class Training(Section):
         "more, training fails",
     )
     workers: Positive = Field(1, description="training workers, which share the rows and the model (FSDP2)")
+    reduce_once: bool = Field(
+        False,
+        description="with several workers, add up their gradients once a step and not after every micro-batch: faster "
+        "where the network is slow, for the memory of whole gradients on each worker",
+    )
     recompute_activations: bool = Field(
         False, description="recompute activations in the backward pass: less memory for a third more computing"
     )

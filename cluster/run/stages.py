@@ -30,6 +30,7 @@ EXECUTION_KEYS: dict[str, Any] = {
             "micro_batch_rows",
             "checkpoint_every",
             "recompute_activations",
+            "reduce_once",
             "compile_layers",
             "promote_every",
             "max_failed_verdicts",
@@ -43,6 +44,7 @@ EXECUTION_KEYS: dict[str, Any] = {
     "fleet": {
         "rollout_actors",
         "max_rollout_actors",
+        "tensor_parallel",
         "learner_workers",
         "reward_actors",
         "max_reward_actors",

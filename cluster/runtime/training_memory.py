@@ -68,13 +68,15 @@ class _Work:
     precision: str
     recompute: bool
     device: str
+    reduce_once: bool = False
 
 
 def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingMemory:
     """Estimates the memory of a training worker, for P parameters in float32 that FSDP2 shards over W workers.
 
-    - Weights: 4 P / W bytes, and as many for the reference of `dpo`. Gradients: 4 P / W. AdamW's moments: twice as
-      many. With LoRA, the last two are those of the adapters alone, which are the whole difference from the reference.
+    - Weights: 4 P / W bytes, and as many for the reference of `dpo`. Gradients: 4 P / W, with `reduce_once` 4 P more.
+      AdamW's moments: 8 P / W. With LoRA, the last two are those of the adapters alone, which are the whole difference
+      from the reference.
     - Gathered, with several workers: weights of two layers (one computing, the next on its way) and of the embedding,
       and gradients of one layer and of the embedding before they are scattered.
     - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.
@@ -100,7 +102,8 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
 
 def _memory_in(precision: str, recipe: Recipe, section: Training, device: str) -> TrainingMemory:
     tokens = section.micro_batch_rows * _row_tokens(recipe, section)
-    work = _Work(section.workers, trained_in(recipe, section), tokens, precision, section.recompute_activations, device)
+    trained, once = trained_in(recipe, section), section.reduce_once
+    work = _Work(section.workers, trained, tokens, precision, section.recompute_activations, device, once)
     logits = 0.0 if isinstance(section, RewardModel) else _logits_gb(recipe, work)
     return _memory(recipe, work, logits, reference=isinstance(section, Dpo) and not section.lora)
 
@@ -144,6 +147,8 @@ def _memory(
     if work.recompute:
         kept = INPUT_BYTES * shape.layers + RECOMPUTED_LAYER_BYTES[work.device][work.precision]
         extra = EMBEDDING_GRADIENTS[work.device] * embedding
+    if work.reduce_once and work.workers > 1:
+        extra += work.trained
     held, trained = HELD_BYTES * size / work.workers / GB, HELD_BYTES * work.trained / work.workers / GB
     return TrainingMemory(
         weights=held,

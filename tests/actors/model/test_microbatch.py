@@ -27,8 +27,15 @@ from cluster.recipe.model import Model
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")
-# What a worker of two is tried with: rows of a micro-batch, logits at once, and whether activations are recomputed.
-CASES = [(1, 1 << 26, False), (2, 1 << 26, False), (4, 5 * VOCABULARY, False), (4, 1 << 26, True)]
+# What a worker of two is tried with: rows of a micro-batch, logits at once, and whether activations are recomputed and
+# gradients added up after the last micro-batch alone.
+CASES = [
+    (1, 1 << 26, False, False),
+    (1, 1 << 26, False, True),
+    (2, 1 << 26, False, False),
+    (4, 5 * VOCABULARY, False, False),
+    (2, 1 << 26, True, True),
+]
 
 
 def batch(seed: int = 5) -> pa.Table:
@@ -109,13 +116,13 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     objective, rows = LanguageObjective(), batch()
     total = objective.count(objective.collate(rows))
-    for number, (micro_batch_rows, logits, recompute) in enumerate(CASES):
+    for number, (micro_batch_rows, logits, recompute, once) in enumerate(CASES):
         causal_lm.LOGITS_AT_ONCE = {"cpu": logits}
         own, unwrapped_model = DataParallelRank(rank, 2, micro_batch_rows, "float32", CPU), model()
         if recompute:
             unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         sharded = shard(WithLoss(unwrapped_model, objective), 2, CPU).train()
-        loss, _ = sum_over_workers(*accumulate(sharded, objective, rows, total, own), own)
+        loss, _ = sum_over_workers(*accumulate(sharded, objective, rows, total, own, reduce_once=once), own)
         found = {name: p.grad for name, p in sharded.model.named_parameters()}
         assert all(isinstance(gradient, DTensor) for gradient in found.values())
         whole = {name: gradient.full_tensor().contiguous() for name, gradient in found.items()}

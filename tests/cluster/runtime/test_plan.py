@@ -107,6 +107,12 @@ def test_memory_grows_by_sixteen_bytes_a_trained_parameter(recipe_path: Path) ->
     assert needs[1] - needs[0] == pytest.approx(large.total - small.total + 8)
 
 
+def test_gradients_that_are_added_up_once_are_whole_on_every_worker(recipe_path: Path) -> None:
+    both = [load_recipe(recipe_path, [*EIGHT_B, f"sft.reduce_once={once}"]) for once in ("false", "true")]
+    each, once = (training_memory(recipe, recipe.sft, "cuda").gradients for recipe in both)
+    assert (each, once) == pytest.approx((4.0, 36.0))
+
+
 def test_without_a_set_precision_a_cpu_is_planned_for_the_larger(recipe_path: Path) -> None:
     def planned(device: str, rows: int, *precision: str) -> float:
         chosen = [f"pretrain.precision={name}" for name in precision]
