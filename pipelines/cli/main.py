@@ -130,7 +130,9 @@ JobServer = Annotated[str, typer.Option(help="address of Ray's job server, such 
 
 @app.command(rich_help_panel=RUNNING)
 def submit(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="run, a single stage, serve, doctor or version")],
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="run, a single stage, loop, serve, doctor or version")
+    ],
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")] = None,
     overrides: Overrides = None,
     address: JobServer = "",
@@ -142,7 +144,7 @@ def submit(
 ) -> None:
     """Run a command as a job on a Ray cluster whose nodes share the run folder. Modules that the recipe names, and
     small input files, travel with it."""
-    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES)), "serve"]
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES)), "loop", "serve"]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
