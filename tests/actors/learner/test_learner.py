@@ -142,6 +142,15 @@ def test_micro_batches_change_nothing(folders, algorithm: str):
     assert figures[0]["gradient_norm"] > 0
 
 
+@pytest.mark.parametrize("settings", [{"algorithm": "ppo"}, {"lora": LORA}])
+def test_recomputed_activations_change_nothing(folders, settings: dict[str, object]):
+    kept, recomputed = (make(folders, recompute_activations=own, **settings) for own in (False, True))
+    assert recomputed.policy.is_gradient_checkpointing
+    figures = [learner.step(PROMPTS, samples(learner), REWARDS) for learner in (kept, recomputed)]
+    for name in ("loss", "gradient_norm", "entropy"):
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-5, abs=1e-7), name
+
+
 @pytest.mark.parametrize("settings", [{"algorithm": "grpo"}, {"algorithm": "ppo"}, {"lora": LORA}])
 def test_resuming_equals_going_on(folders, settings: dict[str, object], tmp_path: Path):
     first = make(folders, **settings)

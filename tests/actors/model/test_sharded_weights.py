@@ -26,15 +26,19 @@ from transformers import (
 
 from actors.model import causal_lm, lora, shared_export
 from actors.model.causal_lm import grow_embeddings, load_for_training, set_end_token
-from actors.model.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
+from actors.model.fsdp import FSDPModule, WithLoss, gather_to_cpu, set_trained, shard, trained
+from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
+from actors.model.optim import adamw
 from actors.model.reward_head import load_reward_model, with_new_head
 from actors.model.sharded_weights import StoredWeights, empty_model, is_empty, refill
 from actors.model.shared_export import export_shared
+from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
 from cluster.errors import UserError
 from cluster.recipe.base import Precision, TrainingLora
 from cluster.recipe.model import Model
 from cluster.run.weight_files import INDEX, weight_files, weights_fingerprint
+from tests.actors.model.test_microbatch import batch
 from tests.tiny import tiny_tokenizer, write_tiny_reward_model
 
 CPU = torch.device("cpu")
@@ -108,6 +112,21 @@ def sum_of_outputs(model: Any) -> Tensor:
     return model(input_ids=torch.arange(8).unsqueeze(0)).logits.abs().sum().detach()
 
 
+def losses_of_training(folder: Path, rank: int, workers: int) -> Tensor:
+    """The losses of four steps of AdamW, in float32."""
+    objective, rows = LanguageObjective(), batch()
+    model = shard(WithLoss(causal_lm.load(folder), objective), workers, CPU).train()
+    stepper = adamw(list(model.parameters()), 1e-3, 0.1)
+    total, own = objective.count(objective.collate(rows)), DataParallelRank(rank, workers, 2, "float32", CPU)
+    losses = []
+    for _ in range(4):
+        loss, _ = sum_over_workers(*accumulate(model, objective, rows, total, own), own)
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+        losses.append(loss)
+    return torch.tensor(losses)
+
+
 def worker(rank: int, folder: Path, finished: Barrier) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -126,6 +145,10 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
             export_shared(
                 made, tokenizer, folder / "exports" / name, rank, "bfloat16" if name == "grown" else "float32"
             )
+    for start in ("tied", "untied"):
+        losses = losses_of_training(folder / start, rank, 2)
+        if rank == 0:
+            save_file({"losses": losses}, folder / f"losses {start}.safetensors")
     before = gather_to_cpu(dict(made.named_parameters()), keep=True)
     set_trained(made, {name: value + 1 for name, value in trained(made).items()})
     refill(made, {"score.weight": before["score.weight"]})
@@ -185,6 +208,15 @@ def test_workers_hold_together_what_one_holds(found: Path, case: str) -> None:
             values[name], value.detach(), rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
     assert float(output) == pytest.approx(float(sum_of_outputs(expected)), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["tied", "untied"])
+def test_workers_have_the_losses_of_one(found: Path, start: str) -> None:
+    losses = load_file(found / f"losses {start}.safetensors")["losses"]
+    expected = losses_of_training(found / start, 0, 1)
+    assert expected[-1] < expected[0]
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
