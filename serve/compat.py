@@ -358,6 +358,11 @@ def openai_serving(
     tokens = ServingTokenization(models, renderer, **template)
 
     async def respond(request: Any, http: Request) -> "AsyncGenerator[str, None] | BaseModel":
+        if request.background or request.previous_response_id:
+            raise ValueError(
+                "this server stores no responses: wait for the answer or stream it in place of `background`, and send "
+                "the whole conversation as `input` in place of `previous_response_id`"
+            )
         try:
             answer = await responses.create_responses(request, http)
         except (AttributeError, LookupError) as error:

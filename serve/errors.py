@@ -1,4 +1,4 @@
-"""Errors in the format of OpenAI's API, which is also vLLM's."""
+"""Errors in the format of OpenAI's API, which is also vLLM's, and in that of Anthropic's."""
 
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +17,32 @@ def error_body(status: int, message: str, kind: str | None = None, param: str | 
     """
     kind = kind or HTTPStatus(status).phrase.title().replace(" ", "") + "Error"
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+# Anthropic's names of errors; of other statuses it is one of the last two.
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+ANTHROPIC_PATH = "/v1/messages"
+
+
+def in_format_of(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """Returns the body of an error as the clients of a path read it.
+
+    Args:
+        path: the path of the request.
+        status: the HTTP status.
+        body: the result of `error_body`.
+    """
+    if path != ANTHROPIC_PATH and not path.startswith(f"{ANTHROPIC_PATH}/"):
+        return body
+    kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
 
 
 class RequestError(HTTPException):

@@ -22,13 +22,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from cluster.errors import UserError
 from cluster.recipe.serve import CANARY, Alias, ModelName
 from serve.canary import CanaryShare
-from serve.errors import RequestError
+from serve.errors import RequestError, in_format_of
 from serve.http.auth import Caller
+from serve.http.budgets import BudgetError
 from serve.http.limits import ConcurrencyLimit
 from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import GET_ENDPOINTS, PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
-from serve.http.reservation import most_tokens
+from serve.http.reservation import counting_requests, most_tokens
 from serve.request_size import check_size, without_prompts
 from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint
@@ -203,13 +204,43 @@ class Router:
         name, version = _split_version(body.get("model"))
         route = self._routes.find(name, "" if version else context.id)
         check_size(without_prompts(endpoint, body), self._context)
-        context.reserve(most_tokens(endpoint, body, self._context))
+        await self._reserve(endpoint, body, route.model, context)
         if route.shadow:
             task = asyncio.create_task(self._shadow(endpoint, body | {"model": route.shadow}))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
         context.model = body["model"] = route.model
         return await self._forward(endpoint, body, version, context, partial(while_connected, request))
+
+    async def _reserve(self, endpoint: Endpoint, body: dict[str, Any], model: str, context: RequestContext) -> None:
+        """Reserves the most tokens that a request may use.
+
+        Raises:
+            RequestError: 429, the caller's key has fewer left.
+        """
+        try:
+            context.reserve(most_tokens(endpoint, body, self._context))
+        except BudgetError as error:
+            # The last tokens of a budget would be of no use if each byte of a prompt counted as one of them.
+            counts = await self._count_prompts(endpoint, body, model) if error.left else None
+            if counts is None:
+                raise
+            context.reserve(most_tokens(endpoint, body, self._context, counts))
+
+    async def _count_prompts(self, endpoint: Endpoint, body: dict[str, Any], model: str) -> list[int] | None:
+        """Returns the tokens of each prompt as the model counts them; None if it cannot count them."""
+        asked = counting_requests(endpoint, body)
+        if asked is None:
+            return None
+        counts = []
+        for counting, request in asked:
+            async with aclosing(self._models[model].answer(counting, request | {"model": model})) as parts:
+                replies = [part.body async for part in parts if isinstance(part, Reply)]
+            count = replies[0].get("count", replies[0].get("input_tokens")) if replies else None
+            if not isinstance(count, int):
+                return None
+            counts.append(count)
+        return counts
 
     async def response_parts(
         self, context: RequestContext, endpoint: Endpoint, body: dict[str, Any]
@@ -286,7 +317,9 @@ class Router:
         if isinstance(first, Reply):
             self._set_weights(context, first.weights)
             context.count(_usage(endpoint, body, first))
-            return JSONResponse(first.body, first.status)
+            failed = first.status >= HTTPStatus.BAD_REQUEST
+            body = in_format_of(context.path, first.status, first.body) if failed else first.body
+            return JSONResponse(body, first.status)
         return StreamingResponse(self._events(first, parts, context), media_type="text/event-stream")
 
     def _set_weights(self, context: RequestContext, weights: str | None) -> None:
@@ -318,7 +351,9 @@ class Router:
                 yield str(part)
         except RequestError as error:
             # The status line has been sent: only an error event can still say that the response is incomplete.
-            yield f"data: {json.dumps(error.body)}\n\n"
+            body = in_format_of(context.path, error.status_code, error.body)
+            event = "" if body is error.body else "event: error\n"
+            yield f"{event}data: {json.dumps(body)}\n\n"
 
 
 def _usage(endpoint: Endpoint, body: dict[str, Any], reply: Reply) -> Usage:

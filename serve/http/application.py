@@ -1,13 +1,16 @@
-"""The FastAPI application of every server of the project, which answers all errors in the format of OpenAI's API."""
+"""The FastAPI application of every server of the project, which answers all errors in the format of OpenAI's API, or of
+Anthropic's."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serve.errors import RequestError, error_body
+from serve.errors import RequestError, error_body, in_format_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -23,25 +26,31 @@ def new_application(title: str) -> FastAPI:
     return app
 
 
-async def _request_error(_: Request, error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body, error.status_code, error.headers)
+async def _request_error(request: Request, error: RequestError) -> JSONResponse:
+    return _response(request, error.status_code, error.body, error.headers)
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
+    return _response(request, error.status_code, error_body(error.status_code, message), error.headers)
 
 
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     # Without the input, which may be what JSON cannot hold: NaN, or half of a surrogate pair.
     problems = [(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()[:5]]
     message = "; ".join(f"{where}: {what}" if where else what for where, what in problems)
     printable = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse(error_body(422, printable, "UnprocessableEntityError", problems[0][0] or None), 422)
+    return _response(request, 422, error_body(422, printable, "UnprocessableEntityError", problems[0][0] or None))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     request_id = request.state.context.id
     logger.error("request %s failed", request_id, exc_info=error)
     message = f"something went wrong in the server; its log says what, under {request_id}"
-    return JSONResponse(error_body(500, message, "InternalServerError"), 500)
+    return _response(request, 500, error_body(500, message, "InternalServerError"))
+
+
+def _response(
+    request: Request, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(in_format_of(request.url.path, status, body), status, headers)

@@ -13,6 +13,27 @@ from serve.errors import RequestError
 WRITE_SECONDS = 1.0
 
 
+class BudgetError(RequestError):
+    """The error of a request that may use more tokens than a key's budget has left.
+
+    Args:
+        budget: the whole budget.
+        left: the tokens that are left.
+        tokens: the most that the request may use.
+
+    Attributes:
+        left: the tokens that are left.
+    """
+
+    def __init__(self, budget: int, left: int, tokens: int) -> None:
+        self.left = max(0, left)
+        advice = ": give it a smaller `max_tokens`" if left > 0 else ""
+        message = (
+            f"of this key's budget of {budget} tokens {self.left} are left, and this request may use {tokens}{advice}"
+        )
+        super().__init__(429, message, "InsufficientQuotaError")
+
+
 class TokenBudgets:
     """The budgets of a run's keys.
 
@@ -52,17 +73,13 @@ class TokenBudgets:
         """Takes tokens of a key's budget for a request.
 
         Raises:
-            RequestError: 429, fewer are left.
+            BudgetError: fewer are left.
         """
         if key.token_budget is None:
             return
         left = key.token_budget - self.used(key) - self._reserved[key.digest]
         if left <= 0 or tokens > left:
-            message = (
-                f"of this key's budget of {key.token_budget} tokens {max(0, left)} are left, and this request may use "
-                f"{tokens}"
-            )
-            raise RequestError(429, message, "InsufficientQuotaError")
+            raise BudgetError(key.token_budget, left, tokens)
         self._reserved[key.digest] += tokens
 
     def settle(self, key: Key, reserved: int, used: int) -> None:

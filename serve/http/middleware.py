@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.errors import UserError
 from cluster.keys import Key
 from cluster.run.atomic import make_private
-from serve.errors import RequestError
+from serve.errors import RequestError, in_format_of
 from serve.http.auth import Authorizer, path_pattern, token_of
 from serve.http.budgets import TokenBudgets
 from serve.http.key_use import KeyUse
@@ -116,7 +116,8 @@ class Middleware:
                 logger.error("request %s was refused: %s", context.id, error)
                 raise RequestError(503, "the keys of this server cannot be read; its log says why") from error
         except RequestError as error:
-            await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
+            body = in_format_of(context.path, error.status_code, error.body)
+            await JSONResponse(body, error.status_code, error.headers)(scope, receive, send)
         else:
             await self.app(scope, bounded(receive, self._max_body), send)
 

@@ -1,6 +1,7 @@
 """The most tokens that a request may use, told from its body before any model reads it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from serve.http.openapi import GET_ENDPOINTS
@@ -8,6 +9,13 @@ from serve.transport.messages import Endpoint
 
 # OpenAI's default of `max_tokens` for completions, and vLLM's.
 COMPLETION_TOKENS = 16
+# The fields of a prompt by which it can be counted without an answer.
+CHAT_FIELDS = frozenset(
+    {"messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
+)
+MESSAGE_FIELDS = frozenset({"messages", "system", "tools"})
+# The most prompts of a request that are counted.
+MAX_COUNTED = 16
 # The fields that limit an answer, by endpoint; vLLM ignores those of other endpoints. Elsewhere it is max_tokens.
 LIMITS: dict[Endpoint, tuple[str, ...]] = {
     "chat/completions": ("max_tokens", "max_completion_tokens"),
@@ -15,7 +23,7 @@ LIMITS: dict[Endpoint, tuple[str, ...]] = {
 }
 
 
-def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
+def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int, counted: Sequence[int] | None = None) -> int:
     """Returns an upper bound of the tokens of a request: those of its prompts, and n · max_tokens for each.
 
     A token of a prompt has a byte at least; a prompt and one answer fit into the context together.
@@ -24,24 +32,26 @@ def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int) -> int:
         endpoint: the endpoint.
         body: the request, which has not been validated.
         context: the most tokens of a prompt and its answer together.
+        counted: the tokens of each prompt, where they were counted.
     """
     if endpoint in GET_ENDPOINTS:
         return 0
-    prompts = _prompts(endpoint, body)
+    sizes = counted if counted is not None else [*map(_size, prompts_of(endpoint, body))]
     if endpoint in ("tokenize", "detokenize", "messages/count_tokens"):
         # These alone take more than the context.
-        return sum(map(_size, prompts))
+        return sum(sizes)
     if endpoint == "score":
-        return sum(min(context, _size(prompt)) for prompt in prompts)
+        return sum(min(context, size) for size in sizes)
     answers = max(1, _number(body.get("n"), 1))
     default = COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else context
     asked = default
     for name in LIMITS.get(endpoint, ("max_tokens",)):
         asked = _number(body.get(name), asked)
-    return sum(min(answers * context, min(context, _size(prompt)) + answers * max(0, asked)) for prompt in prompts)
+    return sum(min(answers * context, min(context, size) + answers * max(0, asked)) for size in sizes)
 
 
-def _prompts(endpoint: Endpoint, body: dict[str, Any]) -> list[Any]:
+def prompts_of(endpoint: Endpoint, body: dict[str, Any]) -> list[Any]:
+    """Returns the prompts of a request, each as the fields of it that a model reads."""
     if endpoint == "score":
         given = body.get("conversations")
         return given if isinstance(given, list) else []
@@ -54,6 +64,20 @@ def _prompts(endpoint: Endpoint, body: dict[str, Any]) -> list[Any]:
         return [[body["messages"], body.get("tools"), body.get("documents"), *system]]
     prompt = body.get("prompt")
     return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+
+
+def counting_requests(endpoint: Endpoint, body: dict[str, Any]) -> list[tuple[Endpoint, dict[str, Any]]] | None:
+    """Returns the requests that count the tokens of a request's prompts; None if there are none, or too many."""
+    if endpoint == "messages":
+        return [("messages/count_tokens", {name: body[name] for name in MESSAGE_FIELDS & body.keys()})]
+    if endpoint == "chat/completions":
+        return [("tokenize", {name: body[name] for name in CHAT_FIELDS & body.keys()})]
+    if endpoint != "completions":
+        return None
+    prompts = prompts_of(endpoint, body)
+    if len(prompts) > MAX_COUNTED or not all(isinstance(prompt, str) for prompt in prompts):
+        return None
+    return [("tokenize", {"prompt": prompt}) for prompt in prompts]
 
 
 def _size(prompt: Any) -> int:

@@ -90,8 +90,9 @@ REFUSED = [{"type": "refusal", "refusal": "no"}]
 )
 def test_what_the_responses_api_cannot_do_is_the_clients_mistake(server: Server, wrong: dict[str, Any]) -> None:
     reply = httpx.post(f"{server.url}/v1/responses", json={"model": MODEL, **wrong}, timeout=60)
-    assert reply.status_code in (400, 404), reply.text
-    assert reply.json()["error"]["message"]
+    assert reply.status_code == 400, reply.text
+    advice = "stores no responses" if isinstance(wrong["input"], str) else "input"
+    assert advice in reply.json()["error"]["message"]
 
 
 def test_messages_say_what_chat_says(server: Server, client: openai.OpenAI) -> None:
@@ -108,15 +109,20 @@ def test_messages_say_what_chat_says(server: Server, client: openai.OpenAI) -> N
             assert "".join(stream.text_stream) == whole.content[0].text
         assert used(server, before) == (2 * whole.usage.input_tokens, 2 * whole.usage.output_tokens)
         assert other.messages.count_tokens(model=MODEL, messages=TURNS).input_tokens == whole.usage.input_tokens
-        called = other.messages.create(
-            model=MODEL, messages=TURNS, tools=[TOOL], tool_choice={"type": "any"}, max_tokens=400
-        )
+        once: Any = {"type": "any", "disable_parallel_tool_use": True}
+        called = other.messages.create(model=MODEL, messages=TURNS, tools=[TOOL], tool_choice=once, max_tokens=400)
         calls = [block for block in called.content if block.type == "tool_use"]
         assert calls
         for call in calls:
             jsonschema.validate(call.input, PLACE)
-        with pytest.raises(anthropic.NotFoundError):
+        with pytest.raises(anthropic.NotFoundError) as absent:
             other.messages.create(**ask | {"model": "claude"})
+        with pytest.raises(anthropic.BadRequestError) as wrong:
+            other.messages.create(**ask | {"max_tokens": -1})
+    for error, kind, words in ((absent, "not_found_error", "claude"), (wrong, "invalid_request_error", "max_tokens")):
+        body = error.value.body
+        assert (body["type"], body["error"]["type"]) == ("error", kind)
+        assert words in body["error"]["message"]
 
 
 def test_the_tokenizer_describes_itself(server: Server) -> None:

@@ -52,6 +52,23 @@ def test_the_limits_and_the_budget_of_a_key_hold_in_both(server: Server, ring: K
     wait_until(lambda: asked(server.other_url, short).status_code == 429, 5, "the other gateway to hear of tokens")
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/messages"])
+def test_a_budget_can_be_used_to_its_last_token(server: Server, ring: KeyRing, path: str) -> None:
+    """Its prompt has more bytes than the budget has tokens."""
+    text = "What is the capital of Peru? " * 3
+    prompt = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
+    count = httpx.post(f"{server.url}/tokenize", json={"model": MODEL} | prompt).json()["count"]
+    assert count < len(text)
+    key = ring.add("last", ["chat"], None, None, by="test", token_budget=count + 4)
+    headers, ask = {"Authorization": f"Bearer {key}"}, {"model": MODEL, "ignore_eos": True} | prompt
+    replies = [
+        httpx.post(f"{server.url}{path}", json=ask | {"max_tokens": most}, headers=headers) for most in (5, 4, 1)
+    ]
+    assert [reply.status_code for reply in replies] == [429, 200, 429], replies[1].text
+    assert f"{count + 4} are left, and this request may use {count + 5}: give it a smaller" in replies[0].text
+    ring.revoke("last", by="test")
+
+
 def test_requests_at_once_are_those_of_both(server: Server, ring: KeyRing) -> None:
     one = ring.add("one", ["chat"], None, None, by="test", max_parallel_requests=1)
     with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, headers={"Authorization": f"Bearer {one}"}):

@@ -156,6 +156,21 @@ async def test_a_key_may_come_in_the_header_of_anthropics_clients(tmp_path: Path
             assert (await client.get("/v1/models", headers=headers)).status_code == status
 
 
+async def test_errors_have_the_format_of_the_paths_own_clients(tmp_path: Path, ring: KeyRing) -> None:
+    async with asking(settings(tmp_path, "never")) as client:
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            refused = (await client.post(path, json={})).json()
+            assert (refused["type"], refused["error"]["type"]) == ("error", "authentication_error")
+            assert set(refused["error"]) == {"type", "message"}
+        assert "type" not in (await client.post("/v1/completions", json={})).json()
+    owner, token = new_key("owner", ("chat",))
+    async with asking(Settings(tmp_path, owner=owner), key=token) as client:
+        broken = await client.post("/v1/messages", json={"model": "parrot", "prompt": "fail"})
+        assert (broken.status_code, broken.json()["error"]["type"]) == (500, "api_error")
+        wrong = await client.get("/v1/messages")
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
 async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:
     async with asking(settings(tmp_path, "never")) as client:
         assert (await client.get("/v1/models")).status_code == 401
