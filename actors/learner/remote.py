@@ -160,6 +160,9 @@ class RemoteLearner:
 
     def _call(self, method: str, what: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
         started, self._started = self._started, []
+        if len(self.actors) > 1:
+            # Serialized once, and not once a worker.
+            arguments = tuple(ray.put(argument) for argument in arguments)
         # Named after the method, which Ray's dashboard and the processes' titles then show.
         calls = [actor.call.options(name=f"Learner.{method}").remote(method, *arguments) for actor in self.actors]
         return self._wait([*started, *calls], what, meanwhile)[len(started)]

@@ -36,6 +36,9 @@ class Calls:
         stall: the most seconds without progress of an actor that draws.
         settle: does something that may free actors, and assigns what waits.
         on_error: is given each call that failed, and its error.
+
+    Attributes:
+        last_progress: when an actor last reported progress.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Calls:
         on_error: Callable[[Call, BaseException], None],
     ) -> None:
         self._clock, self._deadline, self._stall = clock, deadline, stall
+        self.last_progress = clock.now()
         self._settle, self._on_error = settle, on_error
         # All have the same time, so that the oldest is the first that can be late.
         self._timed: OrderedDict[Call, float] = OrderedDict()
@@ -73,6 +77,7 @@ class Calls:
 
     def note_progress(self, member: Member) -> None:
         """Records that an actor has reported progress; one without requests is no longer watched."""
+        self.last_progress = self._clock.now()
         self._drawing.pop(member.number, None)
         if member.requests:
             self.watch(member)

@@ -164,7 +164,7 @@ class Coordinator:
         """Waits for `count` prompts and returns their samples, in the order in which they finished.
 
         Args:
-            deadline: the most seconds to wait; by default twice the coordinator's.
+            deadline: the most seconds to wait; by default twice the coordinator's without progress of any actor.
 
         Raises:
             DeadlineError: they were not finished in time.
@@ -237,9 +237,7 @@ class Coordinator:
 
     def _wait(self, take: Callable[[], Value | None], what: str, seconds: float | None = None) -> Value:
         """Waits until `take` returns something else than None, and returns that."""
-        # An actor that is stuck is given up at the deadline; a second one is left for another actor to do the work.
-        seconds = 2 * self._deadline if seconds is None else seconds
-        end = self._clock.now() + seconds
+        begin = self._clock.now()
         while True:
             self.expire()
             if self._failure is not None:
@@ -248,8 +246,14 @@ class Coordinator:
             if taken is not None:
                 return taken
             now = self._clock.now()
+            # An actor that is stuck is given up at the deadline; a second one is left for another actor to do the work.
+            # While tokens are drawn, the wait goes on.
+            latest = max(begin, self._calls.last_progress) + 2 * self._deadline
+            end = latest if seconds is None else begin + seconds
             if now >= end:
-                raise DeadlineError(f"waited {seconds:.0f} s for {what}; actors: {', '.join(self.states())}")
+                without = f", the last {2 * self._deadline:.0f} without progress" if seconds is None else ""
+                actors = ", ".join(self.states())
+                raise DeadlineError(f"waited {now - begin:.0f} s for {what}{without}; actors: {actors}")
             self._clock.sleep(self._calls.next_due(end) - now)
 
     def _on_error(self, call: Call, error: BaseException) -> None:

@@ -45,8 +45,8 @@ class Dispatcher:
 
     def assign(self) -> None:
         """Gives the requests that wait to the actors that take any, the least busy first."""
-        idle = self._members.idle
-        while (request := self._queue.first()) and (member := idle.first()):
+        available = self._members.available
+        while (request := self._queue.first()) and (member := available.first()):
             samples = request.samples
             if member.requests and (request.exclusive or member.open_samples + samples > self._most(samples)):
                 return
@@ -56,7 +56,7 @@ class Dispatcher:
             opened = OpenRequest(self._queue.take(member.version), now)
             member.requests.append(opened)
             member.open_samples += samples
-            idle.update(member)
+            available.update(member)
             self._calls.watch(member)
             report = partial(self._on_report, member, opened)
             send = partial(member.worker.generate, request, report)
@@ -90,7 +90,7 @@ class Dispatcher:
         member.open_samples -= count * len(groups)
         self._stats.add_tokens(tokens, self._clock.now() - member.busy_since)
         member.busy_since = self._clock.now()
-        self._members.idle.update(member)
+        self._members.available.update(member)
 
     def _on_end(self, opened: OpenRequest, call: Call, _: None) -> None:
         member = call.member
@@ -101,4 +101,4 @@ class Dispatcher:
         self._calls.note_progress(member)
         self._stats.add_request(member.name, call.begin, opened.request.prompts, opened.tokens)
         self._on_request_done(member)
-        self._members.idle.update(member)
+        self._members.available.update(member)

@@ -44,8 +44,8 @@ GENERATING = "generating"
 # The longest wait, in seconds, for the calls that a closing fleet cancels.
 END_SECONDS = 5.0
 
-# Passes one report of an actor on.
-Pass = Callable[[], None]
+# Hands one answer or report of an actor to the coordinator.
+Delivery = Callable[[], None]
 
 
 class Fleet(Coordinator):
@@ -95,7 +95,7 @@ class Fleet(Coordinator):
         self._actor = ray.remote(**options)(RolloutActor)
         self._streams = asyncio.new_event_loop()
         self._stream_thread = threading.Thread(target=self._streams.run_forever, name="fleet streams", daemon=True)
-        self._reports: queue.SimpleQueue[Pass | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._changed = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._pass_reports, name="fleet", daemon=True)
         super().__init__(
@@ -203,7 +203,7 @@ class Fleet(Coordinator):
                 self.fail(EngineError("the rollout fleet has been closed"))
                 self._changed.notify_all()
 
-    def _next_report(self) -> Pass | None:
+    def _next_report(self) -> Delivery | None:
         try:
             return self._reports.get(timeout=PERIOD)
         except queue.Empty:
@@ -252,7 +252,7 @@ class _RayWorker:
         streams: the event loop that waits for samples.
     """
 
-    def __init__(self, handle: Any, report: Callable[[Pass], None], streams: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, handle: Any, report: Callable[[Delivery], None], streams: asyncio.AbstractEventLoop) -> None:
         self.handle = handle
         self._generate = handle.generate.options(concurrency_group=GENERATING)
         self._report, self._streams = report, streams

@@ -102,7 +102,7 @@ class Member:
         return self.state is ActorState.READY and len(self.requests) < MAX_OPEN_REQUESTS and not exclusive
 
 
-class IdleQueue:
+class AvailableMembers:
     """Orders the members that take requests by the completions that they have open; of like ones, each in its turn."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Members:
     """The members that are not dead. Iterates over them in the order in which they were started."""
 
     def __init__(self) -> None:
-        self.idle = IdleQueue()
+        self.available = AvailableMembers()
         self._members: dict[int, Member] = {}
         self._counts: Counter[ActorState] = Counter()
         self._added = 0
@@ -167,7 +167,7 @@ class Members:
         member.state = advance(member.state, to)
         if to is not ActorState.DEAD:
             self._counts[to] += 1
-        self.idle.update(member)
+        self.available.update(member)
 
     def remove(self, member: Member) -> list[OpenRequest]:
         """Kills a member and returns the requests that it was answering."""

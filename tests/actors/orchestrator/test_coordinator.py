@@ -140,6 +140,20 @@ def test_a_wait_ends_at_its_deadline_and_says_for_what():
     assert world.timeline.now() - begun == pytest.approx(3.0)
 
 
+def test_a_wait_goes_on_while_actors_make_progress_and_ends_without_it():
+    # One prompt takes five times as long as a wait without progress may.
+    world = World(Latency(call=0.0, prompt=10 * DEADLINE, spread=0.0), random.Random(1))
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    begun = world.timeline.now()
+    assert len(coordinator.generate(listed(1), SAMPLING)) == 1
+    assert world.timeline.now() - begun == pytest.approx(10 * DEADLINE)
+    begun = world.timeline.now()
+    with pytest.raises(DeadlineError, match="waited 40 s for samples of 1 prompts, the last 40 without progress"):
+        coordinator.collect(1)
+    assert world.timeline.now() - begun == pytest.approx(2 * DEADLINE, abs=1.5)
+
+
 def test_actors_that_never_come_up_end_the_start_with_the_cause():
     world = World(Latency(), random.Random(1), lambda _: "die")
     with pytest.raises(EngineError, match="3 rollout actors in a row did not come up; the last: start: the actor was"):
