@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import cloudpickle
 import numpy as np
+from ray import cloudpickle
 
 from infra.bench.corpora.documents import documents, write_lines
 from pipelines.corpus.dedup.cluster import ClusterPhase, decide

@@ -11,8 +11,7 @@ from cluster.feedback.judged import read_judgements
 from cluster.recipe.training import RewardModel
 from pipelines.data.feedback_io import export_file, exportable
 from pipelines.data.people_rows import people_rows, source_figures
-from pipelines.data.rankings import read_rankings, read_unpaired, write_rankings
-from pipelines.reward_model import _weight
+from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, write_rankings
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["Lima.", "Rome.", "No."]
@@ -102,8 +101,8 @@ def test_everything_that_people_do_becomes_rows(tmp_path: Path) -> None:
 def test_a_weight_is_the_annotators_times_the_sources_times_the_share() -> None:
     settings = RewardModel.model_validate({"annotator_weights": {"ann": 3.0}, "source_weights": {"thumbs": 0}})
     row = {"annotator": "ann", "source": "all_bad", "share": 0.25}
-    assert _weight(row, settings) == pytest.approx(3 * 0.5 * 0.25)
-    assert _weight({**row, "source": "thumbs"}, settings) == 0
+    assert judgement_weight(row, settings) == pytest.approx(3 * 0.5 * 0.25)
+    assert judgement_weight({**row, "source": "thumbs"}, settings) == 0
     # Tables of earlier versions name no source.
-    assert _weight({"annotator": "code (a:b)"}, settings) == 1
-    assert _weight({"annotator": "ann"}, settings) == 3
+    assert judgement_weight({"annotator": "code (a:b)"}, settings) == 1
+    assert judgement_weight({"annotator": "ann"}, settings) == 3
