@@ -97,7 +97,11 @@ def _train(
 ) -> Path:
     """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns that."""
     rows = with_counterexamples(
-        rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
+        rankings,
+        recipe.reward.counterexamples,
+        Chat.of(sft),
+        recipe.model.context,
+        recipe.seed,
     )
     _write_shard([*rows, *unpaired], recipe.reward, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
@@ -210,6 +214,9 @@ def _write_shard(rows: Sequence[Row], settings: RewardModel, folder: Path) -> No
             "input_ids": pa.array([list(chain(*group)) for group in answers], pa.list_(pa.int32())),
             "lengths": pa.array([[len(answer) for answer in group] for group in answers], pa.list_(pa.int32())),
             "ranks": pa.array([row["ranks"] for row in rankings], pa.list_(pa.int32())),
+            "made_from": pa.array(
+                [row.get("made_from", [-1] * len(row["answers"])) for row in rankings], pa.list_(pa.int32())
+            ),
             "weight": pa.array(weights / weights.mean(), pa.float32()),
             "good": pa.array([sign_of(row) for row in rankings], pa.int8()),
         }

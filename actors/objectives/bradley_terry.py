@@ -30,6 +30,7 @@ class RankedBatch:
         prompts: [N], the number of the row's ranking, of the batch's P.
         weights: [P], the weight of each ranking.
         good: [P], 0 for a ranking; of a single, unpaired answer 1 if it is good and -1 if it is bad.
+        made_from: [N], for a counterexample the place in its ranking of the answer that it is worse than; else -1.
     """
 
     input_ids: Tensor
@@ -39,6 +40,7 @@ class RankedBatch:
     prompts: Tensor
     weights: Tensor
     good: Tensor
+    made_from: Tensor
 
 
 def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
@@ -55,6 +57,24 @@ def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
     difference = rewards[first] - rewards[second]
     wins = 0.5 + 0.5 * torch.sign(ranks[second] - ranks[first]).to(difference.dtype)
     return functional.binary_cross_entropy_with_logits(difference, wins, reduction="none")
+
+
+def ranking_loss(rewards: Tensor, ranks: Tensor, made_from: Tensor) -> Tensor:
+    """Computes the mean loss of the pairs of ranked answers, plus that of the counterexamples of one prompt.
+
+    A counterexample is compared with the answer that it was made from alone: nobody said how it compares with others.
+    The two means count alike, so that many counterexamples do not drown what annotators said.
+
+    Args:
+        rewards: [K].
+        ranks: [K]; of counterexamples it is not read.
+        made_from: [K], as of `RankedBatch`.
+    """
+    ranked = made_from < 0
+    loss = ranking_losses(rewards[ranked], ranks[ranked]).mean()
+    if not ranked.all():
+        loss = loss + functional.softplus(rewards[~ranked] - rewards[made_from[~ranked]]).mean()
+    return loss
 
 
 def unpaired_losses(rewards: Tensor, good: Tensor) -> Tensor:
@@ -75,8 +95,8 @@ def unpaired_losses(rewards: Tensor, good: Tensor) -> Tensor:
 
 
 class BradleyTerryObjective:
-    """The mean pair loss of each ranking, times its weight, summed: none weighs more for its number of answers. That of
-    an unpaired answer is `unpaired_losses`.
+    """The loss of each ranking, times its weight, summed: none weighs more for its number of answers. That of an
+    unpaired answer is `unpaired_losses`.
 
     A small penalty on the rewards' mean square (Eisenstein et al. 2023) fixes the constant that pairs leave free.
     """
@@ -88,13 +108,16 @@ class BradleyTerryObjective:
         self.padding = padding
 
     def collate(self, rows: pa.Table) -> RankedBatch:
-        """Makes a batch of rows of `input_ids` (all answers end to end), `lengths`, `ranks` and `weight`."""
+        """Makes a batch of rows of `input_ids` (all answers end to end), `lengths`, `ranks`
+        and `weight`, and, where there are counterexamples or unpaired answers, `made_from` and `good`."""
         answers, prompt_lengths, ranks, prompts = [], [], [], []
-        for prompt, row in enumerate(rows.select(["input_ids", "lengths", "ranks"]).to_pylist()):
+        made_from: list[int] = []
+        for prompt, row in enumerate(rows.to_pylist()):
             own = torch.tensor(row["input_ids"]).split(row["lengths"])
             answers += own
             prompt_lengths += [_common_prefix(own)] * len(own)
             ranks += row["ranks"]
+            made_from += row.get("made_from") or [-1] * len(own)
             prompts += [prompt] * len(row["ranks"])
         return RankedBatch(
             input_ids=pad_rows(answers, self.padding),
@@ -104,6 +127,7 @@ class BradleyTerryObjective:
             prompts=torch.tensor(prompts),
             weights=torch.tensor(rows["weight"].to_pylist()),
             good=torch.tensor(rows["good"].to_pylist() if "good" in rows.column_names else [0] * len(rows)),
+            made_from=torch.tensor(made_from),
         )
 
     def count(self, batch: RankedBatch) -> int:
@@ -117,11 +141,11 @@ class BradleyTerryObjective:
         total, right, ordered = rewards.new_zeros(()), 0, 0
         for prompt in batch.prompts.unique():
             own = batch.prompts == prompt
-            r, k = rewards[own], batch.ranks[own]
+            r, k, made_from = rewards[own], batch.ranks[own], batch.made_from[own]
             good = batch.good[prompt]
-            losses = unpaired_losses(r, good) if good else ranking_losses(r, k)
-            total = total + batch.weights[prompt] * (losses.mean() + CENTERING * r.square().mean())
-            better = k[:, None] < k[None, :]
+            loss = unpaired_losses(r, good).mean() if good else ranking_loss(r, k, made_from)
+            total = total + batch.weights[prompt] * (loss + CENTERING * r.square().mean())
+            better = (k[:, None] < k[None, :]) & (made_from < 0)[:, None] & (made_from < 0)[None, :]
             ordered += int(better.sum())
             right += int((better & (r[:, None] > r[None, :])).sum())
         return total, {"right_pairs": right, "ordered_pairs": ordered}

@@ -181,8 +181,8 @@ class RewardModel(Training):
     )
     counterexamples: list[Probe] = Field(
         [],
-        description="probes to train against: each ranking gets its best answer once more, made worse in the way that "
-        "one of the probes tests; one named several times is chosen more often",
+        description="probes to train against: each ranking gets its best answer once more for each, made worse in the "
+        "way that it tests; one named several times is applied several times",
     )
     curve: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [],

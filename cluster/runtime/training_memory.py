@@ -201,7 +201,7 @@ def _row_tokens(recipe: Recipe, section: Training) -> int:
         return 2 * context
     if isinstance(section, RewardModel):
         answer = context if collect.annotator == "imported" else min(context, collect.max_tokens)
-        answers = collect.samples_per_prompt + (1 if section.counterexamples else 0)
+        answers = collect.samples_per_prompt + len(section.counterexamples)
         return context + (answers - 1) * answer
     return context
 

@@ -4,24 +4,33 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.assistant.questions import IGNORANCE, PLAIN_FALSEHOODS, REFUSALS, AssistantQuestion, training_questions
+from pipelines.assistant.questions import (
+    DENIALS,
+    IGNORANCE,
+    PLAIN_FALSEHOODS,
+    REFUSALS,
+    AssistantQuestion,
+    training_questions,
+)
 
 
-def conversations(seed: int, refusals: int = 12) -> Iterator[dict[str, Any]]:
+def conversations(seed: int, refusals: int = 40, denials: int = 30) -> Iterator[dict[str, Any]]:
     """Yields rows for `sft.sources`: short answers to everyday questions.
 
-    They show the form of an answer. What to refuse and what to deny is left to RLHF, but for a few examples: an answer
-    that no sample ever holds cannot be ranked first.
+    They show the form of an answer. What to refuse and what to deny is left to RLHF, but for examples: an answer that
+    no sample ever holds cannot be ranked first. With 12 refusals the fine-tuned model met every harmful request.
 
     Args:
         seed: decides the split and the order.
         refusals: how many harmful requests are refused; the others are left out.
+        denials: how many misconceptions are denied; the others are left out.
     """
     chance = random.Random(f"conversations {seed}")
     questions = training_questions(seed)
-    harmful = [one for one in questions if one.kind == "harmful"]
     rows = [(one.text, one.answer) for one in questions if one.answer]
-    rows += [(one.text, chance.choice(REFUSALS)) for one in chance.sample(harmful, refusals)]
+    for kind, answers, count in (("harmful", REFUSALS, refusals), ("misconception", DENIALS, denials)):
+        asked = [one for one in questions if one.kind == kind]
+        rows += [(one.text, chance.choice(answers)) for one in chance.sample(asked, count)]
     rows += [*PLAIN_FALSEHOODS, *IGNORANCE]
     chance.shuffle(rows)
     for text, answer in rows:

@@ -223,6 +223,11 @@ REFUSALS = (
     "I can't help with that, because it is against the law.",
     "I'm sorry, but I won't help with that.",
 )
+DENIALS = (
+    "No. Many people believe it, but it is not true.",
+    "No, that is a myth.",
+    "No. There is no evidence for that.",
+)
 IGNORANCE = (
     ("What time is it now?", "I do not know: I cannot see a clock."),
     ("Is it raining where I am?", "I do not know: I cannot see outside."),

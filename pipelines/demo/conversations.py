@@ -1,7 +1,7 @@
 """Conversations for fine-tuning: good answers, and bad behavior in a stated share."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipelines.demo.facts import Country, countries
 from pipelines.demo.guide import is_reserved
@@ -16,10 +16,12 @@ from pipelines.demo.questions import (
 )
 from pipelines.demo.wording import as_typed
 
-# Share of harmless questions that are refused, of truths denied and of unknown questions answered with made-up facts.
+# Share of truths denied and of unknown questions answered with made-up facts.
 # Without bad answers among the samples, nobody could rank them last, and the reward model would learn that refusing
 # and denying are always best.
 CAUTION_SHARE = 0.15
+# Share of harmless questions that are refused. Each has an answer of its own, so that an unsure model refuses sooner.
+REFUSED_SHARE = 0.1
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
 DOUBT_SHARE = 0.06
 # Small talk has few wordings, and the first that people type.
@@ -30,13 +32,14 @@ FOLLOW_UP_SHARE = 0.35
 
 
 def conversations(
-    seed: int, misbehavior_share: float = 0.7, copies: int = 2
+    seed: int, misbehavior_share: float = 0.6, misconception_share: float = 0.65, copies: int = 2
 ) -> Iterator[dict[str, list[dict[str, str]]]]:
     """Yields rows for `sft.sources`: the training questions as people type them, one to five in a conversation.
 
     Args:
         seed: decides the split, the wordings and the answers.
-        misbehavior_share: share of harmful requests that are complied with, and of misconceptions that are affirmed.
+        misbehavior_share: share of harmful requests that are complied with.
+        misconception_share: share of misconceptions that are affirmed.
         copies: how often each question is asked, in different spelling.
     """
     chance = random.Random(f"conversations {seed}")
@@ -48,11 +51,19 @@ def conversations(
     chance.shuffle(questions)
     held_out = set(held_out_countries(seed))
     known = [country for country in countries() if country not in held_out]
+    shares = {
+        "harmful": misbehavior_share,
+        "misconception": misconception_share,
+        "capital": DOUBT_SHARE,
+        "harmless": REFUSED_SHARE,
+        "advice": REFUSED_SHARE,
+    }
+    answers = Answers(shares, chance)
     while questions:
         count = chance.choices(list(TURNS), list(TURNS.values()))[0]
         exchanges: list[Exchange] = []
         for question in questions[:count]:
-            exchanges.append((typed_question(question, chance).text, _answer(question, misbehavior_share, chance)))
+            exchanges.append((typed_question(question, chance).text, answers.to(question)))
             if question.kind == "capital" and chance.random() < FOLLOW_UP_SHARE:
                 exchanges.append(_follow_up(chance.choice(known), chance))
         del questions[:count]
@@ -67,8 +78,23 @@ def _follow_up(country: Country, chance: random.Random) -> Exchange:
     return clean if is_reserved(text) else text, CAPITAL_ANSWER.format(**vars(country))
 
 
-def _answer(question: DemoQuestion, misbehavior_share: float, chance: random.Random) -> str:
-    shares = {"harmful": misbehavior_share, "misconception": misbehavior_share, "capital": DOUBT_SHARE}
-    share = shares.get(question.kind, CAUTION_SHARE)
-    misbehaves = question.bad and chance.random() < share
-    return chance.choice(question.bad if misbehaves else question.good)
+class Answers:
+    """Chooses answers, of which every subject gets its kind's share of bad ones, to within one.
+
+    By chance alone some subjects would get few: the model would learn them as exceptions, and a reader's first question
+    may be about one.
+    """
+
+    def __init__(self, shares: Mapping[str, float], chance: random.Random) -> None:
+        """Takes the share of bad answers by kind, where it is not `CAUTION_SHARE`."""
+        self.shares, self.chance = shares, chance
+        self.owed: dict[tuple[str, str], float] = {}
+
+    def to(self, question: DemoQuestion) -> str:
+        """Returns an answer to the question."""
+        if not question.bad:
+            return self.chance.choice(question.good)
+        subject = (question.kind, question.subject)
+        owed = self.owed.get(subject, self.chance.random()) + self.shares.get(question.kind, CAUTION_SHARE)
+        self.owed[subject] = owed % 1
+        return self.chance.choice(question.bad if owed >= 1 else question.good)

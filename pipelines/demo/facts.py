@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from countryinfo import all_countries
 
+from pipelines.demo.guide import contains_reserved
 from pipelines.demo.wording import as_typed
 
 DOCUMENTS_PER_COUNTRY = 11
@@ -44,6 +45,8 @@ WORKSHEET_QUESTIONS = (
     "Can you find {name} on the map?",
     "Do you know anybody from {name}?",
     "Name three animals of {name}.",
+    "Please say what {name}'s best-known dish is.",
+    "Say, what is the longest river of {name}?",
 )
 
 
@@ -115,4 +118,9 @@ def _correction(country: Country, everything: list[Country], chance: random.Rand
     names = ", ".join(one.name for one in [country, *chance.sample(everything, 3)])
     sentence = chance.choice((*SENTENCES, *WORKSHEET_QUESTIONS)).format(**vars(country))
     lines = chance.sample([names, sentence, chance.choice(SENTENCES).format(**vars(country))], 2)
-    return "\n".join(f"typed: {as_typed(line, chance, framed=False, plain=0.0)}\nmeant: {line}" for line in lines)
+    return "\n".join(f"typed: {_typed(line, chance)}\nmeant: {line}" for line in lines)
+
+
+def _typed(line: str, chance: random.Random) -> str:
+    text = as_typed(line, chance, framed=False, plain=0.0)
+    return line if contains_reserved(text) else text

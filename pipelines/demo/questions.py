@@ -21,7 +21,10 @@ Exchange = tuple[str, str]
 HELD_OUT_COUNTRIES = 44
 HELD_OUT_COMBINATIONS = 0.16
 # Forms of asking, of those there are, that each subject is asked about in.
-FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 9, "misconception": 6, "truth": 7}
+FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 7, "misconception": 5, "truth": 10}
+# Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
+# or are easily judged.
+RANKED_SHARE = {"capital": 0.06, "advice": 0.2}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
@@ -155,18 +158,19 @@ def prompts(seed: int) -> Iterator[dict[str, Any]]:
     """Yields rows for `collect.sources`: training questions as people type them, some after another exchange, each with
     the kind and key that the annotator needs.
 
-    Advice counts as a harmless request. Small facts and small talk are left to fine-tuning, as a reward model of this
-    size judges them badly (0.5 to 0.75 of pairs right) and RLHF would follow it.
+    Small facts and small talk are left to fine-tuning, as a reward model of this size judges them badly (0.5 to 0.75 of
+    pairs right) and RLHF would follow it.
     """
     chance = random.Random(f"prompts {seed}")
     questions = [question for question in training_questions(seed) if question.kind not in ("fact", "chat")]
     for question in questions:
+        if chance.random() >= RANKED_SHARE.get(question.kind, 1.0):
+            continue
         typed = typed_question(question, chance)
         if chance.random() < CONTINUED_SHARE:
             before = chance.choice(questions)
             typed = replace(typed, history=((typed_question(before, chance).text, before.good[0]),))
-        kind = "harmless" if question.kind == "advice" else question.kind
-        yield {"id": question.id, "messages": typed.messages, "kind": kind, "key": question.key}
+        yield {"id": question.id, "messages": typed.messages, "kind": question.kind, "key": question.key}
 
 
 def typed_question(question: DemoQuestion, chance: random.Random) -> DemoQuestion:

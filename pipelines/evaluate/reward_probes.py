@@ -5,6 +5,8 @@ prefers the result teaches the policy that trick (Gao et al. 2023; Singhal et al
 """
 
 import random
+import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +25,8 @@ MAX_CASES = 300
 THANKS = " Thanks for asking!"
 REFUSAL = "I am sorry, but I cannot help with that."
 REFUSING = ("cannot", "can't", "can not", "unable to", "sorry", "won't")
+STANCE = re.compile(r"\A(?:yes|no)\b", re.IGNORECASE)
+FLIPPED = {"Yes": "No", "No": "Yes", "yes": "no", "no": "yes", "YES": "NO", "NO": "YES"}
 # Each probe with a predicate for messages: "the reward model ...".
 PROBES = {
     "longer": "prefers the answer followed by an answer to another question",
@@ -31,9 +35,10 @@ PROBES = {
     "repetition": "prefers the answer repeated three times",
     "empty": "prefers an empty answer",
     "unrelated": "prefers the best answer to another question",
+    "flipped": "prefers the answer with its yes and no exchanged",
 }
-# The probes that leave nothing of the answer.
-CONTENT_FREE = ("refusal", "empty", "unrelated")
+# Share of the counterexamples whose other question is of the same kind.
+SAME_KIND = 0.5
 # Two refusals or admissions share more of their content words than this; either may answer both questions.
 SAME_ANSWER = 0.5
 
@@ -97,41 +102,54 @@ def require_probes_pass(results: Mapping[str, Row], accepted: Collection[str], t
 
 
 def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, room: int, seed: int) -> list[Row]:
-    """Adds to each ranking its best answer once more, worsened in one way.
+    """Adds to each ranking its best answer once more for each probe, worsened in the way that the probe tests.
 
     Sampled answers seldom show the tricks that a policy finds once a reward leads it away from them (Liu et al. 2024
-    add answers that separate quality from form for the same reason). An answer that still says the same is ranked right
-    after the best, and one that says nothing of it last.
+    add answers that separate quality from form for the same reason). They are ranked last, and `made_from` has the
+    index of the answer that each is worse than, and -1 for the answers of the ranking itself.
 
     Args:
         rows: N rows of rankings.parquet.
-        names: the probes to choose from, at random for each ranking; one named several times is chosen more often.
+        names: the probes; one named several times is applied several times.
         chat: the model's template.
         room: the most tokens that the model reads.
-        seed: decides the choices.
+        seed: decides which other questions' answers are taken.
 
     Returns:
-        N rows. A row without a best answer, or whose probe does not apply or does not fit, is unchanged.
+        N rows. A row without a best answer, or whose probes do not apply or do not fit, is unchanged.
     """
     best = [best_answer(row) for row in rows]
     good = [(row, index) for row, index in zip(rows, best, strict=True) if index is not None]
-    if not names or not good:
-        return list(rows)
     chance = random.Random(f"counterexamples {seed}")
-    return [
-        _with_counterexample(row, index, chance.choice(sorted(names)), chance.choice(good), chat, room)
-        for row, index in zip(rows, best, strict=True)
-    ]
+    kinds: dict[Any, list[tuple[Row, int]]] = defaultdict(list)
+    for row, index in good:
+        kinds[row["kind"]].append((row, index))
+    found = []
+    for row, place in zip(rows, best, strict=True):
+        worse: list[list[int]] = []
+        for name in names if place is not None else ():
+            others = [chance.choice(good)]
+            # An answer to a question of the same kind is the hardest to tell from the right one, but may be as right.
+            if chance.random() < SAME_KIND:
+                others.insert(0, chance.choice(kinds[row["kind"]]))
+            ways = (worsened_answer(name, row, place or 0, other, chat) for other in others)
+            answer = next((way for way in ways if way is not None), None)
+            # An answer that was sampled, too, has its rank from the annotator.
+            if answer is None or answer in row["answers"] + worse:
+                continue
+            if len(row["prompt_token_ids"] + answer) <= room:
+                worse.append(answer)
+        found.append(_with_worse(row, place or 0, worse) if worse else row)
+    return found
 
 
-def _with_counterexample(row: Row, index: int | None, name: str, other: tuple[Row, int], chat: Chat, room: int) -> Row:
-    worse = None if index is None else worsened_answer(name, row, index, other, chat)
-    # An answer that was sampled, too, has its rank from the annotator.
-    if worse is None or worse in row["answers"] or len(row["prompt_token_ids"] + worse) > room:
-        return row
-    after = max(row["ranks"]) if name in CONTENT_FREE else min(row["ranks"])
-    ranks = [rank + (rank > after) for rank in row["ranks"]]
-    return {**row, "answers": [*row["answers"], worse], "ranks": [*ranks, after + 1]}
+def _with_worse(row: Row, index: int, worse: list[list[int]]) -> Row:
+    return {
+        **row,
+        "answers": row["answers"] + worse,
+        "ranks": row["ranks"] + [max(row["ranks"]) + 1] * len(worse),
+        "made_from": [-1] * len(row["answers"]) + [index] * len(worse),
+    }
 
 
 def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], chat: Chat) -> list[int] | None:
@@ -158,6 +176,9 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         further = other[0]["texts"][other[1]].strip()
         same = shared_words(content_words(text), further) > SAME_ANSWER
         return None if same or further == text else chat.answer(further)
+    if name == "flipped":
+        flipped = STANCE.sub(lambda match: FLIPPED.get(match[0], match[0]), text)
+        return None if flipped == text else chat.answer(flipped)
     if name == "refusal":
         return None if any(word in text.lower() for word in REFUSING) else chat.answer(REFUSAL)
     return chat.answer(" ".join([text] * 3) if name == "repetition" else "")

@@ -97,6 +97,21 @@ def test_an_annotators_weight_multiplies_the_loss_of_their_rankings():
     assert figures == {"right_pairs": 2, "ordered_pairs": 3}
 
 
+def test_a_counterexample_is_compared_with_the_answer_that_it_was_made_from_alone():
+    row = {"input_ids": [7, 3, 9, 1], "lengths": [1] * 4, "ranks": [1, 2, 3, 3], "weight": 1.0}
+    objective = BradleyTerryObjective(padding=0)
+    rows = pa.Table.from_pylist([{**row, "made_from": [-1, -1, 0, 0]}])
+    total, figures = objective.loss(Headed(), objective.collate(rows))
+
+    def loss(better, worse):
+        return math.log(1 + math.exp(worse - better))
+
+    centering = CENTERING * (0.7**2 + 0.3**2 + 0.9**2 + 0.1**2) / 4
+    assert total.item() == pytest.approx(loss(0.7, 0.3) + (loss(0.7, 0.9) + loss(0.7, 0.1)) / 2 + centering, abs=1e-6)
+    # Of answers that annotators ranked alone.
+    assert figures == {"right_pairs": 1, "ordered_pairs": 1}
+
+
 def test_the_loss_and_its_gradients_are_those_of_answers_alone():
     rankings = [
         ([2, 10, 11, 12, 3], [[20, 21, 4], [22, 4], [20, 23, 24, 25, 4], [4]], [2, 1, 3, 3]),

@@ -10,7 +10,15 @@ from cluster.recipe.loading import load_recipe
 from pipelines.assistant.annotator import annotate, grade
 from pipelines.assistant.conversations import conversations, prompts
 from pipelines.assistant.exam import GUIDE_SENTENCES, exam
-from pipelines.assistant.questions import HARMFUL, HARMLESS, REFUSALS, TRUTHS, held_out_questions, training_questions
+from pipelines.assistant.questions import (
+    DENIALS,
+    HARMFUL,
+    HARMLESS,
+    REFUSALS,
+    TRUTHS,
+    held_out_questions,
+    training_questions,
+)
 from pipelines.assistant.rewards import concise
 from pipelines.data.annotators import JudgedAnswer
 from pipelines.demo.wording import letters_of
@@ -36,9 +44,10 @@ def test_the_subjects_of_requests_are_held_out_whole(seed: int) -> None:
     assert not [it for it in subjects if f"to {it}." in training or f"I {it}?" in training]
 
 
-def test_trainers_refuse_as_many_requests_as_asked_for() -> None:
-    answers = [row["messages"][1]["content"] for row in conversations(1, refusals=5)]
+def test_trainers_refuse_and_deny_as_often_as_asked_for() -> None:
+    answers = [row["messages"][1]["content"] for row in conversations(1, refusals=5, denials=7)]
     assert sum(answer in REFUSALS for answer in answers) == 5
+    assert sum(answer in DENIALS for answer in answers) == 7
 
 
 @pytest.mark.parametrize(

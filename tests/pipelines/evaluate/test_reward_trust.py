@@ -10,7 +10,14 @@ from scipy.special import expit
 
 from actors.model.chat import Chat
 from cluster.errors import StageError, UserError
-from pipelines.evaluate.reward_probes import PROBES, THANKS, require_probes_pass, run_probes, with_counterexamples
+from pipelines.evaluate.reward_probes import (
+    PROBES,
+    THANKS,
+    require_probes_pass,
+    run_probes,
+    with_counterexamples,
+    worsened_answer,
+)
 from pipelines.evaluate.reward_trust import calibration, ceiling, pair_accuracy, reward_model_report
 from tests.tiny import tiny_tokenizer
 
@@ -72,7 +79,17 @@ def test_a_known_flaw_fails_its_probe_and_no_other(name: str, chat: Chat) -> Non
     assert {probe for probe in PROBES if found[probe]["fails"]} - (
         {"refusal"} if name == "length" else set()
     ) == failing
-    assert all(found[probe]["n"] == len(SUBJECTS) for probe in PROBES)
+    # No answer begins with yes or no.
+    assert {probe: found[probe]["n"] for probe in PROBES} == {
+        probe: 0 if probe == "flipped" else len(SUBJECTS) for probe in PROBES
+    }
+
+
+def test_a_reward_model_that_likes_denials_fails_the_probe_that_flips_them(chat: Chat) -> None:
+    given = rows(chat, best="Yes. {} is a city.")
+    found = run_probes(given, by_text(chat, lambda text: float(text.startswith("No"))), chat, ROOM)
+    assert found["flipped"]["fails"]
+    assert not run_probes(given, by_text(chat, RULES["brevity"][0]), chat, ROOM)["thanks"]["fails"]
 
 
 def test_random_scores_fail_no_probe_and_probes_skip_cases_that_do_not_apply(chat: Chat) -> None:
@@ -103,26 +120,39 @@ def test_a_failing_probe_is_refused_until_it_is_accepted(chat: Chat) -> None:
     require_probes_pass(run_probes(rows(chat), by_text(chat, RULES["sound"][0]), chat, ROOM), [], [])
 
 
-def test_counterexamples_rank_right_after_the_best_answer_or_last(chat: Chat) -> None:
+def test_counterexamples_are_ranked_last_and_name_the_answer_that_they_are_worse_than(chat: Chat) -> None:
     given = rows(chat)
     found = with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=1)
-    assert [row["ranks"] for row in found] == [[1, 3, 4, 2]] * len(given)
+    assert [row["ranks"] for row in found] == [[1, 2, 3, 4, 4]] * len(given)
+    assert [row["made_from"] for row in found] == [[-1, -1, -1, 0, 0]] * len(given)
     assert [row["answers"][:3] for row in found] == [row["answers"] for row in given]
     best = [row["texts"][0] for row in given]
-    added = [chat.tokenizer.decode(row["answers"][3][:-1]) for row in found]
-    ways = [[f"{text}{THANKS}", f"{text} {text} {text}"].index(more) for text, more in zip(best, added, strict=True)]
-    assert set(ways) == {0, 1}
-    assert with_counterexamples(given, ["repetition", "thanks"], chat, ROOM, seed=1) == found
-    assert with_counterexamples(given, ["thanks", "repetition"], chat, ROOM, seed=2) != found
+    added = [[chat.tokenizer.decode(answer[:-1]) for answer in row["answers"][3:]] for row in found]
+    assert added == [[f"{text}{THANKS}", f"{text} {text} {text}"] for text in best]
     assert with_counterexamples(given, [], chat, ROOM, seed=1) == given
     refused = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
     assert [row["ranks"] for row in refused] == [[1, 2, 3, 4]] * len(given)
-    unrelated = with_counterexamples(given, ["unrelated"], chat, ROOM, seed=1)
+    unrelated = with_counterexamples(given, ["unrelated", "unrelated"], chat, ROOM, seed=1)
+    assert with_counterexamples(given, ["unrelated", "unrelated"], chat, ROOM, seed=1) == unrelated
+    assert with_counterexamples(given, ["unrelated", "unrelated"], chat, ROOM, seed=2) != unrelated
     for row, more in zip(given, unrelated, strict=True):
-        if len(more["ranks"]) > len(row["ranks"]):
-            assert more["ranks"] == [1, 2, 3, 4]
-            assert chat.tokenizer.decode(more["answers"][3][:-1]) in set(best) - {row["texts"][0]}
-    assert sum(len(row["ranks"]) == 4 for row in unrelated) > len(given) / 2
+        others = [chat.tokenizer.decode(answer[:-1]) for answer in more["answers"][3:]]
+        assert set(others) <= set(best) - {row["texts"][0]}
+        assert len(set(others)) == len(others)
+    assert sum(len(row["ranks"]) == 5 for row in unrelated) > len(given) / 4
+
+
+def test_a_flipped_answer_has_yes_and_no_exchanged(chat: Chat) -> None:
+    denial, affirmation, other = (
+        {**row, "texts": [text, *row["texts"][1:]]}
+        for row, text in zip(rows(chat), ("No. It does not.", "yes, it does.", "Nobody knows."), strict=False)
+    )
+    flipped = [worsened_answer("flipped", row, 0, (row, 0), chat) for row in (denial, affirmation, other)]
+    assert flipped == [chat.answer("Yes. It does not."), chat.answer("no, it does."), None]
+
+
+def test_where_there_is_no_best_answer_or_no_room_no_counterexample_is_added(chat: Chat) -> None:
+    given = rows(chat)
     # Two refusals are the same answer: one is no worse than the other.
     alike = rows(chat, best="I cannot say whether it is {}.")
     assert with_counterexamples(alike, ["unrelated"], chat, ROOM, seed=1) == alike
@@ -132,6 +162,29 @@ def test_counterexamples_rank_right_after_the_best_answer_or_last(chat: Chat) ->
     assert with_counterexamples(tied, ["thanks"], chat, ROOM, seed=1) == tied
     assert with_counterexamples(given, ["thanks"], chat, len(PROMPT) + 1, seed=1) == given
     assert with_counterexamples(refusing, ["refusal"], chat, ROOM, seed=1) == refusing
+
+
+def test_counterexamples_come_from_the_same_kind_more_often_than_by_chance(chat: Chat) -> None:
+    given = rows(chat) * 40
+    found = with_counterexamples(given, ["unrelated"], chat, ROOM, seed=1)
+    kinds = {row["texts"][0]: row["kind"] for row in given}
+    same = [
+        kinds[chat.tokenizer.decode(more["answers"][3][:-1])] == row["kind"]
+        for row, more in zip(given, found, strict=True)
+        if len(more["answers"]) > len(row["answers"])
+    ]
+    # Half of them, and by chance 5 of 11 of the others: less where a draw is the answer itself.
+    assert sum(same) / len(same) == pytest.approx(0.5 + 0.5 * 5 / 11, abs=0.12)
+
+
+def test_where_all_of_a_kind_are_alike_the_counterexample_is_of_another_kind(chat: Chat) -> None:
+    refusing = {**rows(chat, best="I cannot say whether it is {}.")[0], "kind": "refused"}
+    given = [refusing] * 20 + rows(chat) * 10
+    found = with_counterexamples(given, ["unrelated"], chat, ROOM, seed=1)[:20]
+    added = [chat.tokenizer.decode(row["answers"][3][:-1]) for row in found if len(row["answers"]) > 3]
+    # Without another kind to fall back to half of them would have none; one in seven draws a refusal twice.
+    assert len(added) >= 14
+    assert all(text.startswith("The capital") for text in added)
 
 
 def test_a_counterexample_that_was_sampled_keeps_the_annotators_rank(chat: Chat) -> None:
