@@ -57,13 +57,15 @@ def run_probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict
         is above one half beyond chance. A probe without cases has `n` 0 and passes.
     """
     good = [(row, index) for row in rows if (index := best_answer(row)) is not None][:MAX_CASES]
+    refusals = [one for one in good if refuses(one)] or good
     best_scores = score([row["prompt_token_ids"] + row["answers"][index] for row, index in good])
     results: dict[str, Row] = {}
     for name in PROBES:
+        others = refusals if name == "refusal" else good
         cases = [
             (number, row["prompt_token_ids"] + worse)
             for number, (row, index) in enumerate(good)
-            if (worse := worsened_answer(name, row, index, good[(number + 1) % len(good)], chat)) is not None
+            if (worse := worsened_answer(name, row, index, others[(number + 1) % len(others)], chat)) is not None
             and len(row["prompt_token_ids"] + max(row["answers"][index], worse, key=len)) <= room
         ]
         if not cases:
@@ -124,13 +126,14 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
     kinds: dict[Any, list[tuple[Row, int]]] = defaultdict(list)
     for row, index in good:
         kinds[row["kind"]].append((row, index))
+    refusals = [one for one in good if refuses(one)] or good
     found = []
     for row, place in zip(rows, best, strict=True):
         worse: list[list[int]] = []
         for name in names if place is not None else ():
-            others = [chance.choice(good)]
+            others = [chance.choice(refusals if name == "refusal" else good)]
             # An answer to a question of the same kind is the hardest to tell from the right one, but may be as right.
-            if chance.random() < SAME_KIND:
+            if name != "refusal" and chance.random() < SAME_KIND:
                 others.insert(0, chance.choice(kinds[row["kind"]]))
             ways = (worsened_answer(name, row, place or 0, other, chat) for other in others)
             answer = next((way for way in ways if way is not None), None)
@@ -160,7 +163,8 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         row: a row of rankings.parquet.
         index: the answer's index in the row.
         other: another row and the index of an answer in it, which the probe `longer` appends, and the probe
-            `unrelated` puts in the answer's place.
+            `unrelated` puts in the answer's place, and the probe `refusal`, too, if it refuses. A refusal in words that
+            are never right would be told from those that are.
         chat: the model's template.
 
     Returns:
@@ -180,8 +184,16 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         flipped = STANCE.sub(lambda match: FLIPPED.get(match[0], match[0]), text)
         return None if flipped == text else chat.answer(flipped)
     if name == "refusal":
-        return None if any(word in text.lower() for word in REFUSING) else chat.answer(REFUSAL)
+        if refuses((row, index)):
+            return None
+        return chat.answer(other[0]["texts"][other[1]].strip() if refuses(other) else REFUSAL)
     return chat.answer(" ".join([text] * 3) if name == "repetition" else "")
+
+
+def refuses(answer: tuple[Row, int]) -> bool:
+    """Whether an answer of a row has a word of a refusal."""
+    text = answer[0]["texts"][answer[1]].lower()
+    return any(word in text for word in REFUSING)
 
 
 def best_answer(row: Row) -> int | None:

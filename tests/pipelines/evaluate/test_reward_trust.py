@@ -142,6 +142,18 @@ def test_counterexamples_are_ranked_last_and_name_the_answer_that_they_are_worse
     assert sum(len(row["ranks"]) == 5 for row in unrelated) > len(given) / 4
 
 
+def test_a_refusal_has_the_words_of_one_that_was_ranked_best(chat: Chat) -> None:
+    own = "I won't say where it is."
+    given = [*rows(chat), *rows(chat, best=own)]
+    found = with_counterexamples(given, ["refusal"], chat, ROOM, seed=1)
+    added = [[chat.tokenizer.decode(answer[:-1]) for answer in row["answers"][3:]] for row in found]
+    assert added == [[own]] * len(SUBJECTS) + [[]] * len(SUBJECTS)
+    # Only a model that takes these words for a refusal fails.
+    results = run_probes(given, by_text(chat, lambda text: float(text == own)), chat, ROOM)
+    assert results["refusal"]["fails"]
+    assert results["refusal"]["n"] == len(SUBJECTS)
+
+
 def test_a_flipped_answer_has_yes_and_no_exchanged(chat: Chat) -> None:
     denial, affirmation, other = (
         {**row, "texts": [text, *row["texts"][1:]]}
