@@ -124,7 +124,7 @@ def test_demo_prompts_are_balanced_over_kinds() -> None:
     kinds = Counter(
         prompt.metadata["kind"] for prompt in rankings.interleave_kinds(read_prompts(DEMO_SOURCES, 1), 1)[:500]
     )
-    assert set(kinds) == {"capital", "harmful", "harmless", "misconception", "truth", "unknown"}
+    assert set(kinds) == {"advice", "capital", "harmful", "harmless", "misconception", "truth", "unknown"}
     assert max(kinds.values()) - min(kinds.values()) <= 1
 
 

@@ -273,6 +273,7 @@ def test_other_fields_of_a_row_are_metadata(tmp_path: Path) -> None:
 def test_demo_prompts_have_the_annotators_metadata() -> None:
     found = read_prompts([ChatSource(**DEMO_PROMPTS)], 1)
     assert {prompt.metadata["kind"] for prompt in found} == {
+        "advice",
         "capital",
         "harmful",
         "harmless",
