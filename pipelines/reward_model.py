@@ -72,6 +72,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(
         metrics={
             **trained,
+            **_counterexamples(out / "shards" / "train", recipe.reward),
             "left_out_by_weight": len(parts["train"]) + len(unpaired) - sum(trained.values()),
             # Neither trained on nor measured: accuracy is of pairs.
             "unpaired_held_out": len(unmeasured),
@@ -97,16 +98,24 @@ def _train(
 ) -> Path:
     """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns that."""
     rows = with_counterexamples(
-        rankings,
-        recipe.reward.counterexamples,
-        Chat.of(sft),
-        recipe.model.context,
-        recipe.seed,
+        rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )
     _write_shard([*rows, *unpaired], recipe.reward, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")
     return out
+
+
+def _counterexamples(shards: Path, settings: RewardModel) -> dict[str, int]:
+    """Counts the counterexamples that were trained on, and those that did not apply to an answer, did not fit, or were
+    the same as another answer; nothing where the recipe names none.
+    """
+    if not settings.counterexamples:
+        return {}
+    rows = parquet.read_table(shards, columns=["made_from", "good"]).to_pylist()
+    made = sum(place >= 0 for row in rows for place in row["made_from"])
+    asked = len(settings.counterexamples) * sum(row["good"] == 0 for row in rows)
+    return {"counterexamples": made, "counterexamples_left_out": asked - made}
 
 
 def _by_source(rows: Sequence[dict[str, Any]], scores: Sequence[list[float]]) -> dict[str, Any]:

@@ -124,25 +124,28 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
     good = [(row, index) for row, index in zip(rows, best, strict=True) if index is not None]
     chance = random.Random(f"counterexamples {seed}")
     kinds: dict[Any, list[tuple[Row, int]]] = defaultdict(list)
-    for row, index in good:
-        kinds[row["kind"]].append((row, index))
+    for one in good:
+        kinds[one[0]["kind"]].append(one)
     refusals = [one for one in good if refuses(one)] or good
     found = []
-    for row, place in zip(rows, best, strict=True):
+    for row, index in zip(rows, best, strict=True):
+        if index is None:
+            found.append(row)
+            continue
         worse: list[list[int]] = []
-        for name in names if place is not None else ():
+        for name in names:
             others = [chance.choice(refusals if name == "refusal" else good)]
             # An answer to a question of the same kind is the hardest to tell from the right one, but may be as right.
             if name != "refusal" and chance.random() < SAME_KIND:
                 others.insert(0, chance.choice(kinds[row["kind"]]))
-            ways = (worsened_answer(name, row, place or 0, other, chat) for other in others)
+            ways = (worsened_answer(name, row, index, other, chat) for other in others)
             answer = next((way for way in ways if way is not None), None)
             # An answer that was sampled, too, has its rank from the annotator.
             if answer is None or answer in row["answers"] + worse:
                 continue
             if len(row["prompt_token_ids"] + answer) <= room:
                 worse.append(answer)
-        found.append(_with_worse(row, place or 0, worse) if worse else row)
+        found.append(_with_worse(row, index, worse) if worse else row)
     return found
 
 

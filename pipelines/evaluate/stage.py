@@ -95,7 +95,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         tasks = [task for task in tasks if task.metric != "checked"]
     outputs = _run_models(recipe, run, exam, prompts, text, tasks, console)
     drift = run.require("policy").metrics.get("preference_accuracy")
-    report = _report(exam, outputs, held_out, text, drift, _feedback_figures(recipe, run))
+    report = _report(exam, outputs, held_out, bool(recipe.rlhf.rewards), text, drift, _feedback_figures(recipe, run))
     report |= {"seed": recipe.seed, "name": recipe.name, "tasks": task_figures(tasks, outputs.tasks)}
     comparisons = pairwise(MODELS) if tasks else ()
     report["verdict"] = "\n".join(
@@ -172,6 +172,7 @@ def _report(
     exam: Exam | None,
     outputs: ModelOutputs,
     held_out: bool,
+    rewarded: bool,
     text: list[list[int]],
     drift: Mapping[str, float] | None,
     feedback: dict[str, Any],
@@ -182,6 +183,7 @@ def _report(
         exam: if the recipe names one.
         outputs: of the models.
         held_out: whether RLHF did not train on the prompts.
+        rewarded: whether RLHF has rewards: it may learn from a teacher alone.
         text: rows of held-out text.
         drift: the value of `PreferenceProbe.measure`, if RLHF measured it.
         feedback: the value of `_feedback_figures`.
@@ -204,7 +206,9 @@ def _report(
     sentences = exam_verdict(exam, shares, text_perplexity)
     if trust := (feedback["reward_model"] or {}).get("trust"):
         sentences.append(reward_model_verdict(trust))
-    sentences.insert(len(sentences) if exam else 0, reward_verdict(changes, held_out, alone=not exam))
+    sentences.insert(
+        len(sentences) if exam else 0, reward_verdict(changes, held_out, alone=not exam, rewarded=rewarded)
+    )
     if drift:
         sentences.append(preference_verdict(drift))
     return report | {

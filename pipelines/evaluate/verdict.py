@@ -16,14 +16,17 @@ OTHERS = {"sft": "the fine-tuned model", "base": "the base model"}
 ExamChanges = Mapping[str, Mapping[str, ShareChange]]
 
 
-def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool) -> str:
+def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool, rewarded: bool = True) -> str:
     """Describes the change of rewards, and of the length of answers, which rewards are most often gained by.
 
     Args:
         changes: by the names of `held_out.MEASURES`.
         held_out: whether RLHF did not train on the prompts.
         alone: whether nothing else in the report compares the models, so that rewards decide which one is better.
+        rewarded: whether there are rewards: a policy that learns from a teacher alone has none.
     """
+    if not rewarded:
+        return "The policy learned from a teacher alone: no rewards tell whether it is better."
     reward, length = changes["reward"], changes["response_length"]
     prompts = f"{reward.n} prompts that RLHF {'did not train on' if held_out else 'trained on too'}"
     if _within_chance(reward):

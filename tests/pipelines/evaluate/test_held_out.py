@@ -99,6 +99,8 @@ def test_verdicts_describe_only_changes_beyond_chance():
     worse = reward_verdict({"reward": down, "response_length": up}, held_out=False, alone=False)
     assert worse.startswith("Its rewards on 3 prompts that RLHF trained on too fell from 1.17 to 0.10")
     assert "Answers became longer: 0 tokens before, 1 after." in worse
+    taught = reward_verdict({"reward": same, "response_length": same}, held_out=True, alone=True, rewarded=False)
+    assert taught == "The policy learned from a teacher alone: no rewards tell whether it is better."
     equal = reward_verdict({"reward": same, "response_length": down}, held_out=True, alone=True)
     assert "is no better and no worse than the fine-tuned model" in equal
     assert "Answers became shorter" in equal
