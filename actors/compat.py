@@ -176,7 +176,7 @@ def softmax_backward(gradients: Tensor, probabilities: Tensor) -> Tensor:
     """Computes the gradients with regard to the scores of a softmax over the last dimension: p (g - Σ p g).
 
     `torch._softmax_backward_data` is what autograd calls, in one kernel. With another version, see whether
-    tests/actors/model/test_block_attention.py passes.
+    tests/actors/model/attention/test_blockwise.py passes.
     """
     import torch
 
@@ -188,7 +188,7 @@ def register_attention(name: str, function: Callable[..., Any]) -> None:
     """Registers an attention function, whose masks are those of PyTorch's.
 
     The interfaces are documented, `sdpa_mask` in `masking_utils` is not. With another version, see whether it still
-    gives masks of four dimensions on as they are (tests/actors/model/test_attention.py).
+    gives masks of four dimensions on as they are (tests/actors/model/attention/test_packed.py).
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

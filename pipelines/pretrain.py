@@ -56,8 +56,8 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
     Where its files allow it, tensor by tensor: this process never holds the whole model.
     """
     from actors.model.causal_lm import save
-    from actors.model.sharded_weights import is_empty, whole_weights
-    from actors.model.shared_export import export_shared
+    from actors.model.sharding.export import export_shared
+    from actors.model.sharding.weights import is_empty, whole_weights
     from actors.model.tokenizer import load_tokenizer
     from actors.trainer.proof import prove_copy, prove_parts
     from pipelines.corpus.tokens.train import save_tokenizer_of

@@ -42,7 +42,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def reinforce_policy(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    from pipelines import rlhf
+    from pipelines.rlhf import stage as rlhf
 
     return rlhf.run(recipe, run, out)
 

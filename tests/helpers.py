@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from cluster.recipe.fleet import FleetSettings
-from cluster.recipe.rlhf import Kl, Rlhf, RolloutSampling, Stop
+from cluster.recipe.rlhf.fleet import FleetSettings
+from cluster.recipe.rlhf.section import Kl, Rlhf, RolloutSampling, Stop
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "infra" / "recipes" / "demo.yaml"

@@ -25,7 +25,7 @@ from cluster.trace import read_trace
 from pipelines.cli.main import main
 from pipelines.stage_table import run_named_stage
 from tests.helpers import ROOT, answers, free_port, wait_until
-from tests.serve.browsing import CHROMIUM
+from tests.serve.support.browsing import CHROMIUM
 
 RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
 SMALL = [

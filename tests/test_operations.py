@@ -21,7 +21,7 @@ from serve.gateway import Settings, gateway_app
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from tests.helpers import DEMO, ROOT
-from tests.serve.local import Parrot
+from tests.serve.support.local import Parrot
 
 INFRA = ROOT / "infra"
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))

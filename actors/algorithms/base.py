@@ -1,5 +1,5 @@
-"""A policy-gradient algorithm as data: functions, and an average over tokens. `cluster.recipe.presets` has the numbers
-of its paper."""
+"""A policy-gradient algorithm as data: functions, and an average over tokens. `cluster.recipe.rlhf.presets` has the
+numbers of its paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.recipe.rlhf import Importance, Rlhf
+from cluster.recipe.rlhf.section import Importance, Rlhf
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlo
 from actors.learner.batch import check_finite, in_microbatches, sample_metrics, sum_of_workers
 from actors.learner.state import LearnerState
 from actors.model.completion_logprobs import completion_logprobs_and_entropy
-from actors.model.fsdp import full_tensor
 from actors.model.microbatch import accumulate, grouped_microbatches, sum_over_workers
 from actors.model.reward_head import token_values
+from actors.model.sharding.fsdp import full_tensor
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.data import Shard
 from actors.types import Prompt, Sample
 from cluster.errors import StageError
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 
 MAXIMUM_GRADIENT_NORM = 1.0
 PRETRAIN_ROWS = 8

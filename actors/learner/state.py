@@ -17,17 +17,17 @@ from actors.learner.batch import Collator, in_microbatches
 from actors.model import causal_lm, lora
 from actors.model.completion_logprobs import completion_logprobs
 from actors.model.dropout import without_dropout
-from actors.model.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
 from actors.model.microbatch import DataParallelRank
 from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model, scale_head
-from actors.model.sharded_weights import refill
-from actors.model.shared_export import export_shared
+from actors.model.sharding.export import export_shared
+from actors.model.sharding.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
+from actors.model.sharding.weights import refill
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
 from actors.types import reward_scale_file
 from cluster.errors import UserError
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 
 # The critic starts from the reward model and has to follow the policy: it learns faster than the policy moves.
 CRITIC_RATE = 5.0

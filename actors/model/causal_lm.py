@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from actors.compat import forget_quantization
 from actors.model import lora
-from actors.model.attention import (
+from actors.model.attention.packed import (
     attention_mask_for,
     attention_window,
     has_one_document_per_row,
     position_ids_within_documents,
 )
 from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
-from actors.model.sharded_weights import empty_model, first_layers, is_empty, is_shared, make_real
+from actors.model.sharding.weights import empty_model, first_layers, is_empty, is_shared, make_real
 from cluster.errors import UserError, first_line
 from cluster.recipe.base import Precision
 from cluster.recipe.model import Model

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actors.model.attention.prefix_sharing import states_at
 from actors.model.causal_lm import output_logits, scaled_states
 from actors.model.chunked_cross_entropy import token_losses
 from actors.model.microbatch import pad_rows
-from actors.model.prefix_sharing import states_at
 from cluster.runtime.memory import LOGITS_AT_ONCE
 
 

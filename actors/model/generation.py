@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from actors.model.attention import PAD_DOCUMENT_ID
-from actors.model.fsdp import WithLoss
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.microbatch import DataParallelRank, pad_rows
+from actors.model.sharding.fsdp import WithLoss
 
 # Of a text without turns, the most tokens that are given to be continued.
 OPENING_TOKENS = 16

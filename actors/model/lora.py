@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actors.compat import adapter_config, adapters_disabled, inject_adapters
-from actors.model.sharded_weights import is_empty, placeholders, shard_like
+from actors.model.sharding.weights import is_empty, placeholders, shard_like
 from cluster.errors import UserError
 from cluster.recipe.base import Lora
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-from actors.model.sharded_weights import empty_model, is_shared, make_real
+from actors.model.sharding.weights import empty_model, is_shared, make_real
 from cluster.errors import UserError, first_line
 
 # The names of the folders of an ensemble's members, but the first, before their number.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actors.model.attention.prefix_sharing import states_at
 from actors.model.microbatch import pad_rows
-from actors.model.prefix_sharing import states_at
 from actors.model.reward_head import scalar_outputs
 
 # The weight of the rewards' mean square.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from actors.model.completion_logprobs import pad_completions
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.answers import AnswerObjective, split_answers
 from actors.objectives.reference import Reference
 

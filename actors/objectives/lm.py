@@ -9,7 +9,7 @@ import pyarrow.compute as compute
 import torch
 from torch import Tensor
 
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import next_token_loss
 
 

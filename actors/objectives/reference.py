@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from actors.model import lora
-from actors.model.attention import set_attention
+from actors.model.attention.packed import set_attention
 from actors.model.completion_logprobs import completion_logprobs
 from actors.model.dropout import without_dropout
-from actors.model.fsdp import FSDPModule
 from actors.model.microbatch import DataParallelRank
+from actors.model.sharding.fsdp import FSDPModule
 
 
 def answer_logprobs(model: Any, input_ids: Tensor, completion_mask: Tensor, groups: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from actors.model.lora import is_adapter, merge_into
-from actors.orchestrator.coordinator import Coordinator
-from actors.orchestrator.members import MAX_OPEN_REQUESTS
-from actors.orchestrator.protocols import Callback, Report
-from actors.orchestrator.work_queue import GenerateRequest
+from actors.orchestrator.coordination.coordinator import Coordinator
+from actors.orchestrator.coordination.members import MAX_OPEN_REQUESTS
+from actors.orchestrator.coordination.protocols import Callback, Report
+from actors.orchestrator.coordination.work_queue import GenerateRequest
 from actors.rollout.actor import EngineSettings, RolloutActor, engine_env_vars
 from actors.rollout.environment import MultiTurnSettings
 from actors.rollout.weights import Weights, digest, publish, stored

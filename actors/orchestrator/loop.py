@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from actors.orchestrator.coordinator import Coordinator
+from actors.orchestrator.coordination.coordinator import Coordinator
+from actors.orchestrator.coordination.protocols import LearnerProtocol
 from actors.orchestrator.ledger import Outcome
-from actors.orchestrator.protocols import LearnerProtocol
 from actors.orchestrator.scheduler import RolloutScheduler, TrainBatch
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.metrics import Stopwatch
 from cluster.trace import Span, StepTrace
 

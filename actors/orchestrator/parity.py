@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from actors.orchestrator.coordination.protocols import LearnerProtocol
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.protocols import LearnerProtocol
 from actors.rollout.weights import mismatch
 from actors.types import Prompt, Sample, Sampling
 from cluster.errors import StageError, wait_for

@@ -10,12 +10,12 @@ import numpy as np
 
 from actors.algorithms.normalization import are_equal
 from actors.orchestrator.admission import Finished
-from actors.orchestrator.coordinator import Coordinator
+from actors.orchestrator.coordination.coordinator import Coordinator
+from actors.orchestrator.coordination.protocols import RewardFuture
 from actors.orchestrator.ledger import Ledger, Outcome
-from actors.orchestrator.protocols import RewardFuture
 from actors.types import Failure, Prompt, PromptTurn, Sample, Sampling, Verdict
 from cluster.errors import StageError
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.metrics import Stopwatch
 from cluster.trace import PromptTrace, Span
 

@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from actors.model import causal_lm
-from actors.model.fsdp import WithLoss
-from actors.model.sharded_weights import is_shared
-from actors.model.shared_export import export_shared
+from actors.model.sharding.export import export_shared
+from actors.model.sharding.fsdp import WithLoss
+from actors.model.sharding.weights import is_shared
 from actors.trainer.job import STEP, checkpoints_in
 from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import Precision

@@ -12,9 +12,9 @@ import pyarrow.parquet as parquet
 import torch
 
 from actors.model.causal_lm import bits_per_byte
-from actors.model.fsdp import WithLoss
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
 from actors.model.microbatch import DataParallelRank, Objective, evaluate
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.kto import KtoObjective
 from actors.trainer.data import Shard
 from actors.trainer.job import TrainingJob

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from actors.model import lora
 from actors.model.causal_lm import unused_auxiliary_loss
-from actors.model.fsdp import WithLoss, full_tensor, shard
 from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
 from actors.model.optim import AdamSettings, learning_rate_factor, make_optimizers
 from actors.model.perf import (
@@ -25,6 +24,7 @@ from actors.model.perf import (
     peak_flops,
     peak_memory_gb,
 )
+from actors.model.sharding.fsdp import WithLoss, full_tensor, shard
 from actors.objectives.dpo import PairObjective
 from actors.objectives.kto import KtoObjective
 from actors.objectives.lm import LanguageObjective

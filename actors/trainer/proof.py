@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import from_pretrained_kwargs, load
-from actors.model.fsdp import FSDPModule, WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate, sum_over_workers, to_device
 from actors.model.reward_head import load_reward_model
-from actors.model.sharded_weights import StoredWeights, empty_model, first_layers, whole_weights
-from actors.model.shared_export import rounded, stored_once
+from actors.model.sharding.export import rounded, stored_once
+from actors.model.sharding.fsdp import FSDPModule, WithLoss
+from actors.model.sharding.weights import StoredWeights, empty_model, first_layers, whole_weights
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective, PackedBatch
 from actors.trainer.data import Shard

@@ -18,7 +18,7 @@ from sqlmodel import Session, SQLModel, create_engine
 from cluster.errors import UserError, first_line
 from cluster.feedback.tables import SCHEMA_VERSION, FeedbackPrompt, Meta, migrate
 from cluster.run.atomic import make_private
-from cluster.run.mounts import is_network
+from cluster.run.storage.mounts import is_network
 
 # The longest wait for another writer, or for a server that does not answer.
 BUSY_SECONDS = 30.0

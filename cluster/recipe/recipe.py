@@ -11,7 +11,7 @@ from cluster.recipe.corpus import Corpus
 from cluster.recipe.evaluate import Evaluate, add_task_files
 from cluster.recipe.loop import Loop
 from cluster.recipe.model import Cluster, Model
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.recipe.serve import Serve
 from cluster.recipe.training import Dpo, FineTuning, LanguageTraining, RewardModel, Training, merge_shared_training
 

@@ -16,10 +16,10 @@ from cluster.recipe.base import input_files, named_functions
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
-from cluster.run.files import find_files, glob_root, relative_name
 from cluster.run.folder import JUDGEMENTS, Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
-from cluster.run.storage import StoredFile, is_remote, shown_name
+from cluster.run.storage.files import find_files, glob_root, relative_name
+from cluster.run.storage.remote import StoredFile, is_remote, shown_name
 
 # Keys that decide how a stage runs and not its result. They are no part of its fingerprint: a run that loses a machine
 # goes on with fewer workers, not from the start.

@@ -21,8 +21,8 @@ from cluster.errors import StageError, UserError, first_line
 from cluster.recipe.base import NAMED, PathKind, is_name, map_paths
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
-from cluster.run.files import absolute
 from cluster.run.lock import JOB, JOB_SERVER
+from cluster.run.storage.files import absolute
 from cluster.runtime.session import CONNECT_SECONDS, PACKAGES, ROOT, auth_token
 from cluster.runtime.shipping import modules_of, stage_files, stage_modules
 

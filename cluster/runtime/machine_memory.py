@@ -1,7 +1,7 @@
 """The memory that every stage takes on the machine, estimated from the recipe before anything starts."""
 
-from cluster.recipe.fleet import FleetSettings
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.rlhf.fleet import FleetSettings
 from cluster.recipe.training import Dpo, Training
 from cluster.runtime.memory import (
     GB,

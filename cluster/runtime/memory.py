@@ -126,7 +126,7 @@ def trainings(recipe: Recipe) -> dict[str, Training]:
 
 def reads_by_parts(recipe: Recipe, section: Training | None = None) -> bool:
     """Says whether several workers of a stage, RLHF without a section, read a model each by its part
-    (`actors.model.sharded_weights`), or whether each makes the whole in the machine's memory first: one that is new or
+    (`actors.model.sharding.weights`), or whether each makes the whole in the machine's memory first: one that is new or
     in a GGUF file, and one with experts."""
     config = start_config(recipe.model)
     if any((config.get(name) or 0) > 1 for name in EXPERTS):

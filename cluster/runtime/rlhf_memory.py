@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.runtime.memory import GB, kv_bytes, parameters, whole_model_gb
 from cluster.runtime.training_memory import MOST_WORKERS, doubled, learner_memory
 

@@ -18,9 +18,9 @@ from cluster.recipe.base import PathKind, map_paths, named_functions
 from cluster.recipe.loading import dump_recipe, load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, write_text
-from cluster.run.files import find_files, glob_root, relative_name
 from cluster.run.folder import RunFolder, file_fingerprint, fingerprint
-from cluster.run.storage import is_remote
+from cluster.run.storage.files import find_files, glob_root, relative_name
+from cluster.run.storage.remote import is_remote
 from cluster.runtime.session import PACKAGES
 
 # The largest module, and the largest set of files of one path, that travel: the cluster's head keeps them in memory.

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
 

@@ -3,9 +3,9 @@
 Scaling: speed-up over one actor, CPU time per sample. Long answers: rate of the loop, prompts that were drawn and never
 learned from, and the share of long prompts in what was learned from, where a tenth of all prompts are long.
 
-The simulated actors have the latencies of `infra.bench.simulation.Latency`. The cost is the process's CPU time, with
-that of the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which walks
-through all samples that are alive.
+The simulated actors have the latencies of `infra.bench.loops.simulation.Latency`. The cost is the process's CPU time,
+with that of the simulation itself in it, so that the coordinator's is less; without Python's garbage collector, which
+walks through all samples that are alive.
 """
 
 import gc
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from actors.orchestrator.ledger import Ledger, Outcome
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.types import Prompt
-from cluster.recipe.fleet import FleetSettings
-from cluster.recipe.rlhf import Rlhf, RolloutSampling
-from infra.bench.simulation import Latency, World, weights_of
+from cluster.recipe.rlhf.fleet import FleetSettings
+from cluster.recipe.rlhf.section import Rlhf, RolloutSampling
+from infra.bench.loops.simulation import Latency, World, weights_of
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
 # Of the loop with long answers: actors, steps, and how often in a step samples that have come are looked for.

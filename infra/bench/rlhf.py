@@ -45,7 +45,7 @@ from infra.bench.loops.reward import BETA, RATE, brevity
 from infra.bench.peers.run_trl import steps_of
 from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied
 from pipelines.demo.questions import training_questions
-from pipelines.rlhf_setup import training_prompts
+from pipelines.rlhf.setup import training_prompts
 
 REWARD = (
     f"{{kind: function, function: '{brevity.__module__}:{brevity.__name__}', accept_hacks: [empty, echo, repeated]}}"

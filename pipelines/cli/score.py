@@ -7,8 +7,8 @@ import typer
 
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
-from cluster.run.files import require_writable
 from cluster.run.folder import RunFolder
+from cluster.run.storage.files import require_writable
 from cluster.runtime.machine_memory import object_store_gb
 from cluster.runtime.session import connect
 

@@ -11,12 +11,12 @@ from cluster.recipe.base import input_files
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, make_private
-from cluster.run.files import glob_root
 from cluster.run.folder import RunFolder
 from cluster.run.layout import ROUND_FOLDERS, Stage
 from cluster.run.rounds import round_in_the_making
 from cluster.run.stages import Outcome, check_functions, check_sources, is_done, stage_state
-from cluster.run.storage import is_remote, without_credentials
+from cluster.run.storage.files import glob_root
+from cluster.run.storage.remote import is_remote, without_credentials
 from cluster.runtime.machine_memory import object_store_gb
 from cluster.runtime.nodes import ask_nodes, check_nodes, differences
 from cluster.runtime.plan import connected_resources, make_plan, resources_here

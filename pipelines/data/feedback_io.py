@@ -12,8 +12,8 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.run.atomic import write_text
-from cluster.run.files import require_writable
 from cluster.run.folder import fingerprint
+from cluster.run.storage.files import require_writable
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
 from pipelines.data.source_rows import BadRow, bad_row, file_rows, good_row, quarantine
 from pipelines.data.turns import require_text

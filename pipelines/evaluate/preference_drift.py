@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.folder import RunFolder
 from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.reward_probes import Row

@@ -48,7 +48,7 @@ from pipelines.evaluate.verdict import (
     reward_model_verdict,
     reward_verdict,
 )
-from pipelines.rlhf_setup import (
+from pipelines.rlhf.setup import (
     RlhfPrompts,
     held_out_prompts,
     prompt_chat,

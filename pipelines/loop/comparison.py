@@ -15,7 +15,7 @@ from pipelines.evaluate.held_out import paired_changes, sample_and_reward
 from pipelines.evaluate.stage import MAX_ACTORS, evaluation_prompts
 from pipelines.evaluate.stats import Change, ShareChange
 from pipelines.loop.rounds import Verdict
-from pipelines.rlhf_setup import prompt_chat, reward_pools, rollout_fleet, wait_ready
+from pipelines.rlhf.setup import prompt_chat, reward_pools, rollout_fleet, wait_ready
 
 
 def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:

@@ -30,7 +30,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from actors.model.attention import attention_window
+from actors.model.attention.packed import attention_window
 from actors.model.causal_lm import _check_window, last_hidden_states, load, load_for_training
 from actors.model.chat import Chat, unlearned_tokens
 from actors.model.reward_head import load_reward_model

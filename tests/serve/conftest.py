@@ -27,7 +27,7 @@ from serve.replica.lora import adapter_checksum
 from serve.router import aliases_of
 from serve.server import deploy
 from tests.helpers import two_free_ports
-from tests.serve.browsing import CHROMIUM
+from tests.serve.support.browsing import CHROMIUM
 from tests.templates import CHATML, LLAMA_3
 from tests.tiny import write_tiny_model
 

@@ -18,7 +18,7 @@ from serve.errors import RequestError
 from serve.gateway import Settings
 from serve.router import Route, Routes, aliases_of
 from tests.helpers import DEMO
-from tests.serve.local import Parrot, asking, prompt
+from tests.serve.support.local import Parrot, asking, prompt
 
 WELL = 'route="/v1/completions",status="200",weights="unknown"'
 SHADOWED = Settings(aliases={"production": Alias(models={"policy": 1}, shadow="sft")})

@@ -8,10 +8,10 @@ import pyarrow as pa
 import torch
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import adamw
 from actors.model.perf import native_precision
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0

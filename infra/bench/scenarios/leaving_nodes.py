@@ -21,8 +21,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.model.causal_lm import save
+from actors.orchestrator.coordination.members import ActorState
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.members import ActorState
 from actors.trainer.job import checkpoints_in
 from actors.types import Prompt, Sampling
 from cluster.recipe.model import Model

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from cluster.recipe.corpus import PersonalData, Rules
 from cluster.run.atomic import atomic_write
-from cluster.run.files import file_info
 from cluster.run.folder import file_fingerprint, fingerprint
-from cluster.run.storage import is_remote
+from cluster.run.storage.files import file_info
+from cluster.run.storage.remote import is_remote
 from pipelines.corpus.filter import classifier
 from pipelines.corpus.filter.signals import VERSION, Signals
 from pipelines.corpus.read.records import BadRecord, Document, Skipped

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 
 from cluster.errors import UserError, first_line
-from cluster.run.files import file_info
-from cluster.run.storage import RemoteFile, is_remote
+from cluster.run.storage.files import file_info
+from cluster.run.storage.remote import RemoteFile, is_remote
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.lines import Span
 from pipelines.corpus.read.records import BadRecord, DamageError, Item, unread

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from cluster.errors import UserError
-from cluster.run.files import file_info, local_file, open_file
-from cluster.run.storage import StoredFile, as_storage_failure, is_remote, shown_name
+from cluster.run.storage.files import file_info, local_file, open_file
+from cluster.run.storage.remote import StoredFile, as_storage_failure, is_remote, shown_name
 from pipelines.corpus.alive import progress
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor

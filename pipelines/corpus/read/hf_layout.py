@@ -12,8 +12,8 @@ import yaml
 from fsspec.utils import glob_translate
 
 from cluster.errors import UserError
-from cluster.run.files import open_file, relative_name
-from cluster.run.storage import StoredFile, shown_name
+from cluster.run.storage.files import open_file, relative_name
+from cluster.run.storage.remote import StoredFile, shown_name
 
 _KEYWORDS = {
     "train": ("train", "training"),

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from cluster.run.files import file_info, open_file
+from cluster.run.storage.files import file_info, open_file
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
 from pipelines.corpus.read.unpack import BUFFER, unpacker

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from cluster.errors import UserError
-from cluster.run.files import file_info, open_file
-from cluster.run.storage import shown_name
+from cluster.run.storage.files import file_info, open_file
+from cluster.run.storage.remote import shown_name
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, unread
 from pipelines.corpus.read.unpack import unpacked

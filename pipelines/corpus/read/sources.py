@@ -9,8 +9,8 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from cluster.recipe.functions import load_function
-from cluster.run.files import find_files, glob_root, relative_name
-from cluster.run.storage import StoredFile, shown_name
+from cluster.run.storage.files import find_files, glob_root, relative_name
+from cluster.run.storage.remote import StoredFile, shown_name
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, format_of, read_file, spans
 from pipelines.corpus.read.hf_layout import files_of_split

@@ -12,13 +12,13 @@ from actors.rewards.http import HttpReward
 from actors.types import RewardInput, Sampling
 from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf import Reward
+from cluster.recipe.rlhf.section import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.chat_formats import PromptText, source_conversations
 from pipelines.data.rankings import all_prompts, read_rankings
 from pipelines.evaluate.gaming.audit import RewardAudit, ScoreAnswers, audit_reward, require_sound_reward
 from pipelines.evaluate.gaming.hacks import AuditCase, code_keywords
-from pipelines.rlhf_setup import RlhfPrompts
+from pipelines.rlhf.setup import RlhfPrompts
 
 # Prompts of an audit, and answers that the fine-tuned model samples to each.
 MAX_CASES, SAMPLES = 24, 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.algorithms.registry import ALGORITHMS
 from actors.learner.learner import Learner
 from actors.types import Prompt, RolloutId, Sample
-from cluster.recipe.presets import PRESETS
+from cluster.recipe.rlhf.presets import PRESETS
 from tests.actors.learner.test_learner import Folders, model_folders
 from tests.helpers import rlhf
 

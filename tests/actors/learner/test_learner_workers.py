@@ -16,7 +16,7 @@ from actors.rollout.weights import unpack
 from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import StageError
 from cluster.recipe.base import Lora
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.runtime.plan import Allocation
 from tests.actors.learner.test_learner import Folders, model_folders
 from tests.helpers import rlhf

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build, next_token_loss, next_token_losses
 from cluster.recipe.model import Model
 from cluster.runtime.memory import shape_of

@@ -11,7 +11,7 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
-from actors.model.fsdp import WithLoss
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.dpo import PairObjective
 from actors.objectives.lm import LanguageObjective

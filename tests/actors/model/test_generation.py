@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import load
-from actors.model.fsdp import WithLoss
 from actors.model.generation import OPENING_TOKENS, Opening, continuation_metrics, continuations, openings
 from actors.model.microbatch import DataParallelRank
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 from tests.tiny import tiny_tokenizer, write_tiny_model
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, 
 from actors.model import lora
 from actors.model.causal_lm import build, load
 from actors.model.chat import unlearned_tokens
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import make_optimizers
+from actors.model.sharding.fsdp import WithLoss
 from actors.model.tokenizer import CHAT_TEMPLATE
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored

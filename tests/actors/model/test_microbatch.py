@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from actors.model import causal_lm
-from actors.model.attention import PAD_DOCUMENT_ID
+from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build
 from actors.model.chunked_cross_entropy import summed_loss, token_losses
-from actors.model.fsdp import WithLoss, shard
 from actors.model.microbatch import DataParallelRank, accumulate, evaluate, sum_over_workers
+from actors.model.sharding.fsdp import WithLoss, shard
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
 

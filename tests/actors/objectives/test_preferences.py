@@ -10,8 +10,8 @@ import torch
 
 from actors.model import lora
 from actors.model.causal_lm import build
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.dpo import PairObjective, pair_losses
 from actors.objectives.kto import KtoObjective, kto_losses
 from actors.objectives.reference import Reference, answer_logprobs

@@ -8,7 +8,7 @@ import pytest
 
 from actors.orchestrator.admission import Finished
 from infra.bench.coordinator import run_long
-from infra.bench.simulation import Latency
+from infra.bench.loops.simulation import Latency
 
 
 @dataclass(frozen=True)

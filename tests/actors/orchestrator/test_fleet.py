@@ -10,8 +10,8 @@ import pytest
 import ray
 from transformers import LlamaForCausalLM
 
+from actors.orchestrator.coordination.members import ActorState
 from actors.orchestrator.fleet import Fleet
-from actors.orchestrator.members import ActorState
 from actors.types import Sampling
 from cluster.errors import DeadlineError, UserError
 from tests.actors.conftest import CONTEXT, SHARE, changed, drawn_by, prompts, reference_logprobs

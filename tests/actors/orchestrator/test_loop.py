@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from actors.orchestrator.autoscaler import Scaler
-from actors.orchestrator.coordinator import Coordinator
+from actors.orchestrator.coordination.coordinator import Coordinator
+from actors.orchestrator.coordination.members import WORKING, ActorState
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.loop import Loop
-from actors.orchestrator.members import WORKING, ActorState
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rollout.weights import Weights
 from actors.types import Failure, Prompt, PromptTurn, Sample, Verdict
 from cluster.errors import StageError
-from cluster.recipe.rlhf import Rlhf
+from cluster.recipe.rlhf.section import Rlhf
 from cluster.trace import Span
-from infra.bench.simulation import Call, Fate, Latency, World, weights_of
+from infra.bench.loops.simulation import Call, Fate, Latency, World, weights_of
 from tests.helpers import rlhf
 
 DEADLINE = 20.0

@@ -8,8 +8,8 @@ import torch
 from torch.optim import Optimizer
 
 from actors.model.causal_lm import build
-from actors.model.fsdp import WithLoss
 from actors.model.optim import make_optimizers
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, training_state
 from actors.trainer.job import checkpoints_in

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from actors.model.causal_lm import build, load
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import learning_rate_factor, make_optimizers
 from actors.model.reward_head import with_new_head
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model

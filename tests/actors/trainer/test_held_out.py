@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from actors.model.causal_lm import load
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 from actors.trainer.data import Shard
 from actors.trainer.held_out import HeldOut

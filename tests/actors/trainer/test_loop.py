@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipelines.train
 from actors.model.causal_lm import build
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, evaluate
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard

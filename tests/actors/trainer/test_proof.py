@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig
 
 from actors.model import lora
 from actors.model.causal_lm import grow_embeddings, load, save
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank
 from actors.model.reward_head import load_reward_model
-from actors.model.sharded_weights import whole_weights
-from actors.model.shared_export import export_shared
+from actors.model.sharding.export import export_shared
+from actors.model.sharding.fsdp import WithLoss
+from actors.model.sharding.weights import whole_weights
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
@@ -135,7 +135,7 @@ def test_a_model_that_is_taken_over_is_compared_with_its_copy(tmp_path: Path):
 def test_a_model_is_copied_tensor_by_tensor_and_a_wrong_one_is_named(
     tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("actors.model.shared_export.FILE_BYTES", 200_000)
+    monkeypatch.setattr("actors.model.sharding.export.FILE_BYTES", 200_000)
     write_tiny_model(tmp_path / "start", 1, 4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "start")
     tokenizer.add_tokens(["<|extra|>"])

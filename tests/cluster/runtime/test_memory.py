@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from actors.model.causal_lm import build
-from actors.model.fsdp import WithLoss
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import adamw
 from actors.model.perf import native_precision, peak_memory_gb
+from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.model import Model

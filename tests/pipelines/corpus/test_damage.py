@@ -17,7 +17,7 @@ import pytest
 
 from cluster.errors import StorageError, UserError
 from cluster.recipe.corpus import Source
-from cluster.run import storage
+from cluster.run.storage import remote as storage
 from pipelines.corpus import stage
 from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.prepare import PreparePhase
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(storage, "PAUSES", (0.01,) * 4)
-    monkeypatch.setattr("cluster.run.files._REMOTE_BUFFER", 8 << 10)
+    monkeypatch.setattr("cluster.run.storage.files._REMOTE_BUFFER", 8 << 10)
     # Its default of 5 MB reads all files here at once.
     monkeypatch.setitem(fsspec.config.conf, "http", {"block_size": 8 << 10})
     (tmp_path / "files").mkdir()

@@ -18,7 +18,7 @@ from pipelines.corpus.prepare import PreparePhase, StepTimer, measured_batches
 from pipelines.corpus.read.sources import plan_splits
 from pipelines.corpus.stage import _require_known
 from tests.helpers import SHARED
-from tests.pipelines.corpus.test_warc import record, write
+from tests.pipelines.corpus.read.test_warc import record, write
 
 TALES, BOOKS, CAPTURES = (
     SHARED / "corpus" / "fairytaleqa" / "stories.jsonl.gz",

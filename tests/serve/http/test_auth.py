@@ -17,7 +17,7 @@ from serve.gateway import Settings, gateway_app
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback, scopes_for
 from serve.http.middleware import Middleware
 from serve.server import access_notice
-from tests.serve.local import Parrot, asking
+from tests.serve.support.local import Parrot, asking
 
 pytestmark = pytest.mark.anyio
 

@@ -20,8 +20,8 @@ from cluster.run.server_client import NotServedError, ask_server, write_server
 from serve.gateway import Settings, gateway_app
 from serve.http.listener import Listener, encryption
 from tests.helpers import free_port
-from tests.serve.certificates import write_certificate
-from tests.serve.local import Parrot, prompt
+from tests.serve.support.certificates import write_certificate
+from tests.serve.support.local import Parrot, prompt
 
 pytestmark = pytest.mark.anyio
 

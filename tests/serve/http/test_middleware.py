@@ -20,7 +20,7 @@ from cluster.keys import KeyRing
 from serve.gateway import Settings, gateway_app
 from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
-from tests.serve.local import Parrot, asking, prompt
+from tests.serve.support.local import Parrot, asking, prompt
 
 pytestmark = pytest.mark.anyio
 

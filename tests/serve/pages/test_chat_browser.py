@@ -9,8 +9,8 @@ import pytest
 from cluster.feedback import open_feedback
 from serve.gateway import Settings, gateway_app
 from tests.helpers import wait_until
-from tests.serve.browsing import IN_A_BROWSER, Site, served
-from tests.serve.scripted import Scripted
+from tests.serve.support.browsing import IN_A_BROWSER, Site, served
+from tests.serve.support.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = IN_A_BROWSER

@@ -15,9 +15,9 @@ from cluster.keys import KeyRing
 from serve.gateway import Settings
 from serve.pages.compare import all_ballots
 from tests.serve.conftest import Server
-from tests.serve.local import asking
 from tests.serve.pages.test_label import signed_in
-from tests.serve.scripted import Scripted, comparing
+from tests.serve.support.local import asking
+from tests.serve.support.scripted import Scripted, comparing
 
 GOOD, POOR, BASE = (
     Scripted("alpha", "a long good answer"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.feedback import open_feedback
-from tests.serve.browsing import IN_A_BROWSER, Site, open_page, served
-from tests.serve.scripted import Scripted, comparing
+from tests.serve.support.browsing import IN_A_BROWSER, Site, open_page, served
+from tests.serve.support.scripted import Scripted, comparing
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

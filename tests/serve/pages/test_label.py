@@ -17,7 +17,7 @@ from serve.http.limits import MIN_BODY_BYTES
 from serve.pages.label import REPEAT_AFTER, label_app, label_router
 from serve.pages.render import page
 from tests.helpers import free_port
-from tests.serve.labeling import fill, label_server
+from tests.serve.support.labeling import fill, label_server
 
 SUBMISSIONS = 1_000
 AT_ONCE = 64

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from cluster.feedback import Feedback, Ranking, open_feedback
 from serve.pages.label import label_router
 from tests.helpers import wait_until
-from tests.serve.browsing import IN_A_BROWSER, open_page, served
-from tests.serve.labeling import fill
+from tests.serve.support.browsing import IN_A_BROWSER, open_page, served
+from tests.serve.support.labeling import fill
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = IN_A_BROWSER

@@ -8,10 +8,10 @@ import pytest
 
 from cluster.feedback import open_feedback
 from serve.gateway import Settings, gateway_app
-from tests.serve.browsing import IN_A_BROWSER, Site, served
-from tests.serve.labeling import fill
-from tests.serve.run_folder import write_run
-from tests.serve.scripted import Scripted
+from tests.serve.support.browsing import IN_A_BROWSER, Site, served
+from tests.serve.support.labeling import fill
+from tests.serve.support.run_folder import write_run
+from tests.serve.support.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.run.trail import Decision, add_decision
 from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
 from tests.cluster.run.test_rounds import make
-from tests.serve.run_folder import at_work, write_run
+from tests.serve.support.run_folder import at_work, write_run
 
 
 def test_a_run_halfway(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
 from serve.gateway import Settings, gateway_app
-from tests.serve.browsing import IN_A_BROWSER, served
-from tests.serve.local import Parrot
-from tests.serve.run_folder import HOSTILE, at_work, write_run
+from tests.serve.support.browsing import IN_A_BROWSER, served
+from tests.serve.support.local import Parrot
+from tests.serve.support.run_folder import HOSTILE, at_work, write_run
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -11,7 +11,7 @@ from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
 from pipelines.data.feedback_io import export_file
 from serve.gateway import Settings
-from tests.serve.local import asking
+from tests.serve.support.local import asking
 
 pytestmark = pytest.mark.anyio
 

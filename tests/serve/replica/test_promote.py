@@ -15,13 +15,13 @@ from cluster.keys import KeyRing, new_key
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions
-from pipelines.rlhf_setup import promote_unfinished
+from pipelines.rlhf.setup import promote_unfinished
 from serve.gateway import Settings
 from serve.transport.messages import PromotionResult
 from tests.cluster.run.test_versions import make
 from tests.helpers import free_port, wait_until
 from tests.serve.conftest import ADMIN, CONTEXT, TOKEN, Server, finish_model
-from tests.serve.local import Parrot, asking, prompt
+from tests.serve.support.local import Parrot, asking, prompt
 from tests.tiny import write_tiny_model
 
 MODEL = "policy"

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from serve.transport.gateway_end import Address, GatewayConnection, ReplicaListener, new_replica_id
 from serve.transport.messages import Endpoint, Part, Reply
 from serve.transport.replica_end import connect
-from tests.serve.certificates import write_certificate
+from tests.serve.support.certificates import write_certificate
 
 pytestmark = pytest.mark.anyio
 

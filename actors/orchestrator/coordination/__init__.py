@@ -1,0 +1,11 @@
+"""Decides what every rollout actor does next, without Ray, threads or a clock of its own.
+
+coordinator.py  what users of a fleet call and wait for
+lifecycle.py    starts, updates, replaces and ends actors
+dispatcher.py   gives requests to actors and takes their samples
+calls.py        calls that are not answered, and which are late
+work_queue.py   prompts that wait for an actor, and samples that wait to be collected
+members.py      the actors' states, and which takes the next request
+accounting.py   totals and traces of what actors did
+protocols.py    what is needed of rollout actors, clock, learner and rewards
+"""
