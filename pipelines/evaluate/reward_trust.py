@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from cluster.feedback import Ranking
 from cluster.feedback.agreement import agreement
 from pipelines.evaluate.reward_probes import Row, Score, run_probes
-from pipelines.evaluate.stats import proportion
+from pipelines.evaluate.stats import clustered_proportion
 
 BINS = 5
 
@@ -55,7 +55,7 @@ def pair_accuracy(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Row
         scores: [N][K], a score for each row's answers.
 
     Returns:
-        The fields of `stats.Proportion`.
+        The fields of `stats.Proportion`; `n` are pairs, and the interval is over prompts.
 
     Raises:
         UserError: no two answers to a prompt differ in rank.
@@ -132,6 +132,7 @@ def _pairs(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Iterator[d
                 continue
             better, worse = (first, second) if quality[first] > quality[second] else (second, first)
             yield {
+                "prompt": row["prompt_id"],
                 "gap": score[better] - score[worse],
                 "distance": abs(row["ranks"][better] - row["ranks"][worse]),
                 "kind": row["kind"],
@@ -154,7 +155,13 @@ def _split(pairs: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Row]:
 
 
 def _share(pairs: Sequence[Row]) -> dict[str, float]:
-    return asdict(proportion(sum(pair["gap"] > 0 for pair in pairs), len(pairs)))
+    """Computes the share of pairs that the scores order rightly; the pairs of one prompt are not independent."""
+    hits: dict[str, int] = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
+    for pair in pairs:
+        hits[pair["prompt"]] += pair["gap"] > 0
+        sizes[pair["prompt"]] += 1
+    return asdict(clustered_proportion([hits[name] for name in sizes], list(sizes.values())))
 
 
 def _as_ranking(row: Row) -> Ranking:

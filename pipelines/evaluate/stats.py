@@ -37,11 +37,45 @@ def proportion(hits: int, n: int) -> Proportion:
     """
     if n <= 0:
         raise ValueError("a proportion needs at least one case")
-    value, square = hits / n, QUANTILE**2
+    return Proportion(hits / n, n, *_score_interval(hits / n, n))
+
+
+def clustered_proportion(hits: Sequence[int], sizes: Sequence[int]) -> Proportion:
+    """Computes a share of cases that come in clusters, such as the pairs of answers to one prompt, with a 95 % interval
+    that takes the cases of a cluster as dependent.
+
+    It is the score interval of `n` divided by the design effect, the ratio of the share's variance over clusters to
+    that of independent cases (Rao and Scott 1992, Biometrics 48, 577-585), and at least 1. If every case counts or
+    none does, the ratio is unknown, and each cluster counts as one case.
+
+    Args:
+        hits: [m], the cases that count in each cluster.
+        sizes: [m], all cases of each cluster.
+
+    Raises:
+        ValueError: there is no case.
+    """
+    right, cases = np.array(hits, float), np.array(sizes, float)
+    right, cases = right[cases > 0], cases[cases > 0]
+    clusters, n = len(cases), int(cases.sum())
+    if n <= 0:
+        raise ValueError("a proportion needs at least one case")
+    value = float(right.sum()) / n
+    independent = value * (1 - value) / n
+    if independent and clusters > 1:
+        variance = clusters / (clusters - 1) * float(((right - value * cases) ** 2).sum()) / n**2
+        effective = n / max(1.0, variance / independent)
+    else:
+        effective = float(clusters)
+    return Proportion(value, n, *_score_interval(value, effective))
+
+
+def _score_interval(value: float, n: float) -> tuple[float, float]:
+    square = QUANTILE**2
     center = (value + square / (2 * n)) / (1 + square / n)
     half = QUANTILE / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
     # Of 0 and of all cases the interval ends at the share itself, but for rounding.
-    return Proportion(value, n, max(0.0, min(value, center - half)), min(1.0, max(value, center + half)))
+    return max(0.0, min(value, center - half)), min(1.0, max(value, center + half))
 
 
 @dataclass(frozen=True)

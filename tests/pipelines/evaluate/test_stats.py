@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 from scipy.stats import binomtest
 
-from pipelines.evaluate.stats import divergence, paired_shares, proportion, share_difference
+from pipelines.evaluate.stats import clustered_proportion, divergence, paired_shares, proportion, share_difference
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 10), (7, 10), (44, 44), (81, 263), (15, 148)])
@@ -31,6 +33,32 @@ def test_proportion_of_newcombes_published_example() -> None:
 def test_a_proportion_of_no_cases_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         proportion(0, 0)
+
+
+def test_an_interval_over_clusters_covers_the_true_share_where_one_over_cases_does_not() -> None:
+    chance = np.random.default_rng(1)
+    # 40 prompts with six pairs each, whose share of right ones is the prompt's own.
+    shares = chance.beta(1.4, 0.6, size=(400, 40))
+    right = chance.binomial(6, shares)
+    clustered = [clustered_proportion(row.tolist(), [6] * 40) for row in right]
+    single = [proportion(int(row.sum()), 240) for row in right]
+    covered, naive = (np.mean([found.low <= 0.7 <= found.high for found in every]) for every in (clustered, single))
+    assert covered > 0.92
+    assert naive < 0.85
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 12), (7, 10), (44, 44), (81, 263)])
+def test_clusters_of_one_case_have_the_interval_of_independent_cases(hits: int, n: int) -> None:
+    found, expected = clustered_proportion([1] * hits + [0] * (n - hits), [1] * n), proportion(hits, n)
+    assert (found.value, found.n) == (expected.value, expected.n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=0.05, abs=1e-9)
+
+
+def test_a_single_cluster_or_equal_ones_tell_no_more_than_their_number() -> None:
+    assert clustered_proportion([6] * 5, [6] * 5) == replace(proportion(5, 5), n=30)
+    assert clustered_proportion([6, 0] * 5, [6] * 10).low == pytest.approx(proportion(5, 10).low, abs=0.02)
+    with pytest.raises(ValueError, match="at least one"):
+        clustered_proportion([0], [0])
 
 
 def _pairs(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
