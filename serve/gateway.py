@@ -67,6 +67,7 @@ class Settings:
         context: the most tokens of a request, prompt and answer together.
         story: the actor that trains what the story page's visitors ask for; without one there is no such page.
         tls: the certificate of the HTTP server; None for plain HTTP.
+        people_per_prompt: how many people rank each prompt on the label page.
     """
 
     run: Path | None = None
@@ -79,6 +80,7 @@ class Settings:
     context: int = 2048
     story: StoryTrainer | None = None
     tls: Tls | None = None
+    people_per_prompt: int = 1
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,15 @@ def build_gateway(
         # A visitor's policy is theirs alone: its votes would be those of many models. A new policy on trial answers in
         # the live one's place.
         own_models = {name: model for name, model in models.items() if name not in (VISITOR, CANARY)}
-        app.include_router(label_router(database, annotator_of_key=authorizer.annotator, is_admin=authorizer.is_admin))
-        app.include_router(compare_router(database, own_models, weights, router.response_parts, authorizer.annotator))
+        people = settings.people_per_prompt
+        app.include_router(
+            label_router(database, people, authorizer.annotator, authorizer.is_admin, authorizer.is_open)
+        )
+        app.include_router(
+            compare_router(
+                database, own_models, weights, router.response_parts, authorizer.annotator, authorizer.is_open
+            )
+        )
         app.include_router(thumbs_router(database, models))
 
     def show_weights(model: str, version: str) -> None:

@@ -207,6 +207,7 @@ def _serve(
         owner=owner,
         story=story,
         tls=recipe.serve.tls,
+        people_per_prompt=recipe.serve.people_per_prompt,
     )
     local = recipe.cluster.address == "local"
     certificate = Path(recipe.serve.tls.certificate).absolute() if recipe.serve.tls else None

@@ -190,6 +190,34 @@ class Feedback(Store):
             _check(session, [ranking])
             self._put(session, Ranking, ranking.model_dump(exclude={"id"}), RANKING_KEYS)
 
+    def replace_ranking(self, ranking: Ranking, seen: float | None) -> bool:
+        """Stores a judgement in place of the one that its author saw, in one transaction.
+
+        A repeated request, with the save id of the stored judgement or the same content, changes nothing.
+
+        Args:
+            ranking: the judgement.
+            seen: when the judgement was made that it replaces; None if there was none.
+
+        Returns:
+            False, and nothing is changed, if the annotator's stored judgement is another one than they saw.
+
+        Raises:
+            UserError: the judgement is invalid, see `add_rankings`.
+        """
+        own = (Ranking.prompt_id == ranking.prompt_id, Ranking.annotator == ranking.annotator)
+        with self._write() as session:
+            _check(session, [ranking])
+            if self._add(session, Ranking, [ranking]):
+                return True
+            stored = session.exec(select(Ranking).where(*own).with_for_update()).one()
+            if (ranking.save_id and stored.save_id == ranking.save_id) or stored.says() == ranking.says():
+                return True
+            if stored.created != seen:
+                return False
+            self._put(session, Ranking, ranking.model_dump(exclude={"id"}), RANKING_KEYS)
+            return True
+
     def save_repeat(self, ranking: Ranking) -> None:
         """Stores an annotator's second judgement of a prompt; the first stays as it is.
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, inspect, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # Statements that bring schema N to N + 1; they run before new tables are created.
 MIGRATIONS = {
     1: (
@@ -18,6 +18,7 @@ MIGRATIONS = {
     2: (),
     3: (),
     4: (),
+    5: ("ALTER TABLE ranking ADD COLUMN save_id VARCHAR",),
 }
 # Tables whose column `annotator` was called `labeller` up to schema 4.
 RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
@@ -94,6 +95,7 @@ class Ranking(SQLModel, table=True):
         better: the answer that the annotator would have given, or None.
         presented: completion ids in the order shown.
         seconds: the time that the judgement took.
+        save_id: the id that the client gave to the save, by which a repeated request is recognized.
     """
 
     __table_args__ = (UniqueConstraint("prompt_id", "annotator"),)
@@ -109,6 +111,11 @@ class Ranking(SQLModel, table=True):
     presented: list[int] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     seconds: float = 0.0
     created: float = Field(default_factory=time.time)
+    save_id: str | None = None
+
+    def says(self) -> dict[str, Any]:
+        """Returns what was judged, without when, how long and in which order."""
+        return self.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better"})
 
 
 class Annotator(SQLModel, table=True):

@@ -141,6 +141,7 @@ class Serve(Section):
         description="vLLM's name of the format in which the models write their reasoning, such as qwen3, which is then "
         "apart from the answer; unset: they do not reason",
     )
+    people_per_prompt: Positive = Field(1, description="how many people rank each prompt on the page /label")
     story: Story | None = Field(
         None, description="the page /story for people who have never trained a model; unset: none"
     )

@@ -64,6 +64,8 @@ class Caller:
 
 
 ANONYMOUS = Caller("")
+# In place of a token: whoever judges on this machine alone, where nobody has a key or a token.
+GUEST = "guest"
 HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]*))(:\d+)?")
 
 
@@ -187,18 +189,28 @@ class Authorizer:
         return key if key and "label" in key.scopes else None
 
 
-def annotator_dependency(database: Feedback, annotator_of_key: Callable[[str], str | None]) -> Callable[[Request], str]:
+def admits_guests(database: Feedback, is_open: Callable[[], bool]) -> bool:
+    """Tells whether somebody may judge as a guest: on this machine, while nobody has a key or an annotator's token."""
+    return is_open() and not database.annotators()
+
+
+def annotator_dependency(
+    database: Feedback, annotator_of_key: Callable[[str], str | None], is_open: Callable[[], bool]
+) -> Callable[[Request], str]:
     """Returns a FastAPI dependency that gives the annotator's name. It answers 401 without a known token, and 403 to an
     annotator who is excluded.
 
     Args:
         database: knows the tokens that `triptych annotator add` printed.
         annotator_of_key: returns the name behind a key that allows judging, or None.
+        is_open: whether requests are admitted without a key.
     """
 
     def annotator(request: Request) -> str:
         token = bearer(request.headers.get("authorization", ""))
         name = database.annotator_of(token) or annotator_of_key(token) if token else None
+        if name is None and token == GUEST and admits_guests(database, is_open):
+            name = GUEST
         if name is None:
             raise HTTPException(401, "this token is not known; ask whoever runs the server for yours")
         if name in database.excluded():

@@ -93,6 +93,7 @@ def compare_router(
     weights: Mapping[str, str | None],
     ask: Callable[[RequestContext, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
     annotator_of_key: Callable[[str], str | None] = lambda _: None,
+    is_open: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
     """Returns the page at /compare and the routes under it.
 
@@ -102,9 +103,10 @@ def compare_router(
         weights: the version of every model's weights, if it is known.
         ask: returns the response parts of the model that the body names.
         annotator_of_key: returns the name behind a key that allows judging, or None.
+        is_open: whether requests are admitted without a key, and so guests.
     """
     router = APIRouter(prefix="/compare")
-    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key))]
+    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key, is_open))]
 
     @router.get("")
     def compare_page(request: Request) -> HTMLResponse:

@@ -36,7 +36,7 @@ from cluster.recipe.serve import Tls
 from cluster.run.folder import RunFolder
 from cluster.runtime.session import require_free_port
 from serve.http.application import new_application
-from serve.http.auth import Authorizer, annotator_dependency, anonymous_access, bearer
+from serve.http.auth import Authorizer, admits_guests, annotator_dependency, anonymous_access, bearer
 from serve.http.listener import Listener, encryption
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
@@ -70,6 +70,7 @@ class Judgement(BaseModel):
         again: whether this is the annotator's second judgement of the prompt.
         seen: when the judgement was made that the page showed, or None for none; a newer one, from another page, is not
             overwritten. A client that leaves this out overwrites any.
+        save: an id that the client makes up for a save, and repeats with it if no reply comes.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,6 +85,7 @@ class Judgement(BaseModel):
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     again: bool = False
     seen: float | None = None
+    save: Annotated[str, Field(pattern=r"^[\w.-]{8,64}$")] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def label_router(
     people: int = 1,
     annotator_of_key: Callable[[str], str | None] = lambda _: None,
     is_admin: Callable[[str], bool] = lambda _: False,
+    is_open: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
     """Returns the page at /label and the routes under it.
 
@@ -155,15 +158,20 @@ def label_router(
         people: how many annotators shall judge each prompt.
         annotator_of_key: returns the name behind a key that allows judging, or None.
         is_admin: whether a token is a key with the scope admin, whose holder sees every annotator's figures.
+        is_open: whether requests are admitted without a key, and so guests.
     """
     router = APIRouter(prefix="/label")
     assigner = TaskAssigner(database, people)
 
-    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key))]
+    Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key, is_open))]
 
     @router.get("")
     def label_page(request: Request) -> HTMLResponse:
         return page("label.html", routes_of(request.app))
+
+    @router.get("/guest")
+    def guests() -> dict[str, bool]:
+        return {"guest": admits_guests(database, is_open)}
 
     @router.get("/next")
     def next_task(annotator: Annotator) -> dict[str, Any]:
@@ -190,10 +198,10 @@ def label_router(
             _check_shown(database, annotator, judgement)
             if judgement.again:
                 database.save_repeat(row)
-            elif "seen" in judgement.model_fields_set and _is_newer(database, row, judgement.seen):
-                raise HTTPException(409, "you judged this prompt on another page meanwhile")
-            else:
+            elif "seen" not in judgement.model_fields_set:
                 database.save_ranking(row)
+            elif not database.replace_ranking(row, judgement.seen):
+                raise HTTPException(409, "you judged this prompt on another page meanwhile")
         except UserError as error:
             raise HTTPException(422, str(error)) from error
         return Response(status_code=204)
@@ -261,6 +269,7 @@ def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
         better=judgement.better,
         presented=judgement.answers,
         seconds=judgement.seconds,
+        save_id=judgement.save,
     )
 
 
@@ -280,18 +289,6 @@ def _check_shown(database: Feedback, annotator: str, judgement: Judgement) -> No
         raise UserError(f"{judgement.prompt} has no first judgement of yours")
 
 
-def _is_newer(database: Feedback, row: Ranking, seen: float | None) -> bool:
-    """Tells whether the annotator's stored judgement is another one than the page showed, and than the one to store:
-    who sends a judgement again, because no reply came, has stored it."""
-    stored = database.judgement(row.prompt_id, row.annotator)
-    said = {"ranks", "skipped", "all_bad", "marks", "better"}
-    return (
-        stored is not None
-        and stored.created != seen
-        and stored.model_dump(include=said) != row.model_dump(include=said)
-    )
-
-
 def label_app(run: RunFolder, database: Feedback, host: str, people: int) -> ASGIApp:
     """Returns the application of the label page alone, behind the same `Middleware` as the gateway's.
 
@@ -303,7 +300,7 @@ def label_app(run: RunFolder, database: Feedback, host: str, people: int) -> ASG
     """
     authorizer = Authorizer(run.root, anonymous_access(host))
     app = new_application("Triptych labels")
-    app.include_router(label_router(database, people, authorizer.annotator))
+    app.include_router(label_router(database, people, authorizer.annotator, authorizer.is_admin, authorizer.is_open))
     app.get("/")(lambda: RedirectResponse("/label"))
     return Middleware(app, authorizer, GatewayMetrics({}), run.root / "label-access.jsonl")
 
@@ -327,7 +324,8 @@ def serve_labels(run: RunFolder, host: str, port: int, people: int, tls: Tls | N
         console = Console(soft_wrap=True)
         console.print(f"label page at {'https' if tls else 'http'}://{url_host(host)}:{port}/label; Ctrl-C ends it")
         if not database.annotators():
-            console.print(f"nobody can sign in yet: `triptych annotator add NAME --run {run.root}` gives a token")
+            guests = "" if anonymous_access(host) == "never" else ", or start as a guest"
+            console.print(f"nobody has a token yet: `triptych annotator add NAME --run {run.root}` gives one{guests}")
 
         async def serve() -> None:
             await Listener(label_app(run, database, host, people), host, port, STOP_SECONDS, tls=tls).wait()

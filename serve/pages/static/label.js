@@ -61,7 +61,7 @@ async function submit(what) {
   if (saving) return;
   saving = true;
   saveDraft();
-  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), seen: task.judgement?.created ?? null, ...what };
+  const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), save: newId(), seen: task.judgement?.created ?? null, ...what };
   let failures = 0;
   if (judgement.better.trim()) body.better = judgement.better;
   for (;;) {

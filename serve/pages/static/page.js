@@ -9,6 +9,9 @@ function element(tag, className, text) {
   return node;
 }
 
+// An id that nothing else has; pages that are not encrypted have no crypto.randomUUID.
+const newId = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+
 // Whether a key press belongs to an input method, such as the Enter that accepts its suggestion; some browsers say so
 // by the code 229 alone.
 const isComposing = (event) => event.isComposing || event.keyCode === 229;

@@ -26,18 +26,22 @@ function signOut() {
   for (const part of document.querySelectorAll("main > :not(#trouble)")) part.hidden = part.id !== "sign-in";
   byId("sign-out").hidden = true;
   byId("token").focus();
+  // On a machine where nobody has a key or a token yet.
+  fetch("/label/guest").then((response) => response.json()).then(({ guest }) => { byId("as-guest").hidden = !guest; }, () => {});
 }
 
 // Calls `enter` now or when someone has signed in, and `leave` when they sign out or their token is refused.
 function startSession(enter, leave) {
   leaveSession = leave;
+  const enterWith = (token) => { localStorage.setItem("triptych token", token); begin(); };
   const begin = () => { byId("sign-in").hidden = true; byId("sign-out").hidden = false; complain(""); enter(); };
   byId("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
-    localStorage.setItem("triptych token", byId("token").value.trim());
+    const given = byId("token").value.trim();
     byId("token").value = "";
-    begin();
+    enterWith(given);
   });
+  byId("as-guest").addEventListener("click", () => enterWith("guest"));
   byId("sign-out").addEventListener("click", () => { complain(""); signOut(); });
   // A link may carry the token after the #, a part that is never sent to a server or written to its log.
   const carried = new URLSearchParams(location.hash.slice(1)).get("token");

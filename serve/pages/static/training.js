@@ -3,7 +3,7 @@
 // answers to a few questions change while they do. The rankings stay in this browser until they are sent.
 const LOOK_AGAIN_MS = 1_000, WAIT_MS = 5_000, KEPT = "triptych story";
 // `rankings` has the ranks by answer id of each ranked prompt; `order` the prompts in the order in which they were done.
-let mine = { visitor: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, rankings: {}, order: [], skipped: [] };
+let mine = { visitor: newId(), rankings: {}, order: [], skipped: [] };
 let before = new Map();     // the fine-tuned model's answers to the questions
 let version = "", looking = 0, wasRunning = false;
 

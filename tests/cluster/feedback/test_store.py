@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
@@ -206,6 +207,20 @@ def test_a_saved_ranking_replaces_the_whole_earlier_one_and_is_idempotent(feedba
         feedback.save_ranking(Ranking(**first, skipped="not my field"))
         (stored,) = feedback.judgements()
         assert (stored.ranks, stored.marks, stored.better, stored.skipped) == ({}, {}, None, "not my field")
+
+
+def test_of_judgements_that_replace_the_same_one_at_once_a_single_one_is_stored(feedback_url: str) -> None:
+    with open_feedback(feedback_url) as feedback, ThreadPoolExecutor(8) as pages:
+        ids = fill(feedback, prompts=1)
+
+        def save(page: int) -> bool:
+            ranks = {str(ids[0]): 1 + page % 2, str(ids[1]): 2 - page % 2}
+            return feedback.replace_ranking(Ranking(prompt_id="p0", annotator="ann", ranks=ranks, seconds=page), None)
+
+        saved = list(pages.map(save, range(8)))
+        (stored,) = feedback.judgements()
+        # The same judgement from another page is no conflict, and changes nothing.
+        assert saved == [page % 2 == stored.seconds % 2 for page in range(8)]
 
 
 def test_a_prompt_stays_open_until_enough_people_have_judged_it(feedback_url: str) -> None:

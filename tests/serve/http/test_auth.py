@@ -28,6 +28,7 @@ TABLE = {
     ("GET", "/health"): None,
     ("GET", "/label"): None,
     ("GET", "/label/quality"): None,
+    ("GET", "/label/guest"): None,
     ("GET", "/runs"): None,
     ("GET", "/ready"): None,
     ("GET", "/openapi.json"): ANY,

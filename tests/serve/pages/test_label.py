@@ -130,6 +130,12 @@ def test_a_page_that_is_behind_does_not_overwrite_and_a_repeated_save_changes_no
     shown = client.get("/label/task", params={"prompt": task["prompt"]}, headers=headers).json()["judgement"]
     assert save(ranks=[4, 3, 2, 1], seen=shown["created"]) == 204
     assert save(all_bad=True, seen=shown["created"]) == 409
+    # The reply to a save was lost, and another page judged since: the repeated request is known by its id.
+    shown = client.get("/label/task", params={"prompt": task["prompt"]}, headers=headers).json()["judgement"]
+    assert save(ranks=[2, 1, 3, 4], seen=shown["created"], save="first-save") == 204
+    assert save(ranks=[2, 1, 3, 4], seen=shown["created"], save="first-save") == 204
+    assert save(ranks=[1, 2, 4, 3], seen=shown["created"], save="other-save") == 409
+    assert database.judgements()[0].save_id == "first-save"
     # Whoever does not say what they saw overwrites, as who chose to.
     del said["seen"]
     assert save(all_bad=True) == 204
@@ -195,6 +201,22 @@ async def test_the_page_alone_has_the_door_of_the_whole_server(tmp_path: Path, d
     app = label_app(RunFolder(tmp_path / "other"), database, "127.0.0.1", people=1)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://evil.example") as http:
         assert (await http.get("/label")).status_code == 403
+
+
+def test_on_a_machine_where_nobody_has_a_key_or_a_token_one_may_judge_as_a_guest(database: Feedback) -> None:
+    opened = [True]
+    app = FastAPI()
+    app.include_router(label_router(database, is_open=lambda: opened[0]))
+    http, guest = TestClient(app), {"Authorization": "Bearer guest"}
+    assert http.get("/label/guest").json() == {"guest": True}
+    assert http.get("/label/next", headers=guest).json()["annotator"] == "guest"
+    assert http.get("/label/next").status_code == 401
+    opened[0] = False
+    assert http.get("/label/next", headers=guest).status_code == 401
+    opened[0] = True
+    database.add_annotator("ann")
+    assert http.get("/label/guest").json() == {"guest": False}
+    assert http.get("/label/next", headers=guest).status_code == 401
 
 
 async def pieces(count: int) -> AsyncIterator[bytes]:
