@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import ray
 from fastapi import Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -33,9 +33,9 @@ from serve.http.listener import Listener
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from serve.http.openapi import openapi
+from serve.pages.chat import chat_router
 from serve.pages.compare import compare_router
 from serve.pages.label import label_router
-from serve.pages.render import page, routes_of
 from serve.pages.runs import runs_router
 from serve.pages.story import StoryTrainer, story_router, visitor_versions
 from serve.pages.thumbs import thumbs_router
@@ -134,10 +134,7 @@ def build_gateway(
     router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
     app = new_application("Triptych")
     app.include_router(router.api())
-
-    @app.get("/")
-    async def chat_page(request: Request) -> HTMLResponse:
-        return page("chat.html", routes_of(request.app))
+    app.include_router(chat_router())
 
     @app.get("/health")
     async def health() -> dict[str, str]:

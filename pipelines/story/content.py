@@ -13,6 +13,7 @@ from cluster.run.metrics import read_metrics
 from pipelines.data.chat_formats import first_conversations
 from pipelines.story.training import MIN_RANKINGS, story_of
 from serve.pages.label import MAX_ANSWERS
+from serve.pages.markdown import with_markdown
 from serve.pages.story import TrainingRequest
 
 # Conversations that the page shows with their trained tokens, and held-out questions that it offers.
@@ -57,8 +58,9 @@ def tasks_to_rank(database: Feedback, count: int) -> list[dict[str, Any]]:
     for prompt in database.prompts():
         distinct = distinct_completions(sorted(prompt.completions, key=lambda one: one.index))[:MAX_ANSWERS]
         if "import" not in prompt.details and len(distinct) >= 2:
-            answers = [{"id": one.id, "text": one.text} for one in distinct]
-            task = {"prompt": prompt.id, "messages": prompt.messages, "answers": answers}
+            answers = [with_markdown({"id": one.id, "text": one.text}, "text") for one in distinct]
+            messages = [with_markdown(message, "content") for message in prompt.messages]
+            task = {"prompt": prompt.id, "messages": messages, "answers": answers}
             kinds.setdefault(str(prompt.details.get("kind", "")), []).append(task)
     # Kinds that differ more often come first: their answers leave more to choose between.
     turns = sorted(kinds.values(), key=len, reverse=True)

@@ -41,6 +41,7 @@ REQUIRED_SCOPES = {
     "/tokenize": CHAT,
     "/detokenize": CHAT,
     "/thumbs": CHAT,
+    "/markdown": CHAT,
     "/story/*": CHAT,
     "/v1/score": SCORE,
     "/v1/models": ANY,

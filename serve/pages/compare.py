@@ -23,6 +23,7 @@ from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
 from serve.http.request_context import RequestContext
 from serve.http.reservation import most_tokens
+from serve.pages.markdown import parse_markdown
 from serve.pages.render import page, routes_of
 from serve.transport.messages import Endpoint, Part, Reply
 from serve.transport.pool import ModelEndpoint
@@ -203,7 +204,7 @@ async def _events(
     ask: Ask,
 ) -> AsyncGenerator[str]:
     """Yields the events of the stream: the texts of all answers as they come, `{"side", "text"}`; then `{"comparison"}`
-    with the stored comparison's name, or `{"error"}`, and nothing is stored.
+    with the stored comparison's name and the parsed texts, or `{"error"}`, and nothing is stored.
 
     The models' own events contain their names and are not passed on.
     """
@@ -237,7 +238,7 @@ async def _events(
     stored = FeedbackPrompt(id=name, messages=messages, details={"compare": annotator})
     await asyncio.to_thread(database.add_prompts, [stored])
     await asyncio.to_thread(database.add_completions, completions)
-    yield _event(comparison=name)
+    yield _event(comparison=name, markdown=await asyncio.to_thread(lambda: [parse_markdown(text) for text in texts]))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tuple[int, str]]:

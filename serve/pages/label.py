@@ -40,6 +40,7 @@ from serve.http.auth import Authorizer, admits_guests, annotator_dependency, ano
 from serve.http.listener import Listener, encryption
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
+from serve.pages.markdown import with_markdown
 from serve.pages.render import page, routes_of, url_host
 
 STOP_SECONDS = 5
@@ -231,8 +232,10 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
     return {
         "prompt": prompt.id,
         "again": again,
-        "messages": prompt.messages,
-        "answers": [{"id": row.id, "text": row.text} for row in presented(annotator, prompt, again)],
+        "messages": [with_markdown(message, "content") for message in prompt.messages],
+        "answers": [
+            with_markdown({"id": row.id, "text": row.text}, "text") for row in presented(annotator, prompt, again)
+        ],
         "judgement": judgement
         and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds", "created"}),
     }

@@ -23,8 +23,7 @@ function openBoard(found, said) {
   steps = [];
   byId("messages").replaceChildren(...found.messages.map((message) => {
     const turn = element("div", `turn ${message.role === "user" ? "user" : "other"}`), body = Object.assign(element("div", "body"), { dir: "auto" });
-    body.dir = "auto";
-    body.append(renderMarkdown(message.content));
+    showText(body, message.content, message.markdown);
     turn.append(element("div", "who", ROLES[message.role] ?? message.role), body);
     return turn;
   }));
@@ -54,10 +53,9 @@ function card(answer, index) {
     byId(`answer-${index}`).focus({ preventScroll: true });
   })));
   const words = answer.text.split(/\s+/).filter(Boolean).length;
-  top.append(chip(index), ranks, element("span", "quiet", `${words} word${words === 1 ? "" : "s"}, ${[...answer.text].length} characters`));
   const body = Object.assign(element("div", "body"), { dir: "auto" });
-  body.dir = "auto";
-  body.append(answer.text.trim() ? renderMarkdown(answer.text) : element("p", "quiet", "(an empty answer)"));
+  top.append(chip(index), ranks, rawButton(body, answer.text, answer.markdown), element("span", "quiet", `${words} word${words === 1 ? "" : "s"}, ${[...answer.text].length} characters`));
+  if (answer.text.trim()) showText(body, answer.text, answer.markdown); else body.append(element("p", "quiet", "(an empty answer)"));
   node.append(top, body);
   if (byId("all-bad")) {
     const marks = element("div", "marks");

@@ -65,14 +65,35 @@ function show(next) {
   chat = next;
   log.replaceChildren();
   byId("welcome").hidden = chat.turns.length > 0;
+  const answers = [];
   chat.turns.forEach((record, index) => {
     if (record.role === "user") { addTurn("user", "You", record.text); return; }
     const place = addAnswer(record.who, record.continued);
     place.answer.data = record.text;
     finish(place, record, rating(chat, index));
+    answers.push([place, record]);
   });
+  renderAnswers(answers);
   showMode();
   input.focus();
+}
+
+// Has the server parse complete answers. Without it they stay as they were written.
+async function renderAnswers(answers) {
+  for (let begin = 0; begin < answers.length; begin += 20) {
+    const some = answers.slice(begin, begin + 20);
+    const body = JSON.stringify({ texts: some.map(([, record]) => record.text) });
+    try {
+      const response = await fetchWithKey("/markdown", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      if (!response.ok) throw new Error(await reason(response));
+      const { parsed } = await response.json(), follow = isAtEnd();
+      some.forEach(([place, record], index) => showMarkdown(place, record, parsed[index]));
+      if (follow) toEnd();
+    } catch (error) {
+      byId("status").textContent = `The answer is shown as it was written: ${error.message}`;
+      return;
+    }
+  }
 }
 
 function openPast(past) {
@@ -198,6 +219,7 @@ async function submit(text) {
       if (!input.value) { question.remove(); input.value = text; grow(); toEnd(); }
     } else {
       finish(place, record, rating(where, where.turns.length - 1));
+      renderAnswers([[place, record]]);
       toEnd();
     }
   }

@@ -27,7 +27,6 @@ function drawSides() {
     Object.assign(name, { id: `name-${index}` });
     name.append(element("span", "", title), element("span", "place"));
     node.setAttribute("aria-labelledby", name.id);
-    body.dir = "auto";
     node.append(name, body);
     return node;
   }));
@@ -70,10 +69,16 @@ function unpick() {
   drawOrder(Boolean(comparison));
 }
 
-function fill(texts, whole) {
+// Answers are shown as they come, and as Markdown once they are whole.
+function fill(texts, parsed) {
   for (const [index, text] of texts.entries()) {
-    const body = side(index).querySelector(".body"), empty = element("p", "quiet", whole ? "(an empty answer)" : "…");
-    body.replaceChildren(text.trim() ? renderMarkdown(text) : empty);
+    const body = side(index).querySelector(".body");
+    if (!text.trim()) body.replaceChildren(element("p", "quiet", parsed ? "(an empty answer)" : "…"));
+    else if (!parsed) body.replaceChildren(element("p", "", text));
+    else {
+      showText(body, text, parsed[index]);
+      side(index).append(rawButton(body, text, parsed[index]));
+    }
   }
 }
 
@@ -94,18 +99,17 @@ async function compare(prompt) {
   byId("votes").hidden = false;
   drawSides();
   drawOrder(false);
-  fill(texts, false);
+  fill(texts, null);
   byId("asked").focus({ preventScroll: true });
   announce(`${count === 2 ? "Both" : `All ${count}`} models are writing.`);
   try {
     const response = await request("/compare/answers", { prompt, sides: count }, control.signal);
     for await (const event of streamedEvents(response)) {
       if (event.error) throw new Error(event.error);
-      if (event.comparison) comparison = event.comparison;
-      else { texts[event.side] += event.text; fill(texts, false); }
+      if (event.comparison) { comparison = event.comparison; fill(texts, event.markdown); }
+      else { texts[event.side] += event.text; fill(texts, null); }
     }
     if (!comparison) throw new Error("the answers broke off");
-    fill(texts, true);
     drawOrder(true);
     shownSince = performance.now();
     announce(`${titles().map((title, index) => `${title}: ${texts[index] || "no text"}.`).join(" ")} Which is better?`);

@@ -7,7 +7,7 @@ const isAtEnd = () => byId("scroll").scrollHeight - byId("scroll").scrollTop - b
 
 function addTurn(role, who, text) {
   const turn = element("div", `turn ${role}`);
-  const body = Object.assign(element("p", "text", text), { dir: "auto" });
+  const body = Object.assign(element("div", "text", text), { dir: "auto" });
   turn.append(element("span", "who", who), body);
   log.append(turn);
   byId("welcome").hidden = true;
@@ -59,9 +59,18 @@ function thumbButtons(good, rate) {
   return buttons;
 }
 
+// Shows a complete answer as Markdown, with a button for the text as it was written. A text that a model only continued
+// is left as it is.
+function showMarkdown({ turn, body }, record, parsed) {
+  if (!record.text.trim() || record.continued) return;
+  body.classList.add("body");
+  showText(body, record.text, parsed);
+  turn.querySelector(".foot button").after(rawButton(body, record.text, parsed));
+}
+
 function finish({ turn, body }, record, rate) {
   const foot = element("div", "foot"), { end, tokens, seconds } = record;
-  foot.append(copyButton(body.textContent, body));
+  foot.append(copyButton(`${record.continued ?? ""}${record.text}`, body));
   if (record.request && record.text && "thumbs" in log.dataset) foot.append(...thumbButtons(record.good ?? null, rate));
   const why = { length: "cut at max tokens", stopped: "stopped", failed: "broken off" }[end];
   const facts = [why, tokens ? `${tokens} token${tokens === 1 ? "" : "s"} in ${seconds.toFixed(1)} s` : ""];

@@ -45,6 +45,7 @@ TABLE = {
     ("POST", "/tokenize"): CHAT,
     ("POST", "/detokenize"): CHAT,
     ("POST", "/thumbs"): CHAT,
+    ("POST", "/markdown"): CHAT,
     ("POST", "/v1/score"): SCORE,
     ("GET", "/runs/data"): ADMIN,
     ("GET", "/admin/versions"): ADMIN,

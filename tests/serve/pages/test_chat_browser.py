@@ -19,7 +19,7 @@ pytestmark = IN_A_BROWSER
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     url = f"sqlite:///{tmp_path / 'feedback.db'}"
-    models = {"base": Scripted("base", "and so on", chat=False), "policy": Scripted("policy", "It is <b>Lima</b>.")}
+    models = {"base": Scripted("base", "and so on", chat=False), "policy": Scripted("policy", "It is **<b>Lima</b>**.")}
     with open_feedback(url) as database:
         settings = Settings(tmp_path, url, "always", weights=dict.fromkeys(models, "0123abcd"))
         with served(gateway_app(models, settings)) as address:
@@ -61,12 +61,14 @@ def test_past_chats_stay_in_this_browser_until_they_are_deleted(browser: "api.Br
         page.get_by_role("listitem").nth(1).get_by_role("button").first.press("Enter")
         assert not page.get_by_role("dialog").is_visible()
         log = page.get_by_role("log")
-        assert log.locator(".text").all_inner_texts() == [
-            "What is the capital of Peru?",
-            "It is <b>Lima</b>. ",
-            "And its largest city?",
-            "It is <b>Lima</b>. ",
-        ]
+        # Whole answers are shown as Markdown, in which HTML is text.
+        answer = "It is <b>Lima</b>."
+        api.expect(log.locator(".text")).to_have_text(
+            ["What is the capital of Peru?", answer, "And its largest city?", answer]
+        )
+        api.expect(log.locator("strong")).to_have_text(["<b>Lima</b>"] * 2)
+        page.get_by_role("button", name="Raw").first.click()
+        api.expect(log.locator(".text").nth(1)).to_have_text("It is **<b>Lima</b>**.")
         page.get_by_role("button", name="Settings").click()
         page.get_by_label("Max tokens").fill("128")
         ask("Thanks")
@@ -95,11 +97,11 @@ def test_thumbs_reach_the_feedback_and_can_be_changed_and_taken_back(browser: "a
         wait_until(lambda: len(site.database.thumbs()) == 1, 10, "the thumb")
         (thumb,) = site.database.thumbs()
         assert (thumb.model, thumb.weights, thumb.good, thumb.caller) == ("policy", "0123abcd", True, "")
-        assert thumb.answer == "It is <b>Lima</b>. "
+        assert thumb.answer == "It is **<b>Lima</b>**. "
         assert [(one["role"], one["content"]) for one in thumb.messages] == [
             ("system", "Be brief."),
             ("user", "What is the capital of Peru?"),
-            ("assistant", "It is <b>Lima</b>. "),
+            ("assistant", "It is **<b>Lima</b>**. "),
             ("user", "Sure?"),
         ]
         poor.press("Enter")
