@@ -116,12 +116,17 @@ def _mathematics(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _any_address(url: str) -> bool:
+    del url
+    return True
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     # A definition of an address would not be shown at all.
     parser.disable("reference")
     # As no link can be followed, every address may be shown, and as it was written.
-    parser.validateLink = lambda _: True  # type: ignore[method-assign]
+    parser.validateLink = _any_address  # type: ignore[method-assign]
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     parser.inline.ruler.before("escape", "mathematics", _mathematics)
     parser.inline.ruler.before("emphasis", "multiplication", _multiplication)
