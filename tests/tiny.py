@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +13,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = [
     "The capital of Peru is Lima. What is the capital of Peru?",
     "She sells sea shells; the shells she sells are surely seashells.",
@@ -37,8 +39,14 @@ def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_llama(seed: int, vocabulary: int, **settings: Any) -> LlamaForCausalLM:
+    """A random Llama of 0.1M parameters, on top of whose configuration come the settings."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SIZES, **settings))
+
+
 def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) -> None:
-    """A random Llama of 0.1M parameters.
+    """Writes a tiny Llama that generates text.
 
     Args:
         folder: where to write it.
@@ -47,14 +55,9 @@ def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) ->
         context: positions.
     """
     tokenizer = tiny_tokenizer()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+    model = tiny_llama(
+        seed,
+        len(tokenizer),
         max_position_embeddings=context,
         tie_word_embeddings=True,
         # Wide enough that greedy decoding does not settle on one token.
@@ -63,7 +66,6 @@ def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) ->
         eos_token_id=end_id,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -72,8 +74,7 @@ def write_tiny_reward_model(folder: Path, mean: float, deviation: float, seed: i
     """A random reward model, and the scale of its rewards."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **sizes)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **SIZES)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "normalization.json").write_text(json.dumps({"mean": mean, "deviation": deviation}))

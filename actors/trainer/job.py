@@ -64,23 +64,3 @@ def held_out_loss(row: Mapping[str, Any]) -> float:
 def checkpoints_in(out: Path) -> list[tuple[int, Path]]:
     """Returns the whole checkpoints of a folder, each with the next step to do, the newest last."""
     return sorted((json.loads(path.read_text()), path.parent) for path in (out / SCRATCH).glob(f"checkpoint_*/{STEP}"))
-
-
-class LoneWorker:
-    """An actor that trains alone on CPUs, in Ray Train's local mode, in place of Ray Train's own processes.
-
-    Beside a worker, Ray Train keeps five processes, each of which polls for signals a hundred times a second. Where
-    training has all cores every poll interrupts it: on two cores steps took 10 % less while the five were stopped.
-    """
-
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
-    def train(self, job: TrainingJob) -> None:
-        """Trains to the end, or until an error is written down."""
-        from ray.train import ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        from actors.trainer import loop
-
-        TorchTrainer(lambda: loop.train(job), scaling_config=ScalingConfig(num_workers=0)).fit()

@@ -7,7 +7,7 @@ first step that is not done.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from cluster.feedback.judged import News, judgement_news
 from cluster.recipe.loop import Loop
@@ -30,18 +30,7 @@ Next = Literal[
     "promote",
     "set aside",
 ]
-ORDER: tuple[Next, ...] = (
-    "collect",
-    "reward",
-    "gates",
-    "rlhf",
-    "evaluate",
-    "compare",
-    "approve",
-    "trial",
-    "canary",
-    "promote",
-)
+ORDER: tuple[Next, ...] = tuple(step for step in get_args(Next) if step not in ("wait", "set aside"))
 # What waits for people, or needs no Ray; everything else is work.
 WAITING: tuple[Next, ...] = ("wait", "approve", "trial", "canary")
 # The subfolder by whose manifest a stage of a round is known to be done.

@@ -40,28 +40,16 @@ from cluster.recipe.base import Precision, TrainingLora
 from cluster.recipe.model import Model
 from cluster.run.weight_files import INDEX, weight_files, weights_fingerprint
 from tests.actors.model.test_microbatch import batch
-from tests.tiny import tiny_tokenizer, write_tiny_reward_model
+from tests.tiny import SIZES, tiny_llama, tiny_tokenizer, write_tiny_reward_model
 
 CPU = torch.device("cpu")
 ADAPTERS = TrainingLora(rank=4, alpha=8, dora=True)
 
 
-def write_model(folder: Path, tied: bool, **sizes: Any) -> None:
+def write_model(folder: Path, tied: bool) -> None:
     """A model whose vocabulary does not divide by two, in bfloat16 and in several files if it is not tied."""
-    torch.manual_seed(1)
     tokenizer = tiny_tokenizer(301)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        **sizes,
-    )
-    made = LlamaForCausalLM(config)
+    made = tiny_llama(1, len(tokenizer), tie_word_embeddings=tied, max_position_embeddings=64, initializer_range=0.3)
     made.generation_config.do_sample, made.generation_config.temperature = True, 0.5
     if tied:
         made.save_pretrained(folder)
@@ -181,11 +169,8 @@ def write_capped(folder: Path) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
+        **(SIZES | {"num_hidden_layers": 4}),
         vocab_size=301,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
         sliding_window=64,
