@@ -4,13 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.recipe.base import Call, PathKind, Positive, Section
+from cluster.recipe.base import Call, PathKind, Positive, Section, Share
 from cluster.recipe.corpus import Source
 
 # The tasks of pipelines.evaluate.tasks.built_in, by name.
 BuiltInTask = Literal[
     "bits_per_byte", "minimal_pairs", "cloze", "instructions", "refusal", "sycophancy", "truth", "built_in"
 ]
+
+# The default of `TaskFile.max_bad_share`.
+MAX_BAD_SHARE = 0.01
 
 
 class TaskFile(Section):
@@ -31,6 +34,11 @@ class TaskFile(Section):
     )
     limit: Positive | None = Field(None, description="the most rows to ask; unset: all")
     max_tokens: Positive = Field(64, description="for kind generate: the most tokens of an answer")
+    max_bad_share: Share = Field(
+        MAX_BAD_SHARE,
+        description="share of the file's rows that cannot be used and are left out, each of which is named with file "
+        "and line; with more, the stage fails",
+    )
 
 
 class Evaluate(Section):

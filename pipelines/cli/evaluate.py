@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.recipe.evaluate import MAX_BAD_SHARE
 from cluster.recipe.loading import load_recipe
 from cluster.run.layout import stage_named, stages_of
 from pipelines.cli.stage_runner import run_stages
@@ -34,6 +35,15 @@ def evaluate(
     actors: Annotated[
         int | None, typer.Option(help="for a model: engines side by side; default: one a core or GPU, at most 2", min=1)
     ] = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(
+            help="for a model or address: the largest share of a file's rows to leave out because they cannot be used; "
+            f"default: {MAX_BAD_SHARE:g}",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="for a model: do not use its chat template, as for a base model")
     ] = False,
@@ -41,10 +51,10 @@ def evaluate(
     """Compare the models of a run and write the report; or run tasks on one model, and go on where they ended."""
     remote = target.startswith(("http://", "https://"))
     if not remote and not (Path(target) / "config.json").exists():
-        if tasks or out or model or actors or plain:
+        if tasks or out or model or actors or plain or max_bad is not None:
             raise UserError(
-                f"--tasks, --out, --model, --actors and --plain are for a model: {target} is no folder with a "
-                "config.json and no http address; a recipe names its tasks in evaluate.tasks"
+                f"--tasks, --out, --model, --actors, --max-bad and --plain are for a model: {target} is no folder with "
+                "a config.json and no http address; a recipe names its tasks in evaluate.tasks"
             )
         if Path(target).is_dir():
             raise UserError(f"{target} holds no model: it has no config.json")
@@ -62,7 +72,7 @@ def evaluate(
     from pipelines.evaluate.tasks.loading import load_tasks, parse_tasks
     from pipelines.evaluate.tasks.run import evaluate_alone
 
-    chosen = load_tasks(parse_tasks(tasks or "built_in"))
+    chosen = load_tasks(parse_tasks(tasks or "built_in", MAX_BAD_SHARE if max_bad is None else max_bad))
     if not chosen:
         raise UserError("--tasks names no task")
     named = model or target.rstrip("/").rpartition("/")[2].replace(":", "-")

@@ -4,14 +4,15 @@ import csv
 import json
 from collections.abc import Iterator
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
-from pipelines.data.source_rows import Row, read_rows
+from pipelines.data.source_rows import BadRow, Row, file_rows, good_row
 from pipelines.evaluate.tasks.items import Task
-from pipelines.evaluate.tasks.layouts import LAYOUTS, Place
+from pipelines.evaluate.tasks.layouts import LAYOUTS
 
 # The names under which a JSON object keeps its list of rows (BIG-bench, SQuAD, lm-eval's samples).
 LISTS = ("examples", "data", "rows", "samples")
@@ -21,30 +22,30 @@ def file_tasks(settings: TaskFile) -> list[Task]:
     """Reads the tasks of a file or glob: one, or two where the layout has two measures (TruthfulQA's mc1 and mc2).
 
     Raises:
-        UserError: no file matches, a file cannot be read, or a row is in none of the layouts of its kind; the message
-            names file, row and the fields that layouts of this kind have.
+        UserError: no file matches, a file cannot be read, no row is in a layout of its kind (the message names the
+            fields that these have), or more than `max_bad_share` of the rows cannot be used.
     """
     name = settings.name or Path(settings.path).name.split(".")[0]
-    rows = [(row, place) for row, place in _rows(settings.path)]
+    rows = list(islice(_rows(settings.path), settings.limit))
     if not rows:
         raise UserError(f"evaluate.tasks: {settings.path} has no rows")
     layouts = LAYOUTS[settings.kind]
-    for layout in layouts:
-        if layout.fits(rows[0][0]):
-            chosen = rows[: settings.limit] if settings.limit else rows
-            for row, place in chosen:
-                if not layout.fits(row):
-                    fields = ", ".join(layout.fields)
-                    raise UserError(f"evaluate.tasks: {place} lacks one of the fields of {layout.name}: {fields}")
-            return layout.tasks([Place(row, place, str(n)) for n, (row, place) in enumerate(chosen)], name, settings)
+    # Of a file whose first row is damaged, the next good one decides.
+    for row, _ in rows:
+        if isinstance(row, BadRow):
+            continue
+        for layout in layouts:
+            if layout.fits(row):
+                return layout.tasks([own for own, _ in rows], [place for _, place in rows], name, settings)
     known = "; ".join(f"{layout.name}: {', '.join(layout.fields)}" for layout in layouts)
+    first = good_row(rows[0][0])
     raise UserError(
-        f"evaluate.tasks: {rows[0][1]} has the fields {', '.join(rows[0][0])}, which are in no layout of kind "
+        f"evaluate.tasks: {rows[0][1]} has the fields {', '.join(first)}, which are in no layout of kind "
         f"{settings.kind} ({known})"
     )
 
 
-def _rows(pattern: str) -> Iterator[tuple[Row, str]]:
+def _rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
     paths = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
     if not paths:
         raise UserError(f"evaluate.tasks: no file matches {pattern}")
@@ -54,7 +55,7 @@ def _rows(pattern: str) -> Iterator[tuple[Row, str]]:
         elif (rows := _nested(path)) is not None:
             yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
         else:
-            yield from read_rows(path)
+            yield from file_rows(path)
 
 
 def _table(path: str) -> Iterator[tuple[Row, str]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 
 from cluster.errors import StageError, UserError
+from cluster.run.folder import fingerprint
 from pipelines.evaluate.tasks.models import Request
 
 Value = TypeVar("Value")
@@ -16,6 +17,9 @@ Value = TypeVar("Value")
 AT_ONCE, SENDS, PAUSE_SECONDS = 16, 4, 0.5
 # What stands before a text without a prompt: servers give the first token of all no log-probability.
 BEFORE = "\n"
+# A text by which weights are told apart, and the digits that a second answer of the same weights repeats.
+PROBE, PROBE_DIGITS = "The quick brown fox jumps over the lazy dog, and then", 3
+WEIGHTS_HEADER = "X-Triptych-Weights"
 
 
 @dataclass
@@ -54,6 +58,35 @@ class HttpModel:
             raise UserError(f"{address} has the models {', '.join(names)}: name one with --model")
         found.model = model or names[0]
         return found
+
+    def version(self) -> str:
+        """Identifies the weights that the server answers with now, so that results of others are not taken for theirs.
+
+        It is what the server says of them, as this project's does in X-Triptych-Weights; of any other server a
+        fingerprint of the log-probabilities of a text and of its greedy continuation, or of a greedy answer where the
+        server only chats.
+
+        Raises:
+            StageError: the server does not answer.
+        """
+
+        async def ask() -> str:
+            greedy = {"max_tokens": 8, "temperature": 0}
+            async with httpx.AsyncClient(headers=self._headers(), timeout=self.seconds) as client:
+                try:
+                    body = {"prompt": PROBE, "echo": True, "logprobs": 1, **greedy}
+                    response = await self._response(client, "completions", body)
+                except StageError:
+                    body = {"messages": [{"role": "user", "content": PROBE}], **greedy}
+                    response = await self._response(client, "chat/completions", body)
+            if told := response.headers.get(WEIGHTS_HEADER):
+                return str(told)
+            choice = response.json()["choices"][0]
+            nats = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            said = choice.get("text") or choice.get("message")
+            return fingerprint([said, [value and round(value, PROBE_DIGITS) for value in nats]])
+
+        return asyncio.run(ask())
 
     @property
     def scores_chats(self) -> bool:
@@ -115,6 +148,16 @@ class HttpModel:
 
     async def _post(self, client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """Posts a request. Returns None where the server says that it is too long."""
+        response = await self._response(client, path, body)
+        content: dict[str, Any] | None = response.json() if response.is_success else None
+        return content
+
+    async def _response(self, client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
+        """Posts a request until it is answered, or refused as too long (status 400).
+
+        Raises:
+            StageError: it is not answered, or refused for another reason.
+        """
         how = ""
         for attempt in range(SENDS):
             if attempt:
@@ -124,12 +167,10 @@ class HttpModel:
             except httpx.HTTPError as error:
                 how = f"{type(error).__name__} {error}".strip()
                 continue
-            if response.is_success:
-                content: dict[str, Any] = response.json()
-                return content
+            too_long = response.status_code == 400 and ("context" in response.text or "maximum" in response.text)
+            if response.is_success or too_long:
+                return response
             how = f"status {response.status_code}: {response.text[:200]}"
-            if response.status_code == 400 and ("context" in response.text or "maximum" in response.text):
-                return None
             if response.status_code != 429 and response.status_code < 500:
                 break
         raise StageError(f"{self.address}/v1/{path} did not answer: {how}; the same command goes on from the last task")

@@ -49,6 +49,7 @@ class Task:
         chat: whether a model with a chat template sees the prompt as a user's message.
         bare: how a model without one sees it; `{}` stands for the prompt.
         max_tokens: of an answer.
+        bad_rows: why rows of its file could not be used, each with file and line.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task:
     chat: bool = False
     bare: str = "{}"
     max_tokens: int = 32
+    bad_rows: tuple[str, ...] = ()
 
     @property
     def chance(self) -> float | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cluster.errors import UserError
-from cluster.recipe.evaluate import BuiltInTask, TaskFile
+from cluster.recipe.evaluate import MAX_BAD_SHARE, BuiltInTask, TaskFile
 from pipelines.evaluate.tasks.built_in import BUILT_IN
 from pipelines.evaluate.tasks.files import file_tasks
 from pipelines.evaluate.tasks.items import Task
@@ -30,8 +30,12 @@ def load_tasks(settings: Sequence[BuiltInTask | TaskFile]) -> list[Task]:
     return tasks
 
 
-def parse_tasks(words: str) -> list[BuiltInTask | TaskFile]:
+def parse_tasks(words: str, max_bad: float = MAX_BAD_SHARE) -> list[BuiltInTask | TaskFile]:
     """Reads tasks from the command line: names of built-in ones, and files as KIND:PATH, with commas between.
+
+    Args:
+        words: the tasks.
+        max_bad: the largest share of a file's rows that may be left out because they cannot be used.
 
     Raises:
         UserError: a name or kind is unknown.
@@ -41,7 +45,7 @@ def parse_tasks(words: str) -> list[BuiltInTask | TaskFile]:
     for word in filter(None, (part.strip() for part in words.split(","))):
         kind, colon, path = word.partition(":")
         if colon and kind in kinds:
-            found.append(TaskFile(kind=kind, path=path))  # type: ignore[arg-type]
+            found.append(TaskFile(kind=kind, path=path, max_bad_share=max_bad))  # type: ignore[arg-type]
         elif word in BUILT_IN or word == "built_in":
             found.append(word)  # type: ignore[arg-type]
         else:

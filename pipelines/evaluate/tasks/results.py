@@ -22,9 +22,10 @@ def task_figures(tasks: Sequence[Task], answers: Answers) -> dict[str, Any]:
         answers: of models in their order, each of which is compared with the one before.
 
     Returns:
-        By task: title, metric, chance, whether higher is better; `models`, each with the fields of `Estimate`, the
-        value `centered` by chance, the values by `groups` and the number of items `too_long`; and `changes`, by
-        "BEFORE to AFTER" the fields of `TaskChange`, `p_holm`, adjusted for all changes of all tasks, and `verdict`.
+        By task: title, metric, chance, whether higher is better, the `bad_rows` of its file; `models`, each with the
+        fields of `Estimate`, the value `centered` by chance, the values by `groups` and the number of items
+        `too_long`; and `changes`, by "BEFORE to AFTER" the fields of `TaskChange`, `p_holm`, adjusted for all changes
+        of all tasks, and `verdict`.
     """
     figures = {task.name: _figure(task, answers[task.name]) for task in tasks}
     changes = [change for figure in figures.values() for change in figure["changes"].values()]
@@ -98,6 +99,7 @@ def _figure(task: Task, answers: Mapping[str, TaskAnswers]) -> dict[str, Any]:
         "metric": task.metric,
         "chance": task.chance,
         "higher_is_better": task.higher_is_better,
+        "bad_rows": list(task.bad_rows),
         "models": models,
         "changes": changes,
     }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.orchestrator.fleet import Fleet
-from cluster.errors import UserError
+from cluster.errors import StageError, UserError
 from cluster.recipe.model import Cluster
 from cluster.run.atomic import write_json, write_text
 from cluster.run.folder import file_fingerprint, fingerprint
@@ -50,28 +50,39 @@ def evaluate_alone(
 
     Raises:
         UserError: there is no such model, or it cannot be evaluated.
-        StageError: the server or the engines failed.
+        StageError: the server or the engines failed, or the server changed its weights.
     """
     done = out / "done"
     done.mkdir(parents=True, exist_ok=True)
     remote = target.startswith(("http://", "https://"))
     name = model or (target if remote else Path(target).resolve().name)
-    identity = [target, model] if remote else [_files(Path(target)), chats]
+    server = HttpModel.of(target, model) if remote else None
+    version = server.version() if server else None
+    identity = [target, server.model, version] if server else [_files(Path(target)), chats]
     keys = {task.name: fingerprint([identity, _content(task)]) for task in tasks}
     answers = {task.name: _finished(done / f"{task.name}.json", keys[task.name]) for task in tasks}
     left = [task for task in tasks if answers[task.name] is None]
     if len(left) < len(tasks):
         console.print(f"{len(tasks) - len(left)} of {len(tasks)} tasks were finished before")
+    if outdated := [task.name for task in left if (done / f"{task.name}.json").exists()]:
+        console.print(
+            f"run again, as the model or the items are others than before: {', '.join(outdated)}", markup=False
+        )
     if left:
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
         )
-        with _model(target, remote, actors, chats, model) as evaluated, bar:
+        with nullcontext(server) if server else _engines(Path(target), actors, chats) as evaluated, bar:
             for task in left:
                 total = sum(max(1, len(item.options)) for item in task.items)
                 line = bar.add_task(task.title, total=total)
                 evaluated.progress = lambda count, line=line: bar.advance(line, count)  # type: ignore[misc]
                 answers[task.name] = found = run_task(task, evaluated)
+                if server and (now := server.version()) != version:
+                    raise StageError(
+                        f"{target} has changed its weights from {version} to {now} during the task {task.name}, whose "
+                        "results are of neither: run the command again once the weights stay"
+                    )
                 write_json(done / f"{task.name}.json", {"key": keys[task.name], **asdict(found)})
     by_model = {task: {name: found} for task, found in answers.items() if found is not None}
     figures = task_figures(tasks, by_model)
@@ -101,13 +112,8 @@ def write_task_files(
 
 
 @contextmanager
-def _model(
-    target: str, remote: bool, actors: int | None, chats: bool, model: str | None
-) -> Iterator[EngineModel | HttpModel]:
-    if remote:
-        yield HttpModel.of(target, model)
-        return
-    folder, cluster = Path(target), Cluster()
+def _engines(folder: Path, actors: int | None, chats: bool) -> Iterator[EngineModel]:
+    cluster = Cluster()
     resources = resources_here(cluster)
     context = _context(folder)
     actors = actors or max(1, min(MAX_ACTORS, int(resources.gpus) or resources.cores))

@@ -36,6 +36,9 @@ def print_tasks(figures: Mapping[str, Any], console: Console) -> None:
         cells = [_cell(figure["models"][model], mark) for model, mark in zip(models, verdicts, strict=True)]
         table.add_row(name, chance, str(figure["models"][models[0]]["n"]), *cells)
     console.print(table)
+    bad = ", ".join(f"{len(figure['bad_rows'])} of {name}" for name, figure in figures.items() if figure["bad_rows"])
+    if bad:
+        console.print(f"rows of files that could not be used, and were left out: {bad} (tasks.json names them)")
     for model in models:
         counts = {name: figure["models"][model]["too_long"] for name, figure in figures.items()}
         if listed := ", ".join(f"{count} of {name}" for name, count in counts.items() if count):

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
@@ -15,6 +17,9 @@ from cluster.recipe.loading import load_recipe
 from pipelines.corpus.dedup.decontaminate import read_items
 from pipelines.evaluate.tasks.files import file_tasks
 from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers
+from pipelines.evaluate.tasks.results import task_figures
+from pipelines.evaluate.tasks.tables import print_tasks
 
 TRUTHFUL = {
     "question": "What is ice?",
@@ -142,6 +147,44 @@ def test_texts_are_measured_by_domain(tmp_path: Path):
 def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, kind: str, row: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         read(tmp_path, kind, [row], ".json")
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "no_json": ("{", "no JSON object|not JSON|JSON"),
+    "fields": ('{"question": "Ice?", "choices": ["a"]}', "line 3 lacks one of the fields of MMLU"),
+    "answer": ('{"question": "Ice?", "choices": ["a"], "answer": "C"}', "line 3 is 'C', which names none of 1 options"),
+    "type": ('{"question": "Ice?", "choices": 7, "answer": 0}', "line 3 cannot be read as MMLU: TypeError"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    line, message = BAD[name]
+    good = json.dumps(ROWS["mmlu"][1])
+    path = tmp_path / "bench.jsonl"
+    path.write_text("\n".join([good, good, line, *[good] * 7]))
+    (task,) = file_tasks(TaskFile(kind="choice", path=str(path), max_bad_share=0.1))
+    # Items keep the numbers of their rows.
+    assert [item.id for item in task.items] == [str(number) for number in range(10) if number != 2]
+    assert len(task.bad_rows) == 1
+    assert re.search(message, task.bad_rows[0])
+    assert "bench.jsonl line 3" in task.bad_rows[0]
+    said = capsys.readouterr().err
+    assert f"1 of 10 rows of {path} cannot be used and are left out" in said
+    assert task.bad_rows[0] in said
+    with pytest.raises(UserError, match=r"line 3.* \(1 of 10 rows .* lets 0.09 of them be left out"):
+        file_tasks(TaskFile(kind="choice", path=str(path), max_bad_share=0.09))
+
+
+def test_bad_rows_are_in_the_figures(tmp_path: Path):
+    path = tmp_path / "bench.jsonl"
+    path.write_text(json.dumps(ROWS["mmlu"][1]) + "\n{")
+    (task,) = file_tasks(TaskFile(kind="choice", path=str(path), max_bad_share=0.5))
+    answers = {"bench": {"one": TaskAnswers([ItemResult("0", 1.0, "water", [])], [])}}
+    assert task_figures([task], answers)["bench"]["bad_rows"] == list(task.bad_rows)
+    console = Console(record=True, width=200)
+    print_tasks(task_figures([task], answers), console)
+    assert "could not be used, and were left out: 1 of bench" in console.export_text()
 
 
 def test_the_files_of_tasks_are_handed_to_decontamination(recipe_path: Path, tmp_path: Path):
