@@ -1,9 +1,12 @@
-"""Measures seconds and peak memory of clustering synthetic signatures, at 1/16, a quarter and all of them.
+"""Measures processor time and peak memory of clustering synthetic signatures, at 1/16, a quarter and all of them.
 
 python -m infra.bench.dedup [documents]        default 2,000,000; one core, without Ray
+python -m infra.bench.dedup links [links]      the driver's merge of as many links, default 50,000,000
 
 Each phase runs in a process of its own, task after task as one worker would run them. Of 20 documents 14 are unique, 5
-agree with another in 0.9 of their places, and one is the same in all groups of 20: a bucket in every band.
+agree with another in 0.9 of their places, and one is the same in all groups of 20: a bucket in every band. Parts have
+as many documents as of 4 KB; a task has 1/32 of the keys, and a merge 1/32 of the documents, of those of the stage, so
+that their numbers grow here as they do from 4 to 64 million documents.
 """
 
 import resource
@@ -20,15 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.dedup.cluster import KEPT, ClusterPhase, decide
+from pipelines.corpus.dedup.cluster import KEPT, KEYS_AT_ONCE, ClusterPhase, component_pairs, decide, merged
 from pipelines.corpus.dedup.index import Index, write_part_index
+from pipelines.corpus.dedup.merge import PARTS_AT_ONCE, MergePhase, groups, merged_index
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.tables import PREPARED
 
-DOCUMENTS = 2_000_000
+DOCUMENTS, LINKS = 2_000_000, 50_000_000
 # The same at every size, to show that a task's memory does not grow.
-PART_DOCUMENTS = 25_000
-TASK_KEYS = 125_000
+PART_DOCUMENTS = 2_000
+TASK_KEYS = KEYS_AT_ONCE // 32
+MERGED_PARTS = PARTS_AT_ONCE // 32
 SIMILARITY = 0.8
 ROWS = rows_in_a_band(SIMILARITY)
 
@@ -41,15 +46,14 @@ def main(documents: int) -> None:
             files, counts = _write(folder / "prepared", size), _counts(size)
             indexed = _alone(_index, files, folder)
             shutil.rmtree(folder / "prepared")
+            gathered = _alone(_merge, files, counts, folder)
             clustered = _alone(_cluster, files, counts, folder)
             decided = _alone(_decide, files, counts, folder)
-        seconds = indexed[0] + clustered[0] + decided[0]
-        print(
-            f"{size:,} signatures: {seconds:.1f} s ({size / seconds:,.0f}/s), {decided[2]:,} duplicates; "
-            f"index {indexed[0]:.1f} s, {indexed[1]:,} MB; cluster {clustered[0]:.1f} s, {clustered[1]:,} MB; "
-            f"decide {decided[0]:.1f} s, {decided[1]:,} MB",
-            flush=True,
-        )
+        phases = {"index": indexed, "merge": gathered, "cluster": clustered, "decide": decided}
+        seconds = sum(taken for taken, _, _ in phases.values())
+        each = "; ".join(f"{name} {taken:.1f} s, {memory:,} MB" for name, (taken, memory, _) in phases.items())
+        rate = f"{size:,} signatures: {seconds:.1f} s, {1e6 * seconds / size:.1f} µs each"
+        print(f"{rate}, {decided[2]:,} duplicates; {each}", flush=True)
 
 
 def _counts(size: int) -> tuple[int, ...]:
@@ -90,8 +94,45 @@ def _index(files: tuple[Path, ...], folder: Path) -> int:
     return len(files)
 
 
-def _phase(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> ClusterPhase:
+def links(count: int) -> None:
+    """Prints what the driver takes for as many links in 15 files, at 1/16, a quarter and all of them."""
+    for size in (count // 16, count // 4, count):
+        with tempfile.TemporaryDirectory(prefix="triptych-links-") as name:
+            seconds, memory, found = _alone(_merge_links, _write_links(Path(name), size))
+        print(
+            f"{size:,} links: {seconds:.1f} s, {1e9 * seconds / size:.0f} ns a link, {memory:,} MB; {found:,} are left"
+        )
+
+
+def _write_links(folder: Path, size: int) -> tuple[Path, ...]:
+    """Writes links of documents to one of the 100 before, as many as documents: nearly all are in clusters."""
+    draw = np.random.default_rng(5)
+    files = tuple(folder / f"band-{band:02d}.npy" for band in range(1 + PERMUTATIONS // ROWS))
+    for file in files:
+        later = draw.integers(100, size, size // len(files))
+        np.save(file, np.stack([later - draw.integers(1, 100, len(later)), later], axis=1))
+    return files
+
+
+def _merge_links(files: tuple[Path, ...]) -> int:
+    return len(merged(files, component_pairs))
+
+
+def _index_of(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> tuple[Index, MergePhase]:
     index = Index(tuple(folder / "index" / file.stem for file in files), counts, 0, (0,) * len(files))
+    grouped = groups(index, MERGED_PARTS)
+    outputs = tuple(folder / "merged" / str(group) for group in range(len(grouped)))
+    phase = MergePhase(tuple(tuple(index.folders[part] for part in group) for group in grouped), outputs)
+    return merged_index(index, grouped, outputs), phase
+
+
+def _merge(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> int:
+    _, phase = _index_of(files, counts, folder)
+    return sum(phase(group)["documents"] for group in range(len(phase.groups)))
+
+
+def _phase(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> ClusterPhase:
+    index, _ = _index_of(files, counts, folder)
     ranges = -(-sum(counts) // TASK_KEYS)
     return ClusterPhase(index, PERMUTATIONS // ROWS, ranges, least_agreement(SIMILARITY), True, folder / "pairs")
 
@@ -109,17 +150,21 @@ def _decide(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> i
 
 
 def _alone(phase: Callable[..., int], *arguments: object) -> tuple[float, int, int]:
-    """Seconds, growth of the peak of resident memory in MB (mapped files included), and result of a phase."""
+    """Processor seconds, growth of the peak of resident memory in MB (mapped files included), and result of a phase."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(_measured, phase, *arguments).result()
 
 
 def _measured(phase: Callable[..., int], *arguments: object) -> tuple[float, int, int]:
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = phase(*arguments)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return time.monotonic() - start, grown >> 10, result
+    return time.process_time() - start, grown >> 10, result
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)
+    given = sys.argv[1:]
+    if given[:1] == ["links"]:
+        links(int(given[1]) if len(given) > 1 else LINKS)
+    else:
+        main(int(given[0]) if given else DOCUMENTS)

@@ -1,7 +1,7 @@
-"""Drops contaminated documents and duplicates, and splits what is left, in four phases.
+"""Drops contaminated documents and duplicates, and splits what is left, in phases.
 
-Contamination -> signatures and index -> clusters -> split. Between the phases only numbers pass: hashes, signatures,
-pairs, assignments.
+Contamination -> signatures and index -> merged indexes -> clusters -> split. Between the phases only numbers pass:
+hashes, signatures, pairs, assignments.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.cluster import KEYS_AT_ONCE, ClusterPhase, decide
 from pipelines.corpus.dedup.decontaminate import DecontaminatePhase, read_items
 from pipelines.corpus.dedup.index import Index, IndexPhase, mark_complete, previous_indexes
+from pipelines.corpus.dedup.merge import PARTS_AT_ONCE, MergePhase, groups, merged_index
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.dedup.split import Dropped, SplitPhase, finish_split
 from pipelines.corpus.tables import Part, map_array, save_array
@@ -56,7 +57,7 @@ def deduplicate(recipe: Recipe, parts: Sequence[Part], out: Path, progress: Prog
     phases = _Phases(recipe, tuple(parts), out, progress)
     contamination, left_out = phases.decontaminate()
     index, keys = phases.index(left_out)
-    decisions = phases.cluster(index, keys)
+    decisions = phases.cluster(phases.merge(index, keys), keys)
     return Deduplicated(*phases.split(index, decisions, left_out), contamination)
 
 
@@ -117,6 +118,17 @@ class _Phases:
             sources=(*[-1] * len(previous), *(names.index(part.source) for part in self.parts)),
         )
         return index, [*(file_fingerprint(path / "facts.npy") for path in previous), *keys]
+
+    def merge(self, index: Index, keys: Sequence[str]) -> Index:
+        """Merges the indexes of many parts into few; returns the index as it is if there are few."""
+        if len(index.folders) <= PARTS_AT_ONCE:
+            return index
+        grouped = groups(index)
+        outputs = tuple(self.out / "work" / "merged" / f"{group:05d}" for group in range(len(grouped)))
+        phase = MergePhase(tuple(tuple(index.folders[part] for part in group) for group in grouped), outputs)
+        merged_keys = [fingerprint([keys[part] for part in group]) for group in grouped]
+        self._run("merge indexes", "merge", merged_keys, lambda group: (outputs[group],), phase)
+        return merged_index(index, grouped, outputs)
 
     def cluster(self, index: Index, keys: Sequence[str]) -> Path:
         """Finds the clusters; returns the file of the decisions on their documents."""

@@ -15,14 +15,16 @@ from ray import cloudpickle
 from rich.progress import Progress
 
 from pipelines.corpus import alive, tasks
-from pipelines.corpus.dedup.cluster import component_pairs, earliest, merged
+from pipelines.corpus.dedup.cluster import ClusterPhase, component_pairs, earliest, merged
 from pipelines.corpus.dedup.decontaminate import DecontaminatePhase
-from pipelines.corpus.dedup.index import IndexPhase
+from pipelines.corpus.dedup.index import Index, IndexPhase, write_part_index
+from pipelines.corpus.dedup.merge import MergePhase, groups, merged_index
+from pipelines.corpus.dedup.minhash import PERMUTATIONS
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN, SplitPhase, document_position
 from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.prepare import PreparePhase, StepTimer, measured_batches
 from pipelines.corpus.read.sources import InputSplit
-from pipelines.corpus.tables import PREPARED, Part
+from pipelines.corpus.tables import PREPARED, Part, map_array
 from pipelines.corpus.tokens.cache import TokenCache
 from pipelines.corpus.tokens.mix import CountTokensPhase
 from pipelines.corpus.tokens.order import Feistel, order
@@ -45,6 +47,7 @@ def phases(count: int) -> list[tasks.Phase]:
         PreparePhase(splits, folder, folder, 1, MeasureSettings()),
         DecontaminatePhase(files, (folder,), ("0",), 13, True, folder, folder),
         IndexPhase(parts, files, folder, 8),
+        MergePhase((files[:1],) * count, files),
         SplitPhase(parts, numbers, folder, numbers, files, folder, folder, 0.1, 1),
         CountTokensPhase(files, files, cache, folder),
         SamplePhase(files, files, 0.5, 1, folder),
@@ -58,7 +61,7 @@ def test_a_task_gets_its_own_part_alone() -> None:
     few, many = (
         {type(phase).__name__: len(cloudpickle.dumps(phase.only(0))) for phase in phases(count)} for count in (1, 8)
     )
-    assert len(few) == 8
+    assert len(few) == 9
     assert {name: many[name] / few[name] for name in few} == pytest.approx(dict.fromkeys(few, 1.0), rel=0.05)
 
 
@@ -114,6 +117,36 @@ def test_links_of_many_files_are_merged_in_linear_time(
 
     assert np.array_equal(merged(files, counted), merge(pairs))
     assert sum(worked) <= 4 * len(pairs)
+
+
+def test_a_task_that_looks_for_duplicates_opens_a_file_of_each_merged_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, opened = np.random.default_rng(3), list[Path]()
+
+    def counted(file: Path) -> np.ndarray:
+        opened.append(file)
+        return map_array(file)
+
+    monkeypatch.setattr("pipelines.corpus.dedup.cluster.map_array", counted)
+    rows, every = np.arange(5), np.ones(5, dtype=bool)
+    folders = tuple(tmp_path / f"part-{number:05d}" for number in range(12))
+    for path in folders:
+        digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), 5, [None, pa.py_buffer(draw.bytes(80))])
+        columns = {"id": ["a"] * 5, "source": ["s"] * 5, "bytes": [1] * 5, "digest": digests, "quality": [1.0] * 5}
+        signed = draw.integers(0, 2**32, (5, PERMUTATIONS), dtype=np.uint32)
+        write_part_index(path, pa.table(columns), every, rows, signed, 8)
+    index = Index(folders, (5,) * 12, 0, (0,) * 12)
+    grouped = groups(index, 3)
+    outputs = tuple(tmp_path / f"merged-{number}" for number in range(len(grouped)))
+    merge = MergePhase(tuple(tuple(folders[part] for part in group) for group in grouped), outputs)
+    for number in range(len(grouped)):
+        merge(number)
+    cluster = ClusterPhase(merged_index(index, grouped, outputs), 2, 2, 0.7, True, tmp_path / "pairs")
+    for task in range(cluster.tasks()):
+        cluster(task)
+    assert {file.parent for file in opened} == set(outputs)
+    assert len(opened) == cluster.tasks() * 4
 
 
 def test_the_tokenizers_sample_is_drawn_from_the_training_texts(tmp_path: Path) -> None:

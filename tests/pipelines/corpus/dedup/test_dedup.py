@@ -23,6 +23,7 @@ from pipelines.corpus.dedup.cluster import (
     decide,
 )
 from pipelines.corpus.dedup.index import Index, IndexPhase, mark_complete, previous_indexes, write_part_index
+from pipelines.corpus.dedup.merge import MergePhase, groups, merged_index
 from pipelines.corpus.dedup.minhash import (
     PERMUTATIONS,
     band_keys,
@@ -144,14 +145,21 @@ class Corpus:
         return [phase.output(part) for part in range(len(self.parts))]
 
     def decisions(
-        self, policy: KeepPolicy = "longest", previous: tuple[str, ...] = (), ranges: int = 1, similarity: float = 0.8
+        self,
+        policy: KeepPolicy = "longest",
+        previous: tuple[str, ...] = (),
+        ranges: int = 1,
+        similarity: float = 0.8,
+        at_once: int = 0,
     ) -> list[tuple[int, int, int]]:
-        """(document, representative, status), in the order of the documents."""
+        """(document, representative, status), in the order of the documents; of merged indexes if `at_once` is set."""
         own = self.index()
         earlier = previous_indexes(previous, self.rows)
         counts = [len(np.load(path / "facts.npy")) for path in earlier]
         sources = (*[-1] * len(earlier), *(int(part.source) for part in self.parts))
         index = Index((*earlier, *own), (*counts, *self.counts), len(earlier), sources)
+        if at_once:
+            index = self.merge(index, at_once)
         bands, within = PERMUTATIONS // self.rows, policy != "earlier_source"
         pairs = self.folder / f"pairs-{policy}-{ranges}"
         phase = ClusterPhase(index, bands, ranges, least_agreement(similarity), within, pairs)
@@ -159,6 +167,14 @@ class Corpus:
             phase(task)
         files = [phase.output(task) for task in range(phase.tasks())]
         return [tuple(row) for row in decide(index, files[:ranges], files[ranges:], policy).tolist()]
+
+    def merge(self, index: Index, at_once: int) -> Index:
+        grouped = groups(index, at_once)
+        outputs = tuple(self.folder / "merged" / f"{number:05d}" for number in range(len(grouped)))
+        phase = MergePhase(tuple(tuple(index.folders[part] for part in group) for group in grouped), outputs)
+        for number in range(len(grouped)):
+            assert phase.only(number)(0) == {"documents": sum(index.counts[part] for part in grouped[number])}
+        return merged_index(index, grouped, outputs)
 
 
 def alike(rng: random.Random, text: list[str], changed: int) -> list[str]:
@@ -281,6 +297,32 @@ def test_a_later_corpus_drops_duplicates_of_the_first(tmp_path: Path, three_of_a
         (7, 0, PREVIOUS),
         (8, 8, KEPT),
     ]
+
+
+def test_merged_indexes_decide_as_those_of_the_parts(tmp_path: Path, three_of_a_kind: list[str]) -> None:
+    """Of previous corpora, several sources, parts that are exempt from near-duplicates or empty."""
+    short, longest, shortest, other = three_of_a_kind
+    before = Corpus(tmp_path / "before")
+    before.add([other])
+    before.add([f"{other} and more"])
+    before.decisions()
+    corpus = Corpus(tmp_path / "after")
+    for source, texts in enumerate([[short, other], [], [longest, short], [shortest], [other, longest, "few words"]]):
+        corpus.add(texts, source // 2, near=source != 3)
+    previous = (str(tmp_path / "before"),)
+    for policy in ("source", "earlier_source"):
+        expected = corpus.decisions(policy, previous)
+        assert len(expected) > 4
+        assert corpus.decisions(policy, previous, at_once=2) == expected
+
+
+def test_parts_are_merged_in_order_by_source_and_size() -> None:
+    index = Index(tuple(map(Path, "abcdefg")), (5, 5, 5, 20, 1, 1, 1), 2, (-1, -1, 0, 0, 0, 0, 1))
+    assert groups(index, parts=3, documents=10) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert groups(index, parts=2, documents=99) == [[0, 1], [2, 3], [4, 5], [6]]
+    found = merged_index(index, groups(index, 3, 10), tuple(map(Path, "vwxyz")))
+    assert found == Index(tuple(map(Path, "vwxyz")), (10, 5, 20, 2, 1), 1, (-1, 0, 0, 0, 1))
+    assert found.first_new == index.first_new
 
 
 def test_a_previous_corpus_must_have_a_fitting_index(tmp_path: Path) -> None:
