@@ -31,6 +31,7 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
 from pipelines.corpus.clean.language import known_languages
+from pipelines.corpus.cut import cut_files
 from pipelines.corpus.dedup.stage import check_inputs, deduplicate
 from pipelines.corpus.examples import train_classifier
 from pipelines.corpus.prepare import prepare
@@ -85,6 +86,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
                     file, digest, scored = train_classifier(corpus.classifier, recipe.seed, out / "classifier")
                 classifier = file, digest
             with _timed(FIRST_PHASE, seconds):
+                splits = cut_files(splits, work / "cut", progress, recipe.cluster.deadline_seconds)
                 prepared, files = prepare(recipe, splits, out, progress, classifier)
             _require_readable(prepared, corpus.max_bad_share)
             _require_documents(prepared, corpus.min_words)

@@ -81,8 +81,19 @@ def spans(file: StoredFile, text_lines: bool, size: int) -> list[Span]:
     return row_groups(file.name, size) if kind == "parquet" else []
 
 
-def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator[tuple[int, Item]]:
+def is_read_from_its_start(name: str, text_lines: bool) -> bool:
+    """Tests for a file of many records of which none can be read without those before it."""
+    kind, packing = format_of(name) or (None, None)
+    if kind == "lines" or (kind == "text" and text_lines):
+        return packing is not None
+    return kind in ("json", "csv", "capture")
+
+
+def read_file(name: str, reading: Reading, span: Span | None = None, skip: int = 0) -> Iterator[tuple[int, Item]]:
     """Reads the texts of a file or of a span: each line, row or HTTP response, or a whole .txt or .html file.
+
+    Args:
+        skip: number of records to pass over, which costs no more than to unpack them where the format allows it.
 
     Yields:
         (place, text): the byte in the file (uncompressed, for lines), or the row; independent of spans.
@@ -94,36 +105,45 @@ def read_file(name: str, reading: Reading, span: Span | None = None) -> Iterator
     shown = shown_name(name)
     try:
         with as_storage_failure(shown):
-            for place, item in _items(name, reading, span):
+            for place, item in _items(name, reading, span, skip):
                 yield place, _named(item, name, shown) if isinstance(item, BadRecord) else item
     except OSError as error:
         raise UserError(f"cannot read {shown}: {error.strerror or error}") from error
 
 
-def _items(name: str, reading: Reading, span: Span | None) -> Iterator[tuple[int, Item]]:
+def _items(name: str, reading: Reading, span: Span | None, skip: int) -> Iterator[tuple[int, Item]]:
     kind, packing = format_of(name) or ("text", None)
     field, encoding = reading.text_field, reading.encoding
     if not file_info(name).size:
         yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")
     elif kind == "parquet":
-        yield from read_rows(name, field, encoding, span)
+        yield from _after(read_rows(name, field, encoding, span), skip)
     elif kind in ("page", "capture"):
         # Imported only where there are pages, since the parser of captures takes time to load.
         from pipelines.corpus.read.warc import read_web
 
         with local_file(name, progress) as path:
-            for place, item in read_web(path, reading.extract):
+            for place, item in read_web(path, reading.extract, skip):
                 yield place, _named(item, str(path), name) if isinstance(item, BadRecord) else item
     elif kind == "csv":
-        yield from read_csv(name, packing, field, encoding, "\t" if ".tsv" in name.lower() else ",")
+        rows = read_csv(name, packing, field, encoding, "\t" if ".tsv" in name.lower() else ",")
+        yield from _after(rows, skip)
     elif kind == "text" and not reading.text_lines:
         yield 0, _read_text(name, packing, encoding)
     elif kind == "json" and not holds_lines(name, packing):
-        yield from read_values(name, packing, field, encoding)
+        yield from _after(read_values(name, packing, field, encoding), skip)
     else:
         if "\n".encode(encoding) != b"\n":
             raise UserError(f"cannot cut {shown_name(name)} into lines in {encoding}; convert it to UTF-8")
-        yield from read_lines(name, packing, None if kind == "text" else field, encoding, span)
+        yield from read_lines(name, packing, None if kind == "text" else field, encoding, span, skip)
+
+
+def _after(items: Iterator[tuple[int, Item]], skip: int) -> Iterator[tuple[int, Item]]:
+    for number, item in enumerate(items):
+        if number >= skip:
+            yield item
+        else:
+            progress()
 
 
 def _named(bad: BadRecord, path: str, name: str) -> BadRecord:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from cluster.run.storage.files import file_info, open_file
+from pipelines.corpus.alive import progress
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
 from pipelines.corpus.read.unpack import BUFFER, unpacker
@@ -15,7 +16,7 @@ Span = tuple[int, int]
 
 
 def read_lines(
-    name: str, packing: str | None, text_field: str | None, encoding: str, span: Span | None
+    name: str, packing: str | None, text_field: str | None, encoding: str, span: Span | None, skip: int = 0
 ) -> Iterator[tuple[int, Item]]:
     """Reads the text of every line that starts in a span, with the byte of the unpacked content where it starts.
 
@@ -25,6 +26,7 @@ def read_lines(
         text_field: field of the JSON object on the line; None if the line itself is the text.
         encoding: of the lines; a line feed has to be one byte in it.
         span: of a file that is not packed; None for all of it.
+        skip: number of lines, and places of damage, to pass over without parsing.
 
     Raises:
         StorageError: the file's storage does not answer.
@@ -42,7 +44,12 @@ def read_lines(
                     base += _skip_line(file)
                 for number, (offset, line, length) in enumerate(_lines(file, span, base), start=1):
                     end = offset + length
-                    if line.strip():
+                    if not line.strip():
+                        continue
+                    if skip:
+                        skip -= 1
+                        progress()
+                    else:
                         # The number of lines before a later span, or in damaged content, is unknown.
                         where = f"byte {offset}" if damaged or (span and span[0]) else f"line {number}"
                         yield offset, _parse(name, where, offset, line, length, text_field, encoding)
@@ -53,7 +60,10 @@ def read_lines(
                 # A reader that is dropped closes what it reads from.
                 file.detach()
                 skipped = packed.skip_damage()
-                yield end, unread(name, end, f"after byte {end} of its content", error, size, skipped)
+                if skip:
+                    skip -= 1
+                else:
+                    yield end, unread(name, end, f"after byte {end} of its content", error, size, skipped)
                 if skipped is None:
                     return
                 base, damaged = packed.produced, True

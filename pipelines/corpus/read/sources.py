@@ -1,9 +1,10 @@
 """Cuts the recipe's sources into input splits, and reads the documents of a split."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
@@ -15,6 +16,7 @@ from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, format_of, read_file, spans
 from pipelines.corpus.read.hf_layout import files_of_split
 from pipelines.corpus.read.lines import Span
+from pipelines.corpus.read.pieces import read_piece
 from pipelines.corpus.read.records import BadRecord, Document, Item, Skipped
 
 # Enough work to outweigh the start of a task, and small enough to distribute a corpus over many.
@@ -37,6 +39,7 @@ class InputSplit:
         extractor: library that extracts the main text of web pages.
         stored_bytes: of the files, or of the span.
         skipped_files: of the source, which are in no format that is read; with its first split.
+        piece: of the file, with the records that `span` counts; None if the file is read itself.
         function: module:function of a source of kind function, called with the seed and `arguments`.
 
     The other fields are those of the source in the recipe.
@@ -59,12 +62,16 @@ class InputSplit:
     stored_bytes: int = 0
     encoding: str = "utf-8"
     skipped_files: tuple[str, ...] = ()
+    piece: Path | None = None
     function: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the fields, for a fingerprint. New credentials of a URI leave it as it is."""
-        given = {name: value for name, value in asdict(self).items() if name != "skipped_files"}
+        """Returns the fields, for a fingerprint. New credentials of a URI leave it as it is.
+
+        The path of a piece is left out, since its span says what it holds.
+        """
+        given = {name: value for name, value in asdict(self).items() if name not in ("skipped_files", "piece")}
         return {**given, "files": [*map(shown_name, self.files)], "folder": shown_name(self.folder)}
 
 
@@ -161,14 +168,35 @@ def _surrogate(split: InputSplit, place: str, error: UnicodeEncodeError) -> BadR
 
 
 def _places(split: InputSplit) -> Iterator[tuple[str, Item]]:
-    if split.kind == "files":
-        with Extractor(split.page_seconds, split.extractor) as extract:
-            reading = Reading(split.text_field, split.text_lines, extract, split.encoding)
-            for file in split.files:
-                for place, text in read_file(file, reading, split.span):
-                    yield f"{shown_name(relative_name(split.folder, file))}:{place}", text
-    else:
+    if split.kind != "files":
         yield from _function_texts(split)
+    elif split.piece:
+        for place, text in read_piece(split.piece):
+            yield _place(split, split.files[0], place), text
+    else:
+        with Extractor(split.page_seconds, split.extractor) as extract:
+            for file in split.files:
+                for place, text in read_file(file, _reading(split, extract), split.span):
+                    yield _place(split, file, place), text
+
+
+def read_places(split: InputSplit, skip: int) -> Generator[tuple[int, Item]]:
+    """Reads the records of the only file of a split with their places, without the first `skip`.
+
+    Raises:
+        StorageError: the file's storage does not answer.
+        UserError: the file cannot be opened, or lacks the text field.
+    """
+    with Extractor(split.page_seconds, split.extractor) as extract:
+        yield from read_file(split.files[0], _reading(split, extract), split.span, skip)
+
+
+def _reading(split: InputSplit, extract: Extractor) -> Reading:
+    return Reading(split.text_field, split.text_lines, extract, split.encoding)
+
+
+def _place(split: InputSplit, file: str, place: int) -> str:
+    return f"{shown_name(relative_name(split.folder, file))}:{place}"
 
 
 def _function_texts(split: InputSplit) -> Iterator[tuple[str, str]]:

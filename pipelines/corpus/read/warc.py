@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from pipelines.corpus.alive import progress
 from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
 from pipelines.corpus.read.http import Response, content, is_page, parse_response
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, Skipped
@@ -31,13 +32,16 @@ _CHUNK = 1 << 16
 _AHEAD = 16
 
 
-def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, Item]]:
+def read_web(path: Path, extract: Extractor, skip: int = 0) -> Iterator[tuple[int, Item]]:
     """Reads the main text of an HTML file, or of each HTML page with status 200 in a WARC file, with its offset.
 
     A WARC file's conversion records, of which WET files consist, are texts already.
+
+    Args:
+        skip: number of a WARC file's records to pass over without parsing their pages.
     """
     if not path.name.lower().endswith((".html", ".htm")):
-        yield from _in_order(path, _read_warc(path, extract))
+        yield from _in_order(path, _after(path, extract, skip))
     elif path.stat().st_size > MAXIMUM_RECORD_BYTES:
         yield 0, BadRecord(str(path), 0, f"{path} has more than {MAXIMUM_RECORD_BYTES:,} bytes; remove the file")
     else:
@@ -45,6 +49,27 @@ def read_web(path: Path, extract: Extractor) -> Iterator[tuple[int, Item]]:
             yield 0, extract(path.read_bytes())
         except ExtractionError as error:
             yield 0, BadRecord(str(path), 0, f"{path} {error}; remove the file")
+
+
+class _Gate:
+    """Sends pages to the parser once it is open, and answers with an empty text before."""
+
+    def __init__(self, extract: Extractor, is_open: bool) -> None:
+        self._extract, self.is_open = extract, is_open
+
+    def request(self, page: bytes, charset: str | None) -> PageRequest | str:
+        return self._extract.request(page, charset) if self.is_open else ""
+
+
+def _after(path: Path, extract: Extractor, skip: int) -> Iterator[tuple[int, Found]]:
+    gate = _Gate(extract, not skip)
+    for number, found in enumerate(_read_warc(path, gate)):
+        if number >= skip:
+            yield found
+        else:
+            progress()
+        # The record that is looked at next is one of those after this.
+        gate.is_open = number + 1 >= skip
 
 
 def _in_order(path: Path, found: Iterator[tuple[int, Found]]) -> Iterator[tuple[int, Item]]:
@@ -65,7 +90,7 @@ def _text_of(path: Path, offset: int, page: Found) -> tuple[int, Item]:
         return offset, _bad(path, offset, str(error))
 
 
-def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Found]]:
+def _read_warc(path: Path, extract: _Gate) -> Iterator[tuple[int, Found]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start: int | None = 0
         while start is not None:
@@ -78,7 +103,7 @@ def _read_warc(path: Path, extract: Extractor) -> Iterator[tuple[int, Found]]:
 
 
 def _read_from(
-    path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: Extractor
+    path: Path, file: BinaryIO, content: mmap.mmap, start: int, extract: _Gate
 ) -> Generator[tuple[int, Found], None, BadRecord | None]:
     """Reads the pages from an offset on; returns the record where reading failed, None at the end.
 
@@ -144,7 +169,7 @@ def _end_of_record(path: Path, content: mmap.mmap, offset: int, length: int) -> 
     return min(at, len(content)) - len(decompressor.unused_data)
 
 
-def _page(path: Path, record: WarcRecord, extract: Extractor) -> Found | None:
+def _page(path: Path, record: WarcRecord, extract: _Gate) -> Found | None:
     """Requests the text of a response that is an HTML page with status 200, or decodes the text of a conversion.
 
     Returns:
