@@ -151,15 +151,17 @@ class Sample:
         id: the rollout.
         token_ids: the tokens after the prompt, end-of-turn token included when the model stopped by itself.
         logprobs: log-probability of every token under the weights that drew it, at the sampling temperature.
-        weight_versions: the version of the weights that drew every token.
-        finish_reason: "stop" when the model ended its turn, "length" when it was cut.
+        weight_versions: the version of the weights that drew every token; of a sample that was given up, the one that
+            it was begun with.
+        finish_reason: "stop" when the model ended its turn, "length" when it was cut, "abort" when it was given up.
         text: the last turn, decoded without special tokens.
         loss_mask: whether the policy drew each token, by default all. Others, between the turns of a conversation,
             have the log-probability 0.
         raw_text: the last turn with its special tokens, but for the one that ends it.
         history: the turns between the prompt and the last one, as messages.
         reward: what the environment gave for the conversation; None if it gives none.
-        failure: why the environment could not go on with the conversation, which therefore gets no reward; or empty.
+        failure: why the sample gets no reward: the environment could not go on with the conversation, or no engine
+            survived drawing it; or empty.
     """
 
     id: RolloutId
@@ -176,6 +178,11 @@ class Sample:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss_mask", self.loss_mask or [True] * len(self.token_ids))
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it has no tokens because actor after actor died while drawing its prompt."""
+        return not self.token_ids
 
     @property
     def length(self) -> int:

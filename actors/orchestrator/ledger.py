@@ -15,7 +15,7 @@ from cluster.errors import StageError
 
 class Outcome(StrEnum):
     """How a turn ended: its samples changed the weights, or held nothing to learn because all rewards were equal, or
-    too few of them got a reward each time that they were drawn."""
+    too few of them got a reward each time that they were drawn, or no engine survived drawing them."""
 
     TRAINED = "trained"
     FILTERED = "filtered"

@@ -98,7 +98,7 @@ class TrainBatch:
         filtered: prompts that were left out because all their rewards were equal.
         failed_verdicts: samples that were left out because they got no reward.
         redrawn: times that a prompt was drawn again because too few of its samples got a reward.
-        failed: prompts that were left out because this happened each time.
+        failed: prompts that were left out because this happened each time, or because no engine survived them.
         rollout_seconds: waited for samples.
         reward_seconds: waited for rewards when there was nothing else to wait for.
     """
@@ -234,7 +234,11 @@ class RolloutScheduler:
         rewards = [reward for _, reward in judged]
         # Half of them, and at least two: most algorithms compare samples of one prompt.
         drawn = len(verdicts)
-        if len(judged) < max(min(2, drawn), math.ceil(drawn / 2)):
+        if group.pending.samples[0].given_up:
+            # Of one that no engine survives, other draws would be as deadly.
+            self.ledger.commit([group.turn], Outcome.FAILED)
+            batch.failed += 1
+        elif len(judged) < max(min(2, drawn), math.ceil(drawn / 2)):
             again = self.ledger.redraw(group.turn)
             batch.redrawn, batch.failed = batch.redrawn + again, batch.failed + (not again)
         elif dynamic and are_equal(rewards):

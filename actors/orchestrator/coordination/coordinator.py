@@ -171,11 +171,12 @@ class Coordinator:
             DeadlineError: they were not finished in time.
             EngineError: a prompt killed actor after actor, or no actor can be kept alive.
         """
-        return self._wait(lambda: self._queue.collect_any(count), f"samples of {count} prompts", deadline)
+        return _drawn(self._wait(lambda: self._queue.collect_any(count), f"samples of {count} prompts", deadline))
 
     @locked
     def collect_all(self, at_least: int = 0) -> list[list[Sample]]:
-        """Waits for `at_least` prompts and returns the samples of all that are finished. Raises as `collect` does."""
+        """Waits for `at_least` prompts and returns the samples of all that are finished, or given up: those have a
+        `failure`. Otherwise raises as `collect` does."""
         return self._wait(lambda: self._queue.collect_all(at_least), f"samples of {at_least} prompts")
 
     @locked
@@ -189,7 +190,7 @@ class Coordinator:
         """Returns the samples of every prompt by its id. Raises as `submit` and `collect` do."""
         self.submit(prompts, sampling)
         turns = [prompt.turn for prompt in prompts]
-        groups = self._wait(lambda: self._queue.collect(turns), f"samples of {len(turns)} prompts")
+        groups = _drawn(self._wait(lambda: self._queue.collect(turns), f"samples of {len(turns)} prompts"))
         return {prompt.id: group for prompt, group in zip(prompts, groups, strict=True)}
 
     @locked
@@ -230,7 +231,8 @@ class Coordinator:
     def expire(self) -> None:
         """Replaces the actors that are late or have stopped. To be called every second or so."""
         for member, kind, cause, begin in self._calls.take_late():
-            self._settle(partial(self._lives.replace, member, kind, begin, cause))
+            stalled = kind == "draw"
+            self._settle(partial(self._lives.replace, member, kind, begin, cause, stalled))
 
     @property
     def _version(self) -> int:
@@ -249,10 +251,10 @@ class Coordinator:
             now = self._clock.now()
             # An actor that is stuck is given up at the deadline; a second one is left for another actor to do the work.
             # While tokens are drawn, the wait goes on.
-            latest = max(begin, self._calls.last_progress) + 2 * self._deadline
-            end = latest if seconds is None else begin + seconds
+            most = 2 * self._calls.longest_wait
+            end = max(begin, self._calls.last_progress) + most if seconds is None else begin + seconds
             if now >= end:
-                without = f", the last {2 * self._deadline:.0f} without progress" if seconds is None else ""
+                without = f", the last {most:.0f} without progress" if seconds is None else ""
                 actors = ", ".join(self.states())
                 raise DeadlineError(f"waited {now - begin:.0f} s for {what}{without}; actors: {actors}")
             self._clock.sleep(self._calls.next_due(end) - now)
@@ -272,3 +274,15 @@ class Coordinator:
         except EngineError as error:
             self.fail(error)
         self._dispatcher.assign()
+
+
+def _drawn(groups: list[list[Sample]]) -> list[list[Sample]]:
+    """Returns the groups.
+
+    Raises:
+        EngineError: one was given up, because its prompt killed actor after actor.
+    """
+    failure = next((group[0].failure for group in groups if group[0].given_up), None)
+    if failure is not None:
+        raise EngineError(failure)
+    return groups

@@ -93,7 +93,7 @@ class Lifecycle:
         else:
             self._pull_if_stale(member)
 
-    def replace(self, member: Member, kind: Kind, begin: float, cause: str) -> None:
+    def replace(self, member: Member, kind: Kind, begin: float, cause: str, stalled: bool = False) -> None:
         """Ends an actor, puts its prompts back and starts another.
 
         Args:
@@ -101,10 +101,11 @@ class Lifecycle:
             kind: of the call that it failed in.
             begin: when that call was sent.
             cause: why it is given up, in words.
+            stalled: whether it is ended because it made no progress.
 
         Raises:
-            EngineError: more actors in a row died while they started than the fleet has, a prompt has been in too many
-                deaths, or there were more than `DEATHS_OF_EACH` deaths for each actor within `DEATHS_SECONDS`.
+            EngineError: more actors in a row died while they started than the fleet has, or there were more than
+                `DEATHS_OF_EACH` deaths for each actor within `DEATHS_SECONDS`.
         """
         if member.state is ActorState.DEAD:
             return
@@ -117,7 +118,7 @@ class Lifecycle:
             raise EngineError(f"{self._deaths_since_ready} rollout actors in a row did not come up; the last: {cause}")
         self._bound_deaths(cause)
         for one in lost:
-            self._queue.requeue(list(one.left.values()), one.request.sampling, cause)
+            self._queue.requeue(list(one.left.values()), one.request.sampling, cause, stalled)
         self.grow()
 
     def _bound_deaths(self, cause: str) -> None:

@@ -4,11 +4,14 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.types import Prompt, PromptTurn, Sample, Sampling
+from actors.types import Prompt, PromptTurn, RolloutId, Sample, Sampling
 from cluster.errors import EngineError
 
-# One death may be the machine's fault and two may be bad luck; the third with the same prompt is the prompt's.
-MAX_DEATHS_OF_A_PROMPT = 3
+# One death may be the machine's fault and two may be bad luck; the third is the prompt's if other prompts were answered
+# since the first. Without such a control the machine is as likely a cause, and it takes more.
+MAX_DEATHS, MAX_DEATHS_WITHOUT_CONTROL = 3, 6
+# The most times the usual seconds without progress: each stall over a prompt doubles what its next request is given.
+MAX_PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,13 @@ class GenerateRequest:
 
     Attributes:
         exclusive: whether the actor is to answer no other request meanwhile.
+        patience: how many times the usual seconds the actor may be without progress.
     """
 
     prompts: tuple[Prompt, ...]
     sampling: Sampling
     exclusive: bool = False
+    patience: int = 1
 
     @property
     def samples(self) -> int:
@@ -47,6 +52,10 @@ class WorkQueue:
         self._begun: Counter[int] = Counter()
         self.open_samples = 0
         self._deaths: Counter[PromptTurn] = Counter()
+        self._stalls: Counter[PromptTurn] = Counter()
+        self._answered = 0
+        # For each prompt that an actor died over, how many prompts had been answered before the first death.
+        self._answered_before: dict[PromptTurn, int] = {}
         self._finished: dict[PromptTurn, tuple[list[Sample], int]] = {}
 
     @property
@@ -102,32 +111,44 @@ class WorkQueue:
                 f"an engine answered prompt {prompt.name} with {len(group)} samples where {count} of its own were "
                 "asked for"
             )
-        turn = prompt.turn
-        version = self._open.pop(turn)
-        self._deaths.pop(turn, None)
-        self._finished[turn] = group, version or 0
-        self.open_samples -= count
+        self._answered += 1
+        self._close(prompt, group)
 
-    def requeue(self, prompts: Sequence[Prompt], sampling: Sampling, cause: str) -> None:
+    def requeue(self, prompts: Sequence[Prompt], sampling: Sampling, cause: str, stalled: bool = False) -> None:
         """Puts prompts that a dead actor has not answered at the front, in two exclusive halves: a prompt that kills
         engines soon takes no other with it.
 
-        Raises:
-            EngineError: one of the prompts has been in too many deaths.
+        A prompt that is alone in its request waits for one other after its second death, so that the two can be
+        compared. It is given up, with samples whose `failure` names the cause, after `MAX_DEATHS` if others were
+        answered since the first, else after `MAX_DEATHS_WITHOUT_CONTROL`.
+
+        Args:
+            stalled: whether the actor was ended because it made no progress, as one on a slow machine makes none.
         """
-        for prompt in prompts:
-            version = self._open[prompt.turn]
-            self._open[prompt.turn] = None
-            self._forget(version or 0)
-        self._deaths.update(prompt.turn for prompt in prompts)
-        worst = max(prompts, key=lambda prompt: self._deaths[prompt.turn])
-        deaths, count = self._deaths[worst.turn], len(prompts)
-        if deaths >= MAX_DEATHS_OF_A_PROMPT:
-            others = f" (or one of {count - 1} in the same request)" if count > 1 else ""
-            raise EngineError(f"{deaths} rollout actors died over prompt {worst.name}{others}: {cause}")
-        middle = (count + 1) // 2
-        halves = [tuple(prompts[:middle]), tuple(prompts[middle:])]
-        self._queue.extendleft(GenerateRequest(half, sampling, exclusive=True) for half in reversed(halves) if half)
+        turns = [prompt.turn for prompt in prompts]
+        self._deaths.update(turns)
+        for turn in turns:
+            self._answered_before.setdefault(turn, self._answered)
+        if stalled:
+            self._stalls.update(turns)
+        deaths = max(self._deaths[turn] for turn in turns)
+        if len(prompts) == 1 and deaths >= self._limit(turns[0]):
+            self._give_up(prompts[0], sampling, f"{deaths} rollout actors died over prompt {prompts[0].name}: {cause}")
+            return
+        for turn in turns:
+            self._forget(self._open[turn] or 0)
+            self._open[turn] = None
+        middle = (len(prompts) + 1) // 2
+        patience = min(MAX_PATIENCE, 2 ** max(self._stalls[turn] for turn in turns))
+        halves = [
+            GenerateRequest(tuple(half), sampling, exclusive=True, patience=patience)
+            for half in (prompts[:middle], prompts[middle:])
+            if half
+        ]
+        if len(prompts) == 1 and deaths > 1:
+            self._queue.insert(1, halves[0])
+        else:
+            self._queue.extendleft(reversed(halves))
 
     def collect(self, turns: Sequence[PromptTurn]) -> list[list[Sample]] | None:
         """Removes and returns the groups of these turns once all are finished; None before."""
@@ -147,6 +168,22 @@ class WorkQueue:
     def collect_any(self, count: int) -> list[list[Sample]] | None:
         """Removes and returns the `count` groups that finished first; None while there are fewer."""
         return None if len(self._finished) < count else self.collect(list(self._finished)[:count])
+
+    def _limit(self, turn: PromptTurn) -> int:
+        compared = self._answered > self._answered_before[turn]
+        return MAX_DEATHS if compared else MAX_DEATHS_WITHOUT_CONTROL
+
+    def _give_up(self, prompt: Prompt, sampling: Sampling, failure: str) -> None:
+        version = self._open[prompt.turn] or 0
+        ids = [RolloutId(prompt.epoch, prompt.id, sample) for sample in range(sampling.count)]
+        self._close(prompt, [Sample(one, [], [], [version], "abort", "", failure=failure) for one in ids])
+
+    def _close(self, prompt: Prompt, group: list[Sample]) -> None:
+        turn = prompt.turn
+        self._finished[turn] = group, self._open.pop(turn) or 0
+        self.open_samples -= len(group)
+        for table in (self._deaths, self._stalls, self._answered_before):
+            table.pop(turn, None)
 
     def _forget(self, version: int) -> None:
         self._begun[version] -= 1

@@ -40,7 +40,8 @@ class FleetSettings(Section):
     stall_seconds: PositiveFloat = Field(
         30,
         description="the most seconds in which a rollout actor that has answers to sample may sample no token; beyond "
-        "them it is replaced, and others answer its prompts. To be raised where the engine takes long for a step",
+        "them it is replaced, and others answer its prompts; up to four times as many where engines have just been "
+        "slow, or over a prompt that is sampled again. To be raised where the engine takes long for a step",
     )
     parity_every: Positive | None = Field(
         None,

@@ -98,6 +98,8 @@ class World:
         hung: the numbers of actors that hang, and since when.
         released: for each actor that hung, the seconds until the coordinator ended it.
         is_long: which prompts get long answers.
+        is_deadly: which prompts an actor dies over.
+        still_until: engines make no progress before.
         drawn: the prompts that actors finished, by whether they are long.
     """
 
@@ -108,6 +110,8 @@ class World:
     hung: dict[int, float] = field(default_factory=dict)
     released: list[float] = field(default_factory=list)
     is_long: Callable[[Prompt], bool] = lambda _: False
+    is_deadly: Callable[[Prompt], bool] = lambda _: False
+    still_until: float = 0.0
     drawn: Counter[bool] = field(default_factory=Counter)
 
     def coordinator(
@@ -159,9 +163,11 @@ class SimulatedWorker:
     def generate(self, request: GenerateRequest, report: Report, callback: Callback) -> None:
         """Reports samples of one token each, every prompt's when its time is over; answers after the last."""
         timeline, latency, fate = self.world.timeline, self.world.latency, self.world.fate("generate")
+        if any(map(self.world.is_deadly, request.prompts)):
+            fate = "die"
         luck = self.world.chance.lognormvariate(0, latency.spread)
         begin = timeline.now()
-        self._free_at = max(self._free_at, begin + latency.call * luck)
+        self._free_at = max(self._free_at, self.world.still_until, begin + latency.call * luck)
         dues = []
         for prompt in request.prompts:
             is_long = self.world.is_long(prompt)
@@ -172,7 +178,7 @@ class SimulatedWorker:
             return
         end = (begin + max(dues)) / 2 if fate == "die" else max(dues)
         for index, (prompt, due) in enumerate(zip(request.prompts, dues, strict=True)):
-            if due <= end:
+            if due <= end and not self.world.is_deadly(prompt):
                 finish = partial(self._finish, prompt, index, request.sampling.count, self.version, report)
                 timeline.after(due - begin, finish)
         if fate == "die":
@@ -214,7 +220,8 @@ class SimulatedWorker:
 
     def _beat(self, report: Report) -> None:
         if self._answering and not (self._gone or self._hung):
-            report([])
+            if self.world.timeline.now() >= self.world.still_until:
+                report([])
             self.world.timeline.after(BEAT, partial(self._beat, report))
 
     def _end(self, callback: Callback) -> None:

@@ -14,6 +14,7 @@ import pytest
 from actors.orchestrator.autoscaler import Scaler
 from actors.orchestrator.coordination.coordinator import Coordinator
 from actors.orchestrator.coordination.members import WORKING, ActorState
+from actors.orchestrator.coordination.work_queue import MAX_PATIENCE
 from actors.orchestrator.ledger import Ledger
 from actors.orchestrator.loop import Loop
 from actors.orchestrator.scheduler import RolloutScheduler
@@ -165,8 +166,11 @@ def survive(seed: int) -> Counter[str]:
         if choose.random() < 0.02:
             raise KilledError
         return [
-            [Failure("it raised") if choose.random() < unjudged else reward for reward in row]
-            for row in rewarded(prompts, groups)
+            [
+                Failure("it raised") if sample.given_up or choose.random() < unjudged else reward
+                for sample, reward in zip(group, row, strict=True)
+            ]
+            for group, row in zip(groups, rewarded(prompts, groups), strict=True)
         ]
 
     world = World(Latency(spread=0.5), choose, fate)
@@ -205,7 +209,7 @@ def survive(seed: int) -> Counter[str]:
             seen[type(error).__name__] += 1
             step = 0
         # A step waits for samples, the learner and a sync; each sample may be drawn again once for a dead actor.
-        assert world.timeline.now() - begun <= 3 * 2 * DEADLINE + learner.seconds + 1
+        assert world.timeline.now() - begun <= 3 * 2 * MAX_PATIENCE * DEADLINE + learner.seconds + 1
         world.timeline.clear()
         coordinator.close()
         world.hung.clear()
@@ -228,8 +232,10 @@ def survive(seed: int) -> Counter[str]:
     samples = settings.sampling.samples_per_prompt
     assert counts.failed == 0 or unjudged
     assert counts.given >= samples * (len(learner.trained) + 3 * failed)
-    assert all(seconds <= DEADLINE + 1 for seconds in world.released)
-    return seen + Counter(released=len(world.released), lives=lives)
+    # Where many hang in a short time, they are waited for longer.
+    assert all(seconds <= MAX_PATIENCE * DEADLINE + 1 for seconds in world.released)
+    soon = sum(seconds <= DEADLINE + 1 for seconds in world.released)
+    return seen + Counter(released=len(world.released), soon=soon, lives=lives)
 
 
 def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
@@ -238,6 +244,7 @@ def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
     assert found["forget in pull"] > 50
     assert found["failed prompts"] > 10
     assert found["released"] > 200
+    assert found["soon"] > 0.8 * found["released"]
     assert found["lives"] > 400
     # Few runs of bad luck are too long to wait for, or kill actor after actor.
     assert found["DeadlineError"] + found["EngineError"] < 0.05 * found["lives"], found

@@ -87,6 +87,50 @@ def test_an_actor_that_hangs_is_found_in_seconds_by_its_missing_progress(others:
     assert coordinator.counters().deaths == 1
 
 
+def test_a_machine_that_stands_still_is_waited_for_and_no_prompt_is_blamed():
+    world = World(Latency(), random.Random(1))
+    coordinator = world.coordinator(2, deadline=3600.0, stall=5.0)
+    coordinator.start()
+    world.still_until = world.timeline.now() + 60.0
+    # Engines that are ended add to the load: each waits twice as long, and there are few.
+    assert len(coordinator.generate(listed(8), SAMPLING)) == 8
+    assert coordinator.counters().deaths <= 8
+    # For a while, a pause that would have been too long is waited for.
+    deaths, world.still_until = coordinator.counters().deaths, world.timeline.now() + 15.0
+    coordinator.generate(listed(8), SAMPLING)
+    assert coordinator.counters().deaths == deaths
+
+
+def test_time_in_which_the_coordinator_did_not_run_counts_for_nobody():
+    world = World(Latency(prompt=1.0), random.Random(1))
+    coordinator = world.coordinator(2, deadline=20.0, stall=5.0)
+    coordinator.start()
+    coordinator.submit(listed(8), SAMPLING)
+    world.timeline.clear()
+    # The machine was paused, and the first thing that runs again is the look for late actors.
+    world.timeline.sleep(100.0)
+    coordinator.expire()
+    assert coordinator.counters().deaths == 0
+    world.timeline.sleep(5.0)
+    coordinator.expire()
+    assert coordinator.counters().deaths == 2
+
+
+def test_a_prompt_that_no_actor_survives_is_given_up_and_ends_nothing_else():
+    world = World(Latency(), random.Random(1), is_deadly=lambda prompt: prompt.id == "q5")
+    coordinator = world.coordinator(1, DEADLINE)
+    coordinator.start()
+    coordinator.submit(listed(32), SAMPLING)
+    groups = {group[0].id.prompt: group for group in coordinator.collect_all(32)}
+    assert [name for name, group in groups.items() if group[0].given_up] == ["q5"]
+    assert "rollout actors died over prompt q5: prompt q5: the actor was killed" in groups["q5"][0].failure
+    # One for each halving of 32.
+    assert coordinator.counters().deaths == 6
+    # Who needs every answer is told.
+    with pytest.raises(EngineError, match="died over prompt q5"):
+        coordinator.generate(listed(6)[4:], SAMPLING)
+
+
 def test_an_actor_that_hangs_is_found_although_new_weights_wait_for_it():
     hangs = iter(["well", "hang"])
     world = World(Latency(), random.Random(1), lambda _: next(hangs, "well"))

@@ -54,13 +54,43 @@ def test_what_a_dead_actor_left_goes_first_and_in_halves_that_are_exclusive():
     assert [one.exclusive for one in again] == [True, True, False]
 
 
-def test_a_prompt_that_kills_three_actors_is_named_with_the_cause():
+def test_a_prompt_that_kills_three_actors_while_others_are_answered_is_given_up_with_the_cause():
+    work = WorkQueue()
+    work.add(listed(4), SAMPLING, size=4)
+    while request := work.first():
+        work.take(version=7)
+        if any(prompt.id == "2" for prompt in request.prompts):
+            work.requeue(request.prompts, SAMPLING, "boom")
+        else:
+            finish(work, request)
+    groups = {group[0].id.prompt: group for group in work.collect_all(4) or []}
+    assert [name for name, group in groups.items() if group[0].given_up] == ["2"]
+    given_up = groups["2"]
+    assert [(sample.id.prompt, sample.given_up, sample.weight_versions) for sample in given_up] == [("2", True, [7])]
+    assert given_up[0].failure == "3 rollout actors died over prompt 2: boom"
+    assert (work.outstanding, work.open_samples, work.begun) == (0, 0, {})
+
+
+def test_where_nothing_else_is_answered_the_machine_is_as_likely_a_cause_and_takes_twice_as_long():
     work = WorkQueue()
     work.add(listed(1), SAMPLING, size=1)
+    patience = []
+    while work.first():
+        request = work.take()
+        patience.append(request.patience)
+        work.requeue(request.prompts, SAMPLING, "no progress", stalled=True)
+    assert patience == [1, 2, 4, 4, 4, 4]
+    assert [group[0].failure for group in work.collect_all(1) or []] == [
+        "6 rollout actors died over prompt 0: no progress"
+    ]
+
+
+def test_after_its_second_death_a_prompt_waits_for_another_that_it_can_be_compared_with():
+    work = WorkQueue()
+    work.add(listed(3), SAMPLING, size=1)
     for _ in range(2):
         work.requeue(work.take().prompts, SAMPLING, "boom")
-    with pytest.raises(EngineError, match=r"3 rollout actors died over prompt 0: boom"):
-        work.requeue(work.take().prompts, SAMPLING, "boom")
+    assert [request.prompts[0].id for request in taken(work)] == ["1", "0", "2"]
 
 
 def test_prompts_count_for_the_weights_that_they_were_begun_with_until_they_are_collected():
