@@ -1,10 +1,15 @@
 """The routes under /admin, for keys with the scope admin: the state of the replicas, and which weights are served."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import UserError
+from cluster.keys import audit
+from cluster.run.trail import answer_open_round
 from cluster.run.versions import Versions
 from serve.errors import RequestError
 from serve.http.request_context import RequestContext, json_body
@@ -15,12 +20,22 @@ from serve.replica.autoscaling import ReplicaStates
 Change = Callable[[Action, str, str | None, str], Awaitable[dict[str, Any]]]
 
 
+class RoundAnswer(BaseModel):
+    """An answer on the loop's round in progress: whether its policy may take over, else the round is set aside."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    round: Annotated[int, Field(ge=1)]
+    approved: bool
+
+
 def admin_router(
     stores: Mapping[str, Versions],
     models: Collection[str],
     weights: Mapping[str, str | None],
     change: Change,
     read_states: Callable[[], ReplicaStates],
+    root: Path | None = None,
 ) -> APIRouter:
     """Returns the routes under /admin.
 
@@ -30,6 +45,7 @@ def admin_router(
         weights: the version of every model's weights.
         change: changes a version.
         read_states: returns the states of the replicas; it may block.
+        root: the run folder, with the rounds of the loop; None for models without a run.
     """
     router = APIRouter(prefix="/admin")
 
@@ -57,6 +73,18 @@ def admin_router(
         if not isinstance(version, str | None):
             raise RequestError(400, "`version` is the beginning of a version's name", param="version")
         return await change("promote", model, version, _author(request))
+
+    @router.post("/round")
+    def answer(request: Request, body: RoundAnswer) -> dict[str, Any]:
+        if root is None:
+            raise RequestError(404, "this server serves no run, and so no rounds", "NotFoundError")
+        by = _author(request)
+        try:
+            answer_open_round(root, body.approved, by, body.round)
+        except UserError as error:
+            raise RequestError(409, str(error), "ConflictError") from error
+        audit(root, by, "approve" if body.approved else "refuse", round=body.round)
+        return {"round": body.round, "approved": body.approved}
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class CanaryShare:
         number = int.from_bytes(hashlib.sha256(request.encode("utf-8", "replace")).digest()[:8], "big")
         return number / 2**64 < share
 
+    def on_trial(self) -> bool:
+        """Tells whether a new policy is on trial, and loaded."""
+        weights, share = self._read()
+        return bool(share) and self._weights.get(CANARY) == weights
+
     def _read(self) -> tuple[str, float]:
         if self._path is None:
             return "", 0.0

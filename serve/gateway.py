@@ -130,7 +130,8 @@ def build_gateway(
     weights = {name: live[name].weights if name in live else settings.weights.get(name) for name in models}
     authorizer = Authorizer(settings.run, settings.anonymous, settings.owner)
     metrics = GatewayMetrics(weights)
-    routes = Routes(models, settings.aliases, random.Random(), CanaryShare(settings.run, weights))
+    canary = CanaryShare(settings.run, weights)
+    routes = Routes(models, settings.aliases, random.Random(), canary)
     router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
     app = new_application("Triptych")
     app.include_router(router.api())
@@ -164,16 +165,21 @@ def build_gateway(
 
     if settings.feedback_url:
         database = open_feedback(settings.feedback_url)
-        # A visitor's policy is theirs alone: its votes would be those of many models. A new policy on trial answers in
-        # the live one's place.
-        own_models = {name: model for name, model in models.items() if name not in (VISITOR, CANARY)}
+        # A visitor's policy is theirs alone: its votes would be those of many models.
+        own_models = {name: model for name, model in models.items() if name != VISITOR}
         people = settings.people_per_prompt
         app.include_router(
             label_router(database, people, authorizer.annotator, authorizer.is_admin, authorizer.is_open)
         )
         app.include_router(
             compare_router(
-                database, own_models, weights, router.response_parts, authorizer.annotator, authorizer.is_open
+                database,
+                own_models,
+                weights,
+                router.response_parts,
+                authorizer.annotator,
+                authorizer.is_open,
+                canary.on_trial,
             )
         )
         app.include_router(thumbs_router(database, models))
@@ -193,7 +199,7 @@ def build_gateway(
         app.include_router(runs_router(run.root))
         promotions = Promotions(run, stores, models, announce)
         change = promotions.change if peers.is_first else peers.change
-        app.include_router(admin_router(stores, models, weights, change, read_states))
+        app.include_router(admin_router(stores, models, weights, change, read_states, run.root))
         log = run.root / (f"access-{peers.number}.jsonl" if peers.number else "access.jsonl")
     budgets = TokenBudgets(settings.run, peers.number)
     asgi = Middleware(app, authorizer, metrics, log, body_limit(settings.context), budgets)

@@ -153,7 +153,7 @@ def judgement_news(run: RunFolder, preferences: str) -> News:
     Raises:
         UserError: the database cannot be opened.
     """
-    if run.feedback_url.startswith("sqlite:") and not (run.root / "feedback.db").exists():
+    if not _has_database(run):
         return News({}, 0)
     with open_feedback(run.feedback_url) as database:
         now = read_judgements(database).named()
@@ -169,6 +169,53 @@ def judgement_news(run: RunFolder, preferences: str) -> News:
         if number > present_round(run.root):
             gone.intersection_update(row.key for row in read_named(round_folder(run.root, number) / preferences))
     return News({name: sum(row.source == name for row in new) for name in SOURCES}, len(gone))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A judgement, and the rounds whose training it went into.
+
+    Attributes:
+        judgement: its name in the newest of these rounds.
+        rounds: their numbers.
+        is_there: whether it is still in the database as it was, and its annotator is not excluded.
+    """
+
+    judgement: Judgement
+    rounds: list[int]
+    is_there: bool
+
+
+def trace_judgements(run: RunFolder, preferences: str) -> list[Trace]:
+    """Lists every judgement that some round used, the newest first, with the rounds that did.
+
+    Args:
+        run: the run folder.
+        preferences: the subfolder in which each round names them.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
+    folders = {number: round_folder(run.root, number) for number in kept_rounds(run.root)}
+    if run.path(preferences).exists():
+        folders[present_round(run.root)] = run.root
+    rounds: dict[JudgementKey, list[int]] = {}
+    names: dict[JudgementKey, Judgement] = {}
+    for number, folder in sorted(folders.items()):
+        for row in read_named(folder / preferences):
+            if row.used > 0:
+                rounds.setdefault(row.key, []).append(number)
+                names[row.key] = row
+    if not rounds or not _has_database(run):
+        return []
+    with open_feedback(run.feedback_url) as database:
+        there = {row.key for row in read_judgements(database).named()}
+    traces = [Trace(names[key], used_in, key in there) for key, used_in in rounds.items()]
+    return sorted(traces, key=lambda one: one.judgement.created, reverse=True)
+
+
+def _has_database(run: RunFolder) -> bool:
+    return not run.feedback_url.startswith("sqlite:") or (run.root / "feedback.db").exists()
 
 
 def _written(folder: Path) -> float:

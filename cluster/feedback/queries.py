@@ -8,7 +8,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.orm import selectinload
 from sqlmodel import Session, delete, distinct, func, select
@@ -319,6 +319,25 @@ class Feedback(Store):
         """Deletes a caller's thumb for an answer, if there is one."""
         with self._write() as session:
             session.exec(delete(Thumb).where(column(Thumb.request) == request, column(Thumb.caller) == caller))
+
+    def delete(self, table: Literal["rankings", "votes", "thumbs"], number: int) -> None:
+        """Deletes a judgement for good.
+
+        Args:
+            table: rankings, votes of the compare page, or thumbs.
+            number: its number there.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        with self._write() as session:
+            row = session.get(Thumb if table == "thumbs" else Ranking, number)
+            if row is None or (isinstance(row, Ranking) and row.prompt_id.startswith(COMPARED) != (table == "votes")):
+                raise UserError(f"there is no judgement {number} among the {table}: the page /runs lists them")
+            if isinstance(row, Ranking):
+                again = (column(Repeat.prompt_id) == row.prompt_id, column(Repeat.annotator) == row.annotator)
+                session.exec(delete(Repeat).where(*again))
+            session.delete(row)
 
     def thumbs(self) -> list[Thumb]:
         """Lists all thumbs, in the order given."""

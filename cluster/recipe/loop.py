@@ -25,7 +25,9 @@ class Loop(Section):
         "held-out prompts. No figure of the exam may be worse beyond chance",
     )
     approve: Literal["nobody", "people"] = Field(
-        "nobody", description="people: a policy that passes waits for `triptych loop RUN approve` or `refuse`"
+        "nobody",
+        description="people: a policy that passes waits for a click on the page /runs, or for `triptych loop RUN "
+        "approve` or `refuse`",
     )
     canary_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0,
@@ -34,5 +36,7 @@ class Loop(Section):
     )
     canary_minutes: PositiveFloat = Field(60, description="how long a trial lasts")
     canary_thumbs: Positive = Field(
-        20, description="thumbs on the new policy's answers after which its trial ends before the time"
+        20,
+        description="thumbs on the new policy's answers, and votes between it and the live one, after which its trial "
+        "ends before the time",
     )

@@ -93,6 +93,30 @@ class Answer:
     by: str
 
 
+def answer_open_round(root: Path, approved: bool, by: str, number: int | None = None) -> int:
+    """Writes what somebody answers on the round in progress, and returns its number.
+
+    Args:
+        root: the run folder.
+        approved: whether its policy may take over; else the round is set aside.
+        by: who answers.
+        number: the round that they were shown; None for whichever is in progress.
+
+    Raises:
+        UserError: no round is in progress, another one is, or its policy has not been compared yet.
+    """
+    steps = open_round(read_trail(root))
+    if not steps:
+        raise UserError(f"no round of {root} is in progress: `triptych loop {root} status` shows the last ones")
+    found = steps["begin"].round
+    if number not in (None, found):
+        raise UserError(f"round {found} is in progress by now, and not round {number}")
+    if approved and "compare" not in steps:
+        raise UserError(f"round {found} has not been compared with the live policy yet: approve it then")
+    answer_round(root, Answer(found, approved, by))
+    return found
+
+
 def answer_round(root: Path, answer: Answer) -> None:
     """Writes what somebody answers on a round."""
     write_json(_answer(root), asdict(answer))

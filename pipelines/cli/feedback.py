@@ -151,6 +151,27 @@ def export_file(
             print(f"{found.mended} rows held characters or numbers that JSON cannot: written as \ufffd or null")
 
 
+@exchange.command("delete")
+def delete(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="rankings, votes or thumbs")],
+    numbers: Annotated[list[int], typer.Argument(metavar="NUMBER...", help="their numbers on the page /runs")],
+    run: RunOption,
+) -> None:
+    """Delete judgements for good. The next round is made without them; earlier ones are kept as they are."""
+    with _open(run) as database:
+        # Imported late, as the database itself.
+        from cluster.feedback.judged import SOURCES, trace_judgements
+
+        table = next((one for one in SOURCES if one == source), None)
+        if table is None:
+            raise UserError(f"{source!r} is not a source of judgements: choose one of {', '.join(SOURCES)}")
+        rounds = {one.judgement.key[:2]: one.rounds for one in trace_judgements(RunFolder(run), "preferences")}
+        for number in numbers:
+            database.delete(table, number)
+            seen = ", ".join(map(str, rounds.get((table, number), [])))
+            print(f"{source} {number} is deleted" + (f"; the policies of round {seen} learned from it" if seen else ""))
+
+
 @exchange.command("count")
 def count(run: RunOption) -> None:
     """Count what a run's database holds, of people and of functions, and the rows that an export of it has."""

@@ -10,7 +10,7 @@ import typer
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
-from cluster.run.trail import Answer, answer_round, open_round, read_trail
+from cluster.run.trail import answer_open_round
 
 ANSWERS = {"approve": True, "refuse": False}
 
@@ -59,11 +59,5 @@ def loop(
 
 
 def _answer(run: RunFolder, approved: bool) -> None:
-    steps = open_round(read_trail(run.root))
-    if not steps:
-        raise UserError(f"no round of {run.root} is in progress: `triptych loop {run.root} status` shows the last ones")
-    number = steps["begin"].round
-    if approved and "compare" not in steps:
-        raise UserError(f"round {number} has not been compared with the live policy yet: approve it then")
-    answer_round(run.root, Answer(number, approved, f"user {os.getuid()} on the command line"))
+    number = answer_open_round(run.root, approved, f"user {os.getuid()} on the command line")
     print(f"round {number} is {'approved' if approved else 'refused'}: the loop goes on with that")

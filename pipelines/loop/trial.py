@@ -1,9 +1,10 @@
-"""The trial of a new policy on a share of the requests: how it begins, and what the thumbs on its answers decide."""
+"""The trial of a new policy on a share of the requests: how it begins, and what thumbs and votes on it decide."""
 
 import time
 from collections.abc import Sequence
 
-from cluster.feedback import Thumb, open_feedback
+from cluster.feedback import Feedback, Ranking, Thumb, open_feedback
+from cluster.feedback.judged import read_judgements
 from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, open_round, read_trail
@@ -34,12 +35,14 @@ def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
     begun = steps["trial"]
     new, live = str(begun.figures["new"]), str(begun.figures["live"])
     with open_feedback(run.feedback_url) as database:
-        thumbs = [one for one in database.thumbs() if one.created >= begun.time]
-    given = sum(one.weights == new for one in thumbs)
+        judged = read_judgements(database)
+        thumbs = [one for one in judged.thumbs if one.created >= begun.time]
+        votes = votes_between(database, [one for one in judged.votes if one.created >= begun.time], new, live)
+    given = sum(one.weights == new for one in thumbs) + len(votes)
     if given < settings.canary_thumbs and time.time() < begun.time + 60 * settings.canary_minutes:
         work.try_out(Versions(run, "policy").find(new), settings.canary_share)
         return None
-    verdict = judge_thumbs(thumbs, new, live)
+    verdict = judge_trial(thumbs, votes, new, live)
     work.try_out(Versions(run, "policy").live(), 0.0)
     decision = "passed" if verdict.passed else "rolled back"
     made = Decision(begun.round, "canary", decision, verdict.why, verdict.figures)
@@ -47,14 +50,46 @@ def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
     return made
 
 
-def judge_thumbs(thumbs: Sequence[Thumb], new: str, live: str) -> Verdict:
-    """Decides by the thumbs whether people like the new policy's answers less than the live one's, beyond chance.
+def votes_between(database: Feedback, votes: Sequence[Ranking], new: str, live: str) -> list[int]:
+    """Returns what each vote of the compare page says of two versions: 1 if the new one is better, -1 if the live one
+    is, 0 for a tie. Votes that did not show both, or call all answers bad, are left out."""
+    found = []
+    for vote in votes:
+        prompt = database.prompt(vote.prompt_id)
+        ranks = {side.weights: vote.ranks.get(str(side.id)) for side in (prompt.completions if prompt else ())}
+        one, other = ranks.get(new), ranks.get(live)
+        if one is not None and other is not None:
+            found.append((other > one) - (one > other))
+    return found
+
+
+def judge_trial(thumbs: Sequence[Thumb], votes: Sequence[int], new: str, live: str) -> Verdict:
+    """Decides whether people like the new policy's answers less than the live one's, beyond chance: by the share of
+    thumbs up, or by the share of votes that it won of those that were no tie.
 
     Args:
         thumbs: since the trial began.
+        votes: see `votes_between`.
         new: the version of the new policy.
         live: that of the live one.
     """
+    by_thumbs, by_votes = _judge_thumbs(thumbs, new, live), _judge_votes(votes)
+    why = f"{by_thumbs.why}; {by_votes.why}"
+    return Verdict(by_thumbs.passed and by_votes.passed, why, {**by_thumbs.figures, **by_votes.figures})
+
+
+def _judge_votes(votes: Sequence[int]) -> Verdict:
+    won, lost = votes.count(1), votes.count(-1)
+    figures = {"votes": {"won": won, "lost": lost, "ties": votes.count(0)}}
+    said = f"{won} votes for it, {lost} for the live policy, {votes.count(0)} ties"
+    if not won + lost:
+        return Verdict(True, f"{said}: too few to tell them apart", figures)
+    share = proportion(won, won + lost)
+    why = f"{said} (95% interval of its share {share.low:.2f} to {share.high:.2f})"
+    return Verdict(share.high >= 0.5, why, figures)
+
+
+def _judge_thumbs(thumbs: Sequence[Thumb], new: str, live: str) -> Verdict:
     counts = {name: [one.good for one in thumbs if one.weights == name] for name in (new, live)}
     (up, n), (live_up, live_n) = ((sum(counts[name]), len(counts[name])) for name in (new, live))
     figures = {"new": {"up": up, "n": n}, "live": {"up": live_up, "n": live_n}}

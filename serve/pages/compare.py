@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.feedback.bradley_terry import Vote, ratings
+from cluster.recipe.serve import CANARY
 from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
 from serve.http.request_context import RequestContext
@@ -33,6 +34,8 @@ TEMPERATURE = 0.7
 # At most half of a model's context, the prompt has the other half; and no more than people read of several answers.
 MAX_TOKENS = 1_024
 MAX_PROMPT = 100_000
+# While a new policy is on trial, the share of comparisons that certainly show it and the live one.
+TRIAL_SHARE, LIVE = 0.5, "policy"
 Ask = Callable[[Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
 
@@ -95,6 +98,7 @@ def compare_router(
     ask: Callable[[RequestContext, Endpoint, dict[str, Any]], AsyncGenerator[Part]],
     annotator_of_key: Callable[[str], str | None] = lambda _: None,
     is_open: Callable[[], bool] = lambda: False,
+    on_trial: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
     """Returns the page at /compare and the routes under it.
 
@@ -105,9 +109,13 @@ def compare_router(
         ask: returns the response parts of the model that the body names.
         annotator_of_key: returns the name behind a key that allows judging, or None.
         is_open: whether requests are admitted without a key, and so guests.
+        on_trial: whether the model `CANARY` is a new policy on trial, which is compared then.
     """
     router = APIRouter(prefix="/compare")
     Annotator = Annotated[str, Depends(annotator_dependency(database, annotator_of_key, is_open))]
+
+    def compared() -> list[str]:
+        return [name for name in models if name != CANARY or on_trial()]
 
     @router.get("")
     def compare_page(request: Request) -> HTMLResponse:
@@ -116,13 +124,13 @@ def compare_router(
     @router.get("/models")
     async def max_models(annotator: Annotator) -> dict[str, int]:
         del annotator
-        cards = await asyncio.gather(*(model.card() for model in models.values()))
+        cards = await asyncio.gather(*(models[name].card() for name in compared()))
         return {"most": min(MAX_SIDES, sum(not card.get("score") for card in cards))}
 
     @router.post("/answers")
     async def answers(request: Request, annotator: Annotator, asked: ComparePrompt) -> StreamingResponse:
         context: RequestContext = request.state.context
-        chosen = await _sample_models(models, asked.sides)
+        chosen = await _sample_models({name: models[name] for name in compared()}, asked.sides)
         context.reserve(sum(most_tokens(*side.question(asked.prompt), side.context) for side in chosen))
         events = _events(database, annotator, asked.prompt, chosen, weights, partial(ask, context))
         context.cleanup.push_async_callback(events.aclose)
@@ -162,12 +170,16 @@ def all_ballots(database: Feedback) -> tuple[list[list[Vote]], int]:
     """Returns the votes of people who are not excluded, in order, each as one `Vote` for every pair of its models; and
     how often they called all answers bad, which compares no models."""
     excluded = set(database.excluded())
-    prompts = {prompt.id: _sides(prompt) for prompt in database.prompts(prefix=COMPARED)}
+    # A policy on trial is another one in each round: what is said of it is not said of one model.
+    prompts = {
+        prompt.id: [side for side in _sides(prompt) if side.model != CANARY]
+        for prompt in database.prompts(prefix=COMPARED)
+    }
     ballots, bad = [], 0
     for row in database.judgements():
         if row.prompt_id not in prompts or row.annotator in excluded or not is_person(row.annotator):
             continue
-        if row.ranks:
+        if row.ranks and len(prompts[row.prompt_id]) > 1:
             ballots.append([_vote(row.ranks, pair) for pair in combinations(prompts[row.prompt_id], 2)])
         bad += row.all_bad
     return ballots, bad
@@ -189,7 +201,12 @@ async def _sample_models(models: Mapping[str, ModelEndpoint], sides: int) -> lis
         raise HTTPException(
             409, f"comparing takes {sides} models, and {len(able)} {'is' if len(able) == 1 else 'are'} served"
         )
-    names = secrets.SystemRandom().sample(able, sides)
+    chance = secrets.SystemRandom()
+    names = chance.sample(able, sides)
+    if CANARY in able and LIVE in able and chance.random() < TRIAL_SHARE:
+        # The trial is about these two.
+        others = [name for name in names if name not in (CANARY, LIVE)]
+        names = chance.sample([CANARY, LIVE, *others][:sides], sides)
     # The same for all: a limit of its own would give a model away.
     max_tokens = min(MAX_TOKENS, *(int(cards[name]["max_model_len"]) // 2 for name in names))
     return [Side(name, name in chat, max_tokens, int(cards[name]["max_model_len"])) for name in names]

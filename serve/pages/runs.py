@@ -10,11 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from cluster.feedback.judged import trace_judgements
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import ROUND_FOLDERS, STAGES, Stage
 from cluster.run.metrics import read_metrics
 from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
-from cluster.run.trail import Decision, read_trail
+from cluster.run.trail import Decision, open_round, read_answer, read_trail
 from cluster.trace import read_trace
 from serve.pages.render import page, routes_of
 
@@ -22,6 +23,7 @@ from serve.pages.render import page, routes_of
 MAX_POINTS = 160
 MAX_SAMPLES = 24
 MAX_DECISIONS = 24
+MAX_JUDGEMENTS = 1_000
 
 
 def runs_router(folder: Path) -> APIRouter:
@@ -37,7 +39,28 @@ def runs_router(folder: Path) -> APIRouter:
     def data() -> dict[str, Any]:
         return describe(run)
 
+    @router.get("/judgements")
+    def judgements() -> dict[str, Any]:
+        return describe_judgements(run)
+
     return router
+
+
+def describe_judgements(run: RunFolder) -> dict[str, Any]:
+    """Returns the judgements that rounds learned from, with the policies that did; those that are gone come first."""
+    found = sorted(trace_judgements(run, "preferences"), key=lambda one: one.is_there)
+    rows = [
+        {
+            "source": one.judgement.source,
+            "id": one.judgement.id,
+            "annotator": one.judgement.annotator,
+            "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(one.judgement.created)),
+            "rounds": one.rounds,
+            "gone": not one.is_there,
+        }
+        for one in found[:MAX_JUDGEMENTS]
+    ]
+    return {"judgements": rows, "count": len(found), "gone": sum(not one.is_there for one in found)}
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
@@ -49,6 +72,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "samples": _samples(run.path("report") / "answers.json"),
         "verdict": _verdict(run.root),
         "rounds": _rounds(run),
+        "answerable": _answerable(run.root),
         "decisions": [_decision(one) for one in reversed(read_trail(run.root)[-MAX_DECISIONS:])],
     }
 
@@ -85,6 +109,14 @@ def _rounds(run: RunFolder) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _answerable(root: Path) -> int | None:
+    """Returns the number of the loop's round if it has been compared, and nobody has answered on it; else None."""
+    last = list(open_round(read_trail(root)).values())[-1:]
+    if not last or (last[0].step, last[0].decision) != ("compare", "passed") or read_answer(root, last[0].round):
+        return None
+    return last[0].round
 
 
 def _decision(one: Decision) -> dict[str, Any]:

@@ -125,6 +125,46 @@ function decision(one) {
   return node;
 }
 
+// Of the last judgements: who gave each, and the policies of which rounds learned from it. Fetched when somebody looks.
+async function showJudgements() {
+  if (!byId("judgements-part").open) return;
+  try {
+    const response = await fetchWithKey("/runs/judgements"), found = await response.json();
+    if (!response.ok) throw new Error(found.error?.message ?? `the server answered ${response.status}`);
+    const { judgements, count, gone } = found;
+    byId("judgements-count").textContent = `${count} judgement${count === 1 ? "" : "s"}${count > judgements.length ? `, of which ${judgements.length} are shown` : ""}. ${
+      gone ? `${gone} of them ${gone === 1 ? "is" : "are"} deleted, changed or excluded since: the next round is made without.` : "All are still there."}`;
+    byId("judgements").replaceChildren(...judgements.map((one) => {
+      const row = rowOf(`${one.source} ${one.id}`, cell(one.annotator || "(no key)"), cell(one.when),
+        cell(one.rounds.map((round) => `round ${round}`).join(", "), one.gone ? "gone by now" : ""));
+      row.classList.toggle("gone", one.gone);
+      return row;
+    }));
+  } catch (error) { byId("judgements-count").textContent = `They could not be read: ${error.message}`; }
+}
+
+async function answerRound(approved) {
+  const body = JSON.stringify({ round: Number(byId("answer-part").dataset.round), approved });
+  for (const button of [byId("approve"), byId("refuse")]) button.disabled = true;
+  try {
+    const response = await fetchWithKey("/admin/round", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    if (!response.ok) throw new Error((await response.json()).error?.message ?? `the server answered ${response.status}`);
+    byId("answer-why").textContent = approved ? "Approved: the loop goes on." : "Refused: the loop sets the round aside.";
+  } catch (error) {
+    byId("answer-why").textContent = `Not stored: ${error.message}`;
+    for (const button of [byId("approve"), byId("refuse")]) button.disabled = false;
+  }
+}
+
+function showAnswer(run) {
+  const part = byId("answer-part"), number = String(run.answerable ?? "");
+  part.hidden = !number;
+  if (part.dataset.round === number) return;
+  part.dataset.round = number;
+  byId("answer-why").textContent = run.decisions.find((one) => one.step === "compare")?.why ?? "";
+  for (const button of [byId("approve"), byId("refuse")]) button.disabled = false;
+}
+
 function showRounds(run) {
   byId("verdict").replaceChildren(...run.verdict.map((line) => element("p", "", line)));
   byId("verdict-part").hidden = run.verdict.length === 0;
@@ -136,6 +176,7 @@ function showRounds(run) {
 
 function show(run) {
   showRounds(run);
+  showAnswer(run);
   const done = run.stages.filter((stage) => stage.state === "done").length;
   const working = run.stages.find((stage) => stage.state === "working");
   const made = new Map(run.stages.map((stage) => [stage.folder, stage]));
@@ -165,4 +206,7 @@ async function look() {
   }
   setTimeout(() => (document.hidden ? document.addEventListener("visibilitychange", look, { once: true }) : look()), LOOK_AGAIN_MS);
 }
+byId("approve").addEventListener("click", () => answerRound(true));
+byId("refuse").addEventListener("click", () => answerRound(false));
+byId("judgements-part").addEventListener("toggle", showJudgements);
 look();

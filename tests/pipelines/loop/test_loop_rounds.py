@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.feedback import Thumb, open_feedback
-from cluster.feedback.judged import judgement_news
+from cluster.feedback import COMPARED, Completion, FeedbackPrompt, Ranking, Thumb, open_feedback
+from cluster.feedback.judged import judgement_news, read_judgements, trace_judgements
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import kept_rounds, present_round, round_folder
 from cluster.run.trail import Answer, add_decision, answer_round, open_round, read_answer, read_trail
 from cluster.run.versions import Versions
 from pipelines.loop.rounds import begin_round, next_step
 from pipelines.loop.service import describe_loop, run_loop, waits_for
+from pipelines.loop.trial import judge_trial, votes_between
+from serve.pages.runs import describe_judgements
 from tests.cluster.run.test_rounds import content, whole
 from tests.helpers import ROOT, wait_until
 from tests.pipelines.loop import scripted
@@ -202,6 +204,55 @@ def test_a_policy_on_trial_takes_over_or_is_rolled_back_by_its_thumbs(root: Path
     ]
     assert f"{up} of 9 thumbs up, and 9 of 10 for the live policy" in read_trail(root)[-2].why
     assert live(root) == ("two" if end == "promoted" else "one")
+
+
+def compared(root: Path, weights: tuple[str, str], won: bool | None, count: int) -> None:
+    """Has somebody vote on the answers of two versions on the compare page; None is a tie."""
+    with open_feedback(RunFolder(root).feedback_url) as database:
+        for number in range(count):
+            name = f"{COMPARED}{weights} {won} {number}"
+            database.add_prompts([FeedbackPrompt(id=name, messages=[], details={"compare": "ann"})])
+            sides = [
+                Completion(prompt_id=name, index=index, text=one, token_ids=[], model=one, weights=one)
+                for index, one in enumerate(weights)
+            ]
+            first, second = map(str, database.add_completions(sides))
+            ranks = {first: 1, second: 1 if won is None else 2} if won is not False else {first: 2, second: 1}
+            database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks))
+
+
+def test_votes_against_a_policy_on_trial_roll_it_back(root: Path) -> None:
+    new, live_one = "policy two", "policy one"
+    with open_feedback(RunFolder(root).feedback_url) as database:
+        compared(root, (new, live_one), False, 7)
+        compared(root, (new, live_one), None, 2)
+        compared(root, (new, "sft"), True, 5)
+        judged = read_judgements(database)
+        votes = votes_between(database, judged.votes, new, live_one)
+    assert sorted(votes) == [-1] * 7 + [0] * 2
+    assert judge_trial([], [1] * 9, new, live_one).passed
+    assert judge_trial([], [], new, live_one).passed
+    lost = judge_trial([], votes, new, live_one)
+    assert not lost.passed
+    assert "0 votes for it, 7 for the live policy, 2 ties" in lost.why
+
+
+def test_a_deleted_judgement_is_gone_from_the_next_round_and_its_policies_are_named(root: Path) -> None:
+    run, (ann, bo, *_) = RunFolder(root), trace_judgements(RunFolder(root), "preferences")[::-1]
+    assert [(one.judgement.annotator, one.rounds, one.is_there) for one in (ann, bo)] == [
+        ("ann", [1], True),
+        ("bo", [1], True),
+    ]
+    with open_feedback(run.feedback_url) as database:
+        with pytest.raises(UserError, match="no judgement 1 among the votes"):
+            database.delete("votes", ann.judgement.id)
+        database.delete("rankings", ann.judgement.id)
+    one_round(root)
+    assert "1 that went in is gone" in read_trail(root)[0].why
+    found = {one.judgement.annotator: (one.rounds, one.is_there) for one in trace_judgements(run, "preferences")}
+    assert found == {"ann": ([1], False), "bo": ([1, 2], True)} | dict.fromkeys(("cy", "di", "ed"), ([2], True))
+    shown = describe_judgements(run)
+    assert (shown["count"], shown["gone"], shown["judgements"][0]["annotator"]) == (5, 1, "ann")
 
 
 def test_a_policy_that_no_server_can_try_is_promoted_and_that_is_noted(root: Path) -> None:

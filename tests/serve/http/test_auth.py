@@ -51,6 +51,8 @@ TABLE = {
     ("GET", "/admin/versions"): ADMIN,
     ("GET", "/admin/replicas"): ADMIN,
     ("POST", "/admin/promote"): ADMIN,
+    ("POST", "/admin/round"): ADMIN,
+    ("GET", "/runs/judgements"): ADMIN,
     ("POST", "/admin/rollback"): ADMIN,
     ("GET", "/label/next"): {"label"},
     ("GET", "/label/task"): {"label"},
@@ -186,7 +188,7 @@ async def test_what_is_served_is_changed_with_a_key_alone(tmp_path: Path, ring: 
     owner, token = new_key("(owner)", ("admin",))
     for anonymous in ("until a key is made", "always", "never"):
         async with asking(replace(settings(tmp_path, anonymous), owner=owner)) as client:
-            for method, path in (("GET", "/admin/versions"), ("POST", "/admin/promote"), ("POST", "/admin/nothing")):
+            for method, path in (("GET", "/admin/versions"), ("POST", "/admin/round"), ("POST", "/admin/nothing")):
                 assert (await client.request(method, path, json={})).status_code == 401, (anonymous, path)
             headers = {"Authorization": f"Bearer {token}"}
             assert (await client.get("/admin/versions", headers=headers)).status_code == 200

@@ -139,6 +139,25 @@ def test_three_models_at_once_are_ranked_and_give_three_votes(database: Feedback
     assert (refused.status_code, refused.json()["detail"]) == (409, "comparing takes 4 models, and 3 are served")
 
 
+def test_a_policy_on_trial_is_compared_with_the_live_one_and_not_rated(database: Feedback) -> None:
+    live, canary, trial = Scripted("policy", "old"), Scripted("canary", "new"), [False]
+    app = comparing(database, live, canary, GOOD, on_trial=lambda: trial[0])
+    http, headers = TestClient(app, base_url="http://localhost"), signed_in(database, "ann")
+    assert http.get("/compare/models", headers=headers).json() == {"most": 2}
+    shown = []
+    for trial[0] in (False, True):
+        for _ in range(12):
+            *_, last = ask(http, headers)
+            prompt = database.prompt(last["comparison"])
+            assert prompt
+            shown.append({side.model for side in prompt.completions})
+            http.post("/compare/vote", json={"comparison": last["comparison"], "ranks": [1, 2]}, headers=headers)
+    assert all("canary" not in pair for pair in shown[:12])
+    assert {"policy", "canary"} in shown[12:]
+    ballots, _ = all_ballots(database)
+    assert {model for ballot in ballots for vote in ballot for model in vote.models} == {"policy", "alpha"}
+
+
 def test_an_answer_that_fails_stores_nothing_and_names_no_model(database: Feedback) -> None:
     http, ann = client(database, GOOD, Scripted("beta", error="the prompt is too long")), signed_in(database, "ann")
     assert ask(http, ann)[-1] == {"error": "the prompt is too long"}

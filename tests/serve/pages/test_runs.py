@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from cluster.run.trail import Decision, add_decision
+from cluster.run.trail import Decision, add_decision, answer_open_round
 from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
 from tests.cluster.run.test_rounds import make
 from tests.serve.support.run_folder import at_work, write_run
@@ -41,6 +41,7 @@ def test_rounds_and_decisions_of_the_loop_are_shown(tmp_path: Path) -> None:
     assert shown["decisions"] == []
     # While the next round is being made, its figures are not those of the last one.
     make(run, "preferences", "two")
+    add_decision(tmp_path, Decision(2, "begin", "begun", "new"))
     add_decision(tmp_path, Decision(2, "gates", "passed", "all well"))
     shown = describe(run)
     assert shown["verdict"] == []
@@ -48,7 +49,13 @@ def test_rounds_and_decisions_of_the_loop_are_shown(tmp_path: Path) -> None:
         (2, True, False),
         (1, False, True),
     ]
-    assert [(one["step"], one["why"]) for one in shown["decisions"]] == [("gates", "all well")]
+    assert [(one["step"], one["why"]) for one in shown["decisions"]] == [("gates", "all well"), ("begin", "new")]
+    assert shown["answerable"] is None
+    # Somebody may answer once it is compared, and once.
+    add_decision(tmp_path, Decision(2, "compare", "passed", "better"))
+    assert describe(run)["answerable"] == 2
+    answer_open_round(tmp_path, True, "ann", 2)
+    assert describe(run)["answerable"] is None
 
 
 def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
+from cluster.run.trail import Decision, add_decision, read_answer
 from serve.gateway import Settings, gateway_app
 from tests.serve.support.browsing import IN_A_BROWSER, served
 from tests.serve.support.local import Parrot
@@ -119,6 +120,16 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
         page.get_by_text("interrupted; the same command resumes it").wait_for()
         with at_work(site.run):
             page.get_by_text("6 of 7 stages done; evaluate is at work").wait_for()
+        for step, decision in (("begin", "begun"), ("gates", "passed"), ("compare", "passed")):
+            add_decision(site.run.root, Decision(2, step, decision, f"the {step} of round 2"))
+        page.get_by_role("heading", name="A new policy waits").wait_for()
+        page.get_by_role("button", name="Let it take over").click()
+        page.get_by_text("Approved: the loop goes on.").wait_for()
+        answer = read_answer(site.run.root, 2)
+        assert answer
+        assert (answer.approved, answer.by) == (True, "admin")
+        page.get_by_text("Judgements that the policies learned from").click()
+        page.get_by_text("0 judgements. All are still there.").wait_for()
 
 
 def test_who_declines_to_give_a_key_is_not_asked_again_by_the_run_page(browser: "api.Browser", site: Site) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,12 @@ class Scripted:
         yield Usage(3, 5)
 
 
-def comparing(database: Feedback, *models: Scripted) -> Middleware:
+def comparing(database: Feedback, *models: Scripted, on_trial: Callable[[], bool] = lambda: False) -> Middleware:
     """The compare page over these models, assembled the same as in the gateway."""
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
     meters = GatewayMetrics(weights)
     router = Router(named, Routes(named, {}, random.Random()), 256, weights, meters, 256)
     app = FastAPI()
-    app.include_router(compare_router(database, named, weights, router.response_parts))
+    app.include_router(compare_router(database, named, weights, router.response_parts, on_trial=on_trial))
     return Middleware(app, Authorizer(None, "always"), meters, None)
