@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from actors.orchestrator.oversampling import Oversampling
 from actors.orchestrator.verdict_counts import VerdictCounts
 from actors.types import Prompt, PromptTurn
 from cluster.errors import StageError
@@ -38,6 +39,7 @@ class Ledger:
 
     Attributes:
         verdicts: counts those that turns of this ledger got.
+        oversampling: how many prompts to draw with dynamic sampling.
 
     Raises:
         ValueError: there is no prompt, or two have the same id or name.
@@ -57,7 +59,7 @@ class Ledger:
         self._outcomes: Counter[str] = Counter()
         # Of turns without an outcome: how often their samples were drawn in vain.
         self._failed_draws: Counter[PromptTurn] = Counter()
-        self.verdicts = VerdictCounts()
+        self.verdicts, self.oversampling = VerdictCounts(), Oversampling()
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -125,6 +127,7 @@ class Ledger:
             "outcomes": self.outcomes,
             "failed_draws": [[turn.epoch, turn.prompt, count] for turn, count in self._failed_draws.items() if count],
             "verdicts": self.verdicts.state_dict(),
+            "learnable": self.oversampling.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,6 +148,7 @@ class Ledger:
         self._failed_draws = Counter({PromptTurn(epoch, prompt): count for epoch, prompt, count in draws})
         if "verdicts" in state:
             self.verdicts.load_state_dict(state["verdicts"])
+        self.oversampling.load_state_dict(state.get("learnable", ""))
 
     def _next(self) -> PromptTurn:
         if self._position == len(self._order):

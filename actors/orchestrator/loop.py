@@ -65,6 +65,7 @@ class Loop:
             "sync_seconds": synced,
             "rollout_tokens_per_second": actors * (after.tokens - before.tokens) / max(busy, 1e-9),
             "filtered": batch.filtered,
+            "surplus": batch.surplus,
             "failed_verdicts": batch.failed_verdicts,
             "redrawn": batch.redrawn,
             "failed_prompts": batch.failed,

@@ -96,6 +96,8 @@ class TrainBatch:
         traces: where each prompt was, for the run page.
         spans: when rewards were computed, for the run page.
         filtered: prompts that were left out because all their rewards were equal.
+        surplus: prompts that were put back because more of those drawn at once held something to learn than the step
+            takes.
         failed_verdicts: samples that were left out because they got no reward.
         redrawn: times that a prompt was drawn again because too few of its samples got a reward.
         failed: prompts that were left out because this happened each time, or because no engine survived them.
@@ -110,6 +112,7 @@ class TrainBatch:
     traces: list[PromptTrace] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     filtered: int = 0
+    surplus: int = 0
     failed_verdicts: int = 0
     redrawn: int = 0
     failed: int = 0
@@ -196,7 +199,10 @@ class RolloutScheduler:
 
         Args:
             dynamic: whether prompts whose samples all have the same reward are recorded as filtered and replaced
-                (dynamic sampling, Yu et al. 2025, section 3.2). Rewards that differ by rounding are the same.
+                (dynamic sampling, Yu et al. 2025, section 3.2). Rewards that differ by rounding are the same. Where
+                samples must not be stale, so many prompts are drawn at once that about enough are left, and the first
+                ones in the ledger's order are taken, whichever finished first; the others are put back and drawn again
+                by the next weights. Else prompts that were drawn ahead take the places.
 
         Raises:
             StageError: more verdicts failed than the recipe allows; or after many rounds there is nothing to learn:
@@ -205,13 +211,19 @@ class RolloutScheduler:
         batch, size = TrainBatch(), self.settings.prompts_per_step
         for _ in range(ROUNDS):
             clock = Stopwatch(self.now)
-            groups = self.next_batch(version, size - len(batch.groups))
+            groups = self._draw(version, size - len(batch.groups), dynamic)
             batch.rollout_seconds += clock.lap()
             verdicts = [group.pending.rewards.wait(self.now)[group.pending.index] for group in groups]
             batch.reward_seconds += clock.lap()
             batch.spans += self._reward_spans(groups)
+            surplus: list[PromptTurn] = []
             for group, own in zip(groups, verdicts, strict=True):
-                self._add(batch, group, own, dynamic)
+                if len(batch.groups) < size:
+                    self._add(batch, group, own, dynamic)
+                else:
+                    surplus.append(group.turn)
+            self.ledger.requeue(surplus)
+            batch.surplus += len(surplus)
             self.ledger.verdicts.check(self.settings.max_failed_verdicts)
             if len(batch.groups) == size:
                 return batch
@@ -222,6 +234,14 @@ class RolloutScheduler:
                 + (f"; {batch.failed_verdicts} got none, the last: {self.ledger.verdicts.last}" * bool(batch.redrawn))
             )
         return batch
+
+    def _draw(self, version: int, needed: int, dynamic: bool) -> list[RolloutGroup]:
+        """Returns samples of as many prompts as are needed; with dynamic sampling, of more if none may be stale."""
+        if not dynamic or self.settings.fleet.max_staleness:
+            return self.next_batch(version, needed)
+        groups = self.next_batch(version, self.ledger.oversampling.prompts(needed))
+        order = {turn: number for number, turn in enumerate(self.ledger.outstanding)}
+        return sorted(groups, key=lambda group: order[group.turn])
 
     def _add(self, batch: TrainBatch, group: RolloutGroup, verdicts: list[Verdict], dynamic: bool) -> None:
         """Adds a prompt with the samples that got a reward, if they are enough to learn from; else books it."""
@@ -242,9 +262,11 @@ class RolloutScheduler:
             again = self.ledger.redraw(group.turn)
             batch.redrawn, batch.failed = batch.redrawn + again, batch.failed + (not again)
         elif dynamic and are_equal(rewards):
+            self.ledger.oversampling.add(learnable=False)
             self.ledger.commit([group.turn], Outcome.FILTERED)
             batch.filtered += 1
         else:
+            self.ledger.oversampling.add(learnable=True)
             batch.add(group, [sample for sample, _ in judged], rewards)
 
     def _note_ready_rewards(self) -> None:

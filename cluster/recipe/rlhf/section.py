@@ -275,8 +275,9 @@ class Rlhf(Section):
     )
     dynamic_sampling: bool | None = Field(
         None,
-        description="replace prompts whose answers all got one reward, which teach nothing (DAPO, section 3.2); unset: "
-        "true for dapo, else false",
+        description="replace prompts whose answers all got one reward, which teach nothing (DAPO, section 3.2); with "
+        "rlhf.fleet.max_staleness 0, more are sampled at once by the share that was replaced of late, and those too "
+        "many are sampled again in the next step; unset: true for dapo, else false",
     )
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the pre-training loss, mixed in (PPO-ptx, Ouyang et al. 2022); needs corpus.sources"

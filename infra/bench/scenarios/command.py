@@ -72,7 +72,7 @@ def wrong_with(run: RunFolder, steps: int) -> list[str]:
     booked = run.require("policy").metrics["prompts"]
     checks = {
         "steps are missing or twice": [row["step"] for row in rows] == list(range(steps)),
-        f"prompts are booked as {booked}": booked == {"trained": steps * PROMPTS, "filtered": 0},
+        f"prompts are booked as {booked}": booked == {"trained": steps * PROMPTS, "filtered": 0, "failed": 0},
         "versions are missing or twice": [row["version"] for row in rows] == list(range(1, steps + 1)),
         "an engine computed with other weights": max(row["behavior_gap"] for row in rows) < 1e-3,
         "a sample was of old weights": {row["staleness"] for row in rows} == {0.0},
