@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -193,8 +194,15 @@ def _sums(by_annotator: Mapping[str, Ranks], annotator: str | None) -> Floats:
 def _pair_orders(ranks: Sequence[int]) -> NDArray[np.int64]:
     """Returns for every pair of completions 1 if the first is better, -1 if the second is, and 0 for a tie."""
     values = np.asarray(ranks)
-    first, second = np.triu_indices(len(values), 1)
+    first, second = _pairs(len(values))
     return np.sign(values[second] - values[first])
+
+
+@cache
+def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the places of the first and of the second of every pair of so many."""
+    first, second = np.triu_indices(count, 1)
+    return first, second
 
 
 def _tau(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:

@@ -9,6 +9,7 @@ bootstrap over ballots (Chiang et al. 2024, Chatbot Arena, over votes): the vote
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,13 +100,14 @@ def ratings(
     chance, even = np.random.default_rng(seed), np.full(len(ballots), 1 / len(ballots))
     drawn = np.stack([chance.multinomial(len(ballots), even) @ held for _ in range(resamples)])
     low, high = np.quantile(_fit(rows, drawn), [0.025, 0.975], axis=0)
+    given = Counter(name for ballot in ballots for name in {name for vote in ballot for name in vote.models})
     found = [
         Rating(
             name,
             MEAN + SCALE * float(best[index]),
             MEAN + SCALE * float(low[index]),
             MEAN + SCALE * float(high[index]),
-            sum(any(name in vote.models for vote in ballot) for ballot in ballots),
+            given[name],
         )
         for index, name in enumerate(names)
     ]

@@ -43,13 +43,14 @@ def reference(place: str = "") -> str:
             parts += [_filled(paragraph), ""]
         return "\n".join([*parts, *_section(Recipe, "", 2)]).rstrip() + "\n"
     model: type[BaseModel] | None = Recipe
-    lines: list[str] = []
+    field: FieldInfo | None = None
     for depth, name in enumerate(names := place.split(".")):
         if model is None or name not in model.model_fields:
             where, known = ".".join(names[:depth]) or "it", ", ".join(model.model_fields) if model else "no keys inside"
             raise UserError(f"the recipe has no key {place}: {where} has {known}")
-        lines = _entry(place, model.model_fields[name])
-        model = next(_models(model.model_fields[name].annotation), None)
+        field = model.model_fields[name]
+        model = next(_models(field.annotation), None)
+    lines = _entry(place, field) if field else []
     return "\n".join([*lines, "", *_section(model, place, 2)] if model else lines).rstrip() + "\n"
 
 

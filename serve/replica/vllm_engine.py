@@ -1,12 +1,10 @@
 """A model in a vLLM engine, behind vLLM's own OpenAI serving classes, whose weights can change while it serves."""
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from serve.replica.request_bounds import RequestBounds, forced_form, longest_tok
 from serve.replica.tool_formats import tool_parser_for
 from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
+from serve.replica.weight_swap_gate import InflightRequest, WeightSwapGate
 from serve.transport.messages import (
     TALLY,
     Endpoint,
@@ -54,81 +53,6 @@ CPU_CACHE_BYTES = 256 << 20
 STEP_TOKENS = 2048
 # How long a change of weights waits for the answers in progress.
 DRAIN_SECONDS = 0.5
-
-
-@dataclass(eq=False)
-class InflightRequest:
-    """A request in progress.
-
-    Attributes:
-        versions: the versions of the weights that generated its answer, in order.
-    """
-
-    versions: list[str]
-
-    @property
-    def mixed(self) -> str | None:
-        """The versions, separated by commas, if there are several."""
-        return ", ".join(self.versions) if len(self.versions) > 1 else None
-
-
-class WeightSwapGate:
-    """Keeps requests and changes of the weights apart as far as possible, and records which requests saw both.
-
-    It admits any number of requests. While it is closed, new ones wait.
-
-    Args:
-        version: the version of the weights at the start.
-    """
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-        self._inflight: set[InflightRequest] = set()
-        self._open, self._empty = asyncio.Event(), asyncio.Event()
-        self._open.set()
-        self._empty.set()
-        self._swap = asyncio.Lock()
-
-    @asynccontextmanager
-    async def request(self) -> AsyncIterator[InflightRequest]:
-        """Admits one request, for as long as the context lasts."""
-        await self._open.wait()
-        request = InflightRequest([self.version])
-        self._inflight.add(request)
-        self._empty.clear()
-        try:
-            yield request
-        finally:
-            self._inflight.discard(request)
-            if not self._inflight:
-                self._empty.set()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no request is in progress."""
-        return not self._inflight
-
-    @asynccontextmanager
-    async def closed(self, drain_seconds: float) -> AsyncIterator[None]:
-        """Closes the gate. Requests in progress get `drain_seconds` to end; longer ones stay in progress."""
-        async with self._swap:
-            self._open.clear()
-            try:
-                try:
-                    async with asyncio.timeout(drain_seconds):
-                        await self._empty.wait()
-                except TimeoutError:
-                    pass
-                yield
-            finally:
-                self._open.set()
-
-    def set_version(self, version: str) -> int:
-        """Records that other weights generate from now on, and returns how many requests are in progress."""
-        self.version = version
-        for request in self._inflight:
-            request.versions.append(version)
-        return len(self._inflight)
 
 
 def engine_arguments(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+# The parser of libyaml takes a tenth of the time of that in Python.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Folders of the standard library whose docstrings do not document its use.
 _SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
@@ -39,7 +41,7 @@ def chatterbot_dialogues(seed: int) -> Iterator[str]:
     for file in sorted(folder.iterdir(), key=lambda item: item.name):
         if not file.name.endswith(".yml"):
             continue
-        for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+        for turns in yaml.load(file.read_text(encoding="utf-8"), _LOADER)["conversations"]:
             yield "\n".join(str(turn) for turn in turns)
 
 

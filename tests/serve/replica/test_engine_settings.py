@@ -2,21 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
-from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-from vllm.v1.structured_output.backend_xgrammar import xgr
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Engine, NgramSpeculation
 from cluster.runtime.plan import Allocation
 from serve import compat
 from serve.replica.tool_formats import MARKS, tool_parser_for
-from serve.replica.vllm_engine import engine_arguments
 from tests.templates import CHATML
 
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
 CPU, GPU = Allocation(cpus=1, gpus=0, threads=1), Allocation(cpus=1, gpus=2, threads=1)
+
+
+def engine_arguments(*given: Any) -> "AsyncEngineArgs":
+    # Importing vLLM takes seconds, also of the processes that collect these tests and run none of them.
+    from serve.replica import vllm_engine
+
+    return vllm_engine.engine_arguments(*given)
 
 
 def test_vllm_gets_the_settings_by_its_own_names() -> None:
@@ -62,6 +70,9 @@ def test_the_format_of_tool_calls_is_told_from_the_template() -> None:
 
 def test_a_forced_call_has_one_white_space_character_at_a_time() -> None:
     """A property may have the name of xgrammar's field."""
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import xgr
+
     schema = {"type": "object", "properties": {"type": {"const": "json_schema"}}, "required": ["type"]}
     content = {"type": "json_schema", "json_schema": schema}
     tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<a>", "content": content, "end": "</a>"}}
@@ -74,6 +85,8 @@ def test_a_forced_call_has_one_white_space_character_at_a_time() -> None:
 
 
 def test_a_structural_tag_that_is_no_json_is_left_to_vllm() -> None:
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
     for given in (None, StructuredOutputsParams(json={}), StructuredOutputsParams(structural_tag="{")):
         compat.limit_white_space(parameters := SamplingParams(structured_outputs=given))
         assert parameters.structured_outputs == given

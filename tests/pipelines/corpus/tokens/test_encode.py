@@ -18,19 +18,23 @@ from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 from pipelines.corpus.tokens.encode import _LONGEST_SPACE, as_tiktoken, encode_documents
 from pipelines.corpus.tokens.train import train_tokenizer
 
-TEXTS = [text for _, text in docstrings(1, [str(file) for file in standard_library()[:120]])]
 # Of every script, of no script, and of none yet: where the two libraries' tables of characters might differ.
 CHARACTERS = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer = train_tokenizer(TEXTS, 2000)
+def docs() -> list[str]:
+    return [text for _, text in docstrings(1, [str(file) for file in standard_library()[:120]])]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(docs: list[str]) -> Tokenizer:
+    tokenizer = train_tokenizer(docs, 2000)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def test_tiktoken_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer) -> None:
+def test_tiktoken_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer, docs: list[str]) -> None:
     fast = as_tiktoken(tokenizer)
     assert fast is not None
     rng = random.Random(2)
@@ -53,7 +57,7 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer) -> None:
     mixed = ["".join(rng.choices(alphabet, k=30)) for _ in range(3000)]
     scripts = [f"a{x}b 1{x}" for x in CHARACTERS]
     rows = [" ".join(scripts[start : start + 512]) for start in range(0, len(scripts), 512)]
-    texts = [*TEXTS, *mixed, *rows, "", " ", "x" * 5000, " " * 5000 + "x"]
+    texts = [*docs, *mixed, *rows, "", " ", "x" * 5000, " " * 5000 + "x"]
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert [fast.encode_ordinary(text) for text in texts] == expected
 
@@ -110,9 +114,9 @@ def write_part(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def test_documents_are_encoded_once(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_documents_are_encoded_once(tokenizer: Tokenizer, docs: list[str], tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    texts = TEXTS[:1200]
+    texts = docs[:1200]
     prepared = write_part(tmp_path / "part-00000.parquet", texts)
     assignments = np.random.default_rng(1).choice([DROPPED, TRAIN, HELD_OUT], len(texts), p=[0.2, 0.6, 0.2])
     np.save(tmp_path / "assignments.npy", assignments.astype(np.uint8))
