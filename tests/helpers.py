@@ -1,5 +1,7 @@
 """Small things that several tests need."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from cluster.recipe.rlhf.fleet import FleetSettings
 from cluster.recipe.rlhf.section import Kl, Rlhf, RolloutSampling, Stop
+from pipelines.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "infra" / "recipes" / "demo.yaml"
@@ -25,6 +29,21 @@ def triptych(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def triptych_here(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in this process, which saves the half second of a start."""
+    given = [str(word) for word in words]
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(given)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
 
 
 def free_port() -> int:

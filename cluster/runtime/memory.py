@@ -1,6 +1,7 @@
 """The shape and size of the models of a run, known from the recipe before anything starts."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -45,11 +46,7 @@ def shape_of(model: Model) -> Shape:
     Rules: width over depth between 40 and 128, as in GPT-2 to Llama (Kaplan et al. 2020 find loss flat there), hidden a
     multiple of 64, head size 32 below 512 and 64 above, SwiGLU of 8/3 the width rounded up to 64.
     """
-    widths = [model.hidden] if model.hidden else list(range(64, 16385, 64))
-    depths = [model.layers] if model.layers else list(range(2, 129))
-    free = not (model.hidden or model.layers)
-    shapes = [_shape(h, n, model.heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
-    return min(shapes, key=lambda shape: abs(shape.parameters(model.vocabulary) - model.parameters))
+    return _nearest_shape(model.parameters, model.vocabulary, model.hidden, model.layers, model.heads)
 
 
 def parameters(model: Model) -> int:
@@ -133,6 +130,18 @@ def reads_by_parts(recipe: Recipe, section: Training | None = None) -> bool:
         return False
     start = recipe.model.start_from
     return section is not recipe.pretrain or (start is not None and not start.endswith(".gguf"))
+
+
+@cache
+def _nearest_shape(
+    parameters: int, vocabulary: int, hidden: int | None, layers: int | None, heads: int | None
+) -> Shape:
+    """Searches some ten thousand shapes, for 15 ms: a plan asks for the same few again and again."""
+    widths = [hidden] if hidden else list(range(64, 16385, 64))
+    depths = [layers] if layers else list(range(2, 129))
+    free = not (hidden or layers)
+    shapes = [_shape(h, n, heads) for h in widths for n in depths if not free or 40 <= h / n <= 128]
+    return min(shapes, key=lambda shape: abs(shape.parameters(vocabulary) - parameters))
 
 
 def _shape(hidden: int, layers: int, heads: int | None) -> Shape:

@@ -12,7 +12,7 @@ from cluster.keys import KeyRing, audit, token_digest
 from pipelines.cli.keys import keys
 from serve.errors import RequestError
 from serve.http.auth import Authorizer
-from tests.helpers import triptych
+from tests.helpers import triptych_here
 
 
 def made(ring: KeyRing, name: str, *scopes: str) -> str:
@@ -129,16 +129,16 @@ def test_the_list_shows_what_is_used_of_a_budget(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path) -> None:
     run = ("--run", str(tmp_path))
-    added = triptych(
+    added = triptych_here(
         *("key", "add", "ann", *run, "--scope", "chat", "--scope", "score", "--requests-per-minute", "60"), cwd=tmp_path
     )
     token = added.stdout.splitlines()[0]
     assert KeyRing(tmp_path).holder(token).requests_per_minute == 60
-    listed = triptych("key", "list", *run, cwd=tmp_path).stdout
+    listed = triptych_here("key", "list", *run, cwd=tmp_path).stdout
     assert listed.startswith("ann\tchat,score\t60 requests a minute\tmade ")
     assert "valid" in listed
     assert token not in listed
-    assert triptych("key", "revoke", "ann", *run, cwd=tmp_path).returncode == 0
+    assert triptych_here("key", "revoke", "ann", *run, cwd=tmp_path).returncode == 0
     assert KeyRing(tmp_path).holder(token) is None
-    wrong = triptych("key", "add", "ann", *run, "--scope", "root", cwd=tmp_path)
+    wrong = triptych_here("key", "add", "ann", *run, "--scope", "root", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.server_client import NotServedError, application_of, ask_server, served_at, write_server
 from cluster.run.versions import KEPT, Versions, differing_files, live_version
-from tests.helpers import triptych
+from tests.helpers import triptych_here
 
 
 def make(run: RunFolder, weights: str, config: str = "{}") -> None:
@@ -157,13 +157,13 @@ def test_a_copied_run_is_not_the_one_that_is_served(run: RunFolder, tmp_path: Pa
 
 
 def test_commands_need_a_server_and_its_address_is_private(run: RunFolder) -> None:
-    away = triptych("promote", str(run.root), "policy", cwd=run.root)
+    away = triptych_here("promote", str(run.root), "policy", cwd=run.root)
     assert (away.returncode, away.stderr.count("\n")) == (2, 1)
     assert "is not being served" in away.stderr
     path = write_server(run, "http://127.0.0.1:9", "token")
     assert json.loads(path.read_text()) == {"url": "http://127.0.0.1:9", "token": "token", "run": str(run.root)}
     assert path.stat().st_mode & 0o777 == 0o600
-    gone = triptych("rollback", str(run.root), "policy", cwd=run.root)
+    gone = triptych_here("rollback", str(run.root), "policy", cwd=run.root)
     assert gone.returncode == 2
     assert "no server answers at http://127.0.0.1:9" in gone.stderr
     assert "token" not in gone.stderr

@@ -15,7 +15,7 @@ from cluster.runtime.memory import parameters, shape_of
 from cluster.runtime.plan import Node, Resources, make_plan
 from cluster.runtime.training_memory import training_memory
 from pipelines.cli.stage_runner import print_resource_plan
-from tests.helpers import triptych
+from tests.helpers import triptych_here
 
 LAPTOP = Resources(cpus=2, cores=2, gpus=0, memory_gb=20)
 
@@ -279,7 +279,7 @@ def test_too_many_activations_are_refused_with_advice(recipe_path: Path) -> None
 
 def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path: Path) -> None:
     machine = ["cluster.cpus=64", "cluster.gpus=8", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
-    done = triptych("run", recipe_path, *EIGHT_B, *machine, "--plan", cwd=tmp_path)
+    done = triptych_here("run", recipe_path, *EIGHT_B, *machine, "--plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "64 CPU cores, 8 GPUs of 80.0 GB, 900.0 GB of memory" in done.stdout
     assert "8,000.0M parameters" in done.stdout
@@ -288,7 +288,9 @@ def test_the_plan_is_printed_and_nothing_is_started(recipe_path: Path, tmp_path:
     assert row.count("4.00") == 3, "pre-training, fine-tuning and the reward model on 8 GPUs each"
     assert "2 rollout" in done.stdout
     assert not (tmp_path / "run").exists()
-    short = triptych("run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path)
+    short = triptych_here(
+        "run", recipe_path, *EIGHT_B, *machine[:2], "cluster.gpu_memory_gb=12", "--plan", cwd=tmp_path
+    )
     assert short.returncode == 2
     assert "too little" in short.stderr
 

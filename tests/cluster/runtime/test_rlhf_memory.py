@@ -13,7 +13,7 @@ from cluster.runtime.plan import Resources, make_plan, resources_here
 from cluster.runtime.rlhf_memory import engine_memory, gpu_layout, shortage
 from cluster.runtime.training_memory import learner_memory
 from pipelines.cli.plan_report import print_plan
-from tests.helpers import ROOT, triptych
+from tests.helpers import ROOT, triptych_here
 
 EIGHT_B = ["model.size=8B", "model.vocabulary=128256", "model.context=1024"]
 SEVENTY_B = ["model.start_from=someone/seventy", "model.size=70B", "model.vocabulary=128256", "model.context=1024"]
@@ -124,7 +124,7 @@ def test_processes_that_share_a_gpu_have_to_fit_together(recipe_path: Path) -> N
 
 def test_the_plan_prints_the_layout(recipe_path: Path, tmp_path: Path) -> None:
     machine = ["cluster.cpus=64", "cluster.gpus=4", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
-    done = triptych("run", recipe_path, "model.size=1B", *machine, "--plan", cwd=tmp_path)
+    done = triptych_here("run", recipe_path, "model.size=1B", *machine, "--plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "KV cache of one context" in done.stdout
     assert "learner 0" in done.stdout.partition("layout")[2]

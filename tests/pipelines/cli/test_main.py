@@ -14,7 +14,7 @@ from cluster.run.layout import STAGES
 from cluster.run.server_client import write_server
 from pipelines.cli import stage_runner
 from pipelines.cli.doctor import serving_hindrances, serving_problems
-from tests.helpers import free_port, triptych
+from tests.helpers import free_port, triptych, triptych_here
 
 
 def tree(folder: Path) -> str:
@@ -70,7 +70,7 @@ def test_wrong_input_gives_one_line_and_changes_nothing(recipe_path: Path, words
     if words[:2] == ["serve", "."]:
         recipe_path.rename(folder / "other.yaml")
     before = tree(folder)
-    done = triptych(*words, cwd=folder)
+    done = triptych_here(*words, cwd=folder)
     assert done.returncode == 2
     assert done.stderr.startswith("triptych: ")
     assert done.stderr.count("\n") == 1
@@ -122,7 +122,7 @@ def test_doctor_lists_the_stages_that_a_run_needs(recipe_path: Path) -> None:
     folder = recipe_path.parent / "runs" / "tiny"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipe_path.read_text())
-    done = triptych("doctor", cwd=recipe_path.parent)
+    done = triptych_here("doctor", cwd=recipe_path.parent)
     assert "needs pretrain" in done.stdout
     assert "`triptych run runs/tiny/recipe.yaml run=runs/tiny` does what is left: corpus, pretrain, sft" in done.stdout
     assert done.stderr == ""
@@ -145,7 +145,7 @@ def test_doctor_reports_damaged_models_and_a_server_that_does_not_answer(recipe_
     assert base == f"{run.path('base')} lacks tokenizer.json: remove it and run its stage again"
     assert sft.startswith(f"{run.path('sft') / 'model.safetensors'} is not what its stage wrote")
     assert server.startswith("no server answers at http://127.0.0.1:")
-    done = triptych("doctor", cwd=recipe_path.parent)
+    done = triptych_here("doctor", cwd=recipe_path.parent)
     assert done.returncode != 0
     assert done.stdout.replace("\n", " ").count("serving: ") == 3
 
@@ -164,15 +164,15 @@ def test_doctor_reports_a_busy_port_and_short_memory(recipe_path: Path, tmp_path
 
 
 def test_the_renamed_command_still_works_and_prints_its_new_name(tmp_path: Path) -> None:
-    done = triptych("labeller", "list", "--run", tmp_path, cwd=tmp_path)
+    done = triptych_here("labeller", "list", "--run", tmp_path, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == "triptych: labeller is called annotator now; the old name works in this version only\n"
 
 
 def test_the_reference_of_the_recipe_is_printed_whole_and_in_parts(tmp_path: Path) -> None:
-    assert triptych("recipe", cwd=tmp_path).stdout == reference()
-    assert "KL divergence from the fine-tuned model" in triptych("recipe", "rlhf.stop.max_kl", cwd=tmp_path).stdout
-    wrong = triptych("recipe", "rlhf.stop.maxkl", cwd=tmp_path)
+    assert triptych_here("recipe", cwd=tmp_path).stdout == reference()
+    assert "KL divergence from the fine-tuned model" in triptych_here("recipe", "rlhf.stop.max_kl", cwd=tmp_path).stdout
+    wrong = triptych_here("recipe", "rlhf.stop.maxkl", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "no key rlhf.stop.maxkl" in wrong.stderr
-    assert "triptych recipe" in triptych("run", "--help", cwd=tmp_path).stdout
+    assert "triptych recipe" in triptych_here("run", "--help", cwd=tmp_path).stdout
