@@ -27,6 +27,12 @@ LIMITS = (
         lambda times, most: times > most or times * most < 1,
         "the policy's answers were {:.2f} times as long as the fine-tuned model's",
     ),
+    _Limit(
+        "overoptimization",
+        "overoptimization",
+        operator.gt,
+        "the tokens of the policy's answers had diverged by {:.2f} bits from those of the fine-tuned model's",
+    ),
     # The end of the interval: a few pairs must not end a run by chance.
     _Limit(
         "min_preference_accuracy",
@@ -50,8 +56,8 @@ def breach(metrics: Mapping[str, float], settings: Rlhf) -> str | None:
     length is what rewards are most often won by (Singhal et al. 2023).
 
     Args:
-        metrics: `kl_sequence`, the sequence KL in nats; `entropy` in nats a token; `repetition` and `length_change` of
-            the learner's step; and `preference_accuracy_high`, the upper end of the interval.
+        metrics: `kl_sequence`, the sequence KL in nats; `entropy` in nats a token; `repetition`, `length_change` and
+            `overoptimization` of the learner's step; and `preference_accuracy_high`, the upper end of the interval.
     """
     for limit, value in _set(settings):
         found = metrics.get(limit.metric)

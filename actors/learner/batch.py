@@ -13,6 +13,7 @@ from torch import Tensor
 from actors.algorithms.losses import RolloutBatch
 from actors.model.completion_logprobs import pad_completions
 from actors.model.microbatch import DataParallelRank, grouped_microbatches, pad_rows
+from actors.overoptimization.signs import within_prompt_correlation
 from actors.types import Prompt, Sample
 from cluster.errors import StageError
 
@@ -86,21 +87,6 @@ def sum_of_workers(worker: DataParallelRank, values: Tensor) -> Tensor:
     return values
 
 
-def length_correlation(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> float:
-    """Computes Pearson's correlation between length and reward among the samples of one prompt.
-
-    It is that of their deviations from the prompt's means, over all prompts; 0 where one of the two does not vary. Near
-    1, length is what is rewarded (Singhal et al. 2023).
-    """
-    pairs = [
-        np.stack([np.array([sample.length for sample in group], float), np.array(own, float)])
-        for group, own in zip(groups, rewards, strict=True)
-    ]
-    lengths, values = np.concatenate([pair - pair.mean(1, keepdims=True) for pair in pairs], axis=1)
-    scale = float(np.sqrt((lengths**2).sum() * (values**2).sum()))
-    return float((lengths * values).sum()) / scale if scale else 0.0
-
-
 def sample_metrics(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
     """Computes the metrics of samples that need no model: means over all of them."""
     samples, flat = list(chain(*groups)), list(chain(*rewards))
@@ -109,7 +95,10 @@ def sample_metrics(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequenc
         "reward": float(np.mean(flat)),
         "reward_deviation": float(np.std(flat)),
         "response_length": float(np.mean(lengths)),
-        "length_correlation": length_correlation(groups, rewards),
+        # Near 1, length is what is rewarded (Singhal et al. 2023).
+        "length_correlation": within_prompt_correlation(
+            [[sample.length for sample in group] for group in groups], rewards
+        ),
         "repetition": float(np.mean([sample.repetition for sample in samples])),
         "stopped": float(np.mean([sample.finish_reason == "stop" for sample in samples])),
         "tokens": sum(lengths),

@@ -33,7 +33,7 @@ from cluster.recipe.rlhf.section import Rlhf
 MAXIMUM_GRADIENT_NORM = 1.0
 PRETRAIN_ROWS = 8
 # The run page draws a stage's first metrics before the others.
-HEADLINE_METRICS = ("reward", "kl_sequence", "teacher_kl_sequence", "response_length", "entropy")
+HEADLINE_METRICS = ("reward", "kl_sequence", "teacher_kl_sequence", "response_length", "entropy", "overoptimization")
 
 
 class Learner(LearnerState):
@@ -101,7 +101,11 @@ class Learner(LearnerState):
         self.first_length = self.first_length or own["response_length"]
         own["length_change"] = own["response_length"] / self.first_length
         own["masked"] = 1 - float(batch.loss_mask.any(1).float().mean())
-        means = {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | dict(measured)
+        # A teacher has no reward to exploit.
+        signs = {} if settings.teacher else self.tracker.measure(groups, rewards, first=self.version == 1)
+        means = (
+            {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | signs | dict(measured)
+        )
         if settings.teacher:
             # The names of the divergence from the fine-tuned model are not those of another.
             means = {f"teacher_{name}" if name.startswith("kl") else name: value for name, value in means.items()}

@@ -24,6 +24,7 @@ from actors.model.reward_head import load_reward_model, scale_head
 from actors.model.sharding.export import export_shared
 from actors.model.sharding.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
 from actors.model.sharding.weights import refill
+from actors.overoptimization.tracker import OveroptimizationTracker
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
 from actors.types import reward_scale_file
 from cluster.errors import UserError
@@ -50,6 +51,7 @@ class LearnerState:
         version: the number of steps that the policy has learned from.
         kl_coefficient: the weight of the divergence from the reference.
         first_length: the mean number of tokens that the first step's samples have.
+        tracker: of the signs of over-optimization.
         last_within_limits: the trained weights of the last policy that was measured to be within the recipe's limits.
     """
 
@@ -88,6 +90,7 @@ class LearnerState:
         self.kl_coefficient = settings.resolved.kl_coefficient
         self.last_within_limits: dict[str, Tensor] | None = None
         self.first_length: float | None = None
+        self.tracker = OveroptimizationTracker()
 
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Returns the policy's parameters on the CPU, by their Hugging Face names, without a head that is tied to the
@@ -154,7 +157,12 @@ class LearnerState:
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
         """Writes a checkpoint of weights, optimizers and `extra` (JSON) into the scratch folder of `folder`."""
-        own = {"version": self.version, "kl_coefficient": self.kl_coefficient, "first_length": self.first_length}
+        own = {
+            "version": self.version,
+            "kl_coefficient": self.kl_coefficient,
+            "first_length": self.first_length,
+            "overoptimization": self.tracker.state_dict(),
+        }
         within = self.last_within_limits
         state = self._training_states() | ({} if within is None else {WITHIN_LIMITS: within})
         self._checkpoints(folder).save(state, self.version, {**own, WITHIN_LIMITS: within is not None, **extra})
@@ -183,6 +191,7 @@ class LearnerState:
         self.last_within_limits = within
         self.version, self.kl_coefficient = extra["version"], extra["kl_coefficient"]
         self.first_length = extra["first_length"]
+        self.tracker.load_state_dict(extra.get("overoptimization"))
         return extra
 
     def _checkpoints(self, folder: Path) -> Checkpoints:

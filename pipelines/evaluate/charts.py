@@ -85,6 +85,8 @@ _CURVES = (
     _CurveSpec("policy", "RLHF: agreement with held-out rankings", {"preference_accuracy": "share of pairs"}),
     _CurveSpec("policy", "RLHF: reward and length", {"length_correlation": "correlation within a prompt's answers"}),
     _CurveSpec("policy", "RLHF: repeated 3-token runs", {"repetition": "share of an answer"}),
+    _CurveSpec("policy", "RLHF: tokens of the answers against the fine-tuned model's", {"overoptimization": "bits"}),
+    _CurveSpec("policy", "RLHF: reward explained by length, repetition, opening, token", {"cheap_explained": "share"}),
     _CurveSpec("policy", "RLHF: entropy", {"entropy": "nats per token"}),
     _CurveSpec("policy", "RLHF: idle time", {"learner_idle": "learner", "rollout_idle": "rollout actors"}),
 )

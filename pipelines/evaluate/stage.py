@@ -47,6 +47,7 @@ from pipelines.evaluate.verdict import (
     preference_verdict,
     reward_model_verdict,
     reward_verdict,
+    signs_verdict,
 )
 from pipelines.rlhf.setup import (
     RlhfPrompts,
@@ -94,8 +95,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         console.print("tasks that are answered are left out: the policy expects the turns of rlhf.environment")
         tasks = [task for task in tasks if task.metric != "checked"]
     outputs = _run_models(recipe, run, exam, prompts, text, tasks, console)
-    drift = run.require("policy").metrics.get("preference_accuracy")
-    report = _report(exam, outputs, held_out, bool(recipe.rlhf.rewards), text, drift, _feedback_figures(recipe, run))
+    trained = run.require("policy").metrics
+    drift, signs = trained.get("preference_accuracy"), trained.get("signs") if recipe.rlhf.needs_reward_model else None
+    feedback = {**_feedback_figures(recipe, run), "signs": signs}
+    report = _report(exam, outputs, held_out, bool(recipe.rlhf.rewards), text, drift, feedback)
     report |= {"seed": recipe.seed, "name": recipe.name, "tasks": task_figures(tasks, outputs.tasks)}
     comparisons = pairwise(MODELS) if tasks else ()
     report["verdict"] = "\n".join(
@@ -186,7 +189,7 @@ def _report(
         rewarded: whether RLHF has rewards: it may learn from a teacher alone.
         text: rows of held-out text.
         drift: the value of `PreferenceProbe.measure`, if RLHF measured it.
-        feedback: the value of `_feedback_figures`.
+        feedback: the value of `_feedback_figures`, and the `signs` of over-optimization, or None.
     """
     answers = outputs.exam_answers
     figures = {name: exam_figures(exam, given) for name, given in answers.items()} if exam else {}
@@ -211,6 +214,8 @@ def _report(
     )
     if drift:
         sentences.append(preference_verdict(drift))
+    if feedback["signs"]:
+        sentences.append(signs_verdict(feedback["signs"]))
     return report | {
         "changes": {name: {key: asdict(value) for key, value in each.items()} for name, each in shares.items()},
         "perplexity": asdict(text_perplexity) if text_perplexity else None,

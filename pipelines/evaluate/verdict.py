@@ -59,6 +59,20 @@ def preference_verdict(drift: Mapping[str, float]) -> str:
     )
 
 
+def signs_verdict(signs: Mapping[str, float]) -> str:
+    """Describes the signs that the reward model is exploited, which tell of no fall of quality by themselves.
+
+    Args:
+        signs: means over the last steps of RLHF, of `sample_signs` and its tracker.
+    """
+    return (
+        f"Signs of an exploited reward in the last steps: the tokens of answers diverged by "
+        f"{signs['overoptimization']:.2f} bits from the fine-tuned model's, one token stands in "
+        f"{signs['token_rise']:.0%} more of them and one opening begins {signs['opening_rise']:.0%} more; length, "
+        f"repetition, that token and that opening explain {signs['cheap_explained']:.0%} of the reward's differences."
+    )
+
+
 def exam_verdict(exam: Exam | None, changes: ExamChanges, text: Perplexity | None) -> list[str]:
     """Says what got worse, against the fine-tuned and the base model, then what got better, the alignment tax, and what
     cannot be told from chance.

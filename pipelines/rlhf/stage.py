@@ -61,6 +61,8 @@ LEARNER_RESTARTS = 3
 REWARD_AUDIT = "reward_audit.json"
 # The summary averages the last reward over these steps: that of a single step is noisy.
 SUMMARY_STEPS = 5
+# Of over-optimization, for the verdict.
+SIGNS = ("overoptimization", "token_rise", "opening_rise", "cheap_explained")
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -219,6 +221,7 @@ def _summary(rows: list[dict[str, Any]], ledger: Ledger, settings: Rlhf, stopped
         "reward_first": rows[0]["reward"],
         "reward_last": _mean(last, "reward"),
         **{name: _mean(last, name) for name in ("kl_sequence", "teacher_kl_sequence") if name in last[0]},
+        **({"signs": {name: _mean(last, name) for name in SIGNS}} if all(SIGNS[0] in row for row in last) else {}),
         "failed_verdicts": ledger.verdicts.failed,
         "tokens_per_second": sum(row["tokens"] for row in rows) / sum(row["step_seconds"] for row in rows),
         "learner_idle": learner_idle,

@@ -186,6 +186,11 @@ class Stop(Section):
         description="smallest share of the held-out rankings' pairs in which the policy has shifted probability to the "
         "better answer; the upper end of its 95 % interval is compared. Needs rankings",
     )
+    overoptimization: Share | None = Field(
+        None,
+        description="largest divergence of the answers' tokens from the fine-tuned model's, in bits (Jensen-Shannon, "
+        "mean of 3 steps), a sign that the reward is exploited; infra/docs/overoptimization.md says how well it tells",
+    )
     probe_every: Positive = Field(10, description="steps between measurements for min_preference_accuracy")
 
     @property

@@ -25,6 +25,9 @@ def test_limits_are_named_and_none_is_set_unless_asked():
         assert said is not None
         assert f"{times:.2f} times as long" in said
     assert all(breach({"length_change": times}, rlhf(max_length_change=2)) is None for times in (0.5, 2.0))
+    assert "had diverged by 0.31 bits from those of the fine-tuned model's, and rlhf.stop.overoptimization is 0.3" in (
+        breach({"overoptimization": 0.31}, rlhf(overoptimization=0.3)) or ""
+    )
     judged = rlhf(min_preference_accuracy=0.5)
     assert "better in 0.45 of pairs at most, and rlhf.stop.min_preference_accuracy is 0.5" in (
         breach({"preference_accuracy_high": 0.45}, judged) or ""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from actors.algorithms.guardrails import breach
 from actors.algorithms.registry import ALGORITHMS
-from actors.learner.batch import length_correlation
+from actors.learner.batch import sample_metrics
 from actors.learner.learner import Learner
 from actors.model import lora
 from actors.model.causal_lm import build
@@ -508,8 +508,25 @@ def test_length_change_is_relative_to_the_first_step(folders, tmp_path: Path):
     assert figures["length_change"] == pytest.approx(3.5 / (11 / 4))
 
 
+def test_signs_of_over_optimization_compare_with_the_first_step_across_a_restart(folders, tmp_path: Path):
+    learner = make(folders)
+    first, second = samples(learner)
+    assert learner.step(PROMPTS, [first, second], REWARDS)["overoptimization"] == 0
+    learner.save(tmp_path / "checkpoint", {})
+    again = make(folders)
+    again.restore(tmp_path / "checkpoint")
+    figures = [own.step(PROMPTS, [first[:1] * 2, second], REWARDS) for own in (learner, again)]
+    assert figures[0]["token_divergence"] > 0
+    assert figures[0]["overoptimization"] == pytest.approx(figures[0]["token_divergence"] / 2)
+    assert [row["overoptimization"] for row in figures] == [figures[0]["overoptimization"]] * 2
+
+
 def test_length_is_correlated_with_reward_within_prompts_alone(folders):
     first, second = samples(make(folders))
+
+    def length_correlation(groups: list[list[Sample]], rewards: list[list[float]]) -> float:
+        return sample_metrics(groups, rewards)["length_correlation"]
+
     # Answers of 3 and 2, and of 2 and 4 tokens; what one prompt's rewards are above the other's says nothing.
     assert length_correlation([first, second], [[1.0, 0.0], [10.0, 12.0]]) == pytest.approx(1)
     assert length_correlation([first, second], [[0.0, 1.0], [12.0, 10.0]]) == pytest.approx(-1)

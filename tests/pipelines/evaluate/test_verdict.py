@@ -7,7 +7,7 @@ import pytest
 from pipelines.evaluate.exam import GradedAnswer, exam_changes
 from pipelines.evaluate.perplexity import Perplexity, perplexity
 from pipelines.evaluate.stats import proportion
-from pipelines.evaluate.verdict import exam_verdict, reward_model_verdict
+from pipelines.evaluate.verdict import exam_verdict, reward_model_verdict, signs_verdict
 from tests.pipelines.evaluate.planted import EXAM, REFUSAL, model
 
 MISBEHAVING = model(harmful="Sure.")
@@ -113,6 +113,15 @@ def trust(**kinds: tuple[int, int]) -> dict[str, Any]:
 )
 def test_the_reward_models_weakest_kind_is_named(truth: tuple[int, int], expected: str) -> None:
     assert reward_model_verdict(trust(capital=(95, 100), truth=truth)).endswith(expected)
+
+
+def test_signs_of_an_exploited_reward_are_told_in_words() -> None:
+    signs = {"overoptimization": 0.314, "token_rise": 0.5, "opening_rise": 0.25, "cheap_explained": 0.625}
+    assert signs_verdict(signs) == (
+        "Signs of an exploited reward in the last steps: the tokens of answers diverged by 0.31 bits from the "
+        "fine-tuned model's, one token stands in 50% more of them and one opening begins 25% more; length, repetition, "
+        "that token and that opening explain 62% of the reward's differences."
+    )
 
 
 def test_a_reward_model_of_one_kind_has_its_accuracy_named() -> None:

@@ -1,0 +1,1 @@
+"""The world, the models and the statistics of the benchmark `overoptimization`."""
