@@ -22,7 +22,7 @@ from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model, scale_head
 from actors.model.sharding.export import export_shared
-from actors.model.sharding.fsdp import FSDPModule, gather_to_cpu, set_trained, trained
+from actors.model.sharding.fsdp import FSDPModule, gather_to_cpu, parameters, set_trained, trained
 from actors.model.sharding.weights import refill
 from actors.overoptimization.tracker import OveroptimizationTracker
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
@@ -104,12 +104,7 @@ class LearnerState:
         """
         if self.settings.lora:
             return lora.scaled_adapters(self.policy, gather_to_cpu(trained(self.policy), keep=self.worker.rank == 0))
-        return self._all_weights(dtype)
-
-    def _all_weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        tied = "lm_head.weight" if self.policy.config.tie_word_embeddings else None
-        own = {name: value for name, value in self.policy.state_dict().items() if name != tied}
-        return gather_to_cpu(own, keep=self.worker.rank == 0, dtype=dtype)
+        return gather_to_cpu(parameters(self.policy), keep=self.worker.rank == 0, dtype=dtype)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in trained(self.policy).items()}
@@ -220,7 +215,9 @@ class LearnerState:
         if self.worker.world_size > 1:
             export_shared(self.policy, self.tokenizer, folder, self.worker.rank)
         else:
-            causal_lm.save(self.policy, self.tokenizer, folder, self._all_weights())
+            tied = "lm_head.weight" if self.policy.config.tie_word_embeddings else None
+            own = {name: value for name, value in self.policy.state_dict().items() if name != tied}
+            causal_lm.save(self.policy, self.tokenizer, folder, gather_to_cpu(own, keep=True))
         return self.last_within_limits is not None
 
     def _untrain(self) -> None:

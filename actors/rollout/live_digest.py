@@ -19,7 +19,7 @@ from actors.compat import (
     output_heads,
     tensor_parallel,
 )
-from actors.rollout.weights import STRIPES, columns, hash_rows, module_of, sum_hashes
+from actors.rollout.weights import STRIPES, as_matrix, columns, hash_rows, module_of, sum_hashes
 
 Digest = dict[str, int]
 
@@ -75,13 +75,13 @@ def _live_weights(
     heads = {f"{name}.weight": head for name, head in output_heads(model).items()}
     for name, parameter in model.named_parameters():
         layer = model.get_submodule(name.rpartition(".")[0])
-        width = parameter.shape[1] if parameter.ndim == 2 else parameter[0].numel() if parameter.numel() else 0
+        width = as_matrix(parameter).shape[1] if parameter.numel() else 0
         if name in heads:
             chosen = columns(width, stripe)
             yield name, layer, live_weight(heads.pop(name), parameter, chosen), 0
         elif parameter.numel():
             chosen, first = _own_columns(layer, name, width, stripe, group)
-            yield name, layer, parameter.reshape(parameter.shape[0], -1)[:, chosen], first
+            yield name, layer, as_matrix(parameter)[:, chosen], first
         else:
             linear = layers[name.rpartition(".")[0]]
             like = torch.empty(0, input_width(linear), dtype=parameter.dtype)

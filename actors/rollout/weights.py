@@ -121,7 +121,7 @@ def stripes(tensors: Iterable[tuple[str, Tensor]], stripe: int | None) -> Iterat
     prove every column.
     """
     for name, tensor in tensors:
-        matrix = tensor.reshape(tensor.shape[0], -1)
+        matrix = as_matrix(tensor)
         yield name, matrix[:, columns(matrix.shape[1], stripe)]
 
 
@@ -147,15 +147,20 @@ def hash_rows(tensor: Tensor, first_column: int = 0) -> Tensor:
     """Computes the multilinear hash of each row of a tensor, int64. Hashes of parts of a row add up to that of the row.
 
     Args:
-        tensor: [N, …]; a vector counts as a column.
+        tensor: [N, …]; a vector counts as a column, and a number as one of length 1.
         first_column: how many columns lie before the tensor's own.
     """
     # Adding zero turns -0.0 into 0.0, which is all that a multiplication by the identity changes.
-    rows = (tensor.detach() + 0).reshape(tensor.shape[0], -1)
+    rows = as_matrix(tensor.detach() + 0)
     bits = rows.contiguous().view(_INTEGERS[rows.element_size()]).to(torch.int64)
     first = 1 + 2 * first_column
     factors = torch.arange(first, first + 2 * bits.shape[1], 2, device=bits.device) * -7046029254386353131
     return (bits * (factors ^ (factors >> 29))).sum(dim=1)
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """Returns a tensor [N, …] as [N, M], a vector as a column and a number as one of length 1."""
+    return tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
 
 
 def sum_hashes(hashes: Tensor) -> int:

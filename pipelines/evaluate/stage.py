@@ -15,6 +15,7 @@ from rich.console import Console
 
 from actors.model import causal_lm
 from actors.model.chat import Chat
+from actors.model.sharding.fsdp import parameters
 from actors.model.tokenizer import load_tokenizer
 from actors.types import Sampling
 from cluster.recipe.recipe import Recipe
@@ -150,7 +151,7 @@ def _run_models(
         wait_ready(pools, deadline)
         for version, name in enumerate(MODEL_ORDER, 1):
             with console.status(f"evaluating the {MODELS[name].lower()} model"):
-                fleet.load(version, causal_lm.load(run.path(name)).state_dict())
+                fleet.load(version, parameters(causal_lm.load(run.path(name))))
                 if exam_runner:
                     outputs.exam_answers[name] = exam_runner.answers(fleet, name)
                 if exam_runner and name == "base":

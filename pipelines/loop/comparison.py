@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from actors.model import causal_lm
+from actors.model.sharding.fsdp import parameters
 from actors.types import Sampling
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
@@ -46,7 +47,7 @@ def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
     ):
         wait_ready(pools, recipe.cluster.deadline_seconds)
         for version, folder in enumerate((live, new), 1):
-            fleet.load(version, causal_lm.load(folder).state_dict())
+            fleet.load(version, parameters(causal_lm.load(folder)))
             if runner:
                 answers.append(runner.answers(fleet, "policy"))
             rewarded.append(sample_and_reward(fleet, pools, rendered, sampling, at_once, recipe.rlhf.own_weight))

@@ -85,8 +85,17 @@ def gather_to_cpu(tensors: Mapping[str, Tensor], keep: bool, dtype: torch.dtype 
     return {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in full if keep}
 
 
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter, once: tied ones have one name in `named_parameters`.
+
+    These are the weights that engines are sent. Buffers, such as the constants of an activation, do not change in
+    training: engines have read them with the model's folder, and vLLM may keep them under other names or not at all.
+    """
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    """Returns every parameter that is trained, once: tied ones have one name in `named_parameters`."""
+    """Returns every parameter that is trained, once."""
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 

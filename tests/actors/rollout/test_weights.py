@@ -4,7 +4,9 @@ import pytest
 import ray
 import torch
 from torch import Tensor
+from transformers import ApertusConfig, ApertusForCausalLM
 
+from actors.model.sharding.fsdp import parameters
 from actors.rollout.weights import digest, mismatch, publish, stripes, unpack
 
 PARENT = "model.layers.0.self_attn"
@@ -89,3 +91,23 @@ def test_tensors_come_out_of_the_object_store_as_they_went_in(ray_session: None,
     for name, tensor in state.items():
         torch.testing.assert_close(received[name], tensor.to(dtype), rtol=0, atol=0)
     assert mismatch(weights.digests, digest(stripes(received.items(), 3))) is None
+
+
+def test_engines_are_sent_parameters_once_each_and_no_buffers():
+    """An Apertus has constants of its activation among its buffers; in vLLM, they are no weights."""
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = ApertusConfig(vocab_size=64, num_hidden_layers=1, tie_word_embeddings=True, pad_token_id=0, **sizes)
+    model = ApertusForCausalLM(config)
+    sent = parameters(model)
+    left_out = model.state_dict().keys() - sent.keys()
+    assert {name.rpartition(".")[2] for name in left_out} == {"weight", "beta", "eps"}
+    assert "lm_head.weight" in left_out
+    assert "model.layers.0.mlp.act_fn.alpha_p" in sent
+    digest(stripes(sent.items(), 3))
+
+
+def test_a_number_is_hashed_as_a_vector_of_one():
+    number = torch.tensor(0.5)
+    assert digest([("a.b.scale", number)]) == digest([("a.b.scale", number.reshape(1))])
+    (part,) = stripes([("a.b.scale", number)], 3)
+    assert part[1].shape == (1, 1)
