@@ -24,6 +24,7 @@ from actors.model.microbatch import DataParallelRank, accumulate, evaluate, sum_
 from actors.model.sharding.fsdp import WithLoss, shard
 from actors.objectives.lm import LanguageObjective
 from cluster.recipe.model import Model
+from tests.actors.objectives.test_preferences import of_worker
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")
@@ -36,6 +37,8 @@ CASES = [
     (4, 5 * VOCABULARY, False, False),
     (2, 1 << 26, True, True),
 ]
+# And the losses of preferences: with a reference of its own, or adapters.
+PREFERENCES = [(name, adapters) for name in ("dpo", "kto") for adapters in (False, True)]
 
 
 def batch(seed: int = 5) -> pa.Table:
@@ -130,6 +133,11 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
         if rank == 0:
             figures = {"loss": torch.tensor(loss), "held_out": torch.tensor(held_out["loss"])}
             save_file({**whole, **figures}, folder / f"{number}.safetensors")
+    for name, adapters in PREFERENCES:
+        loss, figures, gradients = of_worker(name, adapters, rank, 2)
+        if rank == 0:
+            sums = {f"sum of {key}": torch.tensor(value) for key, value in {"loss": loss, **figures}.items()}
+            save_file({**gradients, **sums}, folder / f"{name}-{adapters}.safetensors")
     # The interpreter's own end would abort the process now and then: threads of gloo and of autograd still run and ask
     # for the interpreter. And one that ends while the other still talks to it takes it down.
     finished.wait(timeout=60)
@@ -158,6 +166,19 @@ def test_two_workers_have_the_gradients_of_the_whole_batch(
     assert float(found.pop("loss")) == pytest.approx(reference[0], abs=1e-6)
     assert float(found.pop("held_out")) == pytest.approx(reference[0], abs=1e-6)
     assert_same(found, reference[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "adapters"), PREFERENCES)
+def test_two_workers_compute_preference_losses_as_one_does(two_workers: Path, name: str, adapters: bool):
+    """The reference is sharded too, or is the policy without its adapters; KTO's reference point is of the whole
+    batch."""
+    loss, figures, gradients = of_worker(name, adapters)
+    found = load_file(two_workers / f"{name}-{adapters}.safetensors")
+    for key, value in {"loss": loss, **figures}.items():
+        assert float(found.pop(f"sum of {key}")) == pytest.approx(value, abs=1e-5), key
+    assert any(float(gradient.abs().max()) > 1e-3 for gradient in gradients.values())
+    assert_same(found, gradients)
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):

@@ -10,8 +10,8 @@ import torch
 
 from actors.model import lora
 from actors.model.causal_lm import build
-from actors.model.microbatch import DataParallelRank, accumulate
-from actors.model.sharding.fsdp import WithLoss
+from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
+from actors.model.sharding.fsdp import WithLoss, full_tensor, shard
 from actors.objectives.dpo import PairObjective, pair_losses
 from actors.objectives.kto import KtoObjective, kto_losses
 from actors.objectives.reference import Reference, answer_logprobs
@@ -92,14 +92,33 @@ def objective(name: str, reference: Reference):
 
 
 def computed(name: str, policy, reference: Reference, table: pa.Table, micro: int, rank: int = 0, world: int = 1):
-    """Loss and metrics of a worker, as the trainer computes them; its gradients are left in the policy."""
+    """Loss and metrics of a worker, as the trainer computes them; its gradients are left in the policy.
+
+    Of several workers, each has to call it.
+    """
     own = objective(name, reference)
     worker = DataParallelRank(rank, world, micro, "float32", torch.device("cpu"))
     own.place(worker)
-    both = WithLoss(policy, own).train()
+    both = shard(WithLoss(policy, own), world, worker.device).train()
     if name == "kto":
         table = own.with_reference_point(both, table, worker)
     return accumulate(both, own, table, table.num_rows, worker)
+
+
+def of_worker(name: str, adapters: bool, rank: int = 0, world: int = 1):
+    """Mean loss, metrics and gradients of the whole batch, as two workers, or one alone, compute them."""
+    policy, reference = moved(), Reference(None if adapters else model())
+    if adapters:
+        lora.add(policy, Lora(rank=2), seed=1)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter_name, parameter in policy.named_parameters():
+                if parameter_name.endswith(lora.UP):
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    found = computed(name, policy, reference, rows(), 2, rank, world)
+    loss, figures = sum_over_workers(*found, DataParallelRank(rank, world, 2, "float32", torch.device("cpu")))
+    gradients = {key: full_tensor(p.grad) for key, p in policy.named_parameters() if p.requires_grad}
+    return loss, figures, gradients
 
 
 @pytest.mark.parametrize("name", ["dpo", "cdpo", "ipo", "kto"])
