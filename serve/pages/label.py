@@ -53,6 +53,8 @@ HOLD_SECONDS = 30 * 60.0
 GOLD_SHARE = 0.1
 REPEAT_SHARE = 0.05
 REPEAT_AFTER = 10
+# Judgements that the page offers to change, and the characters of their prompts.
+RECENT, MAX_ASKED = 20, 200
 MAX_TEXT = 100_000
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
@@ -188,9 +190,14 @@ def label_router(
     @router.get("/task")
     def one_task(annotator: Annotator, prompt: str, again: bool = False) -> dict[str, Any]:
         found = database.prompt(prompt)
-        if found is None:
+        # A comparison is shown by the page that has made it.
+        if found is None or found.id.startswith(COMPARED):
             raise HTTPException(404, f"there is no prompt {prompt}")
         return task_for(annotator, found, None if again else database.judgement(prompt, annotator), again)
+
+    @router.get("/recent")
+    def recent(annotator: Annotator) -> list[dict[str, Any]]:
+        return recent_judgements(database, annotator)
 
     @router.post("/judgement", status_code=204)
     def judge(annotator: Annotator, judgement: Judgement) -> Response:
@@ -239,6 +246,20 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
         "judgement": judgement
         and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds", "created"}),
     }
+
+
+def recent_judgements(database: Feedback, annotator: str) -> list[dict[str, Any]]:
+    """Returns the annotator's last judgements of this page, the newest first, each with the end of its prompt and what
+    was said of the answers in the order shown."""
+    own = [row for row in database.judgements(annotator) if not row.prompt_id.startswith(COMPARED)]
+    found = []
+    for row in sorted(own, key=lambda one: one.created, reverse=True)[:RECENT]:
+        prompt = database.prompt(row.prompt_id)
+        said = "skipped" if row.skipped else "all bad" if row.all_bad else ""
+        ranks = " ".join(str(row.ranks[str(answer)]) for answer in row.presented if str(answer) in row.ranks)
+        asked = prompt.messages[-1]["content"][:MAX_ASKED] if prompt and prompt.messages else ""
+        found.append({"prompt": row.prompt_id, "asked": asked, "said": said or ranks})
+    return found
 
 
 def presented(annotator: str, prompt: FeedbackPrompt, again: bool = False) -> list[Completion]:

@@ -15,6 +15,7 @@ function button(className, text, onClick) {
   return node;
 }
 const announce = (text) => { byId("status").textContent = text; };
+const rankName = (rank, last) => `${rank}${rank === 1 ? " best" : rank === last ? " worst" : ""}`;
 const emptyJudgement = () => ({ ranks: {}, marks: {}, allBad: false, better: "" });
 
 function openBoard(found, said) {
@@ -31,11 +32,12 @@ function openBoard(found, said) {
   byId("slots").replaceChildren(...[...found.answers.keys(), found.answers.length].map((rank) => {
     const slot = element("li", "slot"), last = found.answers.length;
     slot.dataset.rank = rank;
-    slot.append(element("span", "quiet", rank === 0 ? "Not ranked" : `${rank}${rank === 1 ? " best" : rank === last ? " worst" : ""}`));
+    slot.append(element("span", "quiet", rank === 0 ? "Not ranked" : rankName(rank, last)));
     return slot;
   }));
   byId("slots").append(byId("slots").firstChild);
   current = 0;
+  markDifferences();
   byId("task").hidden = false;
   draw();
 }
@@ -46,7 +48,7 @@ function card(answer, index) {
   node.tabIndex = -1;
   ranks.setAttribute("role", "group");
   ranks.setAttribute("aria-label", `Rank of answer ${LETTERS[index]}`);
-  ranks.append(...task.answers.map((_, rank) => button("", String(rank + 1), () => {
+  ranks.append(...task.answers.map((_, rank) => button("", rankName(rank + 1, task.answers.length), () => {
     current = index;
     rankCurrent(rank + 1, false);
     // Enter confirms next: on the button it would press it again.
@@ -65,6 +67,23 @@ function card(answer, index) {
   node.addEventListener("focusin", () => { if (current !== index) { current = index; drawCurrent(); } });
   node.addEventListener("pointerdown", () => { current = index; drawCurrent(); });
   return node;
+}
+
+// Marks the words that not every answer has, in the answers as they are shown.
+const wordsOf = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+function markDifferences() {
+  const on = byId("differences").getAttribute("aria-pressed") === "true";
+  for (const old of document.querySelectorAll("#answers mark")) old.replaceWith(old.textContent);
+  if (!on || !task) return;
+  const sets = task.answers.map((answer) => new Set(wordsOf(answer.text)));
+  const isShared = (word) => wordsOf(word).every((one) => sets.every((set) => set.has(one)));
+  for (const body of document.querySelectorAll("#answers .body")) {
+    const texts = [], walker = document.createTreeWalker(body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) texts.push(walker.currentNode);
+    for (const text of texts) {
+      text.replaceWith(...text.data.split(/([\p{L}\p{N}]+)/u).map((part) => (isShared(part) ? part : element("mark", "", part))));
+    }
+  }
 }
 
 function turnMark(id, mark) {
@@ -187,6 +206,11 @@ function confirmRanking() {
 
 byId("confirm").addEventListener("click", confirmRanking);
 byId("undo").addEventListener("click", undo);
+byId("differences").addEventListener("click", (event) => {
+  const node = event.currentTarget;
+  node.setAttribute("aria-pressed", String(node.getAttribute("aria-pressed") === "false"));
+  markDifferences();
+});
 byId("all-bad")?.addEventListener("click", () => change(() => { judgement.allBad = !judgement.allBad; judgement.ranks = {}; }));
 
 document.addEventListener("keydown", (event) => {
@@ -200,6 +224,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "ArrowUp" || event.key === "ArrowLeft") moveTo(current - 1);
   else if (event.key === "b" && byId("all-bad")) byId("all-bad").click();
   else if (event.key === "s") byId("skip").click();
+  else if (event.key === "d") byId("differences").click();
   else if (event.key === "Enter" && !event.target.matches("button, summary")) confirmRanking();
   else return;
   event.preventDefault();

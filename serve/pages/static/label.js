@@ -6,7 +6,10 @@ let annotator = "";
 let previous = null;        // the prompt that was judged last: its id, and whether that was for the second time
 let watched = 0, watchedSince = 0, timer = 0, saving = false;
 
-function show(part) { for (const id of ["sign-in", "finished", "task"]) byId(id).hidden = id !== part; }
+function show(part) {
+  for (const id of ["sign-in", "finished", "task"]) byId(id).hidden = id !== part;
+  byId("recent-part").hidden = part === "sign-in";
+}
 
 // A draft is kept in this browser until the server has the judgement.
 const draftName = () => `triptych draft ${annotator} ${task.prompt}${task.again ? " again" : ""}`;
@@ -47,9 +50,34 @@ async function openPrevious() {
   if (saving || !previous) return;
   const before = previous;
   previous = null;
-  try { openTask(await ask(`/label/task?prompt=${encodeURIComponent(before.prompt)}&again=${before.again}`)); announce("Back at your last answer; confirm it again when it is right."); }
-  catch (error) { previous = before; complain(error.message); }
+  if (!(await openAgain(before, "Back at your last answer; confirm it again when it is right."))) previous = before;
 }
+
+async function openAgain({ prompt, again }, said) {
+  try { openTask(await ask(`/label/task?prompt=${encodeURIComponent(prompt)}&again=${again}`)); }
+  catch (error) { complain(error.message); return false; }
+  announce(said);
+  return true;
+}
+
+// The last judgements, each of which can be opened again.
+async function showRecent() {
+  if (!byId("recent-part").open) return;
+  try {
+    const found = await ask("/label/recent");
+    byId("recent").replaceChildren(...found.map((one) => {
+      const item = element("li"), open = button("", one.asked || "(an empty prompt)", () => {
+        if (!saving) openAgain({ prompt: one.prompt, again: false }, "An earlier answer; confirm it again when it is right.");
+      });
+      open.dir = "auto";
+      item.append(open, element("span", "quiet", one.said));
+      return item;
+    }));
+    if (!found.length) byId("recent").replaceChildren(element("li", "quiet", "There is none yet."));
+  } catch (error) { complain(error.message); }
+}
+
+function showSaved(state, text) { byId("saved").className = `saved ${state}`; byId("saved").textContent = text; }
 
 function confirmed() {
   return submit(judgement.allBad ? { all_bad: true } : { ranks: answerIds().map((id) => judgement.ranks[id]) });
@@ -60,17 +88,19 @@ function confirmed() {
 async function submit(what) {
   if (saving) return;
   saving = true;
+  showSaved("", "Saving…");
   saveDraft();
   const body = { prompt: task.prompt, again: task.again, answers: answerIds(), marks: judgement.marks, seconds: seconds(), save: newId(), seen: task.judgement?.created ?? null, ...what };
-  let failures = 0;
+  let failures = 0, kept = "Saved";
   if (judgement.better.trim()) body.better = judgement.better;
   for (;;) {
     try { await ask("/label/judgement", body); break; } catch (error) {
       if (error.status === 409) {
-        if (!(await replacesOther())) break;
+        if (!(await replacesOther())) { kept = "The other one is kept"; break; }
         delete body.seen;
         continue;
       }
+      showSaved("failed", "Not saved");
       if (error instanceof Refused) { saving = false; complain(error.message); return; }
       failures += Boolean(error.status);
       if (failures === MOST_FAILURES) {
@@ -82,9 +112,11 @@ async function submit(what) {
       await new Promise((done) => { setTimeout(done, SAVE_AGAIN_MS); });
     }
   }
+  showSaved("done", kept);
   localStorage.removeItem(draftName());
   previous = { prompt: task.prompt, again: task.again };
   task = null;
+  showRecent();
   await next();
   saving = false;
 }
@@ -105,6 +137,8 @@ async function next() {
     complain("");
     const { done, left, seconds: pace } = found.progress;
     byId("progress").textContent = `${annotator}: ${done} done, ${left} left${pace ? `, ${Math.round(pace)} s each` : ""}`;
+    byId("done").max = done + left || 1;
+    byId("done").value = done;
     if (found.task) { openTask(found.task); return; }
     const shown = !byId("finished").hidden;
     show("finished");
@@ -123,6 +157,7 @@ function leave() {
   byId("progress").textContent = "";
 }
 
+byId("recent-part").addEventListener("toggle", showRecent);
 byId("back").addEventListener("click", openPrevious);
 byId("skip").addEventListener("click", () => byId("skip-dialog").showModal());
 byId("other").addEventListener("input", () => { document.querySelector('[name="reason"][value="other"]').checked = true; });

@@ -56,6 +56,7 @@ TABLE = {
     ("POST", "/admin/rollback"): ADMIN,
     ("GET", "/label/next"): {"label"},
     ("GET", "/label/task"): {"label"},
+    ("GET", "/label/recent"): {"label"},
     ("POST", "/label/judgement"): {"label"},
     ("GET", "/label/agreement"): {"label"},
 }

@@ -112,6 +112,22 @@ def test_a_judgement_is_stored_as_given_once_and_can_be_taken_back(client: TestC
     assert (row.skipped, row.ranks) == ("unsure", {})
 
 
+def test_the_last_judgements_can_be_opened_again(client: TestClient, database: Feedback) -> None:
+    headers = signed_in(database, "ann")
+    assert client.get("/label/recent", headers=headers).json() == []
+    for said in ({"ranks": [1, 2, 2, 3]}, {"all_bad": True}, {"skipped": "unsure"}):
+        task = client.get("/label/next", headers=headers).json()["task"]
+        answers = [answer["id"] for answer in task["answers"]]
+        client.post("/label/judgement", json={"prompt": task["prompt"], "answers": answers} | said, headers=headers)
+    recent = client.get("/label/recent", headers=headers).json()
+    assert [one["said"] for one in recent] == ["skipped", "all bad", "1 2 2 3"]
+    assert all(one["asked"] == f"Q {one['prompt']}" for one in recent)
+    assert client.get("/label/recent", headers=signed_in(database, "ben")).json() == []
+    # Those of the compare page are not this page's.
+    database.add_prompts([FeedbackPrompt(id=f"{COMPARED}1", messages=[])])
+    assert client.get("/label/task", params={"prompt": f"{COMPARED}1"}, headers=headers).status_code == 404
+
+
 def test_a_page_that_is_behind_does_not_overwrite_and_a_repeated_save_changes_nothing(
     client: TestClient, database: Feedback
 ) -> None:
