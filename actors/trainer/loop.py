@@ -130,7 +130,7 @@ def _train(
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     evaluate_first = start == 0 and bool(held_out.openings) and held_out.openings[0].is_prompt
     untrained = held_out.measure(job, model, tokenizer, worker, compiled) if evaluate_first else {}
-    writer = MetricsWriter(job.out, resume_at=start) if rank == 0 else None
+    writer = MetricsWriter(job.out, resume_at=start, steps=job.steps) if rank == 0 else None
     throughput = Throughput(unwrapped_model, worker) if rank == 0 else None
     skipped = 0
     last_notice, queried_at = None, time.monotonic()

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.run.atomic import write_text
 
+# What a line holds besides metrics: when and how far.
+NO_METRICS = ("step", "steps", "time")
 EVENT_FILES = "events.out.tfevents.*"
 # Seconds between two looks at `metrics.jsonl`, and the longest wait for the last one.
 FOLLOW_SECONDS = 1.0
@@ -30,15 +32,19 @@ class MetricsWriter:
     Args:
         folder: the stage's folder.
         resume_at: the first step to come: lines of this and later steps, from before an interruption, are removed.
+        steps: the number of steps in all, if it is known: the first line written holds it.
     """
 
-    def __init__(self, folder: Path, resume_at: int = 0) -> None:
+    def __init__(self, folder: Path, resume_at: int = 0, steps: int | None = None) -> None:
+        self._steps = steps
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] < resume_at]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, **values: Any) -> None:
         """Appends one line: the step, the time in seconds since 1970, and the values."""
+        if self._steps is not None:
+            values["steps"], self._steps = self._steps, None
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
@@ -106,7 +112,7 @@ class TensorBoardWriter:
     def _add(self, row: Mapping[str, Any]) -> None:
         step, seconds = _row_key(row)
         for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("step", "time"):
+            if isinstance(value, int | float) and name not in NO_METRICS:
                 self._events.add_scalar(name, value, step, walltime=seconds)
         if row.get("samples"):
             texts = [f"**{sample['given']}**\n\n{sample['written']}" for sample in row["samples"]]

@@ -248,6 +248,8 @@ def main() -> None:
     given = words.parse_args()
     # A shell's background processes ignore Ctrl-C, and the commands would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The commands end with the benchmark, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     bench = prepare(given)
     first_round(bench)
     kill(bench)

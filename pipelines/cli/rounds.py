@@ -1,17 +1,16 @@
 """`triptych round`: list a run's rounds, show what differs between two, and bring an earlier one back."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cluster.errors import UserError
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import ROUND_FOLDERS, command_of
-from cluster.run.rounds import kept_rounds, present_folders, present_round, restore_round, round_folder
+from cluster.run.rounds import present_round, restore_round, round_folder
 from cluster.run.versions import Versions
 
 ACTIONS = {"list": 0, "diff": 2, "restore": 1}
@@ -47,7 +46,10 @@ def _print_list(run: RunFolder) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    present, found = present_round(run.root), _rounds(run)
+    # Imported late: it brings the database's libraries.
+    from cluster.run.round_differences import figure_text, rounds_of
+
+    present, found = present_round(run.root), rounds_of(run)
     live = Versions(run, "policy")
     served = live.live().weights if live.kept() else None
     # On a narrow terminal the accuracy is folded, and the rest is whole.
@@ -67,7 +69,7 @@ def _print_list(run: RunFolder) -> None:
             _made(run, number, manifests),
             "" if before is None else str(before),
             str(preferences.metrics.get("rankings", "")) if preferences else "",
-            _figure(reward.metrics.get("pair_accuracy")) if reward else "",
+            figure_text(reward.metrics.get("pair_accuracy")) if reward else "",
             f"{(weights or '')[:8]}{' live' if weights and weights == served else ''}",
             *(
                 [", ".join(command_of(name) for name in ROUND_FOLDERS if name not in manifests)]
@@ -78,21 +80,6 @@ def _print_list(run: RunFolder) -> None:
         print(f"{run.root} has no round yet: `triptych run RECIPE` makes the first")
     else:
         Console().print(table)
-
-
-def _rounds(run: RunFolder) -> dict[int, dict[str, Manifest]]:
-    """Returns the manifests of every round by its number, the present one last."""
-    found = {
-        number: {
-            name: manifest
-            for name in ROUND_FOLDERS
-            if (manifest := RunFolder(round_folder(run.root, number)).manifest(name)) is not None
-        }
-        for number in kept_rounds(run.root)
-    }
-    if there := present_folders(run.root):
-        found[present_round(run.root)] = {name: run.require(name) for name in there}
-    return found
 
 
 def _made(run: RunFolder, number: int, manifests: Mapping[str, Manifest]) -> str:
@@ -106,56 +93,13 @@ def _print_difference(run: RunFolder, first: int, second: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = _rounds(run)
-    for number in (first, second):
-        if number not in found:
-            raise UserError(f"{run.root} has no round {number}; it has {', '.join(map(str, found)) or 'none'}")
+    # Imported late: it brings the database's libraries.
+    from cluster.run.round_differences import differences, differing_judgements, figure_text
+
+    rows = differences(run, first, second)
     console = Console(soft_wrap=True)
-    console.print(_judgements(run, first, second))
+    console.print(differing_judgements(run, first, second))
     table = Table("stage", "figure or key", f"round {first}", f"round {second}")
-    for name in ROUND_FOLDERS:
-        one, other = found[first].get(name), found[second].get(name)
-        if one is None or other is None:
-            if one is not other:
-                table.add_row(command_of(name), "", *("" if side else "not made" for side in (one, other)))
-            continue
-        if one == other:
-            table.add_row(command_of(name), "", "the same", "the same")
-            continue
-        for key, values in _differing({"recipe": one.config} | one.metrics, {"recipe": other.config} | other.metrics):
-            table.add_row(command_of(name), key, *map(_figure, values))
+    for row in rows:
+        table.add_row(row.stage, row.name, *map(figure_text, row.values))
     console.print(table)
-
-
-def _judgements(run: RunFolder, first: int, second: int) -> str:
-    """Says how many judgements that went in only one of the rounds took in, by source."""
-    from cluster.feedback.judged import read_named
-
-    used = []
-    for number in (first, second):
-        root = folder if (folder := round_folder(run.root, number)).exists() else run.root
-        used.append({row.key for row in read_named(root / "preferences") if row.used})
-    parts = []
-    for number, own, other in ((first, used[0], used[1]), (second, used[1], used[0])):
-        only = Counter(source for source, _, _ in own - other)
-        said = ", ".join(f"{count} {source}" for source, count in sorted(only.items())) or "none"
-        parts.append(f"only round {number}: {said}")
-    return f"judgements in both: {len(used[0] & used[1])}; {'; '.join(parts)}"
-
-
-def _differing(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Yields the dotted names of values that differ; an estimate with its interval is one value."""
-    if isinstance(one, dict) and isinstance(other, dict) and "value" not in one:
-        for key in sorted(one.keys() | other.keys()):
-            yield from _differing(one.get(key), other.get(key), f"{name}.{key}".strip("."))
-    elif one != other:
-        yield name, (one, other)
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = "" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

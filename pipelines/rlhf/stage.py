@@ -125,7 +125,7 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         parity_prompts = list(prompts.rendered.values())[:PARITY_PROMPTS]
         rollout_scaler = Scaler.of_rollouts(settings.fleet.rollout_actors, settings.fleet.rollout_limit)
         reward_scaler = Scaler.of_rewards(settings.fleet.reward_actors, settings.fleet.reward_limit)
-        metrics, traces = MetricsWriter(out, resume_at=start), TraceWriter(out)
+        metrics, traces = MetricsWriter(out, resume_at=start, steps=settings.steps), TraceWriter(out)
         stopped = None
         with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
             for step in range(start, settings.steps):

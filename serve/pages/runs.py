@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
+from cluster.errors import UserError
 from cluster.feedback.judged import trace_judgements
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import ROUND_FOLDERS, STAGES, Stage
-from cluster.run.metrics import read_metrics
-from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
+from cluster.run.metrics import NO_METRICS, read_metrics
+from cluster.run.round_differences import differences, differing_judgements, figure_text
+from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder, round_in_the_making
 from cluster.run.trail import Decision, open_round, read_answer, read_trail
 from cluster.trace import read_trace
 from serve.pages.render import page, routes_of
@@ -23,6 +25,20 @@ from serve.pages.render import page, routes_of
 MAX_POINTS = 160
 MAX_SAMPLES = 24
 MAX_DECISIONS = 24
+MAX_DIFFERENCES = 200
+# The pace of a stage is that of so many of its last steps.
+RECENT_STEPS = 20
+MODELS = ("base", "sft", "policy")
+# The metrics that say how a stage goes.
+NOW = ("loss", "reward", "kl", "kl_sequence")
+# The report is a page of its own, with its style inside: it reaches nothing else, and runs nothing.
+REPORT_HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 MAX_JUDGEMENTS = 1_000
 
 
@@ -38,6 +54,24 @@ def runs_router(folder: Path) -> APIRouter:
     @router.get("/data")
     def data() -> dict[str, Any]:
         return describe(run)
+
+    @router.get("/difference")
+    def difference(first: int, second: int) -> dict[str, Any]:
+        try:
+            rows = differences(run, first, second)
+        except UserError as error:
+            raise HTTPException(404, str(error)) from error
+        shown = [[one.stage, one.name, *map(figure_text, one.values)] for one in rows[:MAX_DIFFERENCES]]
+        curves_of = {str(number): _policy_curves(run, number) for number in (first, second)}
+        said = differing_judgements(run, first, second)
+        return {"judgements": said, "rows": shown, "count": len(rows), "curves": curves_of}
+
+    @router.get("/report", response_class=HTMLResponse)
+    def report() -> HTMLResponse:
+        path = run.path("report") / "index.html"
+        if not path.is_file():
+            raise HTTPException(404, "there is no report yet: `triptych evaluate` makes it")
+        return HTMLResponse(path.read_text(encoding="utf-8"), headers=REPORT_HEADERS)
 
     @router.get("/judgements")
     def judgements() -> dict[str, Any]:
@@ -71,6 +105,8 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _skipped(run)],
         "samples": _samples(run.path("report") / "answers.json"),
         "verdict": _verdict(run.root),
+        "models": _models(run.root),
+        "now": _now(run, working),
         "rounds": _rounds(run),
         "answerable": _answerable(run.root),
         "decisions": [_decision(one) for one in reversed(read_trail(run.root)[-MAX_DECISIONS:])],
@@ -82,6 +118,45 @@ def _verdict(root: Path) -> list[str]:
     if "report" not in present_folders(root):
         return []
     return str(RunFolder(root).require("report").metrics.get("verdict", "")).splitlines()
+
+
+def _models(root: Path) -> list[dict[str, Any]]:
+    """Returns the figures of the present report that all three models have, those first that RLHF changed most."""
+    if "report" not in present_folders(root):
+        return []
+    metrics = RunFolder(root).require("report").metrics
+    models = [metrics.get(name) or {} for name in MODELS]
+    changes = (metrics.get("changes") or {}).get("sft", {})
+    names = [name for name in models[2] if all(name in model for model in models)]
+    names.sort(key=lambda name: -abs(changes.get(name, {}).get("change", 0.0)))
+    return [{"name": name, **dict(zip(MODELS, (model[name] for model in models), strict=True))} for name in names]
+
+
+def _now(run: RunFolder, working: bool) -> dict[str, Any] | None:
+    """Returns what is happening: the stage at work, its last step, the number of steps and the seconds left, where
+    these are known, and the newest reward and divergence."""
+    stage = next((one for one in STAGES if working and run.partial_fingerprint(one.folder) is not None), None)
+    if stage is None:
+        return None
+    rows = read_metrics(run.partial(stage.folder))
+    found: dict[str, Any] = {"stage": stage.name, "round": round_in_the_making(run.root, stage.folder)}
+    if not rows:
+        return found
+    steps = next((row["steps"] for row in rows if "steps" in row), None)
+    recent = rows[-RECENT_STEPS:]
+    done = rows[-1]["step"] + 1
+    pace = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1) if len(recent) > 1 else None
+    left = pace * (steps - done) if pace is not None and steps else None
+    last = {name: value for name in NOW if _is_number(value := rows[-1].get(name))}
+    return found | {"step": done, "steps": steps, "left": left, "figures": last}
+
+
+def _policy_curves(run: RunFolder, number: int) -> dict[str, list[tuple[int, float]]]:
+    """Returns the reward and the divergence of a round's RLHF, by step."""
+    kept = round_folder(run.root, number)
+    root = kept if kept.exists() else run.root
+    found = curves(read_metrics(RunFolder(root).path("policy")))
+    return {name: found[name] for name in NOW if name in found}
 
 
 def _rounds(run: RunFolder) -> list[dict[str, Any]]:
@@ -191,7 +266,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in ("step", "time") and _is_number(value):
+            if name not in NO_METRICS and _is_number(value):
                 found.setdefault(name, []).append((row["step"], value))
     return {name: _thinned(points) for name, points in found.items() if len(points) > 1}
 

@@ -14,7 +14,7 @@ from cluster.run.folder import RunFolder
 from infra.bench.scenarios.command import end_family
 from infra.bench.servers.start import free_port
 
-STOP_SECONDS = 60.0
+STOP_SECONDS = 15.0
 POLL_SECONDS = 0.5
 
 

@@ -9,18 +9,29 @@ function number(value) {
   return Math.abs(value) >= 0.01 && Math.abs(value) < 1e6 ? value.toFixed(Math.abs(value) < 10 ? 2 : 1) : value.toExponential(1);
 }
 
-function curve([name, points]) {
-  const steps = points.map((point) => point[0]), values = points.map((point) => point[1]);
+const curve = ([name, points]) => curveOver(name, points, "", []);
+
+// A curve with another one of the same metric behind it, which has a name.
+function curveOver(name, points, otherName, others) {
+  const all = [...points, ...others], steps = all.map((point) => point[0]), values = all.map((point) => point[1]);
+  const own = points.map((point) => point[1]), [begin, end] = [points[0][0], points.at(-1)[0]];
   const [left, right, low, high] = [Math.min(...steps), Math.max(...steps), Math.min(...values), Math.max(...values)];
   const x = (step) => EDGE + ((step - left) / (right - left || 1)) * (WIDTH - 2 * EDGE);
   const y = (value) => HEIGHT - EDGE - ((value - low) / (high - low || 1)) * (HEIGHT - 2 * EDGE);
   const drawing = document.createElementNS(SVG, "svg"), line = document.createElementNS(SVG, "polyline");
   drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
   drawing.setAttribute("role", "img");
-  drawing.setAttribute("aria-label", `${words(name)} over steps ${left} to ${right}: from ${number(values[0])} to ${number(values.at(-1))}`);
-  line.setAttribute("points", points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
+  drawing.setAttribute("aria-label", `${words(name)} over steps ${begin} to ${end}: from ${number(own[0])} to ${number(own.at(-1))}`);
+  const places = (those) => those.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  line.setAttribute("points", places(points));
+  if (others.length) {
+    const behind = document.createElementNS(SVG, "polyline");
+    behind.setAttribute("class", "behind");
+    behind.setAttribute("points", places(others));
+    drawing.append(behind);
+  }
   drawing.append(line);
   const node = element("figure");
-  node.append(drawing, element("figcaption", "", `${words(name)}: ${number(values[0])} → ${number(values.at(-1))}, steps ${left} to ${right}`));
+  node.append(drawing, element("figcaption", "", `${words(name)}: ${number(own[0])} → ${number(own.at(-1))}, steps ${begin} to ${end}${otherName ? `; dashed: ${otherName}, ${number(others[0][1])} → ${number(others.at(-1)[1])}` : ""}`));
   return node;
 }

@@ -166,8 +166,9 @@ function showAnswer(run) {
 }
 
 function showRounds(run) {
-  byId("verdict").replaceChildren(...run.verdict.map((line) => element("p", "", line)));
-  byId("verdict-part").hidden = run.verdict.length === 0;
+  showNow(run.now);
+  showVerdict(run);
+  offerRounds(run.rounds);
   byId("rounds").replaceChildren(...run.rounds.map(roundRow));
   byId("rounds-part").hidden = run.rounds.length === 0;
   byId("decisions").replaceChildren(...run.decisions.map(decision));
@@ -185,7 +186,7 @@ function show(run) {
   byId("state").textContent = `${done} of ${run.stages.length} stages done${working ? `; ${working.name} is at work` : ""}`;
   // Opened details stay open when the numbers change.
   const place = (node) => `${node.parentElement.id} ${[...node.parentElement.children].indexOf(node)}`;
-  const open = new Set([...document.querySelectorAll("details[open]")].map(place));
+  const open = new Set([...document.querySelectorAll("#stages details[open]")].map(place));
   byId("flow").replaceChildren(...run.stages.map(step), ...(run.samples.length ? [samplesLink(run.samples.length)] : []));
   byId("stages").replaceChildren(...run.stages.map((stage) => card(stage, made)));
   for (const node of byId("stages").querySelectorAll("details")) node.open = open.has(place(node));

@@ -53,6 +53,8 @@ TABLE = {
     ("POST", "/admin/promote"): ADMIN,
     ("POST", "/admin/round"): ADMIN,
     ("GET", "/runs/judgements"): ADMIN,
+    ("GET", "/runs/difference"): ADMIN,
+    ("GET", "/runs/report"): ADMIN,
     ("POST", "/admin/rollback"): ADMIN,
     ("GET", "/label/next"): {"label"},
     ("GET", "/label/task"): {"label"},

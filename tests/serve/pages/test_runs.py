@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from cluster.run.trail import Decision, add_decision, answer_open_round
 from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
 from tests.cluster.run.test_rounds import make
@@ -56,6 +58,35 @@ def test_rounds_and_decisions_of_the_loop_are_shown(tmp_path: Path) -> None:
     assert describe(run)["answerable"] == 2
     answer_open_round(tmp_path, True, "ann", 2)
     assert describe(run)["answerable"] is None
+
+
+def test_what_is_at_work_is_told_with_its_steps_and_the_time_left(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=5)
+    assert describe(run)["now"] is None
+    out = run.partial("policy")
+    (out / "metrics.jsonl").unlink()
+    with at_work(run):
+        assert describe(run)["now"] == {"stage": "rlhf", "round": 1}
+        rows = [{"step": step, "time": 100.0 + 2 * step, "reward": 0.5 * step, "kl": 0.1} for step in range(3)]
+        rows[0]["steps"] = 10
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        now = describe(run)["now"]
+    assert (now["step"], now["steps"], now["left"]) == (3, 10, pytest.approx(14.0))
+    assert now["figures"] == {"reward": 1.0, "kl": 0.1}
+
+
+def test_the_figures_of_the_three_models_begin_with_what_changed_most(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=7)
+    path = tmp_path / "report" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+    models = {name: {"right": figure, "refusals": figure} for name in ("base", "sft", "policy")}
+    changes = {"sft": {"right": {"change": 0.1}, "refusals": {"change": -0.4}}}
+    manifest["metrics"] = {"verdict": "Better.", "changes": changes, **models}
+    path.write_text(json.dumps(manifest))
+    shown = describe(run)["models"]
+    assert [one["name"] for one in shown] == ["refusals", "right"]
+    assert shown[0] == {"name": "refusals", "base": figure, "sft": figure, "policy": figure}
 
 
 def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
