@@ -283,8 +283,8 @@ class Frozen:
 def test_a_frozen_worker_is_killed(tmp_path: Path, ray_session: None):
     worker = Frozen.remote()
     process = ray.get(worker.process.remote(), timeout=60)
-    with pytest.raises(EngineError, match=r"^the training worker finished no step in 6 s$"):
-        wait_for_training(worker, replace(training_job(tmp_path, "still"), deadline=1))
+    with pytest.raises(EngineError, match=r"^the training worker finished no step in 3 s$"):
+        wait_for_training(worker, replace(training_job(tmp_path, "still"), deadline=0.5))
     wait_until(lambda: not psutil.pid_exists(process), 60, "the worker's process to end")
 
 
