@@ -51,8 +51,11 @@ lint: $(STAMP) ## check style and types
 serve: $(STAMP) ## serve a finished run (RUN=runs/demo PORT=8000)
 	@exec .venv/bin/triptych serve $(RUN) --port $(PORT)
 
+# Benchmarks in a room of their kind.
+ROOMS := corpora.growth corpora.scale corpora.sft_data loops.coordinator servers.attacks servers.compatibility
+
 bench: $(STAMP) ## run every benchmark of infra/bench
-	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))); do echo "== $$bench"; \
+	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))) $(ROOMS); do echo "== $$bench"; \
 	  .venv/bin/python -m infra.bench.$$bench || exit 1; done
 
 install: $(STAMP) ## install what is pinned, and no more

@@ -3,8 +3,8 @@
 import psutil
 import pytest
 
-from infra.bench.attacks import measure
 from infra.bench.servers.attackers import ATTACKS
+from infra.bench.servers.attacks import measure
 from tests.serve.conftest import Server
 
 pytestmark = pytest.mark.slow
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow
 ROUNDS = 3
 MEMORY = 100 << 20
 # Seconds between tokens, at the 99th percentile. Each of the attacks once stopped every client for 0.9 s or more. Other
-# tests take half of the cores, and beside them a client waits longer: `infra.bench.attacks` has the figure of a quiet
-# machine.
+# tests take half of the cores, and beside them a client waits longer: `infra.bench.servers.attacks` has the figure of a
+# quiet machine.
 DISTURBED = 0.15
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from actors.orchestrator.admission import Finished
-from infra.bench.coordinator import run_long
+from infra.bench.loops.coordinator import run_long
 from infra.bench.loops.simulation import Latency
 
 

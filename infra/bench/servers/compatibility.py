@@ -5,7 +5,7 @@ scored by transformers itself: the accuracy must be the same, and every log-prob
 makes up requests, valid and not; none may be answered with 500 or above. The model has random weights and the demo's
 shape, or is one in a Hugging Face directory.
 
-python -m infra.bench.compatibility [--questions FILE] [--limit 100] [--model DIRECTORY] [--cases 2000]
+python -m infra.bench.servers.compatibility [--questions FILE] [--limit 100] [--model DIRECTORY] [--cases 2000]
     FILE is TruthfulQA's JSON: a list of {"question", "mc1_targets": {"choices", "labels"}}; without it, only
     schemathesis runs
 """

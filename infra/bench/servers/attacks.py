@@ -1,6 +1,6 @@
 """What a client notices, and what memory grows by, while other clients attack the server.
 
-python -m infra.bench.attacks [--seconds 60] [--size 2.5M | --model DIRECTORY]
+python -m infra.bench.servers.attacks [--seconds 60] [--size 2.5M | --model DIRECTORY]
 """
 
 import argparse
@@ -58,7 +58,7 @@ def measure(port: int, model: str, processes: Sequence[psutil.Process], alone: f
     by_itself = asyncio.run(p99_between_tokens(port, model, alone))
     before = _memory(processes)
     words = [sys.executable, "-m", "infra.bench.servers.attackers", str(port), model, str(seconds)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root) as attackers:
         attacked = asyncio.run(p99_between_tokens(port, model, seconds))
         outcomes = json.loads(attackers.communicate(timeout=30)[0])

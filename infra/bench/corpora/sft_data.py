@@ -1,6 +1,6 @@
 """Measures how fast conversations become fine-tuning's shards, and the memory that this takes, at two sizes.
 
-python -m infra.bench.sft_data [conversations …]        default 200,000 and 1,000,000, of some 40 tokens each
+python -m infra.bench.corpora.sft_data [conversations …]        default 200,000 and 1,000,000, of some 40 tokens each
 
 Runs the data's phases on Ray with two workers, as the stage does, over one JSONL file and a tokenizer of 4,096 tokens.
 """
@@ -47,7 +47,7 @@ def measure(count: int) -> Watched:
         texts = [turn["content"] for turns in conversations(2000) for turn in turns]
         save_tokenizer(train_tokenizer(texts, VOCABULARY), folder / "tokenizer", CONTEXT)
         with (folder / "log").open("ab") as log:
-            command = [sys.executable, "-m", "infra.bench.sft_data", "make", str(folder)]
+            command = [sys.executable, "-m", "infra.bench.corpora.sft_data", "make", str(folder)]
             watched = watch(psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     rate, tokens = count / made["seconds"] / CORES, made["tokens"] / made["seconds"] / CORES

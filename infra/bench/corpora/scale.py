@@ -1,6 +1,6 @@
 """Measures the corpus stage's memory at 1, 4 and 16 times a corpus, and its rate with one worker and with two.
 
-python -m infra.bench.corpus_scale [documents]        of the smallest corpus, of 4 KB each; default 3,000
+python -m infra.bench.corpora.scale [documents]        of the smallest corpus, of 4 KB each; default 3,000
 
 Runs the whole stage on Ray, as a user does: one file of lines, cut into splits of 8 MB.
 """
