@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.recipe.base import Section
 from cluster.recipe.collect import Collect
 from cluster.recipe.corpus import Corpus
 from cluster.recipe.evaluate import Evaluate, add_task_files
+from cluster.recipe.experiment import AS_IT_IS, Experiment
 from cluster.recipe.loop import Loop
 from cluster.recipe.model import Cluster, Model
 from cluster.recipe.rlhf.section import Rlhf
@@ -43,6 +44,9 @@ class Recipe(Section):
     evaluate: Evaluate = Field(Evaluate(), description="the comparison of the run's models")
     serve: Serve = Field(Serve(), description="serving the run's models over HTTP")
     loop: Loop = Field(Loop(), description="new judgements become the next policy, which takes over if it passes")
+    experiment: Experiment | None = Field(
+        None, description="variants of the corpus to compare, run by `triptych experiment` only"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +59,21 @@ class Recipe(Section):
             raise ValueError(
                 "corpus.tokenizer wordpiece needs two tokens per byte value: set model.vocabulary to 600 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_corpora(self) -> "Recipe":
+        for name, changes in self.experiment.variants.items() if self.experiment else ():
+            if name == AS_IT_IS:
+                raise ValueError(f"experiment.variants: {AS_IT_IS} is the corpus as the recipe has it; rename this one")
+            try:
+                corpus = Corpus.model_validate({**self.corpus.model_dump(), **changes})
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, ("experiment.variants", name, *first["loc"])))
+                raise ValueError(f"{place}: {first['msg']}") from error
+            if not corpus.sources:
+                raise ValueError(f"experiment.variants.{name} has no corpus.sources")
         return self
 
     @field_validator("run")

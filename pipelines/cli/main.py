@@ -19,7 +19,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
-from pipelines.cli import evaluate, export, feedback, keys, loop, rounds, score, versions
+from pipelines.cli import evaluate, experiment, export, feedback, keys, loop, rounds, score, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
@@ -131,7 +131,7 @@ JobServer = Annotated[str, typer.Option(help="address of Ray's job server, such 
 @app.command(rich_help_panel=RUNNING)
 def submit(
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="run, a single stage, loop, serve, doctor or version")
+        str, typer.Argument(metavar="COMMAND", help="run, a single stage, experiment, loop, serve, doctor or version")
     ],
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")] = None,
     overrides: Overrides = None,
@@ -144,7 +144,7 @@ def submit(
 ) -> None:
     """Run a command as a job on a Ray cluster whose nodes share the run folder. Modules that the recipe names, and
     small input files, travel with it."""
-    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES)), "loop", "serve"]
+    with_recipe = ["run", *(stage.name for stage in (*STAGES, *OPTIONAL_STAGES)), "experiment", "loop", "serve"]
     if command not in [*with_recipe, "doctor", "version"]:
         raise UserError(f"cannot submit {command!r}: choose one of {', '.join([*with_recipe, 'doctor', 'version'])}")
     if (command in with_recipe) != (recipe is not None):
@@ -193,6 +193,7 @@ def fleet(
     print(f"{folder} will have {target} rollout actors from its next step on")
 
 
+app.command("experiment", rich_help_panel=RUNNING)(experiment.experiment)
 app.command("loop", rich_help_panel=RUNNING)(loop.loop)
 app.command("round", rich_help_panel=RUNNING)(rounds.rounds)
 app.command("export", rich_help_panel=SERVING)(export.export)
