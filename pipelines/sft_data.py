@@ -25,7 +25,7 @@ from pipelines.data.chat_formats import require_rows
 from pipelines.data.pack_chats import PackPhase, shard_parts, write_order
 from pipelines.data.render_chats import RenderPhase
 from pipelines.data.source_rows import require_few_bad_rows, source_splits
-from pipelines.data.text_rows import TextRowsPhase, text_row_counts
+from pipelines.data.text_rows import TextRowsPhase, chosen_rows, text_row_counts
 
 # The rows that cannot be used, a JSON line each: place, reason, excerpt.
 QUARANTINE = "quarantine.jsonl"
@@ -131,17 +131,15 @@ class _Preparation:
 
     def _pack(self, render: RenderPhase, rendered: Sequence[Report], conversations: int, tokens: int) -> dict[str, int]:
         """Writes the shards; returns the number of rows to train on, and how many of them are text."""
-        settings, order = self.recipe.sft, self.work / "order.npy"
+        settings = self.recipe.sft
         held_out = max(1, round(conversations * settings.held_out_share))
-        if not order.exists():
-            write_order(conversations, self.recipe.seed, order)
+        write_order([report["conversations"] for report in rendered], self.recipe.seed, self.work)
         parts = tuple(shard_parts(conversations, tokens, held_out))
         phase = PackPhase(
             shards=parts,
             folder=self.work / "packed" if settings.pretrain_share else self.out / "shards",
-            rendered=tuple(render.output(index) for index in range(len(rendered))),
-            counts=tuple(report["conversations"] for report in rendered),
-            order=order,
+            rendered=render.folder,
+            order=self.work,
             context=self.context,
             padding_id=Chat.of(self.tokenizer).padding_id,
         )
@@ -160,7 +158,8 @@ class _Preparation:
         )
         packed = tuple(phase.path(index) for index in range(len(parts)))
         targets = tuple(self.out / "shards" / part.name for part in parts)
-        mix = TextRowsPhase(packed, targets, corpus, tuple(counts), self.recipe.seed)
+        chosen = chosen_rows(sum(shard.rows for shard in corpus), counts, self.recipe.seed)
+        mix = TextRowsPhase(packed, targets, corpus, tuple(chosen))
         tasks = [Task(part.name.replace("/", "-"), key, (targets[index],)) for index, part in enumerate(parts)]
         self._run("mix in text", mix, tasks)
         return {**found, "text_rows": sum(counts)}

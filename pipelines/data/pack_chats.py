@@ -3,7 +3,8 @@
 import math
 import random
 from array import array
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.run.atomic import atomic_write
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, best_fit
 from pipelines.corpus.tokens.shards import write_shard
+from pipelines.data.render_chats import rendered_file
 
 # Tokens of a shard, of which training holds two, and a task one: 9 bytes each.
 SHARD_TOKENS = 4 << 20
+# Files of `write_order`.
+ORDER, ENDS = "order.npy", "ends.npy"
 
 
 @dataclass(frozen=True)
@@ -54,39 +58,50 @@ def shard_parts(conversations: int, tokens: int, held_out: int, shard_tokens: in
     return parts
 
 
-def write_order(conversations: int, seed: int, path: Path) -> None:
-    """Writes the numbers of all conversations in a random order, 4 bytes each."""
+def write_order(counts: Sequence[int], seed: int, folder: Path) -> None:
+    """Writes what every task of a `PackPhase` looks its own part up in: the numbers of all conversations in a random
+    order, 4 bytes each, and where the conversations of each rendered file end.
+
+    Args:
+        counts: conversations in each rendered file.
+        seed: of the order.
+        folder: gets the two files.
+    """
+    with atomic_write(folder / ENDS) as side, side.open("wb") as file:
+        np.save(file, np.cumsum(counts, dtype=np.int64))
+    conversations = sum(counts)
     order = array("I", range(conversations))
     random.Random(f"sft {seed}").shuffle(order)
-    with atomic_write(path) as side, side.open("wb") as file:
+    with atomic_write(folder / ORDER) as side, side.open("wb") as file:
         np.save(file, np.frombuffer(order, np.uint32))
 
 
 @dataclass(frozen=True)
-class PackPhase:
+class PackPhase(Phase):
     """Packs the conversations of shard `index`, each whole, into rows of equal length.
 
     Attributes:
         shards: all of them.
         folder: gets the shards.
-        rendered: the files of a `RenderPhase`.
-        counts: conversations in each of those.
-        order: the file of `write_order`.
+        rendered: the folder of a `RenderPhase`.
+        order: the folder of `write_order`.
         context: tokens of a row.
         padding_id: the token that rows are filled up with.
     """
 
     shards: tuple[ShardPart, ...]
     folder: Path
-    rendered: tuple[Path, ...]
-    counts: tuple[int, ...]
+    rendered: Path
     order: Path
     context: int
     padding_id: int
 
+    def only(self, index: int) -> "PackPhase":
+        return replace(self, shards=(self.shards[index],))
+
     def __call__(self, index: int) -> Report:
         part = self.shards[index]
-        wanted = np.load(self.order, mmap_mode="r")[part.start : part.stop].astype(np.int64)
+        wanted = np.load(self.order / ORDER, mmap_mode="r")[part.start : part.stop].astype(np.int64)
         columns = packed(self._conversations(wanted), self.context, self.padding_id)
         write_shard(self.path(index), columns)
         return {"rows": len(columns["input_ids"])}
@@ -96,13 +111,14 @@ class PackPhase:
 
     def _conversations(self, wanted: NDArray[np.int64]) -> pa.Table:
         """Takes conversations from their files; each file is mapped once."""
-        ends = np.cumsum(self.counts)
+        ends = np.load(self.order / ENDS, mmap_mode="r")
         file_of = np.searchsorted(ends, wanted, side="right")
         by_file = np.argsort(file_of, kind="stable")
         tables = []
         for number in np.unique(file_of):
-            own = wanted[by_file[file_of[by_file] == number]] - (ends[number] - self.counts[number])
-            with pa.memory_map(str(self.rendered[number])) as file:
+            begin = ends[number - 1] if number else 0
+            own = wanted[by_file[file_of[by_file] == number]] - begin
+            with pa.memory_map(str(rendered_file(self.rendered, number))) as file:
                 tables.append(pa.ipc.open_file(file).read_all().take(own))
         return pa.concat_tables(tables).take(np.argsort(by_file))
 

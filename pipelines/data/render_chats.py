@@ -5,7 +5,7 @@ Each part becomes a file of Arrow's IPC format, which later tasks map into memor
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from actors.model.chat import Chat, Rendered
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from pipelines.corpus import alive
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 from pipelines.data.chat_formats import Conversation, ConversationCounts, conversations
 from pipelines.data.source_rows import SourceSplit, bad_row, split_rows, write_bad_rows
 
@@ -27,7 +27,7 @@ _BATCH = 1000
 
 
 @dataclass(frozen=True)
-class RenderPhase:
+class RenderPhase(Phase):
     """Writes the conversations of split `index` that have anything to train on, in order, to `folder`.
 
     Attributes:
@@ -36,6 +36,7 @@ class RenderPhase:
         model: the folder of the tokenizer with its chat template.
         context: tokens of a row.
         seed: for sources that are functions.
+        first: the number of the first split in the names of files.
     """
 
     splits: tuple[SourceSplit, ...]
@@ -43,6 +44,10 @@ class RenderPhase:
     model: Path
     context: int
     seed: int
+    first: int = 0
+
+    def only(self, index: int) -> "RenderPhase":
+        return replace(self, splits=(self.splits[index],), first=self.first + index)
 
     def __call__(self, index: int) -> Report:
         chat, counts, found = Chat.of(self.model), ConversationCounts(), Counter[str]()
@@ -62,10 +67,10 @@ class RenderPhase:
         }
 
     def output(self, index: int) -> Path:
-        return self.folder / f"part-{index:05d}.arrow"
+        return rendered_file(self.folder, self.first + index)
 
     def bad_file(self, index: int) -> Path:
-        return self.folder / f"part-{index:05d}.jsonl"
+        return rendered_file(self.folder, self.first + index).with_suffix(".jsonl")
 
     def _rendered(
         self, items: Iterable[Conversation], chat: Chat, counts: ConversationCounts, found: Counter[str]
@@ -82,6 +87,11 @@ class RenderPhase:
                 continue
             found.update(conversations=1, cut=cut, tokens=sum(len(row.token_ids) for row in rows))
             yield rows
+
+
+def rendered_file(folder: Path, number: int) -> Path:
+    """Returns the file of the conversations of split `number`, counted over all sources."""
+    return folder / f"part-{number:05d}.arrow"
 
 
 def rendered_batch(conversations: Sequence[Sequence[Rendered]]) -> pa.RecordBatch:

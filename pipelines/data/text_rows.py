@@ -5,16 +5,17 @@ Without them the model forgets how to continue text.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 
 from actors.trainer.data import Shard
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Phase, Report
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
 from pipelines.corpus.tokens.shards import write_table
 
@@ -31,8 +32,21 @@ def text_row_counts(rows: Sequence[int], available: int, share: float) -> list[i
     return np.diff([0, *ends]).tolist()
 
 
+def chosen_rows(total: int, counts: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
+    """Draws the rows of text of each shard: sections of all chosen rows in the corpus's order, so that a task reads few
+    of the corpus's shards.
+
+    Args:
+        total: rows of the corpus.
+        counts: rows of text that each shard gets.
+        seed: decides which rows.
+    """
+    chosen = np.array(sorted(random.Random(f"text rows {seed}").sample(range(total), sum(counts))), np.int64)
+    return np.split(chosen, np.cumsum(counts)[:-1])
+
+
 @dataclass(frozen=True)
-class TextRowsPhase:
+class TextRowsPhase(Phase):
     """Copies shard `index` with rows of the corpus behind its own, all tokens of which count in the loss.
 
     They are in one shard because training takes shards one after the other, and the rows of one in random order.
@@ -41,15 +55,23 @@ class TextRowsPhase:
         shards: packed conversations.
         targets: the files to write.
         corpus: the corpus's training shards.
-        counts: rows of text that each shard gets.
-        seed: decides which rows.
+        chosen: rows of text that each shard gets, counted from the first row of `corpus`.
     """
 
     shards: tuple[Path, ...]
     targets: tuple[Path, ...]
     corpus: tuple[Shard, ...]
-    counts: tuple[int, ...]
-    seed: int
+    chosen: tuple[NDArray[np.int64], ...]
+
+    def only(self, index: int) -> "TextRowsPhase":
+        own, ends = self.chosen[index], np.cumsum([shard.rows for shard in self.corpus])
+        needed = np.unique(np.searchsorted(ends, own, side="right"))
+        first = int(needed[0]) if len(needed) else 0
+        skipped = int(ends[first - 1]) if first else 0
+        corpus = self.corpus[first : int(needed[-1]) + 1] if len(needed) else ()
+        return replace(
+            self, shards=(self.shards[index],), targets=(self.targets[index],), corpus=corpus, chosen=(own - skipped,)
+        )
 
     def __call__(self, index: int) -> Report:
         chats = parquet.read_table(self.shards[index])
@@ -61,13 +83,10 @@ class TextRowsPhase:
             rows = rows.append_column("loss_mask", pa.ListArray.from_arrays(documents.offsets, masks))
             chats = pa.concat_tables([chats, rows.select(chats.column_names).cast(chats.schema)])
         write_table(self.targets[index], chats)
-        return {"text_rows": self.counts[index]}
+        return {"text_rows": len(self.chosen[index])}
 
     def _rows(self, index: int) -> list[pa.Table]:
-        """Reads this shard's section of all chosen rows, which stand in the corpus's order: a task reads few shards."""
-        total, begin = sum(shard.rows for shard in self.corpus), sum(self.counts[:index])
-        chosen = sorted(random.Random(f"text rows {self.seed}").sample(range(total), sum(self.counts)))
-        own = np.array(chosen[begin : begin + self.counts[index]], np.int64)
+        own = self.chosen[index]
         tables, first = [], 0
         for shard in self.corpus:
             places = own[(own >= first) & (own < first + shard.rows)] - first

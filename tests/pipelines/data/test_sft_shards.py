@@ -1,6 +1,7 @@
 """The phases of fine-tuning's data: conversations of files become the same shards, however the work is divided."""
 
 import json
+import pickle
 import random
 from itertools import chain
 from pathlib import Path
@@ -49,18 +50,18 @@ def source(path: Path, *more: dict) -> ChatSource:
 
 def rendered(chats: ChatSource, model: Path, folder: Path, size: int) -> tuple[RenderPhase, list[dict]]:
     phase = RenderPhase(tuple(source_splits(chats, size)), folder, model, CONTEXT, seed=1)
-    return phase, [phase(index) for index in range(len(phase.splits))]
+    tasks = [phase.only(index) for index in range(len(phase.splits))]
+    assert [task.output(0) for task in tasks] == [phase.output(index) for index in range(len(tasks))]
+    return phase, [task(0) for task in tasks]
 
 
 def shards(chats: ChatSource, model: Path, folder: Path, size: int, shard_tokens: int) -> dict[str, bytes]:
     phase, reports = rendered(chats, model, folder / "rendered", size)
-    write_order(COUNT, 5, folder / "order.npy")
+    write_order([report["conversations"] for report in reports], 5, folder)
     parts = shard_parts(COUNT, sum(report["tokens"] for report in reports), 6, shard_tokens)
-    files = tuple(phase.output(index) for index in range(len(reports)))
-    counts = tuple(report["conversations"] for report in reports)
-    pack = PackPhase(tuple(parts), folder, files, counts, folder / "order.npy", CONTEXT, 0)
+    pack = PackPhase(tuple(parts), folder, phase.folder, folder, CONTEXT, 0)
     for index in range(len(parts)):
-        pack(index)
+        pack.only(index)(0)
     return {part.name: pack.path(index).read_bytes() for index, part in enumerate(parts)}
 
 
@@ -91,6 +92,16 @@ def test_shards_do_not_depend_on_how_the_sources_are_cut_and_hold_each_conversat
     for name, part in (("held_out", talks[:6]), ("train", talks[6:])):
         expected = sorted((row.token_ids, row.loss_mask) for row in chain.from_iterable(part))
         assert documents(tmp_path / "900" / name) == expected
+
+
+def test_what_a_task_is_sent_does_not_grow_with_the_number_of_tasks(model: Path, tmp_path: Path) -> None:
+    (split,) = source_splits(source(tmp_path / "talk.jsonl"))
+    render = RenderPhase((split,) * 10_000, tmp_path, model, CONTEXT, seed=1)
+    pack = PackPhase(tuple(shard_parts(10**8, 10**11, 10, 10**7)), tmp_path, tmp_path, tmp_path, CONTEXT, 0)
+    assert len(pack.shards) > 9999
+    for phase in (render, pack):
+        assert len(pickle.dumps(phase.only(9999))) < 2000
+    assert (render.only(9999).output(0), pack.only(9999).path(0)) == (render.output(9999), pack.path(9999))
 
 
 def test_what_the_template_cannot_write_is_kept_with_its_place(model: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from actors.trainer.data import shards_in
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID
 from pipelines.corpus.tokens.shards import write_shard
-from pipelines.data.text_rows import TextRowsPhase, text_row_counts
+from pipelines.data.text_rows import TextRowsPhase, chosen_rows, text_row_counts
 
 CONTEXT = 4
+COUNTS = (4, 2, 2)
 
 
 def shard(path: Path, first: int, rows: int, mask: bool) -> Path:
@@ -30,11 +32,11 @@ def phase(tmp_path: Path) -> TextRowsPhase:
     for number, first in enumerate((100, 200)):
         shard(tmp_path / "text" / f"shard-0000{number}.parquet", first, 5, mask=False)
     targets = tuple(tmp_path / "mixed" / f"{number}.parquet" for number in range(3))
-    return TextRowsPhase(chats, targets, tuple(shards_in(tmp_path / "text")), (4, 2, 2), seed=1)
+    return TextRowsPhase(chats, targets, tuple(shards_in(tmp_path / "text")), tuple(chosen_rows(10, COUNTS, seed=1)))
 
 
 def mixed(phase: TextRowsPhase) -> list[list[dict]]:
-    assert [phase(index)["text_rows"] for index in range(3)] == list(phase.counts)
+    assert [phase(index)["text_rows"] for index in range(3)] == list(COUNTS)
     return [parquet.read_table(path).to_pylist() for path in phase.targets]
 
 
@@ -43,7 +45,7 @@ def test_every_shard_gets_its_share_of_text_that_counts_whole(phase: TextRowsPha
     for path, rows in zip(phase.shards, found, strict=True):
         before = parquet.read_table(path)
         assert rows[: before.num_rows] == before.to_pylist()
-    text = [row for rows, count in zip(found, phase.counts, strict=True) for row in rows[-count:]]
+    text = [row for rows, count in zip(found, COUNTS, strict=True) for row in rows[-count:]]
     assert len({row["input_ids"][0] for row in text}) == len(text) == 8
     assert {row["input_ids"][0] // 100 for row in text} == {1, 2}
     assert all(row["loss_mask"] == [True, True, True, False] for row in text)
@@ -51,8 +53,19 @@ def test_every_shard_gets_its_share_of_text_that_counts_whole(phase: TextRowsPha
 
 def test_the_seed_decides_the_rows(phase: TextRowsPhase) -> None:
     first, again = mixed(phase), mixed(phase)
-    other = mixed(TextRowsPhase(**{**vars(phase), "seed": 2}))
+    other = mixed(replace(phase, chosen=tuple(chosen_rows(10, COUNTS, seed=2))))
     assert first == again != other
+
+
+def test_a_task_is_given_its_own_rows_and_the_shards_that_hold_them(phase: TextRowsPhase) -> None:
+    whole = mixed(phase)
+    own = [phase.only(index) for index in range(3)]
+    for index, part in enumerate(own):
+        assert part(0) == {"text_rows": COUNTS[index]}
+        assert parquet.read_table(phase.targets[index]).to_pylist() == whole[index]
+        assert len(part.shards) == len(part.targets) == len(part.chosen) == 1
+    assert [len(part.corpus) for part in own] == [1, 2, 1]
+    assert replace(phase, chosen=(np.array([], np.int64),)).only(0).corpus == ()
 
 
 @pytest.mark.parametrize(
