@@ -137,3 +137,50 @@ MARKED_WITHOUT_END = (
     "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Of the shape of Mistral 7B v0.3's: what the system says stands in the last of the user's turns.
+MISTRAL_V3 = (
+    "{% set system = '' %}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ '[INST] ' + (system if loop.last else '') + message.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"
+)
+# Of the shape of Gemma 4's: the prompt begins with an empty thought, which no turn shows.
+GEMMA_4 = (
+    "{% for message in messages %}{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}"
+    "{% for call in message.tool_calls or [] %}{{ '<|tool_call>call:' + call.function.name }}"
+    "{{ (call.function.arguments | tojson) + '<tool_call|>' }}{% endfor %}{{ message.content + '<turn|>\n' }}"
+    "{% endfor %}{% if tools %}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n<|channel>thought\n<channel|>' }}{% endif %}"
+)
+# Of the shape of Nemotron 3's: the prompt opens a thought, and turns without one show an empty one.
+NEMOTRON_3 = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' %}{% if message.reasoning_content and loop.last %}"
+    "{{ '<think>\n' + message.reasoning_content + '\n</think>\n' }}{% else %}{{ '<think></think>' }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}{{ '\n<tool_call>\n' + call.function.name }}"
+    "{{ (call.function.arguments | tojson) + '\n</tool_call>\n' }}{% endfor %}{% endif %}"
+    "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+# Of the shape of Command A's: two tokens end an answer; calls are passed over.
+COMMAND_A = (
+    "{% for message in messages %}{{ '<|START|>' + message.role + '<|RESPONSE|>' + message.content }}"
+    "{{ '<|END_RESPONSE|><|STOP|>' }}{% endfor %}{# tools, tool_calls #}"
+    "{% if add_generation_prompt %}{{ '<|START|>assistant<|RESPONSE|>' }}{% endif %}"
+)
+# Of the shape of Idefics 3's: content is a list of parts.
+IDEFICS_3 = (
+    "{% for message in messages %}{{ message.role + ': ' }}{% for part in message.content %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+# Of the shape of gpt-oss's: a call ends with a token of its own.
+GPT_OSS_CALLS = (
+    "{% for message in messages %}{{ '<|start|>' + message.role }}"
+    "{% if message.tool_calls %}{{ ' to=' + message.tool_calls[0].function.name + '<|message|>' }}"
+    "{{ (message.tool_calls[0].function.arguments | tojson) + '<|call|>' }}"
+    "{% else %}{{ '<|message|>' + message.content }}"
+    "{{ '<|return|>' if loop.last and message.role == 'assistant' else '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if tools %}{% endif %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)

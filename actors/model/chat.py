@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from cluster.errors import UserError
 # Callers check the length themselves; transformers would warn that the model cannot read so much.
 QUIET: dict[str, Any] = {"verbose": False}
 THINK, END_THINK = "<think>", "</think>"
+# What a prompt begins the assistant's turn with where it is not to think: two marks, such as <think></think>.
+EMPTY_THOUGHT = re.compile(r"\s*<[^<>\s]+>\s*\w*\s*<[^<>\s]+>\s*")
 # An answer that no template changes, to find what the template writes behind one.
 _PROBE = "qzjx"
 
@@ -80,6 +83,7 @@ class Chat:
         self.tokenizer, self.tools = tokenizer, list(tools)
         # The text of the token that the template ends the assistant's turn with, by template and eos_token.
         self._ends: dict[tuple[str, str], str | None] = {}
+        self._parts: dict[str, bool] = {}
 
     @classmethod
     def of(cls, model: str | Path) -> "Chat":
@@ -143,7 +147,8 @@ class Chat:
 
     def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
         """Renames what the template has another name for: the developer's role, and the field of the reasoning."""
-        fields = [name for name in REASONING_FIELDS if re.search(rf"\b{name}\b", self._template)]
+        # As a field, such as message.thinking: templates also write of reasoning.
+        fields = [name for name in REASONING_FIELDS if re.search(rf"""[.'"]{name}\b""", self._template)]
         prepared = []
         for message in messages:
             if message["role"] == "developer" and "developer" not in self._template:
@@ -226,28 +231,56 @@ class Chat:
         """
         message, end = messages[turn], self._end_of_turn
         text = self._text(messages[: turn + 1], tools)
-        written = text[len(prompt) :]
-        if end in written:
-            written = written[: written.rindex(end) + len(end)]
-        elif text.startswith(prompt):
+        continues = text.startswith(prompt)
+        written = text[len(prompt) :] if continues else self._continuation(messages, tools, turn, prompt, text)
+        # A call may end with a token of its own (gpt-oss), at which the model stops too.
+        others = map(str, self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+        written_end = next((some for some in (end, *others) if some in written), None)
+        if written_end:
+            written = written[: written.rindex(written_end) + len(written_end)]
+        elif continues:
             if self._writes_end:
                 raise UserError(
                     f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn of "
-                    f"{_named(messages)} with {end}"
+                    f"{_named(messages)} with {end}, nor with another eos_token_id of generation_config.json"
                 )
             # What comes next ends the turn for whoever reads it; the model, which writes no such thing, has to stop.
             written = written.rstrip() + end
         lost = _lost(message, written)
-        if text.startswith(prompt) and not lost:
+        if written and not lost:
             return written
-        if not message.get("tool_calls") and END_THINK in self._template:
-            return _with_reasoning(message, prompt) + end
-        if lost:
+        if END_THINK in self._template and not message.get("tool_calls"):
+            return _with_reasoning(message, prompt, str(message["content"])) + end
+        # Calls stand behind a thought that the template closes, and the prompt has opened (Nemotron 3).
+        calls = text.rpartition(END_THINK)[2].rpartition(end)[0]
+        unthinking = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
+        if prompt.rstrip().endswith(THINK) and calls and not _lost(unthinking, calls):
+            return _with_reasoning(message, prompt, calls) + end
+        if written:
             raise UserError(self._leaves_out(messages, lost))
         raise UserError(
-            f"the chat template of {self.tokenizer.name_or_path} renders earlier turns differently once "
-            f"{_named(messages)} goes on: it cannot be trained on"
+            f"the chat template of {self.tokenizer.name_or_path} begins the assistant's turn of {_named(messages)} "
+            "otherwise than its prompt: it cannot be trained on"
         )
+
+    def _continuation(self, messages: Messages, tools: Sequence[Any] | None, turn: int, prompt: str, text: str) -> str:
+        """Returns what follows the prompt's end in `text`, which has the turn in it and begins otherwise.
+
+        Returns:
+            It, where the prompt begins the turn with an empty thought that is left out of turns that are over (Gemma
+            4), or where earlier messages alone are written otherwise, such as the system's in the last of the user's
+            turns (Mistral); else nothing.
+        """
+        common = next(place for place, (a, b) in enumerate(zip(prompt, f"{text}\0", strict=False)) if a != b)
+        if mark := re.search(r"<[^<>\s]*$", prompt[:common]):
+            common = mark.start()
+        if common >= len(self._text(messages[:turn], tools)) and EMPTY_THOUGHT.fullmatch(prompt[common:]):
+            return text[common:]
+        before = str(messages[turn - 1]["content"])
+        if not before or before not in prompt:
+            return ""
+        tail = prompt[prompt.rindex(before) :]
+        return text[text.rindex(tail) + len(tail) :] if text.count(tail) == prompt.count(tail) else ""
 
     def _tokenized(self, messages: Messages, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         """Encodes a row, and marks the tokens of the spans of characters that are trained."""
@@ -277,6 +310,8 @@ class Chat:
         """Applies the template, which may refuse a system's turn, or two of the user's in a row."""
         if settings["tokenize"]:
             settings["tokenizer_kwargs"] = QUIET
+        if self._takes_parts:
+            messages = [{**message, "content": _parts(message["content"])} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(list(messages), tools=list(tools or ()) or None, **settings)
         except (TemplateError, ValueError, TypeError) as error:
@@ -304,12 +339,40 @@ class Chat:
     def _written_end(self) -> str | None:
         template = (self._template, str(self.tokenizer.eos_token))
         if template not in self._ends:
-            turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
-            behind = self._encoded(self._text(turns).rpartition(_PROBE)[2])
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-            found = next((token for token in behind if token in special), None)
-            self._ends[template] = None if found is None else str(self.tokenizer.convert_ids_to_tokens(found))
+            self._ends[template] = self._find_end()
         return self._ends[template]
+
+    def _find_end(self) -> str | None:
+        """Returns the first special token behind an answer; of several in a row, behind an answer that is followed by
+        another question too, the eos_token if it is one of them (Command A)."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+        text = self._text(turns)
+        if _PROBE not in text:
+            raise UserError(f"the chat template of {self.tokenizer.name_or_path} does not write the assistant's turns")
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        found = [token for token in self._encoded(text.rpartition(_PROBE)[2]) if token in special]
+        if not found:
+            return None
+        followed = self._encoded(self._text([*turns, turns[0]]).rpartition(_PROBE)[2]) if len(found) > 1 else []
+        run = list(takewhile(special.__contains__, followed))
+        end = self.tokenizer.eos_token_id
+        return str(self.tokenizer.convert_ids_to_tokens(end if end in run and end in found else found[0]))
+
+    @property
+    def _takes_parts(self) -> bool:
+        """Whether the template passes over content that is a text, and writes it as a list of parts (vision models)."""
+        template = self._template
+        if template not in self._parts:
+            written = [self._writes(content) for content in (_PROBE, _parts(_PROBE))]
+            self._parts[template] = written == [False, True]
+        return self._parts[template]
+
+    def _writes(self, content: Any) -> bool:
+        turns = [{"role": "user", "content": content}]
+        try:
+            return _PROBE in str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except (TemplateError, ValueError, TypeError):
+            return False
 
     @property
     def end_of_turn_id(self) -> int:
@@ -336,16 +399,37 @@ def _lost(message: dict[str, Any], written: str) -> str:
     found = _squeezed(written)
     if _squeezed(_reasoning(message)) not in found:
         return "the reasoning"
+    if any(_squeezed(word) not in found for call in message.get("tool_calls") or () for word in _words(call)):
+        return "the tool_calls"
     return "" if _squeezed(message["content"]) in found else "a part of the assistant's turn"
+
+
+def _words(call: Any) -> Iterator[str]:
+    """Yields the names and texts of a tool call that every notation writes alike."""
+    function = call.get("function", call)
+    yield str(function["name"])
+    waiting = [function.get("arguments")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and value.isascii() and value.isalnum():
+            yield value
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _squeezed(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _with_reasoning(message: dict[str, Any], prompt: str) -> str:
-    """Returns an assistant's turn as a model writes it that thinks between <think> and </think>."""
-    content, reasoning = str(message["content"]), _reasoning(message)
+def _with_reasoning(message: dict[str, Any], prompt: str, content: str) -> str:
+    """Returns an assistant's turn as a model writes it that thinks between <think> and </think>, before its content."""
+    reasoning = _reasoning(message)
     if not reasoning and END_THINK in content:
         reasoning, _, content = content.partition(END_THINK)
         reasoning = reasoning.removeprefix(THINK)

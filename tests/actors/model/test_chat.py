@@ -130,10 +130,13 @@ def test_conversations_that_a_template_refuses_are_named_in_one_line(folder: Pat
         assert "\n" not in str(caught.value)
 
 
-def test_a_template_that_changes_earlier_turns_is_refused(folder: Path):
+def test_a_template_that_writes_turns_otherwise_than_its_prompt_begins_them_is_refused(folder: Path):
     chat = Chat.of(folder)
-    chat.tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
-    with pytest.raises(UserError, match="renders earlier turns differently"):
+    chat.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'BOT: ' }}{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"begins the assistant's turn of .* otherwise than its prompt"):
         chat.conversation(CONVERSATION)
 
 

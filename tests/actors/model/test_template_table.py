@@ -1,6 +1,7 @@
 """Templates of the kinds that models come with, each with five kinds of conversation: accepted with the tokens that are
 trained, or refused with the reason."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,34 @@ TABLE: dict[str, tuple[str, list[str], Expected]] = {
     ),
     "command r": (templates.COMMAND_R, ["<eos>", "<|START|>", "<|STOP|>"], plain("<|STOP|>")),
     "vicuna": (templates.VICUNA, ["</s>"], plain("</s>", " ")),
+    "mistral v3": (templates.MISTRAL_V3, ["</s>", "[INST]", "[/INST]"], plain("</s>", " ")),
+    "gemma 4": (
+        templates.GEMMA_4,
+        ["<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"],
+        plain(
+            "<turn|>",
+            tools=['<|tool_call>call:clock{"zone": "UTC"}<tool_call|><turn|>', "Noon.<turn|>"],
+        ),
+    ),
+    "nemotron 3": (
+        templates.NEMOTRON_3,
+        ["<|im_end|>", "<|im_start|>"],
+        plain(
+            "<|im_end|>",
+            "\n</think>\n\n",
+            tools=[
+                '\n</think>\n\n<tool_call>\nclock{"zone": "UTC"}\n</tool_call><|im_end|>',
+                "\n</think>\n\nNoon.<|im_end|>",
+            ],
+            reasoning=["A greeting.\n</think>\nhello<|im_end|>", "\n</think>\n\nso<|im_end|>"],
+        ),
+    ),
+    "command a": (
+        templates.COMMAND_A,
+        ["<|STOP|>", "<|START|>", "<|RESPONSE|>", "<|END_RESPONSE|>"],
+        plain("<|END_RESPONSE|><|STOP|>", tools="leaves out the tool_calls"),
+    ),
+    "idefics 3": (templates.IDEFICS_3, ["<end_of_utterance>"], plain("<end_of_utterance>", " ")),
     "marked": (own.CHATML, ["<|im_end|>", "<|im_start|>"], plain("<|im_end|>")),
     "marked without the end": (
         templates.MARKED_WITHOUT_END,
@@ -169,6 +198,23 @@ def test_each_kind_of_conversation_is_trained_as_it_is_served_or_refused_with_th
                 chat.training_rows(messages, tools)
         else:
             assert require_as_served(chat, case) == wanted, case
+
+
+def test_a_call_may_end_with_another_token_at_which_the_model_stops(tmp_path: Path):
+    tokenizer = tokenizer_of(templates.GPT_OSS_CALLS, ["<|return|>", "<|start|>", "<|message|>", "<|end|>", "<|call|>"])
+    with pytest.raises(UserError, match=r"does not end .* with <\|return\|>, nor with another eos_token_id of"):
+        Chat(tokenizer).training_rows(*CASES["tools"])
+    ends = tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer.name_or_path = str(tmp_path)
+    rows = Chat(tokenizer).training_rows(*CASES["tools"])
+    trained = [token for row in rows for token, counts in zip(row.token_ids, row.loss_mask, strict=True) if counts]
+    assert tokenizer.decode(trained) == ' to=clock<|message|>{"zone": "UTC"}<|call|><|message|>Noon.<|return|>'
+
+
+def test_a_template_that_writes_no_answer_is_refused():
+    with pytest.raises(UserError, match="does not write the assistant's turns"):
+        Chat(tokenizer_of("{{ 'nothing' }}", ["</s>"])).training_rows(SINGLE)
 
 
 SHIPPED = Path(find_spec("vllm").origin).parent / "transformers_utils" / "chat_templates"  # type: ignore[union-attr,arg-type]
