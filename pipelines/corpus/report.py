@@ -1,9 +1,6 @@
-"""Reports what the stage read, kept and dropped: `stats.json`, the key figures of the manifest, and printed tables."""
+"""Reports what the stage read, kept and dropped: `stats.json`, and the key figures of the manifest."""
 
 from collections.abc import Mapping, Sequence
-
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.corpus.dedup.minhash import SIGNATURE_ALGORITHM
 from pipelines.corpus.dedup.split import SPLITS, Dropped
@@ -120,119 +117,6 @@ def key_figures(stats: Report) -> Report:
         "crop_rate": stats["crop_rate"]["train"],
         "vocabulary": stats["vocabulary"],
     }
-
-
-def print_summary(stats: Report, console: Console) -> None:
-    """Prints a table of the sources, tables of rules, mixture and time, and a summary of the rows."""
-    table = Table(title="Corpus")
-    table.add_column("source", overflow="fold")
-    for name in ("gathered", "by rules", "exact", "near", "train", "held out", "tokens", "bytes/token"):
-        table.add_column(name, justify="right")
-    for name, source in stats["sources"].items():
-        table.add_row(
-            name.rsplit("/", 1)[-1],
-            f"{source['gathered']['documents']:,}",
-            f"{sum(source['dropped'].values()):,}",
-            f"{source['duplicates']['exact']:,}",
-            f"{source['duplicates']['near']:,}",
-            f"{source['train']['documents']:,}",
-            f"{source['held_out']['documents']:,}",
-            f"{sum(source[split]['tokens'] for split in SPLITS):,}",
-            f"{source['train']['bytes_per_token']:.2f}",
-        )
-    console.print(table)
-    for optional in (_rules_table(stats), _mix_table(stats), _phases_table(stats)):
-        if optional.rows:
-            console.print(optional)
-    if stats["personal_data"]:
-        replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
-        console.print(f"personal data replaced: {replaced}")
-    if stats["in_previous_corpora"]:
-        console.print(f"{stats['in_previous_corpora']:,} documents dropped that a previous corpus has")
-    if contamination := stats.get("contamination"):
-        verb = "dropped" if contamination["action"] == "drop" else "counted"
-        console.print(
-            f"{contamination['documents']:,} documents {verb} that share {contamination['n']} words or more with "
-            f"{len(contamination['items']):,} of {contamination['looked_for']:,} evaluation items "
-            f"({contamination['too_short']:,} are too short to be found); contamination/ lists the passages"
-        )
-    if scored := stats.get("classifier"):
-        console.print(
-            f"quality classifier: trained on {scored['good']:,} good and {scored['bad']:,} bad texts; ranks a good one "
-            f"above a bad one in {scored['auc']:.1%} of pairs that it was not trained on"
-        )
-    for name, source in stats["sources"].items():
-        if files := source["skipped_files"]:
-            console.print(f"{len(files):,} files of {name} are in no format that is read, such as {files[0]}")
-    if stats["not_judged"]:
-        most, count = max(stats["not_judged"].items(), key=lambda item: item[1])
-        console.print(
-            f"{count:,} documents were not judged by the rule {most!r}, among others: no thresholds are published for "
-            "their scripts or languages"
-        )
-    if stats["skipped"]:
-        kinds = sorted(stats["skipped"].items(), key=lambda item: -item[1])
-        console.print(f"skipped: {', '.join(f'{count:,} of {kind}' for kind, count in kinds)}")
-    if lost := [item for source in stats["sources"].values() for item in source["unread"]]:
-        console.print(_unread_table(lost))
-    if stats["bad"]:
-        console.print(f"{stats['bad']:,} records could not be read; quarantine/ lists them with the reasons")
-    console.print(
-        f"{stats['train_rows']:,} rows of {stats['context']} tokens to train on, {stats['held_out_rows']:,} held out; "
-        f"{stats['padding_rate']['train']:.2%} padding, {stats['crop_rate']['train']:.2%} of the documents cut; "
-        f"{stats['vocabulary']:,} tokens in the vocabulary; {sum(stats['seconds'].values()):.1f} s"
-    )
-
-
-def _unread_table(lost: Sequence[Report]) -> Table:
-    """Lists the files that were not read whole; the bytes of several damaged places are added up."""
-    table = _table("Files not read whole", "file", "bytes not read", "bytes there")
-    files = {item["file"]: item["bytes"] for item in lost}
-    for file, size in files.items():
-        unread = sum(item["unread_bytes"] for item in lost if item["file"] == file)
-        table.add_row(file, f"{min(unread, size):,}", f"{size:,}")
-    return table
-
-
-def _rules_table(stats: Report) -> Table:
-    table = _table("Dropped by rules", "rule", "documents", "share", "bytes", "tokens")
-    for reason, count in sorted(stats["dropped"].items(), key=lambda item: -item[1]):
-        share = count / stats["gathered"]["documents"]
-        lost = f"{stats['dropped_bytes'][reason]:,}", f"≈{stats['dropped_tokens'][reason]:,}"
-        table.add_row(reason, f"{count:,}", f"{share:.2%}", *lost)
-    return table
-
-
-def _mix_table(stats: Report) -> Table:
-    table = _table("Mixed by weight", "source", "tokens available", "times read", "tokens", "share", "wanted")
-    for name, source in stats.get("mix", {}).items():
-        table.add_row(
-            name.rsplit("/", 1)[-1],
-            f"{source['tokens_available']:,}",
-            f"{source['times_read']:.2f}",
-            f"{source['tokens']:,}",
-            f"{source['share']:.2%}",
-            f"{source['share_wanted']:.2%}",
-        )
-    return table
-
-
-def _phases_table(stats: Report) -> Table:
-    table = _table("Time", "phase", "seconds", "MB/s")
-    for phase, value in stats["seconds"].items():
-        table.add_row(phase, f"{value:.2f}", f"{stats['megabytes_per_second'][phase]:.2f}")
-        if phase == FIRST_PHASE:
-            for step, figures in stats["steps"].items():
-                table.add_row(f"  {step}", f"{figures['seconds']:.2f}", f"{figures['megabytes_per_second']:.2f}")
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
 
 
 def _examples(prepared: Sequence[Report]) -> Report:

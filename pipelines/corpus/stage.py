@@ -36,7 +36,8 @@ from pipelines.corpus.dedup.stage import check_inputs, deduplicate
 from pipelines.corpus.examples import train_classifier
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.read.sources import plan_splits, source_names
-from pipelines.corpus.report import FIRST_PHASE, key_figures, print_summary, statistics
+from pipelines.corpus.report import FIRST_PHASE, key_figures, statistics
+from pipelines.corpus.summary import print_summary
 from pipelines.corpus.tables import Part
 from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.cache import TokenCache

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,6 +29,7 @@ from cluster.run.stages import check_sources
 from pipelines.corpus.clean.text import clean, without_license
 from pipelines.corpus.read.records import Document
 from pipelines.corpus.read.sources import plan_splits, read_split
+from pipelines.corpus.summary import short_name
 from pipelines.corpus.tasks import Report, Task, run_tasks
 from pipelines.experiment.compare import Comparison, compare
 from pipelines.experiment.small_models import SmallModelPhase, model_of
@@ -114,15 +116,16 @@ def _print(
     settings: Experiment, names: list[str], reports: list[list[Report]], baseline: float, found: dict[str, Comparison]
 ) -> None:
     console = Console()
-    table = Table(title=f"Bits a byte on the target, {settings.seeds} models a variant")
-    table.add_column("variant", overflow="fold")
+    title = f"Bits a byte on the target, {settings.seeds} models a variant"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("variant", no_wrap=True)
     for name in ("times read", "bits", "change", "95% interval", "verdict"):
         table.add_column(name, justify="right")
     for name, own in zip(names, reports, strict=True):
         read = f"{own[0]['trained_rows'] / own[0]['rows']:.2f}"
         if one := found.get(name):
             interval = f"{one.low:+.3f} to {one.high:+.3f}"
-            table.add_row(name, read, f"{one.bits:.3f}", f"{one.change:+.3f}", interval, one.verdict)
+            table.add_row(short_name(name), read, f"{one.bits:.3f}", f"{one.change:+.3f}", interval, one.verdict)
         else:
             table.add_row(name, read, f"{baseline:.3f}", "", "", "")
     console.print(table)
