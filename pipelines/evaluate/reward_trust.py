@@ -13,6 +13,7 @@ from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Ranking
 from cluster.feedback.agreement import agreement
+from pipelines.evaluate.best_of_n import best_of_n
 from pipelines.evaluate.reward_probes import Row, Score, run_probes
 from pipelines.evaluate.stats import clustered_proportion
 
@@ -43,6 +44,7 @@ def reward_model_report(
         "by_rank_distance": _split(pairs, lambda pair: f"{pair['distance']} apart"),
         "by_kind": _split(pairs, lambda pair: pair["kind"] or "all"),
         "by_length": _split(pairs, _length_class),
+        "best_of_n": best_of_n(rows, scores),
         "probes": run_probes(rows, score, chat, room),
     }
 

@@ -77,6 +77,7 @@ def _trust(hostile: bool) -> dict[str, Any]:
         "by_kind": {HOSTILE if hostile else "capital": share},
         "by_rank_distance": {"1 apart": share},
         "by_length": {"about equally long": share},
+        "best_of_n": [{"n": 3, "picked": 0.625, "best": 0.875}],
         "probes": probes,
     }
 
@@ -216,6 +217,7 @@ def test_page_shows_the_figures_of_the_reward_model(tmp_path: Path) -> None:
     assert page.count("✗ fails") == 1
     assert page.count("✓ passes") == len(PROBES) - 2
     assert page.count("no case to test") == 1
+    assert "<tr><td>3</td><td>0.62</td><td>0.88</td></tr>" in page
     assert page.index("prefers the answer followed by an answer to another") < page.index("✗ fails")
 
 
