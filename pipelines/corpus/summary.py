@@ -86,9 +86,9 @@ def short_name(name: str) -> str:
 
 
 def short_count(count: int) -> str:
-    """Formats a number in at most seven characters: whole below a million, else to three digits."""
-    # 999,950,000 to three digits is 1G.
-    units = ((10**12, 0.9995, "T"), (10**9, 0.9995, "G"), (10**6, 1, "M"))
+    """Formats a number in at most six characters: whole below 100,000, else to three digits."""
+    # 999,500 to three digits is 1M.
+    units = ((10**12, 0.9995, "T"), (10**9, 0.9995, "G"), (10**6, 0.9995, "M"), (10**3, 100, "K"))
     size, unit = next(((size, unit) for size, share, unit in units if count >= share * size), (1, ""))
     return f"{count / size:.3g}{unit}" if unit else f"{count:,}"
 
