@@ -150,6 +150,17 @@ def ordinal_alpha(coincidences: Floats) -> Floats:
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
+def pairs_alike(by_annotator: Mapping[str, Ranks]) -> float | None:
+    """Returns the share of pairs of one prompt's completions that two people order the same way; None if nobody can
+    agree, because fewer than two people ranked it.
+
+    Args:
+        by_annotator: the ranks by completion that each annotator gave.
+    """
+    agree, pairs = _sums(by_annotator, None)[:2].tolist()
+    return agree / pairs if pairs else None
+
+
 def _agreement(annotator: str | None, ranked: list[Ranking], shared: list[dict[str, Ranks]], seed: int) -> Agreement:
     own = [by_annotator for by_annotator in shared if annotator is None or annotator in by_annotator]
     seconds = [row.seconds for row in ranked if row.seconds > 0]

@@ -1,10 +1,15 @@
 """The quality of people's judgements, as the agreement page and the command line show it."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cluster.feedback import COMPARED, GOLD, Feedback, is_person
-from cluster.feedback.agreement import agreement, reliability
+from cluster.feedback import COMPARED, GOLD, Feedback, Ranking, is_person
+from cluster.feedback.agreement import agreement, pairs_alike, reliability
+
+# Prompts that are shown because people disagree on them, and the characters of each.
+DISPUTED, MAX_ASKED = 10, 200
 
 
 def agreement_report(database: Feedback, annotator: str | None = None) -> dict[str, Any]:
@@ -37,4 +42,27 @@ def agreement_report(database: Feedback, annotator: str | None = None) -> dict[s
             row.annotator: asdict(row) for row in reliability(persons, database.repeats()) if shown(row.annotator)
         },
         "excluded": [name for name in excluded if shown(name)],
+        "disputed": disputed_prompts(database, people),
     }
+
+
+def disputed_prompts(database: Feedback, rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """Returns the prompts on which people agree least, the worst first, each with the share of pairs that they order
+    alike and the number of people.
+
+    Args:
+        database: their prompts.
+        rankings: judgements of people.
+    """
+    by_prompt: dict[str, dict[str, Mapping[str, int]]] = defaultdict(dict)
+    for row in rankings:
+        if row.ranks:
+            by_prompt[row.prompt_id][row.annotator] = row.ranks
+    shares = {name: pairs_alike(ranks) for name, ranks in by_prompt.items() if len(ranks) > 1}
+    worst = sorted((share, name) for name, share in shares.items() if share is not None and share < 1)[:DISPUTED]
+    found = []
+    for share, name in worst:
+        prompt = database.prompt(name)
+        asked = prompt.messages[-1]["content"][:MAX_ASKED] if prompt and prompt.messages else ""
+        found.append({"prompt": name, "asked": asked, "alike": share, "people": len(by_prompt[name])})
+    return found

@@ -260,6 +260,10 @@ def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
     assert everyone["pairwise"]["value"] == pytest.approx(5 / 6)
     assert everyone["tau"]["value"] == pytest.approx(2 / 3)
     assert ann["seconds"] == [3.0, 3.0, 3.0]
+    # The prompts on which people differ, without names.
+    assert own["disputed"] == [
+        {"prompt": "p000", "asked": "Q p000", "alike": pytest.approx(5 / 6), "people": 2},
+    ]
     assert client.get("/label/quality").text == page("quality.html", frozenset({"label_page"})).body.decode()
 
 
