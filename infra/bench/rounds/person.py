@@ -47,16 +47,16 @@ class Person:
         self._rule = rule
 
     def rank(self, count: int) -> int:
-        """Ranks so many prompts, or as many as there are; returns how many."""
-        for done in range(count):
-            task = self._get("/label/next")["task"]
-            if task is None:
-                return done
+        """Ranks so many prompts, or as many as there are; returns how many. Those that come a second time do not count,
+        as they are no new judgements."""
+        done = 0
+        while done < count and (task := self._get("/label/next")["task"]):
             ranks = self._ranks([answer["text"] for answer in task["answers"]])
             said = {"prompt": task["prompt"], "again": task["again"], "ranks": ranks, "seconds": 3.0}
             answers = [answer["id"] for answer in task["answers"]]
             self._http.post("/label/judgement", json=said | {"answers": answers}).raise_for_status()
-        return count
+            done += not task["again"]
+        return done
 
     def vote(self, prompts: Sequence[str]) -> None:
         """Compares two models' answers to each prompt."""
