@@ -1,4 +1,5 @@
-"""Defines what passes between rollout actors, rewards and the learner: prompts, samples and their identities."""
+"""Defines what passes between rollout actors, rewards and the learner: prompts, samples and their identities, and a
+worker's rows of a batch."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import xxhash
 
 # The epoch of prompts that are drawn outside of training.
@@ -267,3 +269,18 @@ def reward_scale_file(model: Path) -> Path:
     """Returns the file with the mean and deviation of a reward model's scores; earlier versions spelled it with s."""
     earlier = model / "normalisation.json"
     return earlier if earlier.exists() else model / "normalization.json"
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """One worker's rows of a global batch.
+
+    Attributes:
+        rows: the rows; where the worker has none, one that does not count, to compute in step with the others.
+        own: the number of rows that count.
+        together: the rows that all workers have together.
+    """
+
+    rows: pa.Table
+    own: int
+    together: int

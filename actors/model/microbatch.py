@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
+from actors.types import OwnRows
+
 Metrics = dict[str, float]
 # From a collated batch to its summed loss and the objective's metrics.
 SummedLoss = Callable[[Any], tuple[Tensor, Metrics]]
@@ -74,7 +76,7 @@ def pad_rows(rows: Sequence[Sequence[float] | Tensor], padding: float, left: boo
 def accumulate(
     summed_loss: SummedLoss,
     objective: Objective,
-    rows: pa.Table,
+    rows: pa.Table | OwnRows,
     total: int,
     worker: DataParallelRank,
     weight: float = 1.0,
@@ -86,7 +88,7 @@ def accumulate(
 
     Args:
         summed_loss: the objective's loss by the model that is trained.
-        rows: the global batch.
+        rows: the global batch, or this worker's rows of it.
         total: the units, such as trained tokens, that the global batch has over all workers.
         weight: a factor on the gradients alone.
         reduce_once: whether workers that share the model add up their gradients after the last micro-batch alone, and
@@ -96,8 +98,9 @@ def accumulate(
         This worker's share of the mean loss, and the sums of the objective's metrics over its rows.
     """
     losses, metrics = [], Metrics()
-    left = math.ceil(math.ceil(rows.num_rows / worker.world_size) / worker.micro_batch_rows)
-    for batch, counts in _own_batches(_sorted_by_length(rows), objective, worker):
+    own = _own_rows(rows, worker) if isinstance(rows, pa.Table) else rows
+    left = len(_begins(own, worker))
+    for batch, counts in _own_batches(own, objective, worker):
         left -= 1
         if isinstance(summed_loss, FSDPModule):
             summed_loss.set_requires_gradient_sync(not (reduce_once and left))
@@ -118,7 +121,7 @@ def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worke
     model.eval()
     loss, count, metrics = 0.0, 0, Metrics()
     for table in tables:
-        for batch, counts in _own_batches(_sorted_by_length(table), objective, worker):
+        for batch, counts in _own_batches(_own_rows(table, worker), objective, worker):
             with worker.autocast():
                 summed, found = model(batch)
             metrics = {name: metrics.get(name, 0.0) + (value if counts else 0.0) for name, value in found.items()}
@@ -130,20 +133,28 @@ def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worke
     return {"loss": loss / metrics[objective.unit], **metrics} if metrics[objective.unit] else {}
 
 
-def _own_batches(rows: pa.Table, objective: Objective, worker: DataParallelRank) -> Iterator[tuple[Any, bool]]:
+def _own_rows(rows: pa.Table, worker: DataParallelRank) -> OwnRows:
+    """Takes this worker's rows of a global batch. Those of like length share a micro-batch, over all workers, so that
+    little of it is padding."""
+    by_length = np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable")
+    own = by_length[worker.rank :: worker.world_size]
+    return OwnRows(rows.take(own if len(own) else by_length[:1]), len(own), rows.num_rows)
+
+
+def _begins(rows: OwnRows, worker: DataParallelRank) -> range:
+    """Returns the first row of each micro-batch of the worker that has most rows."""
+    return range(0, math.ceil(rows.together / worker.world_size), worker.micro_batch_rows)
+
+
+def _own_batches(rows: OwnRows, objective: Objective, worker: DataParallelRank) -> Iterator[tuple[Any, bool]]:
     """Yields this worker's micro-batches, and whether each counts.
 
     FSDP gathers parameters in step: a worker without rows left makes as many forward passes as the others.
     """
-    size = worker.micro_batch_rows
-    for begin in range(0, math.ceil(rows.num_rows / worker.world_size), size):
-        own = list(range(worker.rank + begin * worker.world_size, rows.num_rows, worker.world_size))[:size]
-        yield to_device(objective.collate(rows.take(own or [0])), worker.device), bool(own)
-
-
-def _sorted_by_length(rows: pa.Table) -> pa.Table:
-    """Sorts rows, so that those of like length share a micro-batch and little of it is padding."""
-    return rows.take(np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable"))
+    for begin in _begins(rows, worker):
+        counts = begin < rows.own
+        part = rows.rows.slice(begin, worker.micro_batch_rows) if counts else rows.rows.slice(0, 1)
+        yield to_device(objective.collate(part), worker.device), counts
 
 
 def grouped_microbatches(worker: DataParallelRank, rows: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, bool]]:

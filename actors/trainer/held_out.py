@@ -13,7 +13,7 @@ import torch
 
 from actors.model.causal_lm import bits_per_byte
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
-from actors.model.microbatch import DataParallelRank, Objective, evaluate
+from actors.model.microbatch import DataParallelRank, Objective, evaluate, sum_over_workers
 from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.kto import KtoObjective
 from actors.trainer.data import Shard
@@ -41,8 +41,8 @@ class HeldOut:
     openings: list[Opening]
 
     @classmethod
-    def of(cls, job: TrainingJob, objective: Objective, vocabulary: int) -> "HeldOut":
-        """Reads `settings.evaluation_rows` held-out rows, drawn from the job's seed.
+    def of(cls, job: TrainingJob, objective: Objective, vocabulary: int, worker: DataParallelRank) -> "HeldOut":
+        """Reads `settings.evaluation_rows` held-out rows, drawn from the job's seed; every worker has to call it.
 
         Raises:
             UserError: one of them has a token that the model has no embedding for.
@@ -51,7 +51,7 @@ class HeldOut:
         chosen = random.Random(f"held out {job.seed}").sample(range(total), min(total, job.settings.evaluation_rows))
         rows = pa.concat_tables(_rows(job.held_out, sorted(chosen)))
         check_ids(rows, vocabulary, "a held-out row")
-        tokens = _tokens(job.held_out, objective) if job.held_out_bytes else 0
+        tokens = _tokens(job.held_out, objective, worker) if job.held_out_bytes else 0.0
         return cls(
             rows=rows,
             bytes_per_token=job.held_out_bytes / tokens if job.held_out_bytes and tokens else None,
@@ -111,11 +111,11 @@ def _rows(shards: Sequence[Shard], chosen: Sequence[int]) -> Iterator[pa.Table]:
         begin += shard.rows
 
 
-def _tokens(shards: Sequence[Shard], objective: Objective) -> int:
-    """Counts the target tokens of all held-out rows."""
+def _tokens(shards: Sequence[Shard], objective: Objective, worker: DataParallelRank) -> float:
+    """Counts the target tokens of all held-out rows, of which each worker reads its share of the shards."""
     total = 0
-    for shard in shards:
+    for shard in shards[worker.rank :: worker.world_size]:
         with parquet.ParquetFile(shard.path) as file:
             for batch in file.iter_batches(COUNTED_ROWS):
                 total += objective.count(objective.collate(pa.Table.from_batches([batch])))
-    return total
+    return sum_over_workers(total, {}, worker)[0]

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as parquet
 import ray.train
 import torch
+import torch.distributed as dist
 from torch.optim import Optimizer
 
 from actors.model import lora
@@ -34,6 +35,7 @@ from actors.trainer.held_out import HeldOut, check_ids
 from actors.trainer.job import FAILURE, TrainingJob, held_out_loss
 from actors.trainer.proof import note_export, proof_rows, prove_export
 from actors.trainer.watchdog import Watchdog
+from actors.types import OwnRows
 from cluster.errors import StageError, UserError
 from cluster.recipe.training import Training
 from cluster.run.atomic import write_json
@@ -54,9 +56,9 @@ def train(job: TrainingJob) -> None:
 
     Ray Train starts the workers again after any exception. An error that they would meet again, such as a model that is
     refused, a wrong row, a loss that is not finite or a full disk, is therefore written down for the driver, and the
-    workers end. All of them meet it at the same step, because they make the same model, read the whole stream and know
-    the whole loss: none is left waiting for the others. A worker that waits longer than the job's deadline ends by
-    itself, and those that are started in its place end at once.
+    workers end. All of them meet it at the same step, because they make the same model, and tell each other of wrong
+    rows and of the whole loss: none is left waiting for the others. A worker that waits longer than the job's deadline
+    ends by itself, and those that are started in its place end at once.
     """
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -92,8 +94,9 @@ def _train(
 ) -> None:
     """Runs the loop of one worker.
 
-    Every worker reads the whole stream and trains on its share of each global batch, so the sequence of global batches,
-    and the number the loss is divided by, is the same for any number of workers.
+    The sequence of global batches, and the number the loss is divided by, is the same for any number of workers. Of
+    packed rows, which have one length, a worker reads its own alone. Rows of unequal lengths are sorted over all
+    workers, so that each reads all of them.
     """
     settings = job.settings
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,7 +129,7 @@ def _train(
     lowest = min(map(held_out_loss, earlier[:start]), default=math.inf)
     proven = proof_rows(job.held_out)
     watchdog.begin("the held-out rows and the loss on them before training")
-    held_out = HeldOut.of(job, objective, vocabulary)
+    held_out = HeldOut.of(job, objective, vocabulary, worker)
     # A model that is fine-tuned has something to lose; one that is new has nothing to show.
     evaluate_first = start == 0 and bool(held_out.openings) and held_out.openings[0].is_prompt
     untrained = held_out.measure(job, model, tokenizer, worker, compiled) if evaluate_first else {}
@@ -135,12 +138,12 @@ def _train(
     skipped = 0
     last_notice, queried_at = None, time.monotonic()
 
-    for step, rows, waited in _global_batches(job, start, watchdog):
-        check_ids(rows, vocabulary, f"a row of step {step}")
-        batch = objective.collate(rows)
-        total = objective.count(batch)
+    reader = worker if isinstance(objective, LanguageObjective) else replace(worker, rank=0, world_size=1)
+    for step, own, waited in _own_rows(job, start, watchdog, reader):
+        counted = _counted(objective, own, vocabulary, step, reader)
+        total, rows = counted.units, own if reader is worker else own.rows
         if isinstance(objective, KtoObjective):
-            rows = objective.with_reference_point(model, rows, worker)
+            rows = objective.with_reference_point(model, own.rows, worker)
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, metrics = accumulate(model, objective, rows, total, worker, reduce_once=settings.reduce_once)
         lora.keep_other_rows(unwrapped_model)
@@ -165,7 +168,7 @@ def _train(
         if step == 0:
             values |= {f"{name}_before": value for name, value in untrained.items()}
         if writer and throughput:
-            throughput.add(total if finite else 0, batch.input_ids, waited)
+            throughput.add(counted, finite, waited)
             values |= {"loss": loss, "gradient_norm": norm, **metrics} if finite else {"skipped": 1}
             values |= {objective.unit: total if finite else 0, **throughput.metrics(objective.unit)}
         due = last or (step + 1) % settings.checkpoint_every == 0
@@ -220,10 +223,10 @@ class Throughput:
         self.start = time.monotonic()
         self.units, self.flops, self.waited = 0, 0.0, 0.0
 
-    def add(self, units: int, input_ids: torch.Tensor, waited: float) -> None:
-        """Counts a global batch, [rows, length], that was waited for `waited` seconds."""
-        self.units += units
-        self.flops += input_ids.numel() * flops_per_token(self.model, input_ids.shape[1])
+    def add(self, batch: "_Counted", trained: bool, waited: float) -> None:
+        """Counts a global batch that was waited for `waited` seconds, and its units where they were trained on."""
+        self.units += batch.units if trained else 0
+        self.flops += batch.positions * flops_per_token(self.model, batch.length)
         self.waited += waited
 
     def metrics(self, unit: str) -> dict[str, float]:
@@ -238,13 +241,53 @@ class Throughput:
         }
 
 
-def _global_batches(job: TrainingJob, start: int, watchdog: Watchdog) -> Iterator[tuple[int, pa.Table, float]]:
-    """Yields each step from `start` on, its rows, and the seconds that they were waited for.
+@dataclass(frozen=True)
+class _Counted:
+    """What a global batch has over all workers.
 
-    Not split: every worker reads the stream and takes its own rows of each batch. Token ids are small.
+    Attributes:
+        units: what its loss is averaged over.
+        positions: its tokens, padding included.
+        length: the tokens of a row of this worker's.
     """
+
+    units: int
+    positions: int
+    length: int
+
+
+def _counted(objective: Any, rows: OwnRows, vocabulary: int, step: int, worker: DataParallelRank) -> _Counted:
+    """Checks this worker's rows of a step, and counts those of all.
+
+    Raises:
+        UserError: a worker's row has a token that the model has no embedding for. All workers raise it: none is left
+            waiting for the others.
+    """
+    wrong, units, positions, length = "", 0, 0, 0
+    try:
+        check_ids(rows.rows, vocabulary, f"a row of step {step}")
+    except UserError as error:
+        wrong = str(error)
+    else:
+        batch = objective.collate(rows.rows)
+        length = batch.input_ids.shape[1]
+        if rows.own:
+            units, positions = objective.count(batch), batch.input_ids.numel()
+    summed, found = sum_over_workers(units, {"positions": positions, "wrong": bool(wrong)}, worker)
+    if found["wrong"]:
+        said: list[str] = [wrong] * worker.world_size
+        if worker.world_size > 1:
+            dist.all_gather_object(said, wrong)
+        raise UserError(next(filter(None, said)))
+    return _Counted(int(summed), int(found["positions"]), length)
+
+
+def _own_rows(
+    job: TrainingJob, start: int, watchdog: Watchdog, worker: DataParallelRank
+) -> Iterator[tuple[int, OwnRows, float]]:
+    """Yields each step from `start` on, a worker's rows of it, and the seconds that they were waited for."""
     size = job.settings.batch_rows
-    batches = row_batches(job.shards, job.settings.epochs, job.seed, start * size, size)
+    batches = row_batches(job.shards, job.settings.epochs, job.seed, start * size, size, worker.rank, worker.world_size)
     for step in range(start, job.steps):
         asked = time.monotonic()
         watchdog.begin(f"the rows of step {step}")

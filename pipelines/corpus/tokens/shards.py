@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from actors.trainer.data import LARGE_SHARD_TOKENS, PARTS
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
@@ -22,7 +23,7 @@ from pipelines.corpus.tokens.order import Order, order
 from pipelines.corpus.tokens.stage import TokenizePhase, map_rows
 
 SHARD_ROWS = 2000
-# Small, so that a reader that seeks a row discards little.
+# Small, so that a reader that seeks a row discards little. A large shard has PARTS row groups, for as many workers.
 ROW_GROUP_ROWS = 250
 
 
@@ -148,7 +149,13 @@ def write_shard(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes a shard atomically."""
     with atomic_write(path) as side:
-        pq.write_table(table, side, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+        pq.write_table(table, side, row_group_size=_row_group_rows(table), compression="zstd")
+
+
+def _row_group_rows(table: pa.Table) -> int:
+    """Returns the rows of a row group of a shard whose rows are of one length."""
+    tokens = table.num_rows and table.num_rows * len(table["input_ids"][0])
+    return table.num_rows // PARTS if tokens >= LARGE_SHARD_TOKENS else ROW_GROUP_ROWS
 
 
 def read_rows(files: Sequence[Path]) -> pa.Table:

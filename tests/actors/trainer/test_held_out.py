@@ -47,16 +47,16 @@ def a_job(tmp_path: Path, rows: int) -> TrainingJob:
 
 def test_a_sample_of_the_held_out_rows_stays_the_same_throughout_a_run(tmp_path: Path):
     job = a_job(tmp_path, rows=8)
-    held_out = HeldOut.of(job, OBJECTIVE, 400)
+    held_out = HeldOut.of(job, OBJECTIVE, 400, WORKER)
     everything = pa.concat_tables([parquet.read_table(shard.path) for shard in job.held_out])
     chosen = held_out.rows["input_ids"].to_pylist()
     places = [everything["input_ids"].to_pylist().index(row) for row in chosen]
     assert len(set(places)) == 8
     assert max(places) > 6, "from more shards than the first"
-    assert HeldOut.of(job, OBJECTIVE, 400).rows == held_out.rows
-    assert HeldOut.of(replace(job, seed=4), OBJECTIVE, 400).rows != held_out.rows
+    assert HeldOut.of(job, OBJECTIVE, 400, WORKER).rows == held_out.rows
+    assert HeldOut.of(replace(job, seed=4), OBJECTIVE, 400, WORKER).rows != held_out.rows
     with pytest.raises(UserError, match="a held-out row holds the token id"):
-        HeldOut.of(job, OBJECTIVE, 200)
+        HeldOut.of(job, OBJECTIVE, 200, WORKER)
 
 
 @pytest.mark.parametrize("rows", [8, 1000])
@@ -64,7 +64,7 @@ def test_loss_and_bits_per_byte_are_those_of_the_sample(tmp_path: Path, rows: in
     write_tiny_model(tmp_path / "model", seed=1, end_id=0)
     model = WithLoss(load(tmp_path / "model"), OBJECTIVE)
     job = a_job(tmp_path, rows)
-    held_out = HeldOut.of(job, OBJECTIVE, 400)
+    held_out = HeldOut.of(job, OBJECTIVE, 400, WORKER)
     found = held_out.measure(job, model, tiny_tokenizer(), WORKER, compiled=False)
     assert found["held_out_rows"] == held_out.rows.num_rows == min(rows, 20)
     assert found["held_out_loss"] == pytest.approx(evaluate(model, OBJECTIVE, [held_out.rows], WORKER)["loss"])
