@@ -21,6 +21,7 @@ from actors.model.attention.packed import (
     position_ids_within_documents,
 )
 from actors.model.chunked_cross_entropy import summed_loss, tied_head_and_embeddings, token_losses
+from actors.model.parts import has_known_parts, trunk
 from actors.model.sharding.weights import empty_model, first_layers, is_empty, is_shared, make_real
 from cluster.errors import UserError, first_line
 from cluster.recipe.base import Precision
@@ -122,6 +123,7 @@ def load_for_training(model: Model, tokenizer: PreTrainedTokenizerBase, seed: in
         _check_first_layers(loaded, model)
     else:
         _check_logits(loaded, str(model.start_from))
+        _check_packing(loaded, str(model.start_from))
         _check_window(loaded, model)
     grow_embeddings(loaded, tokenizer, seed)
     return loaded
@@ -146,6 +148,7 @@ def _check_first_layers(empty: Any, model: Model) -> None:
         first = first_layers(empty)
         try:
             _check_logits(first, str(model.start_from))
+            _check_packing(first, str(model.start_from))
             _check_window(first, model)
         except UserError as error:
             found = [str(error)]
@@ -195,15 +198,35 @@ def _check_window(model: Any, settings: Model) -> None:
 def _check_logits(model: Any, name: str) -> None:
     """Refuses a model whose logits are others than those of `output_logits`, on which it would be trained."""
     kind = _kind(model.config, name)
-    if not (hasattr(model, "lm_head") and hasattr(model, "model") and hasattr(model.model, "layers")):
-        raise UserError(f"{kind} is not made of model.layers and lm_head: start from one of another kind")
+    if not has_known_parts(model):
+        raise UserError(f"{kind} is not made of layers and an output head: start from one of another kind")
     ids = torch.arange(8).unsqueeze(0)
-    expected, found = model(input_ids=ids).logits, output_logits(model, last_hidden_states(model, ids))
+    try:
+        expected, found = model(input_ids=ids).logits, output_logits(model, last_hidden_states(model, ids))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{kind} computes no logits of tokens alone ({first_line(error)})") from error
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         raise UserError(
             f"{kind} does more to its logits than to scale them, such as to cap them, and would be trained on others "
             "than it is served with: start from one of another kind"
         )
+
+
+@torch.no_grad()
+def _check_packing(model: Any, name: str) -> None:
+    """Refuses a model whose states of a text depend on what stands behind it, or beside it in a packed row."""
+    kind, size = _kind(model.config, name), model.get_input_embeddings().num_embeddings
+    ids = torch.arange(2 * PROBED).remainder(size).unsqueeze(0)
+    documents = torch.arange(2 * PROBED).div(PROBED, rounding_mode="floor").unsqueeze(0)
+    parts = [last_hidden_states(model, part) for part in ids.split(PROBED, 1)]
+    if not torch.allclose(last_hidden_states(model, ids)[:, :PROBED], parts[0], rtol=1e-3, atol=1e-4):
+        raise UserError(f"{kind} attends to what follows a token: start from one that predicts the next token")
+    try:
+        packed = last_hidden_states(model, ids, documents)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{kind} cannot compute several texts in a row ({first_line(error)})") from error
+    if not torch.allclose(packed, torch.cat(parts, 1), rtol=1e-3, atol=1e-4):
+        raise UserError(f"{kind} does not keep the texts of a row apart: start from one of another kind")
 
 
 def require_no_experts(config: Any, name: str | None) -> None:
@@ -311,8 +334,8 @@ def last_hidden_states(
     kwargs = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     # Without a mask half of the attention is not computed: on a CPU 5 % of a step with 135M parameters.
     if document_ids is None or (document_ids.is_cpu and has_one_document_per_row(document_ids)):
-        return model.model(**kwargs, use_cache=False).last_hidden_state
-    return model.model(
+        return trunk(model)(**kwargs, use_cache=False).last_hidden_state
+    return trunk(model)(
         **kwargs,
         attention_mask=attention_mask_for(model, document_ids),
         position_ids=position_ids_within_documents(document_ids),
@@ -322,7 +345,7 @@ def last_hidden_states(
 
 def output_logits(model: Any, states: Tensor) -> Tensor:
     """Computes the logits of the next token. [N, H] -> [N, V]."""
-    logits: Tensor = model.lm_head(scaled_states(model, states))
+    logits: Tensor = model.get_output_embeddings()(scaled_states(model, states))
     return logits
 
 
@@ -346,14 +369,14 @@ def next_token_losses(model: Any, input_ids: Tensor, loss_mask: Tensor, document
         [N], N the number of targets. Logits are made for these alone, and at most LOGITS_AT_ONCE at a time.
     """
     states, targets = _predictors(model, input_ids, loss_mask, document_ids)
-    return token_losses(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type])
+    return token_losses(model.get_output_embeddings(), states, targets, LOGITS_AT_ONCE[states.device.type])
 
 
 def next_token_loss(
     model: Any, input_ids: Tensor, loss_mask: Tensor, document_ids: Tensor | None = None, compiled: bool = False
 ) -> Tensor:
     """Computes the sum of `next_token_losses`, to be trained on; `compiled` is that of `summed_loss`."""
-    head, embeddings = tied_head_and_embeddings(model, input_ids) or (model.lm_head, None)
+    head, embeddings = tied_head_and_embeddings(model, input_ids) or (model.get_output_embeddings(), None)
     states, targets = _predictors(model, input_ids, loss_mask, document_ids, embeddings)
     return summed_loss(head, states, targets, LOGITS_AT_ONCE[states.device.type], compiled)
 

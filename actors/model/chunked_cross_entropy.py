@@ -173,7 +173,7 @@ def tied_head_and_embeddings(model: Any, input_ids: Tensor) -> tuple[TiedHead, T
     None where the two are not tied, not trained, looked up in a way of the model's own, or on a GPU, which adds numbers
     of one place in an order that changes from run to run.
     """
-    embedding, head = model.get_input_embeddings(), model.lm_head
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embedding.weight
     usual = type(embedding) is nn.Embedding and type(head) is nn.Linear and head.bias is None
     if not usual or head.weight is not weight or not weight.requires_grad or not weight.is_cpu:

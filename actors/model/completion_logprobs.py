@@ -58,7 +58,9 @@ def completion_logprobs(
     """
     states = scaled_states(model, completion_states(model, input_ids, completion_mask, groups))
     targets = input_ids[:, 1:][completion_mask[:, 1:]]
-    losses = token_losses(model.lm_head, states, targets, LOGITS_AT_ONCE[states.device.type], temperature)
+    losses = token_losses(
+        model.get_output_embeddings(), states, targets, LOGITS_AT_ONCE[states.device.type], temperature
+    )
     return _scatter(-losses, completion_mask)
 
 

@@ -37,13 +37,17 @@ def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None
             too (`keep_other_rows`).
 
     Raises:
-        UserError: the settings name a layer that the model does not have, or that cannot have an adapter.
+        UserError: the settings name a layer that the model does not have, or that cannot have an adapter; or no layer
+            of the model can.
     """
     head = model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
     blocks = _expert_blocks(model)
     inside = {name for name in linear if blocks.intersection(name.split("."))}
     targets = {name.rpartition(".")[2] for name in linear - inside} - {name.rpartition(".")[2] for name in inside}
+    if not targets:
+        kind = model.config.model_type
+        raise UserError(f"a model of the kind {kind} has no linear layers, which adapters stand beside: leave out lora")
     if missing := sorted(set(settings.targets or ()) - targets):
         raise UserError(
             f"lora.targets: the model has no linear layer {', '.join(missing)} that can have an adapter; it has "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from actors.model.parts import layers_of
 from cluster.errors import UserError
 from cluster.recipe.base import Precision
 
@@ -44,7 +45,7 @@ def compile_layers(model: Any) -> None:
     """
     if not torch.cuda.is_available() and not _has_compiler():
         raise UserError(f"compile_layers needs a C++ compiler, and none of {', '.join(COMPILERS)} was found")
-    for layer in model.model.layers:
+    for layer in layers_of(model):
         layer.compile()
 
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
+from actors.model.parts import trunk
 from actors.model.sharding.weights import empty_model, is_shared, make_real
 from cluster.errors import UserError, first_line
 
@@ -65,7 +66,7 @@ def with_new_head(path: str | Path) -> Any:
 
 def token_values(model: Any, input_ids: Tensor) -> Tensor:
     """Computes the scalar output at every position. [N, T] -> [N, T], float32."""
-    return scalar_outputs(model, model.model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
+    return scalar_outputs(model, trunk(model)(input_ids=input_ids, use_cache=False).last_hidden_state).float()
 
 
 def scalar_outputs(model: Any, states: Tensor) -> Tensor:

@@ -12,27 +12,42 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
     BloomConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     Lfm2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MixtralConfig,
     ModernBertDecoderConfig,
     MptConfig,
     Olmo3Config,
     OlmoeConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3MoeConfig,
     RecurrentGemmaConfig,
 )
 
+from actors.model import lora
 from actors.model.attention.packed import attention_window
-from actors.model.causal_lm import _check_window, last_hidden_states, load, load_for_training
+from actors.model.causal_lm import (
+    _check_packing,
+    _check_window,
+    last_hidden_states,
+    load,
+    load_for_training,
+    next_token_loss,
+)
 from actors.model.chat import Chat, unlearned_tokens
+from actors.model.parts import layers_of
 from actors.model.reward_head import load_reward_model
 from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, begin_of_text, end_of_text
 from cluster.errors import UserError
@@ -151,7 +166,8 @@ SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
     [
         (Gemma2Config(**SMALL, final_logit_softcapping=0.01, num_key_value_heads=2), "does more to its logits"),
         (ModernBertDecoderConfig(**SMALL, intermediate_size=16, pad_token_id=0), "does more to its logits"),
-        (GPT2Config(**SMALL), "is not made of model.layers and lm_head"),
+        (BertConfig(**SMALL, intermediate_size=16), "is not made of layers and an output head"),
+        (FalconConfig(**SMALL, alibi=True), "cannot compute several texts in a row"),
         (Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv"]), "has layers of the kind conv, which do not"),
         (RecurrentGemmaConfig(**SMALL, lru_width=16), "has layers of the kind attention, recurrent, which do not"),
     ],
@@ -162,6 +178,48 @@ def test_an_architecture_that_training_does_not_support_is_refused(own: Path, tm
         load_for_training(
             Model(start_from=str(tmp_path / "odd"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1
         )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(**SMALL),
+        GPTNeoXConfig(**SMALL, intermediate_size=16),
+        OPTConfig(**SMALL, ffn_dim=16, word_embed_proj_dim=16, pad_token_id=0),
+        FalconConfig(**SMALL),
+    ],
+)
+def test_the_parts_of_a_model_may_have_other_names(own: Path, tmp_path: Path, config):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "named")
+    model = load_for_training(
+        Model(start_from=str(tmp_path / "named"), context=CONTEXT), AutoTokenizer.from_pretrained(own), seed=1
+    )
+    assert len(layers_of(model)) == 1
+    ids, mask = torch.arange(8).unsqueeze(0), torch.ones(1, 8, dtype=torch.bool)
+    expected = model(input_ids=ids, labels=ids).loss
+    assert float(next_token_loss(model, ids, mask)) / 7 == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_a_model_without_linear_layers_gets_no_adapters():
+    with pytest.raises(UserError, match="of the kind gpt2 has no linear layers"):
+        lora.add(AutoModelForCausalLM.from_config(GPT2Config(**SMALL)), Lora(rank=2), seed=1)
+
+
+class Peeks(LlamaForCausalLM):
+    """A model each of whose states is that of the last token."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model.register_forward_hook(lambda _module, _inputs, output: self._peek(output))
+
+    def _peek(self, output):
+        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state[:, -1:]
+        return output
+
+
+def test_a_model_that_attends_to_what_follows_is_refused():
+    with pytest.raises(UserError, match="of the kind llama attends to what follows a token"):
+        _check_packing(Peeks(LlamaConfig(**SMALL, intermediate_size=16)).eval(), "peeks")
 
 
 EXPERTS = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 16, "num_experts_per_tok": 1}

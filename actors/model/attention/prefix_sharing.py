@@ -13,6 +13,7 @@ from torch import Tensor
 from actors.model.attention.packed import PAD_DOCUMENT_ID, attention_window
 from actors.model.causal_lm import last_hidden_states
 from actors.model.microbatch import pad_rows
+from actors.model.parts import trunk
 
 PROMPT = 0
 
@@ -62,7 +63,7 @@ def states_at(model: Any, input_ids: Tensor, selected: Tensor, prompt_lengths: T
         # An answer's window would have to begin in the prompt, which another answer's tokens stand behind.
         windowed = (attention_window(model.config) or input_ids.shape[1]) < input_ids.shape[1]
         if not windowed and pays(rows, input_ids, model.config.hidden_size):
-            states = model.model(
+            states = trunk(model)(
                 input_ids=rows.input_ids, attention_mask=rows.mask(), position_ids=rows.positions, use_cache=False
             ).last_hidden_state
             return states.flatten(0, 1)[rows.selected]

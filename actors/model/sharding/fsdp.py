@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from actors.model.attention.packed import set_attention
 from actors.model.dropout import without_dropout
+from actors.model.parts import layers_of
 from actors.model.sharding.weights import fill, is_empty, shard_like, take_real
 
 
@@ -126,7 +127,7 @@ def _shard(module: Any, world_size: int, device: torch.device, reshard_after_for
         return
     # What is not empty lies on the CPU, and goes to the device layer by layer as it is sharded.
     mesh = init_device_mesh(device.type, (world_size,))
-    for layer in module.model.model.layers:
+    for layer in layers_of(module.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
     if empty:
