@@ -44,7 +44,9 @@ def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
     blocks = _expert_blocks(model)
     inside = {name for name in linear if blocks.intersection(name.split("."))}
-    targets = {name.rpartition(".")[2] for name in linear - inside} - {name.rpartition(".")[2] for name in inside}
+    # PEFT finds layers by the ends of their names, which others may share (CTRL).
+    others = {name for name, _ in model.named_modules() if name not in linear} | inside
+    targets = {name.rpartition(".")[2] for name in linear - inside} - {name.rpartition(".")[2] for name in others}
     if not targets:
         kind = model.config.model_type
         raise UserError(f"a model of the kind {kind} has no linear layers, which adapters stand beside: leave out lora")

@@ -1,6 +1,7 @@
 """Measures how fast conversations become fine-tuning's shards, and the memory that this takes, at two sizes.
 
 python -m infra.bench.corpora.sft_data [conversations …]        default 200,000 and 1,000,000, of some 40 tokens each
+python -m infra.bench.corpora.sft_data trl [conversations]      beside TRL's preparation, packed too; default 100,000
 
 Runs the data's phases on Ray with two workers, as the stage does, over one JSONL file and a tokenizer of 4,096 tokens.
 """
@@ -16,14 +17,17 @@ from pathlib import Path
 
 import psutil
 
+from actors.model.causal_lm import build, save
 from actors.model.tokenizer import load_tokenizer
+from cluster.recipe.model import Model
 from cluster.recipe.recipe import Recipe
 from cluster.runtime.session import connect
 from infra.bench.corpora.stage_run import Watched, watch
+from infra.bench.peers.run_trl import steps_of
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.sft_data import make_shards
 
-SIZES, CORES = (200_000, 1_000_000), 2
+SIZES, CORES, BESIDE_TRL = (200_000, 1_000_000), 2, 100_000
 CONTEXT, VOCABULARY = 256, 4096
 _NOUNS = ("river", "mountain", "winter", "market", "letter", "garden", "engine", "silver", "window", "planet")
 
@@ -32,6 +36,9 @@ def main() -> None:
     """Prints a line a size, and how the driver's memory grew."""
     if sys.argv[1:2] == ["make"]:
         make(Path(sys.argv[2]))
+        return
+    if sys.argv[1:2] == ["trl"]:
+        beside_trl(int(sys.argv[2]) if sys.argv[2:] else BESIDE_TRL)
         return
     sizes = [int(size) for size in sys.argv[1:]] or list(SIZES)
     found = [measure(size) for size in sizes]
@@ -42,10 +49,7 @@ def measure(count: int) -> Watched:
     """Makes the shards of so many conversations in a process of its own, and watches it."""
     with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
         folder = Path(name)
-        with (folder / "chats.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps({'messages': turns})}\n" for turns in conversations(count))
-        texts = [turn["content"] for turns in conversations(2000) for turn in turns]
-        save_tokenizer(train_tokenizer(texts, VOCABULARY), folder / "tokenizer", CONTEXT)
+        write_conversations(folder, count)
         with (folder / "log").open("ab") as log:
             command = [sys.executable, "-m", "infra.bench.corpora.sft_data", "make", str(folder)]
             watched = watch(psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT))
@@ -58,6 +62,30 @@ def measure(count: int) -> Watched:
         flush=True,
     )
     return watched
+
+
+def write_conversations(folder: Path, count: int) -> None:
+    """Writes so many conversations, and a tokenizer of some."""
+    with (folder / "chats.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps({'messages': turns})}\n" for turns in conversations(count))
+    texts = [turn["content"] for turns in conversations(2000) for turn in turns]
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), folder / "tokenizer", CONTEXT)
+
+
+def beside_trl(count: int) -> None:
+    """Prints the rates of the stage's preparation and of TRL's, of the same file with as many processes."""
+    with tempfile.TemporaryDirectory(prefix="triptych-sft-") as name:
+        folder = Path(name)
+        write_conversations(folder, count)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        shape = Model(size="0.1M", layers=1, heads=1, hidden=16, context=CONTEXT, vocabulary=len(tokenizer))
+        save(build(shape, 0, end_of_turn=tokenizer.eos_token_id, padding=0), tokenizer, folder / "model")
+        make(folder)
+        own = json.loads((folder / "made.json").read_text(encoding="utf-8"))["seconds"]
+        every, few = steps_of("trl_sft_data.py", folder / "model", folder / "chats.jsonl", CONTEXT, CORES)
+    theirs = every - few
+    print(f"{count:,} conversations: {count / own / CORES:,.0f} a second and core, TRL {count / theirs / CORES:,.0f}")
+    print(f"ratio: {theirs / own:.2f}")
 
 
 def make(folder: Path) -> None:
