@@ -11,7 +11,12 @@ WINDOW = 3
 
 
 class OveroptimizationTracker:
-    """Compares the samples of each step with those of the first, which the fine-tuned model drew."""
+    """Compares the samples of each step with those of the first, which the fine-tuned model drew.
+
+    As an alarm the averaged divergence is no default: on settings other than those that its limit was fit on, it found
+    8 of 14 falls of the true reward, 4 of them in time, and was wrong in 4 of 34 runs
+    (`python -m infra.bench.overoptimization`).
+    """
 
     def __init__(self) -> None:
         self._start: StartSamples | None = None
