@@ -37,6 +37,6 @@ class Experiment(Section):
     batch_rows: Positive = Field(8, description="rows of an optimizer step")
     learning_rate: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
     seeds: Annotated[int, Field(ge=2)] = Field(
-        3, description="models a variant, which differ in their first weights and in the order of the text"
+        5, description="models a variant, which differ in their first weights and in the order of the text"
     )
     target_documents: Annotated[int, Field(ge=2)] = Field(200, description="the first documents of target to use")

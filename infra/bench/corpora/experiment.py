@@ -22,7 +22,7 @@ from pipelines.experiment.run import run_experiment
 
 DOCUMENTS, TARGETS, SENTENCES = 400, 40, 12
 MENU = ("Home", "About us", "Contact", "Log in", "Terms of use", "Privacy", "Share", "Next page", "Cookies")
-SETTINGS = {"size": "200K", "vocabulary": 1024, "context": 128, "tokens": 100_000, "seeds": 3}
+SETTINGS = {"size": "200K", "vocabulary": 1024, "context": 128, "tokens": 100_000, "seeds": 5}
 
 
 def main(seeds: int, polluted: float, folder: Path) -> None:
