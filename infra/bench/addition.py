@@ -12,12 +12,14 @@ python -m infra.bench.addition [--run runs/addition] [--seed 1] [--documents 600
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from actors.model import causal_lm
 from actors.model.chat import Chat
+from actors.model.sharding.fsdp import parameters
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sampling
 from cluster.recipe.loading import load_recipe
@@ -49,9 +51,13 @@ RECIPE = {
 
 
 def made(
-    folder: Path, seed: int, documents: int, overrides: list[str]
+    folder: Path,
+    seed: int,
+    documents: int,
+    overrides: list[str],
+    stages: Sequence[str] = ("corpus", "pretrain", "sft", "rlhf"),
 ) -> tuple[RunFolder, Recipe, list[tuple[int, int]]]:
-    """The run with its stages done, its recipe, and the pairs that it has not seen.
+    """The run with those stages done, its recipe, and the pairs that it has not seen.
 
     Raises:
         SystemExit: a stage failed.
@@ -69,7 +75,7 @@ def made(
         recipe[section] = RECIPE[section] | {"sources": [files[name]]}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    for stage in ("corpus", "pretrain", "sft", "rlhf"):
+    for stage in stages:
         command = [sys.executable, "-m", "pipelines", stage, str(path), *overrides]
         if subprocess.run(command, check=False, timeout=SECONDS).returncode:
             sys.exit(f"{stage} failed")
@@ -77,16 +83,19 @@ def made(
     return RunFolder(loaded.folder), loaded, apart
 
 
-def accuracies(run: RunFolder, recipe: Recipe, pairs: list[tuple[int, int]]) -> dict[str, dict[str, list[bool]]]:
-    """Whether the fine-tuned model and the policy are right about each pair, by the way of drawing."""
-    chat = Chat.of(run.path("sft"))
+def accuracies(
+    models: Mapping[str, Path], recipe: Recipe, pairs: list[tuple[int, int]]
+) -> dict[str, dict[str, list[bool]]]:
+    """Whether each model is right about each pair, by the way of drawing."""
+    first = next(iter(models.values()))
+    chat = Chat.of(first)
     prompts = [Prompt(asked(pair), chat.prompt([{"role": "user", "content": asked(pair)}])) for pair in pairs]
     sums = {asked(pair): str(sum(pair)) for pair in pairs}
     found: dict[str, dict[str, list[bool]]] = {}
     deadline, share = recipe.cluster.deadline_seconds, make_plan(recipe).rollout
-    with Fleet(run.path("sft"), 1, share, recipe.model.context, recipe.seed, deadline) as fleet:
-        for version, name in enumerate(("sft", "policy"), 1):
-            fleet.load(version, causal_lm.load(run.path(name)).state_dict())
+    with Fleet(first, 1, share, recipe.model.context, recipe.seed, deadline) as fleet:
+        for version, (name, folder) in enumerate(models.items(), 1):
+            fleet.load(version, parameters(causal_lm.load(folder)))
             for way, temperature in DRAWS.items():
                 sampling = Sampling(1, temperature, recipe.rlhf.sampling.max_tokens, recipe.seed)
                 drawn = fleet.generate(prompts, sampling)
@@ -105,7 +114,7 @@ def main() -> None:
     given = words.parse_args()
     run, recipe, apart = made(given.run.absolute(), given.seed, given.documents, given.overrides)
     with connect(recipe.cluster):
-        found = accuracies(run, recipe, apart)
+        found = accuracies({name: run.path(name) for name in ("sft", "policy")}, recipe, apart)
     for way, models in found.items():
         shares = {name: proportion(sum(hits), len(hits)) for name, hits in models.items()}
         values = [f"{name} {cell.value:.3f} ({cell.low:.3f}-{cell.high:.3f})" for name, cell in shares.items()]
