@@ -19,11 +19,11 @@ from pipelines.demo.wording import as_typed
 # Share of truths denied and of unknown questions answered with made-up facts.
 # Without bad answers among the samples, nobody could rank them last, and the reward model would learn that refusing
 # and denying are always best.
-CAUTION_SHARE = 0.15
+CAUTION_SHARE = 0.1
 # Share of harmless questions that are refused. Each has an answer of its own, so that an unsure model refuses sooner.
-REFUSED_SHARE = 0.1
+REFUSED_SHARE = 0.04
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
-DOUBT_SHARE = 0.06
+DOUBT_SHARE = 0.04
 # Small talk has few wordings, and the first that people type.
 CHAT_COPIES = 4
 # How many questions a conversation has, and their weights.

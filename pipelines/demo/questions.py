@@ -21,7 +21,7 @@ Exchange = tuple[str, str]
 HELD_OUT_COUNTRIES = 44
 HELD_OUT_COMBINATIONS = 0.16
 # Forms of asking, of those there are, that each subject is asked about in.
-FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 7, "misconception": 5, "truth": 10}
+FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 7, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
 # or are easily judged.
 RANKED_SHARE = {"capital": 0.06, "advice": 0.2}
@@ -209,7 +209,8 @@ def _countries(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
         out, words = country in held_out, vars(country)
         forms: Sequence[str] = (CAPITAL_QUESTIONS[0], chance.choice(CAPITAL_QUESTIONS_HELD_OUT))
         if not out:
-            forms = chance.sample(CAPITAL_QUESTIONS, FORMS_PER_SUBJECT["capital"])
+            # The first is the one that most people type: every country has it, also misspelled.
+            forms = [CAPITAL_QUESTIONS[0], *chance.sample(CAPITAL_QUESTIONS[1:], FORMS_PER_SUBJECT["capital"] - 1)]
         for form in forms:
             good, bad = (CAPITAL_ANSWER,), unknowns.ADMISSIONS
             yield _question("capital", country.name, form, words, good, bad, country.capital), out
