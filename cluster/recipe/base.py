@@ -21,7 +21,7 @@ FunctionName = Annotated[str, Field(pattern=FUNCTION_PATTERN)]
 # The chat templates that are built in (actors/model/templates.py).
 TEMPLATES = ("triptych", "chatml")
 # The probes of pipelines.evaluate.reward_probes, by name.
-Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated", "flipped"]
+Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated", "common", "flipped"]
 # The hacks of pipelines.evaluate.gaming.hacks, by name.
 Hack = Literal["empty", "echo", "repeated", "long", "keywords", "several"]
 
