@@ -40,7 +40,7 @@ def rows_of(ids: Tensor, drawn: Tensor, groups: Tensor) -> SharedRows:
     return share_prompts(ids, functional.pad(drawn[:, 1:], (0, 1)), drawn.int().argmax(1), groups)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [4, 2, 5, 0, 3, 1], [1, 2]])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [4, 2, 5, 0, 3, 1], [0, 5, 3, 1, 2], [1, 2]])
 def test_states_and_gradients_are_those_of_separate_rows(model, order: list[int]):
     ids, drawn, groups = batch(order)
     assert pays(rows_of(ids, drawn, groups), ids, 32)
@@ -74,6 +74,18 @@ def test_a_prompt_goes_through_the_model_once(model):
     finally:
         hook.remove()
     assert seen == [(3, 14), (6, 13)]
+
+
+def test_short_groups_share_a_row():
+    ids, drawn, groups = batch([0, 5, 3, 1, 2])
+    rows = rows_of(ids, drawn, groups)
+    assert rows.input_ids.shape == (2, 14)
+    assert rows.input_ids[1].tolist() == [*PROMPTS[2], 30, 31, *PROMPTS[1], 27, 0, 0]
+    assert rows.segments[1].tolist() == [0] * 5 + [1] * 2 + [2] * 4 + [3, -1, -1]
+    assert rows.prompts[1].tolist() == [0] * 7 + [2] * 5 + [-1, -1]
+    assert rows.positions[1].tolist() == [*range(7), *range(5), 0, 0]
+    # Nothing is seen of another group, nor of another answer.
+    assert rows.mask()[1, 0, 11].tolist() == [False] * 7 + [True] * 5 + [False] * 2
 
 
 def test_long_answers_to_a_short_prompt_keep_rows_of_their_own():
