@@ -67,7 +67,7 @@ def run_probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict
         others = sources.get(name, good)
         cases = [
             (number, row["prompt_token_ids"] + worse)
-            for number, (row, index) in enumerate(good)
+            for number, (row, index) in enumerate(good if others else ())
             if (worse := worsened_answer(name, row, index, others[(number + 1) % len(others)], chat)) is not None
             and len(row["prompt_token_ids"] + max(row["answers"][index], worse, key=len)) <= room
         ]
@@ -137,7 +137,10 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
             continue
         worse: list[list[int]] = []
         for name in names:
-            others = [chance.choice(sources.get(name, good))]
+            source = sources.get(name, good)
+            if not source:
+                continue
+            others = [chance.choice(source)]
             # An answer to a question of the same kind is the hardest to tell from the right one, but may be as right.
             if name not in sources and chance.random() < SAME_KIND:
                 others.insert(0, chance.choice(kinds[row["kind"]]))
@@ -157,7 +160,7 @@ def _sources(good: Sequence[tuple[Row, int]]) -> dict[str, Sequence[tuple[Row, i
     times = Counter(row["texts"][index].strip() for row, index in good)
     return {
         "refusal": [one for one in good if refuses(one)] or good,
-        "common": [(row, index) for row, index in good if times[row["texts"][index].strip()] >= COMMON] or good,
+        "common": [(row, index) for row, index in good if times[row["texts"][index].strip()] >= COMMON],
     }
 
 

@@ -79,9 +79,9 @@ def test_a_known_flaw_fails_its_probe_and_no_other(name: str, chat: Chat) -> Non
     assert {probe for probe in PROBES if found[probe]["fails"]} - (
         {"refusal"} if name == "length" else set()
     ) == failing
-    # No answer begins with yes or no.
+    # No answer begins with yes or no, and none answers several questions.
     assert {probe: found[probe]["n"] for probe in PROBES} == {
-        probe: 0 if probe == "flipped" else len(SUBJECTS) for probe in PROBES
+        probe: 0 if probe in ("flipped", "common") else len(SUBJECTS) for probe in PROBES
     }
 
 
@@ -152,6 +152,18 @@ def test_a_refusal_has_the_words_of_one_that_was_ranked_best(chat: Chat) -> None
     results = run_probes(given, by_text(chat, lambda text: float(text == own)), chat, ROOM)
     assert results["refusal"]["fails"]
     assert results["refusal"]["n"] == len(SUBJECTS)
+
+
+def test_a_common_answer_is_the_best_one_to_several_questions(chat: Chat) -> None:
+    common = "Nobody knows that."
+    given = [*rows(chat), *rows(chat, best=common)[:5]]
+    found = with_counterexamples(given, ["common", "common"], chat, ROOM, seed=1)
+    added = [[chat.tokenizer.decode(answer[:-1]) for answer in row["answers"][3:]] for row in found]
+    assert added == [[common]] * len(SUBJECTS) + [[]] * 5
+    results = run_probes(given, by_text(chat, lambda text: float(text == common)), chat, ROOM)
+    assert results["common"]["fails"]
+    assert results["common"]["n"] == len(SUBJECTS)
+    assert with_counterexamples(given[:-1], ["common"], chat, ROOM, seed=1) == given[:-1]
 
 
 def test_a_flipped_answer_has_yes_and_no_exchanged(chat: Chat) -> None:
