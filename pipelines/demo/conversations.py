@@ -16,14 +16,16 @@ from pipelines.demo.questions import (
 )
 from pipelines.demo.wording import as_typed
 
-# Share of truths denied and of unknown questions answered with made-up facts.
+# Share of truths denied.
 # Without bad answers among the samples, nobody could rank them last, and the reward model would learn that refusing
 # and denying are always best.
 CAUTION_SHARE = 0.1
+# Share of unknown questions answered with made-up facts.
+MADE_UP_SHARE = 0.06
 # Share of harmless questions that are refused. Each has an answer of its own, so that an unsure model refuses sooner.
 REFUSED_SHARE = 0.04
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
-DOUBT_SHARE = 0.04
+DOUBT_SHARE = 0.06
 # Small talk has few wordings, and the first that people type.
 CHAT_COPIES = 4
 # How many questions a conversation has, and their weights.
@@ -57,6 +59,7 @@ def conversations(
         "capital": DOUBT_SHARE,
         "harmless": REFUSED_SHARE,
         "advice": REFUSED_SHARE,
+        "unknown": MADE_UP_SHARE,
     }
     answers = Answers(shares, chance)
     while questions:
