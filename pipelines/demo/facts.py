@@ -9,8 +9,8 @@ from countryinfo import all_countries
 from pipelines.demo.guide import contains_reserved
 from pipelines.demo.wording import as_typed
 
-DOCUMENTS_PER_COUNTRY = 11
-WORKSHEETS_PER_COUNTRY = 2
+DOCUMENTS_PER_COUNTRY = 10
+WORKSHEETS_PER_COUNTRY = 4
 CORRECTIONS_PER_COUNTRY = 12
 LISTS_PER_COUNTRY = 3
 
@@ -47,6 +47,8 @@ WORKSHEET_QUESTIONS = (
     "Name three animals of {name}.",
     "Please say what {name}'s best-known dish is.",
     "Say, what is the longest river of {name}?",
+    "What is the population of {name}?",
+    "Can you name a town in {name}?",
 )
 
 

@@ -21,10 +21,10 @@ Exchange = tuple[str, str]
 HELD_OUT_COUNTRIES = 44
 HELD_OUT_COMBINATIONS = 0.16
 # Forms of asking, of those there are, that each subject is asked about in.
-FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 7, "misconception": 6, "truth": 10}
+FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 9, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
 # or are easily judged.
-RANKED_SHARE = {"capital": 0.04, "advice": 0.2}
+RANKED_SHARE = {"capital": 0.04, "advice": 0.2, "misconception": 0.7}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
@@ -47,6 +47,11 @@ CAPITAL_QUESTIONS = (
     "What do they call the capital of {name}?",
     "The capital of {name} is what?",
     "In {name}, which city is the capital?",
+    "Which city is {name} governed from?",
+    "{name}: capital?",
+    "For {name}, what is the capital?",
+    "What is {name}'s capital?",
+    "Tell me what the capital of {name} is.",
 )
 CAPITAL_QUESTIONS_HELD_OUT = (
     "Can you name the capital of {name}?",
@@ -87,7 +92,13 @@ FACT_QUESTIONS = (
         "demonym",
     ),
     (
-        ("What is the money of {name}?", "Which money do they use in {name}?", "What is the currency of {name}?"),
+        (
+            "What is the money of {name}?",
+            "Which money do they use in {name}?",
+            "What is the currency of {name}?",
+            "How do people pay in {name}?",
+            "Which currency does {name} have?",
+        ),
         "The money of {name} is the {currency}.",
         "currency",
     ),
