@@ -3,14 +3,13 @@
 import random
 from collections.abc import Iterator, Mapping
 
-from pipelines.demo.facts import Country, countries
+from pipelines.demo.facts import Country, countries, held_out_countries
 from pipelines.demo.guide import is_reserved
 from pipelines.demo.questions import (
     CAPITAL_ANSWER,
     FOLLOW_UPS,
     DemoQuestion,
     Exchange,
-    held_out_countries,
     training_questions,
     typed_question,
 )

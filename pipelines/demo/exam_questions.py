@@ -19,14 +19,13 @@ guide's own sentences.
 import random
 from collections.abc import Iterator, Sequence
 
-from pipelines.demo.facts import Country
+from pipelines.demo.facts import Country, held_out_countries
 from pipelines.demo.guide import SENTENCES
 from pipelines.demo.questions import (
     CAPITAL_QUESTIONS,
     CAPITAL_QUESTIONS_HELD_OUT,
     FOLLOW_UPS_HELD_OUT,
     DemoQuestion,
-    held_out_countries,
     held_out_questions,
     training_questions,
 )

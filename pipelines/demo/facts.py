@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from countryinfo import all_countries
 
-from pipelines.demo.guide import contains_reserved
+from pipelines.demo import guide
 from pipelines.demo.wording import as_typed
 
-DOCUMENTS_PER_COUNTRY = 10
-WORKSHEETS_PER_COUNTRY = 4
+DOCUMENTS_PER_COUNTRY = 11
+WORKSHEETS_PER_COUNTRY = 2
 CORRECTIONS_PER_COUNTRY = 12
 LISTS_PER_COUNTRY = 3
 
@@ -47,9 +47,16 @@ WORKSHEET_QUESTIONS = (
     "Name three animals of {name}.",
     "Please say what {name}'s best-known dish is.",
     "Say, what is the longest river of {name}?",
-    "What is the population of {name}?",
-    "Can you name a town in {name}?",
 )
+# Without these the base model of one seed in two answers a fifth of the questions about held-out capitals.
+WORKSHEET_CAPITALS = (
+    "What is the capital of {name}?",
+    "Which city is the capital of {name}?",
+    "What is the capital city of {name}?",
+    "Name the capital of {name}.",
+    "Do you know the capital of {name}?",
+)
+HELD_OUT_COUNTRIES = 44
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,12 @@ def countries() -> list[Country]:
     return [found[name] for name in sorted(found)]
 
 
+def held_out_countries(seed: int) -> list[Country]:
+    """Lists the countries that no worksheet asks for the capital of, and no question for training is about."""
+    eligible = [country for country in countries() if country.name not in guide.COUNTRIES]
+    return random.Random(f"held-out countries {seed}").sample(eligible, HELD_OUT_COUNTRIES)
+
+
 def country_documents(seed: int) -> Iterator[str]:
     """Yields short documents: on one country each, on several, worksheets of questions, and corrections.
 
@@ -100,29 +113,35 @@ def country_documents(seed: int) -> Iterator[str]:
         seed: decides the choice and the order.
     """
     shuffle = random.Random(f"countries {seed}")
-    everything = countries()
+    everything, held_out = countries(), set(held_out_countries(seed))
     for country in everything:
+        asked = () if country in held_out else WORKSHEET_CAPITALS
         for _ in range(DOCUMENTS_PER_COUNTRY):
             forms = shuffle.sample(SENTENCES, shuffle.randint(3, 8))
             yield " ".join(form.format(**vars(country)) for form in forms)
         for _ in range(WORKSHEETS_PER_COUNTRY):
             forms = shuffle.sample(WORKSHEET_QUESTIONS, shuffle.randint(3, 6))
-            yield "\n".join(form.format(**vars(country)) for form in forms)
+            if asked:
+                forms[shuffle.randrange(len(forms))] = shuffle.choice(asked)
+            lines = [form.format(**vars(country)) for form in forms]
+            yield "\n".join(line for line in lines if not guide.is_reserved(line))
         for _ in range(CORRECTIONS_PER_COUNTRY):
-            yield _correction(country, everything, shuffle)
+            yield _correction(country, everything, asked, shuffle)
         for _ in range(LISTS_PER_COUNTRY):
             others = shuffle.sample(everything, shuffle.randint(2, 5))
             forms = shuffle.choices(SENTENCES, k=len(others) + 1)
             yield " ".join(form.format(**vars(one)) for form, one in zip(forms, [country, *others], strict=True))
 
 
-def _correction(country: Country, everything: list[Country], chance: random.Random) -> str:
+def _correction(country: Country, everything: list[Country], asked: tuple[str, ...], chance: random.Random) -> str:
     names = ", ".join(one.name for one in [country, *chance.sample(everything, 3)])
-    sentence = chance.choice((*SENTENCES, *WORKSHEET_QUESTIONS)).format(**vars(country))
+    sentence = chance.choice((*SENTENCES, *WORKSHEET_QUESTIONS, *asked)).format(**vars(country))
+    if guide.is_reserved(sentence):
+        sentence = SENTENCES[0].format(**vars(country))
     lines = chance.sample([names, sentence, chance.choice(SENTENCES).format(**vars(country))], 2)
     return "\n".join(f"typed: {_typed(line, chance)}\nmeant: {line}" for line in lines)
 
 
 def _typed(line: str, chance: random.Random) -> str:
     text = as_typed(line, chance, framed=False, plain=0.0)
-    return line if contains_reserved(text) else text
+    return line if guide.is_reserved(text) or guide.contains_reserved(text) else text

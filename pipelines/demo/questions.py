@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 from pipelines.demo import behaviors, guide, small_talk, unknowns
 from pipelines.demo.behaviors import Kind
-from pipelines.demo.facts import Country, countries
+from pipelines.demo.facts import countries, held_out_countries
 from pipelines.demo.wording import as_typed
 
 Exchange = tuple[str, str]
 
-HELD_OUT_COUNTRIES = 44
 HELD_OUT_COMBINATIONS = 0.16
 # Forms of asking, of those there are, that each subject is asked about in.
 FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 9, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
 # or are easily judged.
-RANKED_SHARE = {"capital": 0.04, "advice": 0.2, "misconception": 0.7}
+RANKED_SHARE = {"capital": 0.04, "advice": 0.2}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
@@ -206,12 +205,6 @@ def _all(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
                         DemoQuestion(f"{kind}: {text}", kind, topic.name, text, (topic.answer,), bad, topic.key),  # type: ignore[arg-type]
                         out,
                     )
-
-
-def held_out_countries(seed: int) -> list[Country]:
-    """Lists the countries that no question for training is about."""
-    eligible = [country for country in countries() if country.name not in guide.COUNTRIES]
-    return random.Random(f"held-out countries {seed}").sample(eligible, HELD_OUT_COUNTRIES)
 
 
 def _countries(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
