@@ -115,7 +115,7 @@ def country_documents(seed: int) -> Iterator[str]:
     shuffle = random.Random(f"countries {seed}")
     everything, held_out = countries(), set(held_out_countries(seed))
     for country in everything:
-        asked = () if country in held_out else WORKSHEET_CAPITALS
+        asked = () if country in held_out or country.name in guide.COUNTRIES else WORKSHEET_CAPITALS
         for _ in range(DOCUMENTS_PER_COUNTRY):
             forms = shuffle.sample(SENTENCES, shuffle.randint(3, 8))
             yield " ".join(form.format(**vars(country)) for form in forms)
@@ -123,8 +123,7 @@ def country_documents(seed: int) -> Iterator[str]:
             forms = shuffle.sample(WORKSHEET_QUESTIONS, shuffle.randint(3, 6))
             if asked:
                 forms[shuffle.randrange(len(forms))] = shuffle.choice(asked)
-            lines = [form.format(**vars(country)) for form in forms]
-            yield "\n".join(line for line in lines if not guide.is_reserved(line))
+            yield "\n".join(form.format(**vars(country)) for form in forms)
         for _ in range(CORRECTIONS_PER_COUNTRY):
             yield _correction(country, everything, asked, shuffle)
         for _ in range(LISTS_PER_COUNTRY):
@@ -136,12 +135,10 @@ def country_documents(seed: int) -> Iterator[str]:
 def _correction(country: Country, everything: list[Country], asked: tuple[str, ...], chance: random.Random) -> str:
     names = ", ".join(one.name for one in [country, *chance.sample(everything, 3)])
     sentence = chance.choice((*SENTENCES, *WORKSHEET_QUESTIONS, *asked)).format(**vars(country))
-    if guide.is_reserved(sentence):
-        sentence = SENTENCES[0].format(**vars(country))
     lines = chance.sample([names, sentence, chance.choice(SENTENCES).format(**vars(country))], 2)
     return "\n".join(f"typed: {_typed(line, chance)}\nmeant: {line}" for line in lines)
 
 
 def _typed(line: str, chance: random.Random) -> str:
     text = as_typed(line, chance, framed=False, plain=0.0)
-    return line if guide.is_reserved(text) or guide.contains_reserved(text) else text
+    return line if guide.contains_reserved(text) else text

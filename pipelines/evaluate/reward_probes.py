@@ -181,8 +181,8 @@ def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], cha
         row: a row of rankings.parquet.
         index: the answer's index in the row.
         other: another row and the index of an answer in it, which the probe `longer` appends, and the probe
-            `unrelated` and `common` put in the answer's place, and the probe `refusal`, too, if it refuses. A refusal in
-            words that are never right would be told from those that are.
+            `unrelated` and `common` put in the answer's place, and the probe `refusal`, too, if it refuses. A refusal
+            in words that are never right would be told from those that are.
         chat: the model's template.
 
     Returns:

@@ -13,13 +13,18 @@ from pipelines.data.chat_formats import read_conversations, read_prompts
 from pipelines.demo.annotator import behaves, grade, refuses
 from pipelines.demo.behaviors import AILMENTS, COMPLIANCES, REMEDIES
 from pipelines.demo.conversations import CAUTION_SHARE, DOUBT_SHARE, Answers, conversations
-from pipelines.demo.facts import countries, country_documents
+from pipelines.demo.facts import (
+    HELD_OUT_COUNTRIES,
+    WORKSHEET_CAPITALS,
+    countries,
+    country_documents,
+    held_out_countries,
+)
 from pipelines.demo.guide import SENTENCES, is_reserved
 from pipelines.demo.questions import (
     CAPITAL_QUESTIONS,
     CAPITAL_QUESTIONS_HELD_OUT,
     FACT_QUESTIONS,
-    HELD_OUT_COUNTRIES,
     held_out_questions,
     training_questions,
 )
@@ -38,6 +43,14 @@ def turns(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, str]]]:
     seed = request.param
     found = [turn for talk in read_conversations(CHATS, seed).messages for turn in talk]
     return seed, found + [turn for prompt in read_prompts(PROMPTS, seed) for turn in prompt.messages]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_worksheets_ask_for_no_capital_of_a_held_out_country(seed: int) -> None:
+    lines = {line for text in country_documents(seed) for line in text.split("\n")}
+    asked = {one.name for one in countries() for form in WORKSHEET_CAPITALS if form.format(**vars(one)) in lines}
+    assert not asked & {one.name for one in held_out_countries(seed)}
+    assert len(asked) > 0.9 * (len(countries()) - HELD_OUT_COUNTRIES)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
