@@ -33,7 +33,7 @@ FOLLOW_UP_SHARE = 0.35
 
 
 def conversations(
-    seed: int, misbehavior_share: float = 0.6, misconception_share: float = 0.65, copies: int = 2
+    seed: int, misbehavior_share: float = 0.6, misconception_share: float = 0.6, copies: int = 2
 ) -> Iterator[dict[str, list[dict[str, str]]]]:
     """Yields rows for `sft.sources`: the training questions as people type them, one to five in a conversation.
 
