@@ -23,6 +23,9 @@ class CodedServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: CodedServer
+    # Connections are kept: making one for each request takes longer than the request.
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self._answer(200, {"data": [{"id": self.server.name}]})
@@ -37,11 +40,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"choices": [{"message": {"role": "assistant", "content": said}}]})
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
+        payload = json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("Content-Length", str(len(payload)))
         if self.server.weights:
             self.send_header("X-Triptych-Weights", self.server.weights)
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        self.wfile.write(payload)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

@@ -98,7 +98,11 @@ def run_setting(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     pool = _pool(first.policy, seed)
     chance = random.Random(f"annotators {seed}")
     rows = rankings(pool, setting.rankings + HELD_OUT, setting.bias, setting.strength, setting.noise, chance)
-    trained, held_out = rows[:-HELD_OUT], [{**row, "grades": None, "kind": ""} for row in rows[-HELD_OUT:]]
+    trained = rows[:-HELD_OUT]
+    # Every ranking is of a draw of its own: their pairs are independent.
+    held_out = [
+        {**row, "prompt_id": str(number), "grades": None, "kind": ""} for number, row in enumerate(rows[-HELD_OUT:])
+    ]
     members = [
         train_reward_model(
             random.Random(f"{seed} {n}").choices(trained, k=len(trained)), setting.width, seed + 1000 * n
