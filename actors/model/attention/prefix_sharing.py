@@ -91,8 +91,10 @@ def share_prompts(input_ids: Tensor, selected: Tensor, prompt_lengths: Tensor, g
         row = joined.setdefault(group, _Row(ids[:start], [0] * start, [0] * start, list(range(start))))
         moved = len(row.text) - start
         wanted += [(group, place + (moved if place >= start else 0)) for place in places]
-        row.append(_Row(ids[start:end], [0] * (end - start), [], list(range(start, end))))
+        row.text += ids[start:end]
+        row.segments += [(row.segments[-1] if row.segments else 0) + 1] * (end - start)
         row.prompts += [0] * (end - start)
+        row.positions += range(start, end)
     rows, begins = _pack(joined)
     length = max(len(row.text) for row in rows)
     selected_places = torch.tensor([begins[group][0] * length + begins[group][1] + place for group, place in wanted])

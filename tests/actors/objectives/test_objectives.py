@@ -57,6 +57,7 @@ class Headed(torch.nn.Module):
     """A model whose score of a row is its last token's number, over ten."""
 
     config = SimpleNamespace(hidden_size=1)
+    base_model_prefix = "model"
 
     def model(self, input_ids, use_cache, **_of_shared_rows):
         assert not use_cache

@@ -88,6 +88,13 @@ def test_short_groups_share_a_row():
     assert rows.mask()[1, 0, 11].tolist() == [False] * 7 + [True] * 5 + [False] * 2
 
 
+def test_answers_without_a_common_prompt_see_nothing_of_each_other():
+    ids, selected = torch.tensor([[20, 21], [22, 23], [24, 0]]), torch.tensor([[0, 1], [0, 1], [1, 0]]).bool()
+    rows = share_prompts(ids, selected, torch.zeros(3, dtype=torch.long), torch.tensor([0, 0, 1]))
+    assert rows.input_ids.tolist() == [[20, 21, 22, 23], [24, 0, 0, 0]]
+    assert rows.mask()[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
+
 def test_long_answers_to_a_short_prompt_keep_rows_of_their_own():
     ids, drawn = torch.ones(8, 1016, dtype=torch.long), torch.ones(8, 1016, dtype=torch.bool)
     drawn[:, :16] = False
