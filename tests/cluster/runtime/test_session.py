@@ -17,7 +17,9 @@ from cluster.runtime.session import ROOT, connect, require_free_port
 
 # Starts a session with a live actor, prints its processes, and sleeps.
 DRIVER = """
-import time, psutil, ray
+import signal, time, psutil, ray
+# A script's commands in the background, such as these tests, inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
 with connect(Cluster(cpus=2, gpus=0), object_store_gb=0.1):
