@@ -6,6 +6,7 @@ thus leaves every task done or not done, and the same command runs the remaining
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +45,16 @@ class Task:
     outputs: tuple[Path, ...]
 
 
-class Phase:
+class Phase(ABC):
     """A function of a task's index, each of whose tasks needs little of what the phase knows."""
 
+    @abstractmethod
     def __call__(self, index: int) -> Report:
         """Runs a task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def only(self, index: int) -> Callable[[int], Report]:
         """Returns the phase of one task alone, whose index is 0: sending all parts with each would be quadratic."""
-        raise NotImplementedError
 
 
 def run_tasks(
