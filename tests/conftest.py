@@ -2,9 +2,12 @@
 
 import gc
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -14,6 +17,10 @@ from cluster.feedback.store import DRIVER
 from cluster.recipe.model import Cluster
 from cluster.runtime.session import collect_garbage_rarely, connect
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
+ROOT = Path(__file__).resolve().parents[1]
 POSTGRES = os.environ.get("TRIPTYCH_TEST_POSTGRES_URL")
 SMALL_RECIPE = """
 name: tiny
@@ -28,10 +35,24 @@ reward: *training
 
 # Fixtures that start Ray, an engine, a server or a browser: tests that ask for one are slow without saying so.
 HEAVY = frozenset({"ray_session", "fleet", "server", "browser", "head"})
-# Fixtures that several files share, and that take longest to start.
-SHARED = ("fleet", "server")
-# Files whose tests take longest, the longest first.
-LONG = ("test_demo.py", "trainer/test_loop.py", "test_docs.py", "runtime/test_memory.py", "runtime/test_session.py")
+# Fixtures that several files share and that take longest to start, and the folders below which they are.
+SHARED = {"fleet": "tests/actors/", "server": "tests/serve/"}
+# Files whose tests take longest, and SHARED fixtures, the longest first.
+LONG = (
+    "test_demo.py",
+    "fleet",
+    "trainer/test_loop.py",
+    "server",
+    "test_docs.py",
+    "runtime/test_memory.py",
+    "runtime/test_session.py",
+    "learner/test_learner_workers.py",
+    "runtime/test_jobs.py",
+    "rlhf/test_evaluation.py",
+    "tasks/test_models.py",
+    "pipelines/test_dpo.py",
+    "test_dependencies.py",
+)
 
 
 def pytest_configure() -> None:
@@ -48,28 +69,46 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@cache
+def group_of(file: str) -> str:
+    """Returns the fixture that a file shares with others and its tests ask for, or else the file.
+
+    Args:
+        file: its path from the root of the repository.
+    """
+    asked = (name for name, folder in SHARED.items() if file.startswith(folder))
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return next((name for name in asked if re.search(rf"[(\s]{name}: {name.title()}\b", text)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling | None":
+    """Has one process run all files that share a fixture, which is then started once, and others file by file.
+
+    The groups of pytest-xdist 3.8 (`--dist loadgroup`) are marked in a field that pytest 9.2 no longer reads: each
+    process ran single tests, and made the fixtures of every file.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(super()._split_scope(nodeid))
+
+    return GroupScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as slow by their fixtures, and has the files that take longest, and those that share a fixture, begin
-    first.
-
-    Processes that share the tests take whole files of them. Groups of files would start each shared fixture once, but
-    pytest-xdist 3.8 marks groups in a field that pytest 9.2 no longer reads: with `--dist loadgroup` each process ran
-    single tests, and made the fixtures of every file.
-    """
-    fixtures: dict[Path, set[str]] = {}
+    """Marks tests as slow by their fixtures, and has those that take longest begin first."""
     for item in items:
-        if isinstance(item, pytest.Function):
-            fixtures.setdefault(item.path, set()).update(item.fixturenames)
-            if HEAVY.intersection(item.fixturenames):
-                item.add_marker(pytest.mark.slow)
+        if isinstance(item, pytest.Function) and HEAVY.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
     def place(item: pytest.Item) -> int:
-        long = [number for number, name in enumerate(LONG) if item.path.as_posix().endswith(name)]
-        if long:
-            return long[0] * 2
-        shared = [number for number, name in enumerate(SHARED) if name in fixtures.get(item.path, ())]
-        return 1 + 2 * shared[0] if shared else 2 * len(LONG)
+        group = group_of(item.nodeid.partition("::")[0])
+        return next((number for number, name in enumerate(LONG) if group.endswith(name)), len(LONG))
 
     items.sort(key=place)
 

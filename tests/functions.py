@@ -1,6 +1,17 @@
 """Functions that recipes of the tests name; the actors that call them import this module."""
 
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
 from actors.types import RewardInput
+
+
+def few_conversations(seed: int) -> Iterator[dict[str, Any]]:
+    """A fifth of the demo's conversations for fine-tuning."""
+    from pipelines.demo.conversations import conversations
+
+    yield from islice(conversations(seed, copies=1), 1600)
 
 
 def length(question: RewardInput, answer: str) -> float:

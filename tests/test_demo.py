@@ -28,6 +28,8 @@ from tests.helpers import ROOT, answers, free_port, wait_until
 from tests.serve.support.browsing import CHROMIUM
 
 RECIPE = ROOT / "infra" / "recipes" / "demo.yaml"
+# Actors import this module, and nothing that it does not need.
+OWN = "tests.functions"
 SMALL = [
     "model.hidden=64",
     "model.layers=2",
@@ -36,7 +38,7 @@ SMALL = [
     "corpus.sources.1.limit=100",
     "pretrain.epochs=1",
     "pretrain.checkpoint_every=5",
-    "sft.sources.0.arguments={copies: 1}",
+    f"sft.sources=[{{kind: function, function: '{OWN}:few_conversations'}}]",
     "sft.batch_rows=32",
     "collect.prompts=80",
     "collect.held_out_share=0.3",
@@ -57,8 +59,6 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # before its end. The trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of
 # its own for kills.
 KILLED_AFTER = {"pretrain": 12, "rlhf": 2}
-# Actors import this module, and nothing that it does not need.
-OWN = "tests.functions"
 # Five times what the longest way between two kills takes on an idle machine of two cores; other tests run beside it.
 SECONDS = 1000
 

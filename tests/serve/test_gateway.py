@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -406,8 +407,13 @@ def test_nothing_stays_in_the_engine_of_clients_that_go_at_once(server: Server) 
     """vLLM 0.32 does not abort a request whose client goes while the request is being handed to the engine."""
     chance = random.Random(1)
     body = {"model": MODEL, "prompt": "The", "max_tokens": 1000, "ignore_eos": True}
-    for number in range(80):
-        soon = httpx.Timeout(5, read=chance.uniform(0.001, 0.03))
-        with suppress(httpx.TimeoutException):
-            httpx.post(f"{server.url}/v1/completions", json=body | {"stream": number % 2 == 0}, timeout=soon)
+    waits = [chance.uniform(0.001, 0.03) for _ in range(80)]
+    with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(8) as threads:
+
+        def go_at_once(number: int) -> None:
+            with suppress(httpx.TimeoutException):
+                soon = httpx.Timeout(5, read=waits[number])
+                client.post("/v1/completions", json=body | {"stream": number % 2 == 0}, timeout=soon)
+
+        list(threads.map(go_at_once, range(len(waits))))
     assert wait_until(server, requests=0, seconds=20)
