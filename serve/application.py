@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 from cluster.errors import DeadlineError, StageError, UserError
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import application_of
-from serve.compat import is_client_connection, is_serve_running, stop_application
+from serve.compat.ray_serve import is_client_connection, is_serve_running, stop_application
 from serve.http.auth import is_loopback
 from serve.pages.render import is_wildcard
 from serve.replica.autoscaling import failure_reason

@@ -22,7 +22,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.versions import Version, Versions
 from serve.admin import admin_router
 from serve.canary import CanaryShare
-from serve.compat import listen_on_node_address
+from serve.compat.ray_serve import listen_on_node_address
 from serve.errors import RequestError
 from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
@@ -42,7 +42,8 @@ from serve.pages.thumbs import thumbs_router
 from serve.peers import Peers
 from serve.promotions import Action, Promotions
 from serve.replica.autoscaling import ReplicaStates, state_reader
-from serve.router import Router, Routes
+from serve.router import Router
+from serve.routes import Routes
 from serve.transport.gateway_end import ReplicaListener
 from serve.transport.messages import Endpoint, EngineState
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool

@@ -36,7 +36,8 @@ from serve.application import (
     watch,
 )
 from serve.canary import start_canary
-from serve.compat import engine_environment, start_application, stop_application
+from serve.compat.ray_serve import start_application, stop_application
+from serve.compat.vllm_engine import engine_environment
 from serve.gateway import Gateway, Settings
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
 from serve.http.listener import encryption
@@ -45,7 +46,7 @@ from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.replica.autoscaling import replica_options
 from serve.replica.lora import adapter_checksum, check_adapters
 from serve.replica.replica import Replica
-from serve.router import aliases_of
+from serve.routes import aliases_of
 
 APPLICATION = "triptych"
 

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from cluster.recipe.rlhf.fleet import FleetSettings
-from cluster.recipe.rlhf.section import Kl, Rlhf, RolloutSampling, Stop
+from cluster.recipe.rlhf.regularization import Kl, Stop
+from cluster.recipe.rlhf.section import Rlhf, RolloutSampling
 from pipelines.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.recipe.rlhf.section import Importance, Rlhf
+from cluster.recipe.rlhf.regularization import Importance
+from cluster.recipe.rlhf.section import Rlhf
 
 
 @dataclass(frozen=True)

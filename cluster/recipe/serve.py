@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section
-from cluster.recipe.rlhf.section import Stop
+from cluster.recipe.rlhf.regularization import Stop
 
 ModelName = Literal["base", "sft", "policy", "reward"]
 # The model of the story page: the policy that the last visitor's rankings made.

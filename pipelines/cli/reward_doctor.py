@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.evaluate.gaming.audit import REFUSED, RewardAudit
 from pipelines.evaluate.gaming.cases import audit_rewards, cases_without_model

@@ -26,7 +26,7 @@ from actors.types import Prompt, RewardInput, prompt_id
 from cluster.errors import StageError, UserError
 from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions

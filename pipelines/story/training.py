@@ -13,7 +13,7 @@ from cluster.feedback import open_feedback
 from cluster.recipe.base import Probe
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf.fleet import FleetSettings
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.recipe.serve import Story
 from cluster.run.folder import Manifest, RunFolder, fingerprint
 from cluster.run.layout import stages_of

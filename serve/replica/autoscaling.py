@@ -9,7 +9,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from ray.serve.schema import DeploymentStatusOverview
 
 from cluster.recipe.serve import Serve
-from serve.compat import reported_counts
+from serve.compat.ray_serve import reported_counts
 from serve.errors import RequestError
 
 # The name under which replicas report how many requests they work on.

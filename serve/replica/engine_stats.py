@@ -6,7 +6,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-from serve import compat
+from serve.compat.vllm_engine import unfinished_requests
 from serve.transport.messages import EngineState
 
 
@@ -50,7 +50,7 @@ def state_of(engine: AsyncLLM) -> EngineState:
     """Returns the state of an engine that was started with `EngineStats`."""
     manager = engine.logger_manager
     (found,) = (one for one in (manager.stat_loggers if manager else []) if isinstance(one, EngineStats))
-    if not compat.unfinished_requests(engine):
+    if not unfinished_requests(engine):
         # vLLM reports a step when it gives tokens, and none after the last request was aborted.
         found.state.running, found.state.waiting, found.state.kv_cache_usage = 0, 0, 0.0
     return found.state

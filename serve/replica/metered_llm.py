@@ -15,7 +15,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serve.compat import limit_white_space
+from serve.compat.vllm_engine import limit_white_space
 from serve.transport.messages import TALLY, Tally
 
 

@@ -14,7 +14,8 @@ from actors.types import reward_scale_file
 from cluster.recipe.serve import Serve
 from cluster.run.versions import live_version
 from cluster.runtime.plan import Allocation
-from serve.compat import CACHE_VARIABLE, listen_on_node_address
+from serve.compat.ray_serve import listen_on_node_address
+from serve.compat.vllm_engine import CACHE_VARIABLE
 from serve.replica.autoscaling import REQUESTS
 from serve.replica.lora import LoraModel
 from serve.transport.gateway_end import Address, new_replica_id

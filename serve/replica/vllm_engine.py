@@ -21,7 +21,24 @@ from actors.compat import whole_prompts
 from cluster.recipe.serve import Engine, Serve
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
-from serve import compat
+from serve.compat.vllm_engine import (
+    abort_unfinished,
+    embeddings,
+    end_token_ids,
+    max_lora_rank,
+    require_quantization,
+    template_variables,
+    unfinished_requests,
+)
+from serve.compat.vllm_openai import (
+    blank_request,
+    dumped,
+    error_response,
+    openai_serving,
+    parser_options,
+    status_of,
+    token_counts,
+)
 from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
 from serve.replica.engine_stats import EngineStats, state_of
@@ -65,7 +82,7 @@ def engine_arguments(
         UserError: vLLM has no such method of quantization.
     """
     if settings.quantization:
-        compat.require_quantization(settings.quantization)
+        require_quantization(settings.quantization)
     speculation = settings.speculative_config
     arguments = AsyncEngineArgs(
         model=str(model),
@@ -137,18 +154,18 @@ class VllmEngine:
         tools = section.tool_parser
         if tools == "auto":
             tools = tool_parser_for(tokenizer.chat_template, tokenizer.get_vocab())
-        parsers = compat.parser_options(tools, section.reasoning_parser)
+        parsers = parser_options(tools, section.reasoning_parser)
         self.gate = WeightSwapGate(version.weights)
         arguments = engine_arguments(self.folder, context, allocation, section.engine, section.reasoning_parser)
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
-            arguments.max_lora_rank = compat.max_lora_rank(max(map(adapter_rank, adapters.values())))
+            arguments.max_lora_rank = max_lora_rank(max(map(adapter_rank, adapters.values())))
         self.engine = _start(arguments, allocation, thread)
-        self.chat_tuned = is_chat_tuned(tokenizer, compat.end_token_ids(self.engine))
-        variables = compat.template_variables(tokenizer.chat_template)
-        unforced = too_many_tokens(tokenizer, compat.embeddings(self.engine))
+        self.chat_tuned = is_chat_tuned(tokenizer, end_token_ids(self.engine))
+        variables = template_variables(tokenizer.chat_template)
+        unforced = too_many_tokens(tokenizer, embeddings(self.engine))
         self.bounds = RequestBounds(context, longest_token(tokenizer), variables, unforced)
-        self.openai = compat.openai_serving(self.engine, name, adapters, parsers)
+        self.openai = openai_serving(self.engine, name, adapters, parsers)
 
     async def load_adapters(self) -> None:
         """Loads the adapters, after which requests may name them.
@@ -165,7 +182,7 @@ class VllmEngine:
         """
         if endpoint not in self.openai.handlers:
             message = "this model writes and does not score; name a reward model"
-            yield _reply(compat.error_response(message, param="model"))
+            yield _reply(error_response(message, param="model"))
             return
         try:
             self.bounds.check(endpoint, body)
@@ -179,25 +196,21 @@ class VllmEngine:
                     async for part in parts:
                         yield part
         finally:
-            if self.gate.is_empty and (left := await compat.abort_unfinished(self.engine)):
+            if self.gate.is_empty and (left := await abort_unfinished(self.engine)):
                 logger.warning("aborted %d requests that vLLM kept of clients that had gone", left)
 
     async def _parts(self, endpoint: Endpoint, body: dict[str, Any], request: InflightRequest) -> AsyncGenerator[Part]:
         request_type, handler = self.openai.handlers[endpoint]
-        http, tally = compat.blank_request(), TALLY.get(Tally())
+        http, tally = blank_request(), TALLY.get(Tally())
         try:
             answer = await handler(_validated(request_type, body), http)
         except ValidationError as error:
             yield _reply(_explain(error))
         except GenerationError as error:
             form = forced_form(body)
-            yield _reply(
-                compat.error_response(f"{form}: no answer can follow it", form)
-                if form
-                else compat.error_response(error)
-            )
+            yield _reply(error_response(f"{form}: no answer can follow it", form) if form else error_response(error))
         except (VLLMError, TemplateError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
-            yield _reply(compat.error_response(error))
+            yield _reply(error_response(error))
         else:
             if isinstance(answer, BaseModel):
                 yield _reply(answer, request.mixed)
@@ -205,7 +218,7 @@ class VllmEngine:
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
-            read, written = compat.token_counts(http) or (tally.prompt_tokens, tally.completion_tokens)
+            read, written = token_counts(http) or (tally.prompt_tokens, tally.completion_tokens)
             yield Usage(read, written, request.mixed)
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
@@ -252,7 +265,7 @@ class VllmEngine:
 
     def requests(self) -> int:
         """Returns how many requests wait or run; each of a request's `n` answers counts."""
-        return compat.unfinished_requests(self.engine)
+        return unfinished_requests(self.engine)
 
     def engine_state(self) -> EngineState:
         """Returns the state of its engine."""
@@ -264,7 +277,7 @@ class VllmEngine:
 
 
 def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
-    return Reply(compat.status_of(answer), compat.dumped(answer), weights)
+    return Reply(status_of(answer), dumped(answer), weights)
 
 
 def _validated(request_type: TypeAdapter[Any], body: dict[str, Any]) -> Any:
@@ -290,7 +303,7 @@ def _explain(error: ValidationError) -> BaseModel:
     named = [cause.parameter for cause in causes if isinstance(cause, VLLMValidationError)]
     fields = [str(problem["loc"][0]) for problem in problems if problem["loc"]]
     message = "; ".join(dict.fromkeys(_sentence(problem) for problem in problems[:5]))
-    return compat.error_response(message, param=next(filter(None, [*named, *fields]), None))
+    return error_response(message, param=next(filter(None, [*named, *fields]), None))
 
 
 def _sentence(problem: Any) -> str:

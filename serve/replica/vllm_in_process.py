@@ -22,7 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
-from serve.compat import core_client
+from serve.compat.vllm_engine import core_client
 from serve.replica.metered_llm import MeteredLLM
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.compat import call_every_replica
+from serve.compat.ray_serve import call_every_replica
 from serve.errors import RequestError
 from serve.transport.gateway_end import End, GatewayConnection, ReplicaListener, RequestFailed
 from serve.transport.messages import (

@@ -24,7 +24,7 @@ from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
 from serve.gateway import Settings
 from serve.replica.lora import adapter_checksum
-from serve.router import aliases_of
+from serve.routes import aliases_of
 from serve.server import deploy
 from tests.helpers import two_free_ports
 from tests.serve.support.browsing import CHROMIUM

@@ -19,7 +19,7 @@ from serve.application import (
     serve_instance,
     wait_until_running,
 )
-from serve.compat import start_application
+from serve.compat.ray_serve import start_application
 from serve.server import APPLICATION, listening_notice
 from tests.serve.conftest import Server
 

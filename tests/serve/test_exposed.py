@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.serve._private import replica
 from transformers import AutoTokenizer
 
-from serve.compat import listen_on_node_address
+from serve.compat.ray_serve import listen_on_node_address
 from serve.http.limits import MIN_BODY_BYTES
 from tests.serve.conftest import Server, connection, head
 

@@ -13,7 +13,7 @@ from cluster.recipe.serve import Engine, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
-from serve.compat import done_within
+from serve.compat.ray_serve import done_within
 from serve.server import (
     SMALL_BYTES,
     finished_models,

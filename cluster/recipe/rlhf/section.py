@@ -1,13 +1,11 @@
-"""The recipe's section `rlhf`: algorithm, rewards, sampling, KL penalty, stopping limits and fleet."""
+"""The recipe's section `rlhf`: the algorithm and its steps, with the sections below it and what has to fit together."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from cluster.recipe.base import (
-    FunctionName,
-    Hack,
     Lora,
     PathKind,
     Positive,
@@ -19,72 +17,9 @@ from cluster.recipe.base import (
     Temperature,
 )
 from cluster.recipe.rlhf.fleet import FleetSettings
-from cluster.recipe.rlhf.presets import PRESETS, AlgorithmSettings, Estimator, Place
-
-
-def _http_url(text: str) -> str:
-    TypeAdapter(AnyHttpUrl).validate_python(text)
-    return text
-
-
-Url = Annotated[str, AfterValidator(_http_url)]
-
-
-class Reward(Section):
-    """A source of rewards: the reward model, a Python function, an HTTP server, or rlhf.environment."""
-
-    kind: Literal["model", "function", "http", "environment"] = Field(
-        "model",
-        description="the run's reward model, a Python function, an HTTP server, or what the class of rlhf.environment "
-        "gives itself",
-    )
-    function: FunctionName | None = Field(
-        None, description="for kind function: module:function(question, answer) -> number"
-    )
-    url: Url | None = Field(
-        None, description="for kind http: address that answers are posted to; actors/rewards/http.py has the protocol"
-    )
-    weight: Annotated[float, Field(gt=-1000, lt=1000)] = Field(1.0, description="weight in the sum of all rewards")
-    timeout_seconds: PositiveFloat = Field(
-        60,
-        description="for kind function: the most seconds for the reward of one answer; for kind http: for one request",
-    )
-    attempts: Annotated[int, Field(ge=1, le=10)] = Field(
-        2,
-        description="for kinds function and http: how often the reward of an answer is asked for before it counts as "
-        "failed",
-    )
-    at_once: Positive = Field(
-        8,
-        description="for kind function: the most processes of each actor that call a plain function side by side; a "
-        "coroutine function gets 64 answers at once in one process",
-    )
-    accept_hacks: list[Hack] = Field(
-        [],
-        description="for kinds function and http: answers without effort that the reward may like as well as honest "
-        "ones; RLHF refuses to start where an empty answer or the prompt itself is one that is not named here. "
-        "`triptych doctor --rewards RECIPE` tries them all",
-    )
-
-    @model_validator(mode="after")
-    def _every_kind_has_its_own(self) -> "Reward":
-        for kind, value in (("function", self.function), ("http", self.url)):
-            if (self.kind == kind) != (value is not None):
-                needed = "function" if kind == "function" else "url"
-                raise ValueError(f"a reward of kind {kind} needs a {needed}, and no other kind takes one")
-        return self
-
-
-class Environment(Section):
-    """A class or function that plays the user or a tool, for conversations of several turns."""
-
-    function: FunctionName = Field(
-        description="module:name of a class with reset and step, actors/types.py has its methods; or of a "
-        "function(question, answers) -> the next message (a text, or role and content), or None to end"
-    )
-    turns: Annotated[int, Field(ge=2)] = Field(4, description="the most answers of the policy in a conversation")
-    timeout_seconds: PositiveFloat = Field(60, description="the most seconds for one reply")
-
+from cluster.recipe.rlhf.presets import PRESETS, AlgorithmSettings
+from cluster.recipe.rlhf.regularization import Importance, Kl, Stop
+from cluster.recipe.rlhf.rewards import Environment, Reward
 
 # What vLLM has beside the temperature to cut the distribution that tokens are drawn from.
 TRUNCATIONS = ("top_p", "top_k", "min_p")
@@ -109,94 +44,6 @@ class RolloutSampling(Section):
     max_tokens: Positive = Field(
         32, description="the most tokens of an answer; with rlhf.environment, of all answers of a conversation together"
     )
-
-
-class Kl(Section):
-    """The penalty on the policy's KL divergence from the fine-tuned model."""
-
-    coefficient: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="weight of the penalty; 0: none, and the fine-tuned model is not computed; unset: 0 for dr_grpo, "
-        "dapo and gspo, 0.01 for reinforce++ with and without baseline, 0.02 for ppo, 0.03 for rloo, 0.04 for grpo",
-    )
-    charged_in: Place | None = Field(
-        None,
-        description="subtract the penalty from the reward, or add it to the loss; unset: the reward for ppo, rloo and "
-        "reinforce++, the loss for the others",
-    )
-    estimator: Estimator | None = Field(
-        None,
-        description="estimator of the divergence (Schulman 2020, joschu.net/blog/kl-approx.html), with charged_in set. "
-        "k1 follows the gradient of an answer's divergence; k2 in the loss that of each token by itself, k3 in the "
-        "loss about that of the reverse divergence. Unset: k1, and for reinforce++-baseline k2",
-    )
-    target: PositiveFloat | None = Field(
-        None,
-        description="divergence in nats per answer that the coefficient is adapted towards after each step (Ziegler "
-        "et al. 2019); unset: constant coefficient",
-    )
-
-    @model_validator(mode="after")
-    def _estimator_fits(self) -> "Kl":
-        if self.estimator and not self.charged_in:
-            raise ValueError("estimator needs charged_in, which decides which estimators fit: set charged_in too")
-        return self
-
-
-class Importance(Section):
-    """Correction of tokens that other weights, or another precision, drew than those that learn from them.
-
-    A token's importance weight is its probability under the learner's policy over that under the weights that drew it.
-    """
-
-    method: Literal["truncate", "mask"] = Field(
-        "truncate",
-        description="truncate: cut weights at max (Yao et al. 2025, TIS); mask: leave tokens out whose weight is not "
-        "between min and max (masked importance sampling; with min 0.5 and max 5 IcePop, Ling team 2025)",
-    )
-    max: Annotated[float, Field(ge=1)] = Field(2.0, description="the largest importance weight of a token")
-    min: Share = Field(0.0, description="the smallest importance weight of a token, for method mask")
-
-    @model_validator(mode="after")
-    def _min_is_for_masks(self) -> "Importance":
-        if self.min and self.method != "mask":
-            raise ValueError(
-                "min is for method mask: a small weight that is raised would count tokens that it must not"
-            )
-        return self
-
-
-class Stop(Section):
-    """Limits on the policy. Beyond one, RLHF ends and keeps the last policy within all of them; unset: no limit."""
-
-    max_kl: PositiveFloat | None = Field(
-        None, description="largest KL divergence from the fine-tuned model, in nats per answer"
-    )
-    min_entropy: PositiveFloat | None = Field(None, description="smallest entropy of the policy, in nats per token")
-    max_repetition: Share | None = Field(
-        None, description="largest share of an answer's 3-token runs that occurred earlier in it"
-    )
-    max_length_change: Annotated[float, Field(gt=1)] | None = Field(
-        None,
-        description="largest ratio between the mean lengths of the policy's and the fine-tuned model's answers, "
-        "either way",
-    )
-    min_preference_accuracy: Share | None = Field(
-        None,
-        description="smallest share of the held-out rankings' pairs in which the policy has shifted probability to the "
-        "better answer; the upper end of its 95 % interval is compared. Needs rankings",
-    )
-    overoptimization: Share | None = Field(
-        None,
-        description="largest divergence of the answers' tokens from the fine-tuned model's, in bits (Jensen-Shannon, "
-        "mean of 3 steps), a sign that the reward is exploited; infra/docs/overoptimization.md says how well it tells",
-    )
-    probe_every: Positive = Field(10, description="steps between measurements for min_preference_accuracy")
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits that are set, by name."""
-        return self.model_dump(exclude={"probe_every"}, exclude_none=True)
 
 
 class Rlhf(Section):

@@ -15,7 +15,8 @@ import numpy as np
 
 from actors.learner.learner import Learner
 from actors.types import Prompt, RolloutId, Sample
-from cluster.recipe.rlhf.section import Kl, Rlhf, RolloutSampling, Stop
+from cluster.recipe.rlhf.regularization import Kl, Stop
+from cluster.recipe.rlhf.section import Rlhf, RolloutSampling
 from infra.bench.overoptimizing.models import drawn, gold_scores, rankings, scores, train_reward_model, write_policy
 from infra.bench.overoptimizing.world import END, MAX_TOKENS, PROMPTS, WORDS, Bias
 from pipelines.evaluate.preference_drift import PreferenceProbe

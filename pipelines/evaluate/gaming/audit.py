@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from actors.rewards.verdicts import Scores
 from actors.types import NO_EPOCH, Failure, Prompt, RewardInput, RolloutId, Sample, Verdict, prompt_id
 from cluster.errors import UserError
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from pipelines.evaluate.gaming.hacks import HACKS, AuditCase, hacked_answers
 from pipelines.evaluate.stats import Proportion, proportion
 

@@ -12,7 +12,7 @@ from actors.rewards.http import HttpReward
 from actors.types import RewardInput, Sampling
 from cluster.recipe.functions import load_function
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.chat_formats import PromptText, source_conversations
 from pipelines.data.rankings import all_prompts, read_rankings

@@ -13,7 +13,8 @@ from actors.algorithms.losses import Clip, RolloutBatch, Targets, clip_for
 from actors.algorithms.registry import ALGORITHMS
 from actors.algorithms.shaping import adapted_coefficient, at_last_token, overlong_penalty
 from cluster.recipe.rlhf.presets import PRESETS
-from cluster.recipe.rlhf.section import Importance, Rlhf
+from cluster.recipe.rlhf.regularization import Importance
+from cluster.recipe.rlhf.section import Rlhf
 from tests.helpers import ROOT, rlhf
 
 # A group of three, a group whose rewards are equal, and a sample alone; answers of 1 to 5 tokens.

@@ -2,7 +2,7 @@
 
 from actors.algorithms import guardrails
 from actors.algorithms.guardrails import breach, has_limits, is_within
-from cluster.recipe.rlhf.section import Stop
+from cluster.recipe.rlhf.regularization import Stop
 from tests.helpers import rlhf
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actors.algorithms.divergence import DIVERGENCES, divergence_losses
 from actors.algorithms.losses import importance_weights
-from cluster.recipe.rlhf.section import Importance
+from cluster.recipe.rlhf.regularization import Importance
 
 # Three tokens. The first one ends an answer at once, the others are followed by one more.
 END, TOKENS = 0, 3

@@ -28,7 +28,8 @@ from actors.types import Prompt, RolloutId, Sample
 from cluster.errors import StageError, UserError
 from cluster.recipe.base import Lora
 from cluster.recipe.model import Model
-from cluster.recipe.rlhf.section import Importance, Reward
+from cluster.recipe.rlhf.regularization import Importance
+from cluster.recipe.rlhf.rewards import Reward
 from tests.helpers import rlhf
 from tests.tiny import tiny_tokenizer
 

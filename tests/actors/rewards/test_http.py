@@ -13,7 +13,7 @@ import pytest
 
 from actors.rewards.http import HttpReward
 from actors.types import Failure, Prompt, RewardInput, RolloutId, Sample, Verdict
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from tests.helpers import free_port
 
 INPUTS = {name: RewardInput([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}

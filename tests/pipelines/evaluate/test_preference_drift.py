@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.rankings import write_rankings
 from pipelines.evaluate.preference_drift import MAX_RANKINGS, PreferenceProbe, probe_rankings

@@ -14,7 +14,8 @@ from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPromp
 from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
 from serve.http.limits import MIN_BODY_BYTES
-from serve.pages.label import REPEAT_AFTER, label_app, label_router
+from serve.pages.label import label_app, label_router
+from serve.pages.label_tasks import REPEAT_AFTER
 from serve.pages.render import page
 from tests.helpers import free_port
 from tests.serve.support.labeling import fill, label_server

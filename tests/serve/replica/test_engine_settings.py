@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from cluster.errors import UserError
 from cluster.recipe.serve import Engine, NgramSpeculation
 from cluster.runtime.plan import Allocation
-from serve import compat
+from serve.compat.vllm_engine import limit_white_space
+from serve.compat.vllm_openai import parser_options
 from serve.replica.tool_formats import MARKS, tool_parser_for
 from tests.templates import CHATML
 
@@ -48,10 +49,10 @@ def test_names_that_vllm_does_not_know_are_refused_with_those_that_it_knows() ->
     with pytest.raises(UserError, match=r"serve\.engine\.quantization: vLLM has no 'fp3'; it has .*fp8"):
         engine_arguments(Path("model"), 64, CPU, Engine(quantization="fp3"))
     with pytest.raises(UserError, match=r"serve\.tool_parser: vLLM has no 'x'; it has .*hermes"):
-        compat.parser_options("x", None)
+        parser_options("x", None)
     with pytest.raises(UserError, match=r"serve\.reasoning_parser: vLLM has no 'x'; it has .*qwen3"):
-        compat.parser_options(None, "x")
-    assert compat.parser_options(None, None) == {}
+        parser_options(None, "x")
+    assert parser_options(None, None) == {}
     with pytest.raises(ValidationError, match="prompt_lookup_min is more"):
         NgramSpeculation(prompt_lookup_min=5)
 
@@ -60,7 +61,7 @@ def test_the_format_of_tool_calls_is_told_from_the_template() -> None:
     """vLLM has a parser for each, and a template without tools gets the usual one."""
     for mark, parser, is_token in MARKS:
         template = f"{{% if tools %}}{mark}{{% endif %}}"
-        assert compat.parser_options(tool_parser_for(template, {mark}), None)["tool_parser"] == parser
+        assert parser_options(tool_parser_for(template, {mark}), None)["tool_parser"] == parser
         assert tool_parser_for({"default": CHATML, "tools": template}, {mark}) == parser
         if is_token:
             assert tool_parser_for(template, ()) == "hermes"
@@ -77,7 +78,7 @@ def test_a_forced_call_has_one_white_space_character_at_a_time() -> None:
     content = {"type": "json_schema", "json_schema": schema}
     tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<a>", "content": content, "end": "</a>"}}
     form = StructuredOutputsParams(structural_tag=json.dumps(tag))
-    compat.limit_white_space(SamplingParams(structured_outputs=form))
+    limit_white_space(SamplingParams(structured_outputs=form))
     grammar = xgr.Grammar.from_structural_tag(form.structural_tag)
     for text, accepted in (("", True), (" ", True), ("\n", True), ("  ", False), ("\t\n", False)):
         assert xgr.testing._is_grammar_accept_string(grammar, f'<a>{{"type":{text}"json_schema"}}</a>') == accepted
@@ -88,5 +89,5 @@ def test_a_structural_tag_that_is_no_json_is_left_to_vllm() -> None:
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
     for given in (None, StructuredOutputsParams(json={}), StructuredOutputsParams(structural_tag="{")):
-        compat.limit_white_space(parameters := SamplingParams(structured_outputs=given))
+        limit_white_space(parameters := SamplingParams(structured_outputs=given))
         assert parameters.structured_outputs == given

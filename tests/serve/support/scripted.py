@@ -15,7 +15,8 @@ from serve.http.auth import Authorizer
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
-from serve.router import Router, Routes
+from serve.router import Router
+from serve.routes import Routes
 from serve.transport.messages import Endpoint, EngineState, Part, PromotionResult, Reply, Usage
 from serve.transport.pool import GivenUp, ignore
 

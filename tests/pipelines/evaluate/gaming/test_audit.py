@@ -10,7 +10,7 @@ from actors.rewards.builtin import same_number, same_text
 from actors.types import Failure, RewardInput
 from cluster.errors import UserError
 from cluster.recipe.loading import load_recipe
-from cluster.recipe.rlhf.section import Reward
+from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.cli.main import main
 from pipelines.evaluate.gaming.audit import RewardAudit, ScoreAnswers, audit_reward, require_sound_reward
