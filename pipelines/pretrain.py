@@ -79,8 +79,9 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
 
 def _load_start(recipe: Recipe, tokenizer: Any, by_parts: bool | None = None) -> Any:
     """Loads the model to start from, and refuses one that later stages cannot go on with, before anyone ranks."""
-    from actors.model.causal_lm import load_for_training, require_no_experts
+    from actors.model.causal_lm import load_for_training
     from actors.model.reward_head import require_reward_head
+    from actors.model.start_checks import require_no_experts
 
     model = load_for_training(recipe.model, tokenizer, recipe.seed, by_parts)
     # With DPO there are stages that can use it, and RLHF refuses it by itself.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.model.chat import Chat
-from actors.model.templates import new_tokens, set_template
+from actors.model.chat.recipe_template import new_tokens, set_template
 from actors.model.tokenizer import load_tokenizer
 from cluster.recipe.base import Lora
 from cluster.recipe.recipe import Recipe

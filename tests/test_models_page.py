@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from actors.model.causal_lm import load, require_no_experts
+from actors.model.causal_lm import load
+from actors.model.start_checks import require_no_experts
 from cluster.errors import UserError
 from infra.bench.corpora.model_page import NOT_MEASURED, STEPS, _cells, page, read_page
 from infra.bench.models import make_tokenizer, reason, refusal, try_kind

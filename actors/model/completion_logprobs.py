@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from actors.model.attention.prefix_sharing import states_at
-from actors.model.causal_lm import output_logits, scaled_states
 from actors.model.chunked_cross_entropy import token_losses
+from actors.model.forward import output_logits, scaled_states
 from actors.model.microbatch import pad_rows
 from cluster.runtime.memory import LOGITS_AT_ONCE
 

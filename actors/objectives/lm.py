@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.model.attention.packed import PAD_DOCUMENT_ID
-from actors.model.causal_lm import next_token_loss
+from actors.model.forward import next_token_loss
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
 
-from actors.model.causal_lm import bits_per_byte
+from actors.model.forward import bits_per_byte
 from actors.model.generation import Opening, continuation_metrics, continuations, openings
 from actors.model.microbatch import DataParallelRank, Objective, evaluate, sum_over_workers
 from actors.model.sharding.fsdp import WithLoss

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from actors.model import lora
-from actors.model.causal_lm import unused_auxiliary_loss
 from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
 from actors.model.optim import AdamSettings, learning_rate_factor, make_optimizers
 from actors.model.perf import (
@@ -26,6 +25,7 @@ from actors.model.perf import (
     peak_memory_gb,
 )
 from actors.model.sharding.fsdp import WithLoss, full_tensor, shard
+from actors.model.start_checks import unused_auxiliary_loss
 from actors.objectives.dpo import PairObjective
 from actors.objectives.kto import KtoObjective
 from actors.objectives.lm import LanguageObjective

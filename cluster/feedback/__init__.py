@@ -1,9 +1,9 @@
 """Human feedback: prompts, the completions shown for them, and the judgements of annotators and users.
 
 `tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
-transactions, `queries` is the class `Feedback` with every query, and `judged` tells which judgements are new. Two
-modules compute figures from rows: `agreement`, of annotators with each other and with themselves, and `bradley_terry`,
-the ratings of models from votes between them.
+transactions, `queries` is the class `Feedback` with every query (those on annotators in `annotators`), and `judged`
+tells which judgements are new. Two modules compute figures from rows: `agreement`, of annotators with each other and
+with themselves, and `bradley_terry`, the ratings of models from votes between them.
 """
 
 from cluster.feedback.queries import Counts, Feedback, open_feedback

@@ -1,10 +1,9 @@
-"""Every query of the feedback database, in one class.
+"""The queries of the feedback database.
 
 The order of the methods is that of the data: prompts and completions, which prompts are to be judged, the judgements,
-the annotators who judge, and the thumbs of those who chat with a served model.
+and the thumbs of those who chat with a served model.
 """
 
-import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from sqlalchemy.orm import selectinload
 from sqlmodel import Session, delete, distinct, func, select
 
 from cluster.errors import UserError
-from cluster.feedback.store import Store, column, open_engine, query_batches
+from cluster.feedback.annotators import AnnotatorQueries
+from cluster.feedback.store import column, open_engine, query_batches
 from cluster.feedback.tables import (
     CODE,
     COMPARED,
     GOLD,
-    Annotator,
     Completion,
     Excluded,
     FeedbackPrompt,
@@ -28,7 +27,6 @@ from cluster.feedback.tables import (
     Thumb,
     ranking_error,
 )
-from cluster.keys import NAME, token_digest
 
 # Unique keys: one judgement (and one repeat) of a prompt by an annotator, one thumb of an answer by a caller.
 RANKING_KEYS = ("prompt_id", "annotator")
@@ -55,7 +53,7 @@ def open_feedback(url: str) -> "Feedback":
     return Feedback(open_engine(url))
 
 
-class Feedback(Store):
+class Feedback(AnnotatorQueries):
     """An open feedback database. Adding is idempotent: a row that is there already stays as it is."""
 
     def add_prompts(self, prompts: Sequence[FeedbackPrompt]) -> int:
@@ -252,63 +250,6 @@ class Feedback(Store):
         query = select(Repeat).order_by(column(Repeat.id))
         with self._read() as session:
             return list(session.exec(query if annotator is None else query.where(Repeat.annotator == annotator)))
-
-    def add_annotator(self, name: str, renew: bool = False) -> str:
-        """Registers an annotator, or with `renew` replaces the token of one who is registered.
-
-        Returns:
-            the token to sign in with. Only its hash is stored.
-
-        Raises:
-            UserError: the name is invalid, taken, or with `renew` unknown.
-        """
-        if not NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no annotator's name: up to 60 letters, digits, spaces and . @ - _")
-        token = secrets.token_urlsafe(32)
-        with self._write() as session:
-            found = session.get(Annotator, name)
-            if (found is not None) != renew:
-                advice = f"`triptych annotator {'add' if renew else 'renew'} {name!r}` is for that"
-                raise UserError(f"{name} is {'no annotator yet' if renew else 'an annotator already'}; {advice}")
-            row = found or Annotator(name=name, token_hash="")
-            row.token_hash = token_digest(token)
-            session.add(row)
-        return token
-
-    def annotator_of(self, token: str) -> str | None:
-        """Finds the name of the annotator who has this token."""
-        with self._read() as session:
-            return session.exec(select(Annotator.name).where(Annotator.token_hash == token_digest(token))).first()
-
-    def annotators(self) -> list[str]:
-        """Lists the registered annotators by name."""
-        with self._read() as session:
-            return list(session.exec(select(Annotator.name).order_by(Annotator.name)))
-
-    def exclude(self, annotator: str, excluded: bool = True) -> None:
-        """Excludes an annotator's judgements from training and statistics, or includes them again; they stay stored.
-
-        Raises:
-            UserError: no annotator of that name is registered or has judged.
-        """
-        with self._write() as session:
-            known = (
-                session.get(Annotator, annotator)
-                or session.exec(select(Ranking.id).where(Ranking.annotator == annotator)).first()
-                or session.exec(select(Thumb.id).where(Thumb.caller == annotator)).first()
-            )
-            if not known:
-                raise UserError(f"there is no annotator {annotator}: `triptych annotator list` names them")
-            found = session.get(Excluded, annotator)
-            if excluded and found is None:
-                session.add(Excluded(annotator=annotator))
-            elif found is not None and not excluded:
-                session.delete(found)
-
-    def excluded(self) -> list[str]:
-        """Lists the excluded annotators by name."""
-        with self._read() as session:
-            return list(session.exec(select(Excluded.annotator).order_by(Excluded.annotator)))
 
     def save_thumb(self, thumb: Thumb) -> None:
         """Stores a caller's thumb for an answer, in place of their earlier one."""

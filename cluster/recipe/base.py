@@ -18,7 +18,7 @@ MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
 FUNCTION_PATTERN = r"^[\w.]+:\w+$"
 FunctionName = Annotated[str, Field(pattern=FUNCTION_PATTERN)]
-# The chat templates that are built in (actors/model/templates.py).
+# The chat templates that are built in (actors/model/chat/recipe_template.py).
 TEMPLATES = ("triptych", "chatml")
 # The probes of pipelines.evaluate.reward_probes, by name.
 Probe = Literal["longer", "thanks", "refusal", "repetition", "empty", "unrelated", "common", "flipped"]

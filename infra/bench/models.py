@@ -28,10 +28,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.utils import logging
 
 from actors.model import lora
-from actors.model.causal_lm import load, load_for_training, require_no_experts, save
+from actors.model.causal_lm import load, load_for_training, save
 from actors.model.microbatch import DataParallelRank, accumulate
 from actors.model.optim import make_optimizers
 from actors.model.sharding.fsdp import WithLoss
+from actors.model.start_checks import require_no_experts
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.actor import EngineSettings, RolloutActor, engine_env_vars
 from actors.rollout.weights import mismatch, publish

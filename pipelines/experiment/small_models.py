@@ -109,7 +109,7 @@ def _bits(model: Any, tokenizer: Any, texts: list[str], settings: Experiment) ->
     """
     import torch
 
-    from actors.model.causal_lm import next_token_losses
+    from actors.model.forward import next_token_losses
 
     model.eval()
     nats = np.full(len(texts), math.log(len(tokenizer)))

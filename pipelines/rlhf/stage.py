@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from actors.algorithms.guardrails import breach
 from actors.learner.remote import LearnerLostError, RemoteLearner
-from actors.model.causal_lm import require_no_experts, require_positions
+from actors.model.start_checks import require_no_experts, require_positions
 from actors.model.tokenizer import require_same_tokens
 from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.coordination.members import WORKING

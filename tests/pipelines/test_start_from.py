@@ -38,17 +38,12 @@ from transformers import (
 
 from actors.model import lora
 from actors.model.attention.packed import attention_window
-from actors.model.causal_lm import (
-    _check_packing,
-    _check_window,
-    last_hidden_states,
-    load,
-    load_for_training,
-    next_token_loss,
-)
+from actors.model.causal_lm import load, load_for_training
 from actors.model.chat import Chat, unlearned_tokens
+from actors.model.forward import last_hidden_states, next_token_loss
 from actors.model.parts import layers_of
 from actors.model.reward_head import load_reward_model
+from actors.model.start_checks import _check_packing, _check_window
 from actors.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, begin_of_text, end_of_text
 from cluster.errors import UserError
 from cluster.recipe.base import Lora

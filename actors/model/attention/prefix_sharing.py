@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.model.attention.packed import PAD_DOCUMENT_ID, attention_window
-from actors.model.causal_lm import last_hidden_states
+from actors.model.forward import last_hidden_states
 from actors.model.microbatch import pad_rows
 from actors.model.parts import trunk
 

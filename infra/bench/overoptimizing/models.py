@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from actors.model import causal_lm
+from actors.model.forward import next_token_loss
 from actors.model.microbatch import pad_rows
 from actors.model.optim import adamw
 from actors.objectives.bradley_terry import BradleyTerryObjective
@@ -52,7 +52,7 @@ def write_policy(folder: Path, seed: int) -> None:
         rows = chance.sample(range(SFT_ROWS), BATCH)
         ids = pad_rows([prompts[row] + answers[row] for row in rows], PAD)
         mask = pad_rows([[False] * len(prompts[row]) + [True] * len(answers[row]) for row in rows], False)
-        loss = causal_lm.next_token_loss(model, ids, mask) / int(mask.sum())
+        loss = next_token_loss(model, ids, mask) / int(mask.sum())
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, 2 * (1 - step / SFT_STEPS))
         optimizer.zero_grad()

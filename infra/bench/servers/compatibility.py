@@ -27,7 +27,8 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
-from actors.model.causal_lm import load, next_token_losses
+from actors.model.causal_lm import load
+from actors.model.forward import next_token_losses
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from infra.bench.peers.install import on_their_own

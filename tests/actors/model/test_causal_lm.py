@@ -7,7 +7,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
 from actors.model.attention.packed import PAD_DOCUMENT_ID
-from actors.model.causal_lm import build, next_token_loss, next_token_losses
+from actors.model.causal_lm import build
+from actors.model.forward import next_token_loss, next_token_losses
 from cluster.recipe.model import Model
 from cluster.runtime.memory import shape_of
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
+from transformers import LlamaForCausalLM
 
-from actors.model import causal_lm
+from actors.model import forward
 from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.causal_lm import build
 from actors.model.chunked_cross_entropy import summed_loss, token_losses
@@ -53,7 +54,7 @@ def batch(seed: int = 5) -> pa.Table:
     return pa.table({name: pa.array([np.array(row) for row in rows]) for name, rows in columns.items()})
 
 
-def model() -> causal_lm.LlamaForCausalLM:
+def model() -> LlamaForCausalLM:
     made = build(Model(hidden=64, layers=2, heads=2, vocabulary=VOCABULARY, context=CONTEXT), 3, 4, 0)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -120,7 +121,7 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
     objective, rows = LanguageObjective(), batch()
     total = objective.count(objective.collate(rows))
     for number, (micro_batch_rows, logits, recompute, once) in enumerate(CASES):
-        causal_lm.LOGITS_AT_ONCE = {"cpu": logits}
+        forward.LOGITS_AT_ONCE = {"cpu": logits}
         own, unwrapped_model = DataParallelRank(rank, 2, micro_batch_rows, "float32", CPU), model()
         if recompute:
             unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

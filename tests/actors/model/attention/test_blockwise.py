@@ -8,7 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from actors.model.attention import blockwise as blocks
 from actors.model.attention.blockwise import block_attention
 from actors.model.attention.packed import PAD_DOCUMENT_ID, document_mask
-from actors.model.causal_lm import build, next_token_loss
+from actors.model.causal_lm import build
+from actors.model.forward import next_token_loss
 from actors.model.microbatch import DataParallelRank
 from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.model import causal_lm
+from actors.model import forward
 from actors.model.attention.packed import (
     PAD_DOCUMENT_ID,
     document_bounds,
@@ -10,7 +10,8 @@ from actors.model.attention.packed import (
     has_one_document_per_row,
     position_ids_within_documents,
 )
-from actors.model.causal_lm import build, next_token_losses
+from actors.model.causal_lm import build
+from actors.model.forward import next_token_losses
 from cluster.recipe.model import Model
 
 
@@ -62,7 +63,7 @@ def test_a_row_of_one_document_needs_no_mask() -> None:
     parameters = list(model.parameters())
     found = next_token_losses(model, ids, trained, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_lm, "has_one_document_per_row", lambda _: False)
+        patch.setattr(forward, "has_one_document_per_row", lambda _: False)
         masked = next_token_losses(model, ids, trained, documents)
     torch.testing.assert_close(found, masked, rtol=0, atol=1e-5)
     pairs = (torch.autograd.grad(losses.sum(), parameters) for losses in (found, masked))

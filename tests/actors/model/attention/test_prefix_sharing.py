@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from actors.model.attention.prefix_sharing import SharedRows, pays, share_prompts
-from actors.model.causal_lm import build, last_hidden_states
+from actors.model.causal_lm import build
 from actors.model.completion_logprobs import completion_states
+from actors.model.forward import last_hidden_states
 from cluster.recipe.model import Model
 
 PROMPTS = [[2, 10, 11, 12, 13, 14, 4, 3], [2, 15, 4, 3], [2, 16, 17, 4, 3]]

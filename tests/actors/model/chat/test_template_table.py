@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from actors.model import templates as own
 from actors.model.chat import Chat
-from actors.model.templates import set_template
+from actors.model.chat import recipe_template as own
+from actors.model.chat.recipe_template import set_template
 from cluster.errors import UserError
 from tests import templates
 from tests.tiny import tiny_tokenizer
