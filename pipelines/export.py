@@ -23,7 +23,7 @@ MODELS = {"policy": "sft", "dpo": "sft", "sft": "sft", "base": "corpus"}
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What an export came to.
 
     Attributes:
@@ -45,7 +45,7 @@ class Exported:
 
 def export(
     source: Path, out: Path, form: Format, precision: Precision, shard_bytes: int, model: str | None = None
-) -> Exported:
+) -> ExportedModel:
     """Writes a model to `out`, and proves it: loaded afresh, it has the loss of the original, rounded, to 1e-5 of it.
 
     Args:
@@ -85,7 +85,9 @@ def export(
             raise
     files = sorted(out.iterdir())
     size = sum(file.stat().st_size for file in files)
-    return Exported(folder, [file.name for file in files], size, loss, mean_loss(loaded, batch), held_out is not None)
+    return ExportedModel(
+        folder, [file.name for file in files], size, loss, mean_loss(loaded, batch), held_out is not None
+    )
 
 
 @torch.no_grad()

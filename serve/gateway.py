@@ -54,7 +54,7 @@ METRICS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """The settings of a gateway.
 
     Attributes:
@@ -103,7 +103,7 @@ class GatewayApp:
 
 def gateway_app(
     models: Mapping[str, ModelEndpoint],
-    settings: Settings,
+    settings: GatewaySettings,
     read_states: Callable[[], ReplicaStates] = dict[str, dict[str, str]],
 ) -> Middleware:
     """Returns the HTTP application of a server's only gateway. See `build_gateway`."""
@@ -112,7 +112,7 @@ def gateway_app(
 
 def build_gateway(
     models: Mapping[str, ModelEndpoint],
-    settings: Settings,
+    settings: GatewaySettings,
     read_states: Callable[[], ReplicaStates],
     peers: Peers,
 ) -> GatewayApp:
@@ -231,7 +231,7 @@ class Gateway:
     async def __init__(  # type: ignore[misc]
         self,
         deployments: Sequence[tuple[DeploymentHandle, list[str]]],
-        settings: Settings,
+        settings: GatewaySettings,
         host: str,
         port: int,
         stop_seconds: float,

@@ -23,7 +23,7 @@ from serve.http.request_context import RequestContext, json_body, while_connecte
 from serve.http.reservation import counting_requests, most_tokens
 from serve.request_size import check_size, without_prompts
 from serve.routes import LATEST, Routes
-from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
+from serve.transport.messages import CompleteResponse, Endpoint, Part, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint
 
 WEIGHTS_HEADER = "X-Triptych-Weights"
@@ -152,7 +152,7 @@ class Router:
         counts = []
         for counting, request in asked:
             async with aclosing(self._models[model].answer(counting, request | {"model": model})) as parts:
-                replies = [part.body async for part in parts if isinstance(part, Reply)]
+                replies = [part.body async for part in parts if isinstance(part, CompleteResponse)]
             count = replies[0].get("count", replies[0].get("input_tokens")) if replies else None
             if not isinstance(count, int):
                 return None
@@ -231,7 +231,7 @@ class Router:
                 message = f"{name} is served with the weights {first.weights}, not {version}"
                 raise RequestError(404, message, "NotFoundError", "model")
             first = await wait(anext(parts))
-        if isinstance(first, Reply):
+        if isinstance(first, CompleteResponse):
             self._set_weights(context, first.weights)
             context.count(_usage(endpoint, body, first))
             failed = first.status >= HTTPStatus.BAD_REQUEST
@@ -273,7 +273,7 @@ class Router:
             yield f"{event}data: {json.dumps(body)}\n\n"
 
 
-def _usage(endpoint: Endpoint, body: dict[str, Any], reply: Reply) -> Usage:
+def _usage(endpoint: Endpoint, body: dict[str, Any], reply: CompleteResponse) -> Usage:
     """Returns the tokens of a complete response. Those of `/tokenize` and `/detokenize` count as a prompt's."""
     if endpoint == "detokenize" and reply.status == HTTPStatus.OK:
         return Usage(len(body["tokens"]), 0)

@@ -38,7 +38,7 @@ from serve.application import (
 from serve.canary import start_canary
 from serve.compat.ray_serve import start_application, stop_application
 from serve.compat.vllm_engine import engine_environment
-from serve.gateway import Gateway, Settings
+from serve.gateway import Gateway, GatewaySettings
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
 from serve.http.listener import encryption
 from serve.pages.render import is_wildcard, url_host
@@ -65,7 +65,7 @@ def deploy(
     allocation: Allocation,
     context: int,
     deadline: float,
-    settings: Settings = Settings(),
+    settings: GatewaySettings = GatewaySettings(),
     section: Serve = Serve(),
     name: str = APPLICATION,
 ) -> None:
@@ -95,7 +95,7 @@ def application(
     models: dict[str, Path],
     allocation: Allocation,
     context: int,
-    settings: Settings,
+    settings: GatewaySettings,
     host: str,
     port: int,
     section: Serve,
@@ -199,7 +199,7 @@ def _serve(
     weights |= {name: adapter_checksum(folder) for name, folder in adapters.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
-    settings = Settings(
+    settings = GatewaySettings(
         run.root,
         run.feedback_url,
         anonymous,

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.serve import Serve
 from pipelines.cli.main import app
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from tests.helpers import DEMO, ROOT
@@ -88,7 +88,7 @@ def test_names_in_manifests_are_those_of_other_objects() -> None:
 
 
 def test_probes_ask_paths_that_need_no_key(tmp_path: Path) -> None:
-    middleware = gateway_app({"parrot": Parrot()}, Settings(tmp_path, None))
+    middleware = gateway_app({"parrot": Parrot()}, GatewaySettings(tmp_path, None))
     assert isinstance(middleware, Middleware)
     assert isinstance(middleware.app, FastAPI)
     routes = {getattr(route, "path", None) for route in middleware.app.routes}

@@ -16,7 +16,7 @@ from cluster.trace import Span, StepTrace
 
 
 @dataclass
-class Loop:
+class RlhfLoop:
     """The loop of RLHF.
 
     Attributes:

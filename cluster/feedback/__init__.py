@@ -6,7 +6,7 @@ tells which judgements are new. Two modules compute figures from rows: `agreemen
 with themselves, and `bradley_terry`, the ratings of models from votes between them.
 """
 
-from cluster.feedback.queries import Counts, Feedback, open_feedback
+from cluster.feedback.queries import Feedback, FeedbackCounts, open_feedback
 from cluster.feedback.tables import (
     CODE,
     COMPARED,
@@ -27,8 +27,8 @@ __all__ = [
     "GOLD",
     "Annotator",
     "Completion",
-    "Counts",
     "Feedback",
+    "FeedbackCounts",
     "FeedbackPrompt",
     "Ranking",
     "Repeat",

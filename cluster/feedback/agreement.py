@@ -34,7 +34,7 @@ Ranks = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BootstrapEstimate:
     """A figure with its 95 % bootstrap interval."""
 
     value: float
@@ -62,10 +62,10 @@ class Agreement:
     annotator: str | None
     judged: int
     shared: int
-    pairwise: Estimate | None
-    tau: Estimate | None
-    alpha: Estimate | None
-    unanimous: Estimate | None
+    pairwise: BootstrapEstimate | None
+    tau: BootstrapEstimate | None
+    alpha: BootstrapEstimate | None
+    unanimous: BootstrapEstimate | None
     seconds: tuple[float, float, float] | None
 
 
@@ -82,9 +82,9 @@ class Reliability:
     """
 
     annotator: str
-    gold: Estimate | None
+    gold: BootstrapEstimate | None
     gold_items: int
-    consistency: Estimate | None
+    consistency: BootstrapEstimate | None
     repeats: int
 
 
@@ -273,7 +273,7 @@ def _equal_orders(right: Ranks, given: Ranks, only_ordered: bool) -> tuple[int, 
     return int((counted & (one == other)).sum()), int(counted.sum())
 
 
-def _mean_share(counts: Sequence[tuple[int, int]], seed: int) -> Estimate | None:
+def _mean_share(counts: Sequence[tuple[int, int]], seed: int) -> BootstrapEstimate | None:
     """Estimates the share of all pairs from the counts of each prompt."""
     if not counts:
         return None
@@ -286,10 +286,10 @@ def _bootstrap_weights(prompts: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
 
 
-def _estimate(figure: Callable[[Floats], Floats], totals: Floats) -> Estimate | None:
+def _estimate(figure: Callable[[Floats], Floats], totals: Floats) -> BootstrapEstimate | None:
     """Estimates a figure from totals: of all prompts in row 0, of the bootstrap samples in the others."""
     value, *resampled = figure(totals)
     if np.isnan(value):
         return None
     low, high = np.nanquantile(resampled, INTERVAL)
-    return Estimate(float(value), float(low), float(high))
+    return BootstrapEstimate(float(value), float(low), float(high))

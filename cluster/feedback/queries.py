@@ -34,7 +34,7 @@ THUMB_KEYS = ("request", "caller")
 
 
 @dataclass(frozen=True)
-class Counts:
+class FeedbackCounts:
     """Numbers of rows. `rankings` leaves out skips and judgements that call every completion bad."""
 
     prompts: int
@@ -91,12 +91,12 @@ class Feedback(AnnotatorQueries):
         with self._read() as session:
             return session.exec(query.where(FeedbackPrompt.id == prompt_id)).first()
 
-    def counts(self) -> Counts:
+    def counts(self) -> FeedbackCounts:
         """Counts the rows of each kind."""
         skipped, bad = column(Ranking.skipped), column(Ranking.all_bad)
         rows = select(func.count()).select_from(Ranking)
         with self._read() as session:
-            return Counts(
+            return FeedbackCounts(
                 prompts=session.exec(select(func.count()).select_from(FeedbackPrompt)).one(),
                 completions=session.exec(select(func.count()).select_from(Completion)).one(),
                 rankings=session.exec(rows.where(skipped.is_(None), bad.is_(False))).one(),

@@ -85,7 +85,7 @@ def open_round(trail: Sequence[Decision]) -> dict[Step, Decision]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Approval:
     """What somebody answered when a round waited for approval, or before it did: `triptych loop RUN refuse`."""
 
     round: int
@@ -113,11 +113,11 @@ def answer_open_round(root: Path, approved: bool, by: str, number: int | None = 
         raise UserError(f"round {found} is in progress by now, and not round {number}")
     if approved and "compare" not in steps:
         raise UserError(f"round {found} has not been compared with the live policy yet: approve it then")
-    answer_round(root, Answer(found, approved, by))
+    answer_round(root, Approval(found, approved, by))
     return found
 
 
-def answer_round(root: Path, answer: Answer) -> None:
+def answer_round(root: Path, answer: Approval) -> None:
     """Writes what somebody answers on a round."""
     write_json(_answer(root), asdict(answer))
 
@@ -127,10 +127,10 @@ def forget_answer(root: Path) -> None:
     _answer(root).unlink(missing_ok=True)
 
 
-def read_answer(root: Path, number: int) -> Answer | None:
+def read_answer(root: Path, number: int) -> Approval | None:
     """Reads what was answered on a round; None if nothing was."""
     try:
-        found = Answer(**json.loads(_answer(root).read_text(encoding="utf-8")))
+        found = Approval(**json.loads(_answer(root).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -39,7 +39,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFeedback:
     """The outcome of an export.
 
     Attributes:
@@ -136,7 +136,7 @@ def import_file(
     return Imported(new, total, bad)
 
 
-def export_file(database: Feedback, kind: str, path: Path, name: str | None = None) -> Exported:
+def export_file(database: Feedback, kind: str, path: Path, name: str | None = None) -> ExportedFeedback:
     """Writes people's feedback to a file, which appears whole or not at all.
 
     Args:
@@ -169,7 +169,7 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
         write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in written))
     left_out = sum(map(len, votes.values())) if kind in FORMATS and name is None else 0
     mended = sum(before != after for before, after in zip(exported, written, strict=True))
-    return Exported(len(exported), left_out, mended)
+    return ExportedFeedback(len(exported), left_out, mended)
 
 
 def exportable(database: Feedback) -> dict[str, int]:

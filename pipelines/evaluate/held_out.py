@@ -30,7 +30,7 @@ class RewardedAnswers:
 
 
 @dataclass(frozen=True)
-class Measure:
+class AnswerMetric:
     """A number computed for an answer with its reward.
 
     Attributes:
@@ -45,10 +45,10 @@ class Measure:
 
 
 MEASURES = (
-    Measure("reward", "Reward", lambda _, reward: reward),
-    Measure("response_length", "Tokens per answer", lambda sample, _: sample.length),
-    Measure("stop_rate", "Ends by itself", lambda sample, _: float(sample.finish_reason == "stop")),
-    Measure("repetition", "Share of repeated 3-token runs", lambda sample, _: sample.repetition),
+    AnswerMetric("reward", "Reward", lambda _, reward: reward),
+    AnswerMetric("response_length", "Tokens per answer", lambda sample, _: sample.length),
+    AnswerMetric("stop_rate", "Ends by itself", lambda sample, _: float(sample.finish_reason == "stop")),
+    AnswerMetric("repetition", "Share of repeated 3-token runs", lambda sample, _: sample.repetition),
 )
 
 
@@ -168,5 +168,5 @@ def _judged(answers: RewardedAnswers) -> list[list[tuple[Sample, float]]]:
     ]
 
 
-def _mean(measure: Measure, judged: Sequence[tuple[Sample, float]]) -> float:
+def _mean(measure: AnswerMetric, judged: Sequence[tuple[Sample, float]]) -> float:
     return float(np.mean([measure.of(sample, reward) for sample, reward in judged]))

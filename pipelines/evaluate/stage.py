@@ -36,7 +36,7 @@ from pipelines.evaluate.perplexity import negative_log_likelihoods, perplexity, 
 from pipelines.evaluate.report import MODELS, render
 from pipelines.evaluate.stats import Proportion
 from pipelines.evaluate.tables import print_report
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.loading import load_tasks
 from pipelines.evaluate.tasks.measure import TaskAnswers, run_task
 from pipelines.evaluate.tasks.models import EngineModel
@@ -132,7 +132,7 @@ def _run_models(
     exam: Exam | None,
     prompts: RlhfPrompts,
     text: list[list[int]],
-    tasks: Sequence[Task],
+    tasks: Sequence[EvaluationTask],
     console: Console,
 ) -> ModelOutputs:
     """Loads one model after the other into the same engines, and collects its answers and scores."""

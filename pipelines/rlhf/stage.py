@@ -20,7 +20,7 @@ from actors.orchestrator.autoscaler import Scaler, advice
 from actors.orchestrator.coordination.members import WORKING
 from actors.orchestrator.fleet import Fleet
 from actors.orchestrator.ledger import Ledger
-from actors.orchestrator.loop import Loop
+from actors.orchestrator.loop import RlhfLoop
 from actors.orchestrator.parity import check_parity
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
@@ -116,7 +116,7 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             write_json(out / REWARD_AUDIT, require_sound_rewards(recipe, fleet, prompts))
         rewards = partial(WeightedRewards, pools, own_weight=settings.own_weight)
         scheduler = RolloutScheduler(fleet, ledger, prompts.rendered, settings, recipe.seed, rewards)
-        loop = Loop(fleet, learner, scheduler, settings)
+        loop = RlhfLoop(fleet, learner, scheduler, settings)
         probe = (
             PreferenceProbe(rankings, learner, settings.sampling.temperature, settings.stop.probe_every)
             if rankings

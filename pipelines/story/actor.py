@@ -18,7 +18,7 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import RunFolder
 from cluster.runtime.machine_memory import story_training_gb
 from cluster.runtime.memory import GB
-from pipelines.story.content import Training, describe, story_data
+from pipelines.story.content import TrainingStatus, describe, story_data
 from pipelines.story.training import MIN_RANKINGS, OWN_STAGES, story_of, train
 from serve.errors import RequestError
 from serve.pages.story import StoryTrainer, TrainingRequest, visitor_run
@@ -76,7 +76,7 @@ class VisitorTraining:
         # What the page shows of a training in progress is read from these folders.
         for folder in ("preferences", *OWN_STAGES, ".partial"):
             shutil.rmtree(self._branch.root / folder, ignore_errors=True)
-        self._set(Training(request))
+        self._set(TrainingStatus(request))
         self._submit()
         return ""
 
@@ -91,25 +91,25 @@ class VisitorTraining:
         assert self._training is not None
         error = work.exception()
         if error is None:
-            self._set(Training(self._training.request, "done"))
+            self._set(TrainingStatus(self._training.request, "done"))
             return
         logger.error("a visitor's training failed", exc_info=error)
         failure = known_failure(error)
         reason = " ".join(str(failure).split()) if failure else "it ended unexpectedly; the Ray logs say why"
-        self._set(Training(self._training.request, "failed", reason))
+        self._set(TrainingStatus(self._training.request, "failed", reason))
 
-    def _set(self, training: Training) -> None:
+    def _set(self, training: TrainingStatus) -> None:
         self._training = training
         self._branch.create()
         request = training.request.model_dump()
         write_json(_record(self._branch), {"request": request, "outcome": training.outcome, "error": training.error})
 
-    def _read(self) -> Training | None:
+    def _read(self) -> TrainingStatus | None:
         if not _record(self._branch).exists():
             return None
         try:
             found = json.loads(_record(self._branch).read_text(encoding="utf-8"))
-            return Training(TrainingRequest(**found["request"]), found["outcome"], found["error"])
+            return TrainingStatus(TrainingRequest(**found["request"]), found["outcome"], found["error"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{_record(self._branch)} is damaged: remove {self._branch.root}") from error
 

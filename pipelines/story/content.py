@@ -26,7 +26,7 @@ Outcome = Literal["running", "done", "failed"]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStatus:
     """A visitor's training: the request, its outcome so far, and the reason of a failure in one line."""
 
     request: TrainingRequest
@@ -89,7 +89,7 @@ def held_out_questions(run: RunFolder) -> list[str]:
     return questions[:: -(-len(questions) // SHOWN_QUESTIONS)] if questions else []
 
 
-def describe(recipe: Recipe, branch: RunFolder, training: Training) -> dict[str, Any]:
+def describe(recipe: Recipe, branch: RunFolder, training: TrainingStatus) -> dict[str, Any]:
     """Returns the progress of a training for the page.
 
     Returns:

@@ -26,7 +26,7 @@ from serve.http.request_context import RequestContext
 from serve.http.reservation import most_tokens
 from serve.pages.markdown import parse_markdown
 from serve.pages.render import page, routes_of
-from serve.transport.messages import Endpoint, Part, Reply
+from serve.transport.messages import CompleteResponse, Endpoint, Part
 from serve.transport.pool import ModelEndpoint
 
 MAX_SIDES = 4
@@ -289,7 +289,7 @@ async def _merged(streams: Sequence[AsyncGenerator[str]]) -> AsyncGenerator[tupl
 async def _text(ask: Ask, side: Side, prompt: str) -> AsyncGenerator[str]:
     async with aclosing(ask(*side.question(prompt))) as parts:
         async for part in parts:
-            if isinstance(part, Reply):
+            if isinstance(part, CompleteResponse):
                 raise AnswerError(part.body.get("error", {}).get("message", "a model gave no answer"))
             for event in _events_in(part) if isinstance(part, str) else ():
                 if "error" in event:

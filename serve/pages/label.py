@@ -44,7 +44,7 @@ MAX_TEXT = 100_000
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
-class Judgement(BaseModel):
+class JudgementRequest(BaseModel):
     """A judgement of one prompt: ranks, "all bad", or a skip.
 
     Attributes:
@@ -129,7 +129,7 @@ def label_router(
         return recent_judgements(database, annotator)
 
     @router.post("/judgement", status_code=204)
-    def judge(annotator: Annotator, judgement: Judgement) -> Response:
+    def judge(annotator: Annotator, judgement: JudgementRequest) -> Response:
         try:
             row = ranking_of(annotator, judgement)
             _check_shown(database, annotator, judgement)
@@ -191,7 +191,7 @@ def recent_judgements(database: Feedback, annotator: str) -> list[dict[str, Any]
     return found
 
 
-def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
+def ranking_of(annotator: str, judgement: JudgementRequest) -> Ranking:
     """Returns the row to store.
 
     Raises:
@@ -217,7 +217,7 @@ def ranking_of(annotator: str, judgement: Judgement) -> Ranking:
     )
 
 
-def _check_shown(database: Feedback, annotator: str, judgement: Judgement) -> None:
+def _check_shown(database: Feedback, annotator: str, judgement: JudgementRequest) -> None:
     """Refuses a judgement of what this page does not show the annotator, such as a comparison whose models they know.
 
     Raises:

@@ -19,7 +19,7 @@ from cluster.runtime.plan import Allocation
 from serve.errors import RequestError, error_body
 from serve.http.openapi import REFERENCE
 from serve.replica.request_bounds import RequestBounds, longest_token
-from serve.transport.messages import Endpoint, Part, PromotionResult, Reply, ResponseStart
+from serve.transport.messages import CompleteResponse, Endpoint, Part, PromotionResult, ResponseStart
 
 MOST_CONVERSATIONS = 128
 
@@ -59,7 +59,7 @@ class RewardScorer:
         self.running = 0
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Yields a `ResponseStart` and one `Reply`: a normalized reward for every conversation, in order."""
+        """Yields a `ResponseStart` and one `CompleteResponse`: a normalized reward for every conversation, in order."""
         if endpoint != "score":
             yield _refusal(f"{self.name} is a reward model: it scores (/v1/score) and does not write", "model")
             return
@@ -67,7 +67,7 @@ class RewardScorer:
             self.bounds.check(endpoint, body)
             request = ScoreRequest.model_validate(body)
         except RequestError as error:
-            yield Reply(error.status_code, error.body)
+            yield CompleteResponse(error.status_code, error.body)
             return
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
@@ -82,7 +82,7 @@ class RewardScorer:
         finally:
             self.running -= 1
 
-    def score(self, request: ScoreRequest) -> Reply:
+    def score(self, request: ScoreRequest) -> CompleteResponse:
         """Scores conversations, rendered the same as in training."""
         rows = []
         for number, conversation in enumerate(request.conversations):
@@ -103,7 +103,7 @@ class RewardScorer:
         data = [{"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)]
         tokens = sum(map(len, rows))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
-        return Reply(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
+        return CompleteResponse(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """Loads another version of the weights, between two requests."""
@@ -140,5 +140,5 @@ class RewardScorer:
         """Does nothing: it has nothing outside of this process."""
 
 
-def _refusal(message: str, param: str) -> Reply:
-    return Reply(400, error_body(400, message, "BadRequestError", param))
+def _refusal(message: str, param: str) -> CompleteResponse:
+    return CompleteResponse(400, error_body(400, message, "BadRequestError", param))

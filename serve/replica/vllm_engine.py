@@ -51,11 +51,11 @@ from serve.replica.weight_swap import digest_files, swap_weights
 from serve.replica.weight_swap_gate import InflightRequest, WeightSwapGate
 from serve.transport.messages import (
     TALLY,
+    CompleteResponse,
     Endpoint,
     EngineState,
     Part,
     PromotionResult,
-    Reply,
     ResponseStart,
     Tally,
     Usage,
@@ -176,7 +176,7 @@ class VllmEngine:
         await self.openai.models.init_static_loras()
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Yields a `ResponseStart`, then one `Reply`, or a stream's server-sent events and their `Usage`.
+        """Yields a `ResponseStart`, then one `CompleteResponse`, or a stream's server-sent events and their `Usage`.
 
         Closing it aborts the request.
         """
@@ -187,7 +187,7 @@ class VllmEngine:
         try:
             self.bounds.check(endpoint, body)
         except RequestError as error:
-            yield Reply(error.status_code, error.body)
+            yield CompleteResponse(error.status_code, error.body)
             return
         try:
             async with self.gate.request() as request:
@@ -276,8 +276,8 @@ class VllmEngine:
         self.engine.shutdown()
 
 
-def _reply(answer: BaseModel, weights: str | None = None) -> Reply:
-    return Reply(status_of(answer), dumped(answer), weights)
+def _reply(answer: BaseModel, weights: str | None = None) -> CompleteResponse:
+    return CompleteResponse(status_of(answer), dumped(answer), weights)
 
 
 def _validated(request_type: TypeAdapter[Any], body: dict[str, Any]) -> Any:

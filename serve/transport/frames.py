@@ -10,7 +10,7 @@ from dataclasses import asdict
 from enum import IntEnum
 from typing import cast
 
-from serve.transport.messages import Part, Reply, ResponseStart, Usage
+from serve.transport.messages import CompleteResponse, Part, ResponseStart, Usage
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,8 +43,8 @@ class Kind(IntEnum):
     RESUME = 10
 
 
-_PARTS: dict[Kind, type[Reply] | type[Usage] | type[ResponseStart]] = {
-    Kind.REPLY: Reply,
+_PARTS: dict[Kind, type[CompleteResponse] | type[Usage] | type[ResponseStart]] = {
+    Kind.REPLY: CompleteResponse,
     Kind.USAGE: Usage,
     Kind.RESPONSE_START: ResponseStart,
 }

@@ -49,7 +49,7 @@ class RequestFailed(Exception):
 Item = Part | End | Exception
 
 
-class Response(asyncio.Queue[Item]):
+class ResponseStream(asyncio.Queue[Item]):
     """The parts of a response as they come.
 
     Args:
@@ -164,7 +164,7 @@ class GatewayConnection(FrameProtocol):
         self.draining = False
         self._identified, self._trusted = identified, False
         self._numbers = itertools.count()
-        self._responses: dict[int, Response] = {}
+        self._responses: dict[int, ResponseStream] = {}
 
     @property
     def ready(self) -> bool:
@@ -220,14 +220,14 @@ class GatewayConnection(FrameProtocol):
             del self._responses[number]
 
     @contextmanager
-    def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[Response]:
+    def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[ResponseStream]:
         """Sends a request, and gives the queue that receives the parts of its response. Leaving the context before the
         end cancels the request in the replica.
 
         Raises:
             ConnectionError: the connection is closed.
         """
-        response = Response(next(self._numbers), self._hold)
+        response = ResponseStream(next(self._numbers), self._hold)
         self.send(response.number, Kind.REQUEST, json.dumps([model, endpoint, body]).encode())
         self._responses[response.number] = response
         try:
@@ -241,7 +241,7 @@ class GatewayConnection(FrameProtocol):
         if not self.lost:
             self.send(number, kind)
 
-    async def _until_cancelled(self, response: Response) -> Usage | None:
+    async def _until_cancelled(self, response: ResponseStream) -> Usage | None:
         used = None
         try:
             async with asyncio.timeout(CANCEL_SECONDS):

@@ -27,7 +27,7 @@ class ResponseStart:
 
 
 @dataclass(frozen=True)
-class Reply:
+class CompleteResponse:
     """A complete response, as opposed to a stream of server-sent events.
 
     Attributes:
@@ -43,14 +43,14 @@ class Reply:
 
 @dataclass(frozen=True)
 class Usage:
-    """The token counts of a stream, after its last event; `weights` is the same as in `Reply`."""
+    """The token counts of a stream, after its last event; `weights` is the same as in `CompleteResponse`."""
 
     prompt_tokens: int
     completion_tokens: int
     weights: str | None = None
 
 
-Part = ResponseStart | Reply | Usage | str
+Part = ResponseStart | CompleteResponse | Usage | str
 
 
 @dataclass
@@ -120,7 +120,8 @@ class ServedModel(Protocol):
     """A model in a replica."""
 
     def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        """Answers one request: a `ResponseStart`, then one `Reply`, or server-sent events as text and their `Usage`.
+        """Answers one request: a `ResponseStart`, then one `CompleteResponse`, or server-sent events as text and then
+        their `Usage`.
 
         Closing the iterator aborts the request.
         """

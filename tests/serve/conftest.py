@@ -22,7 +22,7 @@ from cluster.recipe.serve import Adapter, Serve
 from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
-from serve.gateway import Settings
+from serve.gateway import GatewaySettings
 from serve.replica.lora import adapter_checksum
 from serve.routes import aliases_of
 from serve.server import deploy
@@ -110,7 +110,9 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write_adapter(run.path("base"), terse)
     weights["terse"] = adapter_checksum(terse)
     folders = {name: one.folder for name, one in versions.items()}
-    settings = Settings(run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}), owner=OWNER)
+    settings = GatewaySettings(
+        run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}), owner=OWNER
+    )
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
         section = Serve(gateways=2, adapters={"terse": Adapter(path=str(terse), model="base")})

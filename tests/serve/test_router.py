@@ -10,17 +10,17 @@ import pytest
 from cluster.recipe.serve import Alias
 from cluster.run.folder import RunFolder
 from serve.canary import set_share
-from serve.gateway import Settings
+from serve.gateway import GatewaySettings
 from serve.routes import aliases_of
 from tests.serve.support.local import Parrot, asking, prompt
 
 WELL = 'route="/v1/completions",status="200",weights="unknown"'
-SHADOWED = Settings(aliases={"production": Alias(models={"policy": 1}, shadow="sft")})
+SHADOWED = GatewaySettings(aliases={"production": Alias(models={"policy": 1}, shadow="sft")})
 
 
 @pytest.mark.anyio
 async def test_answers_of_a_new_policy_say_so(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, aliases=aliases_of(["policy"], {}), weights={"canary": "new", "policy": "old"})
+    settings = GatewaySettings(tmp_path, aliases=aliases_of(["policy"], {}), weights={"canary": "new", "policy": "old"})
     tried = Parrot()
     set_share(RunFolder(tmp_path), "new", 0.5)
     async with asking(settings, name="policy", others={"canary": tried}) as client:
@@ -66,7 +66,7 @@ async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
             async for part in shadow.answer(endpoint, body | {"prompt": "wait"}, given_up):
                 yield part
 
-    settings = Settings(aliases=SHADOWED.aliases, max_concurrent=1)
+    settings = GatewaySettings(aliases=SHADOWED.aliases, max_concurrent=1)
     async with asking(settings, name="policy", others={"sft": Slow()}) as client:
         for _ in range(2):
             answer = await client.post("/v1/completions", json=prompt("a b", model="production"))

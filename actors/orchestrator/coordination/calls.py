@@ -21,7 +21,7 @@ SLOWEST_SECONDS = 600.0
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class PendingCall:
     """A call of an actor that has not been answered.
 
     Attributes:
@@ -58,13 +58,13 @@ class Calls:
         deadline: float,
         stall: float,
         settle: Callable[[Callable[[], None]], None],
-        on_error: Callable[[Call, BaseException], None],
+        on_error: Callable[[PendingCall, BaseException], None],
     ) -> None:
         self._clock, self._deadline, self._stall = clock, deadline, stall
         self.last_progress = clock.now()
         self._settle, self._on_error = settle, on_error
         # All have the same time, so that the oldest is the first that can be late.
-        self._timed: OrderedDict[Call, float] = OrderedDict()
+        self._timed: OrderedDict[PendingCall, float] = OrderedDict()
         # For each patience, the actors that draw and since when they have made no progress, the longest first.
         self._drawing: dict[int, OrderedDict[int, tuple[Member, float]]] = {}
         self._looked = clock.now()
@@ -82,10 +82,10 @@ class Calls:
         kind: Kind,
         what: str,
         send: Callable[[Callback], None],
-        on_success: Callable[[Call, Any], None],
-    ) -> Call:
+        on_success: Callable[[PendingCall, Any], None],
+    ) -> PendingCall:
         """Sends a call to an actor and returns it."""
-        call = Call(member, kind, what, self._clock.now())
+        call = PendingCall(member, kind, what, self._clock.now())
         if kind != "draw":
             self._timed[call] = call.begin + self._deadline
         send(partial(self._on_answer, call, on_success))
@@ -162,7 +162,7 @@ class Calls:
                 drawing[number] = member, since + seconds
 
     def _on_answer(
-        self, call: Call, on_success: Callable[[Call, Any], None], value: Any, error: BaseException | None
+        self, call: PendingCall, on_success: Callable[[PendingCall, Any], None], value: Any, error: BaseException | None
     ) -> None:
         answered = call.kind == "draw" or self._timed.pop(call, None) is not None
         if not answered or call.member.state is ActorState.DEAD:

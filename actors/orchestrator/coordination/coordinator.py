@@ -13,7 +13,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from actors.orchestrator.coordination.accounting import Counters, FleetStats
-from actors.orchestrator.coordination.calls import Call, Calls
+from actors.orchestrator.coordination.calls import Calls, PendingCall
 from actors.orchestrator.coordination.dispatcher import Dispatcher
 from actors.orchestrator.coordination.lifecycle import Lifecycle
 from actors.orchestrator.coordination.members import ActorState, Members
@@ -259,7 +259,7 @@ class Coordinator:
                 raise DeadlineError(f"waited {now - begin:.0f} s for {what}{without}; actors: {actors}")
             self._clock.sleep(self._calls.next_due(end) - now)
 
-    def _on_error(self, call: Call, error: BaseException) -> None:
+    def _on_error(self, call: PendingCall, error: BaseException) -> None:
         cause = f"{call.what}: {error}"
         if isinstance(error, ValueError):
             # The engine is well and refuses the request, as any other would.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from actors.orchestrator.coordination.accounting import FleetStats
-from actors.orchestrator.coordination.calls import Call, Calls
+from actors.orchestrator.coordination.calls import Calls, PendingCall
 from actors.orchestrator.coordination.members import WORKING, ActorState, Member, Members, OpenRequest
 from actors.orchestrator.coordination.protocols import Clock
 from actors.orchestrator.coordination.work_queue import WorkQueue
@@ -92,7 +92,7 @@ class Dispatcher:
         member.busy_since = self._clock.now()
         self._members.available.update(member)
 
-    def _on_end(self, opened: OpenRequest, call: Call, _: None) -> None:
+    def _on_end(self, opened: OpenRequest, call: PendingCall, _: None) -> None:
         member = call.member
         if opened.left:
             asked = len(opened.request.prompts)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from actors.orchestrator.coordination.accounting import FleetStats, Kind
-from actors.orchestrator.coordination.calls import Call, Calls
+from actors.orchestrator.coordination.calls import Calls, PendingCall
 from actors.orchestrator.coordination.members import WORKING, ActorState, Member, Members
 from actors.orchestrator.coordination.protocols import Clock, Worker
 from actors.orchestrator.coordination.work_queue import WorkQueue
@@ -132,7 +132,7 @@ class Lifecycle:
                 f"{DEATHS_SECONDS / 60:g} minutes; the last: {cause}"
             )
 
-    def _on_started(self, call: Call, _: None) -> None:
+    def _on_started(self, call: PendingCall, _: None) -> None:
         member = call.member
         self._stats.add_call(member.name, call.kind, call.begin)
         self._members.move(member, ActorState.STALE)
@@ -152,7 +152,7 @@ class Lifecycle:
         send = partial(member.worker.pull, weights)
         self._calls.send(member, "weights", f"weights {weights.version}", send, partial(self._on_pulled, weights))
 
-    def _on_pulled(self, weights: Weights, call: Call, found: dict[str, int]) -> None:
+    def _on_pulled(self, weights: Weights, call: PendingCall, found: dict[str, int]) -> None:
         member = call.member
         differing = mismatch(weights.digests, found)
         if differing is not None:

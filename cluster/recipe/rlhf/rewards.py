@@ -60,7 +60,7 @@ class Reward(Section):
         return self
 
 
-class Environment(Section):
+class EnvironmentSettings(Section):
     """A class or function that plays the user or a tool, for conversations of several turns."""
 
     function: FunctionName = Field(

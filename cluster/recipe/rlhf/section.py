@@ -19,7 +19,7 @@ from cluster.recipe.base import (
 from cluster.recipe.rlhf.fleet import FleetSettings
 from cluster.recipe.rlhf.presets import PRESETS, AlgorithmSettings
 from cluster.recipe.rlhf.regularization import Importance, Kl, Stop
-from cluster.recipe.rlhf.rewards import Environment, Reward
+from cluster.recipe.rlhf.rewards import EnvironmentSettings, Reward
 
 # What vLLM has beside the temperature to cut the distribution that tokens are drawn from.
 TRUNCATIONS = ("top_p", "top_k", "min_p")
@@ -66,7 +66,7 @@ class Rlhf(Section):
         [Reward()],
         description="sources of rewards, whose weighted sum is the reward of an answer; none for algorithm distill",
     )
-    environment: Environment | None = Field(
+    environment: EnvironmentSettings | None = Field(
         None, description="conversations of several turns with a Python function; unset: one answer to each prompt"
     )
     steps: Positive = Field(40, description="steps of sampling, rewarding and updating")

@@ -81,7 +81,7 @@ class ShardPhase(Phase):
         """Path of a shard."""
         return self.folder / split / f"shard-{number:05d}.parquet"
 
-    def only(self, index: int) -> "Shard":
+    def only(self, index: int) -> "WriteShard":
         split, number = self._shards[index]
         ends, start = self._ends[split], number * SHARD_ROWS
         rows = int(ends[-1])
@@ -90,7 +90,7 @@ class ShardPhase(Phase):
         needed, file_of = np.unique(places, return_inverse=True)
         first = ends[places] - np.array(self.counts[split], dtype=np.int64)[places]
         files = tuple(self.files[split][place] for place in needed.tolist())
-        return Shard(self.path(split, number), start, files, file_of, wanted - first, self.context)
+        return WriteShard(self.path(split, number), start, files, file_of, wanted - first, self.context)
 
     def __call__(self, index: int) -> Report:
         return self.only(index)(0)
@@ -110,7 +110,7 @@ class ShardPhase(Phase):
 
 
 @dataclass(frozen=True)
-class Shard:
+class WriteShard:
     """Writes one shard.
 
     Attributes:

@@ -10,7 +10,7 @@ from cluster.errors import StageError, UserError
 from cluster.run.atomic import write_json
 from pipelines.evaluate.judge.asking import Answering, JudgedPair, judged_pairs
 from pipelines.evaluate.judge.pairs import Pair
-from pipelines.evaluate.judge.statistics import Agreement, WinRate, agreement, position_bias, win_rate
+from pipelines.evaluate.judge.statistics import JudgeAgreement, WinRate, agreement, position_bias, win_rate
 from pipelines.evaluate.tasks.statistics import Estimate
 
 # The largest share of pairs on which a judge may give no verdict.
@@ -103,7 +103,7 @@ def _judged(judge: Answering, pairs: Sequence[Pair]) -> list[JudgedPair]:
     return judged
 
 
-def _agreement_text(name: str, found: Agreement | None) -> str:
+def _agreement_text(name: str, found: JudgeAgreement | None) -> str:
     if found is None:
         return f"{name}: no pair on which people decided was judged."
     lines = [f"{name} agrees with people in {_interval(found.agreement)} of {found.agreement.n} pairs"]

@@ -31,7 +31,7 @@ class WinRate:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class JudgeAgreement:
     """How a judge compares with people on the pairs in which these prefer one answer.
 
     Attributes:
@@ -75,7 +75,7 @@ def win_rate(outcomes: Sequence[float], lengths: Sequence[tuple[int, int]]) -> W
     return WinRate(estimate(outcomes, [1] * len(outcomes)), (ends[0], ends[1], ends[2]), ties)
 
 
-def agreement(judged: Sequence[JudgedPair]) -> Agreement | None:
+def agreement(judged: Sequence[JudgedPair]) -> JudgeAgreement | None:
     """Compares a judge with people; None if there is no pair that both decide on.
 
     Args:
@@ -93,7 +93,7 @@ def agreement(judged: Sequence[JudgedPair]) -> Agreement | None:
     }
     unequal = len(by_length[True]) + len(by_length[False])
     by_judge = sum(by_length[True]) + sum(1 - score for score in by_length[False])
-    return Agreement(
+    return JudgeAgreement(
         estimate(scores, [1] * len(scores)),
         _mean(by_length[True]),
         _mean(by_length[False]),

@@ -11,14 +11,14 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
 from pipelines.data.source_rows import BadRow, Row, file_rows, good_row
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.layouts import LAYOUTS
 
 # The names under which a JSON object keeps its list of rows (BIG-bench, SQuAD, lm-eval's samples).
 LISTS = ("examples", "data", "rows", "samples")
 
 
-def file_tasks(settings: TaskFile) -> list[Task]:
+def file_tasks(settings: TaskFile) -> list[EvaluationTask]:
     """Reads the tasks of a file or glob: one, or two where the layout has two measures (TruthfulQA's mc1 and mc2).
 
     Raises:

@@ -38,7 +38,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """Items that are measured alike.
 
     Attributes:

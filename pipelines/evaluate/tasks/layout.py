@@ -8,7 +8,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
 from pipelines.data.source_rows import BadRow, Row, good_row
-from pipelines.evaluate.tasks.items import Item, Metric, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item, Metric
 
 QUESTION = "Question: {}\nAnswer:"
 # The bad rows that are named, of many.
@@ -25,7 +25,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Measure:
+class LayoutTask:
     """A task that a layout gives.
 
     Attributes:
@@ -33,7 +33,7 @@ class Measure:
         metric: what is measured, unless the recipe says otherwise.
         fixed: whether the recipe's metric does not count.
         suffix: of the task's name, where a layout gives several.
-        chat, bare: as of `Task`.
+        chat, bare: as of `EvaluationTask`.
         left_out: why a row has no item, for people.
     """
 
@@ -58,13 +58,15 @@ class Layout:
 
     name: str
     fields: tuple[str, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[LayoutTask, ...]
 
     def fits(self, row: dict[str, Any]) -> bool:
         """Whether a row has the layout's fields."""
         return all(row.get(field) is not None for field in self.fields)
 
-    def tasks(self, rows: Sequence[Row | BadRow], places: Sequence[str], name: str, settings: TaskFile) -> list[Task]:
+    def tasks(
+        self, rows: Sequence[Row | BadRow], places: Sequence[str], name: str, settings: TaskFile
+    ) -> list[EvaluationTask]:
         """Makes the tasks of a file's rows, without those that cannot be used.
 
         Args:
@@ -99,7 +101,9 @@ class Layout:
                 f"evaluate.tasks: {own.place} lacks one of the fields of {self.name}: {', '.join(self.fields)}"
             )
 
-    def _task(self, measure: Measure, rows: list[list[Item]], bad: list[str], name: str, settings: TaskFile) -> Task:
+    def _task(
+        self, measure: LayoutTask, rows: list[list[Item]], bad: list[str], name: str, settings: TaskFile
+    ) -> EvaluationTask:
         items = [item for row in rows for item in row]
         if not items:
             raise UserError(f"evaluate.tasks: {settings.path} has no row to use: {measure.left_out}")
@@ -110,7 +114,7 @@ class Layout:
             )
         metric = measure.metric if measure.fixed else settings.metric or measure.metric
         own, title = (f"{name}_{measure.suffix}", f"{name} ({measure.suffix})") if measure.suffix else (name, name)
-        return Task(own, title, metric, items, measure.chat, measure.bare, settings.max_tokens, tuple(bad))
+        return EvaluationTask(own, title, metric, items, measure.chat, measure.bare, settings.max_tokens, tuple(bad))
 
 
 def _require_few(bad: Sequence[str], rows: int, settings: TaskFile) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from pipelines.evaluate.tasks.items import Item
-from pipelines.evaluate.tasks.layout import Layout, Measure, Place
+from pipelines.evaluate.tasks.layout import Layout, LayoutTask, Place
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TURNS = re.compile(r"\n\n(Human|Assistant): ")
@@ -95,37 +95,43 @@ def _texts(own: Place) -> list[Item]:
     return [Item(own.number, "", (text,), group=group)] if text else []
 
 
-_MC1 = Measure(partial(_truthful, measure="mc1"), "accuracy", fixed=True, suffix="mc1", bare="Q: {}\nA:")
-_MC2 = Measure(partial(_truthful, measure="mc2"), "mass", fixed=True, suffix="mc2", bare="Q: {}\nA:")
-_TRANSCRIPTS = Measure(
+_MC1 = LayoutTask(partial(_truthful, measure="mc1"), "accuracy", fixed=True, suffix="mc1", bare="Q: {}\nA:")
+_MC2 = LayoutTask(partial(_truthful, measure="mc2"), "mass", fixed=True, suffix="mc2", bare="Q: {}\nA:")
+_TRANSCRIPTS = LayoutTask(
     _transcripts,
     "normalized",
     chat=False,
     bare="{}",
     left_out="the conversations of chosen and rejected differ before the last answer",
 )
-_TEXTS = Measure(_texts, "bits", fixed=True, chat=False, bare="{}", left_out="their text is empty")
+_TEXTS = LayoutTask(_texts, "bits", fixed=True, chat=False, bare="{}", left_out="their text is empty")
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "choice": (
         Layout("TruthfulQA", ("question", "mc1_targets", "mc2_targets"), (_MC1, _MC2)),
-        Layout("HHH", ("input", "targets"), (Measure(_hhh, "normalized"),)),
-        Layout("BIG-bench", ("input", "target_scores"), (Measure(_big_bench, "accuracy"),)),
-        Layout("HellaSwag", ("ctx", "endings", "label"), (Measure(_hellaswag, "normalized", chat=False, bare="{}"),)),
-        Layout("ARC", ("question", "choices", "answerKey"), (Measure(_multiple_choice, "accuracy"),)),
-        Layout("MMLU", ("question", "choices", "answer"), (Measure(_multiple_choice, "accuracy"),)),
+        Layout("HHH", ("input", "targets"), (LayoutTask(_hhh, "normalized"),)),
+        Layout("BIG-bench", ("input", "target_scores"), (LayoutTask(_big_bench, "accuracy"),)),
+        Layout(
+            "HellaSwag", ("ctx", "endings", "label"), (LayoutTask(_hellaswag, "normalized", chat=False, bare="{}"),)
+        ),
+        Layout("ARC", ("question", "choices", "answerKey"), (LayoutTask(_multiple_choice, "accuracy"),)),
+        Layout("MMLU", ("question", "choices", "answer"), (LayoutTask(_multiple_choice, "accuracy"),)),
     ),
     "pairs": (
-        Layout("RewardBench", ("prompt", "chosen", "rejected"), (Measure(_preferences, "normalized"),)),
+        Layout("RewardBench", ("prompt", "chosen", "rejected"), (LayoutTask(_preferences, "normalized"),)),
         Layout("HH", ("chosen", "rejected"), (_TRANSCRIPTS,)),
-        Layout("LLMBar", ("input", "output_1", "output_2", "label"), (Measure(_judged_outputs, "normalized"),)),
-        Layout("BLiMP", ("sentence_good", "sentence_bad"), (Measure(_sentences, "accuracy", chat=False, bare="{}"),)),
+        Layout("LLMBar", ("input", "output_1", "output_2", "label"), (LayoutTask(_judged_outputs, "normalized"),)),
+        Layout(
+            "BLiMP", ("sentence_good", "sentence_bad"), (LayoutTask(_sentences, "accuracy", chat=False, bare="{}"),)
+        ),
     ),
     "generate": (
         Layout(
-            "GSM8K", ("question", "answer"), (Measure(partial(_answered, field="question"), "checked", fixed=True),)
+            "GSM8K", ("question", "answer"), (LayoutTask(partial(_answered, field="question"), "checked", fixed=True),)
         ),
-        Layout("prompts", ("prompt", "answer"), (Measure(partial(_answered, field="prompt"), "checked", fixed=True),)),
+        Layout(
+            "prompts", ("prompt", "answer"), (LayoutTask(partial(_answered, field="prompt"), "checked", fixed=True),)
+        ),
     ),
     "perplexity": (Layout("text", ("text",), (_TEXTS,)),),
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster import __version__
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 
 # lm-eval's name of each metric.
 NAMES = {
@@ -17,7 +17,9 @@ NAMES = {
 }
 
 
-def lm_eval_results(tasks: Sequence[Task], figures: Mapping[str, Any], model: str, seed: int) -> dict[str, Any]:
+def lm_eval_results(
+    tasks: Sequence[EvaluationTask], figures: Mapping[str, Any], model: str, seed: int
+) -> dict[str, Any]:
     """Makes the content of lm-eval's `results.json` for one model.
 
     Args:

@@ -7,10 +7,10 @@ from cluster.errors import UserError
 from cluster.recipe.evaluate import MAX_BAD_SHARE, BuiltInTask, TaskFile
 from pipelines.evaluate.tasks.built_in import BUILT_IN
 from pipelines.evaluate.tasks.files import file_tasks
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 
 
-def load_tasks(settings: Sequence[BuiltInTask | TaskFile]) -> list[Task]:
+def load_tasks(settings: Sequence[BuiltInTask | TaskFile]) -> list[EvaluationTask]:
     """Makes tasks.
 
     Args:
@@ -19,7 +19,7 @@ def load_tasks(settings: Sequence[BuiltInTask | TaskFile]) -> list[Task]:
     Raises:
         UserError: a file cannot be read, or two tasks have one name.
     """
-    tasks: list[Task] = []
+    tasks: list[EvaluationTask] = []
     for one in settings:
         if isinstance(one, TaskFile):
             tasks += file_tasks(one)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.errors import UserError
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.models import EvaluatedModel, Request
 
 
@@ -43,7 +43,7 @@ class TaskAnswers:
     too_long: list[str]
 
 
-def run_task(task: Task, model: EvaluatedModel) -> TaskAnswers:
+def run_task(task: EvaluationTask, model: EvaluatedModel) -> TaskAnswers:
     """Runs a task on a model.
 
     Raises:
@@ -60,7 +60,7 @@ def run_task(task: Task, model: EvaluatedModel) -> TaskAnswers:
     return TaskAnswers(results, too_long)
 
 
-def _checked(task: Task, model: EvaluatedModel, chat: bool) -> list[ItemResult | None]:
+def _checked(task: EvaluationTask, model: EvaluatedModel, chat: bool) -> list[ItemResult | None]:
     prompts = [item.prompt if chat else task.bare.format(item.prompt) for item in task.items]
     answers = model.answers(prompts, chat, task.max_tokens)
     return [
@@ -69,7 +69,7 @@ def _checked(task: Task, model: EvaluatedModel, chat: bool) -> list[ItemResult |
     ]
 
 
-def _scored(task: Task, model: EvaluatedModel, chat: bool) -> list[ItemResult | None]:
+def _scored(task: EvaluationTask, model: EvaluatedModel, chat: bool) -> list[ItemResult | None]:
     requests = [
         Request(item.prompt if chat or not item.prompt else task.bare.format(item.prompt), option, chat)
         for item in task.items
@@ -80,7 +80,7 @@ def _scored(task: Task, model: EvaluatedModel, chat: bool) -> list[ItemResult | 
     return [_result(task, item, row) for item, row in zip(task.items, rows, strict=True)]
 
 
-def _result(task: Task, item: Item, nats: Sequence[float | None]) -> ItemResult | None:
+def _result(task: EvaluationTask, item: Item, nats: Sequence[float | None]) -> ItemResult | None:
     values = [value for value in nats if value is not None]
     if len(values) < len(nats):
         return None

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers
 from pipelines.evaluate.tasks.statistics import centered, estimate, holm, paired_task_change
 
@@ -14,7 +14,7 @@ Answers = Mapping[str, Mapping[str, TaskAnswers]]
 SIGNIFICANT = 0.05
 
 
-def task_figures(tasks: Sequence[Task], answers: Answers) -> dict[str, Any]:
+def task_figures(tasks: Sequence[EvaluationTask], answers: Answers) -> dict[str, Any]:
     """Computes the figures of all tasks, for the report.
 
     Args:
@@ -40,7 +40,7 @@ def task_figures(tasks: Sequence[Task], answers: Answers) -> dict[str, Any]:
     return figures
 
 
-def task_rows(tasks: Sequence[Task], answers: Answers) -> Iterator[dict[str, Any]]:
+def task_rows(tasks: Sequence[EvaluationTask], answers: Answers) -> Iterator[dict[str, Any]]:
     """Yields, for each item, what it asked, what was expected, and what every model said, for people to read."""
     for task in tasks:
         found = {model: {result.id: result for result in own.results} for model, own in answers[task.name].items()}
@@ -85,7 +85,7 @@ def _visible(change: Mapping[str, Any]) -> str:
     return "one case shows no difference" if found is None else f"a difference of {found:.2g} would mostly have shown"
 
 
-def _figure(task: Task, answers: Mapping[str, TaskAnswers]) -> dict[str, Any]:
+def _figure(task: EvaluationTask, answers: Mapping[str, TaskAnswers]) -> dict[str, Any]:
     models = {name: _of_model(task, own) for name, own in answers.items()}
     cases = {name: _cases(task, own.results) for name, own in answers.items()}
     changes = {}
@@ -105,7 +105,7 @@ def _figure(task: Task, answers: Mapping[str, TaskAnswers]) -> dict[str, Any]:
     }
 
 
-def _of_model(task: Task, answers: TaskAnswers) -> dict[str, Any]:
+def _of_model(task: EvaluationTask, answers: TaskAnswers) -> dict[str, Any]:
     cases = _cases(task, answers.results)
     found = estimate([value for value, _ in cases.values()], [size for _, size in cases.values()])
     groups = {item.id: item.group for item in task.items}
@@ -124,7 +124,7 @@ def _of_model(task: Task, answers: TaskAnswers) -> dict[str, Any]:
     }
 
 
-def _cases(task: Task, results: Sequence[ItemResult]) -> dict[str, tuple[float, int]]:
+def _cases(task: EvaluationTask, results: Sequence[ItemResult]) -> dict[str, tuple[float, int]]:
     """The cases that count, by id: items with their sizes, or pairs of twins."""
     if not task.twins:
         return {result.id: (result.value, result.size) for result in results}
@@ -142,7 +142,7 @@ def _cases(task: Task, results: Sequence[ItemResult]) -> dict[str, tuple[float, 
     return {name: (float(first > second), 1) for name, (first, second) in leads.items()}
 
 
-def _expected(task: Task, item: Item) -> str:
+def _expected(task: EvaluationTask, item: Item) -> str:
     if task.metric == "bits":
         return item.options[0]
     return item.expected or " / ".join(item.options[index].strip() for index in item.right)

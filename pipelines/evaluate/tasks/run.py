@@ -18,7 +18,7 @@ from cluster.run.folder import file_fingerprint, fingerprint
 from cluster.runtime.plan import Allocation, resources_here
 from cluster.runtime.session import connect
 from pipelines.evaluate.tasks.http_model import HttpModel
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.lm_eval import lm_eval_results
 from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers, run_task
 from pipelines.evaluate.tasks.models import EngineModel
@@ -32,7 +32,13 @@ MAX_ACTORS = 2
 
 
 def evaluate_alone(
-    target: str, tasks: Sequence[Task], out: Path, actors: int | None, chats: bool, model: str | None, console: Console
+    target: str,
+    tasks: Sequence[EvaluationTask],
+    out: Path,
+    actors: int | None,
+    chats: bool,
+    model: str | None,
+    console: Console,
 ) -> None:
     """Runs tasks on a model folder or an address, prints the figures, and writes them to `out`.
 
@@ -91,7 +97,11 @@ def evaluate_alone(
 
 
 def write_task_files(
-    tasks: Sequence[Task], answers: dict[str, dict[str, TaskAnswers]], figures: dict[str, Any], seed: int, out: Path
+    tasks: Sequence[EvaluationTask],
+    answers: dict[str, dict[str, TaskAnswers]],
+    figures: dict[str, Any],
+    seed: int,
+    out: Path,
 ) -> None:
     """Writes `tasks.json`, `tasks.jsonl` and, for each model, lm-eval's layout.
 
@@ -141,7 +151,7 @@ def _files(folder: Path) -> list[str]:
     return [f"{path.name} {file_fingerprint(path)}" for path in found]
 
 
-def _content(task: Task) -> list[Any]:
+def _content(task: EvaluationTask) -> list[Any]:
     items = [[item.id, item.prompt, item.options, item.right, item.expected] for item in task.items]
     return [task.name, task.metric, task.chat, task.bare, task.max_tokens, items]
 

@@ -16,7 +16,7 @@ from actors.orchestrator.coordination.coordinator import Coordinator
 from actors.orchestrator.coordination.members import WORKING, ActorState
 from actors.orchestrator.coordination.work_queue import MAX_PATIENCE
 from actors.orchestrator.ledger import Ledger
-from actors.orchestrator.loop import Loop
+from actors.orchestrator.loop import RlhfLoop
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rollout.weights import Weights
 from actors.types import Failure, Prompt, PromptTurn, Sample, Verdict
@@ -126,7 +126,7 @@ def loop_of(
     score: Callable[..., Any],
     count: int = len(PROMPTS),
     reward_seconds: float = 0.0,
-) -> Loop:
+) -> RlhfLoop:
     now = world.timeline.now
     prompts = {name: Prompt(name, [1]) for name in (f"p{i}" for i in range(count))}
     ledger = Ledger(prompts.values(), seed=1)
@@ -135,7 +135,7 @@ def loop_of(
         return Rewards(world, now() + reward_seconds, partial(score, prompts, groups))
 
     scheduler = RolloutScheduler(coordinator, ledger, prompts, learner.settings, 1, ask, now)
-    return Loop(coordinator, learner, scheduler, learner.settings, now)
+    return RlhfLoop(coordinator, learner, scheduler, learner.settings, now)
 
 
 def rewarded(prompts: list[Prompt], groups: list[list[Sample]]) -> list[list[float]]:

@@ -12,8 +12,8 @@ from cluster.feedback import (
     COMPARED,
     GOLD,
     Completion,
-    Counts,
     Feedback,
+    FeedbackCounts,
     FeedbackPrompt,
     Ranking,
     is_person,
@@ -59,7 +59,7 @@ def test_a_rerun_adds_nothing_twice(feedback_url: str) -> None:
         assert feedback.add_ranking(Ranking(**ranking))
         assert not feedback.add_ranking(Ranking(**ranking))
     with open_feedback(feedback_url) as feedback:
-        assert feedback.counts() == Counts(prompts=2, completions=4, rankings=1, skipped=0)
+        assert feedback.counts() == FeedbackCounts(prompts=2, completions=4, rankings=1, skipped=0)
         assert [completion.token_ids for completion in feedback.prompts()[0].completions] == [[5, 4], [5, 4]]
 
 
@@ -163,7 +163,7 @@ def test_a_database_of_the_first_schema_is_migrated_without_loss(feedback_url: s
                 {},
             )
             feedback.save_ranking(Ranking(prompt_id="p0", annotator="ben", all_bad=True, better="c"))
-            assert feedback.counts() == Counts(prompts=1, completions=2, rankings=1, skipped=0, all_bad=1)
+            assert feedback.counts() == FeedbackCounts(prompts=1, completions=2, rankings=1, skipped=0, all_bad=1)
 
 
 def test_text_of_any_content_is_stored(feedback_url: str) -> None:

@@ -14,7 +14,7 @@ from cluster.feedback import COMPARED, Completion, FeedbackPrompt, Ranking, Thum
 from cluster.feedback.judged import judgement_news, read_judgements, trace_judgements
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import kept_rounds, present_round, round_folder
-from cluster.run.trail import Answer, add_decision, answer_round, open_round, read_answer, read_trail
+from cluster.run.trail import Approval, add_decision, answer_round, open_round, read_answer, read_trail
 from cluster.run.versions import Versions
 from pipelines.loop.rounds import begin_round, next_step
 from pipelines.loop.service import describe_loop, run_loop, waits_for
@@ -126,7 +126,7 @@ def test_a_policy_waits_for_people_and_takes_over_when_they_approve(root: Path) 
     assert (Versions(run, "policy").start().folder / "content").read_text() == "one"
     with pytest.raises(UserError, match="in the loop by process"):
         one_round(root)
-    answer_round(root, Answer(2, True, "Ann"))
+    answer_round(root, Approval(2, True, "Ann"))
     thread.join(20)
     assert steps(root) == PROMOTED
     assert read_trail(root)[-1].why.endswith("approved by Ann")
@@ -136,7 +136,7 @@ def test_a_policy_waits_for_people_and_takes_over_when_they_approve(root: Path) 
 def test_a_round_that_somebody_refuses_is_set_aside(root: Path) -> None:
     run, settings = RunFolder(root), SETTINGS.model_copy(update={"approve": "people"})
     assert begin_round(run, settings)
-    answer_round(root, Answer(2, False, "Ann"))
+    answer_round(root, Approval(2, False, "Ann"))
     assert next_step(run, settings) == "set aside"
     run_loop(settings, run, lambda: ScriptedWork(root), rounds=1, poll=0.0)
     assert steps(root) == [(2, "begin", "begun"), (2, "end", "kept")]

@@ -13,7 +13,7 @@ from cluster.feedback import open_feedback
 from cluster.keys import SCOPES, KeyRing, new_key
 from cluster.run.folder import RunFolder
 from serve.errors import RequestError
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback, scopes_for
 from serve.http.middleware import Middleware
 from serve.server import access_notice
@@ -69,8 +69,8 @@ def ring(tmp_path: Path) -> KeyRing:
     return KeyRing(tmp_path)
 
 
-def settings(folder: Path, anonymous: AnonymousAccess = "until a key is made") -> Settings:
-    return Settings(folder, f"sqlite:///{folder / 'feedback.db'}", anonymous)
+def settings(folder: Path, anonymous: AnonymousAccess = "until a key is made") -> GatewaySettings:
+    return GatewaySettings(folder, f"sqlite:///{folder / 'feedback.db'}", anonymous)
 
 
 def make(ring: KeyRing, name: str, *scopes: str) -> str:
@@ -171,7 +171,7 @@ async def test_errors_have_the_format_of_the_paths_own_clients(tmp_path: Path, r
             assert set(refused["error"]) == {"type", "message"}
         assert "type" not in (await client.post("/v1/completions", json={})).json()
     owner, token = new_key("owner", ("chat",))
-    async with asking(Settings(tmp_path, owner=owner), key=token) as client:
+    async with asking(GatewaySettings(tmp_path, owner=owner), key=token) as client:
         broken = await client.post("/v1/messages", json={"model": "parrot", "prompt": "fail"})
         assert (broken.status_code, broken.json()["error"]["type"]) == (500, "api_error")
         wrong = await client.get("/v1/messages")

@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from cluster.recipe.serve import Tls
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import NotServedError, ask_server, write_server
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from serve.http.listener import Listener, encryption
 from tests.helpers import free_port
 from tests.serve.support.certificates import write_certificate
@@ -88,7 +88,7 @@ async def test_the_end_waits_for_answers_that_are_being_written() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_goes_before_the_answer_ends_the_work(tmp_path: Path, stream: bool) -> None:
     model, port = Parrot(), free_port()
-    listener = Listener(gateway_app({"parrot": model}, Settings(tmp_path)), "127.0.0.1", port, stop_seconds=1)
+    listener = Listener(gateway_app({"parrot": model}, GatewaySettings(tmp_path)), "127.0.0.1", port, stop_seconds=1)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=0.3) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/v1/completions", json=prompt("wait", stream=stream))
@@ -194,7 +194,7 @@ def is_closed(client: socket.socket) -> bool:
 
 async def test_a_refused_body_is_not_read_to_its_end() -> None:
     port = free_port()
-    listener = Listener(gateway_app({"parrot": Parrot()}, Settings()), "127.0.0.1", port, stop_seconds=1)
+    listener = Listener(gateway_app({"parrot": Parrot()}, GatewaySettings()), "127.0.0.1", port, stop_seconds=1)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         fields = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d" % (400 << 20)

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
 from tests.serve.support.local import Parrot, asking, prompt
@@ -39,7 +39,7 @@ async def measured(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
 
 
 async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> None:
-    async with asking(Settings(tmp_path, weights={"parrot": "abc"})) as client:
+    async with asking(GatewaySettings(tmp_path, weights={"parrot": "abc"})) as client:
         replies = [
             await client.get("/"),
             await client.get("/runs"),
@@ -66,13 +66,13 @@ async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> Non
         assert answered == [None] * 6 + ["abc"] * 3 + [None]
     assert [row["request"] for row in logged(tmp_path)] == ids
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         reply = await client.options(ASK, headers=preflight)
     assert (reply.status_code, "access-control-allow-origin" in reply.headers) == (405, False)
 
 
 async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
-    async with asking(Settings(tmp_path)) as client:
+    async with asking(GatewaySettings(tmp_path)) as client:
         for path in ("/health", "/v1/models", "/", "/nothing"):
             full, head = await client.get(path), await client.head(path)
             assert (head.status_code, head.content) == (full.status_code, b"")
@@ -81,7 +81,7 @@ async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
 
 
 async def test_a_compressed_body_is_415() -> None:
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         reply = await client.post(ASK, content=gzip.compress(json.dumps(prompt("a")).encode()), headers=headers)
         plain = await client.post(ASK, json=prompt("a"), headers={"Content-Encoding": "identity"})
@@ -91,7 +91,7 @@ async def test_a_compressed_body_is_415() -> None:
 @pytest.mark.parametrize("path", ["/thumbs", "/label/judgement", "/compare/vote"])
 @pytest.mark.parametrize("value", [b"NaN", b"Infinity", b'"\\ud800"', b'{"a": NaN}', b"[" * 5_000])
 async def test_what_json_cannot_hold_is_the_clients_mistake(tmp_path: Path, path: str, value: bytes) -> None:
-    settings = Settings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}")
+    settings = GatewaySettings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}")
     with open_feedback(settings.feedback_url or "") as database:
         token = database.add_annotator("ann")
     fields = [b"request", b"model", b"messages", b"answer", b"good", b"prompt", b"answers", b"seconds", b"comparison"]
@@ -103,7 +103,7 @@ async def test_what_json_cannot_hold_is_the_clients_mistake(tmp_path: Path, path
 
 
 async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path: Path) -> None:
-    async with asking(Settings(tmp_path)) as client:
+    async with asking(GatewaySettings(tmp_path)) as client:
         reply = await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-1"})
     assert reply.json() == {
         "error": {
@@ -118,14 +118,14 @@ async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path
 
 @pytest.mark.parametrize("name", ["a\tb", "x" * 65, "a b", "é", '"', ""])
 async def test_a_number_that_could_do_harm_is_replaced(name: str) -> None:
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         reply = await client.get("/health", headers={b"X-Request-Id": name.encode("latin-1")})
     assert reply.headers["x-request-id"] != name
     assert len(reply.headers["x-request-id"]) == 32
 
 
 async def test_nobody_adds_a_line_to_the_log_and_no_content_is_in_it(tmp_path: Path) -> None:
-    async with asking(Settings(tmp_path)) as client:
+    async with asking(GatewaySettings(tmp_path)) as client:
         await client.get("/v1/models/x%0d%0a%7B%22key%22:%22admin%22%7D?q=private")
         await client.post(ASK, json=prompt("a private word"), headers={"Authorization": "Bearer private"})
         await client.get("/" + "y" * 5_000)
@@ -140,7 +140,7 @@ async def test_nobody_adds_a_line_to_the_log_and_no_content_is_in_it(tmp_path: P
     "name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "parrot/../../x", "%00", "%ff%fe", "parrot%0a", "a" * 4000]
 )
 async def test_a_model_name_is_only_looked_up(name: str) -> None:
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         assert (await client.get(f"/v1/models/{name}")).status_code == 404
         reply = await client.post(ASK, json=prompt("a") | {"model": name})
         assert (reply.status_code, reply.json()["error"]["param"]) == (404, "model")
@@ -165,7 +165,7 @@ async def test_a_model_name_is_only_looked_up(name: str) -> None:
     ],
 )
 async def test_what_is_not_a_json_object_is_400(body: bytes) -> None:
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         reply = await client.post(ASK, content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == 400
@@ -179,7 +179,7 @@ async def test_a_body_that_no_context_holds_is_413_announced_or_not(context: int
         yield b" " * count
 
     headers = {"Content-Type": "application/json"}
-    async with asking(Settings(context=context)) as client:
+    async with asking(GatewaySettings(context=context)) as client:
         for count, status in ((limit, 400), (limit + 1, 413)):
             announced = await client.post(ASK, content=b" " * count, headers=headers)
             hidden = await client.post(ASK, content=pieces(count), headers=headers)
@@ -191,13 +191,13 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
     ring = KeyRing(tmp_path)
     few = ring.add("few", ["chat"], 2, None, by="test")
     short = ring.add("short", ["chat"], None, 40, by="test")
-    async with asking(Settings(tmp_path), key=few) as client:
+    async with asking(GatewaySettings(tmp_path), key=few) as client:
         assert [(await client.post(ASK, json=prompt("a"))).status_code for _ in range(3)] == [200, 200, 429]
         reply = await client.get("/v1/models")
         assert (reply.status_code, reply.json()["error"]["type"]) == (429, "RateLimitError")
         assert 1 <= int(reply.headers["retry-after"]) <= 30
         assert (await client.get("/health")).status_code == 200
-    async with asking(Settings(tmp_path), key=short) as client:
+    async with asking(GatewaySettings(tmp_path), key=short) as client:
         # 3 + 3 tokens, then 5 + 7: the stream's own count. 22 are left.
         assert (await client.post(ASK, json=prompt("a b c", max_tokens=3))).status_code == 200
         assert (await client.post(ASK, json=prompt("a b c d e", max_tokens=7, stream=True))).status_code == 200
@@ -211,9 +211,9 @@ async def test_a_key_expires_and_has_so_many_requests_at_once(tmp_path: Path) ->
     old = ring.add("old", ["chat"], None, None, by="test", expires=time.time() - 1)
     ring.add("old", ["chat"], None, None, by="test", expires=time.time() + 3600)
     one = ring.add("one", ["chat"], None, None, by="test", max_parallel_requests=1)
-    async with asking(Settings(tmp_path), key=old) as client:
+    async with asking(GatewaySettings(tmp_path), key=old) as client:
         assert (await client.get("/v1/models")).status_code == 401
-    async with asking(Settings(tmp_path), model, key=one) as client:
+    async with asking(GatewaySettings(tmp_path), model, key=one) as client:
         waiting = asyncio.create_task(client.post(ASK, json=prompt("wait")))
         await asyncio.sleep(0.1)
         reply = await client.get("/v1/models")
@@ -227,7 +227,7 @@ async def test_a_key_expires_and_has_so_many_requests_at_once(tmp_path: Path) ->
 async def test_a_budget_outlives_the_server(tmp_path: Path) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat"], None, None, by="test", token_budget=40)
     model = Parrot()
-    async with asking(Settings(tmp_path), model, key=token) as client:
+    async with asking(GatewaySettings(tmp_path), model, key=token) as client:
         # At once each may use 1 + 20 tokens: the second does not fit beside the first.
         waiting = asyncio.create_task(client.post(ASK, json=prompt("wait", max_tokens=20)))
         await asyncio.sleep(0.1)
@@ -239,13 +239,13 @@ async def test_a_budget_outlives_the_server(tmp_path: Path) -> None:
         assert (await client.post(ASK, json=prompt("a b c", max_tokens=3))).status_code == 200
         await asyncio.sleep(1.2)
     assert stat.S_IMODE((tmp_path / "usage.json").stat().st_mode) == 0o600
-    async with asking(Settings(tmp_path), model, key=token) as client:
+    async with asking(GatewaySettings(tmp_path), model, key=token) as client:
         # 8 of 40 are used.
         for most, status in ((32, 429), (31, 200), (30, 429), (29, 200)):
             assert (await client.post(ASK, json=prompt("a", max_tokens=most))).status_code == status, most
     (tmp_path / "usage.json").write_text("[]")
     with pytest.raises(UserError, match=r"usage\.json is damaged"):
-        gateway_app({}, Settings(tmp_path))
+        gateway_app({}, GatewaySettings(tmp_path))
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -254,7 +254,7 @@ async def test_requests_at_once_share_the_tokens_and_a_given_up_one_pays_for_wha
 ) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat"], None, 100, by="test")
     model = Parrot()
-    async with asking(Settings(tmp_path), model, key=token) as client:
+    async with asking(GatewaySettings(tmp_path), model, key=token) as client:
         body = prompt("wait", max_tokens=45, stream=stream)
         asked = [asyncio.create_task(client.post(ASK, json=body)) for _ in range(30)]
         done, waiting = await asyncio.wait(asked, timeout=0.5)
@@ -269,7 +269,7 @@ async def test_requests_at_once_share_the_tokens_and_a_given_up_one_pays_for_wha
 
 
 async def test_the_api_describes_itself() -> None:
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         described = (await client.get("/openapi.json")).json()
     assert described["openapi"] == "3.1.0"
     assert described["components"]["schemas"]["Stop"] == {"type": "string"}
@@ -280,7 +280,7 @@ async def test_the_api_describes_itself() -> None:
 
 async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat"], 60, None, by="test")
-    async with asking(Settings(tmp_path), key=token) as http:
+    async with asking(GatewaySettings(tmp_path), key=token) as http:
         for _ in range(60):
             await http.get("/v1/models")
         url = "http://127.0.0.1/v1"
@@ -293,7 +293,7 @@ async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
 
 async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:
     model = Parrot()
-    async with asking(Settings(max_concurrent=2), model) as client:
+    async with asking(GatewaySettings(max_concurrent=2), model) as client:
         waiting = [asyncio.create_task(client.post(ASK, json=prompt("wait"))) for _ in range(2)]
         while (await measured(client)).get(("triptych_requests_running", "parrot")) != 2:
             await asyncio.sleep(0.01)
@@ -309,7 +309,7 @@ async def test_a_full_queue_is_503_and_empties(tmp_path: Path) -> None:
 
 async def test_metrics_count_by_key_model_and_version(tmp_path: Path) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat", "admin"], None, None, by="test")
-    async with asking(Settings(tmp_path, weights={"parrot": "abc"}), key=token) as client:
+    async with asking(GatewaySettings(tmp_path, weights={"parrot": "abc"}), key=token) as client:
         await client.post(ASK, json=prompt("a b"))
         await client.post(ASK, json=prompt("a b c", stream=True))
         await client.post(ASK, json=prompt("a") | {"model": "made-up"})
@@ -332,7 +332,7 @@ async def test_the_exception_is_in_the_servers_log(
 ) -> None:
     # Ray's logger may not propagate its records to the root logger.
     monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
-    async with asking(Settings()) as client:
+    async with asking(GatewaySettings()) as client:
         await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-2"})
     record = next(record for record in caplog.records if "mine-2" in record.getMessage())
     assert record.exc_info is not None

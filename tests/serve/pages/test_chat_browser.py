@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.feedback import open_feedback
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from tests.helpers import wait_until
 from tests.serve.support.browsing import IN_A_BROWSER, Site, served
 from tests.serve.support.scripted import Scripted
@@ -21,7 +21,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     url = f"sqlite:///{tmp_path / 'feedback.db'}"
     models = {"base": Scripted("base", "and so on", chat=False), "policy": Scripted("policy", "It is **<b>Lima</b>**.")}
     with open_feedback(url) as database:
-        settings = Settings(tmp_path, url, "always", weights=dict.fromkeys(models, "0123abcd"))
+        settings = GatewaySettings(tmp_path, url, "always", weights=dict.fromkeys(models, "0123abcd"))
         with served(gateway_app(models, settings)) as address:
             yield Site(address, database)
 

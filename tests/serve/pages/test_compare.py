@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from cluster.feedback import COMPARED, Feedback, open_feedback
 from cluster.keys import KeyRing
-from serve.gateway import Settings
+from serve.gateway import GatewaySettings
 from serve.pages.compare import all_ballots
 from tests.serve.conftest import Server
 from tests.serve.pages.test_label import signed_in
@@ -167,7 +167,7 @@ def test_an_answer_that_fails_stores_nothing_and_names_no_model(database: Feedba
 @pytest.mark.anyio
 async def test_answers_take_places_in_the_queue_and_count_for_the_key(tmp_path: Path) -> None:
     ben = KeyRing(tmp_path).add("ben", ["label"], None, 12, by="test")
-    settings = Settings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}", "never")
+    settings = GatewaySettings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}", "never")
     question: dict[str, Any] = {"json": {"prompt": "Why?"}}
     async with asking(settings, GOOD, ben, GOOD.name, {POOR.name: POOR}) as http:
         replies = [await http.post("/compare/answers", **question) for _ in range(2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.feedback import open_feedback
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from tests.serve.support.browsing import IN_A_BROWSER, Site, served
 from tests.serve.support.labeling import fill
 from tests.serve.support.run_folder import write_run
@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     models = {name: Scripted(name, ANSWER) for name in ("sft", "policy")}
     with open_feedback(url) as database:
         fill(database, 4, [ANSWER, "Second\n\n1. one\n2. two", "Third `code`"])
-        app = gateway_app(models, Settings(run.root, url, "always", weights=dict.fromkeys(models, "0123abcd")))
+        app = gateway_app(models, GatewaySettings(run.root, url, "always", weights=dict.fromkeys(models, "0123abcd")))
         with served(app) as address:
             yield Site(address, database)
 

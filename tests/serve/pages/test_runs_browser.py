@@ -9,7 +9,7 @@ import pytest
 from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, read_answer
-from serve.gateway import Settings, gateway_app
+from serve.gateway import GatewaySettings, gateway_app
 from tests.serve.support.browsing import IN_A_BROWSER, served
 from tests.serve.support.local import Parrot
 from tests.serve.support.run_folder import HOSTILE, at_work, write_run
@@ -31,7 +31,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     run = write_run(tmp_path_factory.mktemp("run"), finished=7)
     keys = [KeyRing(run.root).add(name, [name], None, None, by="test") for name in ("admin", "chat")]
-    app = gateway_app({"parrot": Parrot()}, Settings(run.root))
+    app = gateway_app({"parrot": Parrot()}, GatewaySettings(run.root))
     with served(app) as url:
         yield Site(url, run, *keys)
 

@@ -10,7 +10,7 @@ from cluster.errors import UserError
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
 from pipelines.data.feedback_io import export_file
-from serve.gateway import Settings
+from serve.gateway import GatewaySettings
 from tests.serve.support.local import asking
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def test_each_key_has_one_thumb_of_an_answer(tmp_path: Path) -> None:
     tokens = {name: ring.add(name, ("chat",), None, None, by="test") for name in ("ann", "ben")}
     with open_feedback(url) as database:
         for name, good in (("ann", True), ("ben", True), ("ann", False), ("ben", None)):
-            async with asking(Settings(tmp_path, url), key=tokens[name]) as client:
+            async with asking(GatewaySettings(tmp_path, url), key=tokens[name]) as client:
                 assert (await client.post("/thumbs", json=GIVEN | {"good": good})).status_code == 204
         assert [(one.caller, one.good) for one in database.thumbs()] == [("ann", False)]
         assert export_file(database, "thumbs", tmp_path / "out.jsonl").rows == 1
@@ -63,7 +63,7 @@ async def test_each_key_has_one_thumb_of_an_answer(tmp_path: Path) -> None:
 )
 async def test_what_is_no_thumb_is_refused(tmp_path: Path, wrong: dict[str, Any], status: int) -> None:
     url = f"sqlite:///{tmp_path / 'feedback.db'}"
-    async with asking(Settings(tmp_path, url, "always")) as client:
+    async with asking(GatewaySettings(tmp_path, url, "always")) as client:
         reply = await client.post("/thumbs", json=GIVEN | wrong)
     assert reply.status_code == status
     with open_feedback(url) as database:

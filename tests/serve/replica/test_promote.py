@@ -16,7 +16,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.server_client import write_server
 from cluster.run.versions import Versions
 from pipelines.rlhf.setup import promote_unfinished
-from serve.gateway import Settings
+from serve.gateway import GatewaySettings
 from serve.transport.messages import PromotionResult
 from tests.cluster.run.test_versions import make
 from tests.helpers import free_port, wait_until
@@ -196,7 +196,7 @@ def served(tmp_path: Path) -> RunFolder:
 @pytest.mark.anyio
 async def test_what_admins_change_is_recorded_and_shown(served: RunFolder) -> None:
     model, token = Changeable(), KeyRing(served.root).add("ann", ["admin", "chat"], None, None, by="test")
-    settings = Settings(served.root, weights={"policy": "aaa"})
+    settings = GatewaySettings(served.root, weights={"policy": "aaa"})
     make(served, "bbb")
     async with asking(settings, model, token, name="policy") as client:
         done = await client.post("/admin/promote", json={"model": "policy"})
@@ -230,7 +230,9 @@ async def test_what_admins_change_is_recorded_and_shown(served: RunFolder) -> No
 async def test_weights_that_did_not_arrive_are_not_live(served: RunFolder) -> None:
     make(served, "bbb")
     owner, token = new_key("owner", ("admin",))
-    async with asking(Settings(served.root, owner=owner), Changeable("mlp differed"), token, name="policy") as client:
+    async with asking(
+        GatewaySettings(served.root, owner=owner), Changeable("mlp differed"), token, name="policy"
+    ) as client:
         done = await client.post("/admin/promote", json={"model": "policy"})
     assert (done.status_code, done.json()["error"]["type"]) == (500, "PromotionError")
     assert Versions(served, "policy").live().weights == "aaa"
@@ -241,7 +243,7 @@ async def test_weights_that_did_not_arrive_are_not_live(served: RunFolder) -> No
 async def test_whoever_started_the_server_is_let_in(served: RunFolder) -> None:
     owner, token = new_key("owner", ("admin",))
     KeyRing(served.root).add("ann", ["chat"], None, None, by="test")
-    async with asking(Settings(served.root, owner=owner), Changeable(), token, name="policy") as client:
+    async with asking(GatewaySettings(served.root, owner=owner), Changeable(), token, name="policy") as client:
         assert (await client.get("/admin/versions")).status_code == 200
         wrong = {"Authorization": f"Bearer {token}x"}
         assert (await client.get("/admin/versions", headers=wrong)).status_code == 401

@@ -13,7 +13,7 @@ from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
 from serve.replica.replica import is_reward_model
 from serve.replica.reward_scorer import MOST_CONVERSATIONS, RewardScorer
-from serve.transport.messages import Reply, ResponseStart
+from serve.transport.messages import CompleteResponse, ResponseStart
 from tests.tiny import write_tiny_reward_model
 
 CONTEXT = 64
@@ -38,7 +38,7 @@ def scorer(folder: Path) -> RewardScorer:
     return RewardScorer("reward", Version(folder, "abc"), CONTEXT, Allocation(cpus=1, gpus=0, threads=1))
 
 
-def ask(scorer: RewardScorer, body: dict, endpoint: str = "score") -> Reply:
+def ask(scorer: RewardScorer, body: dict, endpoint: str = "score") -> CompleteResponse:
     async def whole() -> list:
         return [part async for part in scorer.answer(endpoint, body)]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from serve.gateway import Settings, gateway_app
-from serve.transport.messages import Endpoint, EngineState, Part, PromotionResult, Reply, Usage
+from serve.gateway import GatewaySettings, gateway_app
+from serve.transport.messages import CompleteResponse, Endpoint, EngineState, Part, PromotionResult, Usage
 from serve.transport.pool import GivenUp, ignore
 
 
@@ -43,7 +43,7 @@ class Parrot:
                     raise
             if not body.get("stream"):
                 usage = {"prompt_tokens": len(words), "completion_tokens": len(words)}
-                yield Reply(200, {"endpoint": endpoint, "usage": usage})
+                yield CompleteResponse(200, {"endpoint": endpoint, "usage": usage})
                 return
             for word in words:
                 yield f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n"
@@ -69,7 +69,7 @@ class Parrot:
 
 @asynccontextmanager
 async def asking(
-    settings: Settings,
+    settings: GatewaySettings,
     model: Parrot | None = None,
     key: str | None = None,
     name: str = "parrot",

@@ -17,7 +17,7 @@ from serve.http.middleware import Middleware
 from serve.pages.compare import compare_router
 from serve.router import Router
 from serve.routes import Routes
-from serve.transport.messages import Endpoint, EngineState, Part, PromotionResult, Reply, Usage
+from serve.transport.messages import CompleteResponse, Endpoint, EngineState, Part, PromotionResult, Usage
 from serve.transport.pool import GivenUp, ignore
 
 
@@ -52,7 +52,7 @@ class Scripted:
         assert (body["model"], body["max_tokens"]) == (self.name, 128)
         assert ("messages" in body) == chat == self.chat
         if self.error:
-            yield Reply(400, {"error": {"message": self.error}})
+            yield CompleteResponse(400, {"error": {"message": self.error}})
             return
         for word in self.text.split(" "):
             await asyncio.sleep(self.pause)

@@ -20,7 +20,7 @@ from serve.transport.gateway_end import (
     RequestFailed,
     new_replica_id,
 )
-from serve.transport.messages import Endpoint, Part, Reply, ResponseStart, Usage
+from serve.transport.messages import CompleteResponse, Endpoint, Part, ResponseStart, Usage
 from serve.transport.replica_end import ReplicaConnection, connect
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +46,7 @@ class Answers:
     async def __call__(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         self.asked.append((model, endpoint, body))
         if endpoint == "score":
-            yield Reply(400, body)
+            yield CompleteResponse(400, body)
             return
         if events := body.get("events"):
             for number in range(events):
@@ -102,7 +102,7 @@ async def test_many_answers_share_one_connection() -> None:
             gateway.request("a", "chat/completions", body) as three,
         ):
             found = [await taken(queue) for queue in (three, one, two)]
-        assert found == [PARTS, PARTS, [Reply(400, {"a": [1]})]]
+        assert found == [PARTS, PARTS, [CompleteResponse(400, {"a": [1]})]]
         assert answers.asked == [
             ("a", "completions", body),
             ("b", "score", {"a": [1]}),
@@ -124,7 +124,7 @@ async def test_a_request_is_cancelled_when_nobody_waits_for_it() -> None:
             assert await parts.get() == PARTS[0]
         await asyncio.wait_for(answers.left.wait(), 5)
         with gateway.request("a", "score", {}) as parts:
-            assert await taken(parts) == [Reply(400, {})]
+            assert await taken(parts) == [CompleteResponse(400, {})]
 
 
 async def test_a_broken_connection_fails_all_pending_requests() -> None:
@@ -259,5 +259,5 @@ async def test_a_part_that_no_frame_holds_fails_alone(monkeypatch: pytest.Monkey
     async with connected() as (gateway, _, _):
         with gateway.request("a", "completions", {}) as large, gateway.request("a", "score", {}) as small:
             assert (await taken(large))[-1] is RequestFailed
-            assert await taken(small) == [Reply(400, {})]
+            assert await taken(small) == [CompleteResponse(400, {})]
         assert gateway.ready

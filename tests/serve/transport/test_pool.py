@@ -15,7 +15,16 @@ from serve.errors import RequestError
 from serve.replica.replica import ReplicaServer
 from serve.transport import pool
 from serve.transport.gateway_end import ReplicaListener
-from serve.transport.messages import TALLY, Endpoint, EngineState, Part, PromotionResult, Reply, ResponseStart, Usage
+from serve.transport.messages import (
+    TALLY,
+    CompleteResponse,
+    Endpoint,
+    EngineState,
+    Part,
+    PromotionResult,
+    ResponseStart,
+    Usage,
+)
 from serve.transport.pool import RemoteModel, ReplicaPool
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +59,7 @@ class Counting:
             yield ResponseStart(self.weights)
             self.begun.set()
             if endpoint == "score":
-                yield Reply(200, body)
+                yield CompleteResponse(200, body)
                 return
             if self.broken:
                 await asyncio.sleep(60)
@@ -189,7 +198,10 @@ async def test_answers_come_whole_and_to_whom_they_belong() -> None:
         first.cancel()
         for to, parts in enumerate(await asyncio.gather(*(ask(model, to) for to in range(5)))):
             assert parts == counted(to)
-        assert [part async for part in model.answer("score", {"a": 1})] == [ResponseStart("abc"), Reply(200, {"a": 1})]
+        assert [part async for part in model.answer("score", {"a": 1})] == [
+            ResponseStart("abc"),
+            CompleteResponse(200, {"a": 1}),
+        ]
         assert handle.calls == 1
         assert [await model.card() for _ in range(2)] == [{"id": MODEL}] * 2
         assert [await model.schemas() for _ in range(2)] == [{"completions": {}}] * 2

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from serve.transport.gateway_end import Address, GatewayConnection, ReplicaListener, new_replica_id
-from serve.transport.messages import Endpoint, Part, Reply
+from serve.transport.messages import CompleteResponse, Endpoint, Part
 from serve.transport.replica_end import connect
 from tests.serve.support.certificates import write_certificate
 
@@ -33,7 +33,7 @@ def use(monkeypatch: pytest.MonkeyPatch, certificate: Path, key: Path) -> None:
 
 
 async def echo(model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-    yield Reply(200, {"model": model, "endpoint": endpoint, **body})
+    yield CompleteResponse(200, {"model": model, "endpoint": endpoint, **body})
 
 
 async def test_what_is_said_is_encrypted_and_outsiders_are_refused(
@@ -49,7 +49,7 @@ async def test_what_is_said_is_encrypted_and_outsiders_are_refused(
     assert gateway.transport.get_extra_info("cipher")
     with gateway.request("a", "score", {"text": "x" * 300_000}) as parts:
         said = await asyncio.wait_for(parts.get(), 5)
-    assert isinstance(said, Reply)
+    assert isinstance(said, CompleteResponse)
     assert said.body["text"] == "x" * 300_000
     await plain(address)
     use(monkeypatch, *outsider)

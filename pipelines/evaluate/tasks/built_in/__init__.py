@@ -10,9 +10,9 @@ from pipelines.evaluate.tasks.built_in.grammar import minimal_pairs
 from pipelines.evaluate.tasks.built_in.instructions import instructions
 from pipelines.evaluate.tasks.built_in.texts import bits_per_byte
 from pipelines.evaluate.tasks.built_in.twins import refusal, sycophancy, truth
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 
-BUILT_IN: dict[str, Callable[[], Task]] = {
+BUILT_IN: dict[str, Callable[[], EvaluationTask]] = {
     "bits_per_byte": bits_per_byte,
     "minimal_pairs": minimal_pairs,
     "cloze": cloze,

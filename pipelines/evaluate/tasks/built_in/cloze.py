@@ -1,6 +1,6 @@
 """Cloze: the last word of a sentence of common knowledge, among four of one kind, by log-probability."""
 
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 
 # The beginning of a sentence, and its four endings, the right one first.
 _SENTENCES = """
@@ -55,11 +55,11 @@ Brazil is a country in South | America Africa Asia Europe
 """
 
 
-def cloze() -> Task:
+def cloze() -> EvaluationTask:
     """Makes the task; chance is one in four."""
     rows = [line.split(" | ") for line in _SENTENCES.strip().splitlines()]
     items = [
         Item(f"cloze-{n}", begin, tuple(f" {word}" for word in endings.split()))
         for n, (begin, endings) in enumerate(rows)
     ]
-    return Task("cloze", "Cloze", "accuracy", items)
+    return EvaluationTask("cloze", "Cloze", "accuracy", items)

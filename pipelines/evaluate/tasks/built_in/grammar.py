@@ -8,7 +8,7 @@ both genders come equally often, so that no preference for one form pays.
 import random
 from collections.abc import Callable
 
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 
 PAIRS = 200
 _NOUNS = {
@@ -149,7 +149,7 @@ PHENOMENA: dict[str, Callable[[Chance], Pair]] = {
 }
 
 
-def minimal_pairs(pairs: int = PAIRS) -> Task:
+def minimal_pairs(pairs: int = PAIRS) -> EvaluationTask:
     """Makes the task: `pairs` different pairs of each phenomenon, always the same ones."""
     items = []
     for name, make in PHENOMENA.items():
@@ -157,4 +157,4 @@ def minimal_pairs(pairs: int = PAIRS) -> Task:
         while len(seen) < pairs:
             seen[make(chance)] = None
         items += [Item(f"{name}-{n}", "", pair, group=name) for n, pair in enumerate(seen)]
-    return Task("minimal_pairs", "Grammatical minimal pairs", "accuracy", items)
+    return EvaluationTask("minimal_pairs", "Grammatical minimal pairs", "accuracy", items)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 
 _TOPICS = ["the sea", "your favorite food", "a good friend", "the city of Paris"]
 _WORDS = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -52,11 +52,11 @@ INSTRUCTIONS: dict[str, tuple[str, Callable[[str], bool]]] = {
 }
 
 
-def instructions() -> Task:
+def instructions() -> EvaluationTask:
     """Makes the task: every instruction with every topic."""
     items = [
         Item(f"{name}-{n}", f"Tell me about {topic}. {said}", check=check, expected=said, group=name)
         for name, (said, check) in INSTRUCTIONS.items()
         for n, topic in enumerate(_TOPICS)
     ]
-    return Task("instructions", "Instructions kept", "checked", items, chat=True, bare="{}\n", max_tokens=40)
+    return EvaluationTask("instructions", "Instructions kept", "checked", items, chat=True, bare="{}\n", max_tokens=40)

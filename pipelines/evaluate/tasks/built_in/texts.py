@@ -1,7 +1,7 @@
 """Short texts of several domains, for bits per byte: unlike perplexity per token, it compares models with different
 tokenizers. The texts are Triptych's own."""
 
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 
 # Texts by domain; an empty line parts them.
 TEXTS = {
@@ -92,7 +92,7 @@ class Counter:
 }
 
 
-def bits_per_byte() -> Task:
+def bits_per_byte() -> EvaluationTask:
     """Makes the task, with the domains as groups."""
     items = []
     for domain, texts in TEXTS.items():
@@ -100,4 +100,4 @@ def bits_per_byte() -> Task:
             # Only code keeps its line breaks.
             whole = text if domain == "code" else " ".join(text.split())
             items.append(Item(f"{domain}-{n}", "", (whole,), group=domain))
-    return Task("bits_per_byte", "Bits per byte", "bits", items)
+    return EvaluationTask("bits_per_byte", "Bits per byte", "bits", items)

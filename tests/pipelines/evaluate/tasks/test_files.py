@@ -16,7 +16,7 @@ from cluster.recipe.evaluate import TaskFile
 from cluster.recipe.loading import load_recipe
 from pipelines.corpus.dedup.decontaminate import read_items
 from pipelines.evaluate.tasks.files import file_tasks
-from pipelines.evaluate.tasks.items import Task
+from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers
 from pipelines.evaluate.tasks.results import task_figures
 from pipelines.evaluate.tasks.tables import print_tasks
@@ -81,7 +81,9 @@ ROWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...]]] = 
 }
 
 
-def read(tmp_path: Path, kind: str, rows: list[dict[str, Any]], suffix: str = ".jsonl", **settings: Any) -> list[Task]:
+def read(
+    tmp_path: Path, kind: str, rows: list[dict[str, Any]], suffix: str = ".jsonl", **settings: Any
+) -> list[EvaluationTask]:
     path = tmp_path / f"bench{suffix}"
     if suffix == ".parquet":
         parquet.write_table(pa.Table.from_pylist(rows), path)

@@ -15,7 +15,7 @@ from pipelines.cli.main import main
 from pipelines.evaluate.tasks.built_in.cloze import cloze
 from pipelines.evaluate.tasks.built_in.texts import bits_per_byte
 from pipelines.evaluate.tasks.built_in.twins import sycophancy, truth
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.measure import run_task
 from pipelines.evaluate.tasks.models import EngineModel, Request
 from tests.tiny import write_tiny_model
@@ -94,7 +94,7 @@ def test_of_a_text_longer_than_the_context_every_token_is_scored_once(folder: Pa
     assert len(ids) > 2 * CONTEXT
     pieces = [ids[start : start + CONTEXT] for start in range(0, len(ids) - 1, CONTEXT - 1)]
     nats = sum(reference.nats(piece[:1], piece[1:]) for piece in pieces)
-    task = Task("text", "Text", "bits", [Item("0", "", (text,))])
+    task = EvaluationTask("text", "Text", "bits", [Item("0", "", (text,))])
     (result,) = run_task(task, EngineModel.of(engines, folder, CONTEXT, 300, chats=False)).results
     assert result.value == pytest.approx(-nats / math.log(2), abs=1e-2)
     assert result.size == len(text.encode())
@@ -103,13 +103,13 @@ def test_of_a_text_longer_than_the_context_every_token_is_scored_once(folder: Pa
 @pytest.mark.slow
 def test_what_does_not_fit_the_context_is_left_out_and_named(folder: Path, engines: Fleet):
     model = EngineModel.of(engines, folder, CONTEXT, 300, chats=True)
-    task = Task(
+    task = EvaluationTask(
         "mixed", "Mixed", "accuracy", [Item("short", "a", (" b", " c")), Item("long", "word " * 99, (" b", " c"))]
     )
     found = run_task(task, model)
     assert ([result.id for result in found.results], found.too_long) == (["short"], ["long"])
     items = [Item("short", "a", check=bool), Item("long", "word " * 99, check=bool)]
-    asked = Task("asked", "Asked", "checked", items, chat=True, max_tokens=4)
+    asked = EvaluationTask("asked", "Asked", "checked", items, chat=True, max_tokens=4)
     assert run_task(asked, model).too_long == ["long"]
 
 

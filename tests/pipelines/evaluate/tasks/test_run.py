@@ -7,11 +7,13 @@ import pytest
 from rich.console import Console
 
 from cluster.errors import StageError
-from pipelines.evaluate.tasks.items import Item, Task
+from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.run import evaluate_alone
 from tests.openai_server import coded_server
 
-TASK = Task("sum", "Sum", "checked", [Item("0", "1 + 1?", check=lambda said: said == "2", expected="2")], chat=True)
+TASK = EvaluationTask(
+    "sum", "Sum", "checked", [Item("0", "1 + 1?", check=lambda said: said == "2", expected="2")], chat=True
+)
 
 
 def evaluated(url: str, out: Path) -> str:
