@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from actors.functions.conversations import ENVIRONMENT, environment_handler, is_environment
 from actors.functions.values import ValueRefusedError, as_number
@@ -39,9 +39,7 @@ def main() -> None:
     if sys.platform == "linux":
         # A function that hangs would outlive an actor that is killed.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What the function prints is no answer.
-    os.dup2(2, 1)
+    calls, answers = _own_pipes()
     try:
         function = load_function(name, what)
     except UserError as error:
@@ -51,11 +49,24 @@ def main() -> None:
     asynchronous = inspect.iscoroutinefunction(handle)
     _write(answers, {"ready": True, "asynchronous": asynchronous, "objects": is_environment(function)})
     if asynchronous:
-        asyncio.run(_serve_many(handle, answers))
+        asyncio.run(_serve_many(handle, calls, answers))
     else:
-        for line in sys.stdin.buffer:
+        for line in calls:
             call = json.loads(line)
             _write(answers, {"id": call["id"], **_called(handle, call["arguments"])})
+
+
+def _own_pipes() -> tuple[BinaryIO, TextIO]:
+    """Takes standard input and output away from the function, and from what it starts: what it prints is no answer, and
+    what it reads is no call."""
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    # A copy of the process has no part in them.
+    os.register_at_fork(after_in_child=calls.close)
+    os.register_at_fork(after_in_child=answers.close)
+    return calls, answers
 
 
 def reward_handler(function: Callable[..., Any]) -> Handler:
@@ -81,9 +92,9 @@ def _called(handle: Handler, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"failure": _reason(error)}
 
 
-async def _serve_many(handle: Handler, answers: TextIO) -> None:
+async def _serve_many(handle: Handler, calls: BinaryIO, answers: TextIO) -> None:
     reader = asyncio.StreamReader(limit=LINE_BYTES)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), calls)
     tasks: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
         task = asyncio.create_task(_answer(handle, json.loads(line), answers))
@@ -102,11 +113,21 @@ async def _answer(handle: Handler, call: dict[str, Any], answers: TextIO) -> Non
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) if isinstance(error, ValueRefusedError) else f"raised {type(error).__name__}: {error}"
-    return " ".join(text.split())[:REASON_CHARACTERS]
+    try:
+        text = str(error)
+    # So may an exception of its own.
+    except Exception:  # noqa: BLE001
+        text = "(an exception without words)"
+    if not isinstance(error, ValueRefusedError):
+        text = f"raised {type(error).__name__}: {text}"
+    # Half of a character of two cannot be written into any log.
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON_CHARACTERS]
 
 
 def _write(answers: TextIO, row: dict[str, Any]) -> None:
+    if answers.closed:
+        # The function forked, and this copy of it returned too.
+        os._exit(0)
     answers.write(json.dumps(row) + "\n")
     answers.flush()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -68,9 +69,10 @@ class FunctionProcess:
         return answer
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing."""
-        with suppress(OSError):
-            self._process.result().kill()
+        """Ends the process and what it has started, whatever they are doing."""
+        if not self.ended:
+            with suppress(OSError):
+                os.killpg(self._process.result().pid, signal.SIGKILL)
 
     def _run(self) -> None:
         # The process is started in the thread that reads from it: where it is to end with its parent, the kernel ends
@@ -78,7 +80,7 @@ class FunctionProcess:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment)
+            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
         except OSError as error:
             self._process.set_exception(error)
             self._end(f"could not be started: {error}")
@@ -97,6 +99,9 @@ class FunctionProcess:
                 self.ready.set_exception(UserError(row["failure"]))
         process.stdout.close()
         code = process.wait()
+        with suppress(OSError):
+            # What it has left behind.
+            os.killpg(process.pid, signal.SIGKILL)
         self._end(f"ended its process (exit code {code})" if code >= 0 else f"ended its process (signal {-code})")
 
     def _end(self, how: str) -> None:

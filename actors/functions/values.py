@@ -1,7 +1,11 @@
 """Converts what a user's function returned to a number."""
 
 import math
+import re
 from typing import Any
+
+# The types of numbers, by the names of NumPy, PyTorch and others; texts, dates and complex numbers have other names.
+NUMERIC = re.compile("float|int|bool")
 
 
 class ValueRefusedError(ValueError):
@@ -14,9 +18,12 @@ def as_number(value: Any) -> float:
     Raises:
         ValueRefusedError: the value is no number, or not a finite one.
     """
-    shape = getattr(value, "shape", ())
-    if not hasattr(type(value), "__float__") or tuple(shape) != ():
-        raise ValueRefusedError(f"gave {quoted(value)}: it must be a number, not of type {type(value).__name__}")
+    kind, element = type(value), getattr(value, "dtype", None)
+    # NumPy converts text, and of a complex number the real part.
+    numeric = hasattr(kind, "__float__") and (element is None or NUMERIC.search(str(element)))
+    if not numeric or tuple(getattr(value, "shape", ())) != ():
+        what = kind.__name__ if element is None else f"{kind.__name__} of {element}"
+        raise ValueRefusedError(f"gave {quoted(value)}: it must be a number, not of type {what}")
     try:
         number = float(value)
     except OverflowError:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -45,6 +46,13 @@ async def waits(question: RewardInput, answer: str) -> float:
     return 0.5
 
 
+class WordlessError(Exception):
+    """Cannot say what was wrong."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
 def unsound(question: RewardInput, answer: str) -> object:
     """Fails in the way that the answer names, else is well."""
     if answer == "raise":
@@ -53,6 +61,12 @@ def unsound(question: RewardInput, answer: str) -> object:
         time.sleep(60)
     if answer == "exit":
         os.kill(os.getpid(), signal.SIGKILL)
+    if answer == "read":
+        input()
+    if answer == "fork":
+        os.fork()
+    if answer == "wordless":
+        raise WordlessError
     return {"nan": float("nan"), "inf": -float("inf"), "none": None, "text": "1.0"}.get(answer, 1)
 
 
@@ -71,6 +85,13 @@ def once(question: RewardInput, answer: str) -> float:
         return 1.0
     mark.touch()
     raise ConnectionError("not yet")
+
+
+def leaves_behind(question: RewardInput, answer: str) -> float:
+    """Hangs behind another process, whose id it writes down."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        Path(question.metadata["folder"], "pid").write_text(str(process.pid))
+    return 0.0
 
 
 def alarmed(question: RewardInput, answer: str) -> float:

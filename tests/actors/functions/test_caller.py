@@ -66,6 +66,21 @@ def test_a_call_that_fails_takes_no_other_with_it(called: Called, name: str, ans
     assert found == [1.0, Failure(f"reward function {HERE}:{name} {how}, for answer {answer}"), 1.0, 1.0]
 
 
+@pytest.mark.parametrize("name", ["unsound", "unsound_waits"])
+def test_a_call_touches_none_but_its_own_answer(called: Called, name: str):
+    found = called(name, ["a", "read", "fork", "b", "wordless", "c"], seconds=5, at_once=1)
+    assert [found[index] for index in (0, 2, 3, 5)] == [1.0] * 4
+    assert "raised EOFError" in found[1].reason
+    assert "raised WordlessError" in found[4].reason
+
+
+def test_what_a_late_call_has_started_ends_with_it(called: Called, tmp_path: Path):
+    (found,) = called("leaves_behind", ["a"], seconds=0.5, folder=str(tmp_path))
+    assert "took longer than 0.5 s" in found.reason
+    process = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(process), 10, "what the function had started to end")
+
+
 def test_a_coroutine_that_hangs_is_canceled(called: Called):
     found = called("unsound_waits", ["a", "wait", "b"], seconds=0.3)
     assert found[::2] == [1.0, 1.0]
