@@ -13,6 +13,16 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]
 # What weight decay applies to.
 Decayed = Literal["matrices", "layers", "all"]
+# Keys of all training, RLHF's among it; the sections give the defaults.
+MicroBatchRows = Annotated[
+    Positive, Field(description="rows of a forward pass: less memory with fewer, the same result")
+]
+CheckpointEvery = Annotated[
+    Positive, Field(description="steps between checkpoints, which is the most work that an interruption loses")
+]
+RecomputeActivations = Annotated[
+    bool, Field(description="recompute activations in the backward pass: less memory for a third more computing")
+]
 # vLLM refuses higher temperatures.
 MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]

@@ -5,13 +5,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.recipe.base import (
+    CheckpointEvery,
     Decayed,
     Lora,
+    MicroBatchRows,
     PathKind,
     Positive,
     PositiveFloat,
     Precision,
     Probe,
+    RecomputeActivations,
     Section,
     Share,
     TrainingLora,
@@ -30,9 +33,7 @@ class Training(Section):
         description="rows of an optimizer step over all workers; a row is a packed context, in reward a ranking, in "
         "dpo a pair or an answer",
     )
-    micro_batch_rows: Positive = Field(
-        16, description="rows of a forward pass: less memory with fewer, the same result"
-    )
+    micro_batch_rows: MicroBatchRows = 16
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="adamw: for all parameters; muon: for the matrices inside the layers, AdamW for the others"
     )
@@ -60,9 +61,7 @@ class Training(Section):
     maximum_gradient_norm: PositiveFloat = Field(
         1.0, description="norm that longer gradients are scaled down to; all weights together"
     )
-    checkpoint_every: Positive = Field(
-        50, description="steps between checkpoints, which is the most work that an interruption loses"
-    )
+    checkpoint_every: CheckpointEvery = 50
     evaluation_rows: Positive = Field(
         512,
         description="held-out rows, at most, that the loss is measured on at each checkpoint: a random sample, the "
@@ -82,9 +81,7 @@ class Training(Section):
         description="with several workers, add up their gradients once a step and not after every micro-batch: faster "
         "where the network is slow, for the memory of whole gradients on each worker",
     )
-    recompute_activations: bool = Field(
-        False, description="recompute activations in the backward pass: less memory for a third more computing"
-    )
+    recompute_activations: RecomputeActivations = False
     compile_layers: bool | None = Field(
         None,
         description="compile the layers (torch.compile), with one worker: faster steps after 10 to 30 s; unset: where "

@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.recipe.base import (
+    CheckpointEvery,
     Lora,
+    MicroBatchRows,
     PathKind,
     Positive,
     PositiveFloat,
     Precision,
     Probe,
+    RecomputeActivations,
     Section,
     Share,
     Temperature,
@@ -88,12 +91,8 @@ class Rlhf(Section):
         description="optimizer steps of each step, which split its samples; unset: the algorithm's, 1 for grpo, rloo, "
         "reinforce++ and reinforce++-baseline, 4 for gspo, 8 for ppo and dr_grpo, 16 for dapo",
     )
-    micro_batch_rows: Positive = Field(
-        64, description="rows of a forward pass: less memory with fewer, the same result"
-    )
-    recompute_activations: bool = Field(
-        False, description="recompute activations in the backward pass: less memory for a third more computing"
-    )
+    micro_batch_rows: MicroBatchRows = 64
+    recompute_activations: RecomputeActivations = False
     precision: Precision | None = Field(
         None,
         description="of matrix products in the learner; unset: that of the rollout actors, bfloat16 on GPUs and "
@@ -142,9 +141,7 @@ class Rlhf(Section):
     accept_probes: list[Probe] = Field(
         [], description="probes of the reward model that it may fail; RLHF refuses to start on any other failure"
     )
-    checkpoint_every: Positive = Field(
-        10, description="steps between checkpoints, which is the most work that an interruption loses"
-    )
+    checkpoint_every: CheckpointEvery = 10
     keep_checkpoints: Positive = Field(
         2, description="checkpoints that are kept; where the newest is damaged, training goes on from the one before it"
     )
