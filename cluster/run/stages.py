@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from cluster import __version__
 from cluster.errors import UserError
 from cluster.recipe.base import input_files, named_functions
+from cluster.recipe.function_check import check_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
@@ -124,15 +124,13 @@ def check_sources(recipe: Recipe) -> None:
 
 
 def check_functions(recipe: Recipe) -> None:
-    """Checks that the package or module of every function that the recipe names can be found, without importing any.
+    """Checks every function that the recipe names, as `check_function` does.
 
     Raises:
-        UserError: one cannot.
+        UserError: one cannot be used.
     """
     for name in named_functions(recipe):
-        module = name.partition(":")[0].partition(".")[0]
-        if find_spec(module) is None:
-            raise UserError(f"{name}: Python finds no module {module}; PYTHONPATH=. has it look in this folder")
+        check_function(name)
 
 
 def stage_state(stage: Stage, recipe: Recipe, run: RunFolder, undone: Collection[str] = ()) -> State:
