@@ -13,8 +13,8 @@ class ChatSource(Section):
     kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
     path: Annotated[str | None, PathKind.FILES] = Field(
         None,
-        description="for kind files: a path or glob of JSONL, JSON or Parquet. Rows hold messages, conversations "
-        "(ShareGPT), instruction and output (Alpaca), prompt and response, or question and answer",
+        description="for kind files: a path or glob of JSONL, CSV, TSV, JSON or Parquet. Rows hold messages, "
+        "conversations (ShareGPT), instruction and output (Alpaca), prompt and response, or question and answer",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(seed, **arguments) -> rows, as dictionaries"

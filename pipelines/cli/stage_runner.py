@@ -74,6 +74,7 @@ def check_without_ray(recipe: Recipe, run: RunFolder) -> None:
         UserError: the recipe, its files, the run folder or the cluster cannot be used.
     """
     check_sources(recipe)
+    check_chats(recipe)
     run.check_writable()
     check_address(recipe.cluster)
     if not recipe.cluster.is_elsewhere:
@@ -81,6 +82,19 @@ def check_without_ray(recipe: Recipe, run: RunFolder) -> None:
         check_functions(recipe)
     if recipe.cluster.address == "local":
         make_plan(recipe, resources_here(recipe.cluster))
+
+
+def check_chats(recipe: Recipe) -> None:
+    """Checks that conversations and prompts can be read from the recipe's files, as `check_first_rows` does.
+
+    Raises:
+        UserError: they cannot.
+    """
+    from pipelines.data.chat_formats import conversation_of, prompt_of
+    from pipelines.data.source_rows import check_first_rows
+
+    check_first_rows(recipe.sft.sources, conversation_of)
+    check_first_rows(recipe.collect.sources, prompt_of)
 
 
 def connect_and_check(session: contextlib.ExitStack, recipe: Recipe, run: RunFolder) -> None:
@@ -135,6 +149,7 @@ def print_resource_plan(recipe: Recipe) -> None:
     print_plan(recipe, resources_here(recipe.cluster), Console())
     check_functions(recipe)
     check_sources(recipe)
+    check_chats(recipe)
 
 
 def keep_recipe(recipe: Recipe, run: RunFolder) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.source_rows import BadRow, Row, bad_row, good_row, source_rows
+from pipelines.data.row_files import BadRow, Row, bad_row, good_row
+from pipelines.data.source_rows import source_rows
 from pipelines.data.turns import Messages, Turns, read_tools, read_turns, require_text
 
 # The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.
@@ -128,7 +129,7 @@ def conversations(rows: Iterable[tuple[Row | BadRow, str]], counts: Conversation
             counts.bad.append(row)
             continue
         try:
-            item, layout, fields, unread = _conversation(row, place)
+            item, layout, fields, unread = conversation_of(row, place)
         except UserError as error:
             counts.bad.append(bad_row(place, str(error), row))
             continue
@@ -214,7 +215,7 @@ def prompt_of(row: Row, place: str) -> Messages:
     return messages
 
 
-def _conversation(row: Row, place: str) -> tuple[Conversation, str, set[str], frozenset[str]]:
+def conversation_of(row: Row, place: str) -> tuple[Conversation, str, set[str], frozenset[str]]:
     """Returns a row's conversation, its layout, the fields of the row that were read, and those of turns that were not.
 
     Raises:

@@ -15,7 +15,8 @@ from cluster.run.atomic import write_text
 from cluster.run.folder import fingerprint
 from cluster.run.storage.files import require_writable
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
-from pipelines.data.source_rows import BadRow, bad_row, file_rows, good_row, quarantine
+from pipelines.data.row_files import BadRow, bad_row, good_row
+from pipelines.data.source_rows import file_rows, quarantine
 from pipelines.data.turns import require_text
 
 # Takes the place of the checksum of unknown weights.

@@ -18,7 +18,8 @@ from cluster.run.atomic import atomic_write
 from pipelines.corpus import alive
 from pipelines.corpus.tasks import Phase, Report
 from pipelines.data.chat_formats import Conversation, ConversationCounts, conversations
-from pipelines.data.source_rows import SourceSplit, bad_row, split_rows, write_bad_rows
+from pipelines.data.row_files import bad_row
+from pipelines.data.source_rows import SourceSplit, split_rows, write_bad_rows
 
 # A conversation: the tokens of its rows, and which of them are trained.
 RENDERED = pa.schema([("token_ids", pa.list_(pa.list_(pa.int32()))), ("loss_mask", pa.list_(pa.list_(pa.bool_())))])

@@ -1,6 +1,5 @@
 """Reads benchmarks from files, in the layouts that they are published in."""
 
-import csv
 import json
 from collections.abc import Iterator
 from glob import glob
@@ -10,7 +9,8 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
-from pipelines.data.source_rows import BadRow, Row, file_rows, good_row
+from pipelines.data.row_files import BadRow, Row, good_row
+from pipelines.data.source_rows import file_rows
 from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.layouts import LAYOUTS
 
@@ -50,22 +50,10 @@ def _rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
     if not paths:
         raise UserError(f"evaluate.tasks: no file matches {pattern}")
     for path in paths:
-        if path.endswith((".csv", ".tsv")):
-            yield from _table(path)
-        elif (rows := _nested(path)) is not None:
+        if (rows := _nested(path)) is not None:
             yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
         else:
             yield from file_rows(path)
-
-
-def _table(path: str) -> Iterator[tuple[Row, str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            delimiter = "\t" if path.endswith(".tsv") else ","
-            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter)):
-                yield {str(key): value for key, value in row.items()}, f"{path} row {number}"
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path} as CSV: {error}") from error
 
 
 def _nested(path: str) -> list[dict[str, Any]] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
-from pipelines.data.source_rows import BadRow, Row, good_row
+from pipelines.data.row_files import BadRow, Row, good_row
 from pipelines.evaluate.tasks.items import EvaluationTask, Item, Metric
 
 QUESTION = "Question: {}\nAnswer:"

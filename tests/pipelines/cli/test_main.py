@@ -40,6 +40,8 @@ def tree(folder: Path) -> str:
             ["run", "recipe.yaml", "rlhf.rewards=[{kind: function, function: 'gone:reward'}]"],
             "PYTHONPATH=. has it look",
         ),
+        (["run", "recipe.yaml", "evaluate.exam.function=pipelines.demo.exam:exmas"], "the nearest name is "),
+        (["run", "recipe.yaml", "sft.sources=[{path: text.txt}]"], "text.txt is in no format that rows are read from"),
         (["run", "recipe.yaml", "rlhf.kl_budget=2", "rlhf.stop.max_kl=3"], "old name of 'rlhf.stop.max_kl'"),
         (["run", "recipe.yaml", "model.start_from=./gone"], "there is no ./gone"),
         (["run", "recipe.yaml", "model.size=8B"], "too little memory"),
