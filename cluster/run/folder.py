@@ -134,7 +134,10 @@ class RunFolder:
         Raises:
             UserError: it cannot.
         """
-        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        try:
+            place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        except OSError as error:
+            raise UserError(f"cannot use {self.root} as the run folder: {error.strerror}") from error
         if not place.is_dir():
             raise UserError(f"cannot use {self.root} as the run folder: {place} is not a folder")
         if not os.access(place, os.W_OK | os.X_OK):
@@ -170,7 +173,10 @@ class RunFolder:
     @contextmanager
     def _exclusive(self, name: str, doing: str) -> Iterator[None]:
         self.check_writable()
-        self.create()
+        try:
+            self.create()
+        except OSError as error:
+            raise UserError(f"cannot create the run folder {self.root}: {error.strerror}") from error
         with exclusive(self.root / name, doing):
             yield
 

@@ -92,6 +92,12 @@ def test_a_file_in_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run").check_writable()
 
 
+@pytest.mark.parametrize("place", ["/proc/run", "/" + 300 * "x"])
+def test_a_run_folder_that_the_system_refuses_is_named(place: str) -> None:
+    with pytest.raises(UserError, match=f"run folder {place}|{place} as the run folder"), RunFolder(place).lock():
+        pass
+
+
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "manifest.json").write_text('{"stage": "s')
