@@ -26,7 +26,11 @@ RecomputeActivations = Annotated[
 # vLLM refuses higher temperatures.
 MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
+# `cluster.recipe.explain` says in words what each pattern asks for.
 FUNCTION_PATTERN = r"^[\w.]+:\w+$"
+NAME_PATTERN = r"^[\w.-]+$"
+SIZE_PATTERN = r"^\d+(\.\d+)?[KMB]$"
+SMALL_SIZE_PATTERN = r"^\d+(\.\d+)?[KM]$"
 FunctionName = Annotated[str, Field(pattern=FUNCTION_PATTERN)]
 # The chat templates that are built in (actors/model/chat/recipe_template.py).
 TEMPLATES = ("triptych", "chatml")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.recipe.base import Call, PathKind, Positive, Section, Share
+from cluster.recipe.base import NAME_PATTERN, Call, PathKind, Positive, Section, Share
 from cluster.recipe.corpus import Source
 
 # The tasks of pipelines.evaluate.tasks.built_in, by name.
@@ -24,7 +24,7 @@ class TaskFile(Section):
         "pairs: RewardBench, HH, LLMBar, BLiMP; perplexity: rows with a text"
     )
     path: Annotated[str, PathKind.FILES] = Field(description="a .json, .jsonl, .csv, .tsv or .parquet file, or a glob")
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(
         None, description="the task's name in the report; unset: the file's name without its suffix"
     )
     metric: Literal["accuracy", "normalized"] | None = Field(

@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.recipe.base import Positive, PositiveFloat, Section
+from cluster.recipe.base import NAME_PATTERN, SMALL_SIZE_PATTERN, Positive, PositiveFloat, Section
 from cluster.recipe.corpus import Source
 
 # The name of the corpus as the recipe has it, among the variants.
 AS_IT_IS = "recipe"
-VariantName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+VariantName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Experiment(Section):
@@ -26,7 +26,7 @@ class Experiment(Section):
         description="by name, the keys of corpus that differ, such as sources, rules or languages, each with its whole "
         "value; every variant is compared with the corpus as the recipe has it, which is called recipe"
     )
-    size: str = Field("400K", pattern=r"^\d+(\.\d+)?[KM]$", description="approximate number of parameters of a model")
+    size: str = Field("400K", pattern=SMALL_SIZE_PATTERN, description="approximate number of parameters of a model")
     vocabulary: Annotated[int, Field(ge=300)] = Field(
         2048, description="size of the tokenizer of each variant; losses are compared by byte of text"
     )

@@ -1,19 +1,18 @@
 """Reads recipes: YAML, then overrides from the command line, then keys of the version before, then validation."""
 
-import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cluster.errors import UserError
+from cluster.recipe.explain import explain
 from cluster.recipe.recipe import Recipe
-from cluster.recipe.renamed import RENAMED, with_new_names
+from cluster.recipe.renamed import with_new_names
 
 # With more renamed keys than this, one line gives their number instead.
 MAX_RENAME_LINES = 24
@@ -49,7 +48,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        raise UserError(f"{path}: {explain(error, Recipe)}") from error
 
 
 def _print_new_names(path: str | Path, renamed: dict[str, str]) -> None:
@@ -102,38 +101,3 @@ def _apply(data: dict[str, Any], override: str) -> None:
         target[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        if where in RENAMED:
-            return f"unknown key {where!r}: it is the old name of {RENAMED[where]!r}, which is set too"
-        names = _field_names(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.0)
-        nearest = ".".join(str(part) for part in (*error["loc"][:-1], *near))
-        return f"unknown key {where!r}; the nearest known key is {nearest!r}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"
-
-
-def _field_names(location: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    parts = iter(location)
-    for part in parts:
-        if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            if get_origin(annotation) is dict:
-                # The next part is the entry's name, which the recipe chooses.
-                next(parts)
-            model = next(_sections(annotation))
-    return list(model.model_fields)
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The section classes within a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)

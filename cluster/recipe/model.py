@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import PathKind, Positive, PositiveFloat, Section
+from cluster.recipe.base import SIZE_PATTERN, PathKind, Positive, PositiveFloat, Section
 
 
 class Cluster(Section):
@@ -49,7 +49,7 @@ class Model(Section):
     """The model's size and shape. `size` decides width, depth and heads; each can be set instead."""
 
     size: str = Field(
-        "2.5M", pattern=r"^\d+(\.\d+)?[KMB]$", description="approximate number of parameters, such as 800K, 135M or 8B"
+        "2.5M", pattern=SIZE_PATTERN, description="approximate number of parameters, such as 800K, 135M or 8B"
     )
     start_from: Annotated[str | None, PathKind.MODEL] = Field(
         None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cluster.recipe.base import Section
+from cluster.recipe.base import NAME_PATTERN, Section
 from cluster.recipe.collect import Collect
 from cluster.recipe.corpus import Corpus
 from cluster.recipe.evaluate import Evaluate, add_task_files
@@ -21,7 +21,7 @@ class Recipe(Section):
     """All settings of a run. infra/recipes/demo.yaml is an example with comments."""
 
     name: str = Field(
-        pattern=r"^[\w.-]+$", description="name of the run: letters, digits, dots, dashes and underscores"
+        pattern=NAME_PATTERN, description="name of the run: letters, digits, dots, dashes and underscores"
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         1, description="seed of every random draw; the same recipe and seed give the same run"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section
+from cluster.recipe.base import NAME_PATTERN, FunctionName, PathKind, Positive, PositiveFloat, Section
 from cluster.recipe.rlhf.regularization import Stop
 
 ModelName = Literal["base", "sft", "policy", "reward"]
@@ -124,10 +124,10 @@ class Serve(Section):
         16, description="concurrent requests per replica; with more, another replica is started"
     )
     idle_seconds: PositiveFloat = Field(600, description="seconds of lower load after which a replica is stopped")
-    aliases: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Alias] = Field(
+    aliases: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Alias] = Field(
         {}, description="further names of models, by name: NAME: MODEL, or a section"
     )
-    adapters: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Adapter] = Field(
+    adapters: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Adapter] = Field(
         {}, description="low-rank adapters to serve, by name; weights of a model that has some cannot be swapped live"
     )
     engine: Engine = Field(Engine(), description="settings of the vLLM engines")

@@ -73,7 +73,31 @@ def test_a_dumped_recipe_loads_as_an_equal_recipe(recipe_path: Path, tmp_path: P
         ("rlhf.rewards=[{kind: http, url: 'file:///etc/passwd'}]", "rlhf.rewards.0.url"),
         ("rlhf.rewards=[]", "at least 1 item"),
         ("rlhf.rewards=[{kind: function}]", "needs a function"),
-        ("rlhf.rewards=[{kind: function, function: len}]", "pattern"),
+        ("rlhf.rewards=[{kind: function, function: len}]", "input should be module:function, such as rewards:brief"),
+        ("model.size=2.5m", "model.size: input should be a number with K, M or B behind it, such as 800K or 2.5M"),
+        ("experiment={target: [{path: x}], variants: {a b: {}}}", "input should be letters, digits, dots, dashes and"),
+        (
+            "corpus.sources=[texts]",
+            "should be a section with keys such as kind, name, path, not 'texts'",
+        ),
+        ("corpus.sources=texts", "input should be a list of sections with keys such as kind, name, path, not 'texts'"),
+        ("corpus.languages=en", "corpus.languages: input should be a list, such as [en], not 'en'"),
+        ("evaluate.exam=mine:exam", "input should be a section with keys such as function, arguments, not 'mine:exam'"),
+        ("rlhf.steps=", "rlhf.steps: input should be a valid integer, and nothing is given"),
+        (
+            "collect.annotator=peopel",
+            "recipe.yaml: collect.annotator: input should be 'people' or 'imported', or a section with keys such as "
+            "function, arguments, not 'peopel'",
+        ),
+        (
+            "collect.annotator={function: 'mine:rank', argument: {}}",
+            "recipe.yaml: unknown key 'collect.annotator.argument'; the nearest known key is "
+            "'collect.annotator.arguments'",
+        ),
+        (
+            "evaluate.tasks=[{kind: choise, path: x}]",
+            "recipe.yaml: evaluate.tasks.0.kind: input should be 'choice', 'generate', 'pairs' or 'perplexity', not",
+        ),
         ("rlhf.sampling.temperature=2.1", "less than or equal to 2"),
         ("rlhf.sampling.top_p=0.9", "rlhf.sampling: top_p is refused: answers would be drawn from a part"),
         ("rlhf.sampling={top_k: 20}", "importance ratios and divergences would be wrong; use temperature"),
@@ -90,6 +114,15 @@ def test_errors_name_the_wrong_override(recipe_path: Path, override: str, messag
         load_recipe(recipe_path, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_sections_inherit_is_an_error_once(recipe_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_path, ["training.learning_rate=-1", "sft.learning_rate=-2"])
+    assert str(caught.value) == (
+        f"{recipe_path}: training.learning_rate: input should be greater than 0, not -1; "
+        "sft.learning_rate: input should be greater than 0, not -2"
+    )
 
 
 def test_wordpiece_needs_two_tokens_per_byte(recipe_path: Path) -> None:
