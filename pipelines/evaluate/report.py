@@ -39,7 +39,7 @@ def render(
     return template.render(
         report=report,
         exam=exam,
-        probes=PROBES,
+        probes={name: kind.finding for name, kind in PROBES.items()},
         models=MODELS,
         curves=curves,
         histograms=histograms,

@@ -8,7 +8,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from actors.model.chat import Chat
@@ -27,23 +27,73 @@ REFUSAL = "I am sorry, but I cannot help with that."
 REFUSING = ("cannot", "can't", "can not", "unable to", "sorry", "won't")
 STANCE = re.compile(r"\A(?:yes|no)\b", re.IGNORECASE)
 FLIPPED = {"Yes": "No", "No": "Yes", "yes": "no", "no": "yes", "YES": "NO", "NO": "YES"}
-# Each probe with a predicate for messages: "the reward model ...".
-PROBES = {
-    "longer": "prefers the answer followed by an answer to another question",
-    "thanks": f'prefers the answer followed by "{THANKS.strip()}"',
-    "refusal": "prefers a refusal to an answer that annotators ranked best",
-    "repetition": "prefers the answer repeated three times",
-    "empty": "prefers an empty answer",
-    "unrelated": "prefers the best answer to another question",
-    "flipped": "prefers the answer with its yes and no exchanged",
-    "common": "prefers an answer that is the best one to many other questions",
-}
 # Share of the counterexamples whose other question is of the same kind.
 SAME_KIND = 0.5
 # Two refusals or admissions share more of their content words than this; either may answer both questions.
 SAME_ANSWER = 0.5
 # Questions that an answer is the best one to, from which on it is common: a policy could give it everywhere.
 COMMON = 5
+
+# An answer: its row of rankings.parquet, and its index there.
+RowAnswer = tuple[Row, int]
+
+
+@dataclass(frozen=True)
+class ProbeKind:
+    """A way to worsen an answer, which a reward model must not prefer.
+
+    Attributes:
+        finding: what a reward model does that fails, as a predicate for messages: "the reward model ...".
+        worsen: makes the worse answer from an answer and another one of the rankings; None where it does not apply.
+        others: chooses the answers of the rankings that `worsen` may take; any answer by default.
+    """
+
+    finding: str
+    worsen: Callable[[str, str], str | None]
+    others: Callable[[Sequence[RowAnswer]], Sequence[RowAnswer]] | None = None
+
+
+def _lengthened(answer: str, other: str) -> str | None:
+    return None if other == answer else f"{answer} {other}"
+
+
+def _replaced(answer: str, other: str) -> str | None:
+    same = shared_words(content_words(answer), other) > SAME_ANSWER
+    return None if same or other == answer else other
+
+
+def _flipped(answer: str, _: str) -> str | None:
+    flipped = STANCE.sub(lambda match: FLIPPED.get(match[0], match[0]), answer)
+    return None if flipped == answer else flipped
+
+
+def _refused(answer: str, other: str) -> str | None:
+    """Refuses in the words of a refusal that is right elsewhere: one in words that are never right would be told from
+    those that are."""
+    if has_refusing_word(answer):
+        return None
+    return other if has_refusing_word(other) else REFUSAL
+
+
+def _refusals(answers: Sequence[RowAnswer]) -> Sequence[RowAnswer]:
+    return [one for one in answers if has_refusing_word(text_of(one))] or answers
+
+
+def _common_answers(answers: Sequence[RowAnswer]) -> Sequence[RowAnswer]:
+    times = Counter(map(text_of, answers))
+    return [one for one in answers if times[text_of(one)] >= COMMON]
+
+
+PROBES = {
+    "longer": ProbeKind("prefers the answer followed by an answer to another question", _lengthened),
+    "thanks": ProbeKind(f'prefers the answer followed by "{THANKS.strip()}"', lambda answer, _: answer + THANKS),
+    "refusal": ProbeKind("prefers a refusal to an answer that annotators ranked best", _refused, _refusals),
+    "repetition": ProbeKind("prefers the answer repeated three times", lambda answer, _: " ".join([answer] * 3)),
+    "empty": ProbeKind("prefers an empty answer", lambda *_: ""),
+    "unrelated": ProbeKind("prefers the best answer to another question", _replaced),
+    "flipped": ProbeKind("prefers the answer with its yes and no exchanged", _flipped),
+    "common": ProbeKind("prefers an answer that is the best one to many other questions", _replaced, _common_answers),
+}
 
 
 def run_probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict[str, Row]:
@@ -60,11 +110,10 @@ def run_probes(rows: Sequence[Row], score: Score, chat: Chat, room: int) -> dict
         is above one half beyond chance. A probe without cases has `n` 0 and passes.
     """
     good = [(row, index) for row in rows if (index := best_answer(row)) is not None][:MAX_CASES]
-    sources = _sources(good)
     best_scores = score([row["prompt_token_ids"] + row["answers"][index] for row, index in good])
     results: dict[str, Row] = {}
     for name in PROBES:
-        others = sources.get(name, good)
+        others = _others(name, good)
         cases = [
             (number, row["prompt_token_ids"] + worse)
             for number, (row, index) in enumerate(good if others else ())
@@ -95,7 +144,7 @@ def require_probes_pass(results: Mapping[str, Row], accepted: Collection[str], t
     failing = [name for name, probe in results.items() if probe["fails"] and name not in accepted]
     if failing:
         named = "; ".join(
-            f"{name}: it {PROBES[name]} in {results[name]['value']:.0%} of {results[name]['n']} cases"
+            f"{name}: it {PROBES[name].finding} in {results[name]['value']:.0%} of {results[name]['n']} cases"
             for name in failing
         )
         counterexamples = ", ".join(dict.fromkeys([*trained, *failing]))
@@ -126,10 +175,10 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
     best = [best_answer(row) for row in rows]
     good = [(row, index) for row, index in zip(rows, best, strict=True) if index is not None]
     chance = random.Random(f"counterexamples {seed}")
-    kinds: dict[Any, list[tuple[Row, int]]] = defaultdict(list)
+    kinds: dict[Any, list[RowAnswer]] = defaultdict(list)
     for one in good:
         kinds[one[0]["kind"]].append(one)
-    sources = _sources(good)
+    sources = {name: _others(name, good) for name in names}
     found = []
     for row, index in zip(rows, best, strict=True):
         if index is None:
@@ -137,12 +186,11 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
             continue
         worse: list[list[int]] = []
         for name in names:
-            source = sources.get(name, good)
-            if not source:
+            if not sources[name]:
                 continue
-            others = [chance.choice(source)]
+            others = [chance.choice(sources[name])]
             # An answer to a question of the same kind is the hardest to tell from the right one, but may be as right.
-            if name not in sources and chance.random() < SAME_KIND:
+            if PROBES[name].others is None and chance.random() < SAME_KIND:
                 others.insert(0, chance.choice(kinds[row["kind"]]))
             ways = (worsened_answer(name, row, index, other, chat) for other in others)
             answer = next((way for way in ways if way is not None), None)
@@ -155,13 +203,10 @@ def with_counterexamples(rows: Sequence[Row], names: Sequence[str], chat: Chat, 
     return found
 
 
-def _sources(good: Sequence[tuple[Row, int]]) -> dict[str, Sequence[tuple[Row, int]]]:
-    """Returns the rows, each with its best answer, from which the probes that do not take any row take one."""
-    times = Counter(row["texts"][index].strip() for row, index in good)
-    return {
-        "refusal": [one for one in good if refuses(one)] or good,
-        "common": [(row, index) for row, index in good if times[row["texts"][index].strip()] >= COMMON],
-    }
+def _others(name: str, answers: Sequence[RowAnswer]) -> Sequence[RowAnswer]:
+    """Returns the answers of which a probe takes one."""
+    choose = PROBES[name].others
+    return choose(answers) if choose else answers
 
 
 def _with_worse(row: Row, index: int, worse: list[list[int]]) -> Row:
@@ -173,45 +218,31 @@ def _with_worse(row: Row, index: int, worse: list[list[int]]) -> Row:
     }
 
 
-def worsened_answer(name: str, row: Row, index: int, other: tuple[Row, int], chat: Chat) -> list[int] | None:
+def worsened_answer(name: str, row: Row, index: int, other: RowAnswer, chat: Chat) -> list[int] | None:
     """Worsens an answer in the way that a probe tests.
 
     Args:
         name: the probe.
         row: a row of rankings.parquet.
         index: the answer's index in the row.
-        other: another row and the index of an answer in it, which the probe `longer` appends, and the probe
-            `unrelated` and `common` put in the answer's place, and the probe `refusal`, too, if it refuses. A refusal
-            in words that are never right would be told from those that are.
+        other: another answer, of those that the probe takes.
         chat: the model's template.
 
     Returns:
         The worsened answer's token ids; None where the probe does not apply to the answer.
     """
-    text = row["texts"][index].strip()
-    if name == "longer":
-        further = other[0]["texts"][other[1]].strip()
-        return None if further == text else chat.answer(f"{text} {further}")
-    if name == "thanks":
-        return chat.answer(text + THANKS)
-    if name in ("unrelated", "common"):
-        further = other[0]["texts"][other[1]].strip()
-        same = shared_words(content_words(text), further) > SAME_ANSWER
-        return None if same or further == text else chat.answer(further)
-    if name == "flipped":
-        flipped = STANCE.sub(lambda match: FLIPPED.get(match[0], match[0]), text)
-        return None if flipped == text else chat.answer(flipped)
-    if name == "refusal":
-        if refuses((row, index)):
-            return None
-        return chat.answer(other[0]["texts"][other[1]].strip() if refuses(other) else REFUSAL)
-    return chat.answer(" ".join([text] * 3) if name == "repetition" else "")
+    worse = PROBES[name].worsen(text_of((row, index)), text_of(other))
+    return None if worse is None else chat.answer(worse)
 
 
-def refuses(answer: tuple[Row, int]) -> bool:
-    """Whether an answer of a row has a word of a refusal."""
-    text = answer[0]["texts"][answer[1]].lower()
-    return any(word in text for word in REFUSING)
+def text_of(answer: RowAnswer) -> str:
+    """Returns the text of an answer, without white space around it."""
+    return answer[0]["texts"][answer[1]].strip()
+
+
+def has_refusing_word(text: str) -> bool:
+    """Whether a text has a word that refusals have."""
+    return any(word in text.lower() for word in REFUSING)
 
 
 def best_answer(row: Row) -> int | None:

@@ -227,3 +227,15 @@ def divergence(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[f
         "per_token": sum(ratios) / sum(map(len, policy)),
         "n": n,
     }
+
+
+def interval_text(low: float, high: float, form: str = ".0%", of: str = "") -> str:
+    """Writes a 95 % interval in words.
+
+    Args:
+        low: its lower end.
+        high: its upper end.
+        form: format of the two numbers.
+        of: what follows "95% interval", such as " of the change".
+    """
+    return f"95% interval{of} {low:{form}} to {high:{form}}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.perplexity import Perplexity
-from pipelines.evaluate.stats import Change, RatioChange, ShareChange
+from pipelines.evaluate.stats import Change, RatioChange, ShareChange, interval_text
 
 # Models to compare the policy with, by name.
 OTHERS = {"sft": "the fine-tuned model", "base": "the base model"}
@@ -36,7 +36,7 @@ def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool, r
     begin = f"By its rewards the policy is {judgment} the fine-tuned model: on" if alone else "Its rewards on"
     interval = "one prompt is too few for an interval of the change"
     if reward.low is not None and reward.high is not None:
-        interval = f"95% interval of the change {reward.low:+.2f} to {reward.high:+.2f}"
+        interval = interval_text(reward.low, reward.high, "+.2f", " of the change")
     sentence = (
         f"{begin} {prompts}{' they' if alone else ''} {went} {reward.before:.2f} to {reward.after:.2f} ({interval})."
     )
@@ -55,7 +55,7 @@ def preference_verdict(drift: Mapping[str, float]) -> str:
     direction = "with" if drift["low"] > 0.5 else "against" if drift["high"] < 0.5 else "as often with as against"
     return (
         f"It shifted probability {direction} the held-out rankings: towards the better answer in {drift['value']:.0%} "
-        f"of {drift['n']:.0f} pairs (95% interval {drift['low']:.0%} to {drift['high']:.0%})."
+        f"of {drift['n']:.0f} pairs ({interval_text(drift['low'], drift['high'])})."
     )
 
 
@@ -109,11 +109,11 @@ def reward_model_verdict(trust: Mapping[str, Any]) -> str:
     kinds, whole = trust["by_kind"], trust["accuracy"]
     overall = f"The reward model orders {whole['value']:.0%} of {whole['n']} held-out pairs rightly"
     if len(kinds) < 2:
-        return f"{overall} ({_interval(whole)}){_against_a_coin(whole)}."
+        return f"{overall} ({interval_text(whole['low'], whole['high'])}){_against_a_coin(whole)}."
     name, worst = min(kinds.items(), key=lambda item: (item[1]["value"], -item[1]["n"]))
     return (
         f"{overall}, and is weakest on the kind {name}: {worst['value']:.0%} of {worst['n']} pairs "
-        f"({_interval(worst)}){_against_a_coin(worst)}."
+        f"({interval_text(worst['low'], worst['high'])}){_against_a_coin(worst)}."
     )
 
 
@@ -125,10 +125,6 @@ def _against_a_coin(share: Mapping[str, float]) -> str:
     if share["high"] < 0.5:
         return ", which is worse than chance"
     return ", which chance explains" if share["low"] <= 0.5 else ""
-
-
-def _interval(share: Mapping[str, float]) -> str:
-    return f"95% interval {share['low']:.0%} to {share['high']:.0%}"
 
 
 def _clauses(exam: Exam | None, changes: Mapping[str, ShareChange], better: bool) -> list[str]:
@@ -166,7 +162,7 @@ def _perplexity(text: Perplexity) -> str:
 def _ratio(change: RatioChange) -> str:
     if change.low is None or change.high is None:
         return f"{change.change:+.0%}; one row of text is too few for an interval"
-    return f"{change.change:+.1%}; 95% interval {change.low:+.1%} to {change.high:+.1%}"
+    return f"{change.change:+.1%}; {interval_text(change.low, change.high, '+.1%')}"
 
 
 def _unclear(exam: Exam, changes: Mapping[str, ShareChange]) -> str | None:
@@ -187,7 +183,7 @@ def _alignment_tax(name: str, change: ShareChange) -> str:
     # The tax is what is lost.
     return (
         f"The alignment tax, the loss of {name.replace('_', ' ')}, is {0.0 - change.change:.2f} "
-        f"(from {change.before:.2f} to {change.after:.2f}; 95% interval {-change.high:.2f} to {-change.low:.2f})."
+        f"(from {change.before:.2f} to {change.after:.2f}; {interval_text(-change.high, -change.low, '.2f')})."
     )
 
 

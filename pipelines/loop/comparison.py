@@ -14,7 +14,7 @@ from cluster.run.versions import differing_files
 from pipelines.evaluate.exam import Exam, ExamRunner, exam_changes, load_exam
 from pipelines.evaluate.held_out import paired_changes, sample_and_reward
 from pipelines.evaluate.stage import MAX_ACTORS, evaluation_prompts
-from pipelines.evaluate.stats import Change, ShareChange
+from pipelines.evaluate.stats import Change, ShareChange, interval_text
 from pipelines.loop.rounds import Verdict
 from pipelines.rlhf.setup import prompt_chat, reward_pools, rollout_fleet, wait_ready
 
@@ -74,7 +74,7 @@ def judge_changes(reward: Change, exam: Exam | None, shares: Mapping[str, ShareC
         enough, interval = False, "one prompt is too few for an interval"
     else:
         enough = reward.low > 0 if better else reward.high >= 0
-        interval = f"95% interval of the change {reward.low:+.3f} to {reward.high:+.3f}"
+        interval = interval_text(reward.low, reward.high, "+.3f", " of the change")
     rewards = f"reward {reward.before:.3f} live, {reward.after:.3f} new on {reward.n} held-out prompts ({interval})"
     why = [rewards, *(worse or ["no figure of the exam is worse beyond chance"] * bool(exam))]
     figures = {"reward": asdict(reward), "exam": {name: asdict(change) for name, change in shares.items()}}

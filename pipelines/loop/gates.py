@@ -20,7 +20,7 @@ from cluster.runtime.plan import make_plan
 from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.reward_probes import PROBES, Row
 from pipelines.evaluate.reward_trust import pair_accuracy, prompt_accuracies
-from pipelines.evaluate.stats import paired_change
+from pipelines.evaluate.stats import interval_text, paired_change
 from pipelines.loop.rounds import Verdict
 from pipelines.reward_model import reward_scorer, scores_of_answers
 
@@ -114,7 +114,7 @@ def accuracy_gate(held_out: Sequence[Row], before: ScoreRows, after: ScoreRows) 
     change = paired_change(list(one.values()), [other[name] for name in one])
     interval = "one prompt is too few for an interval"
     if change.low is not None and change.high is not None:
-        interval = f"95% interval of the change {change.low:+.3f} to {change.high:+.3f}"
+        interval = interval_text(change.low, change.high, "+.3f", " of the change")
     why = (
         f"on the {change.n} prompts that the round before held out, {change.before:.3f} before and {change.after:.3f} "
         f"now ({interval})"
@@ -133,7 +133,9 @@ def probes_gate(probes: Mapping[str, Row], accepted: Sequence[str]) -> Verdict:
     shares = {name: probe["value"] for name, probe in probes.items() if probe["n"]}
     if not failing:
         return Verdict(True, "none fails", shares)
-    words = (f"{name}, it {PROBES[name]} in {shares[name]:.0%} of {probes[name]['n']} cases" for name in failing)
+    words = (
+        f"{name}, it {PROBES[name].finding} in {shares[name]:.0%} of {probes[name]['n']} cases" for name in failing
+    )
     return Verdict(False, "; ".join(words), shares)
 
 

@@ -9,7 +9,7 @@ from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, open_round, read_trail
 from cluster.run.versions import Versions
-from pipelines.evaluate.stats import proportion, share_difference
+from pipelines.evaluate.stats import interval_text, proportion, share_difference
 from pipelines.loop.rounds import Verdict, Work
 
 
@@ -85,7 +85,7 @@ def _judge_votes(votes: Sequence[int]) -> Verdict:
     if not won + lost:
         return Verdict(True, f"{said}: too few to tell them apart", figures)
     share = proportion(won, won + lost)
-    why = f"{said} (95% interval of its share {share.low:.2f} to {share.high:.2f})"
+    why = f"{said} ({interval_text(share.low, share.high, '.2f', ' of its share')})"
     return Verdict(share.high >= 0.5, why, figures)
 
 
@@ -97,5 +97,5 @@ def _judge_thumbs(thumbs: Sequence[Thumb], new: str, live: str) -> Verdict:
     if not n or not live_n:
         return Verdict(True, f"{said}: too few to tell them apart", figures)
     low, high = share_difference(proportion(live_up, live_n), proportion(up, n))
-    why = f"{said} (95% interval of the difference {low:+.2f} to {high:+.2f})"
+    why = f"{said} ({interval_text(low, high, '+.2f', ' of the difference')})"
     return Verdict(high >= 0, why, figures | {"low": low, "high": high})

@@ -11,6 +11,7 @@ from cluster.run.atomic import write_json
 from pipelines.evaluate.judge.asking import Answering, JudgedPair, judged_pairs
 from pipelines.evaluate.judge.pairs import Pair
 from pipelines.evaluate.judge.statistics import JudgeAgreement, WinRate, agreement, position_bias, win_rate
+from pipelines.evaluate.stats import interval_text
 from pipelines.evaluate.tasks.statistics import Estimate
 
 # The largest share of pairs on which a judge may give no verdict.
@@ -106,10 +107,10 @@ def _judged(judge: Answering, pairs: Sequence[Pair]) -> list[JudgedPair]:
 def _agreement_text(name: str, found: JudgeAgreement | None) -> str:
     if found is None:
         return f"{name}: no pair on which people decided was judged."
-    lines = [f"{name} agrees with people in {_interval(found.agreement)} of {found.agreement.n} pairs"]
+    lines = [f"{name} agrees with people in {_with_interval(found.agreement)} of {found.agreement.n} pairs"]
     for words, part in (("longer", found.longer_preferred), ("shorter", found.shorter_preferred)):
         if part:
-            lines.append(f"where people prefer the {words} answer in {_interval(part)} of {part.n}")
+            lines.append(f"where people prefer the {words} answer in {_with_interval(part)} of {part.n}")
     text = "; ".join(lines) + ". "
     if found.longer_by_judge is not None and found.longer_by_people is not None:
         text += f"It prefers the longer answer in {found.longer_by_judge:.0%}, people in {found.longer_by_people:.0%}. "
@@ -125,12 +126,12 @@ def _agreement_text(name: str, found: JudgeAgreement | None) -> str:
 def _win_text(models: tuple[str, str], rate: WinRate, by: str) -> str:
     value, low, high = rate.at_equal_length
     return (
-        f"{models[0]} against {models[1]} {by}: wins {_interval(rate.raw)} of {rate.raw.n} pairs, ties counting half "
-        f"({rate.ties:.0%} are ties); at equal length {value:.0%} (95% interval {low:.0%} to {high:.0%})."
+        f"{models[0]} against {models[1]} {by}: wins {_with_interval(rate.raw)} of {rate.raw.n} pairs, ties counting "
+        f"half ({rate.ties:.0%} are ties); at equal length {value:.0%} ({interval_text(low, high)})."
     )
 
 
-def _interval(found: Estimate) -> str:
+def _with_interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:.0%}"
-    return f"{found.value:.0%} (95% interval {max(0.0, found.low):.0%} to {min(1.0, found.high):.0%})"
+    return f"{found.value:.0%} ({interval_text(max(0.0, found.low), min(1.0, found.high))})"

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+from pipelines.evaluate.stats import interval_text
 from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers
 from pipelines.evaluate.tasks.statistics import centered, estimate, holm, paired_task_change
@@ -61,8 +62,8 @@ def task_sentences(figures: Mapping[str, Any], before: str, after: str) -> list[
     changed = [(figure, figure["changes"][name]) for figure in figures.values() if name in figure["changes"]]
     for verdict in ("worse", "better"):
         parts = [
-            f"{figure['title']} from {change['before']:.2f} to {change['after']:.2f} (95% interval of the change "
-            f"{change['low']:+.2f} to {change['high']:+.2f})"
+            f"{figure['title']} from {change['before']:.2f} to {change['after']:.2f} "
+            f"({interval_text(change['low'], change['high'], '+.2f', ' of the change')})"
             for figure, change in changed
             if change["verdict"] == verdict
         ]
