@@ -1,4 +1,4 @@
-"""Gathers what this floor relies on of vLLM, Ray, PEFT and transformers beyond their documented interfaces.
+"""Gathers the uses of vLLM, Ray, PEFT and transformers on this floor that go beyond their documented interfaces.
 
 Read this file first when one of their versions changes (they are pinned in `infra/requirements`): every entry says what
 to look at. Libraries that take long to import, and vLLM, which configures the process that imports it, are imported
@@ -103,7 +103,8 @@ def live_weight(layer: Any, weight: Tensor, columns: slice) -> Tensor:
 
 # vLLM: engines of several workers, which divide a model's weights (tensor parallelism)
 class Division(Enum):
-    """How a weight is divided among the workers of an engine: each has some of its rows, of its columns, or a copy."""
+    """The division of a weight among the workers of an engine: each has some of its rows, some of its columns, or a
+    copy."""
 
     ROWS = "rows"
     COLUMNS = "columns"
@@ -215,7 +216,8 @@ def repeat_heads(tensor: Tensor, times: int) -> Tensor:
 
 # transformers: GGUF
 def forget_quantization(model: Any) -> None:
-    """Makes a model that was read from a GGUF file one like any other: transformers would refuse to save it.
+    """Removes the quantization settings of a model that was read from a GGUF file: with them transformers refuses to
+    save it.
 
     With another version, see in `PreTrainedModel.save_pretrained` what it asks of a quantized model.
     """

@@ -107,7 +107,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What a reward function or an environment sees of a prompt.
+    """The parts of a prompt that a reward function or an environment gets.
 
     Attributes:
         messages: the conversation up to the answer, each with `role` and `content`; with an environment, its earlier
@@ -130,7 +130,7 @@ class RewardInput:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. There is no top-p or top-k: they bias importance ratios.
+    """Settings of the sampling of completions. There is no top-p or top-k: they bias importance ratios.
 
     Attributes:
         count: completions of each prompt.
@@ -147,7 +147,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion. Text is never tokenized again: these ids are what the engine drew.
+    """One completion. Its text is never tokenized again: the ids are those that the engine drew.
 
     Attributes:
         id: the rollout.
@@ -235,7 +235,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an environment says to an answer.
+    """An environment's reply to an answer.
 
     Attributes:
         messages: the next turns, each with `role` and `content`; none ends the conversation.

@@ -141,7 +141,7 @@ async def job_log(client: "JobSubmissionClient", job: str) -> AsyncIterator[str]
 
 
 def free_per_node() -> dict[str, dict[str, float]]:
-    """Returns what every node of the cluster has left, by the node's id (ray/_private/state.py)."""
+    """Returns the free resources of every node of the cluster, by the node's id (ray/_private/state.py)."""
     from ray._private.state import available_resources_per_node
 
     return dict(available_resources_per_node())

@@ -24,7 +24,7 @@ class StageError(Exception):
 
 
 class DeadlineError(StageError):
-    """A wait that reached its deadline. The message names what was waited for."""
+    """A wait that reached its deadline. The message names the event that did not come."""
 
 
 class StorageError(StageError):

@@ -47,7 +47,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class Targets:
-    """What stays fixed over the optimizer steps on a batch; all [N, T].
+    """The tensors that stay fixed over the optimizer steps on a batch; all [N, T].
 
     Attributes:
         advantages: how much better a token was than expected.

@@ -40,7 +40,7 @@ class CallLimits:
     at_once: int
 
     def longest(self, calls: int) -> float:
-        """Returns the most seconds that so many calls can take."""
+        """Returns the most seconds that a number of calls can take."""
         # Once more for each that may have blocked a process; and a process may have to be started for each.
         turns = -(-calls * (self.attempts + 1) // self.at_once) + LATE_IN_A_ROW
         return START_SECONDS + turns * (self.seconds + GRACE_SECONDS + RESTART_SECONDS)

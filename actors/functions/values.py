@@ -1,4 +1,4 @@
-"""Converts what a user's function returned to a number."""
+"""Converts the value that a user's function returned to a number."""
 
 import math
 import re

@@ -36,13 +36,13 @@ class LearnerActor:
         self._learner: Any = None
 
     def address(self) -> str:
-        """Returns an address at which the workers can meet: a free port of this one's node."""
+        """Returns an address at which the workers form a process group: a free port of this worker's node."""
         with socket.socket() as free:
             free.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def start(self, address: str | None, deadline: float, *arguments: Any) -> None:
-        """Makes the `Learner` with these arguments; several workers first meet at the address."""
+        """Makes the `Learner` with these arguments; several workers first form a process group at the address."""
         if address is not None:
             use_node_interface()
             dist.init_process_group(

@@ -221,7 +221,7 @@ class LearnerState:
         return self.last_within_limits is not None
 
     def _untrain(self) -> None:
-        """Sets the trained weights to what they were before training; of adapters the upper matrices, which began at
+        """Resets the trained weights to their values before training; of adapters the upper matrices, which began at
         zero."""
         if self.settings.lora:
             ups = {name: value for name, value in trained(self.policy).items() if name.endswith(lora.UP)}

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def without_dropout(model: Any) -> None:
-    """Has a model compute what it computes when it is served, and lets gradients through.
+    """Switches dropout off, as when the model is served, and keeps gradients on.
 
     Layers that recompute their activations do so in training mode alone. They stay in it, and the modules in them,
     which draw, do not.

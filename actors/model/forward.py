@@ -92,5 +92,5 @@ def _predictors(
 
 
 def bits_per_byte(loss: float, tokens: float, text_bytes: float) -> float:
-    """Converts a loss in nats a token over so many tokens to bits a byte of UTF-8, comparable between tokenizers."""
+    """Converts a loss in nats per token to bits per byte of UTF-8, which is comparable between tokenizers."""
     return loss * tokens / math.log(2) / text_bytes

@@ -1,4 +1,4 @@
-"""Continuations of held-out texts, written while the model learns and kept beside how these texts really go on."""
+"""Continuations of held-out texts, sampled at each checkpoint and stored beside the true continuations."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Opening:
-    """The beginning of a held-out text, and how it goes on.
+    """The beginning of a held-out text, and its true continuation.
 
     Attributes:
         is_prompt: whether the continuation is an answer, which can be right or wrong.

@@ -90,7 +90,7 @@ def _token_weights(model: Any) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def keep_other_rows(model: Any) -> None:
-    """Sets the gradients of the embeddings and of the head to zero but in the rows that `add` was told to train."""
+    """Sets the gradients of embeddings and head to zero, except in the rows that `add` was given to train."""
     rows = getattr(model, "trained_rows", ())
     for weight in _token_weights(model) if rows else ():
         if weight.grad is None:
@@ -152,7 +152,7 @@ def is_adapter(name: str) -> bool:
 
 @contextmanager
 def disabled(model: Any) -> Iterator[Any]:
-    """Yields the model as it was before `add`, for as long as the context lasts."""
+    """Disables the adapters for as long as the context lasts, and yields the model."""
     with adapters_disabled(model):
         yield model
 

@@ -134,7 +134,7 @@ def evaluate(model: Any, objective: Objective, tables: Iterable[pa.Table], worke
 
 
 def _own_rows(rows: pa.Table, worker: DataParallelRank) -> OwnRows:
-    """Takes this worker's rows of a global batch. Those of like length share a micro-batch, over all workers, so that
+    """Takes this worker's rows of a global batch. Rows of similar length share a micro-batch, over all workers, so that
     little of it is padding."""
     by_length = np.argsort(compute.list_value_length(rows["input_ids"]), kind="stable")
     own = by_length[worker.rank :: worker.world_size]

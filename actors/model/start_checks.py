@@ -126,7 +126,7 @@ def _check_logits(model: Any, name: str) -> None:
 
 @torch.no_grad()
 def _check_packing(model: Any, name: str) -> None:
-    """Refuses a model whose states of a text depend on what stands behind it, or beside it in a packed row."""
+    """Refuses a model whose states of a text depend on later tokens, or on the other texts of a packed row."""
     kind, size = _kind(model.config, name), model.get_input_embeddings().num_embeddings
     ids = torch.arange(2 * PROBED).remainder(size).unsqueeze(0)
     documents = torch.arange(2 * PROBED).div(PROBED, rounding_mode="floor").unsqueeze(0)

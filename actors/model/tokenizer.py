@@ -59,7 +59,7 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def end_token_ids(model: str | Path, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Returns every token that ends what a model writes: the tokenizer's eos_token, and those of config.json and
+    """Returns every token at which generation ends: the tokenizer's eos_token, and those of config.json and
     generation_config.json, which may be several (Llama 3's <|end_of_text|>, <|eom_id|> and <|eot_id|>)."""
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     for name in ("config.json", "generation_config.json"):

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Aged(Protocol):
-    """What has been drawn by weights of some version."""
+    """Samples or prompts with the version of the weights that drew them."""
 
     @property
     def version(self) -> int:

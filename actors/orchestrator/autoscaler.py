@@ -82,7 +82,7 @@ class Scaler:
         return cls(least, most, reward_actors_needed, ("reward_seconds", "step_seconds"))
 
     def wanted(self, metrics: Mapping[str, float], actors: int, settled: bool) -> int | None:
-        """Returns the number of actors that there should be, or None to leave it as it is.
+        """Returns the number of actors to change to, or None to keep the present number.
 
         Only steps count in which all actors worked: while some start or end, the metrics are of neither size.
 

@@ -222,7 +222,7 @@ def _check_divisible(config: dict[str, Any], workers: int) -> None:
 
 
 async def _end_streams() -> None:
-    """Cancels what the event loop still does, and stops it."""
+    """Cancels the tasks of the event loop, and stops it."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -232,7 +232,7 @@ async def _end_streams() -> None:
 
 
 class _Clock:
-    """The machine's clock. Sleeping lets go of the fleet's lock and ends when the fleet has changed."""
+    """The machine's clock. Sleeping releases the fleet's lock, and ends when the fleet has changed."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
@@ -273,7 +273,7 @@ class _RayWorker:
         ray.kill(self.handle)
 
     async def _follow(self, stream: Any, report: Report, callback: Callback) -> None:
-        """Passes on what a call of `RolloutActor.generate` yields, until it ends or fails."""
+        """Forwards the values that a call of `RolloutActor.generate` yields, until it ends or fails."""
         error: BaseException | None = None
         try:
             async for ref in stream:

@@ -15,8 +15,8 @@ from cluster.errors import StageError
 
 
 class Outcome(StrEnum):
-    """How a turn ended: its samples changed the weights, or held nothing to learn because all rewards were equal, or
-    too few of them got a reward each time that they were drawn, or no engine survived drawing them."""
+    """The end of a turn: its samples changed the weights; or held nothing to learn, because all rewards were equal; or
+    too few of them got a reward, each time that they were drawn; or no engine survived drawing them."""
 
     TRAINED = "trained"
     FILTERED = "filtered"
@@ -109,7 +109,7 @@ class Ledger:
         return True
 
     def requeue(self, turns: Iterable[PromptTurn]) -> None:
-        """Puts turns back that came to nothing; they are handed out again before all others, in this order.
+        """Puts turns back that gave no samples to train on; they are handed out again before all others, in this order.
 
         Raises:
             ValueError: a turn is not outstanding; nothing has been put back then.

@@ -76,7 +76,7 @@ class RlhfLoop:
         }
 
     def save(self, steps: int, more: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Writes a checkpoint from which a run goes on with step `steps`; `more` is JSON to keep in it."""
+        """Writes a checkpoint from which a run resumes with step `steps`; `more` is JSON to store in it."""
         self.learner.save({"step": steps, "ledger": self.scheduler.ledger.state_dict(), **more})
 
     def _trace(

@@ -96,8 +96,8 @@ def _scores_by_learner(
 
 
 def _differing_layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
-    """Says in words what differs: the weights by their digests, else the learner's element type, which is to be
-    float32, else what the shape of the gaps points to."""
+    """Names the cause of a difference: the weights by their digests, else the learner's element type, which is to be
+    float32, else the cause that the shape of the gaps points to."""
     expected = fleet.digests(weights)
     found = wait_for([handle.checksums.remote() for handle in fleet.handles()], deadline, "the engines' checksums")
     differing = next((names for one in found if (names := mismatch(expected, one)) is not None), None)

@@ -14,7 +14,7 @@ LEAST = 200
 
 
 class VerdictCounts:
-    """How many verdicts were given, and how many of them failed. The ledger saves it with the learner's checkpoint.
+    """Numbers of verdicts, and of those that failed. The ledger saves them with the learner's checkpoint.
 
     Attributes:
         given: verdicts on samples, with those that failed.

@@ -43,7 +43,7 @@ class StartSamples:
 
     @classmethod
     def of(cls, groups: Groups) -> "StartSamples":
-        """Counts what the policy drew in the samples of each prompt."""
+        """Counts tokens and openings in the samples of each prompt."""
         answers = [_drawn(sample) for sample in chain(*groups)]
         frequent = Counter(chain.from_iterable(answers)).most_common(FREQUENT)
         total = max(1, sum(map(len, answers)))

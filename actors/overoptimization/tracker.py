@@ -42,7 +42,7 @@ class OveroptimizationTracker:
         return {**signs, "overoptimization": sum(self._last) / len(self._last)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, as JSON."""
+        """Returns the state for a checkpoint, as JSON."""
         return {"start": self._start and asdict(self._start), "last": self._last}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:

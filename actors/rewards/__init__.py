@@ -1,4 +1,5 @@
-"""Scores completions: each reward of the recipe has Ray actors of its own, and their weighted sum is what is learned.
+"""Scores completions: each reward of the recipe has Ray actors of its own, and the policy learns from their weighted
+sum.
 
 pool.py      the actors of one reward, and the sum over all rewards
 verdicts.py  sums of rewards, and of what could not be judged

@@ -36,7 +36,7 @@ class _Asked:
 
 
 class _RequestError(Exception):
-    """A request that came to nothing; `alone` says whether another, for a single answer, may fare better."""
+    """A request that gave no verdict; `alone` says whether requests for single answers may succeed."""
 
     def __init__(self, how: str, alone: bool = True) -> None:
         super().__init__(how)
@@ -109,7 +109,8 @@ class HttpReward:
         return verdict
 
     async def _request(self, client: httpx.AsyncClient, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
-        """Asks for the verdicts of answers to prompts, of which each has so many. Raises a _RequestError."""
+        """Posts the answers to prompts, and returns their verdicts; a prompt may have several answers. Raises a
+        _RequestError."""
         texts = iter(asked)
         groups = [list(islice(texts, size)) for size in sizes if size]
         rows = [

@@ -1,4 +1,4 @@
-"""Rewards from a reward model, which stands in for the people whose rankings it learned."""
+"""Rewards from a reward model, which was trained to predict the rankings of people."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def sequence_scores(
     progress: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
     prompts: Sequence[tuple[int, int]] | None = None,
 ) -> list[float]:
-    """Scores sequences of token ids. Those of like length share a batch, so that little of it is padding.
+    """Scores sequences of token ids. Those of similar length share a batch, so that little of it is padding.
 
     Args:
         members: the models of an ensemble; a score is the mean of theirs.
@@ -59,8 +59,8 @@ def sequence_scores(
 def _batches_by_length(
     sequences: Sequence[list[int]], prompts: Sequence[tuple[int, int]], tokens: int
 ) -> Iterator[list[int]]:
-    """Yields batches of indices of `sequences`: longest first, answers to one prompt together, at most so many tokens a
-    batch with its padding, or one sequence."""
+    """Yields batches of indices of `sequences`, the longest first and answers to one prompt together: each of at most a
+    number of tokens with its padding, or of one sequence."""
     longest: dict[int, int] = {}
     for sequence, (prompt, _) in zip(sequences, prompts, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), len(sequence))

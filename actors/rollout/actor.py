@@ -36,7 +36,7 @@ BEAT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How engines are started.
+    """Settings with which engines start.
 
     Attributes:
         model: a Hugging Face model directory with its tokenizer.

@@ -19,7 +19,7 @@ Draw = Callable[[Prompt, Sampling], Awaitable[Sample]]
 
 @dataclass(frozen=True)
 class MultiTurnSettings:
-    """How completions are continued.
+    """Settings of conversations of several turns.
 
     Attributes:
         function: module:name of a class of `Environment`s; or of a function of a `RewardInput` and the answers so far,

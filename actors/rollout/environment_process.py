@@ -77,7 +77,7 @@ class EnvironmentProcess:
         return Reply(**row["value"])
 
     async def end(self, conversation: str) -> None:
-        """Lets the environment forget a conversation; nobody waits for it."""
+        """Ends a conversation in the environment, without waiting for a reply."""
         if self.gives_rewards and self._process.takes_calls:
             self._process.call({"conversation": conversation}, self._seconds)
 

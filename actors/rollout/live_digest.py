@@ -56,7 +56,8 @@ def live_digest(model: nn.Module, stripe: int | None = None) -> Digest:
 
 
 def _joined(found: list[tuple[Digest, Digest]]) -> Digest:
-    """Adds up what the workers counted; a copy that differs from the first worker's is added, and so spoils the sum."""
+    """Adds up the digests of the workers. A copy that differs from the first worker's is added too, which spoils the
+    sum."""
     (_, first), *_ = found
     whole: Digest = defaultdict(int, first)
     for parts, copies in found:

@@ -1,4 +1,5 @@
-"""Loads other weights into a live vLLM model, for rollout actors and for serving, and proves what it computes with.
+"""Loads weights into a running vLLM model, for rollout actors and for serving, and proves by digest that it computes
+with them.
 
 `ObjectStoreTransfer` is the receiving side of vLLM's weight transfer protocol, inside vLLM's worker.
 """

@@ -1,5 +1,5 @@
-"""What vLLM's workers load beside their own code: the one in a rollout actor's process, and those of an engine over
-several devices, which run in processes of their own.
+"""The extension of vLLM's workers: of the one in a rollout actor's process, and of those of an engine over several
+devices, which run in processes of their own.
 
 vLLM imports this module wherever it starts a worker, by the name of the class (`worker_extension_cls`).
 """

@@ -1,4 +1,4 @@
-"""The held-out rows of a training job, and what is measured on them at each checkpoint."""
+"""The held-out rows of a training job, and the metrics that each checkpoint measures on them."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The training loop that pre-training, fine-tuning, the reward model and DPO share: what a Ray Train worker runs."""
+"""The training loop of a Ray Train worker, which pre-training, fine-tuning, the reward model and DPO share."""
 
 import math
 import time
@@ -52,7 +52,7 @@ class NotFiniteError(StageError):
 
 
 def train(job: TrainingJob) -> None:
-    """Trains, or goes on from the newest checkpoint, as one worker of Ray Train.
+    """Trains as one worker of Ray Train, from the newest checkpoint if there is one.
 
     Ray Train starts the workers again after any exception. An error that they would meet again, such as a model that is
     refused, a wrong row, a loss that is not finite or a full disk, is therefore written down for the driver, and the
@@ -243,7 +243,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class _Counted:
-    """What a global batch has over all workers.
+    """The counts of a global batch over all workers.
 
     Attributes:
         units: what its loss is averaged over.

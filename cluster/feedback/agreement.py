@@ -151,8 +151,8 @@ def ordinal_alpha(coincidences: Floats) -> Floats:
 
 
 def pairs_alike(by_annotator: Mapping[str, Ranks]) -> float | None:
-    """Returns the share of pairs of one prompt's completions that two people order the same way; None if nobody can
-    agree, because fewer than two people ranked it.
+    """Returns the share of pairs of one prompt's completions that two people order the same way; None if fewer than two
+    people ranked it.
 
     Args:
         by_annotator: the ranks by completion that each annotator gave.
@@ -184,7 +184,7 @@ def _agreement(annotator: str | None, ranked: list[Ranking], shared: list[dict[s
 
 
 def _sums(by_annotator: Mapping[str, Ranks], annotator: str | None) -> Floats:
-    """Returns what a prompt adds to the numerators and denominators of all figures: agreeing pairs, pairs, sum of taus,
+    """Returns a prompt's terms of the numerators and denominators of all figures: agreeing pairs, pairs, sum of taus,
     number of taus, 1 if unanimous, 1, and the coincidences."""
     agree = pairs = taus = 0
     tau = 0.0

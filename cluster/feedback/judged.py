@@ -1,4 +1,4 @@
-"""The judgements that a round took in, by which newer and deleted ones are told.
+"""The judgements that a round used, recorded so that later rounds find the new and the deleted ones.
 
 `preferences/judgements.jsonl` names every judgement of people that was there when the round was made: its table and
 number there, who gave it, a digest of what it says, and what it was used for.
@@ -114,7 +114,7 @@ def read_named(folder: Path) -> list[Judgement]:
 
 @dataclass(frozen=True)
 class News:
-    """How a run's judgements differ from those that its rounds have seen.
+    """The differences between a run's judgements and those that its rounds have used.
 
     Attributes:
         new: given or changed since, by source.
@@ -127,11 +127,11 @@ class News:
 
     @property
     def total(self) -> int:
-        """How many are new or gone."""
+        """The number of new and deleted judgements."""
         return sum(self.new.values()) + self.gone
 
     def sentence(self) -> str:
-        """Says what is new or gone; empty if nothing is."""
+        """Names the new and the deleted judgements; empty without any."""
         parts = [f"{count} {_words(name, count)}" for name, count in self.new.items() if count]
         count = sum(self.new.values())
         said = [f"{', '.join(parts)} {'is' if count == 1 else 'are'} newer"] if parts else []

@@ -13,7 +13,7 @@ DISPUTED, MAX_ASKED = 10, 200
 
 
 def agreement_report(database: Feedback, annotator: str | None = None) -> dict[str, Any]:
-    """Returns how far people agree with each other, with gold items and with themselves.
+    """Returns the agreement of people with each other, with gold items and with themselves.
 
     Args:
         database: their judgements.

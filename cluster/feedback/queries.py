@@ -54,7 +54,7 @@ def open_feedback(url: str) -> "Feedback":
 
 
 class Feedback(AnnotatorQueries):
-    """An open feedback database. Adding is idempotent: a row that is there already stays as it is."""
+    """An open feedback database. Adding is idempotent: a row that exists is not changed."""
 
     def add_prompts(self, prompts: Sequence[FeedbackPrompt]) -> int:
         """Adds the prompts whose ids are new, all or none; returns how many were new."""
@@ -217,7 +217,7 @@ class Feedback(AnnotatorQueries):
             return True
 
     def save_repeat(self, ranking: Ranking) -> None:
-        """Stores an annotator's second judgement of a prompt; the first stays as it is.
+        """Stores an annotator's second judgement of a prompt; the first is kept.
 
         Raises:
             UserError: the judgement is invalid, see `add_rankings`.
@@ -262,7 +262,7 @@ class Feedback(AnnotatorQueries):
             session.exec(delete(Thumb).where(column(Thumb.request) == request, column(Thumb.caller) == caller))
 
     def delete(self, table: Literal["rankings", "votes", "thumbs"], number: int) -> None:
-        """Deletes a judgement for good.
+        """Deletes a judgement from the database.
 
         Args:
             table: rankings, votes of the compare page, or thumbs.

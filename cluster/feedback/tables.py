@@ -114,7 +114,7 @@ class Ranking(SQLModel, table=True):
     save_id: str | None = None
 
     def says(self) -> dict[str, Any]:
-        """Returns what was judged, without when, how long and in which order."""
+        """Returns the content of the judgement, without its time, duration and order of presentation."""
         return self.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better"})
 
 
@@ -190,7 +190,7 @@ def is_person(annotator: str) -> bool:
 
 
 def distinct_completions(completions: Iterable[Completion]) -> list[Completion]:
-    """Lists the first completion of each text, in the order given. Equal texts are one answer to whoever reads them."""
+    """Lists the first completion of each text, in the order given. Annotators see equal texts as one answer."""
     first: dict[str, Completion] = {}
     for completion in completions:
         first.setdefault(completion.text, completion)
@@ -198,7 +198,7 @@ def distinct_completions(completions: Iterable[Completion]) -> list[Completion]:
 
 
 def ranking_error(ranking: Ranking, known: set[str]) -> str | None:
-    """Says what is wrong with a judgement, or returns None.
+    """Returns the fault of a judgement in words, or None.
 
     Args:
         ranking: the judgement.

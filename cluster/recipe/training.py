@@ -1,4 +1,5 @@
-"""The recipe's section `training`, shared by `pretrain`, `sft`, `reward` and `dpo`, and what each of these adds."""
+"""The recipe's section `training`, which `pretrain`, `sft`, `reward` and `dpo` share, and the keys that each of these
+adds."""
 
 from typing import Annotated, Any, Literal
 

@@ -46,7 +46,7 @@ def make_private(path: Path) -> None:
 
 
 def link_file(source: Path | str, target: Path | str) -> None:
-    """Makes a hard link to a file that nobody will change, or a copy where the file system has no hard links."""
+    """Makes a hard link to a file that will not be changed, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

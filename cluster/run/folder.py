@@ -124,8 +124,8 @@ class RunFolder:
         return manifest
 
     def create(self) -> None:
-        """Creates the folder, which only its owner may enter: people's words and keys lie in it. One that is there
-        already keeps its permissions."""
+        """Creates the folder for its owner alone, since it holds people's words and keys. A folder that exists keeps
+        its permissions."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check_writable(self) -> None:

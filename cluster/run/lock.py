@@ -48,7 +48,7 @@ class Holder:
 
     @property
     def advice(self) -> str:
-        """What to do in order to wait for it or to end it."""
+        """Advice on how to wait for the process that holds the lock, or to end it."""
         if not self.job:
             return "wait for it, or stop it"
         at = f"{self.job} --address {self.job_server}"

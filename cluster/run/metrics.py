@@ -78,7 +78,7 @@ class Stopwatch:
 
 
 class TensorBoardWriter:
-    """Writes rows of metrics to TensorBoard event files beside `metrics.jsonl`, in place of any that are there."""
+    """Writes rows of metrics to TensorBoard event files beside `metrics.jsonl`; earlier event files are replaced."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -14,8 +14,8 @@ from cluster.run.rounds import kept_rounds, present_folders, present_round, roun
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs in one stage of two rounds: the dotted name of a figure or key, and both values; no name where the
-    stage is the same, or is not made in one of them."""
+    """A difference between one stage of two rounds: the dotted name of a figure or key, and both values; no name where
+    the stage is the same, or is missing in one of them."""
 
     stage: str
     name: str

@@ -1,4 +1,4 @@
-"""The rounds of a run: what each round of judgements made is kept, numbered, and can be brought back.
+"""The rounds of a run: the artifacts of each round of judgements are kept, numbered, and can be brought back.
 
 runs/demo/
     preferences/ reward/ policy/ report/    the present round, where every stage and page looks for it

@@ -135,8 +135,7 @@ def ask_server(run: Path, action: str, body: dict[str, Any] | None = None) -> di
 
 
 def pinned(certificate: Path) -> ssl.SSLContext:
-    """Returns a TLS context that accepts the server with this very certificate, whoever issued it and whatever host
-    name is in it.
+    """Returns a TLS context that accepts a server by this very certificate, whatever its issuer and host name.
 
     Raises:
         OSError: the file cannot be read, or is no certificate.

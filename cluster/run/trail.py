@@ -86,7 +86,8 @@ def open_round(trail: Sequence[Decision]) -> dict[Step, Decision]:
 
 @dataclass(frozen=True)
 class Approval:
-    """What somebody answered when a round waited for approval, or before it did: `triptych loop RUN refuse`."""
+    """A person's approval or refusal of a round, which may come before the round waits for it: `triptych loop RUN
+    refuse`."""
 
     round: int
     approved: bool
@@ -94,7 +95,7 @@ class Approval:
 
 
 def answer_open_round(root: Path, approved: bool, by: str, number: int | None = None) -> int:
-    """Writes what somebody answers on the round in progress, and returns its number.
+    """Writes a person's answer to the round in progress, and returns the round's number.
 
     Args:
         root: the run folder.
@@ -118,7 +119,7 @@ def answer_open_round(root: Path, approved: bool, by: str, number: int | None = 
 
 
 def answer_round(root: Path, answer: Approval) -> None:
-    """Writes what somebody answers on a round."""
+    """Writes a person's answer to a round."""
     write_json(_answer(root), asdict(answer))
 
 
@@ -128,7 +129,7 @@ def forget_answer(root: Path) -> None:
 
 
 def read_answer(root: Path, number: int) -> Approval | None:
-    """Reads what was answered on a round; None if nothing was."""
+    """Reads a person's answer to a round; None if there is none."""
     try:
         found = Approval(**json.loads(_answer(root).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -193,7 +193,7 @@ class JobFollower:
         return details.driver_exit_code or 0
 
     async def _print_log(self) -> None:
-        """Prints what is new in the log until the connection ends."""
+        """Prints new lines of the log until the connection ends."""
         seen = 0
         async for text in job_log(self._client, self._job):
             # Every connection begins with the beginning of the log.

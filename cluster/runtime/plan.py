@@ -235,7 +235,7 @@ def _gpu_share(gpus: float, processes: int) -> float:
 
 
 def _cpu_share(found: Resources, processes: int, gpus: float, part: float = 1.0) -> float:
-    """Returns the most CPUs with which so many processes fit on the nodes at once, each on one node.
+    """Returns the most CPUs per process with which a number of processes fit on the nodes at once, each on one node.
 
     Args:
         found: the resources.

@@ -1,4 +1,4 @@
-"""What travels with a job beside the project's code: modules that the recipe names, and small input files.
+"""The files that are sent with a job beside the project's code: modules that the recipe names, and small input files.
 
 A job finds modules in its working directory. Files that the cluster does not have under their own path are copied into
 the run folder, which all nodes share.
@@ -141,7 +141,7 @@ def _patterns(recipe: Recipe) -> list[str]:
 
 
 def _digest(pattern: str) -> str:
-    """Hashes names and contents of the files that a path stands for."""
+    """Hashes names and contents of the files below a path."""
     root = glob_root(pattern)
     return fingerprint(
         {relative_name(root, file.name): file_fingerprint(Path(file.name)) for file in find_files(pattern)}

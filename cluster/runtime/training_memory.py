@@ -60,7 +60,7 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker holds and computes: figures that decide its memory."""
+    """The sizes of the tensors that a worker holds and computes, which decide its memory."""
 
     workers: int
     trained: int

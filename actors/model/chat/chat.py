@@ -128,7 +128,7 @@ class Chat(ChatTemplate):
         return [self._tokenized(messages, text, spans) for text, spans in rows]
 
     def _target(self, messages: Messages, tools: Sequence[Any] | None, turn: int, prompt: str) -> str:
-        """Returns what the model has to write after `prompt`, with the token that ends it.
+        """Returns the text that the model has to write after `prompt`, with the token that ends it.
 
         Where the template leaves a part out once the turn is over (the reasoning), or writes another beginning than
         the prompt for it, that is the turn's own text.

@@ -79,7 +79,7 @@ class ChatTemplate:
         return cls(load_tokenizer(model))
 
     def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
-        """Renames what the template has another name for: the developer's role, and the field of the reasoning."""
+        """Renames the developer's role and the field of the reasoning where the template has other names for them."""
         # As a field, such as message.thinking: templates also write of reasoning.
         fields = [name for name in REASONING_FIELDS if re.search(rf"""[.'"]{name}\b""", self._template)]
         prepared = []
@@ -92,7 +92,8 @@ class ChatTemplate:
         return prepared
 
     def _check_places(self, messages: Messages, tools: Sequence[Any] | None, turns: Sequence[int]) -> None:
-        """Refuses what the template would pass over, or make up a token for. ChatML writes any role."""
+        """Refuses messages and tools that the template would ignore, or for which it would make up a token. ChatML
+        writes any role."""
         template, missing = self._template, None
         chatml = "<|im_start|>" in template
         if any(message["role"] == "tool" for message in messages) and "tool" not in template and not chatml:

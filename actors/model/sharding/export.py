@@ -122,5 +122,5 @@ def _on_cpu(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
 
 
 def rounded(tensor: Tensor, precision: Precision) -> Tensor:
-    """Returns a tensor as it is written."""
+    """Rounds a tensor to the precision in which it is written."""
     return (tensor.to(DTYPES[precision]) if tensor.is_floating_point() else tensor).contiguous()

@@ -1,4 +1,4 @@
-"""Models and their losses sharded over workers by FSDP2, and full tensors of what is sharded."""
+"""Shards models and their losses over workers by FSDP2, and gathers full tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager

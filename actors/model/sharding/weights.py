@@ -53,7 +53,7 @@ class StoredWeights:
         return {name: shape for names, opened in self._opened(self.files) for name, shape in _shapes(names, opened)}
 
     def read(self, parts: Mapping[str, slice]) -> Iterator[tuple[str, Tensor]]:
-        """Reads rows of tensors, file by file: a file is mapped into memory as far as it is read, and let go of."""
+        """Reads rows of tensors, file by file: each file is mapped into memory while it is read, and released."""
         for names, opened in self._opened(parts):
             for name in names:
                 yield name, opened.get_slice(name)[parts[name]]
@@ -140,7 +140,7 @@ def whole_weights(model: Any) -> Callable[[str, Tensor], Tensor]:
 
 
 def take_real(model: nn.Module) -> dict[str, Tensor]:
-    """Moves what a model holds beside the weights to be read to the meta device too, and returns it by name."""
+    """Moves the tensors of a model that are not read from files to the meta device too, and returns them by name."""
     real = {name: own for name, own in model.named_parameters() if not own.is_meta}
     _replace(model, {id(own): nn.Parameter(own.detach().to("meta"), own.requires_grad) for own in real.values()})
     return {name: own.detach() for name, own in real.items()}

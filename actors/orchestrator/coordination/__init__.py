@@ -1,4 +1,4 @@
-"""Decides what every rollout actor does next, without Ray, threads or a clock of its own.
+"""Decides the next action of every rollout actor, without Ray, threads or a clock of its own.
 
 coordinator.py  what users of a fleet call and wait for
 lifecycle.py    starts, updates, replaces and ends actors

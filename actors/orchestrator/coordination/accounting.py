@@ -1,4 +1,4 @@
-"""Counts what the rollout actors of a fleet have done, and records what each did when."""
+"""Counts tokens, busy time and deaths of the rollout actors of a fleet, and records a span for each of their calls."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -153,7 +153,7 @@ class Calls:
                 yield next(iter(drawing.values()))[1] + self._allowance(patience)
 
     def _postpone(self, seconds: float) -> None:
-        """Gives everyone so many seconds more."""
+        """Postpones all deadlines by some seconds."""
         self.last_progress += seconds
         for call in self._timed:
             self._timed[call] += seconds

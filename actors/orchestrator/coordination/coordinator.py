@@ -1,4 +1,4 @@
-"""Decides what every rollout actor does next: start, pull weights, answer prompts, be replaced or end.
+"""Decides the next action of every rollout actor: start, pull weights, answer prompts, be replaced or end.
 
 There is no Ray here, no thread and no clock of its own: `fleet` runs this on real actors,
 `infra.bench.loops.simulation` on actors that exist only in simulated time. The cost of a decision grows at most with

@@ -1,4 +1,5 @@
-"""Keeps the rollout actors of a fleet: the states of their lives, what each is doing, and which takes prompts next."""
+"""Keeps the rollout actors of a fleet, the states of their lives and their requests, and chooses the next one to get
+prompts."""
 
 import heapq
 from collections import Counter
@@ -103,7 +104,7 @@ class Member:
 
 
 class AvailableMembers:
-    """Orders the members that take requests by the completions that they have open; of like ones, each in its turn."""
+    """Orders the members that take requests by the completions that they have open; equal ones take turns."""
 
     def __init__(self) -> None:
         # The newest entry of a member counts; it has earlier ones until they come up.

@@ -1,4 +1,4 @@
-"""Declares what the orchestrator needs of others: rollout actors, a clock, a learner and rewards.
+"""Declares the interfaces that the orchestrator uses: rollout actors, a clock, a learner and rewards.
 
 Each has a real implementation and one that exists only in simulated time (`infra.bench.loops.simulation` and the
 tests).

@@ -12,7 +12,7 @@ Estimator = Literal["k1", "k2", "k3"]
 
 @dataclass(frozen=True)
 class AlgorithmSettings:
-    """How an algorithm penalizes, clips and divides a step.
+    """An algorithm's penalty, clipping and number of minibatches.
 
     Attributes:
         kl_coefficient: the weight of the KL divergence from the fine-tuned model; 0: there is none.

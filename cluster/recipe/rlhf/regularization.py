@@ -1,4 +1,5 @@
-"""What keeps the policy near the weights it came from: KL penalty, importance weights, and limits that end RLHF."""
+"""Settings that keep the policy near the weights it came from: KL penalty, importance weights, and limits that end
+RLHF."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The recipe's section `rlhf`: the algorithm and its steps, with the sections below it and what has to fit together."""
+"""The recipe's section `rlhf`: the algorithm, its steps, the sections below it, and checks that they fit together."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -248,7 +248,7 @@ class Rlhf(Section):
 
     @property
     def resolved(self) -> AlgorithmSettings:
-        """The algorithm's preset, with what the recipe sets in its place."""
+        """The algorithm's preset, overridden by the values that the recipe sets."""
         given: dict[str, Any] = {
             "kl_coefficient": self.kl.coefficient,
             "kl_charged_in": self.kl.charged_in,
