@@ -44,7 +44,7 @@ def stored_completions(database: Feedback, prompts: CollectedPrompts) -> dict[st
 
 @dataclass(frozen=True)
 class AnswerVariety:
-    """How many different answers the prompts of a round have, as the annotators see them.
+    """Numbers of different answers to the prompts of a round, as the annotators see them.
 
     Attributes:
         prompts: the number of prompts with each number of different answers.

@@ -57,7 +57,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def _rows(recipe: Recipe, settings: Dpo, path: Path, split: str) -> tuple[list[JudgedAnswers], int]:
-    """Returns what is learned from the judgements of a split, and the number of those whose weight is 0.
+    """Returns the rows to train on from the judgements of a split, and the number of those whose weight is 0.
 
     Raises:
         UserError: there is none.

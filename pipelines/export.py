@@ -24,7 +24,7 @@ MODELS = {"policy": "sft", "dpo": "sft", "sft": "sft", "base": "corpus"}
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What an export came to.
+    """The result of an export.
 
     Attributes:
         source: the folder of the model.

@@ -135,7 +135,7 @@ def _add_shape(writer: GGUFWriter, config: Any) -> None:
 def _add_tokenizer(
     writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any], words: str, rows: int
 ) -> None:
-    """Adds the tokens, one for every row of the embeddings, and what the model's texts begin and end with."""
+    """Adds the tokens, one for every row of the embeddings, and the ids of those that begin and end texts."""
     added, size = tokenizer.added_tokens_decoder, len(tokenizer)
     special = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     types = [

@@ -78,7 +78,7 @@ def _export_start(recipe: Recipe, out: Path) -> Result:
 
 
 def _load_start(recipe: Recipe, tokenizer: Any, by_parts: bool | None = None) -> Any:
-    """Loads the model to start from, and refuses one that later stages cannot go on with, before anyone ranks."""
+    """Loads the model to start from. Refuses, before anyone ranks answers, a model that later stages cannot use."""
     from actors.model.causal_lm import load_for_training
     from actors.model.reward_head import require_reward_head
     from actors.model.start_checks import require_no_experts

@@ -1,4 +1,4 @@
-"""The reward model: trained on rankings, it stands in for the people who made them."""
+"""The reward model: trained on rankings to predict which answers people prefer."""
 
 import json
 import random
@@ -240,8 +240,8 @@ def scores_of_answers(score: Score, rankings: Sequence[Row]) -> list[list[float]
 
 
 def _write_normalization(scores: list[list[float]], rankings: list[dict[str, Any]], out: Path) -> None:
-    """Writes the scale on which the fine-tuned model's own answers, each as often as it was sampled, have mean 0 and
-    deviation 1.
+    """Writes the scale on which the fine-tuned model's own answers, each weighted by how often it was sampled, have
+    mean 0 and deviation 1.
 
     Scores that are equal up to rounding are not scaled, so that rounding does not become a reward.
     """

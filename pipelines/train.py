@@ -62,7 +62,7 @@ def training_job(
 
 
 def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
-    """Trains, or goes on from the newest checkpoint in `job.out`.
+    """Trains, from the newest checkpoint in `job.out` if there is one.
 
     Returns:
         The metrics of every step.

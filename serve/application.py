@@ -75,8 +75,8 @@ class GatewayPlace:
 
 
 def gateway_places(count: int, host: str, port: int) -> list[GatewayPlace]:
-    """Returns the places of so many gateways: one on each node of the cluster, the node of the command first; if there
-    are more gateways than nodes, several on a node, at the next ports.
+    """Returns the address of each gateway: one on each node of the cluster, beginning with the node of the command; if
+    there are more gateways than nodes, several on a node, at the next ports.
 
     Raises:
         UserError: there is no such port, or the host is an address of one node and others shall listen on it.
@@ -110,7 +110,7 @@ def actor_environment(variables: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def serve_instance(local: bool) -> Iterator[None]:
-    """Leaves Ray Serve at the end as it was found: its other applications go on, and without any it ends.
+    """Restores the state of Ray Serve at the end: its other applications go on, and without any it is shut down.
 
     Args:
         local: whether the cluster ends with this command, and Serve with it.

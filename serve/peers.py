@@ -26,13 +26,13 @@ CHANGE_SECONDS = 600.0
 
 
 class KeyUser(Protocol):
-    """What a gateway knows of the use of its keys: the `Middleware`."""
+    """The part of a gateway's `Middleware` that reports and takes the use of keys."""
 
     def key_use(self) -> KeyUse:
-        """Returns what the keys have used in this process."""
+        """Returns the use of keys in this process."""
 
     def hear_key_use(self, number: int, use: KeyUse | None) -> None:
-        """Takes what they have used in another gateway; None if it does not answer."""
+        """Takes the use of keys in another gateway; None if it does not answer."""
 
 
 class Peers:
@@ -98,7 +98,7 @@ class Peers:
         return dict(body)
 
     async def share(self, keys: KeyUser) -> None:
-        """Asks every other gateway what the keys have used there, until it is cancelled."""
+        """Asks every other gateway for its use of keys, until it is cancelled."""
         others = [number for number in range(len(self._names)) if number != self.number]
         while others:
             await asyncio.sleep(SHARE_SECONDS)

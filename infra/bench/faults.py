@@ -1,4 +1,4 @@
-"""What faults cost: processes, nodes and whole runs go away in the midst of their work, and the work has to go on.
+"""The cost of faults: processes, nodes and whole runs are killed at work, and the work has to resume.
 
 Each scenario prints the seconds until the work went on, what that took of whoever runs Triptych, and what differs from
 an undisturbed run. Those on a finished run take a copy of it. All together take about an hour on two cores.

@@ -63,7 +63,7 @@ def examine(console: Console, runs: Path) -> int:
 
 
 def examine_cluster(console: Console, shared: Path) -> int:
-    """Prints what each node of the connected cluster has and sees.
+    """Prints the report of each node of the connected cluster.
 
     Args:
         console: where to print.

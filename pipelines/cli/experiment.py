@@ -1,4 +1,4 @@
-"""`triptych experiment`: which variant of the corpus helps, told by small models."""
+"""`triptych experiment`: trains small models on variants of the corpus, and compares them."""
 
 from pathlib import Path
 from typing import Annotated

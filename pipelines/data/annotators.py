@@ -43,7 +43,7 @@ class AnnotatorError(StageError):
 
 
 class _WrongResult(Exception):
-    """What an annotator returned is no ranking."""
+    """An annotator's result that is no ranking."""
 
 
 # The signature of the recipe's function: (prompt, answers, chance, **arguments) -> ranks, or a GradedRanking. `prompt`
@@ -147,7 +147,7 @@ class AnnotatorFailures:
 
 
 def _checked(result: Any, answers: int) -> GradedRanking:
-    """Converts what a function returned, in which integers of any type count, such as those of NumPy.
+    """Converts the result of a function; integers of any type count, such as those of NumPy.
 
     Raises:
         _WrongResult: it is no ranking of so many answers.

@@ -261,7 +261,7 @@ def _side(value: Any, role: str) -> Sequence[Any]:
 
 
 def _before(row: Row, messages: Messages, place: str) -> Messages:
-    """Returns the turns that stand in fields of their own: the system's, and pairs of a question and an answer."""
+    """Returns the turns from other fields of a row: the system's, and pairs of a question and an answer."""
     before = []
     system = next((row[name] for name in _SYSTEM_FIELDS if row.get(name)), None)
     if system is not None:

@@ -193,7 +193,7 @@ def merge_identical(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(text: str, answer: Sequence[int], person: bool) -> object:
-    """What an annotator sees of an answer. Its last token says whether the model ended it."""
+    """An answer as annotators see it. Its last token says whether the model ended it."""
     return text if person else (text, *answer[-1:])
 
 

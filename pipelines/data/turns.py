@@ -149,7 +149,8 @@ def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
 
 
 def _decoded(value: Any, place: str) -> Any:
-    """Returns what a text holds as JSON, in which Parquet files keep what has no fixed fields; other values as is."""
+    """Parses a text that holds JSON, in which Parquet files store values without fixed fields; returns other values as
+    they are."""
     if not isinstance(value, str):
         return value
     try:

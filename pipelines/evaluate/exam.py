@@ -152,7 +152,7 @@ def load_exam(recipe: Recipe) -> Exam | None:
 
 
 def _fault(exam: Exam) -> str | None:
-    """Says what is wrong with an exam, to follow "an exam", or returns None."""
+    """Returns the fault of an exam, to follow "an exam", or None."""
     for what, names in (("questions", [q.id for q in exam.questions]), ("figures", [f.name for f in exam.figures])):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             return f"with two {what} called {twice[0]!r}: give each its own name"

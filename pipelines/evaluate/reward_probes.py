@@ -68,8 +68,8 @@ def _flipped(answer: str, _: str) -> str | None:
 
 
 def _refused(answer: str, other: str) -> str | None:
-    """Refuses in the words of a refusal that is right elsewhere: one in words that are never right would be told from
-    those that are."""
+    """Replaces the answer by a refusal that is right elsewhere: the reward model would recognize one whose words are
+    never right."""
     if has_refusing_word(answer):
         return None
     return other if has_refusing_word(other) else REFUSAL

@@ -1,4 +1,4 @@
-"""Measures how far a reward model can be trusted to stand in for people: accuracy, ceiling, calibration, probes."""
+"""Measures the quality of a reward model as a substitute for people: accuracy, ceiling, calibration, probes."""
 
 import json
 from collections import defaultdict

@@ -101,7 +101,8 @@ def chance_gate(accuracy: Mapping[str, Any]) -> Verdict:
 
 
 def accuracy_gate(held_out: Sequence[Row], before: ScoreRows, after: ScoreRows) -> Verdict:
-    """Fails if the new reward model orders what the round before held out worse than that round's own, beyond chance.
+    """Fails if the new reward model orders the held-out pairs of the round before worse than that round's own, beyond
+    chance.
 
     Args:
         held_out: rows of rankings.parquet of the round before.

@@ -1,4 +1,4 @@
-"""The state machine of the loop: what comes next for a round, and what is written once it is done.
+"""The state machine of the loop: the next step of a round, and the record of each finished step.
 
 The state is nothing but files: the decisions of the audit trail, the numbers of rounds in the stages' manifests, the
 live version, and the answer of a person. So a process that is killed anywhere is followed by one that goes on with the
@@ -44,7 +44,7 @@ STAGE_FOLDERS: Mapping[Next, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a round may go on.
+    """The decision whether a round continues, with its reason.
 
     Attributes:
         passed: it may.
@@ -58,7 +58,7 @@ class Verdict:
 
 
 class Work(Protocol):
-    """What is done for a round."""
+    """The operations on a round that the state machine calls."""
 
     def run_stage(self, name: str) -> None:
         """Runs or resumes a stage; one that is done is skipped."""
@@ -172,7 +172,7 @@ def _promote(run: RunFolder, number: int, work: Work) -> Decision:
 
 
 def _set_aside(run: RunFolder, number: int, before: int) -> Decision:
-    """Brings back the round before, and keeps this one as it is."""
+    """Brings back the round before, and keeps the artifacts of this one."""
     steps, answer = open_round(read_trail(run.root)), read_answer(run.root, number)
     stopped = next((name for name, one in steps.items() if one.decision in AGAINST), None)
     if present_round(run.root) == number:

@@ -91,7 +91,7 @@ def _tried(
 
 
 def waits_for(run: RunFolder, settings: Loop) -> str:
-    """Says in one line what comes next, or what the loop waits for."""
+    """Names in one line the next step, or the event that the loop waits for."""
     step = next_step(run, settings)
     if step == "wait":
         total = judgement_news(run, "preferences").total
@@ -117,5 +117,5 @@ def describe_loop(run: RunFolder, settings: Loop) -> str:
 
 
 def without_early_promotion(recipe: Recipe) -> Recipe:
-    """Returns the recipe with promotions during RLHF turned off: the loop promotes what has passed."""
+    """Returns the recipe with promotions during RLHF turned off: the loop promotes only a policy that has passed."""
     return recipe.model_copy(update={"rlhf": recipe.rlhf.model_copy(update={"promote_every": None})})

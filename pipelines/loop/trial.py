@@ -29,8 +29,8 @@ def begin_trial(run: RunFolder, settings: Loop, work: Work) -> Decision:
 
 
 def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
-    """Decides on the trial of the open round once it is over; until then has the server go on with it, which may have
-    been started again meanwhile."""
+    """Decides on the trial of the open round once it is over; until then keeps the trial set on the server, which may
+    have been restarted meanwhile."""
     steps = open_round(read_trail(run.root))
     begun = steps["trial"]
     new, live = str(begun.figures["new"]), str(begun.figures["live"])
@@ -51,8 +51,8 @@ def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
 
 
 def votes_between(database: Feedback, votes: Sequence[Ranking], new: str, live: str) -> list[int]:
-    """Returns what each vote of the compare page says of two versions: 1 if the new one is better, -1 if the live one
-    is, 0 for a tie. Votes that did not show both, or call all answers bad, are left out."""
+    """Returns the outcome of each vote of the compare page between two versions: 1 if the new one is better, -1 if the
+    live one is, 0 for a tie. Votes that did not show both, or call all answers bad, are left out."""
     found = []
     for vote in votes:
         prompt = database.prompt(vote.prompt_id)
@@ -64,8 +64,8 @@ def votes_between(database: Feedback, votes: Sequence[Ranking], new: str, live: 
 
 
 def judge_trial(thumbs: Sequence[Thumb], votes: Sequence[int], new: str, live: str) -> Verdict:
-    """Decides whether people like the new policy's answers less than the live one's, beyond chance: by the share of
-    thumbs up, or by the share of votes that it won of those that were no tie.
+    """Decides whether people prefer the live policy's answers to the new one's, beyond chance: by the share of thumbs
+    up, or by the share of its votes, ties left out, that the new one won.
 
     Args:
         thumbs: since the trial began.

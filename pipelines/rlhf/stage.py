@@ -80,7 +80,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def with_restarts(work: Callable[[], Result], restarts: int) -> Result:
-    """Does some work again, up to so many times, when the learner dies in it: it resumes from the last checkpoint."""
+    """Repeats a function, up to a number of times, when the learner dies in it: it resumes from the last checkpoint."""
     for left in reversed(range(restarts + 1)):
         try:
             return work()
@@ -239,7 +239,7 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float:
 
 
 def _resize(run: RunFolder, fleet: Fleet, wanted: int | None) -> None:
-    """Resizes the fleet between two steps, as `triptych fleet` or the autoscaler wants; None leaves it as it is."""
+    """Resizes the fleet between two steps to the size that `triptych fleet` or the autoscaler sets, if one does."""
     if wanted is not None:
         fleet.resize(wanted)
         write_fleet_state(run, wanted)

@@ -33,7 +33,7 @@ MIN_RANKINGS = 4
 
 
 def train(recipe: Recipe, run: RunFolder, branch: RunFolder, request: TrainingRequest) -> None:
-    """Trains a reward model and a policy as a visitor asks, or goes on with that, and has the policy served.
+    """Trains a reward model and a policy on a visitor's rankings, or resumes that, and serves the policy.
 
     Raises:
         UserError: a ranking names another prompt or other answers than there are.

@@ -59,7 +59,7 @@ def listen_on_node_address() -> None:
 
 
 def stop_application(name: str, seconds: float) -> bool:
-    """Has Ray Serve end an application, and returns whether it has ended within so many seconds.
+    """Has Ray Serve end an application, and returns whether it ended within a number of seconds.
 
     Look at `ServeControllerClient.delete_apps`, which waits for the controller without a deadline, and then for 60 s.
     """
@@ -73,7 +73,8 @@ def stop_application(name: str, seconds: float) -> bool:
 
 
 def done_within(work: Callable[[], None], seconds: float) -> bool:
-    """Runs some work in a thread, and returns whether it was done within so many seconds; if not, it goes on alone."""
+    """Runs a function in a thread, and returns whether it finished within a number of seconds; if not, the thread runs
+    on."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -81,7 +82,7 @@ def done_within(work: Callable[[], None], seconds: float) -> bool:
 
 
 async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: Any, seconds: float) -> list[Any]:
-    """Calls a method of every replica of a deployment; an exception stands for a call that failed.
+    """Calls a method of every replica of a deployment; a failed call gives its exception.
 
     Look at `DeploymentHandle.broadcast`, a recent addition to Ray Serve.
 
@@ -93,7 +94,8 @@ async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: 
 
 
 def reported_counts(context: AutoscalingContext, metric: str) -> list[float]:
-    """Returns what the replicas of a deployment last reported by `record_autoscaling_stats`, one number for each.
+    """Returns the last values that the replicas of a deployment reported by `record_autoscaling_stats`, one number for
+    each.
 
     Look at `AutoscalingContext`, an alpha API, and at how Ray Serve finds `record_autoscaling_stats` in a replica.
     """

@@ -147,7 +147,7 @@ def unfinished_requests(engine: "AsyncLLM") -> int:
 
 
 async def abort_unfinished(engine: "AsyncLLM") -> int:
-    """Aborts all requests of an engine that nobody waits for, and returns how many those were.
+    """Aborts all requests of an engine whose callers are gone, and returns their number.
 
     `AsyncLLM.generate` does not abort a request whose caller is cancelled while it is handed to the engine: look there
     whether `q` is still None then. Such a request would count as waiting for ever.

@@ -1,4 +1,4 @@
-"""The HTTP surface that all routes share: what a request passes before a route sees it, and its response afterwards.
+"""The HTTP layers that all routes share: checks of a request before a route gets it, and of its response afterwards.
 
 - `listener`: the socket, and uvicorn on it.
 - `middleware`: the way in and out of every request; it creates the `request_context`, asks `auth` who the caller is

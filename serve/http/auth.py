@@ -191,7 +191,7 @@ class Authorizer:
 
 
 def admits_guests(database: Feedback, is_open: Callable[[], bool]) -> bool:
-    """Tells whether somebody may judge as a guest: on this machine, while nobody has a key or an annotator's token."""
+    """Tells whether people may judge as guests: on this machine, while there is no key and no annotator's token."""
     return is_open() and not database.annotators()
 
 

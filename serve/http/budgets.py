@@ -83,7 +83,7 @@ class TokenBudgets:
         self._reserved[key.digest] += tokens
 
     def settle(self, key: Key, reserved: int, used: int) -> None:
-        """Replaces what was reserved for a request by what it used."""
+        """Replaces a request's reservation by its use."""
         if key.token_budget is None:
             return
         self._reserved[key.digest] -= reserved

@@ -1,4 +1,4 @@
-"""What keys have used, as the gateways of one server tell each other.
+"""The use of keys, as the gateways of one server report it to each other.
 
 Each gateway admits requests by its own counts and by what it last heard of the others. Within `SHARE_SECONDS` several
 gateways may admit what only one may: at the worst, each once the rest of a key's limit. What is too much of the tokens

@@ -1,5 +1,5 @@
-"""The HTTP listener of every server: uvicorn on a socket, with limits on what a client may send, and how long it may
-take, before a key is asked for."""
+"""The HTTP listener of every server: uvicorn on a socket, with limits on the size and time of a request before its key
+is checked."""
 
 import asyncio
 import socket

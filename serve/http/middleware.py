@@ -73,11 +73,11 @@ class Middleware:
         self._name = uuid.uuid4().hex
 
     def key_use(self) -> KeyUse:
-        """Returns what the keys have used in this process, for the other gateways of the server."""
+        """Returns the use of keys in this process, for the other gateways of the server."""
         return replace(self._limits.use(), gateway=self._name, budgets=self._budgets.totals())
 
     def hear_key_use(self, number: int, use: KeyUse | None) -> None:
-        """Takes what the keys have used in another gateway; None if it does not answer."""
+        """Takes the use of keys in another gateway; None if it does not answer."""
         self._limits.hear(number, use)
         if use:
             self._budgets.hear(number, use.budgets)

@@ -1,4 +1,4 @@
-"""The most tokens that a request may use, told from its body before any model reads it."""
+"""The most tokens that a request may use, computed from its body before any model reads it."""
 
 import json
 from collections.abc import Sequence

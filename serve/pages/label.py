@@ -178,8 +178,8 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
 
 
 def recent_judgements(database: Feedback, annotator: str) -> list[dict[str, Any]]:
-    """Returns the annotator's last judgements of this page, the newest first, each with the end of its prompt and what
-    was said of the answers in the order shown."""
+    """Returns the annotator's last judgements of this page, the newest first, each with the end of its prompt and its
+    ranks, in the order in which the answers were shown."""
     own = [row for row in database.judgements(annotator) if not row.prompt_id.startswith(COMPARED)]
     found = []
     for row in sorted(own, key=lambda one: one.created, reverse=True)[:RECENT]:
@@ -218,7 +218,8 @@ def ranking_of(annotator: str, judgement: JudgementRequest) -> Ranking:
 
 
 def _check_shown(database: Feedback, annotator: str, judgement: JudgementRequest) -> None:
-    """Refuses a judgement of what this page does not show the annotator, such as a comparison whose models they know.
+    """Refuses a judgement of a prompt or answers that this page does not show the annotator, such as a comparison whose
+    models they know.
 
     Raises:
         UserError: there is no such prompt to rank, it has other answers, or it comes for a second time and was not

@@ -35,7 +35,7 @@ Node = Union[str, Element]  # noqa: UP007 - a string that names a type cannot st
 
 
 def parse_markdown(text: str) -> list[Node]:
-    """Parses Markdown; a text that is too long becomes one paragraph, as it is.
+    """Parses Markdown; a text that is too long becomes one paragraph without markup.
 
     Args:
         text: of a person or a model.

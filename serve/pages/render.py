@@ -67,7 +67,7 @@ def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
 
 
 def is_wildcard(host: str) -> bool:
-    """Tells whether an address to listen on stands for all addresses of the machine."""
+    """Tells whether an address to listen on means all addresses of the machine."""
     return host in ("0.0.0.0", "::", "")
 
 

@@ -133,8 +133,8 @@ def _models(root: Path) -> list[dict[str, Any]]:
 
 
 def _now(run: RunFolder, working: bool) -> dict[str, Any] | None:
-    """Returns what is happening: the stage at work, its last step, the number of steps and the seconds left, where
-    these are known, and the newest reward and divergence."""
+    """Returns the progress of the run: its current stage, its last step, the number of steps and the seconds left,
+    where these are known, and the newest reward and divergence."""
     stage = next((one for one in STAGES if working and run.partial_fingerprint(one.folder) is not None), None)
     if stage is None:
         return None
@@ -187,7 +187,7 @@ def _rounds(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _answerable(root: Path) -> int | None:
-    """Returns the number of the loop's round if it has been compared, and nobody has answered on it; else None."""
+    """Returns the number of the loop's round if it has been compared and waits for an approval; else None."""
     last = list(open_round(read_trail(root)).values())[-1:]
     if not last or (last[0].step, last[0].decision) != ("compare", "passed") or read_answer(root, last[0].round):
         return None

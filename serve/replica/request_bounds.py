@@ -1,4 +1,4 @@
-"""Bounds on what a request gives a model to read, checked before anything of it is parsed, rendered or tokenized.
+"""Bounds on the size of a request, checked before any part of it is parsed, rendered or tokenized.
 
 Validating, rendering and tokenizing 9 MB take seconds, during which no other model of the process answers. What fits
 into a model's context is a small part of that, and can be told from the lengths of the texts alone.
@@ -105,7 +105,7 @@ def too_many_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> str:
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the most characters that a token of a tokenizer stands for."""
+    """Returns the most characters of a token of a tokenizer."""
     return max(map(len, tokenizer.get_vocab()))
 
 

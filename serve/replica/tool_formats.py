@@ -1,4 +1,4 @@
-"""The format in which a model writes tool calls, told from its chat template.
+"""The format in which a model writes tool calls, found in its chat template.
 
 A template shows the model its own earlier calls, in the format in which it was trained to write them.
 """

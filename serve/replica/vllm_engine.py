@@ -222,7 +222,8 @@ class VllmEngine:
             yield Usage(read, written, request.mixed)
 
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
-        """Loads another version of the weights. Answers in progress go on, their tokens so far pre-filled again.
+        """Loads another version of the weights. Answers in progress continue with them; the tokens that they have are
+        pre-filled again.
 
         If the engine then does not compute with the weights of the files, the old ones are loaded again.
         """

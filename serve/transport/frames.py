@@ -108,7 +108,7 @@ class FrameProtocol(asyncio.Protocol):
         self._writable.set()
 
     async def writable(self) -> None:
-        """Returns when the other end has read most of what was sent, or the connection is closed."""
+        """Returns when the other end has read most of the buffered data, or the connection is closed."""
         await self._writable.wait()
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +144,7 @@ class FrameProtocol(asyncio.Protocol):
         self._unsent += payload
 
     def close(self) -> None:
-        """Closes the connection for both ends, after sending what is buffered."""
+        """Closes the connection for both ends, after sending the buffered data."""
         self._flush()
         self.transport.close()
 

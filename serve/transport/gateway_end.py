@@ -173,7 +173,7 @@ class GatewayConnection(FrameProtocol):
 
     @property
     def pending(self) -> int:
-        """How many requests have not been answered completely."""
+        """The number of requests whose responses are not complete."""
         return len(self._responses)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -129,7 +129,7 @@ class ReplicaPool:
         return PromotionResult(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
 
     async def _call_all(self, method: str, *arguments: Any, seconds: float) -> list[Any]:
-        """Returns the results of a method of every replica; an exception stands for a call that failed."""
+        """Calls a method of every replica and returns the results; a failed call gives its exception."""
         try:
             return await call_every_replica(self._handle, method, *arguments, seconds=seconds)
         except DeploymentUnavailableError as error:

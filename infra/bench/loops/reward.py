@@ -1,4 +1,4 @@
-"""What the loops of the RLHF bench have in common: a reward that costs nothing, and two settings."""
+"""Shared parts of the loops of the RLHF bench: a reward that costs nothing, and two settings."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a bench compares with, in folders of its own in the user's cache: no part of the project's environment."""
+"""Installs the peers of a bench in folders of their own in the user's cache, outside the project's environment."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def folder_of(packages: tuple[str, ...]) -> Path:
 
 
 def beside_ours(packages: tuple[str, ...]) -> Path:
-    """A folder for PYTHONPATH with packages that our environment lacks; what they need of it is there."""
+    """Returns a folder for PYTHONPATH with packages that the project's environment lacks; it has their requirements."""
     folder = folder_of(packages)
     ready = folder / ".ready"
     if not ready.exists():

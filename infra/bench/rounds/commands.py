@@ -1,4 +1,4 @@
-"""Commands of Triptych as processes, and waits for what they leave in the run folder."""
+"""Runs commands of Triptych as processes, and waits for their results in the run folder."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""What a client notices, and what memory grows by, while other clients attack the server.
+"""Measures a client's latency and the growth of memory while other clients attack the server.
 
 python -m infra.bench.servers.attacks [--seconds 60] [--size 2.5M | --model DIRECTORY]
 """

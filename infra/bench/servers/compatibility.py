@@ -1,4 +1,5 @@
-"""How others' tools find the server: EleutherAI's evaluation harness, and schemathesis on the published OpenAPI.
+"""Tests the server with tools of other projects: EleutherAI's evaluation harness, and schemathesis on the published
+OpenAPI.
 
 The harness asks TruthfulQA's questions with one right answer (mc1) through `/v1/completions`. The same answers are
 scored by transformers itself: the accuracy must be the same, and every log-probability within TOLERANCE. Schemathesis

@@ -1,4 +1,4 @@
-"""Clients of a server under measurement, and what they saw."""
+"""Clients that load a server, and their measurements."""
 
 import asyncio
 import json

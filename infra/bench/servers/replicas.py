@@ -1,4 +1,4 @@
-"""How replicas come and go with the load: when another one starts, when one ends, and what clients notice of it.
+"""Measures autoscaling: the times at which replicas start and end under a changing load, and the latency of clients.
 
 The model sleeps after some seconds without a request. One request wakes it up, then clients ask for streams until
 there are two replicas and for some seconds more, then nobody does until it sleeps again.

@@ -20,7 +20,7 @@ ScoreAnswers = Callable[[Sequence[Prompt], Sequence[Sequence[Sample]], Sequence[
 
 @dataclass(frozen=True)
 class HackResult:
-    """How one hack fares with one reward.
+    """The result of one hack against one reward.
 
     Attributes:
         mean: the mean of its scores; None where all failed.

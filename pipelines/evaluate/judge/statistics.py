@@ -17,7 +17,7 @@ PSEUDO_PAIRS = ((0.0, 1.0), (0.0, 0.0))
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first of two models wins, a tie counting half; with 95 % intervals.
+    """The share of comparisons that the first of two models wins, a tie counting half; with 95 % intervals.
 
     Attributes:
         raw: the mean outcome.
@@ -32,7 +32,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class JudgeAgreement:
-    """How a judge compares with people on the pairs in which these prefer one answer.
+    """The agreement of a judge with people on the pairs in which these prefer one answer.
 
     Attributes:
         agreement: the judge's mean outcome for the answer that people prefer; 0.5 is chance.

@@ -1,4 +1,4 @@
-"""The items of evaluation tasks, and what a task measures."""
+"""Evaluation tasks and their items."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Runs tasks on one model: a value for every item, and what the model said."""
+"""Runs tasks on one model: computes a value for every item, and keeps the model's answers."""
 
 import math
 from collections.abc import Sequence

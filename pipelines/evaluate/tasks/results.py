@@ -42,7 +42,7 @@ def task_figures(tasks: Sequence[EvaluationTask], answers: Answers) -> dict[str,
 
 
 def task_rows(tasks: Sequence[EvaluationTask], answers: Answers) -> Iterator[dict[str, Any]]:
-    """Yields, for each item, what it asked, what was expected, and what every model said, for people to read."""
+    """Yields, for each item, its question, the expected answer, and the answer of every model, for people to read."""
     for task in tasks:
         found = {model: {result.id: result for result in own.results} for model, own in answers[task.name].items()}
         for item in task.items:

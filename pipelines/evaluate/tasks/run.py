@@ -1,4 +1,4 @@
-"""Runs tasks on one model outside of a run, task by task: finished ones are kept, so that the same command goes on."""
+"""Runs tasks on one model outside of a run, task by task: the same command resumes after the last finished one."""
 
 import json
 from collections.abc import Iterator, Sequence
