@@ -1,4 +1,8 @@
-"""Greetings, questions about the model and the weather, requests for everyday advice, and their answers."""
+"""Greetings, questions about the model and the weather, requests for everyday advice, and their answers.
+
+The file is long because it is data alone: all topics stand in one place, with a class for them and a function that
+fills in their forms.
+"""
 
 from dataclasses import dataclass
 

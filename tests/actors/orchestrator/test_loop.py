@@ -238,6 +238,7 @@ def survive(seed: int) -> Counter[str]:
     return seen + Counter(released=len(world.released), soon=soon, lives=lives)
 
 
+@pytest.mark.slow
 def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
     found: Counter[str] = sum(map(survive, range(200)), Counter())
     assert all(found[f"{fate} in {call}"] > 50 for fate in ("die", "hang") for call in DEATHS), found
@@ -267,6 +268,7 @@ def rate_and_idle(
     return 20 * 16 * actors / seconds, sum(row["learner_idle"] for row in rows) / 20
 
 
+@pytest.mark.slow
 def test_64_actors_do_almost_64_times_the_work_of_one():
     # Balanced: an actor needs 0.42 s for its share of a batch and 0.1 s to reload.
     one, _ = rate_and_idle(1, max_staleness=1, learner_seconds=0.55)

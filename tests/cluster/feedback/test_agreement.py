@@ -126,6 +126,7 @@ def test_an_annotator_who_guesses_has_a_lower_alpha() -> None:
     assert guesser.high < min(good.low, also_good.low)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_value() -> None:
     held = []
     for seed in range(25):

@@ -52,6 +52,7 @@ def test_two_models_have_the_log_odds_of_their_share_of_wins() -> None:
     assert 0.6 < wide / (2 * 1.96 * math.sqrt(0.16 / 100) / 0.21 / 2) < 1.4
 
 
+@pytest.mark.slow
 def test_planted_strengths_are_recovered_and_the_intervals_cover_them() -> None:
     inside = []
     for seed in range(30):

@@ -152,6 +152,7 @@ def test_a_round_is_brought_back_and_the_next_one_gets_a_number_of_its_own(tmp_p
     assert content(round_folder(tmp_path, 3)) == whole("three")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["second_round", "bring_back_the_first"])
 def test_a_kill_at_any_moment_loses_no_round(tmp_path: Path, action: str) -> None:
     command = [sys.executable, "-c", KILLER, str(tmp_path), action]

@@ -129,6 +129,7 @@ def test_a_killed_stage_resumes_where_it_was(recipe_path: Path) -> None:
     assert [(run.path("count") / f"step-{step}").read_text() for step in range(4)] == ["0", "0", "2", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("counter")
 def test_a_kill_at_any_rename_of_a_commit_loses_nothing(recipe_path: Path) -> None:
     """A new artifact replaces an old one. Whichever rename is cut short, the same command completes the new one."""

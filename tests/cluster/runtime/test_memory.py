@@ -109,6 +109,7 @@ def test_memory_on_a_cpu_is_as_planned(
     assert 0.85 < ratio(trainer, "cpu", "135M", 256, rows, precision, recompute) < 1.05
 
 
+@pytest.mark.slow
 def test_peak_memory_leaves_out_that_of_the_parent_process() -> None:
     device = torch.device("cpu")
     held = np.ones(100 << 20)

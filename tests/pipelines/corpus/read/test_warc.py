@@ -183,6 +183,7 @@ def test_a_parser_that_dies_is_restarted() -> None:
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_pages_sent_ahead_are_answered_in_order_and_only_those_that_end_the_parser_are_lost() -> None:
     nested = b"<div>" * 20_000 + b"x"
     # More than a socket takes at once, in pages of which some do not fit into it themselves.
