@@ -1,6 +1,5 @@
 """The memory that training takes, against the plan."""
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -46,28 +45,7 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     return peak_memory_gb(device) - before
 
 
-def most_held_in_a_fork(model: Model, rows: int, precision: str, recompute: bool, kind: str) -> float:
-    """Peak memory is that of a process since its start: each case has a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
-        return process.submit(most_held, model, rows, precision, recompute, kind).result(timeout=300)
-
-
-@pytest.fixture(scope="module")
-def trainer() -> Iterator[ProcessPoolExecutor]:
-    """A process with the environment of a training worker, which imports PyTorch once for all cases."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
-    ):
-        for name, value in {**ENVIRONMENT, **TRAINING_ENVIRONMENT}.items():
-            patch.setenv(name, value)
-        process.submit(int).result(timeout=120)
-        yield process
-
-
-def ratio(
-    trainer: ProcessPoolExecutor, kind: str, size: str, context: int, rows: int, precision: str, recompute: bool
-) -> float:
+def ratio(kind: str, size: str, context: int, rows: int, precision: str, recompute: bool) -> float:
     """Divides the peak memory by the planned one."""
     overrides = [f"size={size}", f"context={context}", "vocabulary=49152"]
     training = [f"micro_batch_rows={rows}", f"precision={precision}", f"recompute_activations={recompute}"]
@@ -75,8 +53,14 @@ def ratio(
         DEMO, [*(f"model.{field}" for field in overrides), *(f"pretrain.{field}" for field in training)]
     )
     said = training_memory(recipe, recipe.pretrain, kind).total
-    words = (recipe.model, rows, precision, recompute, kind)
-    return trainer.submit(most_held_in_a_fork, *words).result(timeout=300) / said
+    # Peak memory is that of a process since its start: each case has a process of its own.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        for name, value in {**ENVIRONMENT, **TRAINING_ENVIRONMENT}.items():
+            patch.setenv(name, value)
+        return process.submit(most_held, recipe.model, rows, precision, recompute, kind).result(timeout=300) / said
 
 
 @pytest.mark.slow
@@ -90,10 +74,8 @@ def ratio(
         ("1B", 4, "bfloat16", True),
     ],
 )
-def test_memory_on_a_gpu_is_as_planned(
-    trainer: ProcessPoolExecutor, size: str, rows: int, precision: str, recompute: bool
-) -> None:
-    assert 0.9 < ratio(trainer, "cuda", size, 2048, rows, precision, recompute) < 1.02
+def test_memory_on_a_gpu_is_as_planned(size: str, rows: int, precision: str, recompute: bool) -> None:
+    assert 0.9 < ratio("cuda", size, 2048, rows, precision, recompute) < 1.02
 
 
 @pytest.mark.slow
@@ -101,12 +83,10 @@ def test_memory_on_a_gpu_is_as_planned(
     ("rows", "precision", "recompute"),
     [(4, "bfloat16", False), (8, "bfloat16", False), (4, "float32", False), (4, "bfloat16", True)],
 )
-def test_memory_on_a_cpu_is_as_planned(
-    trainer: ProcessPoolExecutor, rows: int, precision: str, recompute: bool
-) -> None:
+def test_memory_on_a_cpu_is_as_planned(rows: int, precision: str, recompute: bool) -> None:
     if precision == "bfloat16" != native_precision(torch.device("cpu")):
         pytest.skip("this processor has no instructions for bfloat16: more than ten minutes")
-    assert 0.85 < ratio(trainer, "cpu", "135M", 256, rows, precision, recompute) < 1.05
+    assert 0.85 < ratio("cpu", "135M", 256, rows, precision, recompute) < 1.05
 
 
 @pytest.mark.slow
