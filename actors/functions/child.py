@@ -43,17 +43,17 @@ def main() -> None:
     try:
         function = load_function(name, what)
     except UserError as error:
-        _write(answers, {"ready": False, "failure": str(error)})
+        _write(answers, json.dumps({"ready": False, "failure": str(error)}))
         return
     handle = environment_handler(function) if what == ENVIRONMENT else reward_handler(function)
     asynchronous = inspect.iscoroutinefunction(handle)
-    _write(answers, {"ready": True, "asynchronous": asynchronous, "objects": is_environment(function)})
+    _write(answers, json.dumps({"ready": True, "asynchronous": asynchronous, "objects": is_environment(function)}))
     if asynchronous:
         asyncio.run(_serve_many(handle, calls, answers))
     else:
         for line in calls:
             call = json.loads(line)
-            _write(answers, {"id": call["id"], **_called(handle, call["arguments"])})
+            _write(answers, _called(handle, call))
 
 
 def _own_pipes() -> tuple[BinaryIO, TextIO]:
@@ -84,12 +84,12 @@ def reward_handler(function: Callable[..., Any]) -> Handler:
     return coroutine if inspect.iscoroutinefunction(function) else plain
 
 
-def _called(handle: Handler, arguments: dict[str, Any]) -> dict[str, Any]:
+def _called(handle: Handler, call: dict[str, Any]) -> str:
     try:
-        return {"value": handle(arguments)}
+        return _line(call, value=handle(call["arguments"]))
     # The function is the user's own, and may fail in any way.
     except Exception as error:  # noqa: BLE001
-        return {"failure": _reason(error)}
+        return _line(call, failure=_reason(error))
 
 
 async def _serve_many(handle: Handler, calls: BinaryIO, answers: TextIO) -> None:
@@ -105,11 +105,16 @@ async def _serve_many(handle: Handler, calls: BinaryIO, answers: TextIO) -> None
 async def _answer(handle: Handler, call: dict[str, Any], answers: TextIO) -> None:
     try:
         async with asyncio.timeout(call["seconds"]) as limit:
-            found: dict[str, Any] = {"value": await handle(call["arguments"])}
+            line = _line(call, value=await handle(call["arguments"]))
     # The function is the user's own, and may fail in any way.
     except Exception as error:  # noqa: BLE001
-        found = {"late": True} if limit.expired() else {"failure": _reason(error)}
-    _write(answers, {"id": call["id"], **found})
+        line = _line(call, late=True) if limit.expired() else _line(call, failure=_reason(error))
+    _write(answers, line)
+
+
+def _line(call: dict[str, Any], **found: Any) -> str:
+    """Returns the answer to a call. Raises a TypeError or a ValueError if what was found is not JSON."""
+    return json.dumps({"id": call["id"], **found})
 
 
 def _reason(error: Exception) -> str:
@@ -124,11 +129,11 @@ def _reason(error: Exception) -> str:
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON_CHARACTERS]
 
 
-def _write(answers: TextIO, row: dict[str, Any]) -> None:
+def _write(answers: TextIO, line: str) -> None:
     if answers.closed:
         # The function forked, and this copy of it returned too.
         os._exit(0)
-    answers.write(json.dumps(row) + "\n")
+    answers.write(f"{line}\n")
     answers.flush()
 
 

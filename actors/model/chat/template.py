@@ -114,7 +114,12 @@ class ChatTemplate:
         return str(self._applied(messages, tools, tokenize=False, **settings))
 
     def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False, **QUIET))
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False, **QUIET))
+        except (TypeError, UnicodeError) as error:
+            half = next((place for place, one in enumerate(text) if "\ud800" <= one <= "\udfff"), 0)
+            around = text[max(0, half - 40) : half + 1]
+            raise UserError(f"a text has half of a character, which no token stands for, at {around!r}") from error
 
     def _applied(self, messages: Messages, tools: Sequence[Any] | None, **settings: Any) -> Any:
         """Applies the template, which may refuse a system's turn, or two of the user's in a row."""

@@ -49,6 +49,10 @@ class Unsound:
             time.sleep(60)
         if fate == "number":
             return 3
+        if fate == "object":
+            return Reply([{"role": "tool", "content": "3", "tool": self}])
+        if fate == "half":
+            return Reply([{"role": "user", "content": "\ud83d"}])
         return Reply([], float("nan") if fate == "nan" else 1.0)
 
 

@@ -161,6 +161,7 @@ def test_conversations_have_state_and_rewards_of_their_own_and_go_on_side_by_sid
         ("block", "took longer than 0.5 s"),
         ("number", "gave 3: it must be a text, a message, a Reply or None"),
         ("nan", "gave nan: it must be a finite number"),
+        ("object", "raised TypeError: Object of type Unsound is not JSON serializable"),
     ],
 )
 def test_an_environment_that_fails_fails_its_conversation_and_the_next_ones_are_well(
@@ -174,6 +175,15 @@ def test_an_environment_that_fails_fails_its_conversation_and_the_next_ones_are_
         inputs["talk-1"] = RewardInput([], {"fate": "well"})
         (sample,) = converse()
         assert (sample.failure, sample.reward) == ("", 1.0)
+
+
+def test_a_reply_that_cannot_be_written_down_fails_its_conversation_alone(tiny: Tiny) -> None:
+    with runner(
+        tiny, f"{TALK}:Unsound", {name: RewardInput([], {"fate": name}) for name in ("half", "well")}
+    ) as converse:
+        failed, sample = converse()
+    assert "a text has half of a character" in failed.failure
+    assert (sample.failure, sample.reward) == ("", 1.0)
 
 
 @pytest.mark.parametrize(
