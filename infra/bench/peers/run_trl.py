@@ -15,6 +15,11 @@ SECONDS = 1800
 
 def steps_of(program: str, *words: object) -> list[float]:
     """Seconds of each step that a program beside this file prints as JSON; ends this one if it fails."""
+    return run_trl(program, *words)
+
+
+def run_trl(program: str, *words: object) -> list[float]:
+    """Returns the numbers that a program beside this file prints as JSON; ends this one if it fails."""
     command = [sys.executable, str(Path(__file__).with_name(program)), *map(str, words)]
     path = os.pathsep.join([str(beside_ours(PACKAGES)), os.environ.get("PYTHONPATH", "")])
     # As who uses the peer runs it: without what our stages set.
@@ -22,5 +27,5 @@ def steps_of(program: str, *words: object) -> list[float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=SECONDS)
     if done.returncode:
         sys.exit(f"TRL ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return seconds
+    numbers: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
