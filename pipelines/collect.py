@@ -18,7 +18,6 @@ from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
-from cluster.errors import UserError
 from cluster.feedback import Feedback, distinct_completions, is_person, open_feedback
 from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_named
 from cluster.recipe.base import MAX_TEMPERATURE, Call
@@ -39,6 +38,7 @@ from pipelines.collect_rankings import (
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import AnnotatorFailures, SyntheticAnnotator
+from pipelines.data.balance import require_enough
 from pipelines.data.feedback_io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.rankings import imported_rankings
@@ -178,11 +178,9 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
     settings = recipe.collect
     chosen = rankings.select_prompts(recipe, chat, rankings.all_prompts(recipe))
     if len(chosen) < 2:
-        room = recipe.model.context - settings.max_tokens
-        raise UserError(
-            f"collect.sources hold {len(chosen)} prompts of at most {room} tokens (model.context - max_tokens), "
-            "and at least two are needed: one to train on and one to hold out"
-        )
+        purpose = "one to train on and one to hold out"
+        losses = rankings.prompt_losses(recipe, chat)
+        require_enough("prompts of collect.sources", len(chosen), losses, 2, purpose, "add prompts")
     split = rankings.split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
     mark = fingerprint([weights, sampling])[:8]

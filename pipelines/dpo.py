@@ -13,14 +13,20 @@ from actors.model.causal_lm import load
 from actors.objectives.dpo import PairObjective
 from actors.objectives.kto import KtoObjective
 from actors.objectives.reference import Reference
-from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo
 from cluster.run.folder import RunFolder
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
-from pipelines.data.preference_rows import JudgedAnswers, answers_of, pairs_of, with_mismatched, write_shard
+from pipelines.data.preference_rows import (
+    JudgedAnswers,
+    answers_of,
+    pairs_of,
+    require_judgements,
+    with_mismatched,
+    write_shard,
+)
 from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
@@ -62,6 +68,7 @@ def _rows(recipe: Recipe, settings: Dpo, path: Path, split: str) -> tuple[list[J
     Raises:
         UserError: there is none.
     """
+    require_judgements(path, split, settings)
     judgements = read_rankings(path, split)
     if settings.loss == "kto":
         judgements += read_unpaired(path, split)
@@ -69,14 +76,8 @@ def _rows(recipe: Recipe, settings: Dpo, path: Path, split: str) -> tuple[list[J
     left_out = len(judgements) - len(weighted)
     if settings.loss == "kto":
         answers = [answer for row, weight in weighted for answer in answers_of(row, weight)]
-        found = with_mismatched(answers, recipe.model.context, recipe.seed)
-        lacking = "no judgement of the {} prompts says of an answer that it is good or bad: collect more"
-    else:
-        found = [pair for row, weight in weighted for pair in pairs_of(row, weight)]
-        lacking = "no ranking of the {} prompts says of two answers which is better: collect more"
-    if not found:
-        raise UserError(lacking.format(split) + (", or raise dpo.source_weights" if left_out else ""))
-    return found, left_out
+        return with_mismatched(answers, recipe.model.context, recipe.seed), left_out
+    return [pair for row, weight in weighted for pair in pairs_of(row, weight)], left_out
 
 
 def _model(sft: Path, settings: Dpo, seed: int) -> tuple[Any, Any, Any]:

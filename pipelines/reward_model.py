@@ -31,6 +31,7 @@ from cluster.run.folder import SCRATCH, RunFolder, fingerprint
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
+from pipelines.data.preference_rows import require_judgements
 from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, sign_of
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
@@ -38,14 +39,16 @@ from pipelines.train import fit, training_job
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
-    """Trains on the rankings of the collect stage, and measures the accuracy on pairs of held-out prompts."""
-    sft, plan = run.path("sft"), make_plan(recipe)
-    rankings = read_rankings(run.path("preferences") / "rankings.parquet")
-    parts = {name: [row for row in rankings if row["split"] == name] for name in ("train", "held_out")}
-    if not all(parts.values()):
-        raise UserError(f"{len(rankings)} rankings are too few to train on some and hold out others: collect more")
-    unpaired = read_unpaired(run.path("preferences") / "rankings.parquet", "train")
-    unmeasured = read_unpaired(run.path("preferences") / "rankings.parquet", "held_out")
+    """Trains on the rankings of the collect stage, and measures the accuracy on pairs of held-out prompts.
+
+    Raises:
+        UserError: no ranking to train on, or none that is held out, says of two answers which is better.
+    """
+    sft, plan, path = run.path("sft"), make_plan(recipe), run.path("preferences") / "rankings.parquet"
+    for split in ("train", "held_out"):
+        require_judgements(path, split, recipe.reward)
+    parts = {split: read_rankings(path, split) for split in ("train", "held_out")}
+    unpaired, unmeasured = read_unpaired(path, "train"), read_unpaired(path, "held_out")
     trained = {
         "rankings": sum(judgement_weight(row, recipe.reward) > 0 for row in parts["train"]),
         "unpaired": sum(judgement_weight(row, recipe.reward) > 0 for row in unpaired),

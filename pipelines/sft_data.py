@@ -21,6 +21,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, write_json
 from cluster.run.folder import SCRATCH, fingerprint
 from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.data.balance import Loss, require_enough
 from pipelines.data.chat_formats import require_rows
 from pipelines.data.pack_chats import PackPhase, shard_parts, write_order
 from pipelines.data.render_chats import RenderPhase
@@ -81,11 +82,13 @@ class _Preparation:
         read = total["conversations"] + total["too_long"] + total["bad"]
         require_rows(read, self.recipe.sft.sources)
         self._quarantine(render, rendered, read)
-        if total["conversations"] < 2:
-            raise UserError(
-                f"of {read} conversations in sft.sources, {total['conversations']} fit into model.context = "
-                f"{self.context} tokens: two are needed, one to hold out"
-            )
+        first = next((report["first_bad"] for report in rendered if report["bad"]), None)
+        losses = [
+            Loss("cannot be used", total["bad"], f"mend what is wrong, first: {first}"),
+            Loss("too long", total["too_long"], f"raise model.context (now {self.context} tokens)"),
+        ]
+        purpose = "one to train on and one to hold out"
+        require_enough("conversations of sft.sources", total["conversations"], losses, 2, purpose, "add conversations")
         rows = self._pack(render, rendered, total["conversations"], total["tokens"])
         for count, what in (
             (total["bad"], f"rows cannot be used; {self.out / QUARANTINE} lists them"),

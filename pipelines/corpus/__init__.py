@@ -10,8 +10,8 @@ tokens  documents -> token ids -> packed rows -> shards
 
 `stage` runs the phases in order; `prepare` is the first of them and runs read, clean and filter in one pass. `tasks`
 runs a phase's tasks in parallel and resumes after a kill, `alive` says that they go on, `examples` trains the quality
-classifier, `counts` counts documents, `tables` defines the files between phases, and `report`
-writes the statistics.
+classifier, `checks` refuses sources that cannot be read and a corpus of too few documents, `counts` counts documents,
+`tables` defines the files between phases, and `report` writes the statistics.
 """
 
 from pipelines.corpus.stage import run

@@ -1,18 +1,17 @@
 """Trains the recipe's quality classifier on the examples that it names."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-from cluster.errors import UserError
 from cluster.recipe.corpus import QualityClassifier, Source
 from cluster.run.atomic import write_json
 from cluster.run.folder import file_fingerprint
-from pipelines.corpus.clean.text import clean
 from pipelines.corpus.filter.classifier import train
-from pipelines.corpus.read.records import Document
-from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.tasks import Report
+from pipelines.corpus.texts import TextReader
+from pipelines.data.balance import require_enough
 
 WEIGHTS, REPORT = "weights.npz", "report.json"
 # Of each kind: with fewer a classifier learns their topics.
@@ -43,17 +42,10 @@ def train_classifier(given: QualityClassifier, seed: int, folder: Path) -> tuple
 def _texts(sources: Sequence[Source], most: int, seed: int, kind: str) -> list[str]:
     """Reads the first texts of the sources, an equal number of each as far as they have them."""
     found: list[str] = []
+    reader = TextReader()
     for number, source in enumerate(sources):
         share = -(-(most - len(found)) // (len(sources) - number))
-        for text, _ in zip(_read(source, seed), range(share), strict=False):
-            found.append(text)
-    if len(found) < _LEAST:
-        raise UserError(f"corpus.classifier.{kind}: {len(found)} texts are too few to train on, {_LEAST} are needed")
+        found += islice(reader.texts([source], seed), share)
+    what = f"texts of corpus.classifier.{kind}"
+    require_enough(what, len(found), reader.losses(), _LEAST, "to train on", "add sources", reader.besides())
     return found
-
-
-def _read(source: Source, seed: int) -> Iterator[str]:
-    for split in plan_splits([source], seed):
-        for item in read_split(split):
-            if isinstance(item, Document) and (text := clean(item.text)):
-                yield text

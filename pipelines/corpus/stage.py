@@ -30,6 +30,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.stages import Result
+from pipelines.corpus.checks import require_documents, require_readable
 from pipelines.corpus.clean.language import known_languages
 from pipelines.corpus.cut import cut_files
 from pipelines.corpus.dedup.stage import check_inputs, deduplicate
@@ -56,8 +57,9 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     """Builds the corpus in `out`, continuing from whatever an interrupted attempt left there.
 
     Raises:
-        UserError: a source is missing or damaged, or nothing of it passes the filters, and then `out` is removed; or a
-            previous corpus or an evaluation file cannot be read.
+        UserError: a source is missing or damaged, or fewer than two documents pass the filters, and then `out` is
+            removed; or a previous corpus or an evaluation file cannot be read, or fewer than two documents are left
+            without duplicates.
     """
     console = Console()
     stats_file = out / "stats.json"
@@ -89,14 +91,15 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             with _timed(FIRST_PHASE, seconds):
                 splits = cut_files(splits, work / "cut", progress, recipe.cluster.deadline_seconds)
                 prepared, files = prepare(recipe, splits, out, progress, classifier)
-            _require_readable(prepared, corpus.max_bad_share)
-            _require_documents(prepared, corpus.min_words)
+            require_readable(prepared, corpus.max_bad_share)
+            require_documents(corpus, prepared)
         parts = [
             Part(file, report["fingerprint"], split.source, split.drop_near_duplicates)
             for file, report, split in zip(files, prepared, splits, strict=True)
         ]
         with _timed("deduplicate", seconds):
             dropped, assignments, contamination = deduplicate(recipe, parts, out, progress)
+        require_documents(corpus, prepared, dropped)
         with _timed("train the tokenizer", seconds):
             texts = sample(recipe, parts, assignments, dropped.train_bytes, work, progress)
             vocabulary = make_tokenizer(recipe, texts, out / "tokenizer")
@@ -131,44 +134,6 @@ def _require_known(languages: Sequence[str]) -> None:
     unknown = next((language for language in languages if language not in known_languages()), None)
     if unknown:
         raise UserError(f"corpus.languages: {unknown!r} is none of {', '.join(known_languages())}")
-
-
-def _require_readable(prepared: Sequence[Report], most: float) -> None:
-    """Raises a UserError with the first bad record of a source that has more than the share allowed."""
-    by_source: dict[str, list[Report]] = {}
-    for report in prepared:
-        by_source.setdefault(report["source"], []).append(report)
-    for reports in by_source.values():
-        bad = sum(report["bad"] for report in reports)
-        records = bad + sum(report["found"]["documents"] for report in reports)
-        _require_bytes(reports, most)
-        if bad > most * records:
-            first = next(report["first_bad"] for report in reports if report["bad"])
-            raise UserError(
-                f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
-                f"and corpus.max_bad_share lets {most:g} of them be left out)"
-            )
-
-
-def _require_bytes(reports: Sequence[Report], most: float) -> None:
-    """Raises a UserError if damage makes more of a source's bytes unreadable than the share allowed."""
-    lost = [item for report in reports for item in report["unread"]]
-    there, unread = sum(report["stored_bytes"] for report in reports), sum(item["unread_bytes"] for item in lost)
-    if unread > most * there:
-        raise UserError(
-            f"{lost[0]['reason']} ({unread:,} of {there:,} bytes of this source cannot be read, in {len(lost):,} "
-            f"places, and corpus.max_bad_share lets {most:g} of them be left out)"
-        )
-
-
-def _require_documents(prepared: Sequence[Report], min_words: int) -> None:
-    if any(report["kept"]["documents"] for report in prepared):
-        return
-    found = sum(report["found"]["documents"] for report in prepared)
-    raise UserError(
-        f"the corpus has no documents left: {found} were read and every one was dropped by the quality rules; "
-        f"add sources or lower corpus.min_words (now {min_words})"
-    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPromp
 from cluster.run.atomic import write_text
 from cluster.run.folder import fingerprint
 from cluster.run.storage.files import require_writable
+from pipelines.data.balance import Loss, require_enough
 from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
 from pipelines.data.row_files import BadRow, bad_row, good_row
 from pipelines.data.source_rows import file_rows, quarantine
@@ -102,8 +103,11 @@ def import_file(
         ids += [stem] if len(found) == 1 else [f"{stem} {part:03d}" for part in range(len(found))]
     place = quarantine_file or path.with_name(f"{path.name}.rejected.jsonl")
     quarantine(bad, total, max_bad_share, place, str(path), "--max-bad")
-    if not items:
-        raise UserError(f"{path} holds no rows with ranked answers")
+    losses = [
+        Loss("cannot be used", len(bad), f"mend what is wrong, first: {bad[0].reason}" if bad else ""),
+        Loss("without ranked answers", total - len(bad) if not items else 0),
+    ]
+    require_enough(f"rows of {path}", len(items), losses, 1, "with ranked answers", "import another file")
     new = database.add_prompts(
         [
             FeedbackPrompt(

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from actors.model.chat import Chat
-from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo, RewardModel
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
+from pipelines.data.balance import Loss, require_enough
 from pipelines.data.chat_formats import PromptText, read_prompts
+from pipelines.data.source_rows import source_rows
 
 SCHEMA = pa.schema(
     {
@@ -70,6 +71,21 @@ def select_prompts(recipe: Recipe, chat: Chat, prompts: Sequence[PromptText]) ->
     room = recipe.model.context - recipe.collect.max_tokens
     rendered = ((text, chat.prompt(text.messages)) for text in prompts)
     return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
+
+
+def prompt_losses(recipe: Recipe, chat: Chat) -> list[Loss]:
+    """Counts the rows of `collect.sources` that `select_prompts` does not select, by reason, for `balance`."""
+    settings, context = recipe.collect, recipe.model.context
+    prompts = all_prompts(recipe)
+    rows = sum(1 for source in settings.sources for _ in source_rows(source, recipe.seed))
+    fitting = sum(len(chat.prompt(text.messages)) <= context - settings.max_tokens for text in prompts)
+    room = f"raise model.context (now {context}) or lower collect.max_tokens (now {settings.max_tokens})"
+    more = f"raise collect.prompts (now {settings.prompts})"
+    return [
+        Loss("equal to another", rows - len(prompts)),
+        Loss("no room for an answer", len(prompts) - fitting, room),
+        Loss("more than collect.prompts", max(0, fitting - settings.prompts), more),
+    ]
 
 
 def split_prompts(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
@@ -267,10 +283,13 @@ def imported_rankings(database: Feedback, chat: Chat, context: int, peoples: Seq
         UserError: there is none that fits.
     """
     prompts = {prompt.id: prompt for prompt in database.prompts() if "import" in prompt.details}
-    rows, too_long, identical = [], 0, 0
+    rows, too_long, identical, unranked = [], 0, 0, 0
     for ranking in sorted(peoples, key=lambda row: (row.prompt_id, row.annotator)):
         prompt = prompts.get(ranking.prompt_id)
-        if prompt is None or not ranking.ranks:
+        if prompt is None:
+            continue
+        if not ranking.ranks:
+            unranked += 1
             continue
         completions = sorted(prompt.completions, key=lambda row: row.index)
         for completion in completions:
@@ -282,9 +301,11 @@ def imported_rankings(database: Feedback, chat: Chat, context: int, peoples: Seq
             rows.append(row)
         else:
             too_long += 1
-    if not rows:
-        raise UserError(
-            f"the database holds no imported rankings of at most {context} tokens ({too_long} are longer, {identical} "
-            "have identical answers): import a file with `triptych feedback import FORMAT FILE --run RUN`"
-        )
+    losses = [
+        Loss("without ranks", unranked),
+        Loss("identical answers", identical),
+        Loss("too long", too_long, f"raise model.context (now {context} tokens)"),
+    ]
+    add = "import a file with `triptych feedback import FORMAT FILE --run RUN`"
+    require_enough("imported rankings", len(rows), losses, 1, "to learn from", add)
     return ImportedRankings(rows, too_long, identical)

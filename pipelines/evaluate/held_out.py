@@ -10,6 +10,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards
 from actors.types import Failure, Prompt, RewardInput, Sample, Sampling, Verdict
 from cluster.errors import StageError, wait_for
+from pipelines.data.balance import Loss, balance
 from pipelines.evaluate.stats import Change, divergence, paired_change
 
 # `kind` of these rows in answers.json; rows of an exam have the kind of their question.
@@ -92,9 +93,13 @@ def paired_changes(before: RewardedAnswers, after: RewardedAnswers) -> dict[str,
     pairs = [(one, other) for one, other in zip(_judged(before), _judged(after), strict=True) if one and other]
     if not pairs:
         failures = [*before.failures, *after.failures]
-        raise StageError(
-            f"no held-out prompt has answers of both models with a reward; the last: {failures[-1].reason}"
-        )
+        first = sum(not one for one in _judged(before))
+        losses = [
+            Loss("no reward before training", first),
+            Loss("none after it", len(before.groups) - first),
+        ]
+        remedy = f"mend rlhf.rewards, which failed last with: {failures[-1].reason}"
+        raise StageError(balance("held-out prompts", 0, losses, "and 1 needed, with rewards of both models", remedy))
     return {
         measure.name: paired_change(*([_mean(measure, side) for side in sides] for sides in zip(*pairs, strict=True)))
         for measure in MEASURES

@@ -7,7 +7,6 @@ RUN/experiment/result.json             the comparisons
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -26,11 +25,10 @@ from cluster.run.atomic import write_json, write_text
 from cluster.run.folder import RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import stage_named
 from cluster.run.stages import check_sources
-from pipelines.corpus.clean.text import clean, without_license
-from pipelines.corpus.read.records import Document
-from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.corpus.summary import short_name
 from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.texts import TextReader
+from pipelines.data.balance import require_enough
 from pipelines.experiment.compare import Comparison, compare
 from pipelines.experiment.small_models import SmallModelPhase, model_of
 from pipelines.stage_table import run_named_stage
@@ -52,9 +50,10 @@ def run_experiment(recipe: Recipe, folder: Path) -> dict[str, Comparison]:
     settings = recipe.experiment
     if settings is None:
         raise UserError("the recipe has no section experiment: name a target and variants of the corpus")
-    texts = list(islice(_texts(settings, recipe.seed), settings.target_documents))
-    if len(texts) < 2:
-        raise UserError(f"experiment.target has {len(texts)} documents: an interval needs two or more")
+    reader = TextReader()
+    texts = list(islice(reader.texts(settings.target, recipe.seed), settings.target_documents))
+    what, add = "documents of experiment.target", "add documents"
+    require_enough(what, len(texts), reader.losses(), 2, "for an interval", add, reader.besides())
     target = folder / "target.jsonl"
     write_text(target, "".join(f"{json.dumps({'text': text})}\n" for text in texts))
     names = [AS_IT_IS, *settings.variants]
@@ -85,11 +84,6 @@ def variant(recipe: Recipe, name: str, target: Path, folder: Path) -> Recipe:
     files = [*dict.fromkeys([*given.files, str(target)])]
     corpus = corpus.model_copy(update={"decontaminate": given.model_copy(update={"files": files, "action": "drop"})})
     return recipe.model_copy(update={"corpus": corpus, "model": model_of(settings), "run": str(folder)})
-
-
-def _texts(settings: Experiment, seed: int) -> Iterator[str]:
-    for split in plan_splits(settings.target, seed):
-        yield from (without_license(clean(item.text)) for item in read_split(split) if isinstance(item, Document))
 
 
 def _train(

@@ -12,13 +12,13 @@ from actors.model.chat import Chat
 from actors.orchestrator.fleet import Fleet
 from actors.rewards.pool import RewardWorkerPool
 from actors.types import Failure, Prompt, Sampling
-from cluster.errors import StageError, UserError
+from cluster.errors import StageError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.folder import SCRATCH
 from pipelines.evaluate.held_out import sample_and_reward
 from pipelines.evaluate.tasks.statistics import estimate
-from pipelines.rlhf.setup import RlhfPrompts, held_out_prompts
+from pipelines.rlhf.setup import RlhfPrompts, held_out_prompts, require_held_out
 
 # In the scratch folder: the best policy, behind which its version stands.
 BEST = "best_"
@@ -37,11 +37,7 @@ def evaluation_prompts(recipe: Recipe, chat: Chat) -> RlhfPrompts:
     """
     others = held_out_prompts(recipe, chat, limit=None)
     names, reported = list(others.rendered), recipe.evaluate.prompts
-    if not names:
-        raise UserError(
-            "rlhf.evaluate_every needs prompts that RLHF does not train on, and collect.prompts takes all of "
-            "collect.sources: lower it, or add prompts"
-        )
+    require_held_out(recipe, chat, len(names))
     wanted = recipe.rlhf.evaluation_prompts
     own = names[reported:][:wanted]
     shared = names[:reported][::-1][: wanted - len(own)]

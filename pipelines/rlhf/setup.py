@@ -31,8 +31,9 @@ from cluster.run.folder import RunFolder
 from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation, make_plan
+from pipelines.data.balance import Loss, require_enough
 from pipelines.data.chat_formats import PromptText
-from pipelines.data.rankings import all_prompts, select_prompts
+from pipelines.data.rankings import all_prompts, prompt_losses, select_prompts
 
 # Per run: a machine short of memory kills an actor more than once.
 REWARD_RESTARTS = 3
@@ -64,12 +65,11 @@ def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> Rl
     Raises:
         UserError: no prompt leaves room for an answer.
     """
-    prompts = _with_room(recipe, select_prompts(recipe, chat, all_prompts(recipe)), limit)
+    selected = select_prompts(recipe, chat, all_prompts(recipe))
+    prompts = _with_room(recipe, selected, limit)
     if not prompts.rendered:
-        raise UserError(
-            "no prompt of collect.sources leaves room for an answer: rlhf.sampling.max_tokens is "
-            f"{recipe.rlhf.sampling.max_tokens} of the {recipe.model.context} tokens of model.context"
-        )
+        losses = [*prompt_losses(recipe, chat), _without_room(recipe, len(selected))]
+        require_enough("prompts of collect.sources", 0, losses, 1, "to train on", "add prompts")
     return prompts
 
 
@@ -79,6 +79,34 @@ def held_out_prompts(recipe: Recipe, chat: Chat, limit: int | None) -> RlhfPromp
     trained_on = {text.id for text, _ in select_prompts(recipe, chat, prompts)}
     others = ((text, chat.prompt(text.messages)) for text in prompts if text.id not in trained_on)
     return _with_room(recipe, others, limit)
+
+
+def require_held_out(recipe: Recipe, chat: Chat, left: int) -> None:
+    """Requires a prompt that RLHF does not train on.
+
+    Args:
+        left: number of the prompts of `held_out_prompts`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if left:
+        return
+    prompts = all_prompts(recipe)
+    duplicates, _, _ = prompt_losses(recipe, chat)
+    trained = len(select_prompts(recipe, chat, prompts))
+    losses = [
+        duplicates,
+        Loss("trained on", trained, f"lower collect.prompts (now {recipe.collect.prompts})"),
+        _without_room(recipe, len(prompts) - trained),
+    ]
+    purpose = "that RLHF does not train on (rlhf.evaluate_every)"
+    require_enough("prompts of collect.sources", left, losses, 1, purpose, "add prompts")
+
+
+def _without_room(recipe: Recipe, count: int) -> Loss:
+    answer = f"lower rlhf.sampling.max_tokens (now {recipe.rlhf.sampling.max_tokens})"
+    return Loss("no room for an answer", count, f"{answer} or raise model.context (now {recipe.model.context})")
 
 
 def _with_room(recipe: Recipe, texts: Iterable[tuple[PromptText, list[int]]], limit: int | None) -> RlhfPrompts:

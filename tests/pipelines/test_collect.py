@@ -201,9 +201,18 @@ def test_prompts_without_room_for_an_answer_are_left_out(tmp_path: Path, chat: C
     recipe = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], annotator="people")
     plan = plan_round(recipe, chat, "w")
     assert sorted(row.messages[0]["content"] for row in plan.rows.values()) == ["b", "c"]
-    path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n')
-    with pytest.raises(UserError, match="hold 1 prompts of at most 224 tokens"):
+    path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n{"prompt": "b"}\n')
+    with pytest.raises(
+        UserError,
+        match=r"3 prompts of collect\.sources read, 1 left.*\(equal to another 1, no room for an answer 1\)",
+    ):
         plan_round(recipe, chat, "w")
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    one = _recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], annotator="people", prompts=1)
+    with pytest.raises(
+        UserError, match=r"\(more than collect\.prompts 2\).*: raise collect\.prompts \(now 1\), or add"
+    ):
+        plan_round(one, chat, "w")
 
 
 def test_a_resumed_round_has_the_rankings_of_an_uninterrupted_one(
@@ -466,7 +475,15 @@ def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
 def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, chat: Chat, database: Feedback) -> None:
     chat.tokenizer.save_pretrained(tmp_path / "sft")
     recipe, run = _recipe(tmp_path, annotator="imported"), RunFolder(tmp_path)
-    with pytest.raises(UserError, match="no imported rankings of at most 256 tokens"):
+    with pytest.raises(UserError, match=r"^0 imported rankings read, 0 left, .*: import a file with"):
+        collect.run(recipe, run, tmp_path)
+    useless = [
+        {"prompt": "longest", "completions": ["a" * 300, "b"], "ranks": [1, 2]},
+        {"prompt": "same", "completions": ["b", "b"], "ranks": [1, 2]},
+    ]
+    (tmp_path / "useless.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in useless))
+    import_file(database, "lists", tmp_path / "useless.jsonl", "useless", "ann", 0.3)
+    with pytest.raises(UserError, match=r"^2 imported rankings read, 0 left, .*\(identical answers 1, too long 1\)"):
         collect.run(recipe, run, tmp_path)
     lists = [{"prompt": f"Why {n}?", "completions": ["no", "b", "Yes!"], "ranks": [2, 2, 1]} for n in range(20)]
     lists.append({"prompt": "long", "completions": ["a" * 300, "b"], "ranks": [1, 2]})
@@ -477,7 +494,7 @@ def test_only_imported_rankings_are_used_and_keep_their_split(tmp_path: Path, ch
     _fill(database, chat, plan, list(plan.rows))
     rank_synthetically(DEMO_ANNOTATOR, recipe.seed, chat, database, plan, no_failures())
     found = collect.run(recipe, run, tmp_path).metrics
-    assert (found["prompts"], found["rankings"], found["too_long"]) == (20, 20, 1)
+    assert (found["prompts"], found["rankings"], found["too_long"], found["identical"]) == (20, 20, 2, 1)
     assert (found["rankings_by"], found["stands_in_for_people"]) == ({"ann": 20}, False)
     rows = parquet.read_table(tmp_path / "rankings.parquet").to_pylist()
     assert {row["ranking_id"] for row in rows} <= {ranking.id for ranking in database.rankings()}

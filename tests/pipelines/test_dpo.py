@@ -188,6 +188,8 @@ def test_rankings_of_ties_alone_are_refused(tmp_path: Path, split: str) -> None:
         if row["split"] == split:
             row["ranks"] = [1, 1, 1]
     recipe, run = finished(tmp_path, rows)
-    with pytest.raises(UserError, match=f"no ranking of the {split} prompts says of two answers which is better"):
+    with pytest.raises(
+        UserError, match=rf"^4 judgements of the {split} prompts read, 0 left.*tied 4; 4 of the other split"
+    ):
         run_named_stage(stage_of("dpo"), recipe, run)
     assert run.manifest("dpo") is None

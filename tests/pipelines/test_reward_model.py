@@ -12,6 +12,10 @@ import pytest
 
 from actors.rewards.scorer import Scores
 from actors.types import reward_scale_file
+from cluster.errors import UserError
+from cluster.recipe.training import Dpo, RewardModel
+from pipelines.data.preference_rows import require_judgements
+from pipelines.data.rankings import write_rankings
 from pipelines.reward_model import _point, _resample, _write_normalization
 
 
@@ -71,3 +75,25 @@ def test_the_scale_counts_an_answer_as_often_as_it_was_sampled(tmp_path: Path) -
     scale = json.loads(reward_scale_file(tmp_path).read_text())
     values = [0.0, 0.0, 0.0, 4.0, 1.0, 1.0]
     assert (scale["mean"], scale["deviation"]) == pytest.approx((fmean(values), pstdev(values)))
+
+
+def test_rankings_that_teach_nothing_are_counted_by_reason(tmp_path: Path) -> None:
+    made = [row | {"texts": ["a", "b"], "split": "train", "ranking_id": 0} for row in rows(4)]
+    made += [row | {"split": "held_out", "ranks": [1, 1]} for row in made[:3]]
+    made += [row | {"split": "held_out", "source": "votes"} for row in made[:2]]
+    made.append(made[0] | {"split": "held_out", "texts": ["a"], "answers": [[7]], "ranks": [1], "good": True})
+    write_rankings(made, tmp_path / "rankings.parquet")
+    weights: dict[str, Any] = {"source_weights": {"votes": 0.0}}
+    settings = RewardModel.model_validate(weights)
+    require_judgements(tmp_path / "rankings.parquet", "train", settings)
+    whole = (
+        r"^6 judgements of the held_out prompts read, 0 left, and 1 needed, that say which answer is better "
+        r"\(all answers tied 3, weight 0 2, one answer without a pair 1; 8 of the other split\); "
+        r"most are lost to 'all answers tied': raise collect\.temperature, or collect more rankings$"
+    )
+    with pytest.raises(UserError, match=whole):
+        require_judgements(tmp_path / "rankings.parquet", "held_out", settings)
+    # KTO learns from single answers, and compares two prompts.
+    kto = Dpo.model_validate({"loss": "kto", **weights})
+    with pytest.raises(UserError, match=r"^6 .*1 left, and 2 needed, .*of two prompts for loss kto \(.*weight 0 2"):
+        require_judgements(tmp_path / "rankings.parquet", "held_out", kto)

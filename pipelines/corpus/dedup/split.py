@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from pipelines.corpus.dedup.cluster import EXACT, KEPT, NEAR, PREVIOUS
 from pipelines.corpus.tables import Part, fixed_width, map_array, save_array
@@ -40,12 +39,16 @@ class Dropped:
         exact: exact copies.
         near: near-duplicates.
         previous: documents that a previous corpus has.
+        contaminated: number of documents dropped that contain evaluation items, of all sources.
+        left: number of documents.
         train_bytes: UTF-8 bytes of the training split.
     """
 
     exact: dict[str, int]
     near: dict[str, int]
     previous: dict[str, int]
+    contaminated: int
+    left: int
     train_bytes: int
 
 
@@ -133,22 +136,15 @@ class SplitPhase(Phase):
 def finish_split(phase: SplitPhase, reports: Sequence[Report]) -> Dropped:
     """Adds up the reports, and moves a document to a split that would be empty, as in a very small corpus.
 
+    Of fewer than two documents, a split stays empty.
+
     Args:
         reports: of the phase's tasks, in order.
-
-    Raises:
-        UserError: fewer than two documents are left.
     """
     left = sum(report["left"] for report in reports)
-    if left < 2:
-        every = sum(report["documents"] for report in reports)
-        raise UserError(
-            f"the corpus has {left} documents left of {every} after duplicates were dropped, and needs two "
-            "at least: one to train on, one to hold out; add sources or lower corpus.min_words"
-        )
     train_bytes = sum(report["train_bytes"] for report in reports)
     ends = [(*end, part) for part, report in enumerate(reports) for end in report["ends"]]
-    for (position, row, size, part), needed in ((min(ends), HELD_OUT), (max(ends), TRAIN)):
+    for (position, row, size, part), needed in ((min(ends), HELD_OUT), (max(ends), TRAIN)) if left > 1 else ():
         if (HELD_OUT if position < phase.held_out_share else TRAIN) != needed:
             assignments = np.load(phase.assignments_file(part))
             assignments[row] = needed
@@ -159,7 +155,9 @@ def finish_split(phase: SplitPhase, reports: Sequence[Report]) -> Dropped:
         for status, count in report["statuses"].items():
             found[status][part.source] += count
     exact, near, previous = (dict(found[name]) for name in ("exact", "near", "previous"))
-    return Dropped(exact, near, previous, train_bytes)
+    duplicates = sum(sum(counts.values()) for counts in (exact, near, previous))
+    contaminated = sum(report["documents"] for report in reports) - left - duplicates
+    return Dropped(exact, near, previous, contaminated, left, train_bytes)
 
 
 def document_position(digest: bytes, seed: int) -> float:

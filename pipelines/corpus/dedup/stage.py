@@ -52,7 +52,7 @@ def deduplicate(recipe: Recipe, parts: Sequence[Part], out: Path, progress: Prog
     """Decides which documents are dropped as contaminated or duplicate, and which are held out.
 
     Raises:
-        UserError: an evaluation file or a previous corpus cannot be read, or fewer than two documents are left.
+        UserError: an evaluation file or a previous corpus cannot be read.
     """
     phases = _Phases(recipe, tuple(parts), out, progress)
     contamination, left_out = phases.decontaminate()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import UserError, first_line
-from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
+from cluster.recipe.corpus import C4, Corpus, FineWeb, GopherQuality, GopherRepetition, Rules
 from pipelines.corpus.filter.ngrams import DUPLICATE, TOP
 from pipelines.corpus.filter.signals import Signals
 
@@ -25,12 +25,25 @@ WANTED_LANGUAGE = "wanted_language"
 
 @dataclass(frozen=True)
 class Bound:
-    """A rule that drops documents whose signal is below `least` or above `most`, for `reason`."""
+    """A rule that drops documents whose signal is below `least` or above `most`, for `reason`.
+
+    Attributes:
+        key: of the recipe, which governs the bounds; empty for a rule that applies without any set.
+    """
 
     reason: str
     signal: str
     least: float = -np.inf
     most: float = np.inf
+    key: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it drops too much."""
+        if not self.key:
+            return "name sets of rules in corpus.rules, in place of the default rules"
+        now = " to ".join(f"{bound:g}" for bound in (self.least, self.most) if np.isfinite(bound))
+        return f"change {self.key} (now {now})"
 
 
 def bounds(
@@ -41,10 +54,12 @@ def bounds(
     The default without any set is a few of Gopher's rules that short texts pass too: its minimum of 50 words would drop
     every short dialogue.
     """
-    first = [Bound(TOO_FEW_WORDS, "words", least=min_words)]
+    first = [Bound(TOO_FEW_WORDS, "words", least=min_words, key="corpus.min_words")]
     if language_probability is not None:
-        first.append(Bound(LANGUAGE, WANTED_LANGUAGE, least=language_probability))
-    last = [] if min_score is None else [Bound(QUALITY, "quality_score", least=min_score)]
+        key = "corpus.languages or corpus.language_probability"
+        first.append(Bound(LANGUAGE, WANTED_LANGUAGE, least=language_probability, key=key))
+    key = "corpus.classifier.min_score"
+    last = [] if min_score is None else [Bound(QUALITY, "quality_score", least=min_score, key=key)]
     if rules is None:
         return [
             *first,
@@ -62,6 +77,14 @@ def bounds(
         *(_fineweb(rules.fineweb) if rules.fineweb else []),
         *last,
     ]
+
+
+def recipe_bounds(corpus: Corpus) -> list[Bound]:
+    """Lists the rules of a recipe, as `bounds` does."""
+    probability = corpus.language_probability if corpus.languages else None
+    return bounds(
+        corpus.rules, corpus.min_words, probability, corpus.classifier.min_score if corpus.classifier else None
+    )
 
 
 def reasons_to_drop(signals: Signals, rules: Sequence[Bound]) -> list[str | None]:
@@ -110,21 +133,17 @@ def _broken(signal: NDArray[np.float64], rule: Bound) -> NDArray[np.bool_]:
 
 
 def _gopher_quality(given: GopherQuality) -> list[Bound]:
-    name = "gopher quality"
+    name, key = "gopher quality", "corpus.rules.gopher_quality"
+    lengths = given.min_mean_word_length, given.max_mean_word_length
     return [
-        Bound(f"{name}: {TOO_FEW_WORDS}", "words", least=given.min_words),
-        Bound(f"{name}: too many words", "words", most=given.max_words),
-        Bound(
-            f"{name}: {WORD_LENGTH}",
-            "mean_word_length",
-            given.min_mean_word_length,
-            given.max_mean_word_length,
-        ),
-        Bound(f"{name}: {SYMBOLS}", "symbols_per_word", most=given.symbols_per_word),
-        Bound(f"{name}: bullet lines", "bullet_lines", most=given.bullet_lines),
-        Bound(f"{name}: ellipsis lines", "ellipsis_lines", most=given.ellipsis_lines),
-        Bound(f"{name}: {LETTERS}", "words_with_a_letter", least=given.words_with_a_letter),
-        Bound(f"{name}: too few stop words", "stop_words", least=given.stop_words),
+        Bound(f"{name}: {TOO_FEW_WORDS}", "words", least=given.min_words, key=f"{key}.min_words"),
+        Bound(f"{name}: too many words", "words", most=given.max_words, key=f"{key}.max_words"),
+        Bound(f"{name}: {WORD_LENGTH}", "mean_word_length", *lengths, f"{key}.{{min,max}}_mean_word_length"),
+        Bound(f"{name}: {SYMBOLS}", "symbols_per_word", most=given.symbols_per_word, key=f"{key}.symbols_per_word"),
+        Bound(f"{name}: bullet lines", "bullet_lines", most=given.bullet_lines, key=f"{key}.bullet_lines"),
+        Bound(f"{name}: ellipsis lines", "ellipsis_lines", most=given.ellipsis_lines, key=f"{key}.ellipsis_lines"),
+        Bound(f"{name}: {LETTERS}", "words_with_a_letter", given.words_with_a_letter, key=f"{key}.words_with_a_letter"),
+        Bound(f"{name}: too few stop words", "stop_words", least=given.stop_words, key=f"{key}.stop_words"),
     ]
 
 
@@ -135,29 +154,57 @@ def _gopher_repetition(given: GopherRepetition) -> list[Bound]:
         "duplicate_line_characters",
         "duplicate_paragraph_characters",
     )
-    most = {
-        **{signal: getattr(given, signal) for signal in shares},
-        **{f"top_{n}_gram": share for n, share in zip(TOP, given.top_n_grams, strict=True)},
-        **{f"duplicate_{n}_gram": share for n, share in zip(DUPLICATE, given.duplicate_n_grams, strict=True)},
-    }
+    most = [
+        *((signal, signal, getattr(given, signal)) for signal in shares),
+        *((f"top_{n}_gram", "top_n_grams", share) for n, share in zip(TOP, given.top_n_grams, strict=True)),
+        *(
+            (f"duplicate_{n}_gram", "duplicate_n_grams", share)
+            for n, share in zip(DUPLICATE, given.duplicate_n_grams, strict=True)
+        ),
+    ]
     return [
-        Bound(f"gopher repetition: {signal.replace('_', ' ')}", signal, most=share) for signal, share in most.items()
+        Bound(
+            f"gopher repetition: {signal.replace('_', ' ')}",
+            signal,
+            most=share,
+            key=f"corpus.rules.gopher_repetition.{field}",
+        )
+        for signal, field, share in most
     ]
 
 
 def _c4(given: C4) -> list[Bound]:
-    return [
-        Bound("c4: too few sentences", "sentences", least=given.sentences),
-        *([Bound("c4: curly bracket", "curly_brackets", most=0)] if given.curly_brackets else []),
-        Bound("c4: lorem ipsum", "lorem_ipsum", most=0),
-        *([Bound("c4: bad words", "bad_words", most=0)] if given.bad_words else []),
-    ]
+    key = "corpus.rules.c4"
+    found = [Bound("c4: too few sentences", "sentences", least=given.sentences, key=f"{key}.sentences")]
+    if given.curly_brackets:
+        found.append(Bound("c4: curly bracket", "curly_brackets", most=0, key=f"{key}.curly_brackets"))
+    found.append(Bound("c4: lorem ipsum", "lorem_ipsum", most=0, key=key))
+    if given.bad_words:
+        found.append(Bound("c4: bad words", "bad_words", most=0, key=f"{key}.bad_words"))
+    return found
 
 
 def _fineweb(given: FineWeb) -> list[Bound]:
+    name, key = "fineweb", "corpus.rules.fineweb"
+    repeated = given.duplicate_line_characters
     return [
-        Bound("fineweb: too few punctuated lines", "punctuated_lines", least=given.punctuated_lines),
-        Bound("fineweb: short lines", "short_lines", most=given.short_lines),
-        Bound("fineweb: repeated lines", "left_duplicate_line_characters", most=given.duplicate_line_characters),
-        Bound("fineweb: newlines per word", "newlines_per_word", most=given.newlines_per_word),
+        Bound(
+            f"{name}: too few punctuated lines",
+            "punctuated_lines",
+            given.punctuated_lines,
+            key=f"{key}.punctuated_lines",
+        ),
+        Bound(f"{name}: short lines", "short_lines", most=given.short_lines, key=f"{key}.short_lines"),
+        Bound(
+            f"{name}: repeated lines",
+            "left_duplicate_line_characters",
+            most=repeated,
+            key=f"{key}.duplicate_line_characters",
+        ),
+        Bound(
+            f"{name}: newlines per word",
+            "newlines_per_word",
+            most=given.newlines_per_word,
+            key=f"{key}.newlines_per_word",
+        ),
     ]

@@ -37,6 +37,8 @@ def file_tasks(settings: TaskFile) -> list[EvaluationTask]:
         for layout in layouts:
             if layout.fits(row):
                 return layout.tasks([own for own, _ in rows], [place for _, place in rows], name, settings)
+    if all(isinstance(row, BadRow) for row, _ in rows):
+        return layouts[0].tasks([own for own, _ in rows], [place for _, place in rows], name, settings)
     known = "; ".join(f"{layout.name}: {', '.join(layout.fields)}" for layout in layouts)
     first = good_row(rows[0][0])
     raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
+from pipelines.data.balance import Loss, require_enough
 from pipelines.data.row_files import BadRow, Row, good_row
 from pipelines.evaluate.tasks.items import EvaluationTask, Item, Metric
 
@@ -105,11 +106,17 @@ class Layout:
         self, measure: LayoutTask, rows: list[list[Item]], bad: list[str], name: str, settings: TaskFile
     ) -> EvaluationTask:
         items = [item for row in rows for item in row]
-        if not items:
-            raise UserError(f"evaluate.tasks: {settings.path} has no row to use: {measure.left_out}")
-        if left_out := sum(not row for row in rows):
+        unused = sum(not row for row in rows)
+        losses = [
+            Loss("cannot be used", len(bad), f"mend what is wrong, first: {bad[0]}" if bad else ""),
+            Loss("left out", unused, f"use others, since these are left out: {measure.left_out}"),
+        ]
+        limit = "" if settings.limit is None else f" or raise its limit (now {settings.limit})"
+        what, remedy = f"rows of {settings.path} (evaluate.tasks)", f"add rows{limit}"
+        require_enough(what, len(rows) - unused, losses, 1, "to measure", remedy)
+        if unused:
             print(
-                f"triptych: {left_out} of {len(rows)} rows of {settings.path} are left out: {measure.left_out}",
+                f"triptych: {unused} of {len(rows)} rows of {settings.path} are left out: {measure.left_out}",
                 file=sys.stderr,
             )
         metric = measure.metric if measure.fixed else settings.metric or measure.metric

@@ -131,7 +131,7 @@ def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(
             cwd=recipe_path.parent,
         )
     assert corpus.returncode == 2, corpus.stderr
-    assert corpus.stdout.count("the corpus has no documents left: 1 were read") == 1
+    assert corpus.stdout.count("1 documents of corpus.sources read, 0 left") == 1
     job = corpus.stdout.split()[2]
     again = triptych("attach", job, "--address", head.jobs, cwd=recipe_path.parent)
     assert (again.returncode, again.stdout) == (2, corpus.stdout.partition("\n")[2])
@@ -141,7 +141,7 @@ def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(
     # So does a command that joins the cluster itself.
     joined = triptych("corpus", recipe_path, f"cluster.address={head.address}", cwd=recipe_path.parent)
     assert joined.returncode == 2
-    assert "the corpus has no documents left: 1 were read" in joined.stderr
+    assert "1 documents of corpus.sources read, 0 left" in joined.stderr
 
 
 def test_a_submitted_recipe_means_the_same_elsewhere(

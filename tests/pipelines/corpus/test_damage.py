@@ -18,7 +18,7 @@ import pytest
 from cluster.errors import StorageError, UserError
 from cluster.recipe.corpus import Source
 from cluster.run.storage import remote as storage
-from pipelines.corpus import stage
+from pipelines.corpus.checks import require_readable
 from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.prepare import PreparePhase
 from pipelines.corpus.read.records import BadRecord, Document
@@ -263,5 +263,5 @@ def test_a_file_that_is_cut_short_is_no_single_bad_record(tmp_path: Path, name: 
     assert [item["file"] for item in report["unread"]] == [str(path)]
     there = path.stat().st_size + len("a whole file")
     with pytest.raises(UserError, match=rf"{path} is damaged .*\({path.stat().st_size:,} of {there:,} bytes of this"):
-        stage._require_readable([report], 0.01)
-    stage._require_readable([report], 1.0)
+        require_readable([report], 0.01)
+    require_readable([report], 1.0)

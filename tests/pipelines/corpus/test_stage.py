@@ -355,11 +355,22 @@ def test_few_bad_records_are_quarantined_and_the_others_used(ray_session: None, 
 def test_a_corpus_without_documents_is_an_error(ray_session: None, tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_text('{"text": "short"}\n' * 4)
-    with pytest.raises(UserError, match="4 were read and every one was dropped"):
+    too_short = r"^4 documents of corpus\.sources read, 0 left, .*\(rule too few words 4\).*corpus\.min_words \(now 5\)"
+    with pytest.raises(UserError, match=too_short):
         build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "rules")
     path.write_text('{"text": "always the very same old line"}\n' * 4)
-    with pytest.raises(UserError, match="1 documents left of 4"):
-        build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "copies")
+    old = '{"text": "this text is in an earlier corpus and in an exam: one two three four five six seven"}\n'
+    path.write_text(old + '{"text": "always the very same old line"}\n' * 3 + "{broken\n" + '{"text": "a a b b"}\n' * 2)
+    (tmp_path / "asked.jsonl").write_text(old)
+    source = {"kind": "files", "path": str(path)}
+    asked = {"files": [str(tmp_path / "asked.jsonl")]}
+    whole = (
+        r"^7 documents of corpus\.sources read, 1 left, and 2 needed, one to train on and one to hold out "
+        r"\(cannot be read 1, rule too few words 2, evaluation items 1, exact duplicates 2\); most are lost to "
+        r"'rule too few words': change corpus\.min_words \(now 5\), or add sources$"
+    )
+    with pytest.raises(UserError, match=whole):
+        build(make_recipe(source, decontaminate=asked, max_bad_share=0.2), tmp_path / "copies")
     # Only what comes of a source that is wrong is of no use later.
     assert [(tmp_path / name).exists() for name in ("rules", "copies")] == [False, True]
 

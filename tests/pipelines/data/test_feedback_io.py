@@ -309,6 +309,14 @@ def test_an_error_names_the_row_and_nothing_is_added(
     assert database.counts().prompts == 0
 
 
+def test_a_file_without_ranked_answers_is_refused_with_what_became_of_its_rows(
+    database: Feedback, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", [{"prompt": {"text": "a", "role": "prompter", "replies": []}}, {"prompt": 1}])
+    with pytest.raises(UserError, match=r"^2 rows .*0 left.*\(cannot be used 1, without ranked answers 1\)"):
+        import_file(database, "openassistant", path, "trial", "them", 0.15, max_bad_share=0.5)
+
+
 def test_an_impossible_export_is_refused_and_keeps_the_old_file(database: Feedback, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("old")

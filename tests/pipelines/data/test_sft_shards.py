@@ -175,3 +175,19 @@ def test_too_many_bad_rows_are_refused_and_read_again_once_they_are_mended(
     source(tmp_path / "talk.jsonl")
     assert make_shards(settings, model, tmp_path / "none", out)["conversations"] == COUNT
     assert not (out / QUARANTINE).exists()
+
+
+def test_too_few_conversations_are_refused_with_what_became_of_all(
+    model: Path, tmp_path: Path, ray_session: None
+) -> None:
+    chats = source(tmp_path / "talk.jsonl")
+    long = {"question": "q " * CONTEXT, "answer": "a"}
+    rows = [{"question": "q", "answer": "a"}, {"text": "none"}, *[long] * 3]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole = (
+        r"^5 conversations of sft\.sources read, 1 left, and 2 needed, one to train on and one to hold out "
+        r"\(cannot be used 1, too long 3\); most are lost to 'too long': "
+        rf"raise model\.context \(now {CONTEXT} tokens\), or add conversations$"
+    )
+    with pytest.raises(UserError, match=whole):
+        make_shards(recipe(chats, tmp_path, max_bad_share=0.5), model, tmp_path / "none", tmp_path / "sft")

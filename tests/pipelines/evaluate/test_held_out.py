@@ -7,7 +7,8 @@ import pyarrow.parquet as parquet
 import pytest
 from scipy import stats
 
-from actors.types import RolloutId, Sample
+from actors.types import Failure, RolloutId, Sample
+from cluster.errors import StageError
 from cluster.recipe.loading import load_recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus.tokens.pack import PAD_DOCUMENT_ID, pack
@@ -47,6 +48,16 @@ def test_changes_are_of_prompt_means():
     assert (found["response_length"].before, found["response_length"].after) == (3, 5)
     assert (found["stop_rate"].before, found["stop_rate"].after) == (0.5, 1)
     assert (found["repetition"].before, found["repetition"].after) == pytest.approx((0, 2 / 3))
+
+
+def test_prompts_without_rewards_of_both_models_are_counted():
+    one, failed = [sample([1], "stop")], Failure("no verdict")
+    before = RewardedAnswers([one] * 3, [[failed], [1.0], [1.0]])
+    after = RewardedAnswers([one] * 3, [[1.0], [failed], [failed]])
+    with pytest.raises(
+        StageError, match=r"^3 held-out prompts read, 0 left.*\(no reward before training 1, none after it 2"
+    ):
+        paired_changes(before, after)
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():

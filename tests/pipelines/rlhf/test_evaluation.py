@@ -61,8 +61,13 @@ def test_prompts_to_choose_by_are_those_that_neither_rlhf_nor_the_report_uses(tm
     assert len(more.rendered) == 7
     assert set(more.rendered) >= own
     assert "1 of the 7 evaluation prompts are the report's too" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"needs prompts that RLHF does not train on"):
+    with pytest.raises(UserError, match=r"^12 prompts .*\(trained on 12\).*: lower collect\.prompts \(now 12\)"):
         evaluation_prompts(recipe_of(tmp_path, "collect.prompts=12"), chat)
+    small = recipe_of(tmp_path, "rlhf.sampling.max_tokens=63", "collect.max_tokens=8")
+    with pytest.raises(UserError, match=r"\(more than collect\.prompts 8, no room for an answer 4\)"):
+        training_prompts(small, chat)
+    with pytest.raises(UserError, match=r"\(trained on 4, no room for an answer 8\).*lower rlhf\.sampling\.max_tokens"):
+        evaluation_prompts(small, chat)
     with pytest.raises(UserError, match="keep: best needs rewards on held-out prompts: set evaluate_every"):
         recipe_of(tmp_path, "rlhf.evaluate_every=null")
 

@@ -100,6 +100,6 @@ def test_documents_of_low_scores_are_dropped_and_counted(tmp_path: Path) -> None
 
 
 def test_few_examples_are_refused(tmp_path: Path) -> None:
-    few = write(tmp_path / "few.jsonl", ["a text"] * 19)
-    with pytest.raises(UserError, match=r"corpus\.classifier\.good: 19 texts are too few to train on, 20 are needed"):
+    few = write(tmp_path / "few.jsonl", ["a text"] * 19 + [" "] * 3)
+    with pytest.raises(UserError, match=r"22 texts of corpus\.classifier\.good read, 19 left, and 20 needed.*empty 3"):
         train_classifier(QualityClassifier(good=[few], bad=[few]), 1, tmp_path / "classifier")

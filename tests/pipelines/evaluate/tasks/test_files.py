@@ -178,6 +178,22 @@ def test_a_bad_row_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureF
         file_tasks(TaskFile(kind="choice", path=str(path), max_bad_share=0.09))
 
 
+def test_a_file_without_a_row_to_measure_is_refused_with_what_became_of_all(tmp_path: Path):
+    good = "\n\nHuman: {}?\n\nAssistant: Yes"
+    rows = [{"chosen": good.format("a"), "rejected": good.format(name)} for name in "bc"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join([*map(json.dumps, rows), "{broken"]))
+    settings = TaskFile(kind="pairs", path=str(tmp_path / "pairs.jsonl"), max_bad_share=0.5)
+    with pytest.raises(
+        UserError, match=r"^3 rows of .*0 left, .*\(cannot be used 1, left out 2\).*conversations of chosen"
+    ):
+        file_tasks(settings)
+    (tmp_path / "pairs.jsonl").write_text("{broken\n[1]")
+    with pytest.raises(
+        UserError, match=r"^2 rows of .*0 left, .*\(cannot be used 2\).*mend what is wrong, first: .*line 1"
+    ):
+        file_tasks(settings.model_copy(update={"max_bad_share": 1.0}))
+
+
 def test_bad_rows_are_in_the_figures(tmp_path: Path):
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps(ROWS["mmlu"][1]) + "\n{")

@@ -1,0 +1,84 @@
+"""Refuses sources of which too much cannot be read, and a corpus of which too little is left."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from cluster.errors import UserError
+from cluster.recipe.corpus import Corpus
+from pipelines.corpus.dedup.split import Dropped
+from pipelines.corpus.filter.rules import recipe_bounds
+from pipelines.corpus.tasks import Report
+from pipelines.data.balance import Loss, require_enough
+
+
+def require_readable(prepared: Sequence[Report], most: float) -> None:
+    """Raises a UserError with the first bad record of a source that has more than the share allowed."""
+    by_source: dict[str, list[Report]] = {}
+    for report in prepared:
+        by_source.setdefault(report["source"], []).append(report)
+    for reports in by_source.values():
+        bad = sum(report["bad"] for report in reports)
+        records = bad + sum(report["found"]["documents"] for report in reports)
+        _require_bytes(reports, most)
+        if bad > most * records:
+            first = next(report["first_bad"] for report in reports if report["bad"])
+            raise UserError(
+                f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
+                f"and corpus.max_bad_share lets {most:g} of them be left out)"
+            )
+
+
+def _require_bytes(reports: Sequence[Report], most: float) -> None:
+    """Raises a UserError if damage makes more of a source's bytes unreadable than the share allowed."""
+    lost = [item for report in reports for item in report["unread"]]
+    there, unread = sum(report["stored_bytes"] for report in reports), sum(item["unread_bytes"] for item in lost)
+    if unread > most * there:
+        raise UserError(
+            f"{lost[0]['reason']} ({unread:,} of {there:,} bytes of this source cannot be read, in {len(lost):,} "
+            f"places, and corpus.max_bad_share lets {most:g} of them be left out)"
+        )
+
+
+def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None = None) -> None:
+    """Requires a document to train on and one to hold out.
+
+    Args:
+        prepared: reports of the first phase.
+        dropped: of deduplication; None before it.
+
+    Raises:
+        UserError: fewer are left; the message says what became of all that was read.
+    """
+    left = sum(report["kept"]["documents"] for report in prepared) if dropped is None else dropped.left
+    unread = sum(item["unread_bytes"] for report in prepared for item in report["unread"])
+    others = sum(len(report["skipped_files"]) for report in prepared)
+    besides = [
+        *(f"{count:,} records skipped: {kind}" for kind, count in _added(prepared, "skipped").items()),
+        *([f"{unread:,} bytes of damaged files not read"] if unread else []),
+        *([f"{others:,} files in formats that are not read"] if others else []),
+    ]
+    add = "raise limit of the sources or add some" if any(source.limit for source in corpus.sources) else "add sources"
+    losses = list(_losses(corpus, prepared, dropped))
+    require_enough("documents of corpus.sources", left, losses, 2, "one to train on and one to hold out", add, besides)
+
+
+def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None) -> Iterator[Loss]:
+    first = next((report["first_bad"] for report in prepared if report["bad"]), None)
+    yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"mend what is wrong, first: {first}")
+    by_rule, rules = _added(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
+    for reason, count in by_rule.items():
+        yield Loss(f"rule {reason}", count, rules[reason].remedy)
+    if dropped:
+        contaminated, previous = "change corpus.decontaminate", "change corpus.previous_corpora"
+        similar = f"raise corpus.near_duplicate_similarity (now {corpus.near_duplicate_similarity:g})"
+        yield Loss("evaluation items", dropped.contaminated, contaminated)
+        yield Loss("in a previous corpus", sum(dropped.previous.values()), previous)
+        yield Loss("exact duplicates", sum(dropped.exact.values()))
+        yield Loss("near-duplicates", sum(dropped.near.values()), similar)
+
+
+def _added(prepared: Sequence[Report], name: str) -> Counter[str]:
+    found = Counter[str]()
+    for report in prepared:
+        found.update(report[name])
+    return found
