@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from cluster import __version__
 from cluster.errors import UserError
 from cluster.recipe.base import input_files, named_functions
-from cluster.recipe.function_check import check_function
+from cluster.recipe.functions import check_function
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text

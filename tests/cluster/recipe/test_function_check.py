@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.recipe.function_check import check_function
+from cluster.recipe.functions import check_function
 
 SOURCES = {
     "mine.py": "import json\nfrom os import path as where\n\n\ndef short(question, answer):\n    return 1.0\n",

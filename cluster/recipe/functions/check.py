@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 
 from cluster.errors import UserError
-from cluster.recipe.functions import MOVED
+from cluster.recipe.functions.load import MOVED
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Statements behind which an import is always reached, and finds Python's path as it is now: these, and those without
