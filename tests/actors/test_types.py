@@ -16,7 +16,7 @@ def test_repetition_is_the_share_of_runs_that_stood_before(token_ids: list[int],
     assert sample.repetition == pytest.approx(expected)
 
 
-def test_what_others_say_in_between_is_not_the_policys_repetition() -> None:
+def test_messages_of_the_environment_do_not_count_as_repetition() -> None:
     # Two turns of 5-6-7 and 5-6-8, and twice the same three tokens that somebody else said.
     token_ids, said = [5, 6, 7, 1, 2, 3, 5, 6, 8, 1, 2, 3], [True] * 3 + [False] * 3
     sample = Sample(RolloutId(0, "a", 0), token_ids, [0.0] * 12, [0] * 12, "stop", "", loss_mask=said * 2)

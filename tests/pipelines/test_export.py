@@ -161,7 +161,7 @@ def test_a_model_of_a_run_is_proved_on_its_held_out_rows(tmp_path: Path, capsys:
     assert not export(run, tmp_path / "base", "gguf", "float32", 1 << 40, "base").held_out
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path):
+def test_a_model_that_cannot_be_exported_is_refused_in_one_line(tmp_path: Path):
     model = written(KINDS["llama"], tmp_path / "own")
     write_tiny_reward_model(tmp_path / "reward", 0.0, 1.0)
     (tmp_path / "run").mkdir()

@@ -88,7 +88,7 @@ REFUSED = [{"type": "refusal", "refusal": "no"}]
         {"input": [{"type": "message", "role": "assistant", "id": "1", "status": "completed", "content": REFUSED}]},
     ],
 )
-def test_what_the_responses_api_cannot_do_is_the_clients_mistake(server: Server, wrong: dict[str, Any]) -> None:
+def test_unsupported_features_of_the_responses_api_are_client_errors(server: Server, wrong: dict[str, Any]) -> None:
     reply = httpx.post(f"{server.url}/v1/responses", json={"model": MODEL, **wrong}, timeout=60)
     assert reply.status_code == 400, reply.text
     advice = "stores no responses" if isinstance(wrong["input"], str) else "input"

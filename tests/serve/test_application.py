@@ -59,7 +59,7 @@ def test_the_gateway_runs_on_the_node_of_the_command(ray_session: None) -> None:
     assert node.resource in own["Resources"]
 
 
-def test_what_is_said_about_the_address_names_the_node() -> None:
+def test_messages_about_the_address_name_the_node() -> None:
     node = GatewayNode("node:10.0.0.2", "10.0.0.2", is_here=False)
     assert listening_notice(node, "0.0.0.0", 8000) == "it listens on node 10.0.0.2"
     alone = listening_notice(node, "127.0.0.1", 8000)

@@ -17,7 +17,7 @@ MEMORY = 100 << 20
 DISTURBED = 0.15
 
 
-def test_what_others_notice_of_attacks(server: Server) -> None:
+def test_other_clients_are_served_during_attacks(server: Server) -> None:
     """Other processes of the machine disturb a round, but no attack may disturb all."""
     family = psutil.Process().children(recursive=True)
     replicas = [process for process in family if "ServeReplica" in " ".join(process.cmdline())]

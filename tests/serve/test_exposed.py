@@ -127,7 +127,7 @@ ABUSE = {
 
 
 @pytest.mark.parametrize("name", ABUSE)
-def test_what_no_model_can_use_is_refused_at_once(server: Server, name: str) -> None:
+def test_a_request_that_no_model_can_use_is_refused_at_once(server: Server, name: str) -> None:
     path, body = ABUSE[name]
     began = time.monotonic()
     reply = httpx.post(server.url + path, json={"model": MODEL, **body}, timeout=60)
@@ -177,7 +177,7 @@ def test_every_socket_of_a_run_and_its_server_is_of_the_loopback_interface(serve
     assert len(found["127.0.0.1"]) > 5
 
 
-def test_slow_clients_and_clients_that_never_read_stop_nobody(server: Server, client: openai.OpenAI) -> None:
+def test_slow_clients_and_clients_that_never_read_do_not_stop_others(server: Server, client: openai.OpenAI) -> None:
     expected = client.completions.create(**ASK).choices[0].text
     body = json.dumps({**ASK, "max_tokens": 2000, "ignore_eos": True, "stream": True, "n": 2}).encode()
     with ExitStack() as held:

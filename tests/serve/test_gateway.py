@@ -403,7 +403,7 @@ def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> 
     assert wait_until(server, requests=0, seconds=10)
 
 
-def test_nothing_stays_in_the_engine_of_clients_that_go_at_once(server: Server) -> None:
+def test_requests_of_clients_that_disconnect_at_once_leave_the_engine(server: Server) -> None:
     """vLLM 0.32 does not abort a request whose client goes while the request is being handed to the engine."""
     chance = random.Random(1)
     body = {"model": MODEL, "prompt": "The", "max_tokens": 1000, "ignore_eos": True}

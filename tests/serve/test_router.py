@@ -56,7 +56,7 @@ async def test_a_shadow_is_asked_too_and_counted_apart(stream: bool) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_shadow_that_hangs_or_fails_is_in_nobodys_way() -> None:
+async def test_a_shadow_that_hangs_or_fails_delays_no_request() -> None:
     shadow = Parrot()
 
     class Slow(Parrot):

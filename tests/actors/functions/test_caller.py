@@ -74,7 +74,7 @@ def test_a_call_touches_none_but_its_own_answer(called: Called, name: str):
     assert "raised WordlessError" in found[4].reason
 
 
-def test_what_a_late_call_has_started_ends_with_it(called: Called, tmp_path: Path):
+def test_processes_of_a_call_that_is_too_late_end_with_it(called: Called, tmp_path: Path):
     (found,) = called("leaves_behind", ["a"], seconds=0.5, folder=str(tmp_path))
     assert "took longer than 0.5 s" in found.reason
     process = int((tmp_path / "pid").read_text())

@@ -56,6 +56,6 @@ def test_every_type_of_number_is_taken(value: object, number: float):
     ],
     ids=lambda given: str(given)[:20],
 )
-def test_what_is_no_number_is_refused_in_true_words(value: object, message: str):
+def test_a_value_that_is_no_number_is_refused_by_its_type(value: object, message: str):
     with pytest.raises(ValueRefusedError, match=message):
         as_number(value)

@@ -63,7 +63,7 @@ def test_the_rate_falls_to_the_least_that_is_asked_for(schedule: str):
     ],
 )
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_what_decays_is_chosen_by_the_recipe(kind: str, decayed: Decayed, expected: set[str]):
+def test_the_recipe_chooses_the_weights_that_decay(kind: str, decayed: Decayed, expected: set[str]):
     shape = Model(vocabulary=300, hidden=64, layers=1, heads=2, context=32)
     model = build(shape, 0, end_of_turn=4, padding=0)
     found = make_optimizers(model, kind, 0.1, 0.2, AdamSettings((0.8, 0.9), 1e-6, decayed))

@@ -56,7 +56,7 @@ def test_the_operations_of_a_token_are_counted_by_hand():
     assert flops_per_token(model, 10) == 6 * (300 * 64 + 64) + 4 * 2 * layer + 12 * 2 * 64 * 10
 
 
-def test_of_a_mixture_of_experts_those_that_a_token_is_given_to_are_counted():
+def test_a_mixture_of_experts_counts_the_active_experts_of_a_token():
     config = MixtralConfig(
         vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,

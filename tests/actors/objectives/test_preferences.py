@@ -254,7 +254,7 @@ def test_log_probabilities_are_of_the_answers_alone():
 
 
 @pytest.mark.parametrize("name", ["dpo", "cdpo", "ipo", "kto"])
-def test_each_loss_teaches_a_tiny_model_what_it_asks_for(name: str):
+def test_each_loss_trains_a_tiny_model_towards_its_goal(name: str):
     good, bad, end = 50, 70, 4
     chance = np.random.default_rng(1)
     prompts = [[2, *chance.integers(100, 300, 4).tolist(), 3] for _ in range(24)]

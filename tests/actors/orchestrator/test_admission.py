@@ -39,7 +39,7 @@ def test_a_step_waits_for_what_the_next_would_be_too_late_for():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_whatever_finishes_when_nothing_becomes_too_stale(seed: int):
+def test_no_group_becomes_too_stale_in_any_order_of_finishing(seed: int):
     """A loop in which any prompt may take any time, with at most (staleness + 1) batches in work."""
     choose = random.Random(seed)
     staleness, batch = choose.randint(0, 4), choose.randint(1, 6)
@@ -56,7 +56,7 @@ def test_whatever_finishes_when_nothing_becomes_too_stale(seed: int):
         assert all(version - group.version <= staleness for group in finished.take(batch))
 
 
-def test_nothing_is_drawn_for_nothing_and_long_answers_are_learned_from_as_often_as_they_are_given():
+def test_every_sample_is_trained_on_and_long_answers_as_often_as_they_are_sampled():
     # A long answer takes twice as long as a step of the learner.
     found = run_long(Latency(long_factor=4, long_tail=1.0), prompts_an_actor=4, learner_seconds=0.5)
     assert found.discarded == 0

@@ -239,7 +239,7 @@ def survive(seed: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_whatever_fails_every_prompt_is_trained_once_and_every_batch_is_whole():
+def test_under_random_failures_every_prompt_is_trained_once_and_every_batch_is_full():
     found: Counter[str] = sum(map(survive, range(200)), Counter())
     assert all(found[f"{fate} in {call}"] > 50 for fate in ("die", "hang") for call in DEATHS), found
     assert found["forget in pull"] > 50

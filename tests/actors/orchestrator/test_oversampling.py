@@ -83,7 +83,7 @@ def test_a_step_takes_far_less_time_than_by_drawing_in_turn(monkeypatch: pytest.
     assert at_once["milliseconds"] < 0.7 * in_turn["milliseconds"]
 
 
-def test_so_many_are_drawn_that_about_enough_hold_something_to_learn():
+def test_oversampling_gives_about_as_many_useful_groups_as_a_step_needs():
     own = Oversampling()
     assert own.prompts(8) == 8
     for index in range(WINDOW):

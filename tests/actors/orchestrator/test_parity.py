@@ -31,7 +31,7 @@ class Model:
 
 
 @pytest.mark.slow
-def test_what_differs_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]):
+def test_the_cause_of_a_difference_is_named(fleet: Fleet, tiny: Tiny, versions: Iterator[int]):
     fleet.load(next(versions), tiny[1].state_dict())
 
     def gate(model: LlamaForCausalLM) -> float:

@@ -170,7 +170,7 @@ def test_a_server_that_is_not_there_is_named_at_once():
         (200, '{"rewards": [[1.0], [2.0]]}', "rewards for other answers"),
     ],
 )
-def test_what_is_no_answer_judges_nothing(server: Server, status: int, text: str, message: str):
+def test_a_reply_without_verdicts_is_a_failure(server: Server, status: int, text: str, message: str):
     server.reply = lambda *_: (status, text)
     found = reasons(scored(server, attempts=1))
     assert len(found) == 3

@@ -82,7 +82,7 @@ def test_a_refused_request_takes_those_beside_it_back_and_no_other():
     assert engine.left == {}
 
 
-def test_a_broken_engine_is_told_to_all_who_wait():
+def test_all_waiting_callers_get_the_error_of_a_broken_engine():
     shared = SharedEngine(CountingEngine)
     with ThreadPoolExecutor(3) as threads:
         waiting = [threads.submit(shared.generate, [request], [1000]) for request in ("one", "two", "fatal")]

@@ -139,7 +139,7 @@ def runner(
 TALK = "tests.actors.functions.talk"
 
 
-def test_conversations_have_state_and_rewards_of_their_own_and_go_on_side_by_side(tiny: Tiny) -> None:
+def test_concurrent_conversations_have_states_and_rewards_of_their_own(tiny: Tiny) -> None:
     inputs = {f"p{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {}) for i in range(64)}
     with runner(tiny, f"{TALK}:Counting", inputs, turns=4, seconds=10.0) as converse:
         begun = time.monotonic()
@@ -164,9 +164,7 @@ def test_conversations_have_state_and_rewards_of_their_own_and_go_on_side_by_sid
         ("object", "raised TypeError: Object of type Unsound is not JSON serializable"),
     ],
 )
-def test_an_environment_that_fails_fails_its_conversation_and_the_next_ones_are_well(
-    tiny: Tiny, fate: str, how: str
-) -> None:
+def test_an_environments_failure_fails_its_own_conversation_alone(tiny: Tiny, fate: str, how: str) -> None:
     inputs = {"talk-1": RewardInput([], {"fate": fate})}
     with runner(tiny, f"{TALK}:Unsound", inputs, seconds=0.5) as converse:
         (failed,) = converse()

@@ -73,7 +73,7 @@ def test_skips_close_a_task_and_are_not_rankings(feedback_url: str) -> None:
         assert feedback.counts().skipped == 1
 
 
-def test_a_prompt_whose_completions_are_all_the_same_is_nobodys_task(feedback_url: str) -> None:
+def test_a_prompt_whose_completions_are_all_equal_is_no_task(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback)
         same = {"text": "Same.", "token_ids": [], "model": "sft", "weights": "abc"}
@@ -209,7 +209,7 @@ def test_a_saved_ranking_replaces_the_whole_earlier_one_and_is_idempotent(feedba
         assert (stored.ranks, stored.marks, stored.better, stored.skipped) == ({}, {}, None, "not my field")
 
 
-def test_of_judgements_that_replace_the_same_one_at_once_a_single_one_is_stored(feedback_url: str) -> None:
+def test_only_one_of_several_concurrent_replacements_of_a_judgement_is_stored(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback, ThreadPoolExecutor(8) as pages:
         ids = fill(feedback, prompts=1)
 
@@ -260,7 +260,7 @@ def test_repeats_are_stored_apart_and_excluded_annotators_are_left_out(feedback_
             feedback.exclude("nobody")
 
 
-def test_gold_items_are_tasks_for_everyone_and_compared_prompts_for_nobody(feedback_url: str) -> None:
+def test_gold_items_are_everyones_tasks_and_compared_prompts_are_no_tasks(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         ids = fill(feedback)
         feedback.add_ranking(Ranking(prompt_id="p0", annotator=GOLD, ranks={str(ids[0]): 1, str(ids[1]): 2}))

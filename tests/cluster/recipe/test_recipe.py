@@ -116,7 +116,7 @@ def test_errors_name_the_wrong_override(recipe_path: Path, override: str, messag
     assert "\n" not in str(caught.value)
 
 
-def test_what_sections_inherit_is_an_error_once(recipe_path: Path) -> None:
+def test_an_error_in_an_inherited_key_is_reported_once(recipe_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(recipe_path, ["training.learning_rate=-1", "sft.learning_rate=-2"])
     assert str(caught.value) == (

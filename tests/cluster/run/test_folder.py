@@ -61,7 +61,7 @@ def test_an_error_in_a_write_leaves_the_old_file_and_a_folder_appears_whole(tmp_
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["folder"]
 
 
-def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_the_lock_and_its_end_releases_it(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.root)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

@@ -89,7 +89,7 @@ def test_a_stage_is_run_then_skipped_then_stale(recipe_path: Path) -> None:
     ]
 
 
-def test_what_is_made_from_a_stage_that_will_be_made_again_is_stale(recipe_path: Path) -> None:
+def test_stages_after_an_outdated_stage_are_stale(recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path)
     run = RunFolder(recipe.folder)
     first = Stage("corpus", "corpus", ("corpus",), (), "first")
@@ -167,7 +167,7 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
         check_sources(recipe)
 
 
-def test_large_files_are_told_by_size_and_time_and_not_read(recipe_path: Path, tmp_path: Path) -> None:
+def test_large_files_are_identified_by_size_and_time_without_reading(recipe_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     with file.open("wb") as content:
         content.truncate(300 << 20)  # of zeros, which take no room

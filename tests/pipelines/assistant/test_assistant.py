@@ -29,7 +29,7 @@ RECIPE = Path("infra/recipes/smollm2.yaml")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_that_is_examined_is_trained_on(seed: int) -> None:
+def test_no_question_of_the_exam_is_trained_on(seed: int) -> None:
     trained = {letters_of(row["messages"][0]["content"]) for row in [*conversations(seed), *prompts(seed)]}
     assert not trained & {letters_of(question.text) for question in exam(seed).questions}
     assert not any("cough" in text or "robabank" in text for text in trained)

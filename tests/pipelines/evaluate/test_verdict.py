@@ -115,7 +115,7 @@ def test_the_reward_models_weakest_kind_is_named(truth: tuple[int, int], expecte
     assert reward_model_verdict(trust(capital=(95, 100), truth=truth)).endswith(expected)
 
 
-def test_signs_of_an_exploited_reward_are_told_in_words() -> None:
+def test_signs_of_an_exploited_reward_are_described() -> None:
     signs = {"overoptimization": 0.314, "token_rise": 0.5, "opening_rise": 0.25, "cheap_explained": 0.625}
     assert signs_verdict(signs) == (
         "Signs of an exploited reward in the last steps: the tokens of answers diverged by 0.31 bits from the "

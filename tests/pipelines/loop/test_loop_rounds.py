@@ -105,7 +105,7 @@ def test_a_round_that_fails_is_set_aside_and_its_judgements_are_not_new_again(ro
     assert (live(root), content(root)) == ("three", whole("three"))
 
 
-def test_what_a_round_that_was_set_aside_knew_to_be_gone_is_not_gone_again(root: Path) -> None:
+def test_judgements_deleted_before_a_refused_round_count_as_deleted_once(root: Path) -> None:
     run = RunFolder(root)
     with open_feedback(run.feedback_url) as database:
         database.exclude("ann")

@@ -187,7 +187,7 @@ async def test_open_and_never_open(tmp_path: Path, ring: KeyRing) -> None:
         assert (await client.get("/runs/data")).status_code == 200
 
 
-async def test_what_is_served_is_changed_with_a_key_alone(tmp_path: Path, ring: KeyRing) -> None:
+async def test_changes_to_the_served_models_need_a_key(tmp_path: Path, ring: KeyRing) -> None:
     owner, token = new_key("(owner)", ("admin",))
     for anonymous in ("until a key is made", "always", "never"):
         async with asking(replace(settings(tmp_path, anonymous), owner=owner)) as client:
@@ -234,7 +234,7 @@ async def test_a_key_that_judges_has_its_limits_and_an_annotator_has_none(tmp_pa
     assert [row["key"] for row in rows] == ["ben", "ben", "ben", "", "", "", ""]
 
 
-async def test_a_damaged_key_file_lets_nobody_in(tmp_path: Path, ring: KeyRing) -> None:
+async def test_a_damaged_key_file_refuses_all_requests(tmp_path: Path, ring: KeyRing) -> None:
     token = make(ring, "ann", "chat")
     (tmp_path / "keys.json").write_text("{")
     async with asking(settings(tmp_path), key=token) as client:

@@ -131,7 +131,7 @@ async def test_waiting_for_a_client_to_leave_has_no_deadline() -> None:
     assert (await read())["type"] == "http.disconnect"
 
 
-def test_what_another_gateway_admitted_counts_here() -> None:
+def test_tokens_admitted_by_another_gateway_count_towards_the_limit() -> None:
     """A gateway counts the use of another from when it first heard of it, and all of a process that replaces it."""
     now = [0.0]
     here, there, later = (KeyLimits(lambda: now[0]) for _ in range(3))

@@ -90,7 +90,7 @@ async def test_a_compressed_body_is_415() -> None:
 
 @pytest.mark.parametrize("path", ["/thumbs", "/label/judgement", "/compare/vote"])
 @pytest.mark.parametrize("value", [b"NaN", b"Infinity", b'"\\ud800"', b'{"a": NaN}', b"[" * 5_000])
-async def test_what_json_cannot_hold_is_the_clients_mistake(tmp_path: Path, path: str, value: bytes) -> None:
+async def test_values_that_json_cannot_hold_are_a_client_error(tmp_path: Path, path: str, value: bytes) -> None:
     settings = GatewaySettings(tmp_path, f"sqlite:///{tmp_path / 'feedback.db'}")
     with open_feedback(settings.feedback_url or "") as database:
         token = database.add_annotator("ann")
@@ -124,7 +124,7 @@ async def test_a_number_that_could_do_harm_is_replaced(name: str) -> None:
     assert len(reply.headers["x-request-id"]) == 32
 
 
-async def test_nobody_adds_a_line_to_the_log_and_no_content_is_in_it(tmp_path: Path) -> None:
+async def test_clients_cannot_add_lines_to_the_log_and_it_holds_no_content(tmp_path: Path) -> None:
     async with asking(GatewaySettings(tmp_path)) as client:
         await client.get("/v1/models/x%0d%0a%7B%22key%22:%22admin%22%7D?q=private")
         await client.post(ASK, json=prompt("a private word"), headers={"Authorization": "Bearer private"})
@@ -164,7 +164,7 @@ async def test_a_model_name_is_only_looked_up(name: str) -> None:
         b"[" * 100_000,
     ],
 )
-async def test_what_is_not_a_json_object_is_400(body: bytes) -> None:
+async def test_a_body_that_is_no_json_object_is_400(body: bytes) -> None:
     async with asking(GatewaySettings()) as client:
         reply = await client.post(ASK, content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == 400
@@ -278,7 +278,7 @@ async def test_the_api_describes_itself() -> None:
     assert "/v1/score" not in described["paths"], "no model scores"
 
 
-async def test_the_official_client_waits_as_it_is_told(tmp_path: Path) -> None:
+async def test_the_official_client_waits_for_the_time_in_retry_after(tmp_path: Path) -> None:
     token = KeyRing(tmp_path).add("ann", ["chat"], 60, None, by="test")
     async with asking(GatewaySettings(tmp_path), key=token) as http:
         for _ in range(60):

@@ -176,7 +176,7 @@ def test_a_page_that_is_behind_does_not_overwrite_and_a_repeated_save_changes_no
         {"all_bad": True, "annotator": "ben"},
     ],
 )
-def test_what_cannot_be_is_refused(client: TestClient, database: Feedback, wrong: dict[str, object]) -> None:
+def test_impossible_judgements_are_refused(client: TestClient, database: Feedback, wrong: dict[str, object]) -> None:
     headers = signed_in(database, "ann")
     reply = client.post("/label/judgement", json={"prompt": "p000", "answers": [1, 2, 3, 4], **wrong}, headers=headers)
     assert reply.status_code == 422
@@ -199,7 +199,7 @@ def test_a_vote_of_the_compare_page_cannot_be_changed_by_the_label_page(client: 
 
 
 @pytest.mark.anyio
-async def test_the_page_alone_has_the_door_of_the_whole_server(tmp_path: Path, database: Feedback) -> None:
+async def test_the_label_server_has_the_middleware_of_the_gateway(tmp_path: Path, database: Feedback) -> None:
     key = KeyRing(tmp_path).add("ben", ["label"], 2, None, by="test")
     app = label_app(RunFolder(tmp_path), database, "0.0.0.0", people=1)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -220,7 +220,7 @@ async def test_the_page_alone_has_the_door_of_the_whole_server(tmp_path: Path, d
         assert (await http.get("/label")).status_code == 403
 
 
-def test_on_a_machine_where_nobody_has_a_key_or_a_token_one_may_judge_as_a_guest(database: Feedback) -> None:
+def test_guests_may_judge_while_there_is_no_key_and_no_token(database: Feedback) -> None:
     opened = [True]
     app = FastAPI()
     app.include_router(label_router(database, is_open=lambda: opened[0]))
@@ -268,7 +268,7 @@ def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
     assert client.get("/label/quality").text == page("quality.html", frozenset({"label_page"})).body.decode()
 
 
-def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database: Feedback, tmp_path: Path) -> None:
+def test_gold_items_and_repeats_are_mixed_in_and_look_like_other_tasks(database: Feedback, tmp_path: Path) -> None:
     fill(database, 160, ["a", "b", "c", "d"])
     prompts = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}
     gold = [name for name in sorted(prompts) if name < "p040"]
@@ -320,7 +320,9 @@ def test_gold_items_and_repeats_come_in_between_and_look_like_the_rest(database:
     assert GOLD not in reply["reliability"]
 
 
-def test_who_is_excluded_judges_no_more_and_their_prompts_open_again(client: TestClient, database: Feedback) -> None:
+def test_an_excluded_annotator_cannot_judge_and_their_prompts_open_again(
+    client: TestClient, database: Feedback
+) -> None:
     headers, others = signed_in(database, "ann"), signed_in(database, "ben")
     task = client.get("/label/next", headers=headers).json()["task"]
     body = {"prompt": task["prompt"], "answers": [answer["id"] for answer in task["answers"]], "ranks": [1, 2, 3, 4]}

@@ -114,7 +114,7 @@ def test_keys_rank_on_any_layout_and_input_methods_keep_theirs(browser: "api.Bro
         assert [row.ranks[str(answer)] for answer in row.presented] == [1, 1, 2, 3]
 
 
-def test_of_two_pages_the_one_that_is_behind_asks_and_a_failing_server_is_not_asked_for_ever(
+def test_an_outdated_page_asks_before_it_overwrites_and_retries_a_failing_server_a_few_times(
     browser: "api.Browser", site: Site
 ) -> None:
     with person(browser, site, "ann") as page:

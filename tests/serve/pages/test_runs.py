@@ -60,7 +60,7 @@ def test_rounds_and_decisions_of_the_loop_are_shown(tmp_path: Path) -> None:
     assert describe(run)["answerable"] is None
 
 
-def test_what_is_at_work_is_told_with_its_steps_and_the_time_left(tmp_path: Path) -> None:
+def test_the_current_stage_is_shown_with_its_steps_and_the_time_left(tmp_path: Path) -> None:
     run = write_run(tmp_path, finished=5)
     assert describe(run)["now"] is None
     out = run.partial("policy")
@@ -89,7 +89,7 @@ def test_the_figures_of_the_three_models_begin_with_what_changed_most(tmp_path: 
     assert shown[0] == {"name": "refusals", "base": figure, "sft": figure, "policy": figure}
 
 
-def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
+def test_stages_made_from_other_inputs_are_stale(tmp_path: Path) -> None:
     run = write_run(tmp_path, finished=7)
     path = run.path("base") / "manifest.json"
     path.write_text(path.read_text().replace("mark of base", "other"))
@@ -133,7 +133,7 @@ def test_curves_keep_both_ends_and_leave_out_what_cannot_be_drawn() -> None:
     assert all(step == value for step, value in points)
 
 
-def test_what_a_model_writes_is_shown_beside_the_data_and_what_it_wrote_before() -> None:
+def test_samples_are_shown_beside_the_data_and_earlier_samples() -> None:
     def sample(text: str) -> dict[str, str]:
         return {"given": "Peru?", "written": text, "wanted": "Lima."}
 

@@ -132,7 +132,7 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
         page.get_by_text("0 judgements. All are still there.").wait_for()
 
 
-def test_who_declines_to_give_a_key_is_not_asked_again_by_the_run_page(browser: "api.Browser", site: Site) -> None:
+def test_the_run_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.clock.install()

@@ -61,7 +61,7 @@ async def test_each_key_has_one_thumb_of_an_answer(tmp_path: Path) -> None:
         ({"caller": "ann"}, 422),
     ],
 )
-async def test_what_is_no_thumb_is_refused(tmp_path: Path, wrong: dict[str, Any], status: int) -> None:
+async def test_invalid_thumbs_are_refused(tmp_path: Path, wrong: dict[str, Any], status: int) -> None:
     url = f"sqlite:///{tmp_path / 'feedback.db'}"
     async with asking(GatewaySettings(tmp_path, url, "always")) as client:
         reply = await client.post("/thumbs", json=GIVEN | wrong)

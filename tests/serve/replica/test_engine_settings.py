@@ -57,7 +57,7 @@ def test_names_that_vllm_does_not_know_are_refused_with_those_that_it_knows() ->
         NgramSpeculation(prompt_lookup_min=5)
 
 
-def test_the_format_of_tool_calls_is_told_from_the_template() -> None:
+def test_the_format_of_tool_calls_is_found_in_the_template() -> None:
     """vLLM has a parser for each, and a template without tools gets the usual one."""
     for mark, parser, is_token in MARKS:
         template = f"{{% if tools %}}{mark}{{% endif %}}"

@@ -21,7 +21,7 @@ def test_an_adapter_lies_beside_its_model_and_no_other(tmp_path: Path) -> None:
     assert adapters_of("base", section(tmp_path)) == {}
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_of_an_adapter_are_named(tmp_path: Path) -> None:
     wanted = section(tmp_path)
     with pytest.raises(UserError, match=r"terse adapts sft, which the run has not finished"):
         check_adapters(wanted, {})

@@ -194,7 +194,7 @@ def served(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.anyio
-async def test_what_admins_change_is_recorded_and_shown(served: RunFolder) -> None:
+async def test_changes_by_admins_are_recorded_and_shown(served: RunFolder) -> None:
     model, token = Changeable(), KeyRing(served.root).add("ann", ["admin", "chat"], None, None, by="test")
     settings = GatewaySettings(served.root, weights={"policy": "aaa"})
     make(served, "bbb")
@@ -240,7 +240,7 @@ async def test_weights_that_did_not_arrive_are_not_live(served: RunFolder) -> No
 
 
 @pytest.mark.anyio
-async def test_whoever_started_the_server_is_let_in(served: RunFolder) -> None:
+async def test_the_owner_of_the_server_is_authorized(served: RunFolder) -> None:
     owner, token = new_key("owner", ("admin",))
     KeyRing(served.root).add("ann", ["chat"], None, None, by="test")
     async with asking(GatewaySettings(served.root, owner=owner), Changeable(), token, name="policy") as client:

@@ -31,7 +31,7 @@ VALUES = OTHER_VALUES + VALUES_PER_TOKEN * CONTEXT
         ("chat/completions", {"messages": MESSAGES, "stop": ["x"] * 32}),
     ],
 )
-def test_what_fits_passes(endpoint: Endpoint, body: dict[str, Any]) -> None:
+def test_requests_within_the_bounds_pass(endpoint: Endpoint, body: dict[str, Any]) -> None:
     BOUNDS.check(endpoint, body)
 
 
@@ -55,7 +55,7 @@ def test_what_fits_passes(endpoint: Endpoint, body: dict[str, Any]) -> None:
         ("tokenize", {"messages": MESSAGES, "chat_template_kwargs": {"max_length": 1}}, "reads only add_generation"),
     ],
 )
-def test_what_cannot_be_of_use_is_refused(endpoint: Endpoint, body: dict[str, Any], words: str) -> None:
+def test_requests_that_no_model_can_use_are_refused(endpoint: Endpoint, body: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words) as refused:
         BOUNDS.check(endpoint, body)
     assert refused.value.status_code == 400

@@ -118,7 +118,7 @@ async def test_an_answer_that_fails_ends_alone() -> None:
             assert await taken(two) == PARTS
 
 
-async def test_a_request_is_cancelled_when_nobody_waits_for_it() -> None:
+async def test_a_request_whose_caller_is_gone_is_cancelled() -> None:
     async with connected() as (gateway, answers, _):
         with gateway.request("a", "completions", {"wait": True}) as parts:
             assert await parts.get() == PARTS[0]
@@ -212,7 +212,7 @@ async def test_a_frame_of_gigabytes_closes_the_connection_before_it_is_read() ->
                 await asyncio.sleep(0.01)
 
 
-async def test_a_response_that_nobody_reads_is_held_up_in_the_replica_alone() -> None:
+async def test_an_unread_response_is_held_up_in_the_replica_alone() -> None:
     async with connected() as (gateway, answers, _):
         count = 20 * PAUSE_BYTES // 1000
         with gateway.request("a", "completions", {"events": count}) as unread:

@@ -252,7 +252,7 @@ async def test_a_replica_that_is_gone_is_503_and_its_successor_is_found() -> Non
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
-async def test_a_request_that_nobody_has_begun_to_answer_is_asked_once_more(deaths: int) -> None:
+async def test_a_request_that_no_replica_has_begun_is_sent_once_more(deaths: int) -> None:
     async with served(Counting(broken=True)) as (model, handle, _):
         asked = asyncio.create_task(ask(model, 2))
         for left in reversed(range(deaths)):

@@ -36,7 +36,7 @@ async def echo(model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGen
     yield CompleteResponse(200, {"model": model, "endpoint": endpoint, **body})
 
 
-async def test_what_is_said_is_encrypted_and_outsiders_are_refused(
+async def test_traffic_is_encrypted_and_clients_without_a_certificate_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     member, outsider = (write_certificate(tmp_path / name) for name in ("member", "outsider"))

@@ -228,7 +228,7 @@ def test_workers_write_the_model_that_one_would_write(found: Path, case: str, tm
     )
 
 
-def test_what_cannot_be_read_by_parts_is_loaded_whole(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_by_parts_are_loaded_whole(tmp_path: Path) -> None:
     settings = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     experts = MixtralConfig(**settings, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
     MixtralForCausalLM(experts).save_pretrained(tmp_path / "experts")

@@ -19,7 +19,7 @@ def listed(count: int) -> list[Prompt]:
 
 
 @pytest.mark.parametrize(("prompts", "pulled"), [(1, 1), (0, 2)])
-def test_an_actor_takes_the_newest_of_the_weights_that_came_while_it_was_at_something(prompts: int, pulled: int):
+def test_an_actor_takes_the_newest_weights_published_while_it_was_busy(prompts: int, pulled: int):
     world = World(Latency(start=1.0, pull=5.0, call=10.0, prompt=0.0, spread=0.0), random.Random(1))
     coordinator = world.coordinator(1, deadline=60.0)
     coordinator.start()
@@ -101,7 +101,7 @@ def test_a_machine_that_stands_still_is_waited_for_and_no_prompt_is_blamed():
     assert coordinator.counters().deaths == deaths
 
 
-def test_time_in_which_the_coordinator_did_not_run_counts_for_nobody():
+def test_time_in_which_the_coordinator_did_not_run_makes_no_actor_late():
     world = World(Latency(prompt=1.0), random.Random(1))
     coordinator = world.coordinator(2, deadline=20.0, stall=5.0)
     coordinator.start()
@@ -204,7 +204,7 @@ def test_actors_that_never_come_up_end_the_start_with_the_cause():
         world.coordinator(2, DEADLINE).start()
 
 
-def test_a_closed_fleet_says_so_to_whoever_waits():
+def test_waits_on_a_closed_fleet_raise_an_error():
     world = World(Latency(), random.Random(1))
     coordinator = world.coordinator(1, DEADLINE)
     coordinator.start()

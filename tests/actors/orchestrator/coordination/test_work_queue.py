@@ -44,7 +44,7 @@ def test_requests_cover_the_prompts_in_order_and_groups_come_out_as_they_finish(
     assert work.outstanding == 1
 
 
-def test_what_a_dead_actor_left_goes_first_and_in_halves_that_are_exclusive():
+def test_requests_of_a_dead_actor_are_requeued_first_in_exclusive_halves():
     work = WorkQueue()
     work.add(listed(6), SAMPLING, size=4)
     request = work.take()
@@ -71,7 +71,7 @@ def test_a_prompt_that_kills_three_actors_while_others_are_answered_is_given_up_
     assert (work.outstanding, work.open_samples, work.begun) == (0, 0, {})
 
 
-def test_where_nothing_else_is_answered_the_machine_is_as_likely_a_cause_and_takes_twice_as_long():
+def test_a_prompt_is_given_up_after_more_deaths_while_no_other_prompt_is_answered():
     work = WorkQueue()
     work.add(listed(1), SAMPLING, size=1)
     patience = []

@@ -59,7 +59,7 @@ def test_an_audit_names_the_hacks_that_pay(function: Callable[[RewardInput, str]
     assert set(audit.paying) == paying
 
 
-def test_of_a_negative_weight_low_scores_pay():
+def test_with_a_negative_weight_low_scores_are_rewarded():
     assert set(audited(functions.length, -1.0).paying) == {"empty"}
     assert audited(functions.length, -1.0).honest == audited(functions.length).honest
 

@@ -103,7 +103,7 @@ def read(
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_layout_is_told_by_its_fields_in_every_format(tmp_path: Path, name: str, suffix: str):
+def test_a_layout_is_recognized_by_its_fields_in_every_format(tmp_path: Path, name: str, suffix: str):
     kind, row, options, right = ROWS[name]
     (task,) = read(tmp_path, kind, [row], suffix)
     assert (task.items[0].options, task.items[0].right) == (options, right)
@@ -146,7 +146,7 @@ def test_texts_are_measured_by_domain(tmp_path: Path):
         ("pairs", {"chosen": "Hello", "rejected": "No"}, "has no turn of the Assistant"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_row(tmp_path: Path, kind: str, row: dict[str, Any], message: str):
+def test_the_faults_of_a_file_are_named_with_their_rows(tmp_path: Path, kind: str, row: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         read(tmp_path, kind, [row], ".json")
 

@@ -87,7 +87,7 @@ def test_accuracy_is_that_of_log_probabilities_computed_by_transformers(folder: 
 
 
 @pytest.mark.slow
-def test_of_a_text_longer_than_the_context_every_token_is_scored_once(folder: Path, engines: Fleet):
+def test_every_token_of_a_text_longer_than_the_context_is_scored_once(folder: Path, engines: Fleet):
     reference = Reference(folder)
     text = next(item.options[0] for item in bits_per_byte().items)
     ids = [0, *reference.encoded(text)]
@@ -101,7 +101,7 @@ def test_of_a_text_longer_than_the_context_every_token_is_scored_once(folder: Pa
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_the_context_is_left_out_and_named(folder: Path, engines: Fleet):
+def test_items_that_do_not_fit_the_context_are_left_out_and_named(folder: Path, engines: Fleet):
     model = EngineModel.of(engines, folder, CONTEXT, 300, chats=True)
     task = EvaluationTask(
         "mixed", "Mixed", "accuracy", [Item("short", "a", (" b", " c")), Item("long", "word " * 99, (" b", " c"))]
