@@ -39,7 +39,7 @@ from pipelines.collect_rankings import (
 from pipelines.data import rankings
 from pipelines.data.annotators import AnnotatorFailures, SyntheticAnnotator
 from pipelines.data.balance import require_enough
-from pipelines.data.feedback_io import storable
+from pipelines.data.feedback.io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.rankings import imported_rankings
 

@@ -123,7 +123,7 @@ def import_file(
     """Add a file of preferences to a run's database. Importing a file twice adds nothing."""
     with _open(run) as database:
         name = name or path.name.partition(".")[0]
-        from pipelines.data.feedback_io import import_file as read
+        from pipelines.data.feedback.io import import_file as read
 
         rejected = run / "rejected" / f"{name}.jsonl"
         found = read(database, kind, path, name, annotator, held_out, gold, max_bad, rejected)
@@ -141,7 +141,7 @@ def export_file(
 ) -> None:
     """Write people's rankings to a file. FORMAT can also be answers (that annotators wrote), thumbs or votes."""
     with _open(run) as database:
-        from pipelines.data.feedback_io import export_file
+        from pipelines.data.feedback.io import export_file
 
         found = export_file(database, kind, path, name)
         print(f"{found.rows} rows in {path}")
@@ -176,7 +176,7 @@ def delete(
 def count(run: RunOption) -> None:
     """Count what a run's database holds, of people and of functions, and the rows that an export of it has."""
     with _open(run) as database:
-        from pipelines.data.feedback_io import exportable
+        from pipelines.data.feedback.io import exportable
 
         rows = {f"exported as {kind}": number for kind, number in exportable(database).items()}
         held = asdict(database.counts()) | rows

@@ -4,8 +4,7 @@ source_rows reads files and functions, turns brings the turns of a conversation 
 conversations and prompts in any layout. render_chats, pack_chats and text_rows are the phases that turn conversations
 into the shards of SFT.
 rankings chooses the prompts to rank and writes rankings.parquet, with annotators for functions that rank in place of
-people. feedback_io moves preference files into the database and out of it; feedback_formats has a reader and a writer
-for each format, feedback_trees those of nested formats, feedback_item what all of them are read into.
+people. The room feedback moves preference files into the feedback database and out of it.
 balance writes the error of any stage that has too little left to go on.
-A new layout of conversations goes to chat_formats, a new format of preferences to `FORMATS` in feedback_formats.
+A new layout of conversations goes to chat_formats, a new format of preferences to `FORMATS` in feedback.formats.
 """

@@ -41,7 +41,7 @@ from pipelines.collect_rankings import (
 from pipelines.data import rankings
 from pipelines.data.annotators import ATTEMPTS, AnnotatorFailures, JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import PromptText, read_prompts
-from pipelines.data.feedback_io import import_file
+from pipelines.data.feedback.io import import_file
 from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
 DEMO_SOURCES = [ChatSource(**DEMO_PROMPTS)]

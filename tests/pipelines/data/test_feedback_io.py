@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
 from cluster.feedback.agreement import agreement
 from pipelines.cli.main import main
-from pipelines.data.feedback_io import export_file, import_file
+from pipelines.data.feedback.io import export_file, import_file
 from tests.helpers import SHARED
 
 PREFERENCES = SHARED / "preferences"

@@ -16,7 +16,7 @@ from cluster.run.layout import stage_named
 from cluster.run.rounds import kept_rounds
 from cluster.run.trail import read_trail
 from cluster.run.versions import Versions
-from pipelines.data.feedback_io import import_file
+from pipelines.data.feedback.io import import_file
 from pipelines.evaluate.exam import Exam, Figure
 from pipelines.evaluate.reward_probes import Row
 from pipelines.evaluate.stats import Change, ShareChange

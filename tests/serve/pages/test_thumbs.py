@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
-from pipelines.data.feedback_io import export_file
+from pipelines.data.feedback.io import export_file
 from serve.gateway import GatewaySettings
 from tests.serve.support.local import asking
 

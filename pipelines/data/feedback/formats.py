@@ -10,8 +10,8 @@ from itertools import takewhile
 from typing import Any
 
 from cluster.errors import UserError
-from pipelines.data.feedback_item import Messages, PreferenceItem, Row, other_fields, text_field
-from pipelines.data.feedback_trees import (
+from pipelines.data.feedback.item import Messages, PreferenceItem, Row, other_fields, text_field
+from pipelines.data.feedback.trees import (
     read_openassistant,
     read_ultrafeedback,
     write_openassistant,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.errors import UserError
-from pipelines.data.feedback_item import Messages, PreferenceItem, Row, other_fields, text_field
+from pipelines.data.feedback.item import Messages, PreferenceItem, Row, other_fields, text_field
 
 SCORES = ("fine-grained_score", "overall_score")
 ROLES = {"prompter": "user", "assistant": "assistant"}

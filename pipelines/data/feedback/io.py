@@ -15,7 +15,7 @@ from cluster.run.atomic import write_text
 from cluster.run.folder import fingerprint
 from cluster.run.storage.files import require_writable
 from pipelines.data.balance import Loss, require_enough
-from pipelines.data.feedback_formats import FORMATS, PreferenceItem, Row
+from pipelines.data.feedback.formats import FORMATS, PreferenceItem, Row
 from pipelines.data.row_files import BadRow, bad_row, good_row
 from pipelines.data.source_rows import file_rows, quarantine
 from pipelines.data.turns import require_text
