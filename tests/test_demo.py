@@ -40,7 +40,6 @@ SMALL = [
     "pretrain.epochs=1",
     "pretrain.checkpoint_every=5",
     f"sft.sources=[{{kind: function, function: '{OWN}:few_conversations'}}]",
-    "sft.batch_rows=32",
     "collect.prompts=80",
     "collect.held_out_share=0.3",
     "reward.epochs=1",
