@@ -1,6 +1,7 @@
 """Low-rank adapters (Hu et al. 2022, https://arxiv.org/abs/2106.09685): put beside the linear layers of a model's
 trunk, merged into them, and saved or sent on their own."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,18 +132,38 @@ def scaled_adapters(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def merge_into(
-    base_weights: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor]
+    base_weights: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields the base weights, those of layers with an adapter merged with it; `adapters` are `scaled_adapters`."""
+    """Yields the base weights, those of layers with an adapter merged with it in float32.
+
+    Args:
+        base_weights: names and tensors.
+        adapters: `scaled_adapters`.
+        dtype: the element type that merged weights are rounded to, float32 or bfloat16.
+    """
     for name, weight in base_weights:
         layer = name.removesuffix(".weight")
         if layer + UP in adapters:
             merged = weight.float() + adapters[layer + UP] @ adapters[layer + DOWN]
             if layer + LENGTHS in adapters:
                 merged *= (adapters[layer + LENGTHS] / merged.norm(dim=1)).unsqueeze(1)
-            yield name, merged
+            yield name, merged if dtype is torch.float32 else rounded_by_chance(merged, name)
         else:
             yield name, weight
+
+
+def rounded_by_chance(matrix: Tensor, name: str) -> Tensor:
+    """Rounds a float32 matrix [M, N] to bfloat16, up or down so that values are right in the mean (stochastic rounding,
+    Gupta et al. 2015, section 3.1); under the same name always the same way.
+
+    A weight that is stored in bfloat16 is one of its numbers: rounded to the nearest, it would stay there until an
+    adapter moves it by half the distance to the next, and 0.7 of a first step's effect would be lost.
+    """
+    chance = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    rows, columns = (torch.randint(1 << 16, (size,), generator=chance, dtype=torch.int32) for size in matrix.shape)
+    # bfloat16 is the upper half of a float32's bits: the lower half, above a threshold, is carried into it.
+    bits = matrix.contiguous().view(torch.int32) + ((rows.unsqueeze(1) + columns) & 0xFFFF)
+    return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
 
 
 def is_adapter(name: str) -> bool:

@@ -182,7 +182,8 @@ class Fleet(Coordinator):
     def digests(self, state: dict[str, Tensor]) -> dict[str, int]:
         """Returns the digests that `RolloutActor.checksums` gives when an engine computes with weights or adapters."""
         adapters = any(map(is_adapter, state))
-        merged = merge_into(stored(self._engine.model), state) if adapters else self._without_tied_head(state).items()
+        base, whole = stored(self._engine.model), self._without_tied_head(state)
+        merged = merge_into(base, state, self._engine.dtype) if adapters else whole.items()
         return digest((name, tensor.to(self._engine.dtype)) for name, tensor in merged)
 
     def _without_tied_head(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

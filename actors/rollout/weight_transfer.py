@@ -6,8 +6,9 @@ with them.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -40,6 +41,13 @@ def reload_weights(model: Any, config: ModelConfig, tensors: Iterable[tuple[str,
         tensors: Hugging Face names and tensors.
     """
     load_layerwise(model, config, iter(tensors))
+
+
+@lru_cache(1)
+def base_weights(folder: Path) -> dict[str, Tensor]:
+    """Opens the weights that adapters are merged into, once a process: views of the files, in the memory that all
+    processes of a node share."""
+    return dict(stored(folder))
 
 
 @dataclass
@@ -110,7 +118,9 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
             reload_weights(self.model, self.model_config, received.items())
             return
         proof: list[tuple[str, Tensor]] = []
-        merged = self._recorded(merge_into(stored(base), received), update_info.version, proof)
+        dtype = cast(torch.dtype, self.model_config.dtype)
+        weights = merge_into(base_weights(base).items(), received, dtype)
+        merged = self._recorded(weights, update_info.version, proof)
         reload_weights(self.model, self.model_config, merged)
         if (wrong := mismatch(digest(proof), live_digest(self.model, update_info.version))) is not None:
             raise RuntimeError(f"with adapters, the engine computes with other weights in {wrong}")

@@ -196,6 +196,29 @@ def test_scaled_adapters_are_small_and_merge_into_the_same_model(base: Path):
     assert sum(map(torch.Tensor.numel, sent.values())) < sum(map(torch.Tensor.numel, found.values())) / 4
 
 
+def test_a_change_below_bfloat16_is_kept_in_the_mean():
+    torch.manual_seed(1)
+    stored_weight, down, up = torch.randn(512, 512).bfloat16(), torch.randn(4, 512), 1e-5 * torch.randn(512, 4)
+    change = up @ down
+
+    def merged(up: torch.Tensor) -> torch.Tensor:
+        adapters = {f"layer{lora.DOWN}": down, f"layer{lora.UP}": up}
+        ((_, found),) = lora.merge_into([("layer.weight", stored_weight)], adapters, torch.bfloat16)
+        assert found.dtype is torch.bfloat16
+        return found.float()
+
+    def kept(found: torch.Tensor) -> float:
+        return float(((found - stored_weight.float()) * change).sum() / change.square().sum())
+
+    exact = stored_weight.float() + change
+    assert kept(exact.bfloat16().float()) < 0.25
+    assert kept(merged(up)) == pytest.approx(1, abs=0.1)
+    assert torch.equal(merged(up), merged(up))
+    # To one of the two neighbors, and without a change nowhere.
+    assert bool(((merged(up) - exact).abs() < 2**-7 * exact.abs()).all())
+    assert torch.equal(merged(torch.zeros_like(up)), stored_weight.float())
+
+
 def test_a_layer_that_cannot_have_an_adapter_is_named(base: Path):
     with pytest.raises(UserError, match=r"no linear layer lm_head, qkv that can .*; it has down_proj, gate_"):
         lora.add(load(base), Lora(targets=["q_proj", "qkv", "lm_head"]), 1)
