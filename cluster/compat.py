@@ -81,6 +81,12 @@ def is_remote_error(error: BaseException) -> bool:
     return hasattr(error, "cause")
 
 
+def is_node_timeout(error: BaseException) -> bool:
+    """Tells whether an exception says that Ray's processes did not start in time: Ray raises a bare `Exception` after
+    30 s, at `raylet_start_wait_time_s` in ray/_private/node.py."""
+    return type(error) is Exception and "timed out during startup" in str(error)
+
+
 def is_data_stall(error: BaseException) -> bool:
     """Tells whether Ray Data ended because nothing moved (ray.data.exceptions.ExecutionTimeoutError, by name: its
     import takes seconds)."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.compat import is_data_stall, is_from_ray, is_remote_error, wrapped_errors
+from cluster.compat import is_data_stall, is_from_ray, is_node_timeout, is_remote_error, wrapped_errors
 
 # The kernel's text for ENOSPC. Libraries quote it in exceptions of their own, such as safetensors' SafetensorError.
 FULL_DISK = os.strerror(errno.ENOSPC)
@@ -79,6 +79,11 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
             return found
         if is_data_stall(found):
             return DeadlineError("waited for Ray Data, which made no progress; are all CPUs taken by other actors?")
+        if is_node_timeout(found):
+            return DeadlineError(
+                "Ray's processes did not start within 30 s: this machine is busy, or short of memory; the same command "
+                "tries again"
+            )
         if FULL_DISK in str(found):
             return StageError(f"{_last_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
     return _named_in_traceback(str(error)) if is_from_ray(error) else None

@@ -1,3 +1,5 @@
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,12 @@ def test_a_wait_calls_meanwhile_until_the_result_or_the_deadline() -> None:
     with pytest.raises(DeadlineError, match="waited 1 s for the sleeper"):
         wait_for(sleep.remote(20.0), 1.0, "the sleeper", lambda: seen.append(2))
     assert seen.count(2) > 3
+
+
+def test_processes_of_ray_that_start_too_slowly_are_one_line() -> None:
+    source = inspect.getsource(ray._private.node)
+    raised = re.search(r'raise Exception\(\s+("The current node[^)]+")', source)
+    assert raised, "Ray raises something else now: see is_node_timeout"
+    failure = known_failure(Exception(" ".join(re.findall('"(.+?)"', raised[1]))))
+    assert isinstance(failure, DeadlineError)
+    assert "the same command tries again" in str(failure)
