@@ -10,9 +10,12 @@ from pipelines.corpus.filter.rules import recipe_bounds
 from pipelines.corpus.tasks import Report
 from pipelines.data.balance import Loss, require_enough
 
+# Files with bad records that an error names, at most.
+_NAMED_FILES = 3
+
 
 def require_readable(prepared: Sequence[Report], most: float) -> None:
-    """Raises a UserError with the first bad record of a source that has more than the share allowed."""
+    """Raises a UserError with bad records of a source that has more than the share allowed: the first of some files."""
     by_source: dict[str, list[Report]] = {}
     for report in prepared:
         by_source.setdefault(report["source"], []).append(report)
@@ -21,10 +24,11 @@ def require_readable(prepared: Sequence[Report], most: float) -> None:
         records = bad + sum(report["found"]["documents"] for report in reports)
         _require_bytes(reports, most)
         if bad > most * records:
-            first = next(report["first_bad"] for report in reports if report["bad"])
+            first = {file: reason for report in reversed(reports) for file, reason in report["first_bad"].items()}
+            reasons = [first[file] for file in sorted(first)]
             raise UserError(
-                f"{first} ({bad:,} of {records:,} records of this source cannot be read, "
-                f"and corpus.max_bad_share lets {most:g} of them be left out)"
+                f"{'; '.join(reasons[:_NAMED_FILES])} ({bad:,} of {records:,} records of this source cannot be read, "
+                f"in {len(first):,} files, and corpus.max_bad_share lets {most:g} of them be left out)"
             )
 
 
@@ -63,7 +67,7 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
 
 
 def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None) -> Iterator[Loss]:
-    first = next((report["first_bad"] for report in prepared if report["bad"]), None)
+    first = next((reason for report in prepared for reason in report["first_bad"].values()), None)
     yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"mend what is wrong, first: {first}")
     by_rule, rules = _added(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
     for reason, count in by_rule.items():

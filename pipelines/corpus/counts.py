@@ -67,7 +67,7 @@ class Counts:
             "skipped": dict(sorted(self.skipped.items())),
             "not_judged": dict(sorted(self.not_judged.items())),
             "bad": len(self.bad),
-            "first_bad": self.bad[0].reason if self.bad else None,
+            "first_bad": {bad.file: bad.reason for bad in reversed(self.bad)},
             "unread": [
                 {"file": bad.file, "unread_bytes": bad.unread_bytes, "bytes": bad.file_bytes, "reason": bad.reason}
                 for bad in self.bad

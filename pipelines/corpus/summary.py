@@ -1,6 +1,7 @@
 """Prints what the stage read, kept and dropped, in tables that fit 80 columns without a break inside a name."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from rich import box
 from rich.console import Console
@@ -10,8 +11,8 @@ from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.report import FIRST_PHASE
 from pipelines.corpus.tasks import Report
 
-# Characters of a source's name in a table.
-_NAME = 18
+# Characters of a source's name in a table, and suffixes of files that are not read, at most.
+_NAME, _SUFFIXES = 18, 5
 
 
 def print_summary(stats: Report, console: Console) -> None:
@@ -39,7 +40,9 @@ def print_summary(stats: Report, console: Console) -> None:
         )
     for name, source in stats["sources"].items():
         if files := source["skipped_files"]:
-            line = f"{len(files):,} files of {name} are in no format that is read, such as {files[0]}"
+            suffixes = sorted({PurePath(file).suffix or "no suffix" for file in files})
+            listed = ", ".join(suffixes[:_SUFFIXES]) + (", …" if len(suffixes) > _SUFFIXES else "")
+            line = f"{len(files):,} files of {name} are in no format that is read ({listed}), such as {files[0]}"
             console.print(line, soft_wrap=True, markup=False)
     if stats["not_judged"]:
         most, count = max(stats["not_judged"].items(), key=lambda item: item[1])

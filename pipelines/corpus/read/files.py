@@ -12,7 +12,7 @@ from pipelines.corpus.alive import progress
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines
-from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
+from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, Skipped, excerpt, unread
 from pipelines.corpus.read.rows import holds_lines, read_csv, read_values
 from pipelines.corpus.read.unpack import unpacked
 
@@ -114,7 +114,10 @@ def read_file(name: str, reading: Reading, span: Span | None = None, skip: int =
 def _items(name: str, reading: Reading, span: Span | None, skip: int) -> Iterator[tuple[int, Item]]:
     kind, packing = format_of(name) or ("text", None)
     field, encoding = reading.text_field, reading.encoding
-    if not file_info(name).size:
+    if not file_info(name).size and packing is None and kind in ("text", "lines"):
+        # As such files are complete with any number of lines, nothing is missing.
+        yield 0, Skipped("empty files")
+    elif not file_info(name).size:
         yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")
     elif kind == "parquet":
         yield from _after(read_rows(name, field, encoding, span), skip)

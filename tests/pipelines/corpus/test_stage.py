@@ -299,12 +299,20 @@ def _sleep(_: int) -> dict[str, object]:
     return {}
 
 
-def test_a_broken_line_ends_the_stage_and_leaves_nothing(ray_session: None, tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_text('{"text": "a line that is quite all right"}\n' * 6 + "{broken\n")
+def test_bad_records_end_the_stage_name_the_first_of_each_file_and_leave_nothing(
+    ray_session: None, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    lines = '{"text": "a line that is quite all right"}\n' * 6
+    (tmp_path / "texts" / "a.jsonl").write_text(lines + "{broken\n{broken\n")
+    (tmp_path / "texts" / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "texts" / "c.txt").touch()
     out = tmp_path / "corpus"
-    with pytest.raises(UserError, match=r"file\.jsonl line 7 is not valid JSON"):
-        build(make_recipe({"kind": "files", "path": str(path)}), out)
+    with pytest.raises(UserError) as found:
+        build(make_recipe({"kind": "files", "path": str(tmp_path / "texts")}), out)
+    assert "a.jsonl line 7 is not valid JSON" in str(found.value)
+    assert "b.txt is not UTF-8 at byte 3; set encoding of this source" in str(found.value)
+    assert "(3 of 9 records of this source cannot be read, in 2 files, and" in str(found.value)
     assert not out.exists()
 
 

@@ -17,7 +17,7 @@ from cluster.recipe.corpus import Source
 from pipelines.corpus.read import files as files_module
 from pipelines.corpus.read import sources
 from pipelines.corpus.read.packages import docstrings, standard_library
-from pipelines.corpus.read.records import BadRecord, Document
+from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import plan_splits, read_split, source_names
 from tests.world import COUNTRIES, DIALOGUES, RANDOM_FACTS
 
@@ -184,7 +184,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     texts, bad = read(tmp_path)
     assert texts == ["one", "three"]
-    assert sum("is empty" in item.reason for item in bad) == 6
+    assert sum("is empty" in item.reason for item in bad) == 4
+    skipped = [item.kind for item in items_of(files(tmp_path)) if isinstance(item, Skipped)]
+    assert skipped == ["empty files", "empty files"]
     for name, complaint in [
         ("odd.parquet", "is damaged from its start (Parquet, "),
         ("null.parquet", "row 2: 'text' is NoneType, not text"),
@@ -192,7 +194,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ]:
         (found,) = [item for item in bad if item.file == str(tmp_path / name)]
         assert complaint in found.reason
-    assert len(bad) == 9
+    assert len(bad) == 7
 
 
 def test_a_parquet_file_without_the_text_field_is_a_mistake_in_the_recipe(tmp_path: Path) -> None:
