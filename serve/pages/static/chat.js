@@ -4,6 +4,8 @@ const EXAMPLES = {
   true: ["What is the capital of Peru?", "How do I stop coughing?", "Tell me about France."],
   false: ["The capital of Peru is", "France is a country", "Once upon a time"],
 };
+const LOADING = "The models are being loaded, which takes up to a few minutes after the server has started.";
+const RETRY_SECONDS = 3;
 let cards = new Map();      // model name -> its entry in /v1/models
 // The chat that is shown. Its turns are {role, text} and, of an answer, {who, continued, end, tokens, seconds, request,
 // weights, system, first, good}: `first` is the index of the first turn that the model was sent.
@@ -35,17 +37,21 @@ function showMode() {
 }
 
 async function loadModels() {
+  byId("welcome-text").textContent = LOADING;
   try {
     const response = await fetchWithKey("/v1/models");
-    if (!response.ok) throw new Error(await reason(response));
+    if (!response.ok) throw Object.assign(new Error(await reason(response)), { unreachable: response.status >= 500 });
     const all = (await response.json()).data, tried = all.some((card) => card.id === "canary");
     // No aliases; but where a new policy is tried, the one whose requests it shares stands for it.
     const list = all.filter((card) => !card.score && card.id !== "canary" && (!card.models || (tried && card.id === "latest")));
     cards = new Map(list.map((card) => [card.id, card]));
   } catch (error) {
-    complain(`The list of models could not be loaded: ${error.message}`);
+    if (!error.unreachable) { complain(`The list of models could not be loaded: ${error.message}`); return; }
+    byId("welcome-text").textContent = `The models cannot be reached: ${error.message}. This page tries again every ${RETRY_SECONDS} seconds.`;
+    setTimeout(loadModels, 1000 * RETRY_SECONDS);
     return;
   }
+  byId("hint").textContent = "";
   model.replaceChildren(...[...cards.keys()].map((name) => {
     const option = element("option", "", name);
     option.value = name;
@@ -233,6 +239,7 @@ async function submit(text) {
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = input.value;
+  if (!chat) byId("hint").textContent = byId("status").textContent = "Your message stays here until the models are loaded.";
   if (running || !chat || !text.trim()) return;
   input.value = "";
   grow();

@@ -1,5 +1,5 @@
 "use strict";
-// The key to this server, stored until this tab is closed. `fetchWithKey` is `fetch` with the key; if the server refuses
+// The key to this server, stored until this tab is closed. `fetchWithKey` is `reach` with the key; if the server refuses
 // it, one dialog asks for another key on behalf of all waiting requests. With the option `again`, for requests that a page
 // repeats by itself, nobody is asked who has declined once.
 let keyAsked = null, keyDeclined = false;
@@ -37,7 +37,7 @@ async function fetchWithKey(path, { again = false, ...options } = {}) {
   for (;;) {
     const key = sessionStorage.getItem("triptych key");
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-    const response = await fetch(path, { ...options, headers });
+    const response = await reach(path, { ...options, headers });
     const error = [401, 403].includes(response.status) ? (await response.clone().json().catch(() => ({}))).error : null;
     if (!["AuthenticationError", "PermissionError"].includes(error?.type)) return response;
     if (again && keyDeclined) return response;

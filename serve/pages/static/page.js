@@ -18,3 +18,10 @@ const isComposing = (event) => event.isComposing || event.keyCode === 229;
 
 // The digit of a key, 0 for none. By its place on the keyboard: French layouts have digits with Shift alone.
 const digitOf = (event) => Number(/^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1] ?? (/^[1-9]$/.test(event.key) ? event.key : 0));
+
+// `fetch` whose error says in words that there is no answer; browsers say "Failed to fetch", each differently.
+async function reach(path, options) {
+  try { return await fetch(path, options); } catch (error) {
+    throw error instanceof TypeError ? Object.assign(new Error("the server does not answer"), { unreachable: true }) : error;
+  }
+}

@@ -7,7 +7,7 @@ class Refused extends Error {}
 async function request(path, body, signal) {
   const headers = { Authorization: `Bearer ${localStorage.getItem("triptych token") ?? ""}` };
   if (body) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+  const response = await reach(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
   const reason = answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : `the server answered ${response.status}`);

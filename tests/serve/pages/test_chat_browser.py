@@ -87,6 +87,25 @@ def test_past_chats_stay_in_this_browser_until_they_are_deleted(browser: "api.Br
         page.get_by_text("There is none yet.").wait_for()
 
 
+def test_a_page_that_is_opened_before_the_models_are_loaded_waits_for_them(browser: "api.Browser", site: Site) -> None:
+    page = browser.new_context().new_page()
+    page.clock.install()
+    waiting: list[api.Route] = []
+    page.route("**/v1/models", lambda route: waiting.append(route))
+    page.goto(site.url)
+    page.get_by_text("The models are being loaded").wait_for()
+    page.get_by_label("Message").fill("What is the capital of Peru?")
+    page.keyboard.press("Enter")
+    page.get_by_text("Your message stays here until the models are loaded.").first.wait_for()
+    waiting[0].abort()
+    page.get_by_text("The models cannot be reached: the server does not answer.").wait_for()
+    page.unroute("**/v1/models")
+    page.clock.run_for(3000)
+    page.get_by_text("The model policy answers in conversation.").wait_for()
+    assert page.get_by_label("Message").input_value() == "What is the capital of Peru?"
+    page.context.close()
+
+
 def test_thumbs_reach_the_feedback_and_can_be_changed_and_taken_back(browser: "api.Browser", site: Site) -> None:
     with chatting(browser, site) as (page, ask):
         page.get_by_label("System prompt").fill("Be brief.")
