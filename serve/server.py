@@ -227,7 +227,11 @@ def _serve(
         server_files.append(write_server(visitor_run(run), address, token, visitors, certificate=certificate))
     with _signals_interrupt(), serve_instance(local):
         try:
-            with console.status(f"starting {', '.join(models)}"):
+            starting = f"starting {', '.join(models)}"
+            if not console.is_terminal:
+                # A status line is for terminals alone, and a log would say nothing for minutes.
+                console.print(starting, soft_wrap=True)
+            with console.status(starting):
                 deploy(
                     models,
                     host,

@@ -278,6 +278,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(words, prog_name="triptych", standalone_mode=False)
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())
+        if message.startswith("No such command"):
+            message = (
+                f"{message.rstrip('.')}: `triptych --help` lists the commands, and `triptych doctor` the state of runs"
+            )
         print(f"triptych: {message or 'name a command; they are listed above'}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

@@ -61,7 +61,7 @@ def tree(folder: Path) -> str:
         (["submit", "run", "recipe.yaml", "--address", "http://127.0.0.1:1"], "no Ray job server answers"),
         (["submit", "run", "recipe.yaml", "--address", "head"], "such as http://127.0.0.1:8265"),
         (["submit", "cook", "recipe.yaml", "--address", "http://127.0.0.1:1"], "cannot submit 'cook'"),
-        (["cook"], "No such command 'cook'"),
+        (["cook"], "No such command 'cook': `triptych --help` lists the commands"),
         (["run"], "Missing argument 'RECIPE'"),
         (["run", "recipe.yaml", "--prot", "1"], "No such option: --prot"),
     ],
