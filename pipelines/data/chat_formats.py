@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
 from pipelines.data.row_files import BadRow, Row, bad_row, good_row
@@ -210,7 +211,7 @@ def prompt_of(row: Row, place: str) -> Messages:
     messages = _before(row, messages, place) + messages
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if not any(message["role"] == "user" for message in messages):
+    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise UserError(f"{place} has no user turn to answer")
     return messages
 
@@ -226,7 +227,16 @@ def conversation_of(row: Row, place: str) -> tuple[Conversation, str, set[str], 
     tools = read_tools(row["tools"], place) if row.get("tools") else None
     if not any(turn["role"] == "assistant" for turn in turns.messages):
         raise UserError(f"{place} has no assistant turn to learn from")
+    for number, turn in enumerate(turns.messages):
+        if turn["role"] == "assistant" and number not in turns.untrained and not _says_something(turn):
+            raise UserError(
+                f"{place}: an answer is empty, which would teach the model to say nothing; mend or remove it"
+            )
     return Conversation(turns.messages, place, tools, turns.untrained), layout, fields, turns.ignored
+
+
+def _says_something(turn: dict[str, Any]) -> bool:
+    return bool(turn["content"].strip() or turn.get("tool_calls") or turn.get(REASONING))
 
 
 def _layout(row: Row, place: str) -> str:

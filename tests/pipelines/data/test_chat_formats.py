@@ -309,6 +309,7 @@ def test_demo_prompts_have_the_annotators_metadata() -> None:
         ('{"prompt": "Hello", "response": "a\\ud800b"}', r"half of a surrogate pair \('\\ud800'\)"),
         ('{"instruction": "a", "output": "b", "history": ["c"]}', "history must be a list of pairs"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "has no assistant turn to learn from"),
+        ('{"prompt": "Hello", "response": " "}', "an answer is empty, which would teach the model to say nothing"),
     ],
 )
 def test_rows_that_cannot_be_read_are_returned_with_file_and_line(line: str, complaint: str, tmp_path: Path) -> None:
@@ -342,7 +343,7 @@ def test_errors_name_damaged_and_missing_files(tmp_path: Path) -> None:
             read_prompts([ChatSource(kind="files", path=str(path))], 1)
 
 
-def test_a_prompt_without_a_user_turn_is_refused(tmp_path: Path) -> None:
-    rows = {"messages": [{"role": "assistant", "content": "Hi."}]}
+@pytest.mark.parametrize("row", [{"messages": [{"role": "assistant", "content": "Hi."}]}, {"prompt": "\n"}])
+def test_a_prompt_without_a_user_turn_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="line 1 has no user turn"):
-        read_prompts(_file(tmp_path / "p.jsonl", rows), 1)
+        read_prompts(_file(tmp_path / "p.jsonl", row), 1)
