@@ -202,6 +202,7 @@ async function look() {
     shown = text;
     byId("trouble").hidden = true;
   } catch (error) {
+    if (!shown) byId("state").textContent = "";
     byId("trouble").textContent = `The run could not be read: ${error.message}`;
     byId("trouble").hidden = false;
   }

@@ -55,6 +55,7 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
     with opened(browser, site.url, width) as page:
         page.goto(f"{site.url}/runs")
         page.get_by_role("dialog").get_by_text("This server asks for a key.").wait_for()
+        assert page.locator("#state").inner_text() == "reading the run …"
         page.keyboard.type(site.chat)
         page.keyboard.press("Enter")
         page.get_by_role("dialog").get_by_text("this needs a key with the scope admin; yours has chat").wait_for()
