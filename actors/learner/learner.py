@@ -22,6 +22,7 @@ from actors.learner.batch import check_finite, in_microbatches, sample_metrics, 
 from actors.learner.state import LearnerState
 from actors.model.completion_logprobs import completion_logprobs_and_entropy
 from actors.model.microbatch import accumulate, grouped_microbatches, sum_over_workers
+from actors.model.optim import learning_rate_factor
 from actors.model.reward_head import token_values
 from actors.model.sharding.fsdp import full_tensor
 from actors.objectives.lm import LanguageObjective
@@ -85,6 +86,7 @@ class Learner(LearnerState):
         logprobs = torch.zeros_like(batch.behavior_logprobs)
         metrics: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
+        self._set_learning_rates()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         # Dynamic sampling may leave fewer rows than there are minibatches.
         for number, rows in enumerate(np.array_split(order, min(resolved.minibatches, len(order)))):
@@ -118,6 +120,13 @@ class Learner(LearnerState):
             "learner_seconds": time.monotonic() - clock,
             "version": self.version,
         }
+
+    def _set_learning_rates(self) -> None:
+        settings = self.settings
+        factor = learning_rate_factor(self.version, settings.steps, settings.warmup_share, settings.decay_share)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.peak_rates[name] * factor
 
     @torch.no_grad()
     def _targets(self, batch: RolloutBatch) -> Targets:

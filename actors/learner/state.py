@@ -81,10 +81,11 @@ class LearnerState:
                 without_dropout(model)
         where = self.worker.world_size, self.worker.device, self.worker.autocast
         self.sharded = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
-        self.optimizers = {"policy": adamw(list(self.policy.parameters()), settings.learning_rate, 0.0)}
-        if self.critic is not None:
-            parameters = list(self.critic.parameters())
-            self.optimizers["critic"] = adamw(parameters, settings.learning_rate * CRITIC_RATE, 0.0)
+        self.peak_rates = {"policy": settings.learning_rate, "critic": settings.learning_rate * CRITIC_RATE}
+        learning = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+        self.optimizers = {
+            name: adamw(list(model.parameters()), self.peak_rates[name], 0.0) for name, model in learning.items()
+        }
         self.collator = Collator(self.tokenizer.pad_token_id, self.worker.device)
         self.version = 0
         self.kl_coefficient = settings.resolved.kl_coefficient

@@ -81,8 +81,16 @@ class Rlhf(Section):
     stop: Stop = Field(Stop(), description="limits on the policy at which RLHF ends, such as max_kl")
     fleet: FleetSettings = Field(FleetSettings(), description="numbers of actors, and asynchronous sampling")
     learning_rate: PositiveFloat = Field(
-        5e-5, description="constant learning rate of AdamW; low-rank adapters need one about ten times as high"
+        5e-5,
+        description="learning rate of AdamW, reached after the warm-up; low-rank adapters need one about ten times as "
+        "high",
     )
+    warmup_share: Share = Field(
+        0.0,
+        description="share of the steps, at the start, over which the rate rises linearly; AdamW's first updates move "
+        "every weight by the whole rate, and answers that no sample gives any more cannot be learned again",
+    )
+    decay_share: Share = Field(0.0, description="share of the steps, at the end, over which the rate falls to 0")
     lora: Lora | None = Field(
         None, description="train low-rank adapters only, and send only them to the rollout actors; unset: all weights"
     )
