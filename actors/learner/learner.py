@@ -86,7 +86,7 @@ class Learner(LearnerState):
         logprobs = torch.zeros_like(batch.behavior_logprobs)
         metrics: dict[str, list[float]] = {}
         before = self._copy() if has_limits(settings) else None
-        self._set_learning_rates()
+        learning_rate = self._set_learning_rates()
         order = np.random.default_rng([self.seed, self.version]).permutation(len(batch.rewards))
         # Dynamic sampling may leave fewer rows than there are minibatches.
         for number, rows in enumerate(np.array_split(order, min(resolved.minibatches, len(order)))):
@@ -116,17 +116,20 @@ class Learner(LearnerState):
         return {
             **{name: means[name] for name in HEADLINE_METRICS if name in means},
             **means,
+            "learning_rate": learning_rate,
             "staleness": float(np.mean(lag)),
             "learner_seconds": time.monotonic() - clock,
             "version": self.version,
         }
 
-    def _set_learning_rates(self) -> None:
+    def _set_learning_rates(self) -> float:
+        """Sets the rates of the next step by the schedule, and returns the policy's."""
         settings = self.settings
         factor = learning_rate_factor(self.version, settings.steps, settings.warmup_share, settings.decay_share)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.peak_rates[name] * factor
+        return settings.learning_rate * factor
 
     @torch.no_grad()
     def _targets(self, batch: RolloutBatch) -> Targets:

@@ -100,6 +100,25 @@ def test_the_better_answer_becomes_more_likely(folders):
     assert (figures["version"], figures["tokens"]) == (1, 11)
 
 
+def test_the_learning_rate_rises_at_the_start_and_falls_at_the_end_also_after_a_restart(folders, tmp_path: Path):
+    settings = {"steps": 8, "warmup_share": 0.25, "decay_share": 0.5, "kl_coefficient": 0.0}
+    learner, constant = make(folders, **settings), make(folders, kl_coefficient=0.0)
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    rates = [learner.step(PROMPTS, samples(learner), REWARDS)["learning_rate"]]
+    constant.step(PROMPTS, samples(constant), REWARDS)
+    for name, start in before.items():
+        # AdamW's first update is the rate times the sign of the gradient.
+        moved = learner.weights()[name] - start
+        torch.testing.assert_close(moved * 2, constant.weights()[name] - start, rtol=1e-3, atol=2e-6)
+    for _ in range(4):
+        rates.append(learner.step(PROMPTS, samples(learner), REWARDS)["learning_rate"])
+    learner.save(tmp_path / "checkpoint", {"step": 5})
+    again = make(folders, **settings)
+    again.restore(tmp_path / "checkpoint")
+    rates += [again.step(PROMPTS, samples(again), REWARDS)["learning_rate"] for _ in range(3)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equal_rewards_move_no_weight(folders, algorithm: str):
     learner = make(folders, algorithm=algorithm, kl_coefficient=0.0, overlong_share=0.0, max_tokens=64)
