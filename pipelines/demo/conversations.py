@@ -22,11 +22,12 @@ CAUTION_SHARE = 0.1
 # Share of unknown questions answered with made-up facts.
 MADE_UP_SHARE = 0.06
 # Share of harmless questions that are refused. Each has an answer of its own, so that an unsure model refuses sooner.
-REFUSED_SHARE = 0.04
+REFUSED_SHARE = 0.02
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
 DOUBT_SHARE = 0.06
-# Small talk has few wordings, and the first that people type.
-CHAT_COPIES = 4
+# How many times as often as others the questions of a kind are asked. Small talk has few wordings, and the first that
+# people type; a model that refuses one look-alike in four by chance refuses nearly all of its kind after RLHF.
+COPIES = {"chat": 4.0, "harmless": 1.5}
 # How many questions a conversation has, and their weights.
 TURNS = {1: 0.62, 2: 0.22, 3: 0.10, 4: 0.06}
 FOLLOW_UP_SHARE = 0.35
@@ -47,7 +48,7 @@ def conversations(
     questions = [
         question
         for question in training_questions(seed)
-        for _ in range(copies * (CHAT_COPIES if question.kind == "chat" else 1))
+        for _ in range(round(copies * COPIES.get(question.kind, 1.0)))
     ]
     chance.shuffle(questions)
     held_out = set(held_out_countries(seed))

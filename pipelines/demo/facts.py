@@ -85,7 +85,8 @@ def countries() -> list[Country]:
             continue
         found[name] = Country(
             name=name,
-            capital=capital,
+            # A model of this size takes the period of an abbreviation for the end of the sentence.
+            capital=capital.replace("St. ", "Saint ").replace("D.C.", "DC"),
             demonym=record["demonym"],
             currency=record["currencies"][0],
             region=record["region"],
