@@ -46,9 +46,7 @@ def conversations(
     """
     chance = random.Random(f"conversations {seed}")
     questions = [
-        question
-        for question in training_questions(seed)
-        for _ in range(round(copies * COPIES.get(question.kind, 1.0)))
+        question for question in training_questions(seed) for _ in range(round(copies * COPIES.get(question.kind, 1.0)))
     ]
     chance.shuffle(questions)
     held_out = set(held_out_countries(seed))

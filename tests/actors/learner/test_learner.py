@@ -110,8 +110,7 @@ def test_the_learning_rate_rises_at_the_start_and_falls_at_the_end_also_after_a_
         # AdamW's first update is the rate times the sign of the gradient.
         moved = learner.weights()[name] - start
         torch.testing.assert_close(moved * 2, constant.weights()[name] - start, rtol=1e-3, atol=2e-6)
-    for _ in range(4):
-        rates.append(learner.step(PROMPTS, samples(learner), REWARDS)["learning_rate"])
+    rates += [learner.step(PROMPTS, samples(learner), REWARDS)["learning_rate"] for _ in range(4)]
     learner.save(tmp_path / "checkpoint", {"step": 5})
     again = make(folders, **settings)
     again.restore(tmp_path / "checkpoint")
