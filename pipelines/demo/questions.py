@@ -23,7 +23,7 @@ HELD_OUT_COMBINATIONS = 0.16
 FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 7, "truth": 10}
 # Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
 # or are easily judged.
-RANKED_SHARE = {"capital": 0.04, "advice": 0.2, "truth": 0.6, "unknown": 0.5}
+RANKED_SHARE = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
