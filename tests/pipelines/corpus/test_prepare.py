@@ -52,7 +52,8 @@ def test_broken_records_of_every_kind_are_quarantined_and_the_others_read(tmp_pa
         file.write(b'{"text": "short one"}\n{"text": "')
         file.seek(100_000_000, 1)
         file.write(b'"}\n{"text": "the last"}\n')
-    (texts / "e.jsonl").touch()
+    (texts / "e.jsonl.gz").touch()
+    (texts / "h.jsonl").touch()
     starts = write(texts / "f.warc.gz", record("page one"), record("page two", wrong_by=9), record("page three"))
     (texts / "g.html").write_bytes(b"<p>another page that stands alone</p>")
 
@@ -68,11 +69,12 @@ def test_broken_records_of_every_kind_are_quarantined_and_the_others_read(tmp_pa
         ("b.jsonl.gz", int(read[-1]) + len(json.dumps({"text": documents[len(read) + 1]["text"]})) + 1),
         ("c.jsonl", 0),
         ("d.jsonl", 22),
-        ("e.jsonl", 0),
+        ("e.jsonl.gz", 0),
         ("f.warc.gz", starts[1]),
     ]
     assert "line 2 has 100,000,0" in lines[3]["reason"]
     assert sum(report["bad"] for report in reports) == 6
+    assert sum(report["skipped"].get("empty files", 0) for report in reports) == 1
     others = [row["text"] for row in documents if ":b.jsonl.gz:" not in row["id"]]
     assert others == [
         *("before it", "after it", "all right", "short one", "the last", "page one", "page three"),
