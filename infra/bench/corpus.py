@@ -6,6 +6,7 @@ Seconds are processor time, so that they are comparable on a busy machine. datat
 the cache folder, which takes a minute the first time.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -132,4 +133,6 @@ def _spent() -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("documents", nargs="?", type=int, default=DOCUMENTS)
+    main(words.parse_args().documents)

@@ -1,7 +1,7 @@
 """Measures processor time and peak memory of clustering synthetic signatures, at 1/16, a quarter and all of them.
 
-python -m infra.bench.dedup [documents]        default 2,000,000; one core, without Ray
-python -m infra.bench.dedup links [links]      the driver's merge of as many links, default 50,000,000
+python -m infra.bench.dedup documents [count]   default 2,000,000; one core, without Ray
+python -m infra.bench.dedup links [count]       the driver's merge of as many links, default 50,000,000
 
 Each phase runs in a process of its own, task after task as one worker would run them. Of 20 documents 14 are unique, 5
 agree with another in 0.9 of their places, and one is the same in all groups of 20: a bucket in every band. Parts have
@@ -9,9 +9,9 @@ as many documents as of 4 KB; a task has 1/32 of the keys, and a merge 1/32 of t
 that their numbers grow here as they do from 4 to 64 million documents.
 """
 
+import argparse
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -163,8 +163,11 @@ def _measured(phase: Callable[..., int], *arguments: object) -> tuple[float, int
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    if given[:1] == ["links"]:
-        links(int(given[1]) if len(given) > 1 else LINKS)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("what", nargs="?", choices=["documents", "links"], default="documents")
+    words.add_argument("count", nargs="?", type=int)
+    given = words.parse_args()
+    if given.what == "links":
+        links(given.count or LINKS)
     else:
-        main(int(given[0]) if given else DOCUMENTS)
+        main(given.count or DOCUMENTS)

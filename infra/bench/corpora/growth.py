@@ -7,8 +7,8 @@ beside them: the tasks as they are sent, and the decisions on duplicates. A phas
 at most a tenth more of time each.
 """
 
+import argparse
 import gc
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -122,4 +122,6 @@ def _parts(count: int) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("documents", nargs="?", type=int, default=DOCUMENTS)
+    main(words.parse_args().documents)

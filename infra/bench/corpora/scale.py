@@ -5,7 +5,7 @@ python -m infra.bench.corpora.scale [documents]        of the smallest corpus, o
 Runs the whole stage on Ray, as a user does: one file of lines, cut into splits of 8 MB.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -39,4 +39,6 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else DOCUMENTS)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("documents", nargs="?", type=int, default=DOCUMENTS)
+    main(words.parse_args().documents)

@@ -6,6 +6,7 @@ python -m infra.bench.corpora.sft_data trl [conversations]      beside TRL's pre
 Runs the data's phases on Ray with two workers, as the stage does, over one JSONL file and a tokenizer of 4,096 tokens.
 """
 
+import argparse
 import json
 import random
 import subprocess
@@ -40,7 +41,9 @@ def main() -> None:
     if sys.argv[1:2] == ["trl"]:
         beside_trl(int(sys.argv[2]) if sys.argv[2:] else BESIDE_TRL)
         return
-    sizes = [int(size) for size in sys.argv[1:]] or list(SIZES)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("conversations", nargs="*", type=int, default=list(SIZES))
+    sizes = words.parse_args().conversations
     found = [measure(size) for size in sizes]
     print(f"driver's memory at {sizes[-1]:,} over {sizes[0]:,}: {found[-1].driver / found[0].driver:.2f}")
 

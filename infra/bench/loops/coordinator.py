@@ -8,6 +8,7 @@ with that of the simulation itself in it, so that the coordinator's is less; wit
 walks through all samples that are alive.
 """
 
+import argparse
 import gc
 import random
 import time
@@ -145,4 +146,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
