@@ -40,7 +40,7 @@ _JOB_LOGGERS = {
 
 
 def listen_on_loopback() -> None:
-    """Has a local cluster listen on the loopback interface alone, unless the user has set Ray's variable otherwise.
+    """Makes a local cluster listen on the loopback interface alone, unless the user has set Ray's variable otherwise.
 
     Without it, seven sockets of a cluster on one machine listen on all interfaces. Ray reads the variable when it is
     imported: look at `ENABLE_RAY_CLUSTER` in ray/_private/ray_constants.py and in `get_node_ip_address`.
@@ -52,12 +52,12 @@ def listen_on_loopback() -> None:
 
 
 def quiet_session_loggers() -> None:
-    """Silences what Ray logs in a driver beside its warnings; call it after `import ray`."""
+    """Raises the levels of Ray's loggers in a driver to warnings or errors; call it after `import ray`."""
     _set_levels(_SESSION_LOGGERS)
 
 
 def quiet_job_loggers() -> None:
-    """Silences what Ray's job client logs beside its warnings; call it after importing the client."""
+    """Raises the levels of the loggers of Ray's job client to warnings; call it after importing the client."""
     _set_levels(_JOB_LOGGERS)
 
 
@@ -116,8 +116,8 @@ def is_starting_cluster(error: BaseException) -> bool:
 
 
 def job_connection_errors() -> tuple[type[Exception], ...]:
-    """Returns what Ray's job client raises when its connection is lost: its log comes by aiohttp, the rest by requests,
-    whose errors are OSErrors (ray/dashboard/modules/job/sdk.py)."""
+    """Returns the exceptions that Ray's job client raises when its connection is lost: its log comes by aiohttp, the
+    rest by requests, whose errors are OSErrors (ray/dashboard/modules/job/sdk.py)."""
     from ray.dashboard.modules.job import sdk
     from ray.exceptions import RayError
 

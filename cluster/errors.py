@@ -28,7 +28,8 @@ class DeadlineError(StageError):
 
 
 class StorageError(StageError):
-    """A storage that does not answer, or not whole. It says nothing about the data; the same command reads it again."""
+    """A storage that does not answer, or whose answer breaks off. The data may be intact: the same command reads it
+    again."""
 
 
 class EngineError(StageError):

@@ -37,7 +37,7 @@ class Key:
     """The stored entry of a key.
 
     Attributes:
-        name: its holder, as metrics and logs show them.
+        name: the holder's name, as metrics and logs show it.
         scopes: the parts of the server that it opens, of `SCOPES`.
         digest: SHA-256 of the key. A key has 256 random bits, so a slow hash would add nothing.
         made: time of its creation, in seconds since 1970.
@@ -197,7 +197,7 @@ class KeyRing:
 
     @contextmanager
     def _change(self) -> Iterator[list[Key]]:
-        # Of two commands at once the second waits, and then reads what the first wrote.
+        # Two commands at once take turns: the second reads the file that the first wrote.
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

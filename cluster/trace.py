@@ -12,7 +12,7 @@ from cluster.run.atomic import write_text
 FILE = "trace.json"
 # Steps that are kept.
 STEPS = 3
-# Prompts, spans and actors of a step that are kept: more than can be looked at would only make the page slow.
+# The most prompts, spans and actors of a step that are kept: more would only make the page slow.
 MOST = 512
 
 

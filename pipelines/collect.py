@@ -19,7 +19,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
 from cluster.feedback import Feedback, distinct_completions, is_person, open_feedback
-from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_named
+from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_records
 from cluster.recipe.base import MAX_TEMPERATURE, Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_text
@@ -144,7 +144,7 @@ def _name_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], 
     used: Counter[tuple[Source, int]] = Counter(
         ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
     )
-    return write_named(judged.named(used + others.used), out)
+    return write_records(judged.records(used + others.used), out)
 
 
 def _write_rankings(rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> dict[str, Any]:

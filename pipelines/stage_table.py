@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage
-from cluster.run.stages import Outcome, Result, StageFunction, run_stage
+from cluster.run.stages import Result, StageFunction, StageOutcome, run_stage
 
 
 def make_corpus(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -71,6 +71,6 @@ STAGE_FUNCTIONS: dict[str, StageFunction] = {
 }
 
 
-def run_named_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> Outcome:
+def run_named_stage(stage: Stage, recipe: Recipe, run: RunFolder) -> StageOutcome:
     """Runs or resumes a stage of the table; arguments, value and errors are those of `run_stage`."""
     return run_stage(stage, STAGE_FUNCTIONS[stage.name], recipe, run)

@@ -137,7 +137,7 @@ class WeightedRewards:
         pools: the rewards.
         prompts: P prompts.
         groups: the samples of each.
-        own_weight: the weight of the environment's own reward; None to leave it out.
+        environment_weight: the weight of the environment's own reward; None to leave it out.
     """
 
     def __init__(
@@ -145,14 +145,15 @@ class WeightedRewards:
         pools: Sequence[RewardWorkerPool],
         prompts: Sequence[Prompt],
         groups: Sequence[Sequence[Sample]],
-        own_weight: float | None = None,
+        environment_weight: float | None = None,
     ) -> None:
         self._groups = groups
         whole = [[sample for sample in group if not sample.failure] for group in groups]
         self._requests = [(pool, pool.request(prompts, whole)) for pool in pools]
         self._samples = sum(map(len, groups))
         self._total: Scores = [
-            [_own(prompt, sample, own_weight) for sample in group] for prompt, group in zip(prompts, whole, strict=True)
+            [_own(prompt, sample, environment_weight) for sample in group]
+            for prompt, group in zip(prompts, whole, strict=True)
         ]
 
     def ready(self) -> bool:

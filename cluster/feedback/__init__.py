@@ -2,8 +2,8 @@
 
 `tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
 transactions, `queries` is the class `Feedback` with every query (those on annotators in `annotators`), and `judged`
-tells which judgements are new. Two modules compute figures from rows: `agreement`, of annotators with each other and
-with themselves, and `bradley_terry`, the ratings of models from votes between them.
+tells which judgements are new. Three modules compute figures from rows: `agreement`, of annotators with each other and
+with themselves; `quality`, the report on agreement; and `bradley_terry`, the ratings of models from votes between them.
 """
 
 from cluster.feedback.queries import Feedback, FeedbackCounts, open_feedback

@@ -1,7 +1,7 @@
 """The judgements that a round used, recorded so that later rounds find the new and the deleted ones.
 
 `preferences/judgements.jsonl` names every judgement of people that was there when the round was made: its table and
-number there, who gave it, a digest of what it says, and what it was used for.
+row number, who gave it, a digest of its content, and the number of training and test rows that it became.
 """
 
 import json
@@ -30,7 +30,7 @@ class Judgement:
     Attributes:
         source: where it was given.
         id: its number in the database.
-        digest: of what it says: a judgement that was changed has another one.
+        digest: hash of its content; a changed judgement has another one.
         annotator: who gave it.
         created: when it was given, in seconds since 1970.
         used: the number of training and test rows that it became; 0 for one that tells nothing or was left out.
@@ -45,7 +45,7 @@ class Judgement:
 
     @property
     def key(self) -> JudgementKey:
-        """What it is recognized by."""
+        """Identifies a judgement with its content: after a change the key is another."""
         return self.source, self.id, self.digest
 
 
@@ -63,8 +63,12 @@ class PeoplesJudgements:
     votes: list[Ranking]
     thumbs: list[Thumb]
 
-    def named(self, used: Mapping[tuple[Source, int], int] | None = None) -> list[Judgement]:
-        """Names every judgement, with the number of rows that it became by its source and number."""
+    def records(self, used: Mapping[tuple[Source, int], int] | None = None) -> list[Judgement]:
+        """Makes a record of every judgement.
+
+        Args:
+            used: by source and number, the training and test rows that a judgement became; 0 where it is missing.
+        """
         rows: list[tuple[Source, Any]] = [
             *(("rankings", row) for row in self.rankings),
             *(("votes", row) for row in self.votes),
@@ -91,7 +95,7 @@ def read_judgements(database: Feedback) -> PeoplesJudgements:
     )
 
 
-def write_named(judgements: Iterable[Judgement], folder: Path) -> str:
+def write_records(judgements: Iterable[Judgement], folder: Path) -> str:
     """Writes judgements.jsonl to a folder, and returns its digest for the manifest."""
     rows = [asdict(row) for row in judgements]
     write_text(folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
@@ -99,12 +103,12 @@ def write_named(judgements: Iterable[Judgement], folder: Path) -> str:
 
 
 def judgements_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hashes the names of judgements."""
+    """Hashes the source, number and digest of each judgement."""
     return fingerprint([[row["source"], row["id"], row["digest"]] for row in rows])
 
 
-def read_named(folder: Path) -> list[Judgement]:
-    """Reads judgements.jsonl of a folder; there is none in runs that were made before there were rounds."""
+def read_records(folder: Path) -> list[Judgement]:
+    """Reads judgements.jsonl of a folder; empty without the file, as in runs of versions that had no rounds."""
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -113,7 +117,7 @@ def read_named(folder: Path) -> list[Judgement]:
 
 
 @dataclass(frozen=True)
-class News:
+class JudgementChanges:
     """The differences between a run's judgements and those that its rounds have used.
 
     Attributes:
@@ -131,52 +135,53 @@ class News:
         return sum(self.new.values()) + self.gone
 
     def sentence(self) -> str:
-        """Names the new and the deleted judgements; empty without any."""
+        """Says how many judgements are new or gone, by source; empty if none is."""
         parts = [f"{count} {_words(name, count)}" for name, count in self.new.items() if count]
         count = sum(self.new.values())
         said = [f"{', '.join(parts)} {'is' if count == 1 else 'are'} newer"] if parts else []
         if self.gone:
-            said.append(f"{self.gone} that went in {'is' if self.gone == 1 else 'are'} gone, changed or excluded")
+            said.append(
+                f"{self.gone} that the round used {'is' if self.gone == 1 else 'are'} gone, changed or excluded"
+            )
         return "; ".join(said)
 
 
-def judgement_news(run: RunFolder, preferences: str) -> News:
+def judgement_changes(run: RunFolder, preferences: str) -> JudgementChanges:
     """Compares the judgements of a run's database with those that its rounds have seen.
 
-    A judgement is new until one round has seen it, kept or present: what a round made of it, and whether that round was
-    set aside, is then known.
+    A judgement is new until one round, kept or present, has seen it, even if that round was set aside.
 
     Args:
         run: the run folder.
-        preferences: the subfolder in which each round names them.
+        preferences: the subfolder in which each round has its judgements.jsonl.
 
     Raises:
         UserError: the database cannot be opened.
     """
     if not _has_database(run):
-        return News({}, 0)
+        return JudgementChanges({}, 0)
     with open_feedback(run.feedback_url) as database:
-        now = read_judgements(database).named()
+        now = read_judgements(database).records()
     present = run.path(preferences)
     earlier = [round_folder(run.root, number) / preferences for number in kept_rounds(run.root)]
-    seen = {row.key for folder in (present, *earlier) for row in read_named(folder)}
-    # A round without names saw what had been given when it was written.
+    seen = {row.key for folder in (present, *earlier) for row in read_records(folder)}
+    # A round without judgements.jsonl saw every judgement that is older than its manifest.
     unnamed = [_written(folder) for folder in (present, *earlier) if not (folder / FILE).exists()]
     new = [row for row in now if row.key not in seen and row.created > max(unnamed, default=0.0)]
     keys = {row.key for row in now}
-    gone = {row.key for row in read_named(present) if row.used > 0 and row.key not in keys}
+    gone = {row.key for row in read_records(present) if row.used > 0 and row.key not in keys}
     for number in kept_rounds(run.root):
         if number > present_round(run.root):
-            gone.intersection_update(row.key for row in read_named(round_folder(run.root, number) / preferences))
-    return News({name: sum(row.source == name for row in new) for name in SOURCES}, len(gone))
+            gone.intersection_update(row.key for row in read_records(round_folder(run.root, number) / preferences))
+    return JudgementChanges({name: sum(row.source == name for row in new) for name in SOURCES}, len(gone))
 
 
 @dataclass(frozen=True)
-class Trace:
+class JudgementUse:
     """A judgement, and the rounds whose training it went into.
 
     Attributes:
-        judgement: its name in the newest of these rounds.
+        judgement: its record in the newest of these rounds.
         rounds: their numbers.
         is_there: whether it is still in the database as it was, and its annotator is not excluded.
     """
@@ -186,12 +191,12 @@ class Trace:
     is_there: bool
 
 
-def trace_judgements(run: RunFolder, preferences: str) -> list[Trace]:
+def trace_judgements(run: RunFolder, preferences: str) -> list[JudgementUse]:
     """Lists every judgement that some round used, the newest first, with the rounds that did.
 
     Args:
         run: the run folder.
-        preferences: the subfolder in which each round names them.
+        preferences: the subfolder in which each round has its judgements.jsonl.
 
     Raises:
         UserError: the database cannot be opened.
@@ -202,15 +207,15 @@ def trace_judgements(run: RunFolder, preferences: str) -> list[Trace]:
     rounds: dict[JudgementKey, list[int]] = {}
     names: dict[JudgementKey, Judgement] = {}
     for number, folder in sorted(folders.items()):
-        for row in read_named(folder / preferences):
+        for row in read_records(folder / preferences):
             if row.used > 0:
                 rounds.setdefault(row.key, []).append(number)
                 names[row.key] = row
     if not rounds or not _has_database(run):
         return []
     with open_feedback(run.feedback_url) as database:
-        there = {row.key for row in read_judgements(database).named()}
-    traces = [Trace(names[key], used_in, key in there) for key, used_in in rounds.items()]
+        there = {row.key for row in read_judgements(database).records()}
+    traces = [JudgementUse(names[key], used_in, key in there) for key, used_in in rounds.items()]
     return sorted(traces, key=lambda one: one.judgement.created, reverse=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.feedback import COMPARED, GOLD, Feedback, Ranking, is_person
 from cluster.feedback.agreement import agreement, pairs_alike, reliability
 
-# Prompts that are shown because people disagree on them, and the characters of each.
+# The most disputed prompts that are shown, and the characters of each prompt.
 DISPUTED, MAX_ASKED = 10, 200
 
 
@@ -17,7 +17,8 @@ def agreement_report(database: Feedback, annotator: str | None = None) -> dict[s
 
     Args:
         database: their judgements.
-        annotator: whose figures to return, beside those of all people together; None for everybody's.
+        annotator: the annotator whose figures to return, beside those of all people together; None for the figures of
+            every annotator.
     """
 
     def shown(name: str) -> bool:
@@ -33,7 +34,7 @@ def agreement_report(database: Feedback, annotator: str | None = None) -> dict[s
         "all_bad": sum(row.all_bad for row in people),
         "skipped": sum(row.skipped is not None for row in people),
     }
-    # Those who are excluded too: their reliability is the reason.
+    # With the excluded people: low reliability is a reason to exclude one.
     persons = [row for row in judgements if is_person(row.annotator) or row.annotator == GOLD]
     return {
         "counts": counts,

@@ -195,7 +195,7 @@ class Feedback(AnnotatorQueries):
 
         Args:
             ranking: the judgement.
-            seen: when the judgement was made that it replaces; None if there was none.
+            seen: the time of creation of the judgement that its author saw, which it replaces; None if there was none.
 
         Returns:
             False, and nothing is changed, if the annotator's stored judgement is another one than they saw.

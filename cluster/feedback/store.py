@@ -1,7 +1,7 @@
 """The connection to the feedback database, and transactions under which many processes may write at once.
 
-SQLite by default, in write-ahead mode, so that the web pages, a stage and the command line can write at the same time,
-but on network file systems, which write-ahead mode does not work on; PostgreSQL by URL.
+The default is SQLite in write-ahead mode, so that the web pages, a stage and the command line can write at the same
+time; on network file systems, where that mode does not work, SQLite keeps a rollback journal. A URL selects PostgreSQL.
 """
 
 import threading

@@ -11,9 +11,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]
-# What weight decay applies to.
+# The parameters that weight decay applies to.
 Decayed = Literal["matrices", "layers", "all"]
-# Keys of all training, RLHF's among it; the sections give the defaults.
+# Keys that `training` and `rlhf` share; the sections give the defaults.
 MicroBatchRows = Annotated[
     Positive, Field(description="rows of a forward pass: less memory with fewer, the same result")
 ]
@@ -61,7 +61,7 @@ NAMED = (PathKind.MODEL, PathKind.TEMPLATE)
 
 
 def is_name(kind: PathKind, value: str) -> bool:
-    """Says whether a value is the name of something that does not lie on this machine."""
+    """Tells whether a value names a built-in template, or a model that does not lie on this machine."""
     return value in TEMPLATES if kind is PathKind.TEMPLATE else not Path(value).exists()
 
 
@@ -87,7 +87,8 @@ class Lora(Section):
 
 
 class TrainingLora(Lora):
-    """Adapters with what RLHF, which compares a model with itself and sends adapters to its engines, does not have."""
+    """Low-rank adapters with two settings that `rlhf.lora` lacks, because RLHF compares a model with itself and sends
+    the adapters to its engines."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout of the adapters' inputs")
     dora: bool = Field(
@@ -117,7 +118,8 @@ def map_paths(value: Any, change: Callable[[PathKind, str], str]) -> Any:
 
 
 def input_files(section: BaseModel) -> list[str]:
-    """The files that decide the output of a stage, as paths, URIs and globs, in the order of the section's fields."""
+    """Lists the files that decide the output of a stage, as paths, URIs and globs, in the order of the section's
+    fields."""
     paths: list[str] = []
 
     def collect(kind: PathKind, path: str) -> str:
@@ -132,7 +134,7 @@ def input_files(section: BaseModel) -> list[str]:
 
 
 def named_functions(section: Any) -> list[str]:
-    """The Python functions that a section names, as module:function, in the order of its fields."""
+    """Lists the Python functions that a section names, as module:function, in the order of its fields."""
     if isinstance(section, dict):
         return named_functions(list(section.values()))
     if isinstance(section, list):
@@ -149,7 +151,7 @@ def named_functions(section: Any) -> list[str]:
 
 
 def _is_function(annotation: Any, metadata: list[Any]) -> bool:
-    """Tells whether a field is a FunctionName, or one or None: by the pattern, which no other type has."""
+    """Tells whether a field is a FunctionName, possibly optional, by the pattern, which no other type has."""
     if any(getattr(mark, "pattern", None) == FUNCTION_PATTERN for mark in metadata):
         return True
     inner = [part for part in get_args(annotation) if hasattr(part, "__metadata__")]

@@ -17,7 +17,7 @@ MAX_BAD_SHARE = 0.01
 
 
 class TaskFile(Section):
-    """A benchmark in a file, in a published layout, which is told by the fields of its first row."""
+    """A benchmark in a file, in a published layout, which is recognized by the fields of its first row."""
 
     kind: Literal["choice", "generate", "pairs", "perplexity"] = Field(
         description="choice: TruthfulQA, HHH, BIG-bench, HellaSwag, ARC, MMLU; generate: GSM8K, or prompt and answer; "
@@ -71,8 +71,8 @@ class Evaluate(Section):
 def add_task_files(given: dict[str, Any]) -> dict[str, Any]:
     """Adds the files of `evaluate.tasks` to `corpus.decontaminate`, in a recipe before its validation.
 
-    Nothing is added without `corpus.sources`, with `evaluate.decontaminate: false`, or where a section is not what it
-    should be, which validation says.
+    Nothing is added without `corpus.sources`, with `evaluate.decontaminate: false`, or where a section is malformed,
+    which validation reports.
     """
     evaluate, corpus = given.get("evaluate"), given.get("corpus")
     if not isinstance(evaluate, dict) or not isinstance(corpus, dict) or not corpus.get("sources"):

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ValidationError
 from cluster.recipe.base import FUNCTION_PATTERN, NAME_PATTERN, SIZE_PATTERN, SMALL_SIZE_PATTERN
 from cluster.recipe.renamed import RENAMED
 
-# What a text of each pattern looks like.
+# The form of a text that matches each pattern, in words.
 _PATTERNS = {
     FUNCTION_PATTERN: "module:function, such as rewards:brief",
     NAME_PATTERN: "letters, digits, dots, dashes and underscores",
     SIZE_PATTERN: "a number with K, M or B behind it, such as 800K or 2.5M",
     SMALL_SIZE_PATTERN: "a number with K or M behind it, such as 400K",
 }
-# The sections that take what is set in `training`, and would repeat each of its errors.
+# The sections that inherit the settings of `training`, and would repeat each of its errors.
 _HEIRS = ("pretrain", "sft", "reward", "dpo")
 # Characters of a wrong value, and keys of a section, that a message shows at most.
 _SHOWN_CHARACTERS, _SHOWN_KEYS = 80, 3
@@ -61,7 +61,7 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
 
 
 def _is_of_the_other_choice(item: Any, place: _Place) -> bool:
-    """Tells whether an error is of the part of a choice that the recipe does not mean: a section, or a name."""
+    """Tells whether an error belongs to the alternative that the recipe does not mean: the section, or the name."""
     if place.choice != len(place.parts):
         return False
     return isinstance(item["input"], dict) if item["type"] == "literal_error" else item["type"] == "model_type"
@@ -97,7 +97,7 @@ def _inner(found: Sequence[Any], part: str | int) -> Iterator[Any]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """Yields the types that an annotation joins."""
+    """Yields the types in an annotation's union, or the annotation itself."""
     if get_origin(annotation) is Annotated:
         yield from _members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -108,7 +108,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _is_named(own: Any, part: str | int) -> bool:
-    """Tells whether pydantic calls a type of a choice so."""
+    """Tells whether a part of an error's location is the name that pydantic gives to a type of a choice."""
     return str(part).startswith("literal[") if get_origin(own) is Literal else getattr(own, "__name__", "") == part
 
 

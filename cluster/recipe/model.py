@@ -41,7 +41,7 @@ class Cluster(Section):
 
 
 def head_size(hidden: int) -> int:
-    """The default width of an attention head in a model of that hidden width."""
+    """Returns the default width of an attention head in a model of that hidden width."""
     return 32 if hidden < 512 else 64
 
 

@@ -100,7 +100,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    """The type and bounds of a key in words, from its JSON schema."""
+    """Describes the type and bounds of a key in words, from its JSON schema."""
     schema = TypeAdapter(field.rebuild_annotation()).json_schema()
     return _words(schema, schema.get("$defs", {}))
 

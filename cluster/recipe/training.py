@@ -253,7 +253,7 @@ TRAINING_SECTIONS: dict[str, type[Training]] = {
 
 
 def inherited_fields(kind: type[Training]) -> set[str]:
-    """The fields that a section takes from `training`: all for which it has no default of its own."""
+    """Returns the fields that a section takes from `training`: all for which it has no default of its own."""
     return set(Training.model_fields) - set(kind.__annotations__)
 
 

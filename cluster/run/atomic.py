@@ -19,8 +19,8 @@ from typing import Any
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a hidden path beside `path` to write to, and renames it to `path` when the block ends without an error.
 
-    What the block writes there may be a file, or a folder where `path` is not there yet. The parent folder is created.
-    All bytes are on disk before the rename, so that after a power cut too the name stands for the whole.
+    The block may write a file there, or a folder if `path` does not exist yet. The parent folder is created. All bytes
+    are on disk before the rename, so that `path` is whole even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f".{path.name}.side")

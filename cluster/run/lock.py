@@ -36,7 +36,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> "Holder":
-        """This process."""
+        """Describes this process as a holder."""
         return cls(os.getpid(), socket.gethostname(), os.environ.get(JOB, ""), os.environ.get(JOB_SERVER, ""))
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.run.atomic import write_text
 
-# What a line holds besides metrics: when and how far.
+# Keys of a line that are not metrics.
 NO_METRICS = ("step", "steps", "time")
 EVENT_FILES = "events.out.tfevents.*"
 # Seconds between two looks at `metrics.jsonl`, and the longest wait for the last one.

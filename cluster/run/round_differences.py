@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.feedback.judged import read_named
+from cluster.feedback.judged import read_records
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import ROUND_FOLDERS, command_of
 from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
@@ -65,7 +65,7 @@ def differing_judgements(run: RunFolder, first: int, second: int) -> str:
     used = []
     for number in (first, second):
         root = folder if (folder := round_folder(run.root, number)).exists() else run.root
-        used.append({row.key for row in read_named(root / "preferences") if row.used})
+        used.append({row.key for row in read_records(root / "preferences") if row.used})
     parts = []
     for number, own, other in ((first, used[0], used[1]), (second, used[1], used[0])):
         only = Counter(source for source, _, _ in own - other)

@@ -19,7 +19,7 @@ from cluster.run.layout import ROUND_FOLDERS
 
 
 def round_folder(root: Path, number: int) -> Path:
-    """The folder of an earlier round, with the subfolders of a run."""
+    """Returns the folder of an earlier round, with the subfolders of a run."""
     return root / "rounds" / str(number)
 
 
@@ -29,17 +29,17 @@ def kept_rounds(root: Path) -> list[int]:
 
 
 def next_round(root: Path) -> int:
-    """The number of a round that is made now."""
+    """Returns the number of a round that is made now."""
     return max(kept_rounds(root), default=0) + 1
 
 
 def present_round(root: Path) -> int:
-    """The number of the round whose subfolders are in the run folder: a kept one, or one that is being made."""
+    """Returns the number of the round whose subfolders are in the run folder: a kept one, or one that is being made."""
     return _kept_as(root, present_folders(root)) or next_round(root)
 
 
 def round_in_the_making(root: Path, replaced: str) -> int:
-    """The number of the round that a stage belongs to once it has replaced the one in this subfolder."""
+    """Returns the number of the round that a stage belongs to once it has replaced the one in this subfolder."""
     present = present_folders(root)
     kept = replaced not in present or _kept_as(root, present) is not None
     return next_round(root) + (not kept)
@@ -66,7 +66,7 @@ def keep_round(root: Path, replaced: str) -> int | None:
         replaced: the subfolder. One that is stale belongs to a round that was kept when it became so.
 
     Returns:
-        the number of the round of which the subfolder is; the newest kept one where there is no such subfolder yet.
+        the number of the round that the subfolder belongs to; the newest kept one where there is no such subfolder yet.
     """
     content = _manifest(root / replaced)
     present = present_folders(root)
@@ -110,12 +110,12 @@ def finish_restore(root: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path, old: Path) -> None:
-    """Moves a folder to a place, or nothing where it does not exist, and removes the one that was there.
+    """Moves a folder to `target`, and removes the folder that was there.
 
     Args:
-        new: the folder to move.
-        target: its place.
-        old: where the former one is while it is being removed.
+        new: the folder to move; if it does not exist, the one at `target` is only removed.
+        target: the place to move it to.
+        old: the place of the former folder while it is being removed.
     """
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -162,6 +162,6 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
         found = json.loads(content or b"{}")
     except ValueError:
-        # Whoever needs this manifest says that it is damaged.
+        # The stage that needs this manifest reports that it is damaged.
         return {}
     return found if isinstance(found, dict) else {}

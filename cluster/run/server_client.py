@@ -18,11 +18,11 @@ REPLY_SECONDS = 30.0
 
 
 class NotServedError(UserError):
-    """The error that no server of a run answers."""
+    """The failure to reach a server of a run."""
 
 
 def server_file(run: Path) -> Path:
-    """The file with the address of a run's server, present while it is served."""
+    """Returns the path of the file with the address of a run's server, which exists while the run is served."""
     return run / "server.json"
 
 
@@ -60,12 +60,13 @@ def write_server(
 
 
 def served_at(run: Path) -> str | None:
-    """The address of a run's server as it last started; None if it is not being served, or its file is damaged."""
+    """Reads the address of a run's server as it last started; None if it is not being served, or its file is
+    damaged."""
     return _written(run, "url")
 
 
 def application_of(run: Path) -> str | None:
-    """The name in Ray Serve of a run's server as it last started; None if it is not being served."""
+    """Reads the name in Ray Serve of a run's server as it last started; None if it is not being served."""
     return _written(run, "application")
 
 

@@ -52,11 +52,12 @@ EXECUTION_KEYS: dict[str, Any] = {
     },
 }
 
-# Files of a path that are more than this together are told by size and time of change, since every command would read
-# them: a change that leaves both as they are goes unnoticed, and a copy with a new time counts as other data.
+# Files of a path that are larger than this together are identified by size and time of change, since every command
+# would read them: a change that leaves both as they are goes unnoticed, and a copy with a new time counts as other
+# data.
 _MOST_HASHED_BYTES = 256 << 20
 
-Outcome = Literal["skipped", "resumed", "done"]
+StageOutcome = Literal["skipped", "resumed", "done"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def stage_config(stage: Stage, recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             f"the recipe has no section {missing[0]}: add one, or set `{missing[0]}={{}}` on the command line"
         )
-    # Manifests repeat it, so it names files without their credentials; new ones do not make a stage stale.
+    # Manifests hold this text, so credentials are cut from the names of files; new credentials make no stage stale.
     config = {name: _shown(section.model_dump(exclude=EXECUTION_KEYS)) for name, section in sections.items()}
     paths = [path for section in sections.values() for path in input_files(section)]
     return {"seed": recipe.seed, **config, "files": {shown_name(path): _hash_files(path) for path in paths}}
@@ -152,10 +153,10 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder, undone: Collection
         return State("pending" if manifest is None else "stale", f"needs {names}")
     config = stage_config(stage, recipe)
     digest = _stage_fingerprint(stage, config, run)
-    news = ""
+    changes = ""
     if manifest is not None and _is_made_from(manifest, stage, recipe, config, run):
-        news = _news(stage, run)
-        if not news:
+        changes = _judgement_changes(stage, run)
+        if not changes:
             remade = [stage_of(folder).name for folder in stage.after if folder in undone]
             if remade:
                 return State("stale", f"{', '.join(remade)} will be made again first")
@@ -164,7 +165,7 @@ def stage_state(stage: Stage, recipe: Recipe, run: RunFolder, undone: Collection
         return State("partial", "interrupted; the same command resumes it")
     if manifest is None:
         return State("pending", "not run yet")
-    return State("stale", news or _difference(manifest, config, run))
+    return State("stale", changes or _difference(manifest, config, run))
 
 
 def is_made_from_now(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
@@ -180,7 +181,7 @@ def is_done(stage: Stage, recipe: Recipe, run: RunFolder) -> bool:
     return stage_state(stage, recipe, run).name == "done"
 
 
-def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFolder) -> Outcome:
+def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFolder) -> StageOutcome:
     """Runs or resumes a stage, unless it is done; Ray must be connected.
 
     Args:
@@ -203,7 +204,11 @@ def run_stage(stage: Stage, function: StageFunction, recipe: Recipe, run: RunFol
     if resumed:
         run.recover(stage.folder)
     manifest = run.manifest(stage.folder)
-    if manifest is not None and _is_made_from(manifest, stage, recipe, config, run) and not _news(stage, run):
+    if (
+        manifest is not None
+        and _is_made_from(manifest, stage, recipe, config, run)
+        and not _judgement_changes(stage, run)
+    ):
         return "skipped"
     out = run.begin(stage.folder, digest)
     clock = out / "seconds"
@@ -245,20 +250,20 @@ def _fingerprint(stage: Stage, config: dict[str, Any], inputs: dict[str, str]) -
     return fingerprint({"stage": stage.name, "config": config, "inputs": inputs})
 
 
-def _news(stage: Stage, run: RunFolder) -> str:
+def _judgement_changes(stage: Stage, run: RunFolder) -> str:
     """Says which judgements are newer than a finished stage, or gone since; empty where there are none."""
     if not stage.judged:
         return ""
-    # Imported late: the database's libraries take a second, and most stages have nothing to do with it.
-    from cluster.feedback.judged import judgement_news
+    # Imported late: the database's libraries take a second, and most stages do not use it.
+    from cluster.feedback.judged import judgement_changes
 
-    return judgement_news(run, stage.folder).sentence()
+    return judgement_changes(run, stage.folder).sentence()
 
 
 def _is_made_from(manifest: Manifest, stage: Stage, recipe: Recipe, config: dict[str, Any], run: RunFolder) -> bool:
     """Tells whether a finished stage has this configuration and these inputs, whatever judgements it took in.
 
-    Names of keys are those of today, and keys that are new since then have their defaults.
+    Renamed keys of its configuration count under their present names, and keys that it lacks have their defaults.
     """
     taken = {name: made for name, made in manifest.inputs.items() if name == JUDGEMENTS}
     if manifest.fingerprint == (digest := _fingerprint(stage, config, _inputs(stage, run) | taken)):

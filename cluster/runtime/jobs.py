@@ -159,7 +159,7 @@ class JobFollower:
         self._printed = 0
 
     def follow(self) -> int:
-        """Returns the exit code of the job.
+        """Prints the log until the job ends, and returns the exit code of the job.
 
         Raises:
             StageError: the job server has not answered for `LOST_SECONDS`, or the job ended without an exit code.
@@ -173,7 +173,7 @@ class JobFollower:
                 answered = time.monotonic()
                 details = self._client.get_job_info(self._job)
                 if details.status.is_terminal():
-                    # What was written between the end of the last connection and that of the job.
+                    # Lines that were written after the end of the last connection.
                     self._print(self._client.get_job_logs(self._job)[self._printed :])
                     break
                 answered = time.monotonic()

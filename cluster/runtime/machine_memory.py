@@ -46,9 +46,10 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
     - Serving: for the largest number of replicas, three engines, four with a story page, of 4 P and a cache of 0.27 GB
       each, and the reward model; on CPUs models of at most 100 MB share a process.
 
-    With GPUs the models are there. The machine holds the processes and, while they start, the models of all workers, of
-    the learner and of the rewards, each once where workers read it by parts and once a worker where they cannot; or, if
-    that is more, the copy from which a training checkpoint is written: 12 bytes for each trained parameter.
+    With GPUs the models are in their memory. The machine holds the processes and, while they start, the models of all
+    workers, of the learner and of the rewards, each once where workers read it by parts and once a worker where they
+    cannot; or, if that is more, the copy from which a training checkpoint is written: 12 bytes for each trained
+    parameter.
 
     Args:
         recipe: the recipe.

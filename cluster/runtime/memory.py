@@ -112,8 +112,8 @@ def trained_parameters(model: Model, lora: Lora | None) -> int:
 
 
 def trainings(recipe: Recipe) -> dict[str, Training]:
-    """Returns the training sections of the recipe by stage, but of stages that it does not have: pre-training without a
-    corpus, and a reward model that is no reward."""
+    """Returns the training sections of the recipe by stage, without those of stages that it does not have: pre-training
+    without a corpus, and a reward model that is not among the rewards."""
     found: dict[str, Training] = {"pretrain": recipe.pretrain} if recipe.corpus.sources else {}
     found["sft"] = recipe.sft
     if recipe.rlhf.needs_reward_model:
@@ -122,9 +122,9 @@ def trainings(recipe: Recipe) -> dict[str, Training]:
 
 
 def reads_by_parts(recipe: Recipe, section: Training | None = None) -> bool:
-    """Says whether several workers of a stage, RLHF without a section, read a model each by its part
-    (`actors.model.sharding.weights`), or whether each makes the whole in the machine's memory first: one that is new or
-    in a GGUF file, and one with experts."""
+    """Tells whether each of several workers of a stage, of RLHF without a section, reads only its part of a model's
+    files (`actors.model.sharding.weights`). Otherwise each makes the whole model in the machine's memory first: a new
+    one, one in a GGUF file, and one with experts."""
     config = start_config(recipe.model)
     if any((config.get(name) or 0) > 1 for name in EXPERTS):
         return False
@@ -136,7 +136,7 @@ def reads_by_parts(recipe: Recipe, section: Training | None = None) -> bool:
 def _nearest_shape(
     parameters: int, vocabulary: int, hidden: int | None, layers: int | None, heads: int | None
 ) -> Shape:
-    """Searches some ten thousand shapes, for 15 ms: a plan asks for the same few again and again."""
+    """Searches some ten thousand shapes in 15 ms; cached, because a plan asks for the same few again and again."""
     widths = [hidden] if hidden else list(range(64, 16385, 64))
     depths = [layers] if layers else list(range(2, 129))
     free = not (hidden or layers)

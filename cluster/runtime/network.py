@@ -18,7 +18,7 @@ def interface_of(address: str) -> str | None:
 
 
 def use_node_interface() -> None:
-    """Has gloo and NCCL, in this process, use the interface of the address that Ray knows this node by.
+    """Makes gloo and NCCL, in this process, use the interface of the address that Ray knows this node by.
 
     By itself gloo takes the interface of the address that the host's name resolves to. On many images that is
     127.0.0.1, where workers of other hosts cannot reach it. Variables that are set already are kept.
@@ -28,5 +28,5 @@ def use_node_interface() -> None:
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault(GLOO, name)
-        # With the sign, NCCL takes the whole name and not a beginning.
+        # With the equals sign, NCCL matches the whole name and not a prefix.
         os.environ.setdefault(NCCL, f"={name}")

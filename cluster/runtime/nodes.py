@@ -43,7 +43,13 @@ class NodeReport:
 
 
 def report(address: str, paths: Sequence[str], marker: str) -> NodeReport:
-    """Looks at the node that this process runs on."""
+    """Reports on the node that this process runs on.
+
+    Args:
+        address: the node's IP address.
+        paths: files and folders that it should see.
+        marker: the file that the driver has just written.
+    """
     versions = {}
     for name in PACKAGES:
         try:
@@ -67,7 +73,7 @@ def report(address: str, paths: Sequence[str], marker: str) -> NodeReport:
 
 
 def ask_nodes(paths: Sequence[str], folder: Path, seconds: float = NODE_SECONDS) -> list[NodeReport]:
-    """Has every live node of the connected cluster report.
+    """Collects the reports of all live nodes of the connected cluster.
 
     A file that is written into the folder and removed afterwards shows whether a node sees the folder itself, or only
     one of the same name.

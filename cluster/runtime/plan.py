@@ -244,7 +244,7 @@ def _cpu_share(found: Resources, processes: int, gpus: float, part: float = 1.0)
         part: the part of every node's CPUs that they may take in all.
 
     Returns:
-        the share, rounded down; 0 if no share is small enough, for want of GPUs beside the cores.
+        the share, rounded down; 0 if no share is small enough, because too few nodes with free cores have free GPUs.
     """
     nodes = [Node(node.cpus * part, node.gpus) for node in found.nodes or (Node(found.cpus, found.gpus),)]
     most = min(found.cpus * part / processes, found.cores)
@@ -286,6 +286,11 @@ def _round_down(share: float) -> float:
 
 
 def connected_resources() -> Resources:
+    """Reads the resources of the connected Ray cluster.
+
+    Raises:
+        RuntimeError: this process is not connected.
+    """
     import ray
 
     if not ray.is_initialized():

@@ -29,7 +29,7 @@ from cluster.compat import (
 from cluster.errors import UserError, first_line
 from cluster.recipe.model import Cluster
 
-# The folder that the project's packages lie in, and what a cluster elsewhere needs of it.
+# The folder of the project's packages, and the packages that are sent to a cluster elsewhere.
 ROOT = Path(cluster.__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "pipelines", "serve", "infra")
 # The longest wait for a TCP connection, and for a process to end by itself.
@@ -114,10 +114,10 @@ def connect(settings: Cluster, object_store_gb: float = 1.0, modules: Sequence[P
 
 
 def collect_garbage_rarely() -> None:
-    """Has Python look for garbage in cycles after 10,000 new objects, and not after 700 as it does by itself.
+    """Makes Python look for garbage in cycles after 10,000 new objects, and not after 700 as it does by itself.
 
     Importing makes millions of objects and hardly any garbage: vLLM took 5.4 s of processor time to import in place of
-    7.0, and what a training worker needs 3.1 in place of 4.2.
+    7.0, and the libraries of a training worker took 3.1 s in place of 4.2.
     """
     gc.set_threshold(10_000, 20, 20)
 

@@ -35,7 +35,7 @@ def start_config(model: Model) -> dict[str, Any]:
 
 
 def lacks_template(model: Model) -> bool:
-    """Says whether a model gets Triptych's chat template: a new one, or a folder without one."""
+    """Tells whether a model gets Triptych's chat template: a new model, or one in a folder without a template."""
     folder = Path(model.start_from or "")
     settings = folder / "tokenizer_config.json"
     if not model.start_from or not settings.is_file():

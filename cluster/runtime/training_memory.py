@@ -75,8 +75,8 @@ def training_memory(recipe: Recipe, section: Training, device: str) -> TrainingM
     """Estimates the memory of a training worker, for P parameters in float32 that FSDP2 shards over W workers.
 
     - Weights: 4 P / W bytes, and as many for the reference of `dpo`. Gradients: 4 P / W, with `reduce_once` 4 P more.
-      AdamW's moments: 8 P / W. With LoRA, the last two are those of the adapters alone, which are the whole difference
-      from the reference.
+      AdamW's moments: 8 P / W. With LoRA, gradients and moments are those of the adapters alone, and there is no
+      separate reference: it is the model without its adapters.
     - Gathered, with several workers: weights of two layers (one computing, the next on its way) and of the embedding,
       and gradients of one layer and of the embedding before they are scattered.
     - Casts: with bfloat16, 2 P bytes that autocast keeps for the backward pass, unless activations are recomputed.

@@ -17,8 +17,9 @@ from pipelines.assistant.questions import (
 def conversations(seed: int, refusals: int = 40, denials: int = 30) -> Iterator[dict[str, Any]]:
     """Yields rows for `sft.sources`: short answers to everyday questions.
 
-    They show the form of an answer. What to refuse and what to deny is left to RLHF, but for examples: an answer that
-    no sample ever holds cannot be ranked first. With 12 refusals the fine-tuned model met every harmful request.
+    They show the form of an answer. RLHF teaches the model what to refuse and what to deny, but needs some examples
+    here: an answer that is never sampled cannot be ranked first. With 12 refusals the fine-tuned model met every
+    harmful request.
 
     Args:
         seed: decides the split and the order.

@@ -41,7 +41,7 @@ def exam(seed: int) -> Exam:
 
 
 def is_right(question: Question, text: str) -> bool:
-    """Whether a text is a right answer.
+    """Tells whether a text is a right answer.
 
     Raises:
         KeyError: the question is of another kind than those of `KINDS`.

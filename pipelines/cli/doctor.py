@@ -71,6 +71,10 @@ def examine_cluster(console: Console, shared: Path) -> int:
 
     Returns:
         the number of problems.
+
+    Raises:
+        UserError: `shared` is not a folder.
+        DeadlineError: a node did not answer.
     """
     folder = shared.absolute()
     if not folder.is_dir():

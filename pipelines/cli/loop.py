@@ -1,4 +1,4 @@
-"""`triptych loop`: makes the next policy from new judgements, tests it, and has it take over."""
+"""`triptych loop`: makes the next policy from new judgements, tests it, and promotes it."""
 
 import os
 from functools import partial

@@ -14,7 +14,7 @@ from cluster.run.atomic import atomic_write, make_private
 from cluster.run.folder import RunFolder
 from cluster.run.layout import ROUND_FOLDERS, Stage
 from cluster.run.rounds import round_in_the_making
-from cluster.run.stages import Outcome, check_functions, check_sources, is_done, stage_state
+from cluster.run.stages import StageOutcome, check_functions, check_sources, is_done, stage_state
 from cluster.run.storage.files import glob_root
 from cluster.run.storage.remote import is_remote, without_credentials
 from cluster.runtime.machine_memory import object_store_gb
@@ -24,7 +24,7 @@ from cluster.runtime.session import check_address, connect
 from cluster.runtime.shipping import modules_of
 from pipelines.stage_table import run_named_stage
 
-StageRow = tuple[Stage, Outcome, float]
+StageRow = tuple[Stage, StageOutcome, float]
 # The most figures of a stage in the summary.
 MAX_FIGURES = 6
 # Metrics in words, which are printed below the summary.

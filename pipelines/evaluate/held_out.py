@@ -59,7 +59,7 @@ def sample_and_reward(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     prompts_at_once: int,
-    own_weight: float | None = None,
+    environment_weight: float | None = None,
 ) -> RewardedAnswers:
     """Samples answers with the weights that the fleet holds, and rewards them.
 
@@ -70,7 +70,7 @@ def sample_and_reward(
         sampling: how to sample.
         prompts_at_once: prompts whose answers are rewarded in one batch: time limits of rewards are for the batch of a
             training step.
-        own_weight: of the environment's own reward; None to leave it out.
+        environment_weight: of the environment's own reward; None to leave it out.
 
     Raises:
         DeadlineError, EngineError, StageError: see `Fleet.generate` and `WeightedRewards.wait`.
@@ -78,7 +78,7 @@ def sample_and_reward(
     samples = fleet.generate(prompts, sampling)
     groups = [samples[prompt.id] for prompt in prompts]
     parts = [slice(begin, begin + prompts_at_once) for begin in range(0, len(prompts), prompts_at_once)]
-    rewards = [WeightedRewards(pools, prompts[part], groups[part], own_weight).wait() for part in parts]
+    rewards = [WeightedRewards(pools, prompts[part], groups[part], environment_weight).wait() for part in parts]
     return RewardedAnswers(groups, [row for rows in rewards for row in rows])
 
 

@@ -165,7 +165,7 @@ def _run_models(
                     outputs.tasks.setdefault(task.name, {})[name] = run_task(task, evaluated)
                 if name != "base":
                     outputs.rewarded[name] = sample_and_reward(
-                        fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step, recipe.rlhf.own_weight
+                        fleet, pools, rendered, sampling, recipe.rlhf.prompts_per_step, recipe.rlhf.environment_weight
                     )
         outputs.kl = divergence_from_loaded(fleet, rendered, outputs.rewarded["policy"], deadline)
     outputs.tasks = {task: {name: found[name] for name in MODELS} for task, found in outputs.tasks.items()}

@@ -50,7 +50,9 @@ def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
             fleet.load(version, parameters(causal_lm.load(folder)))
             if runner:
                 answers.append(runner.answers(fleet, "policy"))
-            rewarded.append(sample_and_reward(fleet, pools, rendered, sampling, at_once, recipe.rlhf.own_weight))
+            rewarded.append(
+                sample_and_reward(fleet, pools, rendered, sampling, at_once, recipe.rlhf.environment_weight)
+            )
     shares = exam_changes(exam, *answers) if exam else {}
     return judge_changes(paired_changes(*rewarded)["reward"], exam, shares, recipe.loop.promote_if == "better")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from cluster.feedback.judged import News, judgement_news
+from cluster.feedback.judged import JudgementChanges, judgement_changes
 from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import present_round, restore_round, round_in_the_making
@@ -110,14 +110,14 @@ def begin_round(run: RunFolder, settings: Loop) -> Decision | None:
     Raises:
         UserError: another command works on the run.
     """
-    news = judgement_news(run, "preferences")
-    if news.total < settings.minimum_new:
+    changes = judgement_changes(run, "preferences")
+    if changes.total < settings.minimum_new:
         return None
     with run.lock():
-        return _begin(run, news)
+        return _begin(run, changes)
 
 
-def _begin(run: RunFolder, news: News) -> Decision:
+def _begin(run: RunFolder, changes: JudgementChanges) -> Decision:
     forget_answer(run.root)
     versions = Versions(run, "policy")
     if not versions.kept():
@@ -126,10 +126,10 @@ def _begin(run: RunFolder, news: News) -> Decision:
     found = {
         "before": present_round(run.root),
         "live": versions.live().weights,
-        "new": dict(news.new),
-        "gone": news.gone,
+        "new": dict(changes.new),
+        "gone": changes.gone,
     }
-    return _add(run, round_in_the_making(run.root, "preferences"), "begin", "begun", news.sentence(), found)
+    return _add(run, round_in_the_making(run.root, "preferences"), "begin", "begun", changes.sentence(), found)
 
 
 def take_step(run: RunFolder, step: Next, work: Work) -> Decision | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from cluster.errors import UserError
-from cluster.feedback.judged import judgement_news
+from cluster.feedback.judged import judgement_changes
 from cluster.recipe.loop import Loop
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
@@ -94,7 +94,7 @@ def waits_for(run: RunFolder, settings: Loop) -> str:
     """Names in one line the next step, or the event that the loop waits for."""
     step = next_step(run, settings)
     if step == "wait":
-        total = judgement_news(run, "preferences").total
+        total = judgement_changes(run, "preferences").total
         return f"waiting for {settings.minimum_new} new judgements (loop.minimum_new): {total} there"
     number = open_round(read_trail(run.root))["begin"].round
     if step == "approve":

@@ -84,7 +84,7 @@ class Evaluation:
         fleet.wait_synced()
         sampling = self.settings.sampling
         draws = Sampling(1, sampling.temperature, sampling.max_tokens, self.seed + DRAWS)
-        at_once, own = self.settings.prompts_per_step, self.settings.own_weight
+        at_once, own = self.settings.prompts_per_step, self.settings.environment_weight
         verdicts = [
             verdict
             for group in sample_and_reward(fleet, pools, self.prompts, draws, at_once, own).rewards

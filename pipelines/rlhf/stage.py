@@ -114,7 +114,7 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         else:
             # The engines still hold the fine-tuned model.
             write_json(out / REWARD_AUDIT, require_sound_rewards(recipe, fleet, prompts))
-        rewards = partial(WeightedRewards, pools, own_weight=settings.own_weight)
+        rewards = partial(WeightedRewards, pools, environment_weight=settings.environment_weight)
         scheduler = RolloutScheduler(fleet, ledger, prompts.rendered, settings, recipe.seed, rewards)
         loop = RlhfLoop(fleet, learner, scheduler, settings)
         probe = (

@@ -20,7 +20,7 @@ from actors.model.chat import Chat
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
 from cluster.errors import StageError, UserError
 from cluster.feedback import Completion, Feedback, Ranking, open_feedback
-from cluster.feedback.judged import judgement_news, read_judgements, read_named
+from cluster.feedback.judged import judgement_changes, read_judgements, read_records
 from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
@@ -540,10 +540,10 @@ def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
     assert (second.round, second.round_before) == (2, 1)
     assert second.fingerprint != first.fingerprint
     assert second.inputs["judgements"] != first.inputs["judgements"]
-    named = read_named(run.path("preferences"))
+    named = read_records(run.path("preferences"))
     assert len(named) == 8
     assert {row.id for row in named if row.used} == {ranking.id for ranking in database.rankings()}
-    assert len(read_named(tmp_path / "rounds" / "1" / "preferences")) == 6
+    assert len(read_records(tmp_path / "rounds" / "1" / "preferences")) == 6
     # An earlier round that was brought back by choice stays, until somebody judges again.
     with run.lock():
         restore_round(tmp_path, 1)
@@ -551,9 +551,9 @@ def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
     # A judgement that is changed is another one; what is excluded goes out of the next round.
     rank(names[0], "ann")
     state = stage_state(stage, recipe, run)
-    assert state.why == "1 ranking is newer; 1 that went in is gone, changed or excluded"
+    assert state.why == "1 ranking is newer; 1 that the round used is gone, changed or excluded"
     database.exclude("ann")
-    assert judgement_news(run, "preferences").gone == 6
+    assert judgement_changes(run, "preferences").gone == 6
     assert run_stage(stage, collect.run, recipe, run) == "done"
     assert run.require("preferences").metrics["rankings_by"] == {"ben": 2}
     assert kept_rounds(tmp_path) == [1, 2]

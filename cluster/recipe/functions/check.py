@@ -21,10 +21,10 @@ _ACTS = (
 
 
 def check_function(name: str) -> None:
-    """Checks that a module has the function that a recipe names, and that what both import is installed.
+    """Checks that a module has the function that a recipe names, and that the packages which both import are installed.
 
-    What the source does not decide passes: modules that are not Python source, names that a module makes when it runs,
-    and imports behind a condition or behind statements that may change Python's path.
+    Cases that the source does not decide pass: modules that are not Python source, names that a module makes when it
+    runs, and imports behind a condition or behind statements that may change Python's path.
 
     Args:
         name: module:function.

@@ -24,7 +24,7 @@ from cluster.recipe.rlhf.presets import PRESETS, AlgorithmSettings
 from cluster.recipe.rlhf.regularization import Importance, Kl, Stop
 from cluster.recipe.rlhf.rewards import EnvironmentSettings, Reward
 
-# What vLLM has beside the temperature to cut the distribution that tokens are drawn from.
+# The parameters of vLLM, beside the temperature, that change the distribution which tokens are drawn from.
 TRUNCATIONS = ("top_p", "top_k", "min_p")
 
 
@@ -236,7 +236,7 @@ class Rlhf(Section):
         return self
 
     @property
-    def own_weight(self) -> float | None:
+    def environment_weight(self) -> float | None:
         """The weight of the environment's own reward; None if it is not one of the rewards."""
         return next((reward.weight for reward in self.rewards if reward.kind == "environment"), None)
 

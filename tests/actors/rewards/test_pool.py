@@ -62,7 +62,7 @@ def test_a_function_sees_question_and_answer_with_all_turns_and_special_tokens()
 def test_the_reward_of_an_environment_counts_by_its_weight_and_its_failure_for_all():
     failed = replace(sample("a"), failure="environment e raised")
     group = [replace(sample("a"), reward=2.0), failed, sample("b")]
-    ((first, second, third),) = WeightedRewards([], PROMPTS, [group], own_weight=0.5).wait()
+    ((first, second, third),) = WeightedRewards([], PROMPTS, [group], environment_weight=0.5).wait()
     assert (first, second) == (1.0, Failure("environment e raised"))
     assert third == Failure("the environment gave no reward, for prompt 'a'")
     assert WeightedRewards([], PROMPTS, [group]).wait() == [[0.0, Failure("environment e raised"), 0.0]]

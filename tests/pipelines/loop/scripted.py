@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.feedback import Completion, FeedbackPrompt, Ranking, open_feedback
-from cluster.feedback.judged import read_judgements, write_named
+from cluster.feedback.judged import read_judgements, write_records
 from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import round_folder
@@ -52,7 +52,7 @@ class ScriptedWork(AbstractContextManager["ScriptedWork"]):
             out = self.run.begin(folder, mark)
             with open_feedback(self.run.feedback_url) as database:
                 judged = read_judgements(database)
-            write_named(judged.named({("rankings", row.id or 0): 1 for row in judged.rankings}), out)
+            write_records(judged.records({("rankings", row.id or 0): 1 for row in judged.rankings}), out)
         make(self.run, folder, self.said, *MADE_FROM[folder])
 
     def gates(self, before: int) -> Verdict:

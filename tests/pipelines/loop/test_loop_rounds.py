@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.feedback import COMPARED, Completion, FeedbackPrompt, Ranking, Thumb, open_feedback
-from cluster.feedback.judged import judgement_news, read_judgements, trace_judgements
+from cluster.feedback.judged import judgement_changes, read_judgements, trace_judgements
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import kept_rounds, present_round, round_folder
 from cluster.run.trail import Approval, add_decision, answer_round, open_round, read_answer, read_trail
@@ -97,7 +97,7 @@ def test_a_round_that_fails_is_set_aside_and_its_judgements_are_not_new_again(ro
     assert steps(root)[-2:] == [(2, stopped_by, "stopped"), (2, "end", "kept")]
     assert (live(root), content(root)) == ("one", whole("one"))
     assert kept_rounds(root) == [1, 2]
-    assert judgement_news(run, "preferences").total == 0
+    assert judgement_changes(run, "preferences").total == 0
     # A judgement that the round set aside saw changed, and the present one used, is no news either.
     judge(root, "flo", "gus")
     run_loop(SETTINGS, run, lambda: ScriptedWork(root, "three"), rounds=1, poll=0.0)
@@ -109,9 +109,9 @@ def test_judgements_deleted_before_a_refused_round_count_as_deleted_once(root: P
     run = RunFolder(root)
     with open_feedback(run.feedback_url) as database:
         database.exclude("ann")
-    assert judgement_news(run, "preferences").gone == 1
+    assert judgement_changes(run, "preferences").gone == 1
     refused_round(root)
-    assert (present_round(root), judgement_news(run, "preferences").total) == (1, 0)
+    assert (present_round(root), judgement_changes(run, "preferences").total) == (1, 0)
 
 
 def test_a_policy_waits_for_people_and_takes_over_when_they_approve(root: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_deleted_judgement_is_gone_from_the_next_round_and_its_policies_are_na
             database.delete("votes", ann.judgement.id)
         database.delete("rankings", ann.judgement.id)
     one_round(root)
-    assert "1 that went in is gone" in read_trail(root)[0].why
+    assert "1 that the round used is gone" in read_trail(root)[0].why
     found = {one.judgement.annotator: (one.rounds, one.is_there) for one in trace_judgements(run, "preferences")}
     assert found == {"ann": ([1], False), "bo": ([1, 2], True)} | dict.fromkeys(("cy", "di", "ed"), ([2], True))
     shown = describe_judgements(run)
