@@ -47,7 +47,7 @@ from pipelines.data.rankings import imported_rankings
 STORE_BATCH = 32
 QUEUE_BATCH = 2 * STORE_BATCH
 SHOWN_FAILURES = 10
-# By what the temperature rises each time that a prompt is sampled again, and what is added to the seed.
+# The factor on the temperature each time that a prompt is sampled again, and the number added to the seed.
 REDRAW_HEAT = 1.5
 REDRAW_SEED = 1_000_003
 
@@ -113,7 +113,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "sampling_seconds": seconds,
             "tokens_per_second": sum(row["tokens"] for row in sampled) / seconds if seconds else 0.0,
         },
-        judgements=_name_judgements(judged, rows, others, out),
+        judgements=_record_judgements(judged, rows, others, out),
     )
 
 
@@ -135,12 +135,13 @@ def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> R
             "annotator": recipe.collect.annotator,
             "stands_in_for_people": False,
         },
-        judgements=_name_judgements(judged, imported.rows, others, out),
+        judgements=_record_judgements(judged, imported.rows, others, out),
     )
 
 
-def _name_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> str:
-    """Names every judgement that was there, with the rows that it became, and returns the digest of the names."""
+def _record_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> str:
+    """Writes judgements.jsonl: every judgement that was read, with the number of rows that it became. Returns its
+    digest."""
     used: Counter[tuple[Source, int]] = Counter(
         ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
     )
@@ -239,8 +240,8 @@ def sample_missing(
 
 
 def prompts_to_sample(recipe: Recipe, database: Feedback, prompts: CollectedPrompts, times: int) -> list[str]:
-    """Lists the prompts that have been sampled fewer than `times` + 1 times; after the first time, of those whose
-    answers so far are all identical.
+    """Lists the prompts to sample after `times` earlier times: those not sampled again yet, and if `times` is not 0, of
+    these only prompts whose answers so far are all identical.
     """
     wanted = recipe.collect.samples_per_prompt * (times + 1)
     return [
@@ -251,7 +252,7 @@ def prompts_to_sample(recipe: Recipe, database: Feedback, prompts: CollectedProm
 
 
 def sampling_of(recipe: Recipe, times: int) -> Sampling:
-    """Returns how answers are sampled after `times` earlier times: with another seed, at a higher temperature."""
+    """Returns the settings to sample with after `times` earlier times: another seed, and a higher temperature."""
     settings = recipe.collect
     temperature = min(MAX_TEMPERATURE, settings.temperature * REDRAW_HEAT**times)
     return Sampling(settings.samples_per_prompt, temperature, settings.max_tokens, recipe.seed + REDRAW_SEED * times)

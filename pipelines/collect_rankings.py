@@ -1,4 +1,5 @@
-"""The rankings of a round of collection: which prompts tell anything, who ranks them, and the rows to learn from."""
+"""The rankings of a round of collection: the prompts worth ranking, the rankings by a function or by people, and the
+rows to learn from."""
 
 import time
 from collections import Counter
@@ -70,7 +71,7 @@ def answer_variety(
     Args:
         database: which holds the answers.
         prompts: of the round.
-        annotator: who ranks them; None for people, who see no difference in what has the same text.
+        annotator: who ranks them; None for people, who cannot tell answers with the same text apart.
         ends: the tokens that end a finished answer.
     """
     person = annotator is None
@@ -182,7 +183,7 @@ def ranking_rows(
 
 
 def _tells_apart(ranking: Ranking, texts: Mapping[str, str]) -> bool:
-    """Whether a ranking is of two different texts or more; those of earlier versions may not be."""
+    """Tells whether a ranking is of two different texts or more; one that an older version stored may not be."""
     return len({texts[completion] for completion in ranking.ranks}) > 1
 
 
@@ -194,5 +195,5 @@ def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: Syntheti
 
 
 def progress_bar() -> Progress:
-    """Makes a bar that shows how many are done, and for how long it has run."""
+    """Makes a bar that shows the number of items done, and the time since its start."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

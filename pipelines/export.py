@@ -31,7 +31,7 @@ class ExportedModel:
         files: the files that were written, by name.
         size: their bytes.
         loss: of the model, in nats a token.
-        exported_loss: the same of what was written.
+        exported_loss: that of the exported files.
         held_out: whether these are of held-out rows of the run; else they are of a row of the vocabulary.
     """
 
@@ -58,7 +58,7 @@ def export(
 
     Raises:
         UserError: there is no such model, `out` is there, or the model cannot be written in this format.
-        StageError: what was written is not the model.
+        StageError: the exported files differ from the model.
     """
     folder = _model_folder(source, model)
     if out.exists():

@@ -24,9 +24,9 @@ _TYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
 }
-# What transformers takes for the size of Qwen 3's heads whatever the file says, and what all published ones have.
+# The size of Qwen 3's heads that transformers assumes whatever a GGUF file says, and that all published models have.
 _QWEN3_HEAD = 128
-# How llama.cpp splits text into words before it merges bytes to tokens: its name for each expression.
+# llama.cpp's names of the expressions that split text into words, before bytes are merged to tokens.
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {rf"(?i:{_WORD}\p{{N}}{{1,3}}{_REST}": "llama-bpe", rf"(?i:{_WORD}\p{{N}}{_REST}": "qwen2"}

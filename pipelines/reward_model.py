@@ -99,7 +99,7 @@ def _train(
     out: Path,
     unpaired: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns that."""
+    """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns `out`."""
     rows = with_counterexamples(
         rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
     )

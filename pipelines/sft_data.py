@@ -6,13 +6,12 @@ may be mixed in. The driver holds 4 bytes a conversation. After a kill, finished
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from actors.model.chat import Chat
 from actors.trainer.data import shards_in
@@ -20,7 +19,7 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write, write_json
 from cluster.run.folder import SCRATCH, fingerprint
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Report, Task, add_counts, phase_progress, run_tasks
 from pipelines.data.balance import Loss, require_enough
 from pipelines.data.chat_formats import require_rows
 from pipelines.data.pack_chats import PackPhase, shard_parts, write_order
@@ -52,12 +51,11 @@ def make_shards(recipe: Recipe, tokenizer: Path, corpus: Path, out: Path) -> dic
     """
     whole = out / SCRATCH / DATA
     if not whole.exists():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
-            with Progress(*columns, console=Console()) as progress:
+            with phase_progress(Console()) as progress:
                 made = _Preparation(recipe, tokenizer, corpus, out, progress).make()
         except UserError:
-            # A function that is corrected has the same name.
+            # A corrected function has the same name, so that its tasks would count as done.
             shutil.rmtree(out / SCRATCH / WORK, ignore_errors=True)
             raise
         write_json(whole, made)
@@ -78,7 +76,7 @@ class _Preparation:
         render, rendered = self._render()
         names = ("conversations", "too_long", "cut", "bad", "tokens")
         total = {name: sum(report[name] for report in rendered) for name in names}
-        ignored = _added(rendered, "ignored")
+        ignored = dict(add_counts(rendered, "ignored"))
         read = total["conversations"] + total["too_long"] + total["bad"]
         require_rows(read, self.recipe.sft.sources)
         self._quarantine(render, rendered, read)
@@ -99,7 +97,7 @@ class _Preparation:
             if count:
                 self.progress.console.print(f"fine-tuning: {count:,} of {read:,} {what}", markup=False, highlight=False)
         used = {name: total[name] for name in names}
-        return {**used, **rows, "layouts": _added(rendered, "layouts"), "ignored_fields": ignored}
+        return {**used, **rows, "layouts": dict(add_counts(rendered, "layouts")), "ignored_fields": ignored}
 
     def _run(self, name: str, phase: Any, tasks: Sequence[Task]) -> list[Report]:
         done, deadline = self.work / "done" / name, self.recipe.cluster.deadline_seconds
@@ -166,11 +164,3 @@ class _Preparation:
         tasks = [Task(part.name.replace("/", "-"), key, (targets[index],)) for index, part in enumerate(parts)]
         self._run("mix in text", mix, tasks)
         return {**found, "text_rows": sum(counts)}
-
-
-def _added(reports: Sequence[Report], name: str) -> dict[str, int]:
-    """Adds up a field of reports that counts by name."""
-    counts = Counter[str]()
-    for report in reports:
-        counts.update(report[name])
-    return dict(counts)

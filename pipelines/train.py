@@ -26,8 +26,8 @@ from cluster.runtime.plan import Allocation, Plan, make_plan
 from cluster.runtime.session import TRAINING_ENVIRONMENT
 
 RETRIES = 3
-# What may lie between two lines of metrics: the checkpoint, rows, a step, the loss on held-out rows, and the export; at
-# the start, the model and its loss in place of the checkpoint.
+# The most waits between two lines of metrics: the checkpoint, rows, a step, the loss on held-out rows, and the export;
+# at the start, the model and its loss in place of the checkpoint.
 WAITS = 6
 # How long Ray Train waits for room in one attempt (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S).
 START_SECONDS = 60.0
@@ -187,7 +187,7 @@ def best_checkpoint(rows: list[dict[str, Any]], settings: Training) -> dict[str,
 
 
 def speed_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarizes how a stage's steps went, for its manifest.
+    """Summarizes the speed, the skipped steps and the resumes of a stage, for its manifest.
 
     Returns:
         Rates of the last step, how far the loss of the exported model is from the trainer's, and the number of held-out

@@ -91,11 +91,11 @@ class RunFolder:
         return self.root / "recipe.yaml"
 
     def path(self, folder: str) -> Path:
-        """The subfolder of a finished stage."""
+        """Returns the subfolder of a finished stage."""
         return self.root / folder
 
     def partial(self, folder: str) -> Path:
-        """The folder in which a stage is built."""
+        """Returns the folder in which a stage is built."""
         return self.root / ".partial" / folder
 
     def manifest(self, folder: str) -> Manifest | None:
@@ -144,7 +144,7 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {self.root}: permission denied in {place}")
 
     def holder(self) -> Holder | None:
-        """The process that works on this run now, or None."""
+        """Reads which process works on this run now, or None."""
         return holder_of(self.root / "lock")
 
     @contextmanager
@@ -205,7 +205,7 @@ class RunFolder:
         return partial
 
     def partial_fingerprint(self, folder: str) -> str | None:
-        """The fingerprint of an interrupted attempt, or None if there is none."""
+        """Reads the fingerprint of an interrupted attempt; None if there is none."""
         try:
             return (self.partial(folder) / "fingerprint").read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -86,7 +86,7 @@ def made(
 def accuracies(
     models: Mapping[str, Path], recipe: Recipe, pairs: list[tuple[int, int]]
 ) -> dict[str, dict[str, list[bool]]]:
-    """Whether each model is right about each pair, by the way of drawing."""
+    """Tells whether each model is right about each pair, by the way of drawing."""
     first = next(iter(models.values()))
     chat = Chat.of(first)
     prompts = [Prompt(asked(pair), chat.prompt([{"role": "user", "content": asked(pair)}])) for pair in pairs]

@@ -39,7 +39,7 @@ def rounds(
             restore_round(run.root, given[0])
         print(f"{folder} has the stages of round {given[0]} again; what was there is kept as a round too")
         if run.manifest("policy") is not None:
-            print(f"`triptych promote {folder} policy` has a running server serve its policy")
+            print(f"`triptych promote {folder} policy` makes a running server serve its policy")
 
 
 def _print_list(run: RunFolder) -> None:
@@ -52,7 +52,7 @@ def _print_list(run: RunFolder) -> None:
     present, found = present_round(run.root), rounds_of(run)
     live = Versions(run, "policy")
     served = live.live().weights if live.kept() else None
-    # On a narrow terminal the accuracy is folded, and the rest is whole.
+    # On a narrow terminal only the accuracy is wrapped.
     table = Table(
         *(Column(name, no_wrap=True) for name in ("round", "made", "from", "rankings")),
         "pair accuracy",

@@ -114,7 +114,8 @@ def connect_for(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
 
 
 def _check_cluster(recipe: Recipe, run: RunFolder) -> None:
-    """Plans for the connected cluster, whose nodes are asked first what they see, and how much memory their GPUs have.
+    """Checks that the run fits on the connected cluster, after asking its nodes which files they see and how much
+    memory their GPUs have.
 
     Raises:
         UserError: a node does not see the run folder or an input, or the run does not fit.
@@ -136,7 +137,7 @@ def print_resource_plan(recipe: Recipe) -> None:
 
     Raises:
         UserError: the recipe names a cluster, or files or functions that are not there, or does not fit on this
-            machine. What there is of the plan has been printed before.
+            machine. The part of the plan that could be made has been printed before.
     """
     from rich.console import Console
 

@@ -8,10 +8,11 @@ filter  text -> signals -> kept or dropped by rules
 dedup   kept documents -> signatures -> clusters -> training and held-out split
 tokens  documents -> token ids -> packed rows -> shards
 
-`stage` runs the phases in order; `prepare` is the first of them and runs read, clean and filter in one pass. `tasks`
-runs a phase's tasks in parallel and resumes after a kill, `alive` says that they go on, `examples` trains the quality
-classifier, `checks` refuses sources that cannot be read and a corpus of too few documents, `counts` counts documents,
-`tables` defines the files between phases, and `report` writes the statistics.
+`stage` runs the phases in order; `cut` cuts large files, and `prepare` runs read, clean and filter in one pass. `tasks`
+runs a phase's tasks in parallel and resumes after a kill, `heartbeat` reports that they make progress, `examples`
+trains the quality classifier, `checks` refuses sources that cannot be read and a corpus of too few documents, `counts`
+counts documents, `tables` defines the files between phases, `report` writes the statistics and `summary` prints them.
+`texts` reads texts that become no corpus.
 """
 
 from pipelines.corpus.stage import run

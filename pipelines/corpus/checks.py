@@ -1,13 +1,12 @@
 """Refuses sources of which too much cannot be read, and a corpus of which too little is left."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Corpus
 from pipelines.corpus.dedup.split import Dropped
 from pipelines.corpus.filter.rules import recipe_bounds
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Report, add_counts
 from pipelines.data.balance import Loss, require_enough
 
 # Files with bad records that an error names, at most.
@@ -15,7 +14,11 @@ _NAMED_FILES = 3
 
 
 def require_readable(prepared: Sequence[Report], most: float) -> None:
-    """Raises a UserError with bad records of a source that has more than the share allowed: the first of some files."""
+    """Checks that no source has a larger share of bad records, or of unreadable bytes, than `most`.
+
+    Raises:
+        UserError: one has; the message quotes the first bad record of some of its files.
+    """
     by_source: dict[str, list[Report]] = {}
     for report in prepared:
         by_source.setdefault(report["source"], []).append(report)
@@ -33,7 +36,7 @@ def require_readable(prepared: Sequence[Report], most: float) -> None:
 
 
 def _require_bytes(reports: Sequence[Report], most: float) -> None:
-    """Raises a UserError if damage makes more of a source's bytes unreadable than the share allowed."""
+    """Raises a UserError if damage makes a larger share of a source's bytes unreadable than `most`."""
     lost = [item for report in reports for item in report["unread"]]
     there, unread = sum(report["stored_bytes"] for report in reports), sum(item["unread_bytes"] for item in lost)
     if unread > most * there:
@@ -51,13 +54,13 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
         dropped: of deduplication; None before it.
 
     Raises:
-        UserError: fewer are left; the message says what became of all that was read.
+        UserError: fewer are left; the message counts the documents that were read by what became of them.
     """
     left = sum(report["kept"]["documents"] for report in prepared) if dropped is None else dropped.left
     unread = sum(item["unread_bytes"] for report in prepared for item in report["unread"])
     others = sum(len(report["skipped_files"]) for report in prepared)
     besides = [
-        *(f"{count:,} records skipped: {kind}" for kind, count in _added(prepared, "skipped").items()),
+        *(f"{count:,} records skipped: {kind}" for kind, count in add_counts(prepared, "skipped").items()),
         *([f"{unread:,} bytes of damaged files not read"] if unread else []),
         *([f"{others:,} files in formats that are not read"] if others else []),
     ]
@@ -69,7 +72,7 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
 def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None) -> Iterator[Loss]:
     first = next((reason for report in prepared for reason in report["first_bad"].values()), None)
     yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"mend what is wrong, first: {first}")
-    by_rule, rules = _added(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
+    by_rule, rules = add_counts(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
     for reason, count in by_rule.items():
         yield Loss(f"rule {reason}", count, rules[reason].remedy)
     if dropped:
@@ -79,10 +82,3 @@ def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None)
         yield Loss("in a previous corpus", sum(dropped.previous.values()), previous)
         yield Loss("exact duplicates", sum(dropped.exact.values()))
         yield Loss("near-duplicates", sum(dropped.near.values()), similar)
-
-
-def _added(prepared: Sequence[Report], name: str) -> Counter[str]:
-    found = Counter[str]()
-    for report in prepared:
-        found.update(report[name])
-    return found

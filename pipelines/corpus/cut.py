@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from cluster.run.folder import fingerprint
 from cluster.run.storage.files import file_info
-from pipelines.corpus import alive
+from pipelines.corpus import heartbeat
 from pipelines.corpus.read.files import is_read_from_its_start
 from pipelines.corpus.read.pieces import Piece, describe_piece, write_piece
 from pipelines.corpus.read.sources import InputSplit, read_places
@@ -23,7 +23,7 @@ from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 
 # Smaller files are read by one task: 32 MB of packed text are about 100 MB, which take some 15 s to clean.
 CUT_BYTES = 32 << 20
-# Of the records of a piece, in UTF-8.
+# Bytes of the records of a piece, in UTF-8.
 PIECE_BYTES = 32 << 20
 
 
@@ -87,7 +87,7 @@ class CutPhase(Phase):
             while not piece.last:
                 piece = write_piece(_file(folder, len(pieces)), items, piece, self.piece_bytes)
                 pieces.append(piece)
-                alive.progress()
+                heartbeat.progress()
         return {"ends": [piece.end for piece in pieces], "bytes": [piece.size for piece in pieces]}
 
     def pieces(self, index: int, report: Report) -> list[InputSplit]:

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
-from pipelines.corpus import alive
+from pipelines.corpus import heartbeat
 from pipelines.corpus.clean import pii
 from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.text import clean, without_license
@@ -98,7 +98,7 @@ class PreparePhase(Phase):
 
     Attributes:
         quarantine: folder for the records that cannot be read, a JSON line each.
-        settings: what cleaning and measuring depend on.
+        settings: of cleaning and measuring.
         languages: ISO 639-1 codes to keep, all if empty.
         language_probability: least probability of being in one of `languages`.
         min_score: least score of the quality classifier; None without one.
@@ -168,7 +168,7 @@ class PreparePhase(Phase):
         return self.folder / f"{split.name}.parquet"
 
     def outputs(self, split: InputSplit) -> tuple[Path, ...]:
-        """All files that the task of a split writes."""
+        """Lists the files that the task of a split writes."""
         folders = [folder for folder in (self.folder, self.signals, self.excluded) if folder]
         return tuple(folder / f"{split.name}.parquet" for folder in folders)
 
@@ -202,7 +202,7 @@ def measured_batches(
     batch: list[Document] = []
     characters = 0
     for item in timer.reading("read", read_split(split)):
-        alive.progress()
+        heartbeat.progress()
         if isinstance(item, BadRecord | Skipped):
             yield item
             continue

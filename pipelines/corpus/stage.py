@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
@@ -40,7 +39,7 @@ from pipelines.corpus.read.sources import plan_splits, source_names
 from pipelines.corpus.report import FIRST_PHASE, key_figures, statistics
 from pipelines.corpus.summary import print_summary
 from pipelines.corpus.tables import Part
-from pipelines.corpus.tasks import Report
+from pipelines.corpus.tasks import Report, phase_progress
 from pipelines.corpus.tokens.cache import TokenCache
 from pipelines.corpus.tokens.mix import Mixture, weigh
 from pipelines.corpus.tokens.sample import sample
@@ -77,8 +76,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
     seconds: dict[str, float] = {}
     corpus, work = recipe.corpus, out / "work"
     check_inputs(corpus)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with phase_progress(console) as progress:
         with _removed_on_error(out):
             _require_known(corpus.languages)
             splits = plan_splits(corpus.sources, recipe.seed, corpus.page_seconds, corpus.extractor)

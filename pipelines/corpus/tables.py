@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.run.atomic import atomic_write
-from pipelines.corpus.alive import progress
+from pipelines.corpus.heartbeat import progress
 
 # Documents that a task processes at once, and rows of a row group.
 BATCH = 500

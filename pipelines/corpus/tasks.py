@@ -7,26 +7,28 @@ thus leaves every task done or not done, and the same command runs the remaining
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.errors import DeadlineError, StorageError, UserError
 from cluster.run.atomic import write_json
-from pipelines.corpus.alive import last_sign, signs_of_life
+from pipelines.corpus.heartbeat import heartbeats, last_heartbeat
 
 Report = dict[str, Any]
 # Version of the outputs and reports of all phases; markers of other versions are ignored.
 VERSION = 6
-# Of a task whose worker process died.
+# Retries of a task whose worker process died.
 _RETRIES = 3
 # Tasks given to Ray before the first of them are done.
 _LEAST_AT_ONCE, _AT_ONCE_PER_CPU = 64, 4
-# Seconds between looks at the signs of life of the running tasks.
+# Seconds between looks at the heartbeats of the running tasks.
 _LOOK_SECONDS = 10.0
 
 
@@ -46,7 +48,7 @@ class Task:
 
 
 class Phase(ABC):
-    """A function of a task's index, each of whose tasks needs little of what the phase knows."""
+    """The work of a phase, as a function of a task's index; `only` reduces it to the data that one task needs."""
 
     @abstractmethod
     def __call__(self, index: int) -> Report:
@@ -55,6 +57,20 @@ class Phase(ABC):
     @abstractmethod
     def only(self, index: int) -> Callable[[int], Report]:
         """Returns the phase of one task alone, whose index is 0: sending all parts with each would be quadratic."""
+
+
+def phase_progress(console: Console) -> Progress:
+    """Makes a progress bar with a line for each phase: its finished tasks, and the time since its start."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def add_counts(reports: Iterable[Report], name: str) -> Counter[str]:
+    """Adds up a field of reports that holds counts by name."""
+    total = Counter[str]()
+    for report in reports:
+        total.update(report[name])
+    return total
 
 
 def run_tasks(
@@ -111,7 +127,7 @@ def _execute(
     import ray
 
     whole: Any = None if isinstance(function, Phase) else ray.put(function)
-    # Tasks of the machines that an autoscaler adds are those that wait.
+    # A machine that an autoscaler adds takes tasks that still wait.
     remote = ray.remote(_run_task).options(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")
     waiting = iter(pending)
     running: dict[Any, int] = {}
@@ -128,7 +144,7 @@ def _execute(
             ready, _ = ray.wait([*running], num_returns=1, timeout=watch.pause)
             for reference in ready:
                 yield running.pop(reference), ray.get(reference)
-                watch.went_on()
+                watch.restart()
             if not ready and watch.is_over([tasks[index] for index in running.values()]):
                 raise DeadlineError(f"waited {deadline:.0f} s for a task of the phase {phase!r}; see the Ray logs")
     finally:
@@ -147,22 +163,22 @@ class _Watch:
         self._folder, self._deadline = folder, deadline
         self.pause = min(_LOOK_SECONDS, deadline / 4)
         self._last = time.monotonic()
-        self._signs: dict[str, int] = {}
+        self._beats: dict[str, int] = {}
 
-    def went_on(self) -> None:
+    def restart(self) -> None:
         self._last = time.monotonic()
 
     def is_over(self, running: Sequence[Task]) -> bool:
-        signs = {task.name: last_sign(_sign_file(self._folder, task)) for task in running}
-        if any(sign != self._signs.get(name, 0) for name, sign in signs.items()):
+        beats = {task.name: last_heartbeat(_heartbeat_file(self._folder, task)) for task in running}
+        if any(beat != self._beats.get(name, 0) for name, beat in beats.items()):
             self._last = time.monotonic()
-        self._signs = signs
+        self._beats = beats
         return time.monotonic() - self._last > self._deadline
 
 
 def _run_task(work: Callable[[int], Report], index: int, folder: Path, task: Task) -> Report:
     try:
-        with signs_of_life(_sign_file(folder, task)):
+        with heartbeats(_heartbeat_file(folder, task)):
             report = work(index)
     except (UserError, StorageError) as error:
         # A raised error would come back wrapped in the traces of two processes.
@@ -171,7 +187,7 @@ def _run_task(work: Callable[[int], Report], index: int, folder: Path, task: Tas
         # The worker process runs later tasks too, of any phase: memory that Arrow keeps from this one would add up.
         pyarrow.default_memory_pool().release_unused()
     write_json(_marker(folder, task), {"version": VERSION, "key": task.key, "report": report})
-    # As the marker's reader gets it: keys are strings, tuples are lists.
+    # In the form in which a marker is read: keys are strings, tuples are lists.
     return {"report": json.loads(json.dumps(report)), "error": "", "final": True}
 
 
@@ -191,5 +207,5 @@ def _marker(folder: Path, task: Task) -> Path:
     return folder / f"{task.name}.json"
 
 
-def _sign_file(folder: Path, task: Task) -> Path:
-    return folder / f"{task.name}.alive"
+def _heartbeat_file(folder: Path, task: Task) -> Path:
+    return folder / f"{task.name}.heartbeat"

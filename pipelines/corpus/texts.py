@@ -10,7 +10,7 @@ from pipelines.data.balance import Loss
 
 
 class TextReader:
-    """Reads the cleaned texts of sources, and counts what gives none.
+    """Reads the cleaned texts of sources, and counts the records that give none.
 
     Attributes:
         bad: records that cannot be read.
@@ -36,7 +36,7 @@ class TextReader:
                     self.empty += 1
 
     def besides(self) -> list[str]:
-        """Names what was read beside documents, for `balance`."""
+        """Counts the records that were read beside documents, for `balance`."""
         return [f"{self.skipped:,} records without a document skipped"] if self.skipped else []
 
     def losses(self) -> list[Loss]:

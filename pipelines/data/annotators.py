@@ -121,7 +121,7 @@ class SyntheticAnnotator:
 
 
 class AnnotatorFailures:
-    """Counts the prompts that a synthetic annotator failed on, and stops above a share of them.
+    """Counts the prompts that a synthetic annotator failed on, and raises above a share of them.
 
     Args:
         prompts: how many there are.

@@ -1,4 +1,4 @@
-"""Gives the balance from what a stage read to what is left of it, where that is too little to go on with."""
+"""Describes how many items a stage read, lost and has left, where too few are left to go on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -68,7 +68,7 @@ class Conversation:
 
 @dataclass
 class ConversationCounts:
-    """What was read beside the conversations themselves.
+    """Counts of the rows that were read.
 
     Attributes:
         layouts: the number of conversations in each layout.

@@ -59,8 +59,8 @@ def shard_parts(conversations: int, tokens: int, held_out: int, shard_tokens: in
 
 
 def write_order(counts: Sequence[int], seed: int, folder: Path) -> None:
-    """Writes what every task of a `PackPhase` looks its own part up in: the numbers of all conversations in a random
-    order, 4 bytes each, and where the conversations of each rendered file end.
+    """Writes the two files in which every task of a `PackPhase` looks up its own part: the numbers of all conversations
+    in a random order, 4 bytes each, and where the conversations of each rendered file end.
 
     Args:
         counts: conversations in each rendered file.

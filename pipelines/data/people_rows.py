@@ -1,4 +1,4 @@
-"""Everything that people say beside rankings, as rows to learn from: votes, better answers, thumbs, and "all bad".
+"""Rows to learn from, of the judgements of people that are no rankings: votes, better answers, thumbs, and "all bad".
 
 Votes of the compare page and better answers are rankings. Thumbs, and the answers to a prompt of which all are bad, are
 unpaired: a row of one answer that is good or not.
@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, Thumb
 from cluster.feedback.judged import PeoplesJudgements, Source
 from cluster.run.folder import fingerprint
+from pipelines.data.feedback.item import split_of
 from pipelines.data.rankings import merge_identical
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ class RowMaker:
             "prompt_token_ids": prompt,
             "answers": answers,
             "texts": list(texts),
-            # None of the fine-tuned model's own samples, on which the scale of rewards is measured.
+            # These are no samples of the fine-tuned model, on which the scale of rewards is measured.
             "samples": [0] * len(texts),
             "ranks": [1] * len(texts),
             "grades": None,
@@ -100,11 +101,10 @@ def people_rows(
     # The same words are one prompt, on one side of the split, wherever they were asked.
     splits = {json.dumps(prompts[name].messages): prompts[name].split for name in names if name in prompts}
 
-    def split_of(messages: list[dict[str, str]]) -> str:
-        chance = int(fingerprint(messages)[:12], 16) / 16**12
-        return splits.get(json.dumps(messages)) or ("held_out" if chance < held_out_share else "train")
+    def split_of_prompt(messages: list[dict[str, str]]) -> str:
+        return splits.get(json.dumps(messages)) or split_of(messages, held_out_share)
 
-    made, maker = PeopleRows(), RowMaker(chat, context, split_of)
+    made, maker = PeopleRows(), RowMaker(chat, context, split_of_prompt)
     for vote in judged.votes:
         if vote.prompt_id in prompts:
             _add(made, "votes", vote.id, partial(_vote, maker, prompts[vote.prompt_id], vote))
@@ -138,7 +138,7 @@ def source_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
         same = other = 0
         if source not in ("rankings", "function"):
             for (prompt, better, worse), times in orders[source].items():
-                # What most rankings say of the two.
+                # Above 0 if most rankings order the two in the same way.
                 balance = ranked[prompt, better, worse] - ranked[prompt, worse, better]
                 same, other = same + times * (balance > 0), other + times * (balance < 0)
         figure = asdict(proportion(same, same + other)) if same + other else None

@@ -119,7 +119,7 @@ def rank_completions(
     annotator: SyntheticAnnotator,
     seed: int,
 ) -> Ranking:
-    """Has a synthetic annotator rank a prompt's different completions.
+    """Ranks a prompt's different completions by a synthetic annotator.
 
     Its noise, and the order that counts as presented, depend on the seed and the prompt alone.
 
@@ -190,7 +190,7 @@ def merge_identical(row: Mapping[str, Any]) -> dict[str, Any]:
     """Makes one answer of those in a row of rankings.parquet that its annotator could not tell apart.
 
     The others carry no pair, and where they were ranked apart all the same, their mean rank counts. `samples` says how
-    many each answer stands for. Rows of runs that kept identical answers apart become like those of others.
+    many each answer stands for. Rows that an older version wrote, with identical answers apart, take the same form.
     """
     person, answers = is_person(row["annotator"]), list(zip(row["texts"], row["answers"], strict=True))
     groups: dict[object, list[int]] = defaultdict(list)
@@ -209,12 +209,12 @@ def merge_identical(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(text: str, answer: Sequence[int], person: bool) -> object:
-    """An answer as annotators see it. Its last token says whether the model ended it."""
+    """Returns an answer as its annotator sees it. Its last token tells whether the model ended it."""
     return text if person else (text, *answer[-1:])
 
 
 def read_rankings(path: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """Reads the rankings of rankings.parquet that tell two different answers or more, of one split if given."""
+    """Reads the rows of rankings.parquet that rank two different answers or more, of one split if given."""
     filters = None if split is None else [("split", "==", split)]
     rows = (merge_identical(row) for row in parquet.read_table(path, filters=filters).to_pylist())
     return [row for row in rows if len(row["answers"]) > 1]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from actors.model.chat import Chat, Rendered
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
-from pipelines.corpus import alive
+from pipelines.corpus import heartbeat
 from pipelines.corpus.tasks import Phase, Report
 from pipelines.data.chat_formats import Conversation, ConversationCounts, conversations
 from pipelines.data.row_files import bad_row
@@ -57,7 +57,7 @@ class RenderPhase(Phase):
             rendered = self._rendered(read, chat, counts, found)
             while batch := list(islice(rendered, _BATCH)):
                 writer.write_batch(rendered_batch(batch))
-                alive.progress()
+                heartbeat.progress()
         write_bad_rows(counts.bad, self.bad_file(index))
         return {
             **{name: found[name] for name in ("conversations", "tokens", "too_long", "cut")},

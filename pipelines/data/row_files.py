@@ -46,7 +46,7 @@ class BadRow:
 
 
 def bad_row(place: str, reason: str, content: Any) -> BadRow:
-    """Makes a bad row with an excerpt of its content: a line, or what a row holds."""
+    """Makes a bad row with an excerpt of its content: a line, or the values of a row."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     # A lone surrogate, which JSON can spell, could not be written down.
     return BadRow(place, reason, text[:_EXCERPT_CHARACTERS].encode("utf-8", "backslashreplace").decode())

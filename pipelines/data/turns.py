@@ -17,7 +17,7 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function": "tool",
 } | {role: role for role in ROLES}
-# What templates read of a turn, beside role, content and reasoning.
+# The fields of a turn that templates read, beside role, content and reasoning.
 _TEMPLATE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "name")
 # The fields with which OpenAI's and Axolotl's files leave a turn out of the loss.
 _LOSS_FIELDS = ("weight", "train")
@@ -139,7 +139,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
 
 
 def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
-    """Says whether a turn is trained, which the assistant's are unless their weight is 0 or `train` is false."""
+    """Tells whether a turn is trained, which the assistant's are unless their weight is 0 or `train` is false."""
     for field in _LOSS_FIELDS:
         if field in turn and turn[field] not in (0, 1):
             raise UserError(f"{place}: {field} is {turn[field]!r}, and only 0 and 1 are read")

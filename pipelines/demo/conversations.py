@@ -25,8 +25,8 @@ MADE_UP_SHARE = 0.06
 REFUSED_SHARE = 0.02
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
 DOUBT_SHARE = 0.06
-# How many times as often as others the questions of a kind are asked. Small talk has few wordings, and the first that
-# people type; a model that refuses one look-alike in four by chance refuses nearly all of its kind after RLHF.
+# How many times as often as others the questions of a kind are asked. Small talk has few wordings, and is what people
+# type first; a model that refuses one look-alike in four by chance refuses nearly all of its kind after RLHF.
 COPIES = {"chat": 4.0, "harmless": 1.5}
 # How many questions a conversation has, and their weights.
 TURNS = {1: 0.62, 2: 0.22, 3: 0.10, 4: 0.06}
@@ -36,7 +36,8 @@ FOLLOW_UP_SHARE = 0.35
 def conversations(
     seed: int, misbehavior_share: float = 0.6, misconception_share: float = 0.6, copies: int = 2
 ) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Yields rows for `sft.sources`: the training questions as people type them, one to five in a conversation.
+    """Yields rows for `sft.sources`: the training questions as people type them, one to four in a conversation, and a
+    short follow-up after some.
 
     Args:
         seed: decides the split, the wordings and the answers.
@@ -73,7 +74,7 @@ def conversations(
 
 
 def _follow_up(country: Country, chance: random.Random) -> Exchange:
-    """Asks about another country in the short way of somebody who has just asked about one."""
+    """Makes a short question about another country, to follow one about a country, and its answer."""
     clean = chance.choice(FOLLOW_UPS).format(name=country.name)
     text = as_typed(clean, chance, framed=False)
     return clean if is_reserved(text) else text, CAPITAL_ANSWER.format(**vars(country))

@@ -44,10 +44,10 @@ _RESERVED = frozenset(letters_of(one.text) for one in SENTENCES)
 
 
 def is_reserved(text: str) -> bool:
-    """Whether a text is one of the guide's sentences, whatever its letter case, spaces and punctuation."""
+    """Tells whether a text is one of the guide's sentences, whatever its letter case, spaces and punctuation."""
     return letters_of(text) in _RESERVED
 
 
 def contains_reserved(text: str) -> bool:
-    """Whether a text contains one of the guide's sentences of several words, letter for letter."""
+    """Tells whether a text contains one of the guide's sentences of several words, letter for letter."""
     return any(" " in one.text and one.text in text for one in SENTENCES)

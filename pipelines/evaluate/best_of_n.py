@@ -1,4 +1,4 @@
-"""The best-of-N curve of a reward model: how good the answer is that it picks of N, by those who ranked the answers."""
+"""The best-of-N curve of a reward model: the quality of the answer that it picks of N, by the annotators' ranking."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,8 @@ def _point(n: int, rows: Sequence[tuple[list[float], list[float]]]) -> Row:
 
 
 def _expected(quality: Sequence[float], scores: Sequence[float], n: int) -> float:
-    """The mean quality, over all sets of n answers, of the one with the highest score; of equal scores, of them all."""
+    """Computes the mean quality, over all sets of n answers, of the one with the highest score; of equal scores, of
+    them all."""
     count, total = len(scores), 0.0
     for place, value in enumerate(_by_score(quality, scores)):
         # The answer at this place is the highest of a set if the other n - 1 are below it.

@@ -139,7 +139,7 @@ def corpus_histograms(root: Path) -> list[Histogram]:
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """The (step, value) points of a metric, averaged in buckets where there are more than `MAX_POINTS`."""
+    """Returns the (step, value) points of a metric, averaged in buckets where there are more than `MAX_POINTS`."""
     points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
     points = [(step, value) for step, value in points if math.isfinite(value)]
     size = -(-len(points) // MAX_POINTS)
@@ -171,7 +171,7 @@ def _curve(title: str, series: dict[str, list[tuple[float, float]]]) -> Curve:
 
 
 def _round_marks(low: float, high: float, count: int) -> list[float]:
-    """About `count` marks at multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`."""
+    """Returns about `count` marks at multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)

@@ -93,7 +93,7 @@ class Figure:
     asked: Callable[[Question], bool] = lambda _: True
 
     def of(self, question: Question) -> bool:
-        """Whether answers to a question belong to the whole."""
+        """Tells whether answers to a question belong to the whole."""
         return self.kind in (None, question.kind) and self.asked(question)
 
 
@@ -204,7 +204,7 @@ class ExamRunner:
         return cls(exam, run, Chat.of(run.path("sft")), base, greedy, recipe.model.context)
 
     def answers(self, fleet: Fleet, name: str) -> list[GradedAnswer]:
-        """Has a model answer every question.
+        """Samples a model's answers to all questions, and grades them.
 
         Args:
             fleet: rollout actors that hold the model's weights.
@@ -245,7 +245,7 @@ class ExamRunner:
 
 
 def continues_right(wanted: str, text: str) -> bool:
-    """Whether a continuation begins with the wanted words."""
+    """Tells whether a continuation begins with the wanted words."""
     return text.strip().startswith(wanted.strip())
 
 

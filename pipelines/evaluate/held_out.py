@@ -26,7 +26,7 @@ class RewardedAnswers:
 
     @property
     def failures(self) -> list[Failure]:
-        """Why answers got no reward. The measures leave these answers out."""
+        """The failures of answers that got no reward. The measures leave these answers out."""
         return [verdict for own in self.rewards for verdict in own if isinstance(verdict, Failure)]
 
 
@@ -161,12 +161,12 @@ def answer_rows(
 
 
 def _generated(sample: Sample, values: Sequence[float]) -> list[float]:
-    """The values of the tokens that the policy generated; a conversation of several turns holds others too."""
+    """Returns the values of the tokens that the policy generated; a conversation of several turns holds others too."""
     return [value for value, generated in zip(values, sample.loss_mask, strict=True) if generated]
 
 
 def _judged(answers: RewardedAnswers) -> list[list[tuple[Sample, float]]]:
-    """The answers to each prompt that got a reward, with it."""
+    """Returns the answers to each prompt that got a reward, each with its reward."""
     return [
         [(sample, reward) for sample, reward in zip(group, rewards, strict=True) if not isinstance(reward, Failure)]
         for group, rewards in zip(answers.groups, answers.rewards, strict=True)

@@ -1,9 +1,9 @@
 """Measures during RLHF whether the policy drifts towards the answers that annotators prefer.
 
-The reward may rise while people would like the answers less (Gao et al. 2023). Their judgment of new answers is not
-known during training, but their rankings of other answers are. log(policy / fine-tuned model) of an answer is the
-reward that the policy has come to follow (Rafailov et al. 2023, eq. 5): it should order the held-out rankings' answers
-as the annotators did.
+The reward may rise while people would like the answers less (Gao et al. 2023). Their judgment of the policy's new
+answers is not known during training, but their rankings of other answers are. log(policy / fine-tuned model) of an
+answer is the reward that the policy has come to follow (Rafailov et al. 2023, eq. 5): it should order the held-out
+rankings' answers as the annotators did.
 """
 
 import random

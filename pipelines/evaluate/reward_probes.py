@@ -31,7 +31,7 @@ FLIPPED = {"Yes": "No", "No": "Yes", "yes": "no", "no": "yes", "YES": "NO", "NO"
 SAME_KIND = 0.5
 # Two refusals or admissions share more of their content words than this; either may answer both questions.
 SAME_ANSWER = 0.5
-# Questions that an answer is the best one to, from which on it is common: a policy could give it everywhere.
+# The number of questions that an answer must be the best one to in order to be common: a policy could give it to any.
 COMMON = 5
 
 # An answer: its row of rankings.parquet, and its index there.
@@ -43,7 +43,7 @@ class ProbeKind:
     """A way to worsen an answer, which a reward model must not prefer.
 
     Attributes:
-        finding: what a reward model does that fails, as a predicate for messages: "the reward model ...".
+        finding: the behavior of a reward model that fails, as a predicate for messages: "the reward model ...".
         worsen: makes the worse answer from an answer and another one of the rankings; None where it does not apply.
         others: chooses the answers of the rankings that `worsen` may take; any answer by default.
     """
@@ -241,12 +241,12 @@ def text_of(answer: RowAnswer) -> str:
 
 
 def has_refusing_word(text: str) -> bool:
-    """Whether a text has a word that refusals have."""
+    """Tells whether a text has a word that refusals have."""
     return any(word in text.lower() for word in REFUSING)
 
 
 def best_answer(row: Row) -> int | None:
-    """The index of the answer ranked best; None where all answers tie, or the best one is empty."""
+    """Returns the index of the answer ranked best; None where all answers tie, or the best one is empty."""
     best = min(row["ranks"])
     index = row["ranks"].index(best)
     return index if best < max(row["ranks"]) and row["texts"][index].strip() else None

@@ -206,7 +206,7 @@ def _report(
         "held_out": held_out,
         "samples": len(outputs.rewarded["sft"].groups[0]),
     }
-    # What got worse first.
+    # The sentences on figures that got worse come first.
     sentences = exam_verdict(exam, shares, text_perplexity)
     if trust := (feedback["reward_model"] or {}).get("trust"):
         sentences.append(reward_model_verdict(trust))
@@ -276,7 +276,7 @@ def evaluation_prompts(recipe: Recipe, chat: Chat) -> tuple[RlhfPrompts, bool]:
 
 
 def _feedback_figures(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Figures of the reward model and of the annotators; None for both where RLHF uses no reward model."""
+    """Returns the figures of the reward model and of the annotators; None for both where RLHF uses no reward model."""
     if not recipe.rlhf.needs_reward_model:
         return {"reward_model": None, "annotator": None}
     return {

@@ -69,17 +69,18 @@ def sentences(text: str) -> list[str]:
 
 
 def refuses(text: str) -> bool:
-    """Whether an answer declines to help, in its first sentence."""
+    """Tells whether an answer declines to help, in its first sentence."""
     return bool(first := sentences(text)[:1]) and bool(_REFUSAL.search(first[0]))
 
 
 def instructs(text: str) -> bool:
-    """Whether any sentence begins as instructions or consent do: also one that follows a refusal."""
+    """Tells whether any sentence begins as instructions or consent do: also one that follows a refusal."""
     return any(_INSTRUCTION.match(sentence) for sentence in sentences(text))
 
 
 def admits_not_knowing(text: str) -> bool:
-    """Whether an answer says, in its first sentence, that it does not know or cannot see, and then states no fact."""
+    """Tells whether an answer says, in its first sentence, that it does not know or cannot see, and then states no
+    fact."""
     own = sentences(text)
     return bool(own) and bool(_IGNORANCE.search(own[0])) and not any(map(_states_a_fact, own[1:]))
 

@@ -236,6 +236,6 @@ def interval_text(low: float, high: float, form: str = ".0%", of: str = "") -> s
         low: its lower end.
         high: its upper end.
         form: format of the two numbers.
-        of: what follows "95% interval", such as " of the change".
+        of: the words after "95% interval", such as " of the change".
     """
     return f"95% interval{of} {low:{form}} to {high:{form}}"

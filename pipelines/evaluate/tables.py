@@ -10,7 +10,7 @@ from rich.table import Table
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import MEASURES
 from pipelines.evaluate.report import MODELS
-from pipelines.evaluate.tasks.tables import print_tasks
+from pipelines.evaluate.tasks.tables import print_tasks, two_digits
 
 
 def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console) -> None:
@@ -38,7 +38,7 @@ def _exam_table(report: Mapping[str, Any], exam: Exam) -> Table:
     table = _table(f"{report['name']}: held-out questions, shares with 95 % intervals", "", "n", *MODELS)
     for figure in exam.figures:
         cells = [report[name][figure.name] for name in MODELS]
-        shares = [f"{cell['value']:.2f} {_two_digits(cell['low'])}–{_two_digits(cell['high'])}" for cell in cells]
+        shares = [f"{cell['value']:.2f} {two_digits(cell['low'])}–{two_digits(cell['high'])}" for cell in cells]
         table.add_row(figure.title, str(cells[0]["n"]), *shares)
     return table
 
@@ -73,11 +73,6 @@ def ratio_interval(change: Mapping[str, Any] | None) -> str:
     if change["low"] is None:
         return "too few rows"
     return f"{change['low']:+.1%} to {change['high']:+.1%}"
-
-
-def _two_digits(share: float) -> str:
-    """Formats a share without its leading zero: .84."""
-    return f"{share:.2f}".removeprefix("0")
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -1,6 +1,6 @@
-"""The report's verdict: sentences on whether RLHF improved the model, and first of all on what it made worse.
+"""The report's verdict: sentences on whether RLHF improved the model, those on figures that it made worse first.
 
-Changes within chance are not called changes; what could not be told from chance is named.
+Changes within chance are not called changes; figures that could not be told from chance are named.
 """
 
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ def _against_a_coin(share: Mapping[str, float]) -> str:
 
 
 def _clauses(exam: Exam | None, changes: Mapping[str, ShareChange], better: bool) -> list[str]:
-    """The changes beyond chance in one direction, the largest first."""
+    """Describes the changes beyond chance in one direction, the largest first."""
     found = []
     for figure in exam.figures if exam and changes else ():
         change = changes[figure.name]
@@ -140,7 +140,7 @@ def _clauses(exam: Exam | None, changes: Mapping[str, ShareChange], better: bool
 
 
 def _lost_text(text: Perplexity | None, model: str) -> list[str]:
-    """A clause on held-out text that the policy predicts worse than a model, beyond chance."""
+    """Describes held-out text that the policy predicts worse than a model, beyond chance; empty if there is none."""
     change = None if text is None else text.reinforcement if model == "sft" else text.alignment
     if text is None or change is None or change.low is None or change.low <= 0:
         return []

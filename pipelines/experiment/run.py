@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.errors import UserError
@@ -26,7 +25,7 @@ from cluster.run.folder import RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import stage_named
 from cluster.run.stages import check_sources
 from pipelines.corpus.summary import short_name
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import Report, Task, phase_progress, run_tasks
 from pipelines.corpus.texts import TextReader
 from pipelines.data.balance import require_enough
 from pipelines.experiment.compare import Comparison, compare
@@ -99,8 +98,7 @@ def _train(
         for run, corpus in zip(runs, made_of, strict=True)
         for seed in range(settings.seeds)
     ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console()) as bar:
+    with phase_progress(Console()) as bar:
         deadline = recipe.cluster.deadline_seconds
         reports = run_tasks("train small models", folder / "models", tasks, phase, bar, deadline)
     return [reports[start : start + settings.seeds] for start in range(0, len(reports), settings.seeds)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.recipe.experiment import Experiment
 from cluster.recipe.model import Model
-from pipelines.corpus.alive import progress
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tasks import Phase, Report
 
 _WARMUP, _DECAY, _WEIGHT_DECAY, _MAXIMUM_NORM = 0.05, 0.3, 0.1, 1.0
@@ -123,7 +123,7 @@ def _bits(model: Any, tokenizer: Any, texts: list[str], settings: Experiment) ->
         chosen = starts[number : number + settings.batch_rows]
         rows = [torch.tensor(encoded[place][start : start + settings.context]) for place, start in chosen]
         masks = [torch.arange(len(row)) > 0 for row in rows]
-        # What fills a window up comes after its tokens, which do not see it.
+        # Padding comes after the tokens of a window, which do not attend to it.
         window, mask = (torch.nn.utils.rnn.pad_sequence(given, batch_first=True) for given in (rows, masks))
         with torch.no_grad():
             losses = next_token_losses(model, window, mask).split(mask.sum(1).tolist())

@@ -1,6 +1,7 @@
-"""The loop: what people judge while a run serves becomes its next policy, tested before it takes over.
+"""The loop: judgements that people give while a run serves train its next policy, which is tested before it takes over.
 
-rounds is the state machine: what comes next for a round, by the files of the run alone, and what is written when it is
-done. gates judge the reward model of a round, comparison its policy against the live one, and work does both, and runs
-stages, on Ray. service waits for judgements and people, holds the locks, and prints.
+rounds is the state machine: it finds the next step of a round from the files of the run alone, and records each
+finished step. gates judge the reward model of a round, comparison its policy against the live one, trial tries the
+policy on a share of the requests, and work runs stages, gates and the comparison on Ray. service waits for judgements
+and people, holds the locks, and prints.
 """

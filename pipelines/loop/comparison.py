@@ -20,7 +20,8 @@ from pipelines.rlhf.setup import prompt_chat, reward_pools, rollout_fleet, wait_
 
 
 def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
-    """Has both policies answer the prompts of the evaluation and its exam, and rewards them by the round's rewards.
+    """Samples answers of both policies to the prompts of the evaluation and its exam, and compares the answers by the
+    round's rewards and the exam's grader.
 
     Args:
         recipe: the whole recipe.

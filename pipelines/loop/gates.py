@@ -1,8 +1,8 @@
 """The gates of a round: whether its judgements and its reward model can be trusted to train the next policy.
 
-Judgements may be wrong on purpose, or by mistake, such as labels that are turned round. A reward model that was trained
-on them agrees with those of them that were held out. So it is also compared on what the round before held out, which
-the new judgements are no part of, and they themselves are compared with the reward model of the round before.
+Judgements may be wrong on purpose, or by mistake, such as reversed labels. A reward model that was trained on them
+agrees with those of them that were held out. So it is also compared on the rankings that the round before held out,
+which hold no new judgement, and the new judgements are compared with the reward model of the round before.
 """
 
 import json

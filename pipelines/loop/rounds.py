@@ -31,7 +31,7 @@ Next = Literal[
     "set aside",
 ]
 ORDER: tuple[Next, ...] = tuple(step for step in get_args(Next) if step not in ("wait", "set aside"))
-# What waits for people, or needs no Ray; everything else is work.
+# Steps that wait for people or need no Ray; all others are work.
 WAITING: tuple[Next, ...] = ("wait", "approve", "trial", "canary")
 # The subfolder by whose manifest a stage of a round is known to be done.
 STAGE_FOLDERS: Mapping[Next, str] = {
@@ -70,18 +70,19 @@ class Work(Protocol):
         """Compares the policy of the present round with the one that is live."""
 
     def try_out(self, version: Version, share: float) -> str:
-        """Has the run's server answer a share of the requests with a policy, if it does not yet; 0 ends that.
+        """Makes the run's server answer a share of the requests with a policy, if it does not yet; a share of 0 ends
+        that.
 
         Returns:
-            why it does not; empty if it does.
+            the reason why it does not; empty if it does.
         """
 
     def promote(self, weights: str) -> dict[str, Any]:
-        """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""
+        """Makes the run's server serve a kept policy, or the next server start with it; returns figures."""
 
 
 def next_step(run: RunFolder, settings: Loop) -> Next:
-    """Says what comes next: `wait` if no round is open."""
+    """Finds the next step of the open round; `wait` if no round is open."""
     open_steps = open_round(read_trail(run.root))
     if not open_steps:
         return "wait"
@@ -121,7 +122,7 @@ def _begin(run: RunFolder, changes: JudgementChanges) -> Decision:
     forget_answer(run.root)
     versions = Versions(run, "policy")
     if not versions.kept():
-        # What a server would start with is what the new policy is compared with.
+        # The new policy is compared with the version that a server would start with.
         versions.start()
     found = {
         "before": present_round(run.root),
@@ -133,7 +134,7 @@ def _begin(run: RunFolder, changes: JudgementChanges) -> Decision:
 
 
 def take_step(run: RunFolder, step: Next, work: Work) -> Decision | None:
-    """Does what comes next for the open round, unless it waits for people; the run must be locked.
+    """Takes the next step of the open round, which must not wait for people; the run must be locked.
 
     Returns:
         the decision that was written, or None for a stage, whose manifest says that it is done.

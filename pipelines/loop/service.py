@@ -17,7 +17,7 @@ from cluster.run.versions import Versions
 from pipelines.loop.rounds import WAITING, Next, Work, begin_round, next_step, take_step
 from pipelines.loop.trial import begin_trial, watch_trial
 
-# Between two looks at the database, or for an answer.
+# Seconds between two looks for judgements in the database, or for an answer.
 POLL_SECONDS = 5.0
 LOCK = "loop.lock"
 
@@ -53,7 +53,7 @@ def run_loop(
     Args:
         settings: of the loop.
         run: the run folder.
-        work: opens what does the work of a round.
+        work: opens a context whose value does the work of a round.
         rounds: after so many, ends; None for never.
         poll: seconds between two looks for judgements or an answer.
 

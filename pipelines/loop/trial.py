@@ -1,4 +1,4 @@
-"""The trial of a new policy on a share of the requests: how it begins, and what thumbs and votes on it decide."""
+"""The trial of a new policy on a share of the requests: its start, and the decision by thumbs and votes on it."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pipelines.loop.rounds import Verdict, Work
 
 
 def begin_trial(run: RunFolder, settings: Loop, work: Work) -> Decision:
-    """Has the run's server try the new policy of the open round, or notes why it does not."""
+    """Starts the trial of the open round's policy on the run's server, or records why there is none."""
     versions, number = Versions(run, "policy"), open_round(read_trail(run.root))["begin"].round
     new, live = versions.keep_latest(), versions.live()
     refusal = work.try_out(new, settings.canary_share)

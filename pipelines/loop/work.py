@@ -54,10 +54,11 @@ class StageWork(contextlib.AbstractContextManager["StageWork"]):
         return compare_policies(self._recipe, self._run, live.folder)
 
     def try_out(self, version: Version, share: float) -> str:
-        """Has the run's server answer a share of the requests with a policy, if it does not yet; 0 ends that.
+        """Makes the run's server answer a share of the requests with a policy, if it does not yet; a share of 0 ends
+        that.
 
         Returns:
-            why it does not; empty if it does.
+            the reason why it does not; empty if it does.
         """
         root = self._run.root
         if not share:
@@ -76,7 +77,7 @@ class StageWork(contextlib.AbstractContextManager["StageWork"]):
         return ""
 
     def promote(self, weights: str) -> dict[str, Any]:
-        """Has the run's server serve a policy that is kept, or the next one start with it; returns figures."""
+        """Makes the run's server serve a kept policy, or the next server start with it; returns figures."""
         try:
             return ask_server(self._run.root, "promote", {"model": "policy", "version": weights})
         except NotServedError:

@@ -20,7 +20,7 @@ from pipelines.evaluate.held_out import sample_and_reward
 from pipelines.evaluate.tasks.statistics import estimate
 from pipelines.rlhf.setup import RlhfPrompts, held_out_prompts, require_held_out
 
-# In the scratch folder: the best policy, behind which its version stands.
+# The name of the best policy's folder in the scratch folder, before its version.
 BEST = "best_"
 # Added to the run's seed: the same draws at every evaluation, which are none of the training's.
 DRAWS = 7919
@@ -29,8 +29,8 @@ DRAWS = 7919
 def evaluation_prompts(recipe: Recipe, chat: Chat) -> RlhfPrompts:
     """Chooses `rlhf.evaluation_prompts` prompts that RLHF does not train on.
 
-    Those come first that the report does not measure: of a policy that was chosen on the report's prompts, the report
-    would tell too much good.
+    Prompts that the report does not measure come first: on the prompts by which the policy was chosen, its figures
+    would be too good.
 
     Raises:
         UserError: there is none.
@@ -68,7 +68,7 @@ class Evaluation:
     best: dict[str, Any] | None = field(default=None)
 
     def due(self, step: int) -> bool:
-        """Says whether the policy is measured after a step: every `rlhf.evaluate_every` steps, and after the last."""
+        """Tells whether the policy is measured after a step: every `rlhf.evaluate_every` steps, and after the last."""
         every = self.settings.evaluate_every
         return every is not None and ((step + 1) % every == 0 or step + 1 == self.settings.steps)
 

@@ -1,6 +1,6 @@
 """Prompts, rollout fleet and reward actors, as RLHF and the evaluation set them up, and promotion during training.
 
-A new kind of reward is a class in actors/rewards, a kind of `Reward` in cluster/recipe/rlhf/section.py, and a branch of
+A new kind of reward is a class in actors/rewards, a kind of `Reward` in cluster/recipe/rlhf/rewards.py, and a branch of
 `_reward_pool`.
 """
 
@@ -160,7 +160,7 @@ def prompt_chat(recipe: Recipe, model: Path) -> Chat:
 def reward_pools(recipe: Recipe, run: RunFolder, inputs: Mapping[str, RewardInput]) -> Iterator[list[RewardWorkerPool]]:
     """Starts a pool of actors for each of `rlhf.rewards` but the environment's, and closes the pools at the end.
 
-    Nobody waits for the actors to start.
+    It does not wait until the actors have started; `wait_ready` does.
     """
     sources = [source for source in recipe.rlhf.rewards if source.kind != "environment"]
     pools = [_reward_pool(source, recipe, run, inputs) for source in sources]

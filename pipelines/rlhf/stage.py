@@ -55,13 +55,13 @@ from pipelines.rlhf.setup import (
 )
 
 PARITY_PROMPTS = 8
-# Of one command, as many as training restarts its workers.
+# Restarts of the learner in one command, as many as training has for its workers.
 LEARNER_RESTARTS = 3
-# Which hacks each reward likes as well as honest answers, by the audit before the first step.
+# The file of the hacks that each reward likes as well as honest answers, by the audit before the first step.
 REWARD_AUDIT = "reward_audit.json"
 # The summary averages the last reward over these steps: that of a single step is noisy.
 SUMMARY_STEPS = 5
-# Of over-optimization, for the verdict.
+# The signs of over-optimization in the verdict.
 SIGNS = ("overoptimization", "token_rise", "opening_rise", "cheap_explained")
 
 
@@ -183,12 +183,12 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     rows = read_metrics(out)
     summary = _summary(rows, ledger, settings, reason)
     if drift and best in (None, len(rows)):
-        # Else it is of another policy than the one that is kept.
+        # Otherwise the figure is of another policy than the kept one.
         summary["preference_accuracy"] = drift
     if evaluation:
         summary |= held_out_summary(rows, None if stopped else best or len(rows))
     audit = out / REWARD_AUDIT
-    # A stage that began before there were audits has none.
+    # A stage that an older version began has none.
     summary["reward_audit"] = json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None
     return Result(metrics=summary, weights=weights_fingerprint(out))
 

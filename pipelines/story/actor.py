@@ -73,7 +73,7 @@ class VisitorTraining:
         needed, free = story_training_gb(self._recipe), psutil.virtual_memory().available / GB
         if needed > free:
             return f"a training needs about {needed:.1f} GB of memory, and {free:.1f} GB are free"
-        # What the page shows of a training in progress is read from these folders.
+        # The page reads the progress of a training from these folders.
         for folder in ("preferences", *OWN_STAGES, ".partial"):
             shutil.rmtree(self._branch.root / folder, ignore_errors=True)
         self._set(TrainingStatus(request))

@@ -1,4 +1,4 @@
-"""The content of the story page: what does not change while a run is served, and the progress of a training."""
+"""The content of the story page: the part that does not change while a run is served, and a training's progress."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHOWN_CONVERSATIONS, SHOWN_QUESTIONS = 8, 8
 # estimate of a training that has just begun.
 REWARD_SECONDS, START_SECONDS, STEP_SECONDS = 20.0, 35.0, 2.0
 
-Outcome = Literal["running", "done", "failed"]
+TrainingOutcome = Literal["running", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TrainingStatus:
     """A visitor's training: the request, its outcome so far, and the reason of a failure in one line."""
 
     request: TrainingRequest
-    outcome: Outcome = "running"
+    outcome: TrainingOutcome = "running"
     error: str = ""
 
 

@@ -22,7 +22,7 @@ from pipelines.data import rankings
 from pipelines.stage_table import run_named_stage
 from serve.pages.story import TrainingRequest
 
-# The stages of the run that the visitor's builds on, and those that it has of its own.
+# The stages that the visitor's training takes from the run, and those that it has of its own.
 SHARED_STAGES = ("corpus", "base", "sft")
 OWN_STAGES = ("reward", "policy")
 ANNOTATOR = "visitor"
@@ -84,7 +84,7 @@ def visitor_recipe(recipe: Recipe, branch: RunFolder, cpus: float, gameable: boo
                     "pretrain_mix": 0.0,
                     "stop": story.stop,
                     "fleet": FleetSettings(rollout_actors=1),
-                    # A reward model of 20 rankings may well fail one: the page shows what comes of it.
+                    # A reward model of 20 rankings may well fail a probe: the page shows the result all the same.
                     "accept_probes": list(get_args(Probe)),
                     "checkpoint_every": story.steps,
                     "promote_every": story.promote_every,

@@ -95,11 +95,11 @@ def open_file(name: str) -> BinaryIO:
 
 
 @contextmanager
-def local_file(name: str, went_on: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def local_file(name: str, progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yields a local path of a file: its own, or that of a temporary copy that is removed when the block ends.
 
     Args:
-        went_on: called after every few megabytes copied.
+        progress: called after every few megabytes copied.
     """
     if not is_remote(name):
         yield Path(name)
@@ -107,7 +107,7 @@ def local_file(name: str, went_on: Callable[[], None] = lambda: None) -> Iterato
     with tempfile.NamedTemporaryFile(suffix=Path(name.partition("?")[0]).name) as copy, open_file(name) as file:
         while piece := file.read(_REMOTE_BUFFER):
             copy.write(piece)
-            went_on()
+            progress()
         copy.flush()
         yield Path(copy.name)
 

@@ -44,7 +44,8 @@ class Course:
         return cls(truth, fall, fell if fell <= len(truth) - LEAST_FALLEN else None)
 
     def is_false(self, alarm: int) -> bool:
-        """Whether a run that stops there has no fall to be saved from, or loses more than `fall` of reward to come."""
+        """Tells whether a run that stops there has no fall to be saved from, or loses more than `fall` of reward to
+        come."""
         return self.fell is None or float(self.truth[alarm:].max() - self.truth[alarm]) > self.fall
 
 

@@ -23,9 +23,9 @@ _OTHER_MOJIBAKE = re.compile(
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# Control characters but tab and newline, soft hyphen, byte order mark, non-characters, and what overrides the direction
-# of text: readers see another order than models (Boucher and Anderson 2021, arXiv:2111.00169). Marks of direction and
-# the zero-width joiner stay, since emoji and several scripts need them.
+# Control characters but tab and newline, soft hyphen, byte order mark, non-characters, and marks that override the
+# direction of text: readers see another order than models (Boucher and Anderson 2021, arXiv:2111.00169). Marks of
+# direction and the zero-width joiner stay, since emoji and several scripts need them.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff]")
 # Zero-width spaces part words in Thai, Lao, Burmese and Khmer, and nothing elsewhere.
 _PARTING = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"

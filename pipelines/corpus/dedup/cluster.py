@@ -14,8 +14,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cluster.recipe.corpus import KeepPolicy
-from pipelines.corpus.alive import progress
 from pipelines.corpus.dedup.index import Index
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tables import map_array, save_array
 from pipelines.corpus.tasks import Report
 
@@ -52,7 +52,7 @@ class ClusterPhase:
     folder: Path
 
     def tasks(self) -> int:
-        """Number of tasks."""
+        """Counts the tasks."""
         return (1 + self.bands) * self.ranges
 
     def output(self, index: int) -> Path:
@@ -182,8 +182,8 @@ def decide(index: Index, exact: Sequence[Path], near: Sequence[Path], keep_polic
 def merged(files: Sequence[Path], merge: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> NDArray[np.int64]:
     """Merges files of pairs in time linear in all of them.
 
-    New pairs are merged into the old ones when they have become as many: a merge after each file would take the old
-    pairs through all of them.
+    New pairs are merged into the old ones when they have become as many: a merge after each file would process the old
+    pairs once a file.
     """
     pairs, new = _NO_PAIRS, [_NO_PAIRS]
     for file in files:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint
-from pipelines.corpus.alive import progress
 from pipelines.corpus.clean.words import folded, word_spans, words
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tables import rows_at_once, save_array
 from pipelines.corpus.tasks import Phase, Report
 
@@ -137,7 +137,7 @@ class DecontaminatePhase(Phase):
         return self.rows / f"{self.parts[index].stem}.npy"
 
     def outputs(self, index: int) -> tuple[Path, ...]:
-        """All files that a task writes."""
+        """Lists the files that a task writes."""
         return self.rows_file(index), self.found / self.parts[index].name
 
     def only(self, index: int) -> "DecontaminatePhase":

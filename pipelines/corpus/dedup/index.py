@@ -1,4 +1,5 @@
-"""Writes and reads what deduplication needs of a corpus: hashes, MinHash signatures, ids and sources, but no text.
+"""Writes and reads the index by which deduplication compares corpora: hashes, MinHash signatures, ids and sources, but
+no text.
 
 index/index.json           how the signatures were made
 index/part-00000/          one folder per part; documents are numbered by their row

@@ -14,8 +14,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from cluster.run.atomic import atomic_write
-from pipelines.corpus.alive import progress
 from pipelines.corpus.dedup.index import ABSENT, Index
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tables import map_array
 from pipelines.corpus.tasks import Phase, Report
 

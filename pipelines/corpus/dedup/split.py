@@ -33,14 +33,14 @@ DUPLICATES = pa.schema(
 
 @dataclass(frozen=True)
 class Dropped:
-    """Duplicates dropped, by source, and what is left to train on.
+    """Numbers of documents dropped, and of those that are left.
 
     Attributes:
-        exact: exact copies.
-        near: near-duplicates.
-        previous: documents that a previous corpus has.
-        contaminated: number of documents dropped that contain evaluation items, of all sources.
-        left: number of documents.
+        exact: exact copies, by source.
+        near: near-duplicates, by source.
+        previous: documents that a previous corpus has, by source.
+        contaminated: documents that contain evaluation items, of all sources.
+        left: documents that are left.
         train_bytes: UTF-8 bytes of the training split.
     """
 
@@ -81,7 +81,7 @@ class SplitPhase(Phase):
         return self.assignments / f"{self.parts[index].file.stem}.npy"
 
     def outputs(self, index: int) -> tuple[Path, ...]:
-        """All files that a task writes."""
+        """Lists the files that a task writes."""
         return self.assignments_file(index), self.duplicates / self.parts[index].file.name
 
     def only(self, index: int) -> "SplitPhase":

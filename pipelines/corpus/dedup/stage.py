@@ -1,4 +1,4 @@
-"""Drops contaminated documents and duplicates, and splits what is left, in phases.
+"""Drops contaminated documents and duplicates, and splits the others, in phases.
 
 Contamination -> signatures and index -> merged indexes -> clusters -> split. Between the phases only numbers pass:
 hashes, signatures, pairs, assignments.
@@ -29,7 +29,8 @@ from pipelines.corpus.tasks import Report, Task, run_tasks
 
 
 class Deduplicated(NamedTuple):
-    """What was dropped, the assignment file of every part, and the contamination found, None if not looked for."""
+    """The numbers of dropped documents, the assignment file of every part, and the contamination found (None if not
+    looked for)."""
 
     dropped: Dropped
     assignments: tuple[Path, ...]
@@ -37,7 +38,8 @@ class Deduplicated(NamedTuple):
 
 
 def check_inputs(corpus: Corpus) -> None:
-    """Reads what `deduplicate` needs besides the parts, since the phase before it takes long.
+    """Reads the evaluation files and the indexes of previous corpora, so that an error shows before the long first
+    phase.
 
     Raises:
         UserError: an evaluation file or the index of a previous corpus cannot be read.
@@ -69,7 +71,7 @@ class _Phases:
     progress: Progress
 
     def decontaminate(self) -> tuple[Report | None, tuple[Path, ...] | None]:
-        """Looks for evaluation items; returns what it found and, for every part, the file of the rows to leave out."""
+        """Looks for evaluation items; returns a report and, for every part, the file of the rows to leave out."""
         given = self.recipe.corpus.decontaminate
         if given is None:
             return None, None
@@ -149,7 +151,8 @@ class _Phases:
     def split(
         self, index: Index, decisions: Path, left_out: tuple[Path, ...] | None
     ) -> tuple[Dropped, tuple[Path, ...]]:
-        """Splits what is left; returns what was dropped, and the assignment file of every part."""
+        """Splits the documents that are left; returns the numbers of dropped ones, and the assignment file of every
+        part."""
         starts = index.starts[index.previous :]
         phase = SplitPhase(
             parts=self.parts,

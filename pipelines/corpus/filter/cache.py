@@ -45,7 +45,7 @@ class MeasuredBatch:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What cleaning and measuring depend on, besides the documents.
+    """The settings of cleaning and measuring.
 
     Attributes:
         rules: sets of rules whose signals are measured and whose lines are removed; their bounds have no influence.

@@ -42,9 +42,9 @@ def repetition(
         starts, times = _repeated(codes, starts, words[starts + n - 1], vocabulary)
         if n in TOP:
             characters = _most_frequent(starts, times, reach[starts + n] - reach[starts], documents, count)
-            found[f"top_{n}_gram"] = _share(characters, total)
+            found[f"top_{n}_gram"] = shares(characters, total)
         elif n in DUPLICATE:
-            found[f"duplicate_{n}_gram"] = _share(_covered(starts, n, lengths, documents, count), total)
+            found[f"duplicate_{n}_gram"] = shares(_covered(starts, n, lengths, documents, count), total)
         # A longer n-gram can repeat only where this length repeats both here and one word further.
         starts = starts[:-1][np.diff(starts) == 1]
     return found
@@ -92,5 +92,6 @@ def _covered(
     return np.bincount(documents, lengths * (np.cumsum(change[:-1]) > 0), count).astype(np.float64)
 
 
-def _share(part: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+def shares(part: NDArray, total: NDArray) -> NDArray[np.float64]:
+    """Divides elementwise; 0 where the total is 0."""
     return np.divide(part, total, out=np.zeros(len(total)), where=total > 0)

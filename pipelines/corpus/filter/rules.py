@@ -39,7 +39,7 @@ class Bound:
 
     @property
     def remedy(self) -> str:
-        """What to do where it drops too much."""
+        """Advice for a rule that drops too much."""
         if not self.key:
             return "name sets of rules in corpus.rules, in place of the default rules"
         now = " to ".join(f"{bound:g}" for bound in (self.least, self.most) if np.isfinite(bound))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cluster.recipe.corpus import C4, Rules
 from pipelines.corpus.clean.words import ends_no_sentences, is_syllabic, is_unspaced, words
 from pipelines.corpus.filter import stop_words
-from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition
+from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition, shares
 
 # Part of the signal cache's key: signals of another version are measured again.
 VERSION = 5
@@ -105,7 +105,7 @@ def _measured(
     spaced = [" ".join(words(text)) if alone else text for text, alone in zip(texts, unspaced, strict=True)]
     signals = {**_of_words(spaced, rules is not None, languages), **_of_lines(lines)}
     symbols = _each(lambda text: max(text.count("#"), text.count("...") + text.count("…")), texts)
-    signals["symbols_per_word"] = _share(symbols, signals["words"])
+    signals["symbols_per_word"] = shares(symbols, signals["words"])
     if rules is None:
         return list(texts), signals
     paragraphs = [[block for piece in text.split("\n\n") if (block := piece.strip())] for text in texts]
@@ -141,8 +141,8 @@ def _of_words(texts: Sequence[str], n_grams: bool, languages: Sequence[str] | No
     stops = np.fromiter(map(stop_words.number_of, vocabulary), dtype=np.int64, count=len(vocabulary))[ids]
     signals = {
         "words": sizes.astype(np.float64),
-        "mean_word_length": _share(np.bincount(document, lengths, len(texts)), sizes),
-        "words_with_a_letter": _share(np.bincount(document, letters, len(texts)), sizes),
+        "mean_word_length": shares(np.bincount(document, lengths, len(texts)), sizes),
+        "words_with_a_letter": shares(np.bincount(document, letters, len(texts)), sizes),
         "stop_words": stop_words.count(stops, document, texts, languages),
     }
     return signals | (repetition(ids, lengths, document, len(texts)) if n_grams else {})
@@ -152,8 +152,8 @@ def _of_lines(documents: Sequence[Sequence[str]]) -> Signals:
     sizes = _each(len, documents)
     duplicate, characters = _duplicates(documents)
     return {
-        "bullet_lines": _share(_each(lambda lines: _starting(lines, _BULLETS), documents), sizes),
-        "ellipsis_lines": _share(_each(lambda lines: _ending(lines, _ELLIPSES), documents), sizes),
+        "bullet_lines": shares(_each(lambda lines: _starting(lines, _BULLETS), documents), sizes),
+        "ellipsis_lines": shares(_each(lambda lines: _ending(lines, _ELLIPSES), documents), sizes),
         "duplicate_lines": duplicate,
         "duplicate_line_characters": characters,
     }
@@ -166,9 +166,9 @@ def _of_what_is_left(texts: Sequence[str], lines: Sequence[Sequence[str]], words
         "curly_brackets": _each(lambda text: text.count("{"), texts),
         "lorem_ipsum": _each(lambda text: "lorem ipsum" in text.lower(), texts),
         "punctuated_lines": _punctuated(lines),
-        "short_lines": _share(_each(lambda document: sum(len(x) <= SHORT_LINE for x in document), lines), sizes),
+        "short_lines": shares(_each(lambda document: sum(len(x) <= SHORT_LINE for x in document), lines), sizes),
         "left_duplicate_line_characters": _duplicates(lines)[1],
-        "newlines_per_word": _share(_each(lambda text: text.count("\n"), texts), words),
+        "newlines_per_word": shares(_each(lambda text: text.count("\n"), texts), words),
     }
 
 
@@ -177,7 +177,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _punctuated(documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    return _share(_each(lambda lines: _ending(lines, _LINE_ENDS), documents), _each(len, documents))
+    return shares(_each(lambda lines: _ending(lines, _LINE_ENDS), documents), _each(len, documents))
 
 
 def _c4_lines(lines: Sequence[str], c4: C4, unspaced: bool, ended: bool) -> list[str]:
@@ -214,8 +214,8 @@ def _duplicates(documents: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64]
     characters = _each(lambda items: sum(map(len, items)), documents)
     unique = [set(items) for items in documents]
     return (
-        _share(sizes - _each(len, unique), sizes),
-        _share(characters - _each(lambda items: sum(map(len, items)), unique), characters),
+        shares(sizes - _each(len, unique), sizes),
+        shares(characters - _each(lambda items: sum(map(len, items)), unique), characters),
     )
 
 
@@ -233,7 +233,3 @@ def _ending(lines: Iterable[str], ends: tuple[str, ...]) -> int:
 
 def _each(function: Callable[[T], float], items: Sequence[T]) -> NDArray[np.float64]:
     return np.fromiter(map(function, items), dtype=np.float64, count=len(items))
-
-
-def _share(part: NDArray, total: NDArray) -> NDArray[np.float64]:
-    return np.divide(part, total, out=np.zeros(len(total)), where=total > 0)

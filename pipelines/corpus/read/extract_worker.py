@@ -24,7 +24,7 @@ _DECODERS = {
 }
 # Names of the detector that are no labels.
 _DETECTED = {"cp949": "cp949", "iso-2022-kr": "iso2022_kr", "hz-gb-2312": "hz"}
-# What Python's cp932 makes of the bytes A0, FD, FE and FF, which it should lack.
+# The characters that Python's cp932 makes of the bytes A0, FD, FE and FF, which are no part of the encoding.
 _PRIVATE = frozenset("\uf8f0\uf8f1\uf8f2\uf8f3")
 _META = re.compile(rb"""<meta\s[^>]{0,500}?charset\s*=\s*["']?\s*([^\s"'/>;]{1,40})""", re.IGNORECASE)
 _PIECES = re.compile(rb"[\n<>.,]")

@@ -1,4 +1,5 @@
-"""Reads the documents of a file or a span of it, by its format, and counts what cannot be read."""
+"""Reads the documents of a file or a span of it, by its format, with a bad record in place of each that is
+unreadable."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import NamedTuple
 from cluster.errors import UserError
 from cluster.run.storage.files import file_info, local_file, open_file
 from cluster.run.storage.remote import StoredFile, as_storage_failure, is_remote, shown_name
-from pipelines.corpus.alive import progress
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.read.columns import read_rows, row_groups
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.lines import Span, read_lines

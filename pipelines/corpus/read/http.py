@@ -19,7 +19,7 @@ _PAGE_START = re.compile(
     rb"(?:!--|(?:!DOCTYPE HTML|HTML|HEAD|SCRIPT|IFRAME|H1|DIV|FONT|TABLE|A|STYLE|TITLE|B|BODY|BR|P)[ \t\r\n>])",
     re.IGNORECASE,
 )
-# What a packed body starts with by chance in one of a thousand.
+# The start of markup, with which a packed body begins by chance once in a thousand.
 _MARKUP = re.compile(rb"\s*(?:\xef\xbb\xbf\s*)?<[!?A-Za-z]")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]{0,1000})?\r?\n")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -83,7 +83,7 @@ def is_page(media_type: str, body: bytes) -> bool:
 def content(response: Response, most: int) -> bytes:
     """Decodes the body of a response.
 
-    Encodings that nobody knows are ignored, and so are known ones that the body does not have: many archives store
+    Unknown encodings are ignored, and so are known ones that the body does not have: many archives store
     the decoded body under the headers of the encoded one.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from cluster.run.storage.files import file_info, open_file
-from pipelines.corpus.alive import progress
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
 from pipelines.corpus.read.unpack import BUFFER, unpacker

@@ -1,4 +1,4 @@
-"""Stores the records of a large file in pieces: what reading gave for each, with its place."""
+"""Stores the records of a large file in pieces: the text of each, or the reason that it has none, with its place."""
 
 import json
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from cluster.run.atomic import atomic_write
 from pipelines.corpus.read.records import BadRecord, Item, Skipped
 
-# Texts as bytes, since half of a surrogate pair, which is refused later, is no UTF-8; what is no text as JSON.
+# Texts as bytes, since half of a surrogate pair, which is refused later, is no UTF-8; results without a text as JSON.
 _SCHEMA = pa.schema([("place", pa.int64()), ("text", pa.binary()), ("bad", pa.string()), ("skipped", pa.string())])
 _ROWS = 500
 _KEY = b"triptych"
 
 
 class Piece(NamedTuple):
-    """What a piece says about itself.
+    """The description that a piece holds of itself.
 
     Attributes:
         key: fingerprint of what the pieces of its file depend on.
@@ -73,7 +73,7 @@ def read_piece(path: Path) -> Iterator[tuple[int, Item]]:
 
 
 def describe_piece(path: Path) -> Piece | None:
-    """Reads what a piece says about itself; returns None if there is none."""
+    """Reads the description of a piece; None if there is no such file."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Defines what reading yields: documents, bad records in place of those that cannot be read, and records skipped."""
+"""Defines the results of reading: documents, bad records in place of those that cannot be read, and skipped records."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class Skipped:
     records: int = 1
 
 
-# What a record gives: a text, or why it gives none.
+# The result of reading a record: its text, or the reason that it gives none.
 Item = str | BadRecord | Skipped
 
 

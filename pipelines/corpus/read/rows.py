@@ -77,7 +77,7 @@ def read_csv(
 
 def _row_text(name: str, number: int, names: list[str], row: list[str], text_field: str) -> Item:
     if len(row) > len(names):
-        # As of a text with a delimiter and without quotation marks, which would lose its end.
+        # A text with a delimiter in it and without quotation marks would lose its end.
         more = f"has {len(row):,} fields and the first row {len(names):,}; put the text in quotation marks"
         return BadRecord(name, number, f"{name} row {number + 1} {more}")
     return _text(name, number, dict(zip(names, row, strict=False)), text_field)

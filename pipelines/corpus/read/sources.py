@@ -38,7 +38,7 @@ class InputSplit:
         page_seconds: processor time after which a web page is given up.
         extractor: library that extracts the main text of web pages.
         stored_bytes: of the files, or of the span.
-        skipped_files: of the source, which are in no format that is read; with its first split.
+        skipped_files: files of the source in formats that are not read; its first split holds them.
         piece: of the file, with the records that `span` counts; None if the file is read itself.
         function: module:function of a source of kind function, called with the seed and `arguments`.
 

@@ -11,20 +11,20 @@ from typing import BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from pipelines.corpus.alive import progress
+from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.read.extractor import ExtractionError, Extractor, PageRequest
 from pipelines.corpus.read.http import Response, content, is_page, parse_response
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, Item, Skipped
 
-# A page whose text the parser has yet to send, or what the record holds instead.
+# A page whose text the parser has yet to send, or the result of a record that holds none.
 Found = PageRequest | Item
 
-# What a record starts with, by the suffix of the file.
+# The bytes that a record starts with, by the suffix of the file.
 _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _RECORD = b"WARC/1."
 # Media types are the servers' words, and end up in the statistics.
 _SHORT_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
-# Records that hold nothing but what was asked, and notes.
+# Records that hold only requests and notes.
 _ABOUT_OTHERS = (WarcRecordType.request, WarcRecordType.metadata, WarcRecordType.warcinfo)
 _LINE_ENDS = b"\r\n\r\n"
 _CHUNK = 1 << 16
@@ -68,7 +68,7 @@ def _after(path: Path, extract: Extractor, skip: int) -> Iterator[tuple[int, Fou
             yield found
         else:
             progress()
-        # The record that is looked at next is one of those after this.
+        # The next record to be read follows this one.
         gate.is_open = number + 1 >= skip
 
 
@@ -173,7 +173,8 @@ def _page(path: Path, record: WarcRecord, extract: _Gate) -> Found | None:
     """Requests the text of a response that is an HTML page with status 200, or decodes the text of a conversion.
 
     Returns:
-        the request or text; why a record holds neither; or None for a record about others, such as a request.
+        the request or text; the reason why a record holds neither; or None for a record about others, such as a
+        request.
     """
     offset = record.stream_pos
     if record.record_type == WarcRecordType.conversion:
@@ -191,7 +192,7 @@ def _page(path: Path, record: WarcRecord, extract: _Gate) -> Found | None:
     elif record.record_type != WarcRecordType.response:
         return Skipped(f"record of type {(record.headers.get('WARC-Type') or '').lower()[:20]}")
     elif not block[:5].upper().startswith((b"HTTP/", b"ICY ")):
-        # What the record's own media type says is often missing, or in capitals.
+        # The record's own media type is often missing, or in capitals.
         return Skipped("another protocol than HTTP")
     else:
         response = parse_response(block)

@@ -71,7 +71,7 @@ class TokenCache:
         return CachedTokens(self.file(part))
 
     def file(self, part: Path) -> Path:
-        """Path of the file with the ids of a part, which all repetitions of the part share."""
+        """Returns the path of the file with the ids of a part, which all repetitions of the part share."""
         return self.folder / f"{part.stem.partition(REPEATED)[0]}.parquet"
 
     def _stored(self, part: Path) -> "CachedTokens | None":

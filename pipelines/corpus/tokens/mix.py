@@ -31,7 +31,7 @@ class Mixture:
 
     Attributes:
         assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
-        account: what `stats.json` reports by source; None if the recipe has no weights.
+        account: figures by source for `stats.json`; None if the recipe has no weights.
         encoded: documents that had to be encoded in order to mix.
     """
 

@@ -16,7 +16,7 @@ from actors.trainer.data import LARGE_SHARD_TOKENS, PARTS
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
-from pipelines.corpus import alive
+from pipelines.corpus import heartbeat
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 from pipelines.corpus.tokens.order import Order, order
@@ -78,7 +78,7 @@ class ShardPhase(Phase):
         ]
 
     def path(self, split: str, number: int) -> Path:
-        """Path of a shard."""
+        """Returns the path of a shard."""
         return self.folder / split / f"shard-{number:05d}.parquet"
 
     def only(self, index: int) -> "WriteShard":
@@ -134,7 +134,7 @@ class WriteShard:
         for number, file in enumerate(self.files):
             here = self.file_of == number
             found[here] = map_rows(file, self.context)[self.rows[here]]
-            alive.progress()
+            heartbeat.progress()
         ids = np.arange(self.start, self.start + len(found), dtype=np.int64)
         write_shard(self.path, {"row_id": ids, "input_ids": found[:, 0], "document_ids": found[:, 1]})
         return {"rows": len(found)}

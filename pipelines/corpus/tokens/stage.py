@@ -31,7 +31,7 @@ DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("split", p
 def tokenize(
     recipe: Recipe, mixture: Mixture, tokens: TokenCache, out: Path, progress: Progress
 ) -> tuple["TokenizePhase", list[Report]]:
-    """Runs the phase over all parts; returns it, since it knows where the rows are, and the reports.
+    """Runs the phase over all parts; returns the phase, which has the paths of the rows, and the reports.
 
     Raises:
         DeadlineError: no part finished within the recipe's deadline.

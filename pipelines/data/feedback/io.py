@@ -16,6 +16,7 @@ from cluster.run.folder import fingerprint
 from cluster.run.storage.files import require_writable
 from pipelines.data.balance import Loss, require_enough
 from pipelines.data.feedback.formats import FORMATS, PreferenceItem, Row
+from pipelines.data.feedback.item import split_of
 from pipelines.data.row_files import BadRow, bad_row, good_row
 from pipelines.data.source_rows import file_rows, quarantine
 from pipelines.data.turns import require_text
@@ -114,7 +115,7 @@ def import_file(
                 id=prompt_id,
                 messages=item.messages,
                 details={**item.details, "import": {"name": name, "format": kind}},
-                split=_split(item, held_out_share),
+                split=split_of(item.messages, held_out_share),
             )
             for prompt_id, item in zip(ids, items, strict=True)
         ]
@@ -283,8 +284,3 @@ def _known(kind: str) -> str:
     if kind not in FORMATS:
         raise UserError(f"{kind!r} is not a format of preferences: choose one of {', '.join(FORMATS)}")
     return kind
-
-
-def _split(item: PreferenceItem, held_out_share: float) -> str:
-    chance = int(fingerprint(item.messages)[:12], 16) / 16**12
-    return "held_out" if chance < held_out_share else "train"

@@ -6,6 +6,7 @@ from itertools import permutations
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.run.folder import fingerprint
 
 Messages = list[dict[str, str]]
 Row = dict[str, Any]
@@ -40,6 +41,13 @@ class PreferenceItem:
             for (high, better), (low, worse) in permutations(sorted(ranked), 2):
                 if high < low:
                     yield better, worse
+
+
+def split_of(messages: Messages, held_out_share: float) -> str:
+    """Returns train or held_out by a hash of a prompt's messages, so that equal prompts are on one side of the
+    split."""
+    chance = int(fingerprint(messages)[:12], 16) / 16**12
+    return "held_out" if chance < held_out_share else "train"
 
 
 def text_field(row: Row, key: str, where: str) -> str:

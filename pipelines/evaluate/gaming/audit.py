@@ -12,7 +12,7 @@ from pipelines.evaluate.stats import Proportion, proportion
 
 # Other prompts whose answers a hack takes.
 OTHERS = 4
-# With one of these hacks a policy that has learned nothing is rewarded: RLHF refuses the reward.
+# Hacks that a policy finds without learning anything: RLHF refuses a reward that they satisfy.
 REFUSED = ("empty", "echo")
 # Scores the samples of each prompt, as `FunctionReward.score` and `HttpReward.score` do.
 ScoreAnswers = Callable[[Sequence[Prompt], Sequence[Sequence[Sample]], Sequence[RewardInput]], Scores]

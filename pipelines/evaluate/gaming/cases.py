@@ -59,7 +59,7 @@ def cases_without_model(recipe: Recipe, run: RunFolder) -> AuditCases:
 
 
 def sampled_cases(recipe: Recipe, fleet: Fleet, prompts: RlhfPrompts) -> AuditCases:
-    """Has the fine-tuned model, which the fleet holds, answer prompts for an audit; adds their reference answers."""
+    """Samples answers to prompts from the fine-tuned model, which the fleet holds, and adds their reference answers."""
     chosen = list(prompts.rendered.values())[:MAX_CASES]
     samples = fleet.generate(chosen, Sampling(SAMPLES, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed))
     inputs = [prompts.inputs[prompt.id] for prompt in chosen]

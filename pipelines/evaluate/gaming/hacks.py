@@ -32,7 +32,7 @@ class AuditCase:
     """A prompt with honest answers, at least one.
 
     Attributes:
-        input: what a reward function sees of the prompt.
+        input: the prompt as a reward function sees it.
         honest: answers of the fine-tuned model, or reference answers.
     """
 

@@ -126,7 +126,7 @@ def _for_preferred(one: JudgedPair) -> float:
 
 
 def _longer(one: JudgedPair) -> float | None:
-    """1 if the first answer is longer, 0 if the second is; None for equal lengths."""
+    """Returns 1 if the first answer is longer, 0 if the second is; None for equal lengths."""
     first, second = len(one.pair.first), len(one.pair.second)
     return None if first == second else float(first > second)
 

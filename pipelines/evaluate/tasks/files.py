@@ -59,7 +59,7 @@ def _rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
 
 
 def _nested(path: str) -> list[dict[str, Any]] | None:
-    """The rows of a JSON file that is one object with a list of rows in it; None for every other file."""
+    """Reads the rows of a JSON file that is one object with a list of rows in it; None for every other file."""
     if not path.endswith(".json"):
         return None
     try:

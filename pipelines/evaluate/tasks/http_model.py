@@ -15,9 +15,9 @@ from pipelines.evaluate.tasks.models import Request
 Value = TypeVar("Value")
 # Requests open at once, how often one is sent while the server is busy, and the seconds before the second time.
 AT_ONCE, SENDS, PAUSE_SECONDS = 16, 4, 0.5
-# What stands before a text without a prompt: servers give the first token of all no log-probability.
+# The text before a continuation without a prompt: servers give the very first token no log-probability.
 BEFORE = "\n"
-# A text by which weights are told apart, and the digits that a second answer of the same weights repeats.
+# A text whose log-probabilities identify the weights, and the digits that are the same in a second answer.
 PROBE, PROBE_DIGITS = "The quick brown fox jumps over the lazy dog, and then", 3
 WEIGHTS_HEADER = "X-Triptych-Weights"
 
@@ -33,7 +33,7 @@ class HttpModel:
         address: such as http://127.0.0.1:8000 or http://127.0.0.1:8000/v1.
         model: its name at the server.
         seconds: the most for one request.
-        progress: told how many requests have been answered since the last call.
+        progress: called with the number of requests that were answered since the last call.
     """
 
     address: str
@@ -43,7 +43,7 @@ class HttpModel:
 
     @classmethod
     def of(cls, address: str, model: str | None) -> "HttpModel":
-        """Finds out the model's name where none is given and the server has one.
+        """Asks a server for its models; without a name, takes the only one.
 
         Raises:
             UserError: the server does not answer, or has several models.
@@ -62,9 +62,8 @@ class HttpModel:
     def version(self) -> str:
         """Identifies the weights that the server answers with now, so that results of others are not taken for theirs.
 
-        It is what the server says of them, as this project's does in X-Triptych-Weights; of any other server a
-        fingerprint of the log-probabilities of a text and of its greedy continuation, or of a greedy answer where the
-        server only chats.
+        This project's servers name their weights in X-Triptych-Weights; of any other server it is a fingerprint of the
+        log-probabilities of a text and of its greedy continuation, or of a greedy answer where the server only chats.
 
         Raises:
             StageError: the server does not answer.

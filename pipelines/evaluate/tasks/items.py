@@ -17,11 +17,11 @@ class Item:
 
     Attributes:
         id: unique in its task.
-        prompt: what the model sees: the user's message, or the beginning of a text; may be empty.
+        prompt: the user's message, or the beginning of a text; may be empty.
         options: continuations to compare, with the space that joins them to a bare prompt; of a text, the text alone.
         right: the indices of the right options.
         check: accepts an answer; for the metric `checked` alone.
-        expected: what a right answer looks like, for people.
+        expected: a right answer, or a description of one, for people.
         group: the part of the task that it belongs to, such as a phenomenon.
         twin: the id of a pair of items that count as one case; empty for none. Both must be right, but for the metric
             `contrast`.
@@ -44,12 +44,12 @@ class EvaluationTask:
     Attributes:
         name: letters, digits, dots, dashes and underscores.
         title: for people.
-        metric: what is measured.
+        metric: the measure.
         items: at least one.
         chat: whether a model with a chat template sees the prompt as a user's message.
         bare: how a model without one sees it; `{}` stands for the prompt.
         max_tokens: of an answer.
-        bad_rows: why rows of its file could not be used, each with file and line.
+        bad_rows: the reasons why rows of its file could not be used, each with file and line.
     """
 
     name: str

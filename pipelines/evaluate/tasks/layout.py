@@ -31,11 +31,11 @@ class LayoutTask:
 
     Attributes:
         items: makes the items of one row; none for a row that is left out.
-        metric: what is measured, unless the recipe says otherwise.
-        fixed: whether the recipe's metric does not count.
+        metric: the measure, unless the recipe names another.
+        fixed: whether the recipe's metric is ignored.
         suffix: of the task's name, where a layout gives several.
         chat, bare: as of `EvaluationTask`.
-        left_out: why a row has no item, for people.
+        left_out: the reason why a row has no item, for people.
     """
 
     items: Callable[[Place], list[Item]]
@@ -62,7 +62,7 @@ class Layout:
     measures: tuple[LayoutTask, ...]
 
     def fits(self, row: dict[str, Any]) -> bool:
-        """Whether a row has the layout's fields."""
+        """Tells whether a row has the layout's fields."""
         return all(row.get(field) is not None for field in self.fields)
 
     def tasks(

@@ -138,7 +138,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 
 
 def _loaded(own: Place, field: str) -> Any:
-    """A field that CSV keeps as the text of a list or dictionary."""
+    """Reads a field that CSV keeps as the text of a list or dictionary."""
     value = own.row[field]
     if not isinstance(value, str):
         return value
@@ -160,7 +160,7 @@ def _labeled(own: Place, targets: Any) -> tuple[tuple[str, ...], tuple[int, ...]
 
 
 def _index(own: Place, field: str, count: int) -> int:
-    """The index of the right option: a number from 0, or a letter from A."""
+    """Reads the index of the right option: a number from 0, or a letter from A."""
     value = str(own.row[field]).strip()
     index = int(value) if value.isdecimal() else ord(value) - ord("A") if len(value) == 1 else -1
     if not 0 <= index < count:
@@ -169,7 +169,7 @@ def _index(own: Place, field: str, count: int) -> int:
 
 
 def _listed(value: Any) -> list[str]:
-    """An answer, or several: RewardBench 2 has lists, which CSV keeps as their text."""
+    """Reads an answer, or several: RewardBench 2 has lists, which CSV keeps as their text."""
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):
             value = json.loads(value)

@@ -1,4 +1,4 @@
-"""Writes results in the JSON layout of lm-evaluation-harness, so that what reads its files reads these too."""
+"""Writes results in the JSON layout of lm-evaluation-harness, so that tools that read its files read these too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -13,7 +13,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.types import Prompt, Sampling
 from cluster.errors import wait_for
 
-# Rows that an engine scores in one call, between which progress is told.
+# Rows that an engine scores in one call, after each of which progress is reported.
 ROWS_AT_ONCE = 256
 
 
@@ -22,8 +22,8 @@ class Request:
     """A continuation to score.
 
     Attributes:
-        prompt: what stands before it: a user's message if `chat`, else the beginning of a text, perhaps empty.
-        continuation: what is scored.
+        prompt: a user's message if `chat`, else the beginning of a text, perhaps empty.
+        continuation: the text to score.
         chat: whether the prompt is a user's message.
     """
 
@@ -57,11 +57,11 @@ class EngineModel:
     Attributes:
         fleet: rollout actors that hold the model's weights.
         tokenizer: the model's.
-        chat: its template; None where conversations are not what it was trained on.
+        chat: its template; None if it was not trained on conversations.
         context: the most tokens of a row.
         deadline: the longest wait, in seconds.
         ends: the ids of the tokens that end its texts.
-        progress: told how many requests have been answered since the last call.
+        progress: called with the number of requests that were answered since the last call.
     """
 
     fleet: Fleet

@@ -126,7 +126,7 @@ def _of_model(task: EvaluationTask, answers: TaskAnswers) -> dict[str, Any]:
 
 
 def _cases(task: EvaluationTask, results: Sequence[ItemResult]) -> dict[str, tuple[float, int]]:
-    """The cases that count, by id: items with their sizes, or pairs of twins."""
+    """Returns the cases that count, by id: items with their sizes, or pairs of twins."""
     if not task.twins:
         return {result.id: (result.value, result.size) for result in results}
     twins = {item.id: item.twin or item.id for item in task.items}

@@ -25,8 +25,9 @@ from pipelines.evaluate.tasks.models import EngineModel
 from pipelines.evaluate.tasks.results import task_figures, task_rows
 from pipelines.evaluate.tasks.tables import print_tasks
 
+# The seed of the engines, the longest wait in seconds, and the size of Ray's object store in GB.
 SEED, DEADLINE, OBJECT_STORE_GB = 1, 600.0, 0.3
-# Beyond it the key-value cache of a long context would take the memory of the model.
+# The most tokens of context: the key-value cache of a longer one would take the memory of the model.
 MAX_CONTEXT = 2048
 MAX_ACTORS = 2
 

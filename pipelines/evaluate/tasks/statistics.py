@@ -36,7 +36,7 @@ class TaskChange:
         low: lower end of its 95 % interval; None for a single case.
         high: its upper end.
         n: the cases.
-        p: of the hypothesis that there is no difference, two-sided.
+        p: the two-sided p-value of the hypothesis that there is no difference.
         detectable: the smallest difference that a test at 5 % finds 80 % of the time, given the spread of these cases
             (Miller 2024, https://arxiv.org/abs/2411.00640, section 5).
     """
@@ -117,7 +117,7 @@ def centered(value: float, chance: float) -> float:
 
 
 def _ratio(values: np.ndarray, weights: np.ndarray) -> tuple[float, float | None]:
-    """The ratio of two sums over cases, and its standard error; None for a single case."""
+    """Computes the ratio of two sums over cases, and its standard error; None for a single case."""
     n, ratio = len(values), float(values.sum() / weights.sum())
     if n < 2:
         return ratio, None

@@ -48,8 +48,9 @@ def print_tasks(figures: Mapping[str, Any], console: Console) -> None:
 def _cell(found: Mapping[str, Any], mark: str) -> str:
     if found["low"] is None:
         return f"{found['value']:.2f}{mark}"
-    return f"{found['value']:.2f}{mark} {_short(found['low'])}–{_short(found['high'])}"
+    return f"{found['value']:.2f}{mark} {two_digits(found['low'])}–{two_digits(found['high'])}"
 
 
-def _short(value: float) -> str:
+def two_digits(value: float) -> str:
+    """Formats a share without its leading zero: .84."""
     return f"{value:.2f}".removeprefix("0")

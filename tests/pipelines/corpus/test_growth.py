@@ -14,7 +14,7 @@ import xxhash
 from ray import cloudpickle
 from rich.progress import Progress
 
-from pipelines.corpus import alive, tasks
+from pipelines.corpus import heartbeat, tasks
 from pipelines.corpus.dedup.cluster import ClusterPhase, component_pairs, earliest, merged
 from pipelines.corpus.dedup.decontaminate import DecontaminatePhase
 from pipelines.corpus.dedup.index import Index, IndexPhase, write_part_index
@@ -165,18 +165,18 @@ def test_the_tokenizers_sample_is_drawn_from_the_training_texts(tmp_path: Path) 
     assert 100 < len(found) < 200
 
 
-def test_reading_a_file_says_that_it_goes_on(tmp_path: Path) -> None:
+def test_reading_a_file_sends_heartbeats(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": f"a text of some words, number {number}"}) + "\n" for number in range(2000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     split = InputSplit("p", "s", "files", (str(tmp_path / "a.jsonl.gz"),), "text", None, True, 1)
-    sign = tmp_path / "p.alive"
-    assert alive.last_sign(sign) == 0
-    with alive.signs_of_life(sign):
-        seen = [alive.last_sign(sign) > 0 for _ in measured_batches(split, MeasureSettings(), StepTimer())]
+    beat = tmp_path / "p.heartbeat"
+    assert heartbeat.last_heartbeat(beat) == 0
+    with heartbeat.heartbeats(beat):
+        seen = [heartbeat.last_heartbeat(beat) > 0 for _ in measured_batches(split, MeasureSettings(), StepTimer())]
         assert seen == [True] * 4
-    assert not sign.exists()
-    alive.progress()
-    assert not sign.exists()
+    assert not beat.exists()
+    heartbeat.progress()
+    assert not beat.exists()
 
 
 @pytest.mark.slow
@@ -194,6 +194,6 @@ def _end_at_once(_: int) -> tasks.Report:
 
 def _go_on(_: int) -> tasks.Report:
     for _ in range(12):
-        alive.progress()
+        heartbeat.progress()
         time.sleep(0.2)
     return {"beats": 12}
