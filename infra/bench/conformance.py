@@ -37,7 +37,7 @@ from actors.model.reward_head import with_new_head
 from cluster.recipe.model import Model
 from cluster.recipe.rlhf.presets import PRESETS
 from infra.bench.equations.papers import MAX_TOKENS, TEMPERATURE, PaperStep, gradients, largest_difference
-from infra.bench.equations.steps import Comparison, compared
+from infra.bench.equations.steps import StepComparison, compared
 from infra.bench.models import make_tokenizer
 from infra.bench.peers.run_trl import run_trl
 
@@ -48,7 +48,7 @@ AVERAGES = {"dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "grpo"}
 
 
 @dataclass(frozen=True)
-class Difference:
+class LargestDifference:
     """The largest differences from the equations of the optimizer steps of one algorithm."""
 
     loss: float
@@ -68,7 +68,7 @@ def models_in(folder: Path) -> tuple[Path, Path]:
 
 
 def trl_case(step: PaperStep, tokenizer: Any, folder: Path) -> dict[str, Any]:
-    """Writes what TRL computes a loss from, and returns the case for its program."""
+    """Writes the tensors from which TRL computes a loss, and returns the case for its program."""
     step.policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     preset, rloo = PRESETS[step.name], step.name == "rloo"
@@ -137,8 +137,10 @@ def without_holes(step: PaperStep) -> PaperStep:
     return PaperStep(step.name, step.policy, *([table[index] for index in kept] for table in tables))
 
 
-def trl_differences(found: Mapping[tuple[str, bool], Comparison], folder: Path) -> dict[tuple[str, bool], Difference]:
-    """Has TRL compute the optimizer steps, and compares each with the equations."""
+def trl_differences(
+    found: Mapping[tuple[str, bool], StepComparison], folder: Path
+) -> dict[tuple[str, bool], LargestDifference]:
+    """Runs TRL's optimizer steps, and compares the loss and gradient of each with the equations."""
     steps: list[tuple[tuple[str, bool], PaperStep]] = []
     for key, own in found.items():
         chosen = map(without_holes, own.steps) if key[0] == "rloo" else own.steps
@@ -147,13 +149,15 @@ def trl_differences(found: Mapping[tuple[str, bool], Comparison], folder: Path) 
     cases = [trl_case(step, tokenizer, folder / f"case{number}") for number, (_, step) in enumerate(steps)]
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     losses = run_trl("trl_losses.py", folder / "cases.json")
-    differences: dict[tuple[str, bool], Difference] = {}
+    differences: dict[tuple[str, bool], LargestDifference] = {}
     for (key, step), case, loss in zip(steps, cases, losses, strict=True):
         expected = step.loss(beta=0.0)
         theirs = load_file(Path(case["folder"]) / "gradients.safetensors")
         gradient = largest_difference(theirs, gradients(expected, step.policy))
-        before = differences.get(key, Difference(0.0, 0.0))
-        differences[key] = Difference(max(before.loss, abs(loss - expected.item())), max(before.gradient, gradient))
+        before = differences.get(key, LargestDifference(0.0, 0.0))
+        differences[key] = LargestDifference(
+            max(before.loss, abs(loss - expected.item())), max(before.gradient, gradient)
+        )
     return differences
 
 
@@ -166,13 +170,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="triptych-conformance-") as scratch:
         folder = (given.run or Path(scratch)).absolute()
         start, reward = models_in(folder)
-        own: dict[tuple[str, bool], Difference] = {}
-        compared_steps: dict[tuple[str, bool], Comparison] = {}
+        own: dict[tuple[str, bool], LargestDifference] = {}
+        compared_steps: dict[tuple[str, bool], StepComparison] = {}
         for name in ALGORITHMS:
             for stale in (False, True):
                 found = [compared(name, stale, rows, start, reward) for rows in MICRO_BATCHES]
                 compared_steps[name, stale] = found[0]
-                own[name, stale] = Difference(
+                own[name, stale] = LargestDifference(
                     max(one.loss for one in found), max(max(one.gradient.values()) for one in found)
                 )
         theirs = {} if given.without_trl else trl_differences(compared_steps, folder)

@@ -79,7 +79,7 @@ def _say(name: str, count: int, seconds: dict[str, float], left: dict[str, int])
 
 
 def _own(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
-    """Processor seconds of filters and MinHash, and documents after each."""
+    """Measures processor seconds of filters and MinHash, and counts documents after each."""
     splits = tuple(plan_splits([Source(kind="files", path=str(lines))], 1))
     prepare = PreparePhase(splits, out / "prepared", out / "quarantine", 1, MeasureSettings(RULES))
     rows = rows_in_a_band(SIMILARITY)
@@ -119,7 +119,7 @@ def _peer(lines: Path, out: Path) -> tuple[dict[str, float], dict[str, int]]:
 
 
 def _processor(task: Callable[[], object]) -> float:
-    """Processor seconds of a task, those of child processes included."""
+    """Measures processor seconds of a task, those of child processes included."""
     start = _spent()
     task()
     return _spent() - start

@@ -95,7 +95,7 @@ def _index(files: tuple[Path, ...], folder: Path) -> int:
 
 
 def links(count: int) -> None:
-    """Prints what the driver takes for as many links in 15 files, at 1/16, a quarter and all of them."""
+    """Prints the driver's seconds and memory for as many links in 15 files, at 1/16, a quarter and all of them."""
     for size in (count // 16, count // 4, count):
         with tempfile.TemporaryDirectory(prefix="triptych-links-") as name:
             seconds, memory, found = _alone(_merge_links, _write_links(Path(name), size))
@@ -150,7 +150,8 @@ def _decide(files: tuple[Path, ...], counts: tuple[int, ...], folder: Path) -> i
 
 
 def _alone(phase: Callable[..., int], *arguments: object) -> tuple[float, int, int]:
-    """Processor seconds, growth of the peak of resident memory in MB (mapped files included), and result of a phase."""
+    """Runs a phase in a process of its own; returns processor seconds, growth of the peak of resident memory in MB
+    (mapped files included), and the result."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(_measured, phase, *arguments).result()
 

@@ -1,7 +1,7 @@
 """The cost of faults: processes, nodes and whole runs are killed at work, and the work has to resume.
 
-Each scenario prints the seconds until the work went on, what that took of whoever runs Triptych, and what differs from
-an undisturbed run. Those on a finished run take a copy of it. All together take about an hour on two cores.
+Each scenario prints the seconds until the work went on, what the user had to do for it, and what differs from an
+undisturbed run. Those on a finished run take a copy of it. All together take about an hour on two cores.
 
 make demo && python -m infra.bench.faults [--run runs/demo] [--only NAME] [--list]
     --only learner      scenarios with "learner" in their name; "rlhf:", "stage:", "corpus:" and "node:" name groups
@@ -17,22 +17,22 @@ from rich.table import Table
 
 from cluster.run.folder import RunFolder
 from infra.bench.scenarios import corpus_kills, joining_node, leaving_nodes, rlhf_processes, stage_kills
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 GROUPS = (rlhf_processes, stage_kills, corpus_kills, joining_node, leaving_nodes)
 SCENARIOS: list[Scenario] = [scenario for group in GROUPS for scenario in group.SCENARIOS]
 
 
-def survive(scenario: Scenario, settings: Settings) -> Outcome:
+def survive(scenario: Scenario, settings: Settings) -> ScenarioOutcome:
     """Runs a scenario; work that does not go on is an outcome too."""
     try:
         return scenario.measure(settings)
     except (TimeoutError, RuntimeError, subprocess.TimeoutExpired) as error:
-        return Outcome(float("nan"), "more than the bench does", [str(error)])
+        return ScenarioOutcome(float("nan"), "more than the bench does", [str(error)])
 
 
 def main() -> None:
-    """Prints the table; ends with 1 if something was not as undisturbed."""
+    """Prints the table; ends with 1 if something differs from an undisturbed run."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
     words.add_argument("--log", type=Path, default=Path("faults.log"), help="what the commands print goes here")
@@ -45,13 +45,13 @@ def main() -> None:
     if given.list or not chosen:
         print(*(scenario.name for scenario in chosen or SCENARIOS), sep="\n")
         sys.exit(not chosen)
-    # `make bench` does not fail where nothing was run before.
+    # So that `make bench` does not fail where no run is finished.
     if not RunFolder(given.run).manifest("report"):
         left_out = [scenario.name for scenario in chosen if scenario.needs_run]
         chosen = [scenario for scenario in chosen if not scenario.needs_run]
         print(f"{given.run} is not finished: run `make demo` first; left out: {'; '.join(left_out)}", flush=True)
     settings = Settings(given.run, given.log, given.port, given.seed)
-    table = Table("scenario", "seconds to go on", "what it took", "wrong", "details")
+    table = Table("scenario", "seconds to go on", "what the user did", "wrong", "details")
     failed = False
     for scenario in chosen:
         found = survive(scenario, settings)

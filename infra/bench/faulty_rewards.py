@@ -37,7 +37,7 @@ from infra.bench.scenarios.command import end_family
 from pipelines.evaluate.stats import paired_shares, proportion
 
 PROMPTS, SAMPLES = 16, 8
-# Of one life of the command.
+# The most seconds of one command.
 SECONDS = 3000.0
 DISTURBED, UNDISTURBED = "disturbed", "undisturbed"
 SETTINGS = [
@@ -52,10 +52,10 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Lives:
-    """What became of a run's commands.
+    """The time and the kills of a run's commands.
 
     Attributes:
-        seconds: of all of them.
+        seconds: of all commands together.
         kills: how many were killed.
     """
 
@@ -112,7 +112,8 @@ def trained(run: RunFolder, settings: Sequence[str], moments: Sequence[float], l
 
 
 def wrong_with(run: RunFolder, steps: int) -> list[str]:
-    """Names what is missing or booked twice in the steps and the ledger of a finished run."""
+    """Names steps, versions and prompts that are missing or counted twice in the metrics and the ledger of a finished
+    run."""
     rows, metrics = read_metrics(run.path("policy")), run.require("policy").metrics
     booked = metrics["prompts"]
     checks = {
@@ -137,7 +138,7 @@ def main() -> None:
     words.add_argument("--seconds", type=float, default=2.0, help="that a reward or a reply may take")
     words.add_argument("overrides", nargs="*", metavar="key=value")
     given = words.parse_args()
-    # So that the command ends too.
+    # So that the command that runs ends with the benchmark.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = given.run.absolute()
     base, recipe, apart = made(folder, given.seed, given.documents, given.overrides, ("corpus", "pretrain", "sft"))

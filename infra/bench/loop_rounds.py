@@ -1,8 +1,8 @@
 """The loop over rounds: a scripted person judges a served run by a hidden rule while `triptych loop` runs beside it.
 
 The person ranks, votes and gives thumbs over HTTP. Each round's policy is compared with the last one by the hidden
-rule, on prompts that neither saw; then somebody ranks the other way round, which has to be stopped; and one round is
-killed with all its processes at random moments, which has to end as without.
+rule, on prompts that neither saw; then somebody ranks by the reversed rule, and the loop has to reject that round; and
+one round is killed with all its processes at random moments, and has to end as it does without a kill.
 
 Without --recipe, on a world of its own of three words an answer, which takes minutes. What is done is kept in the
 folder: the same command goes on where it was interrupted.
@@ -42,13 +42,13 @@ from pipelines.evaluate.stats import paired_change
 
 SAMPLES = 3
 VOTES = 4
-# Of the recipe that was given.
+# Settings for a recipe that was given.
 LOOP = ("loop.canary_share=0.3", "loop.canary_thumbs=6", "loop.canary_minutes=2", "loop.promote_if=not worse")
 
 
 @dataclass
 class Bench:
-    """What the steps share.
+    """The options, the run and the results, which all steps of the bench share.
 
     Attributes:
         given: the options.
@@ -80,7 +80,7 @@ class Bench:
         write_json(self.given.folder / "bench.json", self.state)
 
     def token(self, name: str) -> str:
-        """Gives somebody a new token."""
+        """Makes a new token for an annotator, who is added if the name is new."""
         with open_feedback(self.run.feedback_url) as database:
             return database.add_annotator(name, renew=name in database.annotators())
 
@@ -143,12 +143,13 @@ def measure(bench: Bench, url: str, number: int) -> None:
 
 
 def rounds(bench: Bench) -> None:
-    """Serves the run with the loop beside it, has the person judge for each round, and plants a bad one at the end."""
+    """Serves the run with the loop beside it; the person judges for each round, and reversed labels make the last one
+    bad."""
     last, count = bench.given.rounds + 1, load_recipe(bench.recipe).loop.minimum_new
     if bench.ended(last + 1):
         return
     rule, port = RULES[bench.given.rule], free_port()
-    turned = Person(f"http://127.0.0.1:{port}", bench.token("mal"), rule, turned=True)
+    bad_person = Person(f"http://127.0.0.1:{port}", bench.token("mal"), rule, reversed_rule=True)
     person = Person(f"http://127.0.0.1:{port}", bench.token("pat"), rule)
     with own(bench.run, port, bench.given.folder / "server.log"):
         url = f"http://127.0.0.1:{port}"
@@ -163,7 +164,7 @@ def rounds(bench: Bench) -> None:
                         person.rank(count)
                         person.vote(bench.prompts[number * VOTES : (number + 1) * VOTES])
                     else:
-                        turned.rank(count)
+                        bad_person.rank(count)
 
                 def is_over(number: int = number) -> bool:
                     # Thumbs come in while a policy is on trial, so that they alone begin no round.
@@ -220,7 +221,7 @@ def report(bench: Bench) -> list[str]:
     wrong += [] if better else ["no round is better than the last beyond chance"]
     bad = bench.ended(last + 1)
     if bad is None or bad.decision != "kept":
-        wrong.append(f"the round of labels that are turned round ended as {bad.decision if bad else 'nothing'}")
+        wrong.append(f"the round of reversed labels ended as {bad.decision if bad else 'nothing'}")
     known = set(Versions(bench.run, "policy").kept())
     unknown = [name for name in bench.state.get("seen", []) if name not in known]
     wrong += [f"an answer named weights that are no version: {name}" for name in unknown]

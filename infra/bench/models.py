@@ -48,13 +48,13 @@ from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 
 CONTEXT, SECONDS = 64, 120
 WORKER = DataParallelRank(0, 1, 2, "float32", torch.device("cpu"))
-# What engine and transformers may differ by in the log-probability of a token, both in float32.
+# The most that the log-probabilities of a token by engine and transformers may differ, both in float32.
 TOLERANCE = 1e-3
 Found = dict[str, str]
 
 
 def rows() -> pa.Table:
-    """Two packed rows of two documents, and padding."""
+    """Makes two packed rows of two documents each, with padding."""
     ids = np.random.default_rng(0).integers(5, 300, (2, CONTEXT)).tolist()
     return pa.table({"input_ids": ids, "document_ids": [[0] * 20 + [1] * 40 + [-1] * 4] * 2})
 
@@ -86,7 +86,7 @@ def prove_training(start: Path, out: Path, tokenizer: Any, adapters: bool) -> st
 
 
 def try_kind(kind: type, folder: Path) -> None:
-    """Writes to `folder` what became of a kind in training; a traceback in its log is a fault."""
+    """Writes to `folder` how the training of a kind ended; a traceback in its log is a fault."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -106,7 +106,7 @@ def try_kind(kind: type, folder: Path) -> None:
 
 def refusal(error: Exception, folder: str, name: str) -> str:
     """Returns why a kind is refused, without its name and folder, so that kinds that are alike say the same."""
-    # What transformers advises does not help here.
+    # The advice of transformers does not help here.
     said = first_line(error).partition(". Please")[0].replace(folder, name)
     said = said.partition(": start from")[0].removeprefix(f"{name}: ").replace(f"a model of the kind {name} ", "")
     said = re.sub(r"cannot load a model from \S+: \w+ does not", "transformers' class does not", said)
@@ -123,7 +123,7 @@ def rlhf_refusal(folder: Path) -> str:
 
 
 def try_rlhf(folder: Path) -> str:
-    """Has an engine start from the untrained model, take the trained weights over, and score tokens with them.
+    """Starts an engine from the untrained model, gives it the trained weights, and scores tokens with them.
 
     Raises:
         GetTimeoutError: this took longer than `SECONDS`, which a busy machine needs and says nothing of the kind.
@@ -185,7 +185,7 @@ def in_process(function: Callable[..., None], *arguments: Any, log: Path) -> boo
 
 
 def train_kind(kind: type, results: Path) -> Found:
-    """Returns what became of a kind in training, in full and by adapters."""
+    """Returns how the training of a kind ended, in full and by adapters."""
     name = kind.model_type  # type: ignore[attr-defined]
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import make_plan
 from cluster.runtime.session import connect
 from infra.bench.loops.reward import BETA, RATE, brevity
-from infra.bench.peers.run_trl import steps_of
+from infra.bench.peers.run_trl import run_trl
 from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied
 from pipelines.demo.questions import training_questions
 from pipelines.rlhf.setup import training_prompts
@@ -58,8 +58,8 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How large a measurement is.
+class Size:
+    """The size of a measurement.
 
     Attributes:
         prompts: of a step.
@@ -74,13 +74,13 @@ class Shape:
     steps: int
 
 
-def stage_steps(finished: Path, log: Path, shape: Shape, more: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Runs the stage and gives the metrics of every step but the first, with its `seconds`.
+def stage_steps(finished: Path, log: Path, size: Size, more: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Runs the stage and returns the metrics of every step but the first, with its `seconds`.
 
     Args:
         finished: the run whose copy is trained on.
         log: takes what the command prints.
-        shape: of a step.
+        size: the numbers of steps, prompts, samples and tokens.
         more: further settings of `rlhf`.
 
     Raises:
@@ -89,14 +89,14 @@ def stage_steps(finished: Path, log: Path, shape: Shape, more: Mapping[str, Any]
     settings = {
         "algorithm": "grpo",
         "rewards": f"[{REWARD}]",
-        "steps": shape.steps + 1,
-        "prompts_per_step": shape.prompts,
-        "sampling.samples_per_prompt": shape.samples,
-        "sampling.max_tokens": shape.tokens,
+        "steps": size.steps + 1,
+        "prompts_per_step": size.prompts,
+        "sampling.samples_per_prompt": size.samples,
+        "sampling.max_tokens": size.tokens,
         "kl.coefficient": BETA,
         "learning_rate": RATE,
         "pretrain_mix": 0,
-        "checkpoint_every": shape.steps + 1,
+        "checkpoint_every": size.steps + 1,
         **(more or {}),
     }
     with copied(finished) as run:
@@ -110,49 +110,49 @@ def stage_steps(finished: Path, log: Path, shape: Shape, more: Mapping[str, Any]
     return [row | {"seconds": row["time"] - before["time"]} for before, row in pairwise(rows)]
 
 
-def trl(given: argparse.Namespace, shape: Shape) -> None:
+def trl(given: argparse.Namespace, size: Size) -> None:
     """Prints the rates of the stage and of TRL, and their ratio."""
-    batch = shape.prompts * shape.samples
+    batch = size.prompts * size.samples
     run = RunFolder(given.run)
-    recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.sampling.max_tokens={shape.tokens}"])
+    recipe = load_recipe(given.run / "recipe.yaml", [f"rlhf.sampling.max_tokens={size.tokens}"])
     asked = training_prompts(recipe, Chat.of(run.path("sft"))).inputs.values()
     with tempfile.TemporaryDirectory(prefix="triptych-rlhf-") as folder:
         lines = Path(folder) / "prompts.jsonl"
         lines.write_text("".join(f"{json.dumps(question.messages)}\n" for question in asked), encoding="utf-8")
-        ours = [row["seconds"] for row in stage_steps(given.run, given.log, shape)]
-        sizes = (shape.steps, shape.prompts, shape.samples, shape.tokens, given.rows or batch)
-        theirs = steps_of("trl_grpo.py", run.path("sft"), lines, *sizes)
-    print(f"{shape.prompts} prompts x {shape.samples} samples a step, at most {shape.tokens} tokens, GRPO")
+        ours = [row["seconds"] for row in stage_steps(given.run, given.log, size)]
+        sizes = (size.steps, size.prompts, size.samples, size.tokens, given.rows or batch)
+        theirs = run_trl("trl_grpo.py", run.path("sft"), lines, *sizes)
+    print(f"{size.prompts} prompts x {size.samples} samples a step, at most {size.tokens} tokens, GRPO")
     rates = [batch / statistics.median(seconds) for seconds in (ours, theirs)]
     print(f"Triptych {rates[0]:,.1f} samples/s; TRL {rates[1]:,.1f} samples/s; ratio {rates[0] / rates[1]:.2f}")
 
 
-def overlap(given: argparse.Namespace, shape: Shape) -> None:
+def overlap(given: argparse.Namespace, size: Size) -> None:
     """Prints a table of the modes."""
     table = Table("mode", "samples/s", "of in turn", "learner idle", "rollouts idle")
     rates: list[float] = []
     for mode, settings in MODES.items():
-        rows = stage_steps(given.run, given.log, shape, settings | {"fleet.rollout_actors": 1})
-        rates.append(shape.prompts * shape.samples / statistics.median(row["seconds"] for row in rows))
+        rows = stage_steps(given.run, given.log, size, settings | {"fleet.rollout_actors": 1})
+        rates.append(size.prompts * size.samples / statistics.median(row["seconds"] for row in rows))
         idle = [statistics.mean(row[name] for row in rows) for name in ("learner_idle", "rollout_idle")]
         table.add_row(mode, f"{rates[-1]:.1f}", f"{rates[-1] / rates[0]:.2f}", *(f"{share:.2f}" for share in idle))
     Console().print(table)
 
 
-def generate(given: argparse.Namespace, shape: Shape) -> None:
+def generate(given: argparse.Namespace, size: Size) -> None:
     """Prints the rates of the fleet and of transformers, and their ratio."""
     chat = Chat.of(given.run / "sft")
     every = training_questions(seed=1)
-    questions = every[:: max(1, len(every) // shape.prompts)][: shape.prompts]
+    questions = every[:: max(1, len(every) // size.prompts)][: size.prompts]
     prompts = [Prompt(q.id, chat.prompt([{"role": "user", "content": q.text}])) for q in questions]
-    peer = transformers_rate(given.run, prompts, chat, shape)
-    own = fleet_rate(given.run, prompts, shape)
-    sizes = f"{shape.prompts} prompts x {shape.samples} samples, at most {shape.tokens} tokens"
-    print(f"{sizes}, median of {shape.steps} rounds")
+    peer = transformers_rate(given.run, prompts, chat, size)
+    own = fleet_rate(given.run, prompts, size)
+    sizes = f"{size.prompts} prompts x {size.samples} samples, at most {size.tokens} tokens"
+    print(f"{sizes}, median of {size.steps} rounds")
     print(f"rollout fleet {own:,.0f} tokens/s; transformers generate {peer:,.0f} tokens/s; ratio {own / peer:.2f}")
 
 
-def fleet_rate(run: Path, prompts: list[Prompt], shape: Shape) -> float:
+def fleet_rate(run: Path, prompts: list[Prompt], size: Size) -> float:
     """Measures the median tokens per second over rounds, after a warm-up round, with the recipe's rollout actors."""
     recipe = load_recipe(run / "recipe.yaml")
     actors, share = recipe.rlhf.fleet.rollout_actors, make_plan(recipe).rollout
@@ -161,38 +161,38 @@ def fleet_rate(run: Path, prompts: list[Prompt], shape: Shape) -> float:
         Fleet(run / "sft", actors, share, recipe.model.context, recipe.seed, 300.0) as fleet,
     ):
         rates = []
-        for seed in range(shape.steps + 1):
+        for seed in range(size.steps + 1):
             start = time.perf_counter()
-            samples = fleet.generate(prompts, Sampling(shape.samples, 1.0, shape.tokens, seed))
+            samples = fleet.generate(prompts, Sampling(size.samples, 1.0, size.tokens, seed))
             tokens = sum(len(sample.token_ids) for group in samples.values() for sample in group)
             rates.append(tokens / (time.perf_counter() - start))
-    return sorted(rates[1:])[shape.steps // 2]
+    return sorted(rates[1:])[size.steps // 2]
 
 
-def transformers_rate(run: Path, prompts: list[Prompt], chat: Chat, shape: Shape) -> float:
+def transformers_rate(run: Path, prompts: list[Prompt], chat: Chat, size: Size) -> float:
     """Measures the same with one batch of `generate` in this process on all cores."""
     model = AutoModelForCausalLM.from_pretrained(run / "sft", dtype=torch.float32).eval()
     length = max(len(prompt.token_ids) for prompt in prompts)
-    rows = [prompt.token_ids for prompt in prompts for _ in range(shape.samples)]
+    rows = [prompt.token_ids for prompt in prompts for _ in range(size.samples)]
     ids = torch.tensor([[chat.padding_id] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     rates = []
-    for seed in range(shape.steps + 1):
+    for seed in range(size.steps + 1):
         torch.manual_seed(seed)
         start = time.perf_counter()
         drawn = model.generate(
-            ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=shape.tokens
+            ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=size.tokens
         )[:, length:]
         ended = (drawn == chat.end_of_turn_id).int()
         tokens = int(((ended.cumsum(1) - ended) == 0).sum())
         rates.append(tokens / (time.perf_counter() - start))
-    return sorted(rates[1:])[shape.steps // 2]
+    return sorted(rates[1:])[size.steps // 2]
 
 
-MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace, Shape], None], Shape]] = {
-    "trl": (trl, Shape(prompts=16, samples=8, tokens=32, steps=8)),
-    "overlap": (overlap, Shape(prompts=4, samples=8, tokens=96, steps=30)),
-    "generate": (generate, Shape(prompts=16, samples=8, tokens=24, steps=5)),
+MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace, Size], None], Size]] = {
+    "trl": (trl, Size(prompts=16, samples=8, tokens=32, steps=8)),
+    "overlap": (overlap, Size(prompts=4, samples=8, tokens=96, steps=30)),
+    "generate": (generate, Size(prompts=16, samples=8, tokens=24, steps=5)),
 }
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     for name in [given.what] if given.what else MEASUREMENTS:
         measure, usual = MEASUREMENTS[name]
         sizes = {field: getattr(given, field) or value for field, value in vars(usual).items()}
-        measure(given, Shape(**sizes))
+        measure(given, Size(**sizes))
 
 
 if __name__ == "__main__":

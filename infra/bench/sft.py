@@ -33,7 +33,7 @@ from cluster.recipe.collect import ChatSource
 from cluster.recipe.model import Model
 from cluster.runtime.session import ENVIRONMENT
 from infra.bench.loops.own import own_step
-from infra.bench.peers.run_trl import steps_of
+from infra.bench.peers.run_trl import run_trl
 from pipelines.corpus.tokens.shards import write_shard
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.data.chat_formats import Conversation, read_conversations
@@ -78,8 +78,8 @@ def main() -> None:
             name: together / statistics.median(seconds)
             for name, seconds in {
                 "the loop": own(base, folder / "rows", given.rows),
-                "TRL": steps_of("trl_sft.py", base, lines, given.context, together, "separate"),
-                "TRL, packing": steps_of("trl_sft.py", base, lines, given.context, given.rows, "packing"),
+                "TRL": run_trl("trl_sft.py", base, lines, given.context, together, "separate"),
+                "TRL, packing": run_trl("trl_sft.py", base, lines, given.context, given.rows, "packing"),
             }.items()
         }
     for name, rate in rates.items():
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def own(base: Path, folder: Path, rows: int) -> list[float]:
-    """Seconds of every step of an epoch but the first."""
+    """Measures the seconds of every step of an epoch but the first, by the project's loop."""
     model, objective = load(base), LanguageObjective()
     set_end_token(model, load_tokenizer(base).eos_token_id)
     compile_layers(model)
@@ -104,7 +104,7 @@ def own(base: Path, folder: Path, rows: int) -> list[float]:
 
 
 def _base(folder: Path, size: str, context: int, found: Sequence[Conversation]) -> Path:
-    """A model with random weights, with a tokenizer of the conversations."""
+    """Writes a model with random weights, with a tokenizer of the conversations; returns its folder."""
     texts = [message["content"] for some in found for message in some.messages]
     save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, context)
     tokenizer = load_tokenizer(folder)

@@ -32,7 +32,7 @@ from pipelines.data.pack_chats import packed
 from pipelines.data.render_chats import rendered_batch
 
 CONTEXT, TOLERANCE = 1 << 15, 1e-5
-# What templates write as one token: <|x|>, <x|>, <|x>, <｜x｜>, [INST], and some without a bar.
+# Marks that templates write as one token: <|x|>, <x|>, <|x>, <｜x｜>, [INST], and some without a bar.
 SPECIAL = re.compile(
     r"<\|[^\s|<>]{1,40}\|>|<\|[a-z_]{1,20}>|<[a-z_]{1,20}\|>|<｜[^｜<>]{1,40}｜>|\[/?[A-Z_]{3,20}\]"
     r"|</?s>|<bos>|<eos>|</?(?:start|end)_of_turn>|<end_of_utterance>|<extra_id_\d>"
@@ -94,7 +94,7 @@ def number(reason: str, reasons: dict[str, int]) -> int:
 
 
 def tried(file: Path, case: str, folder: Path) -> str:
-    """Returns `ACCEPTED`, why a template refuses a conversation, or what is not as it should be."""
+    """Returns `ACCEPTED`, why a template refuses a conversation, or the fault that was found."""
     tokenizer, template = load_tokenizer(folder), file.read_text(encoding="utf-8")
     special = sorted(set(SPECIAL.findall(template)))
     known = file.with_name("ends.json")
@@ -119,7 +119,7 @@ def tried(file: Path, case: str, folder: Path) -> str:
 
 
 def answers(rows: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
-    """Returns what stands before each trained turn, and the turn."""
+    """Returns the text before each trained turn, and the turn."""
     turns = []
     for row in rows:
         mask = [False, *row.loss_mask, False]
@@ -130,7 +130,7 @@ def answers(rows: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
 
 
 def wrong_turn(chat: Chat, messages: list[dict[str, Any]], tools: Any, turns: list[tuple[list[int], list[int]]]) -> str:
-    """Says which turn is trained on other tokens than it is served with; empty where none is."""
+    """Names the turn that is trained on other tokens than it is served with; empty where there is none."""
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) != len(places):
         return f"WRONG: {len(turns)} turns are trained, of {len(places)}"
@@ -150,7 +150,7 @@ def wrong_turn(chat: Chat, messages: list[dict[str, Any]], tools: Any, turns: li
 
 
 def takes_parts(tokenizer: Any) -> bool:
-    """Says whether a template passes over content that is no list of parts."""
+    """Tells whether a template ignores content that is no list of parts."""
     try:
         return "hello" not in str(tokenizer.apply_chat_template(SINGLE, tokenize=False))
     except TemplateError:
@@ -163,7 +163,7 @@ def as_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def wrong_loss(chat: Chat, rows: list[Rendered], turns: list[tuple[list[int], list[int]]]) -> str:
-    """Says how far the loss of packed rows is from that of each answer by itself; empty where they are equal."""
+    """Describes how far the loss of packed rows is from that of each answer by itself; empty where they are equal."""
     torch.manual_seed(0)
     size = len(chat.tokenizer)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -47,13 +47,14 @@ Measure = Callable[[int], list[float]]
 def own(
     model: LlamaForCausalLM, rows: pa.Table, micro_rows: int, objective: LanguageObjective | None = None
 ) -> Measure:
-    """Seconds of so many steps of the project's loop, at most so many rows in a forward pass."""
+    """Makes a function that measures the seconds of so many steps of the project's loop, with at most so many rows in a
+    forward pass."""
     step = own_step(model, objective or LanguageObjective(), micro_rows, DEVICE)
     return lambda steps: [_seconds(partial(step, rows)) for _ in range(steps)]
 
 
 def compiled(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
-    """The same with `compile_layers`."""
+    """Makes the same function as `own`, with `compile_layers`."""
     objective = LanguageObjective()
     compile_layers(model)
     objective.compiled = True
@@ -61,7 +62,7 @@ def compiled(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measur
 
 
 def eager(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
-    """The same with transformers' own forward and a loop of five lines."""
+    """Makes the same function for transformers' own forward and a loop of five lines."""
     batches = LanguageObjective().collate(rows).input_ids.to(DEVICE).split(micro_rows)
     stepper = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
 
@@ -79,7 +80,7 @@ def eager(model: LlamaForCausalLM, rows: pa.Table, micro_rows: int) -> Measure:
 
 
 def transformers_trainer(model: LlamaForCausalLM, table: pa.Table, micro_rows: int) -> Measure:
-    """The same with transformers' Trainer, its first step left out."""
+    """Makes the same function for transformers' Trainer, its first step left out."""
 
     def measure(steps: int) -> list[float]:
         clock = StepClock()
@@ -146,7 +147,7 @@ def main() -> None:
 
             # The last step waits for its checkpoint.
             found["in a stage"] = in_a_stage(shape, rows, micro_rows, TURNS * given.steps + WARM_UP)[WARM_UP:-1]
-            # The loop before and after: what a machine gains or loses meanwhile, both have half of.
+            # The loop runs before and after the stage, so that a change of the machine's speed affects both alike.
             for name in {"the loop"} & asked.keys():
                 asked[name].send(TURNS * given.steps)
                 found[name] += asked[name].recv()[0]
@@ -172,7 +173,8 @@ def main() -> None:
 
 @contextmanager
 def _process(name: str, shape: Model, rows: pa.Table, micro_rows: int) -> Iterator[Connection]:
-    """A process for one way: sent how many steps, it answers how many seconds each took, and the most memory so far."""
+    """Starts a process for one way. Sent a number of steps, it answers with the seconds of each, and the most memory so
+    far in GB."""
     here, there = multiprocessing.Pipe()
     words = (name, shape, rows, micro_rows, there)
     start = multiprocessing.get_context("spawn").Process(target=_measure, args=words, daemon=True)
@@ -192,7 +194,7 @@ def _measure(name: str, shape: Model, rows: pa.Table, micro_rows: int, connectio
 
 
 def _kept_up() -> float:
-    """Operations a second of matrix products of which each takes as long as the median one."""
+    """Measures the operations a second of a median matrix product, over one second."""
     if DEVICE.type == "cuda":
         return peak_flops(DEVICE, PRECISION)
     side = SIDES[DEVICE.type]

@@ -24,7 +24,7 @@ from cluster.recipe.model import Model
 from cluster.recipe.recipe import Recipe
 from cluster.runtime.session import connect
 from infra.bench.corpora.stage_run import Watched, watch
-from infra.bench.peers.run_trl import steps_of
+from infra.bench.peers.run_trl import run_trl
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.sft_data import make_shards
 
@@ -85,7 +85,7 @@ def beside_trl(count: int) -> None:
         save(build(shape, 0, end_of_turn=tokenizer.eos_token_id, padding=0), tokenizer, folder / "model")
         make(folder)
         own = json.loads((folder / "made.json").read_text(encoding="utf-8"))["seconds"]
-        every, few = steps_of("trl_sft_data.py", folder / "model", folder / "chats.jsonl", CONTEXT, CORES)
+        every, few = run_trl("trl_sft_data.py", folder / "model", folder / "chats.jsonl", CONTEXT, CORES)
     theirs = every - few
     print(f"{count:,} conversations: {count / own / CORES:,.0f} a second and core, TRL {count / theirs / CORES:,.0f}")
     print(f"ratio: {theirs / own:.2f}")
@@ -107,7 +107,7 @@ def make(folder: Path) -> None:
 
 
 def conversations(count: int) -> Iterator[list[dict[str, str]]]:
-    """Short conversations of one or two exchanges, the same each time."""
+    """Makes short conversations of one or two exchanges, the same each time."""
     chance = random.Random(5)
     for number in range(count):
         turns = []

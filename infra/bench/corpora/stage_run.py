@@ -89,7 +89,8 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _resident(process: psutil.Process) -> int:
-    """Resident MB without shared memory: Ray's object store has a fixed size and is mapped by all processes."""
+    """Measures resident MB without shared memory: Ray's object store has a fixed size and is mapped by all
+    processes."""
     try:
         memory = process.memory_info()
     except psutil.NoSuchProcess:

@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
-# What kinds raise whose sizes do not go together: each has checks of its own.
+# The errors of kinds whose sizes do not fit together: each kind has checks of its own.
 FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -56,7 +56,7 @@ def tiny_model(kind: type) -> Any:
         one of FAILURES: the kind does not take these sizes.
     """
     failure: Exception | None = None
-    # Some kinds derive what is None, others need it.
+    # Some kinds derive sizes that are None, others need them.
     for needed in (False, True):
         try:
             torch.manual_seed(0)

@@ -107,7 +107,7 @@ def generalized_advantages(rows: list[Row], gaps: list[Tensor], critic: list[Ten
 
 @dataclass(frozen=True)
 class PaperStep:
-    """What the loss of one optimizer step is computed from.
+    """The inputs of the loss of one optimizer step.
 
     Attributes:
         name: the algorithm.
@@ -169,7 +169,7 @@ class PaperStep:
 
 
 def value_loss(rows: list[Row], new: list[Tensor], old: list[Tensor], returns: list[Tensor]) -> Tensor:
-    """Computes the critic's loss with clipped steps: of each row its values now and before, and what they should be."""
+    """Computes the critic's loss with clipped steps: of each row its values now and before, and their targets."""
     learned = sum(len(row.places) for row in rows)
     total = torch.zeros((), dtype=torch.float64)
     for now, before, wanted in zip(new, old, returns, strict=True):

@@ -39,7 +39,7 @@ MINIBATCHES = 2
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StepComparison:
     """A step of the learner, of `MINIBATCHES` optimizer steps, beside the equations.
 
     Attributes:
@@ -57,7 +57,7 @@ class Comparison:
 
 def compared(
     name: str, stale: bool, micro_batch_rows: int, start: Path, critic: Path, text: list[Shard] | None = None
-) -> Comparison:
+) -> StepComparison:
     """Takes a step of an algorithm with its paper's settings, but for the divergence's weight.
 
     Args:
@@ -120,7 +120,7 @@ def compared(
         for key, value in loss.items():
             difference = largest_difference(grads[key], gradients(value, then[key], longest=1.0))
             gradient[key] = max(gradient[key], difference)
-    return Comparison(abs(metrics["loss"] - float(np.mean(losses))), gradient, steps, metrics)
+    return StepComparison(abs(metrics["loss"] - float(np.mean(losses))), gradient, steps, metrics)
 
 
 def _settings(name: str, micro_batch_rows: int) -> Rlhf:

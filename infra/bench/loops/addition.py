@@ -12,22 +12,23 @@ SUMS_A_DOCUMENT = 8
 
 
 def sum_is_right(question: RewardInput, answer: str) -> float:
-    """1 where the last number of the answer is the sum, else 0."""
+    """Rewards with 1 where the last number of the answer is the sum, else with 0."""
     return float(last_number(answer) == question.metadata["sum"])
 
 
 def last_number(answer: str) -> str:
-    """Its digits; empty where there is none."""
+    """Returns the digits of the last number; empty where there is none."""
     return (re.findall(r"\d+", answer) or [""])[-1]
 
 
 def asked(pair: tuple[int, int]) -> str:
-    """The user's words."""
+    """Words the user's question for a pair."""
     return f"What is the sum of {pair[0]} and {pair[1]}?"
 
 
 def answered(pair: tuple[int, int]) -> str:
-    """The assistant's. They do not repeat the numbers: copying is a skill that takes far more text to learn."""
+    """Words the assistant's answer. It does not repeat the numbers: copying is a skill that takes far more text to
+    learn."""
     return f"It is {sum(pair)}."
 
 

@@ -1,4 +1,4 @@
-"""Measures how the rollout fleet's coordinator scales on simulated actors, and what becomes of long answers.
+"""Measures how the rollout fleet's coordinator scales on simulated actors, and how it treats long answers.
 
 Scaling: speed-up over one actor, CPU time per sample. Long answers: rate of the loop, prompts that were drawn and never
 learned from, and the share of long prompts in what was learned from, where a tenth of all prompts are long.
@@ -23,7 +23,7 @@ from cluster.recipe.rlhf.section import Rlhf, RolloutSampling
 from infra.bench.loops.simulation import Latency, World, weights_of
 
 STEPS, PROMPTS_AN_ACTOR, SAMPLES = 8, 16, 8
-# Of the loop with long answers: actors, steps, and how often in a step samples that have come are looked for.
+# Of the loop with long answers: actors, steps, and how often a step looks for samples that have come.
 LONG_ACTORS, LONG_STEPS, LOOKS = 16, 40, 20
 # Prompts an actor and step, seconds of the learner, `Latency.long_factor` and `Latency.long_tail`.
 LONG_CASES = (
@@ -39,7 +39,7 @@ LONG_CASES = (
 
 @dataclass(frozen=True)
 class LongAnswers:
-    """What became of long answers.
+    """The outcome of a loop with long answers.
 
     Attributes:
         rate: prompts a second that were learned from.
@@ -66,7 +66,8 @@ class NoRewards:
 
 
 def run(actors: int) -> tuple[float, float]:
-    """Samples a second of simulated time, and microseconds of CPU a sample; each step ends with new weights."""
+    """Measures samples a second of simulated time, and microseconds of CPU a sample; each step ends with new
+    weights."""
     world = World(Latency(), random.Random(1))
     coordinator = world.coordinator(actors, deadline=60.0)
     coordinator.start()

@@ -16,8 +16,8 @@ from pipelines.train import fit
 
 
 def in_a_stage(shape: Model, rows: pa.Table, micro_rows: int, steps: int) -> list[float]:
-    """Seconds of every step but the first, one global batch each, as a stage runs it: a Ray worker, the stream of
-    rows, the metrics. From metric to metric."""
+    """Measures the seconds of every step but the first, one global batch each, as a stage runs it: a Ray worker, the
+    stream of rows, the metrics. A step takes from one row of metrics to the next."""
     threads = torch.get_num_threads()
     settings = Training(batch_rows=rows.num_rows, micro_batch_rows=micro_rows, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as folder, connect(Cluster(), object_store_gb=0.5):

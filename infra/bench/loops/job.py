@@ -32,14 +32,14 @@ def made_up_job(root: Path, shape: Model, rows: pa.Table, settings: Training, th
 
 
 def made_up_tokenizer(root: Path, shape: Model) -> Path:
-    """The folder of a tokenizer to save with a model."""
+    """Writes a tokenizer to save with a model; returns its folder."""
     folder = root / "tokenizer"
     save_tokenizer(train_tokenizer(["to export with the model"], 300), folder, shape.context)
     return folder
 
 
 def made_up_model(shape: Model, tokenizer: Path) -> tuple[Any, Any, Any]:
-    """A new model, what it learns, and a tokenizer to save with it."""
+    """Makes a new model, its objective, and a tokenizer to save with it."""
     return build(shape, 0, end_of_turn=4, padding=0), LanguageObjective(), load_tokenizer(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""What adapters lose when engines in bfloat16 merge them, from the first step on.
+"""Measures what adapters lose when engines in bfloat16 merge them, from the first step on.
 
 Adapters of a model learn from a few sentences, two of which they are to make likelier and one less likely. After some
 steps they are merged as rollout actors do, rounded by chance, and beside that rounded to the nearest number. The change
@@ -46,7 +46,7 @@ def logprobs_with(model: Any, weights: Mapping[str, Tensor], ids: Tensor) -> Ten
 
 
 def measure(folder: Path, stored: torch.dtype, rate: float, rank: int, table: Table) -> None:
-    """Adds the rows of one element type that weights are stored in."""
+    """Adds the table's rows for weights stored in one element type."""
     tokenizer = load_tokenizer(folder)
     rows = [tokenizer.encode(text) for text in SENTENCES]
     ids = torch.tensor([row[: min(map(len, rows))] for row in rows])

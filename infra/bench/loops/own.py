@@ -1,4 +1,4 @@
-"""The project's training loop without what a stage has around it, and the clock of the trainers that it is beside."""
+"""The project's training loop without a stage around it, and a clock for the trainers that it is compared with."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from actors.model.sharding.fsdp import WithLoss
 from actors.objectives.lm import LanguageObjective
 
 RATE, DECAY, NORM = 1e-3, 0.1, 1.0
-# Of transformers' Trainer and those that are made of it: nothing but training.
+# Settings of transformers' Trainer and of the trainers derived from it: nothing but training.
 BARE: dict[str, Any] = {
     "optim": "adamw_torch_fused",
     "save_strategy": "no",
@@ -42,11 +42,11 @@ def own_step(
 
 
 class StepClock(TrainerCallback):
-    """When each step of transformers' Trainer ended."""
+    """Records when each step of transformers' Trainer ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        """A time stamp."""
+        """Records the time."""
         self.ends.append(time.perf_counter())

@@ -6,5 +6,5 @@ BETA, RATE = 0.02, 1e-5
 
 
 def brevity(_: Any, answer: str) -> float:
-    """More for fewer words."""
+    """Rewards an answer the more, the fewer its words."""
     return -float(len(answer.split()))

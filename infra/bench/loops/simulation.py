@@ -55,7 +55,7 @@ class Timeline:
         action()
 
     def clear(self) -> None:
-        """Drops all scheduled events, of actors that are no more."""
+        """Drops all scheduled events, as the actors that they belong to are gone."""
         self._events.clear()
 
     def run(self, seconds: float) -> None:
@@ -208,7 +208,7 @@ class SimulatedWorker:
 
     def _hang(self) -> None:
         self.world.hung.setdefault(self.number, self.world.timeline.now())
-        # What it is at, and later calls, wait for ever too.
+        # The call in progress and later calls wait for ever too.
         self._hung, self._free_at = True, float("inf")
 
     def _finish(self, prompt: Prompt, index: int, count: int, version: int, report: Report) -> None:

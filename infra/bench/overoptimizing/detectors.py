@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-# Steps over which the true reward, and over which a sign, is averaged.
+# The numbers of steps over which the true reward, and over which a sign, is averaged.
 TRUTH_WINDOW, SIGN_WINDOW = 5, 3
-# A true reward that is down in the last of so many steps alone may be so by chance.
+# The least steps that a fall lasts: one that is seen in the run's last steps alone may be chance.
 LEAST_FALLEN = 3
-# Of the deviation of the true reward over the fine-tuned model's answers: a smaller fall is none.
+# The least fall that counts, as a share of the deviation of the true reward over the fine-tuned model's answers.
 FALL = 0.25
 # The most false alarms a run that a threshold may give on the settings that it is fit on.
 FALSE_ALARMS = 0.1
@@ -44,14 +44,14 @@ class Course:
         return cls(truth, fall, fell if fell <= len(truth) - LEAST_FALLEN else None)
 
     def is_false(self, alarm: int) -> bool:
-        """Tells whether a run that stops there has no fall to be saved from, or loses more than `fall` of reward to
-        come."""
+        """Tells whether an alarm at that step is false: the run has no fall, or stopping it there loses more than
+        `fall` of reward to come."""
         return self.fell is None or float(self.truth[alarm:].max() - self.truth[alarm]) > self.fall
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a detector did on some runs.
+class DetectorResult:
+    """The results of a detector on some runs.
 
     Attributes:
         falls: runs whose true reward falls.
@@ -90,7 +90,7 @@ class Detector:
         above = np.flatnonzero(self.values(run) > self.threshold)
         return int(above[0]) if len(above) else None
 
-    def outcome(self, runs: Sequence[Run]) -> Outcome:
+    def outcome(self, runs: Sequence[Run]) -> DetectorResult:
         falls = found = in_time = false = 0
         leads, kept = [], []
         for run in runs:
@@ -105,7 +105,7 @@ class Detector:
                 found += 1
                 in_time += alarm < course.fell
                 leads.append(course.fell - alarm)
-        return Outcome(falls, found, in_time, false, len(runs), leads, float(np.mean(kept)))
+        return DetectorResult(falls, found, in_time, false, len(runs), leads, float(np.mean(kept)))
 
     def fitted(self, runs: Sequence[Run]) -> "Detector":
         """Takes the threshold with the most alarms in time among those with at most `FALSE_ALARMS` a run."""
@@ -140,7 +140,7 @@ def sign(name: str, change: Callable[[np.ndarray], np.ndarray] = lambda values: 
     return values
 
 
-# The alarms that others use, then the signs of `actors.overoptimization`.
+# The alarms that other projects use, then the signs of `actors.overoptimization`.
 SINGLE: dict[str, Callable[[Run], np.ndarray]] = {
     "KL": sign("kl_sequence"),
     "entropy": sign("entropy", lambda values: -values),
@@ -201,7 +201,8 @@ def joint(runs: Sequence[Run], signs: Mapping[str, Callable[[Run], np.ndarray]])
 
 
 def _logistic(design: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ridge-penalized logistic regression by Newton's method; the constant is not penalized. [N, F], [N] -> [F]."""
+    """Fits a ridge-penalized logistic regression by Newton's method; the constant is not penalized. [N, F], [N] ->
+    [F]."""
     weights = np.zeros(design.shape[1])
     penalty = RIDGE * np.diag([*[1.0] * (len(weights) - 1), 0.0])
     for _ in range(NEWTON_STEPS):

@@ -134,5 +134,5 @@ def scores(members: Sequence[Any], prompts: Sequence[list[int]], answers: Sequen
 
 
 def gold_scores(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> np.ndarray:
-    """Judges answers by the gold labeller. -> [N]."""
+    """Scores answers by the perfect judge (the gold score). -> [N]."""
     return np.array([gold_of(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])

@@ -23,7 +23,7 @@ from pipelines.evaluate.preference_drift import PreferenceProbe
 from pipelines.evaluate.reward_trust import pair_accuracy
 
 STEPS, PROMPTS_PER_STEP, SAMPLES = 40, 16, 8
-# Of an ensemble, by whose mean answers are rewarded.
+# The reward models of an ensemble, whose mean rewards answers.
 MEMBERS = 2
 # Answers of the fine-tuned model to each prompt, which annotators rank and by which rewards are normalized.
 POOL, HELD_OUT, PROBE_EVERY = 16, 100, 5
@@ -37,7 +37,7 @@ ALGORITHMS = ("grpo", "rloo", "reinforce++", "dr_grpo", "ppo")
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between runs.
+    """The settings that differ between runs.
 
     Attributes:
         width: of the reward model's hidden states.
@@ -139,7 +139,7 @@ def _rlhf(setting: Setting, algorithm: str | None = None) -> Rlhf:
         prompts_per_step=PROMPTS_PER_STEP,
         sampling=RolloutSampling(samples_per_prompt=SAMPLES, max_tokens=MAX_TOKENS),
         kl=Kl(coefficient=setting.coefficient),
-        # Never reached; so that the divergence is measured without a penalty, too.
+        # Never reached. It is set so that the divergence is measured without a penalty, too.
         stop=Stop(max_kl=1e6),
         learning_rate=LEARNING_RATE,
         minibatches=2 if setting.algorithm in ("ppo", "dr_grpo") else 1,

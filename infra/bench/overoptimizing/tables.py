@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from infra.bench.overoptimizing.detectors import JOINT, SINGLE, Course, Detector, Outcome, Run, joint, split
+from infra.bench.overoptimizing.detectors import JOINT, SINGLE, Course, Detector, DetectorResult, Run, joint, split
 from infra.bench.overoptimizing.run import STEPS
 from pipelines.evaluate.stats import proportion
 
@@ -79,9 +79,9 @@ def _fitted(name: str, runs: Sequence[Run]) -> Detector:
     return detector.fitted(runs)
 
 
-def _sum(outcomes: Sequence[Outcome]) -> Outcome:
+def _sum(outcomes: Sequence[DetectorResult]) -> DetectorResult:
     runs = sum(one.runs for one in outcomes)
-    return Outcome(
+    return DetectorResult(
         *(sum(getattr(one, field) for one in outcomes) for field in ("falls", "found", "in_time", "false")),
         runs,
         [lead for one in outcomes for lead in one.leads],
@@ -89,7 +89,7 @@ def _sum(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _cells(found: Outcome) -> list[Any]:
+def _cells(found: DetectorResult) -> list[Any]:
     leads = np.percentile(found.leads, (50, 25, 75)) if found.leads else []
     return [
         _share(found.found, found.falls),

@@ -33,7 +33,7 @@ def main(lines: Path, folder: Path) -> None:
     ]
     kept, final = folder / "kept", folder / "final"
     signatures, buckets, removed = (str(folder / name) for name in ("signatures", "buckets", "removed"))
-    # All but the first step would otherwise pay for what is loaded once a process.
+    # Loads, before the measurement, what each filter loads once a process.
     for step in filters:
         step.filter(next(iter(JsonlReader(str(lines.parent), glob_pattern=lines.name)())))
     steps = {

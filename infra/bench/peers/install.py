@@ -8,18 +8,19 @@ from pathlib import Path
 
 
 def uv() -> str:
-    """The installer."""
+    """Returns the path of uv, the installer."""
     return shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 
 
 def folder_of(packages: tuple[str, ...]) -> Path:
-    """Where they are kept."""
+    """Returns the folder in which packages are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "triptych" / "-".join(packages).translate(str.maketrans("[]=,", "----"))
 
 
 def beside_ours(packages: tuple[str, ...]) -> Path:
-    """Returns a folder for PYTHONPATH with packages that the project's environment lacks; it has their requirements."""
+    """Returns a folder for PYTHONPATH with packages that the project's environment lacks, without their requirements,
+    which the environment has."""
     folder = folder_of(packages)
     ready = folder / ".ready"
     if not ready.exists():
@@ -30,7 +31,7 @@ def beside_ours(packages: tuple[str, ...]) -> Path:
 
 
 def on_their_own(packages: tuple[str, ...]) -> Path:
-    """The Python of an environment with packages and all that they need."""
+    """Returns the Python of an environment with packages and all that they need, which it installs if it is missing."""
     folder = folder_of(packages)
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():

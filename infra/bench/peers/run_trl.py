@@ -13,16 +13,11 @@ PACKAGES = ("trl==1.16.0", "datasets==5.2.0", "multiprocess==0.70.19")
 SECONDS = 1800
 
 
-def steps_of(program: str, *words: object) -> list[float]:
-    """Seconds of each step that a program beside this file prints as JSON; ends this one if it fails."""
-    return run_trl(program, *words)
-
-
 def run_trl(program: str, *words: object) -> list[float]:
     """Returns the numbers that a program beside this file prints as JSON; ends this one if it fails."""
     command = [sys.executable, str(Path(__file__).with_name(program)), *map(str, words)]
     path = os.pathsep.join([str(beside_ours(PACKAGES)), os.environ.get("PYTHONPATH", "")])
-    # As who uses the peer runs it: without what our stages set.
+    # Without the variables that our stages set, as TRL's users run it.
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=SECONDS)
     if done.returncode:

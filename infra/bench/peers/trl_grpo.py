@@ -20,13 +20,13 @@ from infra.bench.loops.reward import BETA, RATE, brevity
 
 
 def rewards(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """The reward of the bench, for the answers of a step."""
+    """Computes the reward of the bench for the answers of a step."""
     return [brevity(None, answer[0]["content"]) for answer in completions]
 
 
 def main(model: str, prompts: Path, steps: int, together: int, samples: int, tokens: int, rows: int) -> None:
-    """One optimizer step on each batch of samples, with a reference for the KL divergence, as the stage does; `rows`
-    samples go through the model at once."""
+    """Takes one optimizer step on each batch of samples, with a reference for the KL divergence, as the stage does;
+    `rows` samples go through the model at once."""
     clock = StepClock()
     messages = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:

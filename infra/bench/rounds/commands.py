@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
-
 from cluster.run.folder import RunFolder
 from infra.bench.scenarios.command import end_family
-from infra.bench.servers.start import free_port
+from infra.bench.servers.start import answers, free_port
 
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.5
@@ -20,7 +18,7 @@ POLL_SECONDS = 0.5
 
 @contextlib.contextmanager
 def command(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `triptych WORDS`, whose output is added to a log; ends it with the context, as Ctrl-C does."""
+    """Runs `triptych WORDS`, whose output is added to a log; at the end of the context ends it as Ctrl-C does."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", *words], stdout=out, stderr=out, start_new_session=True
@@ -42,7 +40,7 @@ def label_page(run: RunFolder, log: Path) -> Iterator[str]:
     port = free_port()
     with command(log, "label", str(run.root), "--port", str(port)) as process:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _answers(f"{url}/label"), 180, "the label page", process)
+        wait_until(lambda: answers(f"{url}/label"), 180, "the label page", process)
         yield url
 
 
@@ -61,10 +59,3 @@ def wait_until(
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:.0f} s for {what}")
         time.sleep(POLL_SECONDS)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False

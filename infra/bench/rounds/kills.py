@@ -25,7 +25,7 @@ LEFT_BEHIND = ("server.json", "lock", "loop.lock", "*.side")
 
 
 @dataclass(frozen=True)
-class End:
+class RoundEnd:
     """How a round ended: its decisions, the present round, and the weights of reward model, policy and live policy."""
 
     decisions: tuple[tuple[str, str], ...]
@@ -33,8 +33,8 @@ class End:
     weights: tuple[str, ...]
 
     @classmethod
-    def of(cls, run: RunFolder) -> "End":
-        """Reads it from the run."""
+    def of(cls, run: RunFolder) -> "RoundEnd":
+        """Reads the decisions, the present round and the weights from the run."""
         live = Versions(run, "policy").live().weights
         return cls(
             tuple((one.step, one.decision) for one in read_trail(run.root)),
@@ -44,7 +44,7 @@ class End:
 
 
 def prepare(finished: RunFolder, folder: Path, rule: Rule, log: Path) -> RunFolder:
-    """Copies a run whose first round is done, and has a person rank enough for another one."""
+    """Copies a run whose first round is done, and lets a scripted person rank enough prompts for another one."""
     run = RunFolder(folder / "killed")
     if not run.root.exists():
         side = folder / "killed.side"
@@ -59,17 +59,17 @@ def prepare(finished: RunFolder, folder: Path, rule: Rule, log: Path) -> RunFold
     return run
 
 
-def undisturbed(prepared: RunFolder, log: Path, seconds: float) -> tuple[End, float]:
+def undisturbed(prepared: RunFolder, log: Path, seconds: float) -> tuple[RoundEnd, float]:
     """Makes the round without a kill; returns how it ended, and the seconds that it took."""
     with _copy(prepared) as run:
         begin = time.monotonic()
         with command(log, "loop", str(run.root), *WORDS) as process:
             if code := process.wait(seconds):
                 raise SystemExit(f"the loop ended with {code}: see {log}")
-        return End.of(run), time.monotonic() - begin
+        return RoundEnd.of(run), time.monotonic() - begin
 
 
-def killed(prepared: RunFolder, log: Path, after: float, seconds: float) -> End:
+def killed(prepared: RunFolder, log: Path, after: float, seconds: float) -> RoundEnd:
     """Kills the round after so many seconds, and gives the same command again."""
     with _copy(prepared) as run:
         with command(log, "loop", str(run.root), *WORDS) as process:
@@ -79,7 +79,7 @@ def killed(prepared: RunFolder, log: Path, after: float, seconds: float) -> End:
         with command(log, "loop", str(run.root), *WORDS) as process:
             if code := process.wait(seconds):
                 raise SystemExit(f"after a kill at {after:.1f} s the loop ended with {code}: see {log}")
-        return End.of(run)
+        return RoundEnd.of(run)
 
 
 def moments(count: int, seconds: float, seed: int) -> list[float]:

@@ -17,13 +17,13 @@ PAUSE_SECONDS = 0.5
 
 
 @dataclass
-class Requests:
-    """What was asked of a server.
+class RequestLog:
+    """The requests to a server, and how they ended.
 
     Attributes:
-        answered: the answers by the name of the model that gave them.
-        weights: the versions that they named.
-        failed: the reasons, of requests that were not answered.
+        answered: the number of answers by the name of the model that gave them.
+        weights: the versions that the answers named.
+        failed: of every request that was not answered, the reason.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
@@ -38,17 +38,17 @@ class Person:
         url: the server's address.
         token: of an annotator.
         rule: scores an answer, more is better.
-        turned: judges the other way round.
+        reversed_rule: whether the person prefers the answers that the rule scores lower.
     """
 
-    def __init__(self, url: str, token: str, rule: Rule, turned: bool = False) -> None:
+    def __init__(self, url: str, token: str, rule: Rule, reversed_rule: bool = False) -> None:
         self._http = httpx.Client(base_url=url, timeout=REPLY_SECONDS, headers={"Authorization": f"Bearer {token}"})
-        self._sign = -1.0 if turned else 1.0
+        self._sign = -1.0 if reversed_rule else 1.0
         self._rule = rule
 
     def rank(self, count: int) -> int:
-        """Ranks so many prompts, or as many as there are; returns how many. Those that come a second time do not count,
-        as they are no new judgements."""
+        """Ranks so many prompts, or as many as there are; returns how many. Prompts that come a second time do not
+        count, as their rankings are no new judgements."""
         done = 0
         while done < count and (task := self._get("/label/next")["task"]):
             ranks = self._ranks([answer["text"] for answer in task["answers"]])
@@ -93,7 +93,7 @@ class Chatter:
     """
 
     def __init__(self, url: str, rule: Rule, prompts: Sequence[str], good: float) -> None:
-        self.seen = Requests()
+        self.seen = RequestLog()
         self.rates = False
         self._url, self._rule, self._good = url, rule, good
         self._prompts: Iterator[str] = cycle(prompts)
@@ -138,7 +138,7 @@ class Chatter:
 
 
 def sample(url: str, model: str, prompts: Sequence[str], samples: int, seed: int) -> list[list[str]]:
-    """Has a served model answer each prompt so many times, with fixed seeds; [prompts][samples]."""
+    """Asks a served model for so many answers to each prompt, with fixed seeds; returns them as [prompts][samples]."""
     found: list[list[str]] = []
     with httpx.Client(base_url=url, timeout=REPLY_SECONDS) as http:
         for number, prompt in enumerate(prompts):

@@ -49,14 +49,15 @@ RECIPE: dict[str, Any] = {
 
 
 def taste(text: str) -> float:
-    """The hidden rule: different words that the person likes, less those that they dislike or do not know."""
+    """Scores an answer by the hidden rule of this world: the number of different words that the person likes, less
+    those that they dislike or do not know."""
     said = text.replace(",", " ").replace(".", " ").lower().split()
     liked = len(set(said) & set(LIKED))
     return liked - sum(word in DISLIKED for word in said) - sum(word not in WORDS for word in said)
 
 
 def brevity(text: str) -> float:
-    """A hidden rule for any recipe: the shorter the better, but not empty."""
+    """Scores an answer by a hidden rule for any recipe: the shorter the better, but not empty."""
     return -len(text) if text.strip() else -10_000.0
 
 

@@ -21,7 +21,7 @@ SETTINGS = [
     f"rlhf.steps={STEPS}",
     f"rlhf.prompts_per_step={PROMPTS}",
     "rlhf.checkpoint_every=1",
-    # How long an actor that hangs is waited for; its replacement has as long to start.
+    # The time after which an actor hangs; its replacement has as long to start.
     "cluster.deadline_minutes=1",
 ]
 
@@ -42,13 +42,13 @@ class RlhfCommand:
         return len(read_metrics(self.run.partial("policy"))) or len(read_metrics(self.run.path("policy")))
 
     def found(self, title: str) -> list[psutil.Process]:
-        """Finds its processes that have such a title now; the command itself if the title is empty."""
+        """Finds the command's processes whose title begins so now; the command itself if the title is empty."""
         if not title:
             return [psutil.Process(self.process.pid)]
         return titled(self.process.pid, title)
 
     def end(self) -> None:
-        """Kills what is left of it."""
+        """Kills the processes that are left of the command."""
         end_family(self.process.pid)
         self.process.wait(60)
 
@@ -67,7 +67,7 @@ def end_family(root: int) -> None:
 
 
 def wrong_with(run: RunFolder, steps: int) -> list[str]:
-    """Names what is not as it would have been without a fault: steps, prompts and versions each once, fresh weights."""
+    """Names the differences from a run without a fault: steps, prompts and versions each once, fresh weights."""
     rows = read_metrics(run.path("policy"))
     booked = run.require("policy").metrics["prompts"]
     checks = {
@@ -84,7 +84,7 @@ def wrong_with(run: RunFolder, steps: int) -> list[str]:
 def copied(finished: Path, before: str = "rlhf") -> Iterator[RunFolder]:
     """Copies a run as it was before a stage, for as long as the context lasts."""
     later = [stage.folder for stage in STAGES[STAGES.index(stage_named(before)) :]]
-    # What `collect` makes lies in the database too.
+    # The results of `collect` are in the database too.
     left_out = [*later, *["feedback.db*"] * ("preferences" in later), ".partial", "served", "lock"]
     with tempfile.TemporaryDirectory(prefix="triptych-faults-") as folder:
         root = Path(folder) / "run"

@@ -15,13 +15,13 @@ import psutil
 
 from infra.bench.corpora.documents import documents, write_lines
 from infra.bench.corpora.stage_run import family, start, watch, write_recipe
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 KILLS, DOCUMENTS, WORKERS = 10, 5000, (1, 2, 3)
 _EVERY_SECONDS = 0.05
 
 
-def measure(given: Settings) -> Outcome:
+def measure(given: Settings) -> ScenarioOutcome:
     """Prints a line per kill; the outcome's seconds are those of the command after the last kill."""
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="triptych-kills-") as name:
@@ -48,7 +48,7 @@ def measure(given: Settings) -> Outcome:
         seconds = watch(start(recipe, 2)).seconds
         wrong = [] if _hashes(folder / "run") == expected else [_compared(folder, expected)]
         details = f"after {kills} kills: {_compared(folder, expected)}; undisturbed {whole:.1f} s"
-    return Outcome(seconds, "the same command again", wrong, details)
+    return ScenarioOutcome(seconds, "the same command again", wrong, details)
 
 
 def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
@@ -60,7 +60,7 @@ def _at_work(folder: Path, process: psutil.Popen) -> psutil.Popen:
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of the files that tasks write, unfinished ones included."""
+    """Names the files that tasks write, unfinished ones included."""
     # Unlike rglob, walk skips folders that disappear meanwhile.
     return {f"{place}/{name}" for place, _, names in os.walk(folder / "run") if "corpus" in place for name in names}
 

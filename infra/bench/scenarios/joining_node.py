@@ -18,7 +18,7 @@ from cluster.recipe.model import Cluster
 from cluster.run.metrics import read_metrics
 from cluster.runtime.session import connect
 from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied, end_family, titled, wait_for, wrong_with
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 STEPS = 60
 DRAWS = "ray::RolloutActor.generate"
@@ -37,7 +37,7 @@ def ray_node(*words: str) -> Iterator[int]:
     # By default Ray fills half of a node before it looks at the next.
     environment = {**os.environ, "PATH": path, "RAY_scheduler_spread_threshold": "0"}
     if "--head" not in words:
-        # The head asks for the token that it made; who joins sends it only in this mode.
+        # The head asks for the token that it made; a node that joins sends it only in this mode.
         environment["RAY_AUTH_MODE"] = "token"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -69,7 +69,7 @@ def wait_until_it_joined(address: str, nodes: int) -> None:
 
 
 def join_and_leave(command: RlhfCommand, address: str) -> tuple[float, float]:
-    """Has a node and an actor on it join a live run, and kills them.
+    """Adds a node, and an actor on it, to a live run, and kills them.
 
     Returns:
         Seconds until the actor drew, and from the loss of its node to the next finished step.
@@ -91,7 +91,7 @@ def join_and_leave(command: RlhfCommand, address: str) -> tuple[float, float]:
     return joined, time.monotonic() - lost
 
 
-def measure(given: Settings) -> Outcome:
+def measure(given: Settings) -> ScenarioOutcome:
     """Runs the stage while a node joins and is lost.
 
     Raises:
@@ -113,7 +113,7 @@ def measure(given: Settings) -> Outcome:
         wrong = [f"exit code {code}"] if code else wrong_with(run, STEPS)
         actors = [row["rollout_actors"] for row in read_metrics(run.path("policy"))]
     details = f"an actor on the node that joined drew after {joined:.1f} s; rollout actors by step: {actors}"
-    return Outcome(seconds, wrong=wrong, details=details)
+    return ScenarioOutcome(seconds, wrong=wrong, details=details)
 
 
 SCENARIOS = [Scenario("node: one joins a live RLHF stage and is lost", measure)]

@@ -32,7 +32,7 @@ from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.loops.rows import table
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 from pipelines.train import fit, speed_metrics
 
 SECONDS = 240.0
@@ -56,7 +56,7 @@ def started() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def with_notice(cluster: Cluster, root: Path) -> Outcome:
+def with_notice(cluster: Cluster, root: Path) -> ScenarioOutcome:
     """Takes the node of two training workers away."""
     ids = np.random.default_rng(0).integers(5, SHAPE.vocabulary, (STEPS * ROWS, SHAPE.context))
     # Without the notice, the last step alone would have a checkpoint.
@@ -76,12 +76,12 @@ def with_notice(cluster: Cluster, root: Path) -> Outcome:
     training.join(SECONDS)
     rows = read_metrics(root)
     if [row["step"] for row in rows] != list(range(STEPS)):
-        return Outcome(float("nan"), wrong=["steps are missing or twice"])
+        return ScenarioOutcome(float("nan"), wrong=["steps are missing or twice"])
     (resume,) = speed_metrics(rows)["resumes"]
-    return Outcome(resume["recovery_seconds"], details=f"{resume['lost_steps']} steps were done again")
+    return ScenarioOutcome(resume["recovery_seconds"], details=f"{resume['lost_steps']} steps were done again")
 
 
-def without_notice(cluster: Cluster, root: Path) -> Outcome:
+def without_notice(cluster: Cluster, root: Path) -> ScenarioOutcome:
     """Takes the node of one of two rollout actors away while they draw."""
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     model, _, words = made_up_model(SHAPE, made_up_tokenizer(root, SHAPE))
@@ -105,7 +105,7 @@ def without_notice(cluster: Cluster, root: Path) -> Outcome:
             "no actor died: the node was another's": fleet.counters().deaths == 1,
             f"the weights are of versions {versions}": versions == [1, 1],
         }
-    return Outcome(seconds, wrong=[what for what, holds in checks.items() if not holds])
+    return ScenarioOutcome(seconds, wrong=[what for what, holds in checks.items() if not holds])
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -119,11 +119,11 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 @dataclass(frozen=True)
 class NodeLoss:
-    """Work on a cluster of its own, and the loss of one of its nodes."""
+    """A scenario that loses one of the nodes of a cluster of its own."""
 
-    work: Callable[[Cluster, Path], Outcome]
+    work: Callable[[Cluster, Path], ScenarioOutcome]
 
-    def measure(self, _: Settings) -> Outcome:
+    def measure(self, _: Settings) -> ScenarioOutcome:
         """Starts the cluster and takes the node away.
 
         Raises:

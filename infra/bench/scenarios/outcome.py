@@ -1,4 +1,4 @@
-"""Types of the fault scenarios: what one is called, how it is run, and what it found."""
+"""Types of the fault scenarios: a scenario with its name and function, the bench's options, and an outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one scenario found.
+class ScenarioOutcome:
+    """The outcome of one scenario.
 
     Attributes:
         seconds: from the fault until the work went on as before.
-        recovery: what that took of whoever runs Triptych: nothing, or the same command again.
+        recovery: what the user had to do for it: nothing, or give the same command again.
         wrong: differences from an undisturbed run; empty if there are none.
         details: further figures.
     """
@@ -51,5 +51,5 @@ class Scenario:
     """
 
     name: str
-    measure: Callable[[Settings], Outcome]
+    measure: Callable[[Settings], ScenarioOutcome]
     needs_run: bool = True

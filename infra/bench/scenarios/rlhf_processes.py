@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psutil
 
 from infra.bench.scenarios.command import SECONDS, STEPS, RlhfCommand, copied, wait_for, wrong_with
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 # A fault comes once so many steps are done: there is a checkpoint by then.
 AFTER = 2
@@ -42,7 +42,7 @@ class Fault:
     again: bool = False
     settings: tuple[str, ...] = ()
 
-    def measure(self, given: Settings) -> Outcome:
+    def measure(self, given: Settings) -> ScenarioOutcome:
         """Runs the stage through the fault.
 
         Raises:
@@ -73,7 +73,7 @@ class Fault:
             finally:
                 command.end()
             wrong = [f"exit code {code}"] if code else wrong_with(run, STEPS)
-            return Outcome(seconds, "the same command again" if self.again else "nothing", wrong)
+            return ScenarioOutcome(seconds, "the same command again" if self.again else "nothing", wrong)
 
 
 FAULTS = (

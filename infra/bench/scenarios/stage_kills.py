@@ -16,7 +16,7 @@ from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage
 from cluster.run.metrics import EVENT_FILES, read_metrics
 from infra.bench.scenarios.command import copied, end_family, wait_for
-from infra.bench.scenarios.outcome import Outcome, Scenario, Settings
+from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 SECONDS = 900.0
 WITH_SECONDS = ("manifest.json", "metrics.jsonl", "trace.json", EVENT_FILES, "stats.json", "report.json", "index.html")
@@ -28,7 +28,7 @@ class KilledHalfway:
 
     stage: Stage
 
-    def measure(self, given: Settings) -> Outcome:
+    def measure(self, given: Settings) -> ScenarioOutcome:
         """Kills the stage and gives its command again.
 
         Raises:
@@ -54,11 +54,11 @@ class KilledHalfway:
             if code:
                 raise RuntimeError(f"the same command ended with {code}; see {given.log}")
             details = f"killed after {whole / 2:.1f} s of {whole:.1f}"
-            return Outcome(seconds, "the same command again", differences(stage, run, finished), details)
+            return ScenarioOutcome(seconds, "the same command again", differences(stage, run, finished), details)
 
 
 def differences(stage: Stage, run: RunFolder, finished: RunFolder) -> list[str]:
-    """Names files that differ, steps that are missing or there twice, and what was not cleared away."""
+    """Names files that differ, steps that are missing or there twice, and temporary files that are left."""
     found, expected = hashes(run.path(stage.folder)), hashes(finished.path(stage.folder))
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     steps, undisturbed = (

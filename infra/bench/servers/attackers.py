@@ -60,23 +60,23 @@ async def ask(target: Target, path: str, **body: Any) -> str:
 
 
 async def padding(target: Target) -> str:
-    """Has the template pad a prompt to a billion tokens."""
+    """Asks the template to pad a prompt to a billion tokens."""
     variables = {"tokenize": True, "padding": "max_length", "max_length": 1_000_000_000}
     return await ask(target, "/v1/chat/completions", messages=TURN, chat_template_kwargs=variables)
 
 
 async def long_text(target: Target) -> str:
-    """Has a megabyte tokenized."""
+    """Sends a megabyte of text to tokenize."""
     return await ask(target, "/tokenize", prompt="lima " * 190_000)
 
 
 async def many_parts(target: Target) -> str:
-    """Has tens of thousands of messages rendered."""
+    """Sends tens of thousands of messages to render."""
     return await ask(target, "/tokenize", messages=TURN * 20_000)
 
 
 async def hang_up(target: Target) -> str:
-    """Asks for several long answers, and leaves."""
+    """Asks for several long answers, and closes the connection."""
     reader, writer = await connect(target)
     body = {"model": target.model, "prompt": "The", "n": 4, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     writer.write(request("/v1/completions", body))

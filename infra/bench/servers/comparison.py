@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
-from infra.bench.servers.load import TOKENS, Cell, closed_loop, open_loop
+from infra.bench.servers.load import TOKENS, Measurements, closed_loop, open_loop
 from infra.bench.servers.start import add_model, bare, free_port, model_of, own, ray_llm
 
 SHARES = (0.4, 0.6, 0.8)
@@ -49,7 +49,7 @@ def compare(run: RunFolder, recipe: Recipe, arguments: argparse.Namespace, folde
         columns = f"tokens/s own, {arguments.peer}, ratio | first token p50 ms | between tokens p99 ms | errors"
         print(f"load        | {columns}", flush=True)
 
-        def row(name: str, load: Callable[[str], Coroutine[Any, Any, Cell]]) -> float:
+        def row(name: str, load: Callable[[str], Coroutine[Any, Any, Measurements]]) -> float:
             rounds = [[asyncio.run(load(url)) for url in urls] for _ in range(arguments.rounds)]
             mine, theirs = (
                 [statistics.median(values) for values in zip(*(cells[side].figures for cells in rounds), strict=True)]

@@ -45,7 +45,7 @@ SECONDS = 3600
 
 
 def harness_samples(run: RunFolder, url: str, questions: Path, limit: int, folder: Path) -> list[dict[str, Any]]:
-    """What the harness measured for every question.
+    """Returns what the harness measured for every question.
 
     Raises:
         SystemExit: it failed.
@@ -94,7 +94,7 @@ def harness_samples(run: RunFolder, url: str, questions: Path, limit: int, folde
 
 @torch.no_grad()
 def scored(run: RunFolder, asked: list[tuple[str, str]]) -> list[float]:
-    """Log-probability of each continuation of a context by transformers in float32, in nats."""
+    """Computes the log-probability of each continuation of a context by transformers in float32, in nats."""
     model, tokenizer = load(run.path(MODEL)).eval(), AutoTokenizer.from_pretrained(run.path(MODEL))
     found = []
     for context, continuation in asked:

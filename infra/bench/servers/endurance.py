@@ -15,7 +15,7 @@ from infra.bench.servers.start import MODEL, START_SECONDS, add_model, free_port
 
 CAPACITY_CLIENTS, SOAK_SHARE, SAMPLE_SECONDS = 32, 0.8, 10.0
 KILL_CLIENTS, KILL_AFTER_SECONDS = 8, 2.0
-# What Ray calls their processes.
+# Ray's titles of the processes.
 VICTIMS = {"Ray Serve's controller": "ServeController", "the model's process": "ServeReplica"}
 
 

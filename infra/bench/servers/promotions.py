@@ -31,8 +31,8 @@ WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a client asks for, as a stream."""
+class StreamRequest:
+    """A request of a client for a streamed answer."""
 
     path: str
     prompt: str
@@ -40,7 +40,7 @@ class Question:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The request."""
+        """The JSON body of the request."""
         asked = (
             {"messages": [{"role": "user", "content": self.prompt}]} if "chat" in self.path else {"prompt": self.prompt}
         )
@@ -49,27 +49,27 @@ class Question:
 
 
 QUESTIONS = [
-    Question(path, prompt, tokens)
+    StreamRequest(path, prompt, tokens)
     for path, prompt, tokens in itertools.product(("completions", "chat/completions"), PROMPTS, LENGTHS)
 ]
 
 
 @dataclass
 class Traffic:
-    """What clients got.
+    """The answers and errors that clients got.
 
     Attributes:
-        answers: question, the version that the header named, whether a comment named others, the text.
-        failed: the reasons.
+        answers: request, the version that the header named, whether a comment named others, the text.
+        failed: of every request without a whole answer, the reason.
         gap: the longest time between two events of a stream, in seconds.
     """
 
-    answers: list[tuple[Question, str, bool, str]] = field(default_factory=list)
+    answers: list[tuple[StreamRequest, str, bool, str]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     gap: float = 0.0
 
 
-async def ask(session: aiohttp.ClientSession, url: str, question: Question, traffic: Traffic) -> None:
+async def ask(session: aiohttp.ClientSession, url: str, question: StreamRequest, traffic: Traffic) -> None:
     """Adds one answer to the traffic."""
     text, mixed, done, last = "", False, False, None
     async with session.post(f"{url}/v1/{question.path}", json=question.body) as reply:
@@ -97,7 +97,7 @@ def _written(choice: dict[str, Any]) -> str:
 
 
 async def load(url: str, clients: int, end: float) -> Traffic:
-    """What that many clients get until then, each asking at random."""
+    """Asks with that many clients, each at random, until `end` (of the monotonic clock); returns what they got."""
     traffic = Traffic()
 
     async def client(draw: random.Random) -> None:
@@ -109,8 +109,8 @@ async def load(url: str, clients: int, end: float) -> Traffic:
     return traffic
 
 
-async def ask_each(url: str) -> dict[Question, str]:
-    """The answers of a server that serves one version, to one question after the other."""
+async def ask_each(url: str) -> dict[StreamRequest, str]:
+    """Returns the answers of a server that serves one version, to one request after the other."""
     traffic = Traffic()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS)) as session:
         for question in QUESTIONS:
@@ -121,7 +121,7 @@ async def ask_each(url: str) -> dict[Question, str]:
 
 
 async def promote(run: Path, versions: list[str], times: int, seconds: float) -> list[float]:
-    """Has the versions take turns, so many times in so many seconds. Returns the pauses, in seconds."""
+    """Promotes the versions in turn, so many times in so many seconds; returns the pauses, in seconds."""
     pauses = []
     for number in range(times):
         await asyncio.sleep(seconds / (times + 1))
@@ -131,7 +131,7 @@ async def promote(run: Path, versions: list[str], times: int, seconds: float) ->
 
 
 async def both(url: str, run: Path, versions: list[str], arguments: argparse.Namespace) -> tuple[Traffic, list[float]]:
-    """The traffic, and the pauses of the promotions in its midst."""
+    """Asks and promotes at the same time; returns the traffic, and the pauses of the promotions."""
     end = time.monotonic() + arguments.seconds
     return await asyncio.gather(
         load(url, arguments.clients, end), promote(run, versions, arguments.promotions, arguments.seconds)
@@ -140,7 +140,8 @@ async def both(url: str, run: Path, versions: list[str], arguments: argparse.Nam
 
 @contextmanager
 def served(folder: Path, seeds: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
-    """A server of a run that made these versions of a model one after the other: its address, and their names."""
+    """Serves a run that made these versions of a model one after the other; yields the address and the versions'
+    names."""
     recipe = load_recipe(RECIPE, [])
     port, url, names = free_port(), "", []
     run = write_run(folder, recipe, seeds[0])

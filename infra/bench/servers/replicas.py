@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 
 
 async def until_replicas(url: str, count: int) -> float:
-    """Seconds until the model has so many replicas."""
+    """Waits until the model has so many replicas; returns the seconds."""
     start = time.monotonic()
     async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
         while (found := (await client.get(f"{url}/ready")).json()["models"][MODEL]["replicas"]) != count:

@@ -55,7 +55,7 @@ def add_model(words: argparse.ArgumentParser) -> None:
 
 
 def model_of(given: argparse.Namespace, folder: Path) -> tuple[RunFolder, Recipe]:
-    """Writes a run with the model that was chosen, below the folder; gives it and its recipe."""
+    """Writes a run with the model that was chosen, below the folder; returns it and its recipe."""
     recipe = load_recipe(RECIPE, [f"model.size={given.size}"])
     return write_run(folder / "run", recipe, model=given.model), recipe
 
@@ -79,7 +79,7 @@ def started(command: list[str], url: str, environment: dict[str, str], log: Path
     ):
         try:
             end = time.monotonic() + START_SECONDS
-            while not _answers(url):
+            while not answers(url):
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"{' '.join(command[:3])} did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.2)
@@ -89,7 +89,8 @@ def started(command: list[str], url: str, environment: dict[str, str], log: Path
             process.wait(60)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Tells whether a GET of the address gives status 200 within 5 seconds."""
     try:
         return httpx.get(url, timeout=5).status_code == 200
     except httpx.HTTPError:
@@ -97,13 +98,13 @@ def _answers(url: str) -> bool:
 
 
 def own(run: RunFolder, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
-    """Triptych's server."""
+    """Starts Triptych's server."""
     command = [sys.executable, "-m", "pipelines", "serve", str(run.root), "--port", str(port)]
     return started(command, f"http://127.0.0.1:{port}/ready", {}, log)
 
 
 def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
-    """vLLM's own server, with the settings of a replica (`serve.replica.vllm_engine`)."""
+    """Starts vLLM's own server, with the settings of a replica (`serve.replica.vllm_engine`)."""
     options = {
         "--model": str(run.path(MODEL)),
         "--served-model-name": MODEL,
@@ -121,7 +122,7 @@ def bare(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.Abs
 
 
 def ray_llm(run: RunFolder, recipe: Recipe, port: int, log: Path) -> contextlib.AbstractContextManager[psutil.Process]:
-    """Ray's own server, with the same settings. It answers before its engine does: the first request waits."""
+    """Starts Ray's own server, with the same settings. It answers before its engine does: the first request waits."""
     options = {
         "--name": MODEL,
         "--port": str(port),
@@ -143,7 +144,7 @@ def _environment(recipe: Recipe) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of the loopback that nothing listens on, below those that Ray's processes get from the system."""
+    """Finds a port of the loopback that nothing listens on, below those that Ray's processes get from the system."""
     while True:
         with socket.socket() as free, contextlib.suppress(OSError):
             free.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
