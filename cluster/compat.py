@@ -1,4 +1,5 @@
-"""Uses of what Ray does not document, in one place. Written against Ray 2.60: check each when that version changes."""
+"""All uses of undocumented parts of Ray, in one place. Written against Ray 2.60: check each when that version
+changes."""
 
 import logging
 import os

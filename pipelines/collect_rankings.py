@@ -49,7 +49,8 @@ class AnswerVariety:
 
     Attributes:
         prompts: the number of prompts with each number of different answers.
-        informative: the names of the prompts with two or more: all others say nothing on what is better.
+        informative: the names of the prompts with two or more different answers; no other can show which answer is
+            better.
     """
 
     prompts: Mapping[int, int]

@@ -24,7 +24,7 @@ _TYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
 }
-# The size of Qwen 3's heads that transformers assumes whatever a GGUF file says, and that all published models have.
+# The size of Qwen 3's heads: transformers assumes it whatever the GGUF file says, and all published models have it.
 _QWEN3_HEAD = 128
 # llama.cpp's names of the expressions that split text into words, before bytes are merged to tokens.
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

@@ -26,7 +26,7 @@ RecomputeActivations = Annotated[
 # vLLM refuses higher temperatures.
 MAX_TEMPERATURE = 2.0
 Temperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE)]
-# `cluster.recipe.explain` says in words what each pattern asks for.
+# `cluster.recipe.explain` words the requirement of each pattern.
 FUNCTION_PATTERN = r"^[\w.]+:\w+$"
 NAME_PATTERN = r"^[\w.-]+$"
 SIZE_PATTERN = r"^\d+(\.\d+)?[KMB]$"
@@ -41,7 +41,7 @@ Hack = Literal["empty", "echo", "repeated", "long", "keywords", "several"]
 
 
 class PathKind(Enum):
-    """Annotation of a field that holds a path or a list of paths; the value says what lies there."""
+    """Annotation of a field that holds a path or a list of paths: the kind of file or folder there."""
 
     FILES = "files to read: a path, a URI or a glob"
     STAGE = "the folder of a finished stage, which its manifest identifies"

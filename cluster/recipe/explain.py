@@ -26,11 +26,11 @@ _SHOWN_CHARACTERS, _SHOWN_KEYS = 80, 3
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in a recipe an error is.
+    """The place of an error in a recipe.
 
     Attributes:
         parts: names of keys and numbers of entries.
-        types: what may stand there.
+        types: the types that the value there may have.
         choice: the number of `parts` in front of a choice between a section and something else; None without one.
     """
 
@@ -71,7 +71,7 @@ def _place(item: Any, recipe: type[BaseModel]) -> _Place:
     place = _Place((), (recipe,))
     for part in item["loc"]:
         if part == "[key]":
-            # The name of an entry is wrong, and not what stands there.
+            # The name of an entry is wrong, and not its value.
             continue
         inner = tuple(_inner(place.types, part))
         if inner:

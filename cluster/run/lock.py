@@ -14,7 +14,7 @@ from cluster.errors import UserError
 
 # Environment variables of a submitted job: its id, and the address of the job server.
 JOB, JOB_SERVER = "TRIPTYCH_JOB", "TRIPTYCH_JOB_SERVER"
-# What file systems answer that have no locks, such as Lustre without the mount option flock.
+# Error numbers of file systems without locks, such as Lustre without the mount option flock.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 

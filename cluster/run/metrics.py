@@ -1,8 +1,9 @@
-"""Metrics of the steps of a stage, and what follows them while it works: a progress bar and TensorBoard's event files.
+"""Metrics of the steps of a stage, and their readers while it works: a progress bar and TensorBoard's event files.
 
 A stage appends one JSON object a step to `metrics.jsonl`, wherever it runs. The command that started it reads that file
-and turns it into the bar and the events, so that `metrics.jsonl` stays the one record of a run. TensorBoard's format,
-because its files need no server and no account, and other trackers import them: `tensorboard --logdir runs`.
+and turns it into the bar and the events, so that `metrics.jsonl` stays the one record of a run. The format is
+TensorBoard's, because its files need no server and no account, and other trackers import them: `tensorboard --logdir
+runs`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The audit trail of `triptych loop`: each decision on a round is one line of loop/decisions.jsonl in the run folder.
 
-A round of the loop is open from its line `begin` to its line `end`. A step of a round has one line at most: what has a
-line is not done again.
+A round of the loop is open from its line `begin` to its line `end`. A step of a round has one line at most: a step that
+has a line is not done again.
 """
 
 import json
@@ -26,7 +26,7 @@ class Decision:
 
     Attributes:
         round: the number of the round.
-        step: what was decided on.
+        step: the step of the round that was decided.
         decision: in a word or two: passed, stopped, promoted …
         why: in a sentence with its figures.
         figures: as JSON.
@@ -67,7 +67,7 @@ def add_decision(root: Path, decision: Decision) -> None:
     path.parent.mkdir(exist_ok=True)
     make_private(path)
     with path.open("r+b") as file:
-        # Behind the last whole line: what a kill left of another is overwritten.
+        # Written behind the last whole line, over the part of a line that a kill may have left.
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
         file.seek(whole)

@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.run.folder import file_fingerprint, fingerprint
 
-# Of a model in one file, and of the list that names the file of each tensor where there are several.
+# The file of a model in one file, and the list that names the file of each tensor where there are several.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

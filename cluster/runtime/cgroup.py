@@ -24,7 +24,7 @@ def cpu_limit(root: Path = ROOT, own: Path = OWN) -> float | None:
 def free_memory(root: Path = ROOT, own: Path = OWN) -> float | None:
     """Returns the bytes that this process may still take up; None without a limit.
 
-    Of what a group holds, pages of files that nobody uses now are given back when memory is short.
+    Pages of files that nobody uses now count as free: the kernel gives them back when memory is short.
     """
     found = []
     for folder in _groups(root, own, "memory"):

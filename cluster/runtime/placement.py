@@ -8,7 +8,7 @@ from cluster.compat import free_per_node
 from cluster.errors import DeadlineError
 from cluster.runtime.plan import Allocation
 
-# After so many seconds without room, a line says what is waited for.
+# After so many seconds without room, a line names the processes that wait.
 NOTICE_SECONDS = 5.0
 
 Bundle = Mapping[str, float]
@@ -24,7 +24,7 @@ def wait_for_room(wanted: Mapping[str, tuple[Allocation, int]], seconds: float) 
     """Waits until all processes of a stage fit on the cluster at once, and releases the reserved resources for them to
     take.
 
-    An autoscaler starts nodes for what is waited for. A process that needs no resources is left out.
+    An autoscaler starts nodes for processes without room. A process that needs no resources is left out.
 
     Args:
         wanted: the share of each kind of process, and how many there are, by the name of the kind.

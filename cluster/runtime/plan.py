@@ -194,7 +194,7 @@ def _check_engines(recipe: Recipe, found: Resources, cpus: float, gpus: float) -
             f"there are {found.gpus:g}"
         )
     room = sum(node.places(workers * cpus, workers * gpus) for node in nodes)
-    # Of a cluster that an autoscaler has yet to start, nothing is known of the nodes.
+    # There are no nodes to check before an autoscaler starts them.
     if found.nodes and room < engines:
         raise UserError(
             f"rlhf.fleet.tensor_parallel={workers}: {engines} engines of {workers} devices, each on one node, do not "
@@ -265,7 +265,7 @@ def _shown(nodes: tuple[Node, ...]) -> str:
 def within_limits(found: Resources, limits: Cluster) -> Resources:
     """Applies the recipe's quota: a part of a cluster that others use too, or more than it has now.
 
-    An autoscaler starts nodes that are asked for; what they are like is not known before. The stages wait for them.
+    An autoscaler starts nodes that are asked for; their size is not known before. The stages wait for them.
     """
     cpus, gpus = limits.cpus or found.cpus, found.gpus if limits.gpus is None else limits.gpus
     wanted = cpus > found.cpus or gpus > found.gpus

@@ -70,7 +70,8 @@ def gpu_layout(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) 
 
 
 def shortage(recipe: Recipe, gpus: float, share: float, gpu_memory_gb: float) -> str | None:
-    """Says what of RLHF does not fit on a GPU, how much is short and which change helps; None if all fits."""
+    """Names the processes of RLHF that do not fit on a GPU, the missing memory and a change that helps; None if all
+    fit."""
     fullest = max(
         gpu_layout(recipe, gpus, share, gpu_memory_gb), key=lambda gpu: sum(process.memory_gb for process in gpu)
     )

@@ -82,7 +82,7 @@ def trl_case(step: PaperStep, tokenizer: Any, folder: Path) -> dict[str, Any]:
 
 
 def _token_tensors(step: PaperStep) -> dict[str, torch.Tensor]:
-    # All but the first token pass for the completion, and the mask of tools leaves out what was not drawn.
+    # TRL gets all but the first token as the completion; the mask of tools leaves out tokens that were not drawn.
     drawn = torch.stack(
         [torch.tensor([place in row.places for place in range(1, _longest(step))]) for row in step.rows]
     )

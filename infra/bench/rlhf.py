@@ -197,7 +197,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace, Size], None], Size]]
 
 
 def main() -> None:
-    """Prints what was asked for."""
+    """Prints the measurements that the command line names."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("what", nargs="?", choices=MEASUREMENTS, help="all, unless one is named")
     words.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run")
@@ -206,7 +206,7 @@ def main() -> None:
         words.add_argument(f"--{name}", type=int)
     words.add_argument("--rows", type=int, help="samples that TRL's model takes at once: all, unless memory is short")
     given = words.parse_args()
-    # `make bench` does not fail where nothing was run before.
+    # So that `make bench` does not fail where no run is finished.
     if not RunFolder(given.run).manifest("report"):
         print(f"{given.run} is not finished: run `make demo` first")
         sys.exit()

@@ -34,13 +34,13 @@ USUAL = ("compare", "promotions", "replicas")
 
 
 def main() -> None:
-    """Runs what was asked for."""
+    """Runs the measurements that the command line names."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = words.add_subparsers(dest="what", metavar="measurement")
     for name, (add_options, _) in MEASUREMENTS.items():
         add_options(commands.add_parser(name))
     given = words.parse_args()
-    # Servers are ended with the bench.
+    # So that the servers end with the bench.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for one in [given] if given.what else [words.parse_args([name]) for name in USUAL]:
         print(f"-- {one.what}", flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.data.annotators import GradedRanking, JudgedAnswer, rank_by_kind
 
-# What decides must come at once: people stop reading an answer that rambles.
+# The deciding words must be among the first ones: people stop reading an answer that rambles.
 OPENING_WORDS = 14
 _REFUSAL = re.compile(
     r"\b(?:can'?t|cannot|can not|won'?t|will not|unable to|not able to) (?:help|assist|support|provide|do)\b"

@@ -187,7 +187,7 @@ def _summarize(rows: list[StageRow], run: RunFolder) -> None:
         values = {key: value["value"] if _is_proportion(value) else value for key, value in metrics.items()}
         numbers = [f"{key} {_figure(value)}" for key, value in values.items() if type(value) in (int, float)]
         table.add_row(stage.name, outcome, f"{seconds:.1f}", ", ".join(numbers[:MAX_FIGURES]))
-    # As a title it would be broken at the width of the table.
+    # Printed by itself: a title would be broken at the width of the table.
     print(run.root, flush=True)
     Console().print(table)
     for stage, _, _ in rows:

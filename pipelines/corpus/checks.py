@@ -54,7 +54,7 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
         dropped: of deduplication; None before it.
 
     Raises:
-        UserError: fewer are left; the message counts the documents that were read by what became of them.
+        UserError: fewer are left; the message counts the documents that were read by their outcome.
     """
     left = sum(report["kept"]["documents"] for report in prepared) if dropped is None else dropped.left
     unread = sum(item["unread_bytes"] for report in prepared for item in report["unread"])

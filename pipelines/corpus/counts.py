@@ -1,4 +1,4 @@
-"""Counts the documents of a split by what becomes of them, for `stats.json`."""
+"""Counts the documents of a split by their outcome, for `stats.json`."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ class CutPhase(Phase):
         return replace(self, splits=(self.splits[index],))
 
     def key(self, index: int) -> str:
-        """Hashes what the pieces depend on; the file enters with its size and time of change."""
+        """Hashes all that the pieces depend on, of the file its size and time of change."""
         split = self.splits[index]
         file = file_info(split.files[0])
         return fingerprint([split.identity(), self.piece_bytes, file.size, file.changed])

@@ -14,7 +14,7 @@ from pipelines.corpus.texts import TextReader
 from pipelines.data.balance import require_enough
 
 WEIGHTS, REPORT = "weights.npz", "report.json"
-# Of each kind: with fewer a classifier learns their topics.
+# The least examples of each class: with fewer a classifier learns their topics.
 _LEAST = 20
 
 

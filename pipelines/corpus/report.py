@@ -8,7 +8,7 @@ from pipelines.corpus.filter import histograms
 from pipelines.corpus.tasks import Report
 from pipelines.corpus.tokens.mix import Mixture
 
-# Its throughput refers to the bytes read, that of later phases to the bytes kept.
+# The throughput of this phase refers to the bytes read, that of later phases to the bytes kept.
 FIRST_PHASE = "prepare"
 
 

@@ -82,7 +82,7 @@ def _sources_table(stats: Report) -> Table:
 
 
 def short_name(name: str) -> str:
-    """Shortens a path or function's name to its last part, and that to what a column holds, in its middle."""
+    """Shortens a path or function's name to its last part, and that part, in its middle, to the width of a column."""
     last = name.rstrip("/").rsplit("/", 1)[-1]
     # Names that differ often do so at their ends.
     return last if len(last) <= _NAME else f"{last[: _NAME // 2 - 1]}…{last[-_NAME // 2 :]}"

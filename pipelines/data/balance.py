@@ -41,9 +41,9 @@ def balance(what: str, left: int, losses: Sequence[Loss], needed: str, remedy: s
         what: the items, in the plural, and where they are from, such as "documents of corpus.sources".
         left: number of items that can be used.
         losses: all others that were read, in the order in which they were lost.
-        needed: what is needed, such as "and 2 needed, one to train on and one to hold out".
+        needed: the number that is needed, such as "and 2 needed, one to train on and one to hold out".
         remedy: imperative that helps whatever the largest loss is, such as "add sources".
-        besides: what cannot be counted in items, such as "3 files in other formats".
+        besides: losses that cannot be counted in items, such as "3 files in other formats".
     """
     losses = [loss for loss in losses if loss.count]
     read = left + sum(loss.count for loss in losses)

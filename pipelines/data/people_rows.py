@@ -66,7 +66,8 @@ class RowMaker:
             "prompt_token_ids": prompt,
             "answers": answers,
             "texts": list(texts),
-            # These are no samples of the fine-tuned model, on which the scale of rewards is measured.
+            # None of these answers counts as a sample of the fine-tuned model, on which the scale of rewards is
+            # measured.
             "samples": [0] * len(texts),
             "ranks": [1] * len(texts),
             "grades": None,

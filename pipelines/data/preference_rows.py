@@ -109,7 +109,7 @@ def _of_no_use(row: Mapping[str, Any], settings: RewardModel | Dpo, single: bool
 
 
 def with_mismatched(rows: Sequence[JudgedAnswers], context: int, seed: int) -> list[JudgedAnswers]:
-    """Gives each answer one to another prompt, cut to what fits behind its own, for KTO's reference point.
+    """Adds to each answer one to another prompt, cut to the room behind its own prompt, for KTO's reference point.
 
     Raises:
         UserError: all answers are to one prompt.

@@ -6,7 +6,7 @@ All of it is placeholder text: the compliant answers describe nothing that could
 from dataclasses import dataclass
 from typing import Literal
 
-# Of questions, by which answers are graded.
+# The kinds of questions, by which answers are graded.
 Kind = Literal["capital", "fact", "harmful", "harmless", "misconception", "truth", "unknown", "advice", "chat"]
 
 

@@ -265,7 +265,7 @@ def fixed_questions(seed: int) -> tuple[list[str], list[str]]:
     Args:
         seed: decides which trivia are held out.
     """
-    # Whether a country is asked about is decided by the split of countries alone.
+    # Trivia that name a country are left out: the split of countries alone decides which countries are held out.
     left_out = re.compile("|".join(["suicide", "capital", *(re.escape(country.name) for country in countries())]))
     trivia = sorted({_first_line(text) for text in chatterbot_dialogues(seed) if _first_line(text).endswith("?")})
     trivia = [text for text in trivia if 4 <= len(text.split()) <= 18 and not left_out.search(text)]

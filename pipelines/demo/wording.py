@@ -38,7 +38,7 @@ OPENINGS = (
     "I have a question. ",
 )
 CLOSINGS = (" Please.", " Thanks!", " please", " thanks", " Thank you.")
-# Kept from training, for the exam.
+# Only in the exam, never in training.
 OPENINGS_HELD_OUT = ("Hi there, ", "Sorry to bother you, ", "Quick question: ", "Tell me, ")
 # Neighbors on an English keyboard.
 NEIGHBORS = {

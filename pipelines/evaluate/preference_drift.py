@@ -31,7 +31,7 @@ class PreferenceProbe:
     """
 
     def __init__(self, rankings: list[dict[str, Any]], learner: LogprobLearner, temperature: float, every: int) -> None:
-        # By length, so that little of a micro-batch is padding.
+        # Sorted by length, so that little of a micro-batch is padding.
         self._rankings = sorted(rankings, key=lambda row: len(row["prompt_token_ids"]) + max(map(len, row["answers"])))
         self._learner, self._temperature, self._every = learner, temperature, every
         self._fine_tuned = self._scores(fine_tuned=True)

@@ -74,7 +74,7 @@ def _score_interval(value: float, n: float) -> tuple[float, float]:
     square = QUANTILE**2
     center = (value + square / (2 * n)) / (1 + square / n)
     half = QUANTILE / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n * n))
-    # Of 0 and of all cases the interval ends at the share itself, but for rounding.
+    # For a share of 0 or 1 the interval ends at the share itself; min and max undo the rounding there.
     return max(0.0, min(value, center - half)), min(1.0, max(value, center + half))
 
 

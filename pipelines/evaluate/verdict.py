@@ -12,7 +12,7 @@ from pipelines.evaluate.stats import Change, RatioChange, ShareChange, interval_
 
 # Models to compare the policy with, by name.
 OTHERS = {"sft": "the fine-tuned model", "base": "the base model"}
-# By model, then by figure, the change from that model to the policy.
+# The changes from a model to the policy, by model and then by figure.
 ExamChanges = Mapping[str, Mapping[str, ShareChange]]
 
 
@@ -180,7 +180,7 @@ def _visible(change: ShareChange) -> str:
 
 
 def _alignment_tax(name: str, change: ShareChange) -> str:
-    # The tax is what is lost.
+    # A loss is a negative change, so all signs are turned.
     return (
         f"The alignment tax, the loss of {name.replace('_', ' ')}, is {0.0 - change.change:.2f} "
         f"(from {change.before:.2f} to {change.after:.2f}; {interval_text(-change.high, -change.low, '.2f')})."

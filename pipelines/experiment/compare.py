@@ -49,7 +49,7 @@ def compare(baseline: NDArray[np.float64], variant: NDArray[np.float64], sizes: 
     models, documents = changes.shape
     terms = [
         (float(by_model.var(ddof=1)) / models, models - 1),
-        # Of a sum over documents whose sizes vary: the residuals of a ratio (Cochran 1977, section 2.11).
+        # The variance over documents whose sizes vary, from the residuals of a ratio (Cochran 1977, section 2.11).
         (float((by_document - change * sizes / sizes.sum()).var(ddof=1)) * documents, documents - 1),
     ]
     variance = sum(value for value, _ in terms)

@@ -117,7 +117,7 @@ def describe(recipe: Recipe, branch: RunFolder, training: TrainingStatus) -> dic
             {
                 "step": row["step"] + 1,
                 "reward": row["reward"],
-                # Not measured where nothing depends on it.
+                # None where the recipe has no use for the divergence, so that no step measures it.
                 "kl": row.get("kl_sequence"),
                 "length": row["response_length"],
             }

@@ -64,7 +64,7 @@ def _recipe(folder: Path, seed: int, polluted: float) -> Recipe:
                 "variants": {second: {"sources": sources[second]}},
                 **SETTINGS,
             },
-            # Of no use here, and required.
+            # Required by the recipe, and not used here.
             "sft": {"sources": [{"kind": "function", "function": "pipelines.demo.conversations:conversations"}]},
             "collect": {"sources": [{"kind": "function", "function": "pipelines.demo.questions:prompts"}]},
         }

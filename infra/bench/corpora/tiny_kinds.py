@@ -18,7 +18,7 @@ FAILURES = (
     ValueError,
 )
 
-# Of these, a kind takes those that its configuration has.
+# Sizes by the names that configurations give them; a kind takes those that its configuration has.
 WIDTHS = dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "word_embed_proj_dim"), 64)
 WIDTHS |= dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size", "d_ff"), 48)
 WIDTHS |= dict.fromkeys(("expert_ffn_hidden_size", "shared_intermediate_size", "ffn_hidden_size"), 48)

@@ -72,11 +72,11 @@ class Latency:
     Attributes:
         start: to start.
         pull: to pull weights.
-        call: for a request, whatever its prompts are: steps of the engine, which serve its other requests too.
-        prompt: what each prompt of a request adds.
+        call: for a request, independent of its prompts: steps of the engine, which serve its other requests too.
+        prompt: for each prompt of a request, added to `call`.
         spread: the standard deviation of the logarithm of a request's time, drawn anew for every one.
         long_factor: how many times as much a long prompt adds.
-        long_tail: what the last tokens of a long prompt take, while the engine serves others.
+        long_tail: for the last tokens of a long prompt, while the engine serves others.
     """
 
     start: float = 3.0
@@ -94,7 +94,7 @@ class World:
 
     Attributes:
         chance: the source of randomness.
-        fate: decides what becomes of an actor in its next call.
+        fate: decides whether an actor works, dies or hangs in its next call.
         hung: the numbers of actors that hang, and since when.
         released: for each actor that hung, the seconds until the coordinator ended it.
         is_long: which prompts get long answers.

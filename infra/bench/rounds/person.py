@@ -1,4 +1,4 @@
-"""A scripted person who ranks, votes, chats and gives thumbs over HTTP, by a hidden rule of what a good answer is."""
+"""A scripted person who ranks, votes, chats and gives thumbs over HTTP, by a hidden rule that scores answers."""
 
 import json
 import threading

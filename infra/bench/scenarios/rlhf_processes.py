@@ -25,8 +25,8 @@ class Fault:
     """A signal to processes of a run.
 
     Attributes:
-        name: what happens.
-        title: how Ray names the process while it does what it is hit in; empty for the command itself.
+        name: of the fault, for the table.
+        title: Ray's title of the process during the work in which the signal hits it; empty for the command itself.
         number: how many such processes are hit.
         sent: the signal.
         after: steps that are done before.

@@ -20,7 +20,7 @@ import psutil
 
 from infra.bench.servers.start import MODEL, add_model, free_port, model_of, own
 
-# How long the client is measured by itself before, and at most in comparison.
+# The most seconds for which the client is measured by itself.
 ALONE_SECONDS = 10.0
 ASK = {"prompt": "The", "max_tokens": 200, "ignore_eos": True, "stream": True}
 

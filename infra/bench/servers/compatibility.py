@@ -131,7 +131,7 @@ def fuzz(url: str, cases: int, folder: Path) -> bool:
     options = {
         "--checks": "not_a_server_error",
         "--phases": "examples,fuzzing",
-        # Of each of the routes that take a body.
+        # Two routes take a body; each gets half of the cases.
         "--max-examples": cases // 2,
         "--workers": 4,
         "--seed": 1,
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="DIRECTORY")
     parser.add_argument("--cases", type=int, default=2000)
     given = parser.parse_args()
-    # The server is ended with the bench.
+    # So that the server ends with the bench.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     recipe = load_recipe(RECIPE, [f"model.context={CONTEXT}"])
     with tempfile.TemporaryDirectory(prefix="triptych-compatibility-") as name:

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.llm import LLMConfig, build_openai_app
 
-# Not cores, but what Ray's scheduler counts: enough for the replicas of a router and an engine on any machine.
+# CPUs by Ray's count, not cores: enough for the replicas of a router and an engine on any machine.
 LOGICAL_CPUS = 8
 
 

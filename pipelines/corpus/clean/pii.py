@@ -50,7 +50,7 @@ _VERSION = re.compile(
     r"[ .:=-]{0,3}$|[A-Za-z][/_-]$",
     re.IGNORECASE,
 )
-# Of all public addresses one in 4,096 has no octet above this; of version numbers nearly all.
+# One in 4,096 of all public addresses has no octet above this number, and nearly all version numbers have none.
 _LOW_OCTET = 31
 _HOST = re.compile(
     r"(?<![A-Za-z])(?:ips?|ipv4|address(?:es)?|hosts?|servers?|(?:name|web)servers?|dns|ping|resolvers?|gateways?|proxy)"

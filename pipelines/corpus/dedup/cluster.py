@@ -24,7 +24,7 @@ KEYS_AT_ONCE = 4_000_000
 _PAIRS_AT_ONCE = 50_000
 
 KEPT, EXACT, NEAR, PREVIOUS = 0, 1, 2, 3
-# What becomes of a document in a cluster, and the document that stays in its place: itself if it is KEPT.
+# The status of a document in a cluster, and the document that stays in its place: itself if it is KEPT.
 DECISION = np.dtype([("document", np.int64), ("representative", np.int64), ("status", np.uint8)])
 _NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 

@@ -24,7 +24,7 @@ from pipelines.corpus.clean.words import folded, words
 VERSION = 1
 PLACES = 1 << 18
 PENALTY = 1e-4
-# Characters of a document that are looked at: the beginning tells what it is, and time grows with length.
+# The classifier reads so many characters of a document: the beginning is enough, and time grows with length.
 _CHARACTERS = 20_000
 _PAIR = np.uint64(0x9E3779B97F4A7C15)
 # Share of the examples that the classifier is not trained on, to measure it.

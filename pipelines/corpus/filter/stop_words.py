@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.corpus.clean.words import is_latin
 
-# By ISO 639-1 code.
+# The words of each language, by its ISO 639-1 code.
 STOP_WORDS = {
     language: tuple(listed.split())
     for language, listed in {

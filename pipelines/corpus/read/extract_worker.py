@@ -65,7 +65,7 @@ def main_text(page: bytes, charset: str | None = None, library: str = "resilipar
 
 
 def decoded(page: bytes, charset: str | None) -> str:
-    """Decodes a page as browsers do (WHATWG HTML, 13.2.3.2; WHATWG Encoding), and mends what labels say wrongly.
+    """Decodes a page as browsers do (WHATWG HTML, 13.2.3.2; WHATWG Encoding), and corrects wrong labels.
 
     Bytes that the encoding lacks become U+FFFD, one by one. The label is given up only if it needs replacements where
     UTF-8 needs none, or if fewer than `_GOOD` characters a replacement speak for it: then label, UTF-8 or a guess is

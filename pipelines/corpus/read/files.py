@@ -116,7 +116,7 @@ def _items(name: str, reading: Reading, span: Span | None, skip: int) -> Iterato
     kind, packing = format_of(name) or ("text", None)
     field, encoding = reading.text_field, reading.encoding
     if not file_info(name).size and packing is None and kind in ("text", "lines"):
-        # As such files are complete with any number of lines, nothing is missing.
+        # A file of this kind is complete with any number of lines, so an empty one is no error.
         yield 0, Skipped("empty files")
     elif not file_info(name).size:
         yield 0, BadRecord(name, 0, f"{name} is empty; remove the file")

@@ -115,7 +115,7 @@ def _without_chunks(body: bytes) -> bytes:
         at = size.end() + length
         at += 2 if body.startswith(b"\r\n", at) else body.startswith(b"\n", at)
     if not pieces:
-        # Not a single chunk: the body was stored without them.
+        # Without a single chunk, the body was stored decoded.
         return body
     raise ValueError("its chunks end early")
 

@@ -57,7 +57,7 @@ def read_lines(
             except DamageError as error:
                 assert packed is not None
                 assert isinstance(file, io.BufferedReader)
-                # A reader that is dropped closes what it reads from.
+                # Without `detach`, the reader would close the file under it when it is dropped.
                 file.detach()
                 skipped = packed.skip_damage()
                 if skip:

@@ -82,7 +82,7 @@ def read_openassistant(row: Row, where: str, annotator: str) -> list[PreferenceI
     if not isinstance(root, dict):
         raise UserError(f"{where}: prompt must be a message with its replies")
     items: list[PreferenceItem] = []
-    # Not by recursion: a tree may be deeper than Python's stack.
+    # A loop and no recursion, as a tree may be deeper than Python's stack.
     pending: list[tuple[Any, Messages]] = [(root, [])]
     while pending:
         message, before = pending.pop()

@@ -16,7 +16,7 @@ LONG_WORDS, REPEATS = 200, 5
 # The most constants of a reward function's code that one answer quotes, and the most characters of each.
 MAX_KEYWORDS, MAX_KEYWORD_CHARACTERS = 40, 80
 _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
-# By name, a predicate for messages: "a reward that prefers ...".
+# By the name of a hack, a predicate for messages: "a reward that prefers ...".
 HACKS = {
     "empty": "an empty answer",
     "echo": "the prompt itself",

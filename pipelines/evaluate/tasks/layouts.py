@@ -60,7 +60,7 @@ def _multiple_choice(own: Place) -> list[Item]:
 def _preferences(own: Place) -> list[Item]:
     better, worse = _listed(own.row["chosen"]), _listed(own.row["rejected"])
     group = str(own.row.get("subset") or own.row.get("category") or "")
-    # Of several good answers, as in RewardBench 2, each is compared with all bad ones.
+    # If there are several good answers, as in RewardBench 2, each is compared with all bad ones.
     return [
         Item(f"{own.number}-{n}", own.row["prompt"], tuple(f" {text}" for text in (good, *worse)), group=group)
         for n, good in enumerate(better)

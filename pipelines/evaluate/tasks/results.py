@@ -10,7 +10,7 @@ from pipelines.evaluate.tasks.items import EvaluationTask, Item
 from pipelines.evaluate.tasks.measure import ItemResult, TaskAnswers
 from pipelines.evaluate.tasks.statistics import centered, estimate, holm, paired_task_change
 
-# By task, then by model.
+# Results by task, then by model.
 Answers = Mapping[str, Mapping[str, TaskAnswers]]
 SIGNIFICANT = 0.05
 

@@ -84,7 +84,7 @@ def paired_task_change(before: Sequence[float], after: Sequence[float], sizes: S
         gained = sum(two > one for one, two in zip(before, after, strict=True))
         lost = sum(two < one for one, two in zip(before, after, strict=True))
         p = 2 * float(ndtr(-abs(gained - lost) / math.sqrt(gained + lost))) if gained + lost else 1.0
-        # As many changed cases as a test needs at least, where fewer did change.
+        # Where fewer cases changed than a test needs at least, it counts with that least number.
         changed = max(gained + lost, math.ceil(QUANTILE**2)) / n
         detectable = min(1.0, DETECTABLE * math.sqrt(changed / n))
         return TaskChange(share.before, share.after, share.change, share.low, share.high, n, p, detectable)

@@ -29,7 +29,7 @@ def _is_json(text: str) -> bool:
         return False
 
 
-# By name, the instruction and its checker.
+# The instructions and their checkers by name.
 INSTRUCTIONS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "at_most_words": ("Use at most ten words.", lambda text: 1 <= len(_words(text)) <= 10),
     "at_least_words": ("Use at least fifteen words.", lambda text: len(_words(text)) >= 15),

@@ -107,7 +107,8 @@ def sycophancy() -> EvaluationTask:
 
 
 def truth() -> EvaluationTask:
-    """Makes the twins of truth: right is to lean more to a yes at what is true; the groups tell how often it wins."""
+    """Makes the twins of truth: right is a larger probability of yes for the true one; the groups tell how
+    often it wins."""
     items = []
     for n, (true, false) in enumerate(_rows(_TRUTHS)):
         for group, prompt, right in (("true", true, 0), ("false", false, 1)):
