@@ -8,10 +8,10 @@ coroutine function gets all calls at once.
 """
 
 import asyncio
-import ctypes
 import inspect
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -21,13 +21,10 @@ from actors.functions.conversations import ENVIRONMENT, environment_handler, is_
 from actors.functions.values import ValueRefusedError, as_number
 from actors.types import RewardInput
 from cluster.errors import UserError
-from cluster.recipe.functions import load_function
+from cluster.recipe.functions import failure_reason, is_coroutine_function, load_function, one_line
 
 # The longest line of a call, in bytes: a conversation of millions of tokens.
 LINE_BYTES = 1 << 28
-# Of Linux' prctl: the signal that a process gets when the thread that started it ends.
-PR_SET_PDEATHSIG = 1
-REASON_CHARACTERS = 300
 
 # Answers a call of these arguments by a JSON value, or raises; or a coroutine function that does.
 Handler = Callable[[dict[str, Any]], Any]
@@ -36,9 +33,7 @@ Handler = Callable[[dict[str, Any]], Any]
 def main() -> None:
     """Serves the function whose name and purpose are the arguments."""
     name, what = sys.argv[1:]
-    if sys.platform == "linux":
-        # A function that hangs would outlive an actor that is killed.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_caller()
     calls, answers = _own_pipes()
     try:
         function = load_function(name, what)
@@ -54,6 +49,29 @@ def main() -> None:
         for line in calls:
             call = json.loads(line)
             _write(answers, _called(handle, call))
+
+
+def _end_with_caller() -> None:
+    """Has this process, and all that the function will start, end when the process that calls it ends.
+
+    A function that hangs would outlive an actor that is killed, and so would its own processes, such as a sandbox. A
+    second process of the group waits for the end of the pipe that calls come from, and then kills the group. It has no
+    parent in the group, so that the function's own waits for processes do not find it.
+    """
+    parent = os.getpid()
+    if first := os.fork():
+        os.waitpid(first, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    # The parent of the group reads answers until the last process that could write one has ended.
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    caller = select.poll()
+    # Only its end: calls are left to the function's process.
+    caller.register(0, 0)
+    caller.poll()
+    os.killpg(parent, signal.SIGKILL)
 
 
 def _own_pipes() -> tuple[BinaryIO, TextIO]:
@@ -81,7 +99,7 @@ def reward_handler(function: Callable[..., Any]) -> Handler:
     async def coroutine(given: dict[str, Any]) -> float:
         return as_number(await function(*judged(given)))
 
-    return coroutine if inspect.iscoroutinefunction(function) else plain
+    return coroutine if is_coroutine_function(function) else plain
 
 
 def _called(handle: Handler, call: dict[str, Any]) -> str:
@@ -118,15 +136,7 @@ def _line(call: dict[str, Any], **found: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    try:
-        text = str(error)
-    # So may an exception of its own.
-    except Exception:  # noqa: BLE001
-        text = "(an exception without words)"
-    if not isinstance(error, ValueRefusedError):
-        text = f"raised {type(error).__name__}: {text}"
-    # Half of a character of two cannot be written into any log.
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON_CHARACTERS]
+    return one_line(str(error)) if isinstance(error, ValueRefusedError) else failure_reason(error)
 
 
 def _write(answers: TextIO, line: str) -> None:

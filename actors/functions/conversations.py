@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.functions.values import ValueRefusedError, as_number, quoted
 from actors.types import Answer, Reply, RewardInput, Trajectory
+from cluster.recipe.functions import is_coroutine_function
 
 # The purpose by which a process knows that its function is one.
 ENVIRONMENT = "environment"
@@ -31,7 +32,7 @@ def environment_handler(function: Callable[..., Any]) -> Callable[[dict[str, Any
     async def coroutine(given: dict[str, Any]) -> dict[str, Any] | None:
         return _row(await function(*_spoken(given))) if "trajectory" in given else None
 
-    return coroutine if inspect.iscoroutinefunction(function) else plain
+    return coroutine if is_coroutine_function(function) else plain
 
 
 class _Objects:

@@ -75,8 +75,6 @@ class FunctionProcess:
                 os.killpg(self._process.result().pid, signal.SIGKILL)
 
     def _run(self) -> None:
-        # The process is started in the thread that reads from it: where it is to end with its parent, the kernel ends
-        # it with the thread that started it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         pipe = subprocess.PIPE
         try:

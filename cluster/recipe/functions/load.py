@@ -1,6 +1,7 @@
 """Imports the functions that a recipe names: sources, annotators, rewards, environments and exams."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,3 +37,9 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
     if not callable(found):
         raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
     return found
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Tells whether calls of a function are awaited: one made by `async def`, or an object whose `__call__` is."""
+    own_call = None if inspect.isclass(function) else getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call)

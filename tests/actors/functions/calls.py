@@ -46,6 +46,17 @@ async def waits(question: RewardInput, answer: str) -> float:
     return 0.5
 
 
+class Grader:
+    """Is called as a coroutine function."""
+
+    async def __call__(self, _question: RewardInput, answer: str) -> float:
+        await asyncio.sleep(0)
+        return float(answer)
+
+
+grader = Grader()
+
+
 class WordlessError(Exception):
     """Cannot say what was wrong."""
 

@@ -1,6 +1,8 @@
 """Calls of functions in processes of their own."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -79,6 +81,32 @@ def test_processes_of_a_call_that_is_too_late_end_with_it(called: Called, tmp_pa
     assert "took longer than 0.5 s" in found.reason
     process = int((tmp_path / "pid").read_text())
     wait_until(lambda: not psutil.pid_exists(process), 10, "what the function had started to end")
+
+
+def test_processes_of_a_call_end_with_an_actor_that_is_killed(tmp_path: Path):
+    code = (
+        "import sys; from actors.functions.process import FunctionProcess; "
+        f"process = FunctionProcess('{HERE}:leaves_behind', 'reward function'); "
+        "given = dict(messages=[], metadata={'folder': sys.argv[1]}, answer='', raw_answer=''); "
+        "process.call(given, 60).result()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as actor:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60, "the call to begin")
+        processes = psutil.Process(actor.pid).children(recursive=True)
+        assert int((tmp_path / "pid").read_text()) in {process.pid for process in processes}
+        actor.kill()
+    wait_until(lambda: not any(map(_runs, processes)), 10, "all processes of the call to end")
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_an_object_whose_call_is_a_coroutine_function_is_awaited(called: Called):
+    assert called("grader", ["1", "2"]) == [1.0, 2.0]
 
 
 def test_a_coroutine_that_hangs_is_canceled(called: Called):

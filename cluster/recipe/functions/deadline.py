@@ -1,0 +1,114 @@
+"""Calls a user's function in this process with a deadline, and says in one line how it failed."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# The most seconds for an exam, or for a source's next row or text: they may have to fetch a data set first.
+SOURCE_SECONDS = 1800.0
+REASON_CHARACTERS = 300
+# A function that catches everything is interrupted again after so many seconds.
+AGAIN_SECONDS = 1.0
+
+
+class LateError(Exception):
+    """A call that did not return by its deadline."""
+
+
+class _Interrupt(BaseException):
+    """Ends a call from a signal handler; no `except Exception` of the function stops it."""
+
+
+def call_within(seconds: float, function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function and returns its value.
+
+    In the main thread a timer interrupts the function, also within a regular expression, a sleep or a read. Elsewhere,
+    and on systems without such timers, the function runs in a thread of its own, which is left behind if it is late.
+
+    Args:
+        seconds: the most that the call may take.
+        function: a user's function, which may raise anything.
+        arguments: of the call.
+
+    Raises:
+        LateError: it took longer.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        return _interrupted(seconds, function, arguments)
+    return _in_thread(seconds, function, arguments)
+
+
+def items_within(seconds: float, function: Callable[[], Iterable[T]]) -> Iterator[T]:
+    """Calls a function that returns items, and yields them; the call and each item may take so many seconds.
+
+    Raises:
+        LateError: an item took longer.
+    """
+    iterator, end = call_within(seconds, lambda: iter(function())), object()
+    while True:
+        item: Any = call_within(seconds, next, iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def failure_reason(error: BaseException) -> str:
+    """Says in one line how a user's function failed, to follow its name."""
+    try:
+        text = str(error)
+    # The exception is the user's own, and may fail too.
+    except Exception:  # noqa: BLE001
+        text = "(an exception without words)"
+    return one_line(text if isinstance(error, LateError) else f"raised {type(error).__name__}: {text}")
+
+
+def one_line(text: str) -> str:
+    """Returns a text on one line, of a long one the beginning."""
+    # Half of a character of two cannot be written into any log.
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON_CHARACTERS]
+
+
+def _interrupted(seconds: float, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise _Interrupt
+
+    begin, handler = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    earlier, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    try:
+        try:
+            return function(*arguments)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _Interrupt:
+        # It may have come before the line above.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise LateError(f"took longer than {seconds:g} s") from None
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        if earlier:
+            left = earlier - (time.monotonic() - begin)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001), interval)
+
+
+def _in_thread(seconds: float, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    answer: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001
+            answer.set_exception(error)
+
+    threading.Thread(target=call, name="a user's function", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise LateError(f"took longer than {seconds:g} s") from None

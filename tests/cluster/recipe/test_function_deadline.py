@@ -1,0 +1,65 @@
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cluster.recipe.functions import LateError, call_within, failure_reason, items_within
+
+
+def _catches_all() -> None:
+    try:
+        time.sleep(20)
+    except Exception:  # noqa: BLE001
+        time.sleep(20)
+
+
+@pytest.mark.parametrize(
+    "hangs",
+    [lambda: time.sleep(20), lambda: re.match("(a+)+b", "a" * 40), threading.Event().wait, _catches_all],
+    ids=["sleep", "regular expression", "lock", "catches exceptions"],
+)
+def test_a_call_that_hangs_ends_at_its_deadline(hangs: Callable[[], object]) -> None:
+    begin, handler, timer = time.monotonic(), signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    with pytest.raises(LateError, match=r"^took longer than 0.05 s$"):
+        call_within(0.05, hangs)
+    assert time.monotonic() - begin < 5
+    assert signal.getsignal(signal.SIGALRM) == handler
+    # The timer of the test's own deadline, if it has one, goes on.
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer[0], abs=5)
+
+
+def test_calls_outside_the_main_thread_have_a_deadline_too() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call_within, 5, lambda number: number + 1, 1).result() == 2
+        with pytest.raises(LateError):
+            pool.submit(call_within, 0.05, time.sleep, 1).result()
+
+
+def test_what_a_function_returns_or_raises_passes() -> None:
+    def fails() -> None:
+        raise TimeoutError("of its own")
+
+    assert call_within(5, sorted, [2, 1]) == [1, 2]
+    with pytest.raises(TimeoutError, match="of its own"):
+        call_within(5, fails)
+
+
+def test_every_item_of_a_source_has_the_deadline() -> None:
+    def slow() -> Iterator[int]:
+        yield 1
+        yield 2
+        time.sleep(20)
+
+    found = []
+    with pytest.raises(LateError):
+        found.extend(items_within(0.1, slow))
+    assert list(items_within(5, lambda: [1, None])) == [1, None]
+
+
+def test_a_failure_is_one_line() -> None:
+    assert failure_reason(KeyError("no\nsuch \ud800 key")) == r"raised KeyError: 'no\nsuch \ud800 key'"
+    assert len(failure_reason(ValueError("x" * 1000))) == 300
