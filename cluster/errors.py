@@ -11,6 +11,8 @@ from cluster.compat import is_data_stall, is_from_ray, is_node_timeout, is_remot
 
 # The kernel's text for ENOSPC. Libraries quote it in exceptions of their own, such as safetensors' SafetensorError.
 FULL_DISK = os.strerror(errno.ENOSPC)
+# What the user of this process may not do.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Seconds between two calls of `meanwhile` in a wait.
 POLL_SECONDS = 0.1
 
@@ -85,6 +87,8 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
                 "Ray's processes did not start within 30 s: this machine is busy, or short of memory; the same command "
                 "tries again"
             )
+        if isinstance(found, OSError) and found.errno in NOT_ALLOWED and found.filename is not None:
+            return StageError(f"{found.filename}: {found.strerror}: change its permissions, or name another place")
         if FULL_DISK in str(found):
             return StageError(f"{_last_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
     return _named_in_traceback(str(error)) if is_from_ray(error) else None

@@ -15,6 +15,7 @@ from actors.trainer.proof import mean_loss, proof_rows, prove_copy, vocabulary_r
 from cluster.errors import StageError, UserError
 from cluster.recipe.base import Precision
 from cluster.run.atomic import atomic_write
+from cluster.run.storage.files import require_writable
 from pipelines.gguf_format import write_gguf
 
 Format = Literal["safetensors", "gguf"]
@@ -63,6 +64,7 @@ def export(
     folder = _model_folder(source, model)
     if out.exists():
         raise UserError(f"{out} is there already: name a folder that is not")
+    require_writable(out, parents=True)
     loaded, tokenizer = load(folder), load_tokenizer(folder)
     held_out = _held_out(folder) if (source / "recipe.yaml").exists() else None
     batch = held_out or vocabulary_row(loaded)

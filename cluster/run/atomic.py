@@ -6,6 +6,7 @@ Folders that replace older ones are swapped where they are managed: `RunFolder`,
 have a rule of their own for the old folder, and `recover` of their own for a kill between the two renames.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -21,17 +24,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The block may write a file there, or a folder if `path` does not exist yet. The parent folder is created. All bytes
     are on disk before the rename, so that `path` is whole even after a power cut.
+
+    Raises:
+        UserError: nothing can be created there, such as in a folder of another user.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f".{path.name}.side")
-    yield side
-    for written in (side, *side.rglob("*")):
-        descriptor = os.open(written, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    side.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield side
+        for written in (side, *side.rglob("*")):
+            descriptor = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        side.replace(path)
+    except OSError as error:
+        # Not of the files that the block reads; and a full disk has a message of its own.
+        own = isinstance(error.filename, str | Path) and Path(error.filename) in {side, path, *path.parents}
+        if not own or error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def make_private(path: Path) -> None:

@@ -69,6 +69,7 @@ def evaluate(
     # Imported late: they bring torch, and every command of the console script imports this module.
     from rich.console import Console
 
+    from cluster.run.storage.files import require_writable
     from pipelines.evaluate.tasks.loading import load_tasks, parse_tasks
     from pipelines.evaluate.tasks.run import evaluate_alone
 
@@ -77,6 +78,7 @@ def evaluate(
         raise UserError("--tasks names no task")
     named = model or target.rstrip("/").rpartition("/")[2].replace(":", "-")
     folder = out or Path("runs") / "tasks" / named
+    require_writable(folder / "tasks.json", parents=True)
     chats = not plain and _has_template(Path(target), remote)
     evaluate_alone(target, chosen, folder, actors, chats, model, Console())
     print(f"figures, answers and lm-eval's layout are in {folder}")

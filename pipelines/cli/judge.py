@@ -39,6 +39,7 @@ def judge(
 
     from cluster.feedback import open_feedback
     from cluster.run.folder import RunFolder
+    from cluster.run.storage.files import require_writable
     from pipelines.evaluate.judge.pairs import Pair, between, preference_pairs, report_pairs, voted_pairs
     from pipelines.evaluate.judge.run import compare_by_judge, compare_by_votes
     from pipelines.evaluate.tasks.http_model import HttpModel
@@ -46,6 +47,7 @@ def judge(
     if not run.is_dir():
         raise UserError(f"{run} is not a run folder")
     folder, file, console = RunFolder(run.absolute()), out or Path("judged.json"), Console()
+    require_writable(file, parents=True)
 
     def votes() -> list[Pair]:
         with open_feedback(folder.feedback_url) as database:

@@ -1,3 +1,4 @@
+import errno
 import inspect
 import re
 from pathlib import Path
@@ -124,3 +125,8 @@ def test_processes_of_ray_that_start_too_slowly_are_one_line() -> None:
     failure = known_failure(Exception(" ".join(re.findall('"(.+?)"', raised[1]))))
     assert isinstance(failure, DeadlineError)
     assert "the same command tries again" in str(failure)
+
+
+def test_what_a_user_may_not_do_is_one_line_with_its_place() -> None:
+    failure = known_failure(PermissionError(errno.EACCES, "Permission denied", "/shared/run"))
+    assert str(failure) == "/shared/run: Permission denied: change its permissions, or name another place"

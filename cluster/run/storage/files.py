@@ -55,15 +55,25 @@ def _below(pattern: str) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name[0] != "." and wanted.fullmatch(f"{folder}/{name}"))
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, parents: bool = False) -> None:
     """Checks that a file can be created at a path, without creating it.
 
+    Args:
+        path: of the file.
+        parents: whether missing folders above it will be made.
+
     Raises:
-        UserError: the path is a folder, or its parent is missing or not writable.
+        UserError: the path is a folder or a device, or its parent is missing or not writable.
     """
     folder = path.absolute().parent
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
+    if parents:
+        folder = next(above for above in path.absolute().parents if above.exists())
+    if not folder.is_dir() and folder.exists():
+        raise UserError(f"cannot write {path}: {folder} is not a folder")
     if not folder.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):

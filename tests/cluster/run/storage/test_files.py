@@ -15,7 +15,16 @@ import fsspec
 import pytest
 
 from cluster.errors import UserError
-from cluster.run.storage.files import file_info, find_files, glob_root, local_file, open_file, relative_name
+from cluster.run.atomic import atomic_write, write_text
+from cluster.run.storage.files import (
+    file_info,
+    find_files,
+    glob_root,
+    local_file,
+    open_file,
+    relative_name,
+    require_writable,
+)
 from cluster.run.storage.remote import absolute, is_remote
 from tests.helpers import ROOT
 
@@ -61,6 +70,26 @@ def test_a_path_comes_before_a_pattern_and_links_lead_to_each_file_once(tmp_path
     assert found("glob[o].txt") == ["globo.txt"]
     assert found("in/**/*.txt") == ["in/a.txt", "in/deep/b.txt"]
     assert found("**/*.txt") == ["gl[ob].txt", "globo.txt", "in/a.txt", "in/deep/b.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_and_when_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    require_writable(tmp_path / "new" / "out", parents=True)
+    for path, parents, message in (
+        (tmp_path / "new" / "out", False, "there is no folder"),
+        (tmp_path / "file" / "out", True, "file is not a folder"),
+        (tmp_path / "pipe", False, "it is a device or a pipe"),
+        (tmp_path, False, "it is a folder"),
+    ):
+        with pytest.raises(UserError, match=f"^cannot write {path}: .*{message}"):
+            require_writable(path, parents)
+    for path in (tmp_path / "file" / "out", tmp_path / ("x" * 300), tmp_path):
+        with pytest.raises(UserError, match=rf"^cannot write {path}: [A-Z]"):
+            write_text(path, "")
+    # A file that the block reads is another matter.
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "out"):
+        (tmp_path / "gone").read_text()
 
 
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
