@@ -16,9 +16,8 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
-from actors.rewards.verdicts import rewards_of
-from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
-from cluster.errors import UserError
+from actors.types import NO_EPOCH, Failure, Prompt, RolloutId, Sample, Verdict
+from cluster.errors import StageError, UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import RunFolder
@@ -29,15 +28,17 @@ from pipelines.data.turns import Messages
 
 OutputKind = Literal["rewards", "best", "pairs"]
 BATCH_ROWS = 16
+MAX_FAILED = 0.01
 
 
 @dataclass(frozen=True)
 class AnswersToScore:
-    """A row of the file: its conversation, the answers to score, and the row itself."""
+    """A row of the file: its conversation, the answers to score, the row itself, and its file and line."""
 
     messages: Messages
     texts: list[str]
     row: Mapping[str, Any]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ScoreSummary:
         prompts: rows read.
         answers: answers scored.
         too_long: answers not scored, because with their prompt they exceed the model's context.
+        failures: why each answer that has no finite score has none, with the row's file and line.
         written: rows written.
         mean: mean reward of all answers.
         best: mean reward of each prompt's best answer.
@@ -56,6 +58,7 @@ class ScoreSummary:
     prompts: int
     answers: int
     too_long: int
+    failures: list[str]
     written: int
     mean: float
     best: float
@@ -77,27 +80,35 @@ class BatchScorer:
         """Scores a batch.
 
         Args:
-            batch: a column `conversation`, each the JSON of messages and answers.
+            batch: a column `conversation`, each the JSON of messages, answers, and the row's file and line.
 
         Returns:
-            A column `rewards`, each the JSON of a list, with null for an answer that is too long.
+            A column `rewards`, each the JSON of a list, with null for an answer that is too long, and the reason in
+            words for one without a finite score.
         """
         column: list[str] = []
         for conversation in batch["conversation"]:
-            messages, texts = json.loads(conversation)
+            messages, texts, place = json.loads(conversation)
             prompt, answers = self.chat.prompt(messages), [self.chat.answer(text) for text in texts]
             fits = [len(prompt) + len(answer) <= self.context for answer in answers]
             nameless = RolloutId(NO_EPOCH, "", 0)
             group = [
                 Sample(nameless, ids, [], [], "stop", "") for ids, short in zip(answers, fits, strict=True) if short
             ]
-            rewards = iter(rewards_of(self.reward.score([Prompt("", prompt)], [group])[0]))
-            column.append(json.dumps([next(rewards) if short else None for short in fits]))
+            verdicts = iter(self.reward.score([Prompt("", prompt, place)], [group])[0])
+            column.append(json.dumps([_found(next(verdicts)) if short else None for short in fits]))
         return {"rewards": column}
 
 
 def score_file(
-    recipe: Recipe, run: RunFolder, source: Path, out: Path, kind: OutputKind, at_least: float | None, actors: int
+    recipe: Recipe,
+    run: RunFolder,
+    source: Path,
+    out: Path,
+    kind: OutputKind,
+    at_least: float | None,
+    actors: int,
+    max_failed: float = MAX_FAILED,
 ) -> ScoreSummary:
     """Scores every answer of a file; Ray must be connected. The output appears whole or not at all.
 
@@ -112,18 +123,21 @@ def score_file(
         kind: what to write.
         at_least: for `best`, the lowest reward to keep (rejection sampling).
         actors: how many actors score at once.
+        max_failed: the largest share of answers that may have no finite score; these get the reward null.
 
     Raises:
         UserError: there is no reward model, or a row cannot be read; the message names the row.
+        StageError: more answers than `max_failed` have no finite score.
     """
     run.require("reward")
     rows = [
-        AnswersToScore(prompt_of(row, where), _answers_of(row, where), row) for row, where in read_rows(str(source))
+        AnswersToScore(prompt_of(row, where), _answers_of(row, where), row, where)
+        for row, where in read_rows(str(source))
     ]
     if not rows:
         raise UserError(f"{source} holds no rows")
     plan = make_plan(recipe)
-    items = [{"conversation": json.dumps([row.messages, row.texts])} for row in rows]
+    items = [{"conversation": json.dumps([row.messages, row.texts, row.place])} for row in rows]
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = recipe.cluster.deadline_seconds
@@ -135,11 +149,12 @@ def score_file(
         num_cpus=plan.reward.cpus,
         num_gpus=plan.reward.gpus,
     )
+    failures = ScoreFailures(sum(len(row.texts) for row in rows), max_failed)
     rewards: list[list[float | None]] = []
     written = 0
     with atomic_write(out) as side, side.open("w", encoding="utf-8") as file:
         for row, result in zip(rows, scored.iter_rows(), strict=True):
-            rewards.append(json.loads(result["rewards"]))
+            rewards.append(failures.left_out(json.loads(result["rewards"])))
             for output in _output_rows(row, rewards[-1], kind, at_least):
                 file.write(json.dumps(output, ensure_ascii=False) + "\n")
                 written += 1
@@ -148,11 +163,43 @@ def score_file(
     return ScoreSummary(
         prompts=len(rows),
         answers=len(flat),
-        too_long=sum(map(len, rewards)) - len(flat),
+        too_long=sum(map(len, rewards)) - len(flat) - len(failures.reasons),
+        failures=failures.reasons,
         written=written,
         mean=float(np.mean(flat)) if flat else float("nan"),
         best=float(np.mean(best)) if best else float("nan"),
     )
+
+
+class ScoreFailures:
+    """Collects the reasons of answers that have no finite score.
+
+    Args:
+        total: the number of answers.
+        limit: the largest share that may fail.
+    """
+
+    def __init__(self, total: int, limit: float) -> None:
+        self.reasons: list[str] = []
+        self._total, self._limit = total, limit
+
+    def left_out(self, found: Sequence[float | str | None]) -> list[float | None]:
+        """Replaces the reasons in the answers' results by None.
+
+        Raises:
+            StageError: there are too many.
+        """
+        self.reasons += [one for one in found if isinstance(one, str)]
+        if len(self.reasons) > self._limit * self._total:
+            raise StageError(
+                f"{self.reasons[-1]}; {len(self.reasons)} of {self._total} answers have no finite score so far, and "
+                f"--max-failed allows {self._limit:.0%}"
+            )
+        return [None if isinstance(one, str) else one for one in found]
+
+
+def _found(verdict: Verdict) -> float | str:
+    return verdict.reason if isinstance(verdict, Failure) else verdict
 
 
 def _answers_of(row: Mapping[str, Any], where: str) -> list[str]:

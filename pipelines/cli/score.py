@@ -23,6 +23,9 @@ def score(
     ] = "rewards",
     at_least: Annotated[float | None, typer.Option(help="for best: the lowest reward to keep")] = None,
     actors: Annotated[int, typer.Option(help="number of copies of the reward model that score in parallel", min=1)] = 1,
+    max_failed: Annotated[
+        float, typer.Option(help="largest share of answers that may have no finite score", min=0, max=1)
+    ] = 0.01,
 ) -> None:
     """Score every answer of a file, normalized as in RLHF; or keep the best answers, or make pairs for DPO."""
     run = RunFolder(folder)
@@ -37,10 +40,12 @@ def score(
         # Imported late: it brings torch, and every command of the console script imports this module.
         from pipelines.score import score_file
 
-        found = score_file(recipe, run, source, out, kind, at_least, actors)
+        found = score_file(recipe, run, source, out, kind, at_least, actors, max_failed)
     print(
         f"{found.written} rows in {out}: {found.answers} answers to {found.prompts} prompts have a mean reward of "
         f"{found.mean:.3f}, the best of each prompt {found.best:.3f}"
     )
     if found.too_long:
         print(f"{found.too_long} answers are longer than the {recipe.model.context} tokens of the model: no reward")
+    if found.failures:
+        print(f"{len(found.failures)} answers have no finite score, so that their reward is null: {found.failures[0]}")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.errors import UserError
+from cluster.errors import StageError, UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_json
 from cluster.run.folder import Manifest, RunFolder
 from pipelines.data.source_rows import read_rows
-from pipelines.score import AnswersToScore, _output_rows, score_file
+from pipelines.score import AnswersToScore, ScoreFailures, _output_rows, score_file
 from tests.tiny import write_tiny_reward_model
 from tests.world import DEMO
 
@@ -65,6 +65,18 @@ def test_rewards_are_those_of_the_classifier(tmp_path: Path, ray_session: None) 
     assert (found.prompts, found.answers, found.too_long, found.written) == (3, 7, 1, 3)
     assert found.mean == pytest.approx(sum(flat) / 7, abs=1e-4)
     assert found.best == pytest.approx(sum(map(max, expected)) / 3, abs=1e-4)
+
+
+def test_answers_without_a_finite_score_are_left_out_up_to_a_share() -> None:
+    failures = ScoreFailures(10, 0.1)
+    assert failures.left_out([0.5, "the reward model gave nan, for prompt 'in.jsonl line 1'", None]) == [
+        0.5,
+        None,
+        None,
+    ]
+    with pytest.raises(StageError, match=r"prompt 'in.jsonl line 2'; 2 of 10 answers .* --max-failed allows 10%"):
+        failures.left_out(["the reward model gave inf, for prompt 'in.jsonl line 2'"])
+    assert len(failures.reasons) == 2
 
 
 def test_best_has_a_threshold_and_pairs_need_a_difference() -> None:
